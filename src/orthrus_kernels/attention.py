@@ -1,0 +1,102 @@
+"""Dual-view attention over cached and in-flight keys, the same bits for every split, row index and neighbour.
+
+Per row: softmax(q K^T * scale) V over the logical key sequence of the row's path (visibility.py). Keys are cut at one constant list of
+absolute positions; each segment gives an fp32 partial (maximum, sum, accumulator), and partials are folded in that order. The list never
+depends on context length, row count or device: a token near an edge would get other bits than plain decoding gave it.
+Scores in fp32; probabilities are rounded to the values' dtype before they multiply them, their sum is taken unrounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .tiles import ROW_TILE
+from .visibility import Path, Rows, paths
+
+# (first position, width): narrow segments first, so that short contexts fill a GPU, wide ones later, so that few partials are combined.
+KEY_CUTS = ((0, 256), (8192, 1024), (32768, 4096))
+
+
+def key_segments(end: int) -> Iterator[tuple[int, int]]:
+    """The segments [first, last) of the constant list that hold positions below `end`; the last one may reach past it."""
+    position = 0
+    while position < end:
+        width = next(width for first, width in reversed(KEY_CUTS) if position >= first)
+        yield position, position + width
+        position += width
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows, scale: float) -> Tensor:
+    """Attend from every row of a pass; returns [T, H, D] in q's dtype.
+
+    q [T, H, D]; k, v [T, G, D]: in-flight keys and values of both views; k_cache, v_cache [B, G, S, D]: committed ones, one
+    slot a sequence. Slots at and past a sequence's context are never read. H must be a multiple of G.
+    """
+    group = q.shape[1] // k.shape[1]
+    out = torch.empty_like(q)
+    for path in paths(rows):
+        for first in range(0, len(path.queries), ROW_TILE):
+            queries, limits = path.queries[first : first + ROW_TILE], path.limits[first : first + ROW_TILE]
+            tile = q.new_zeros(ROW_TILE, *q.shape[1:])
+            tile[: len(queries)] = q[queries]
+            limit = torch.ones(ROW_TILE, dtype=torch.int64)  # a padded row sees position 0 and is dropped
+            limit[: len(queries)] = torch.tensor(limits)
+            attended = _attend_tile(tile, limit.to(q.device), max(limits), path, k, v, k_cache, v_cache, scale, group)
+            out[queries] = attended[: len(queries)]
+    return out
+
+
+def _attend_tile(
+    tile: Tensor, limit: Tensor, end: int, path: Path, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor,
+    scale: float, group: int,
+) -> Tensor:  # fmt: skip
+    """ROW_TILE queries [ROW_TILE, H, D] of one path; the `group` query heads of a key head are folded into rows, so keys are read once."""
+    n, heads, d = tile.shape
+    folded = tile.float().view(n, heads // group, group, d).transpose(0, 1).reshape(heads // group, n * group, d)
+    state: tuple[Tensor, Tensor, Tensor] | None = None
+    for first, last in key_segments(end):
+        keys, values = (_logical(cache, flight, path, first, last) for cache, flight in ((k_cache, k), (v_cache, v)))
+        hidden = None
+        if last > path.context:
+            hidden = torch.arange(first, last, device=tile.device) >= limit.repeat_interleave(group)[:, None]
+        state = _fold(state, _partial(folded, keys, values, hidden, scale))
+    assert state is not None
+    _, total, acc = state
+    return (acc / total).view(heads // group, n, group, d).transpose(0, 1).reshape(n, heads, d).to(tile.dtype)
+
+
+def _logical(cache: Tensor, flight: Tensor, path: Path, first: int, last: int) -> Tensor:
+    """Keys (or values) of logical positions [first, last) of a path, [G, last - first, D]; zeros past its end."""
+    if last <= path.context:
+        return cache[path.sequence, :, first:last]
+    out = cache.new_zeros(cache.shape[1], last - first, cache.shape[3])
+    cached = max(path.context - first, 0)
+    out[:, :cached] = cache[path.sequence, :, first : first + cached]
+    slots = path.slots[max(first - path.context, 0) : last - path.context]
+    out[:, cached : cached + len(slots)] = flight[slots].transpose(0, 1)
+    return out
+
+
+def _partial(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """One segment's (maximum, sum, accumulator) in fp32; a row that sees nothing of it gives (-inf, 0, 0)."""
+    scores = torch.bmm(q, keys.float().transpose(1, 2)) * scale
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, float("-inf"))
+    top = scores.amax(-1, keepdim=True)
+    weights = torch.exp(scores - top.masked_fill(top == float("-inf"), 0.0))
+    rounded = weights.to(values.dtype).float()
+    return top, weights.sum(-1, keepdim=True), torch.bmm(rounded, values.float())
+
+
+def _fold(
+    state: tuple[Tensor, Tensor, Tensor] | None, segment: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Add the next segment's partial to what has been folded so far. Every row sees position 0, so no maximum is -inf here."""
+    if state is None:
+        return segment
+    top = torch.maximum(state[0], segment[0])
+    keep, add = torch.exp(state[0] - top), torch.exp(segment[0] - top)
+    return top, state[1] * keep + segment[1] * add, state[2] * keep + segment[2] * add

@@ -1,0 +1,153 @@
+"""The choice of a token from a row of logits: greedy, or sampled with noise that depends on (seed, position, token id) alone.
+
+Order: logit bias, repetition penalty, temperature, top-k, top-p on the renormalised rest, min-p; then the argmax of the filtered
+logits plus Gumbel noise, which is an exact sample of their softmax (Gumbel-max). The noise is a counter-based random number, so
+the choice at a position is the same for every decoding strategy: verification at any temperature is a comparison of choices.
+Ties go to the lowest id everywhere. A temperature of 0 is greedy: bias and penalty count, filters and noise do not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+_MASK32 = 0xFFFFFFFF
+# Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): round multipliers and key increments.
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of the choice. Defaults choose greedily. Raises ValueError with one line when a setting is impossible."""
+
+    temperature: float = 0.0
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, ok, wanted in (
+            ("temperature", math.isfinite(self.temperature) and self.temperature >= 0, "a finite number of at least 0"),
+            ("top_k", self.top_k >= 0 and self.top_k == int(self.top_k), "a whole number of at least 0; 0 turns it off"),
+            ("top_p", 0 < self.top_p <= 1, "in (0, 1]; 1 turns it off"),
+            ("min_p", 0 <= self.min_p <= 1, "in [0, 1]; 0 turns it off"),
+            ("repetition_penalty", math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0,
+             "a finite number above 0; 1 turns it off"),
+            ("seed", 0 <= self.seed < 2**64, "a whole number in [0, 2^64)"),
+        ):  # fmt: skip
+            if not ok:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {wanted}")
+        for token, bias in self.logit_bias.items():
+            if math.isnan(bias) or bias == math.inf:
+                raise ValueError(f"logit_bias of token {token} is {bias}; it must be a finite number, or -inf to ban the token")
+
+    @property
+    def filters(self) -> bool:
+        """Whether any token can be filtered out of a sampled choice."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+
+
+def choose(logits: Tensor, positions: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
+    """Choose a token id from every row; returns [T] int64.
+
+    logits [T, V] fp32; positions [T] int64: the position that the chosen token will take, which keys the noise;
+    seen [T, V] bool: tokens the repetition penalty applies to (prompt, committed text and the row's own ancestors).
+    """
+    scores = penalise(logits, sampling, seen)
+    if sampling.temperature > 0:
+        scores = filter_logits(scores / sampling.temperature, sampling)
+        scores = scores + gumbel(sampling.seed, positions, scores.shape[1])
+    return scores.argmax(-1)
+
+
+def penalise(logits: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:
+    """Add the logit bias, then divide positive and multiply negative logits of seen tokens by the penalty (arXiv 1909.05858)."""
+    if sampling.logit_bias:
+        logits = logits.clone()
+        for token, bias in sampling.logit_bias.items():
+            logits[:, token] += bias
+    if sampling.repetition_penalty != 1.0 and seen is not None:
+        penalty = sampling.repetition_penalty
+        logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    return logits
+
+
+def filter_logits(scaled: Tensor, sampling: Sampling) -> Tensor:
+    """Set tokens outside top-k, top-p and min-p to -inf. scaled [T, V]: logits over temperature.
+
+    Rows go one at a time: a tile of one row is as constant as any, and a vocabulary is wide enough to fill it.
+    """
+    if not sampling.filters:
+        return scaled
+    return torch.stack([_filter_row(row, sampling) for row in scaled])
+
+
+def _filter_row(row: Tensor, sampling: Sampling) -> Tensor:
+    ordered, ids = torch.sort(row, descending=True, stable=True)  # stable: equal logits stay in the order of their ids
+    if sampling.top_k:
+        ordered, ids = ordered[: sampling.top_k], ids[: sampling.top_k]
+    probabilities = torch.softmax(ordered, dim=-1)
+    kept = torch.ones_like(ordered, dtype=torch.bool)
+    if sampling.top_p < 1:
+        before = probabilities.cumsum(-1) - probabilities  # the likeliest token has nothing before it and always stays
+        kept &= before < sampling.top_p
+    if sampling.min_p > 0:
+        kept &= probabilities >= sampling.min_p * probabilities[0]
+    kept[0] = True
+    out = torch.full_like(row, float("-inf"))
+    out[ids[kept]] = ordered[kept]
+    return out
+
+
+def gumbel(seed: int, positions: Tensor, vocabulary: int) -> Tensor:
+    """Gumbel(0, 1) noise [T, vocabulary] fp32 of (seed, position, token id).
+
+    -log(-log1p(-u)) with u = (r + 1/2) 2^-32: large values, where the winner among many tokens lies, come from small u, which fp32
+    resolves finely; the plain -log(-log u) has steps of 1 % there. u is kept below 1, or the smallest value would be -inf.
+    """
+    ids = torch.arange(vocabulary, device=positions.device)
+    r = random_bits(seed, positions, ids)
+    u = ((r.float() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
+    return -torch.log(-torch.log1p(-u))
+
+
+def random_bits(seed: int, positions: Tensor, ids: Tensor) -> Tensor:
+    """32 random bits [T, V] (int64, 0 <= r < 2^32) for positions [T] and token ids [V].
+
+    Philox 4x32-10 with the 64-bit seed as key and the counter (id // 4, position, 0, 0); id % 4 picks the word.
+    """
+    groups = torch.arange(int(ids.max()) // 4 + 1, device=ids.device)
+    zeros = torch.zeros(len(positions), len(groups), dtype=torch.int64, device=ids.device)
+    words = _philox(seed, (zeros + groups, zeros + positions[:, None], zeros, zeros))
+    return torch.stack(words, dim=-1).flatten(1)[:, ids]
+
+
+def _philox(seed: int, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    c0, c1, c2, c3 = counter
+    key0, key1 = seed & _MASK32, seed >> 32
+    for _ in range(10):
+        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
+        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ key0, low1, high0 ^ c3 ^ key1, low0
+        key0, key1 = (key0 + _KEY_STEPS[0]) & _MASK32, (key1 + _KEY_STEPS[1]) & _MASK32
+    return c0, c1, c2, c3
+
+
+def _multiply(x: Tensor, constant: int) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of a 32 x 32 bit product: the int64 product wraps modulo 2^64, which leaves both intact."""
+    product = x * constant
+    return (product >> 32) & _MASK32, product & _MASK32
+
+
+def log_probability(logits: Tensor, ids: Tensor) -> Tensor:
+    """The model's own log-probability of token ids[t] in row t of logits [T, V], before any bias, penalty or filter. fp32 [T]."""
+    rows = [row[token] - torch.logsumexp(row, dim=-1) for row, token in zip(logits.float(), ids, strict=True)]
+    return torch.stack(rows) if rows else logits.new_zeros(0)

@@ -1,0 +1,177 @@
+"""Who sees whom: the one definition of visibility, and the rows of a forward pass.
+
+A pass is a list of rows. **AR rows** come first: nodes of the draft trees, each the child of another or a root; a prompt chunk and a
+draft chain are trees without branches. **Diffusion rows** follow in blocks: a block stands at an anchor, its first row is
+the anchor's token, the rest are mask tokens. Every row belongs to a sequence and stands on top of its committed context.
+
+The rules (arXiv 2605.12825, section 3; trees and mixed passes are ours):
+
+- every row sees the committed context of its own sequence, and nothing crosses sequences;
+- an AR row sees its ancestors' AR keys and its own;
+- a diffusion row sees the AR keys of its anchor's strict ancestors and all rows of its own block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one pass. All lists have one entry a row; AR rows first.
+
+    parents: for an AR row, the row index of its parent; for a diffusion row, that of its anchor's parent. -1: the row stands
+        directly on the committed context.
+    blocks: -1 for an AR row, else the index of the row's block.
+    contexts: committed length of each sequence; the cache holds the keys of positions [0, contexts[s]).
+    """
+
+    tokens: list[int]
+    parents: list[int]
+    blocks: list[int]
+    positions: list[int]
+    sequences: list[int]
+    contexts: dict[int, int]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def n_ar(self) -> int:
+        """How many of the rows are AR rows; they come first."""
+        return self.blocks.index(0) if 0 in self.blocks else len(self.blocks)
+
+    @staticmethod
+    def chain(tokens: Sequence[int], start: int, sequence: int = 0) -> Rows:
+        """Consecutive AR rows at positions start, start + 1, ...: a prompt chunk, one decoded token or a draft chain under its root."""
+        return Rows.tree(tokens, range(-1, len(tokens) - 1), start, sequence)
+
+    @staticmethod
+    def tree(tokens: Sequence[int], parents: Sequence[int], start: int, sequence: int = 0) -> Rows:
+        """A draft tree. Node i's parent is node parents[i] < i, or -1 for the root, which stands at position `start`."""
+        return Rows.tree_with_blocks(tokens, parents, start, (), 0, 0, sequence)
+
+    @staticmethod
+    def block(anchor: int, size: int, start: int, mask_token: int, sequence: int = 0) -> Rows:
+        """One diffusion block of `size` rows whose anchor, the last known token, stands at position `start`."""
+        return Rows([anchor] + [mask_token] * (size - 1), [-1] * size, [0] * size,
+                    list(range(start, start + size)), [sequence] * size, {sequence: start})  # fmt: skip
+
+    @staticmethod
+    def tree_with_blocks(
+        tokens: Sequence[int],
+        parents: Sequence[int],
+        start: int,
+        anchors: Sequence[int],
+        size: int,
+        mask_token: int,
+        sequence: int = 0,
+    ) -> Rows:
+        """A mixed pass: a draft tree to verify and one diffusion block of `size` rows anchored at each of the nodes `anchors`."""
+        depths: list[int] = []
+        for i, parent in enumerate(parents):
+            if not -1 <= parent < i:
+                raise ValueError(f"node {i} of the tree has parent {parent}: parents must come before their children")
+            depths.append(0 if parent < 0 else depths[parent] + 1)
+        all_tokens, all_parents, blocks = list(tokens), list(parents), [-1] * len(tokens)
+        positions = [start + depth for depth in depths]
+        for b, anchor in enumerate(anchors):
+            all_tokens += [tokens[anchor]] + [mask_token] * (size - 1)
+            all_parents += [parents[anchor]] * size
+            blocks += [b] * size
+            positions += range(positions[anchor], positions[anchor] + size)
+        return Rows(all_tokens, all_parents, blocks, positions, [sequence] * len(all_tokens), {sequence: start})
+
+    @staticmethod
+    def batch(passes: Sequence[Rows]) -> Rows:
+        """Several sequences in one pass. Every pass must be of another sequence."""
+        tokens, parents, blocks, positions, sequences = [], [], [], [], []
+        contexts: dict[int, int] = {}
+        moved = [[0] * len(p) for p in passes]  # where each row goes: AR rows of all passes, then diffusion rows of all
+        order = [(p, i) for ar in (True, False) for p, rows in enumerate(passes)
+                 for i in range(len(rows)) if (rows.blocks[i] < 0) == ar]  # fmt: skip
+        for new, (p, i) in enumerate(order):
+            moved[p][i] = new
+        first_block = [0] * len(passes)
+        for p in range(1, len(passes)):
+            first_block[p] = first_block[p - 1] + 1 + max(passes[p - 1].blocks, default=-1)
+        for p, i in order:
+            rows = passes[p]
+            tokens.append(rows.tokens[i])
+            parents.append(-1 if rows.parents[i] < 0 else moved[p][rows.parents[i]])
+            blocks.append(-1 if rows.blocks[i] < 0 else rows.blocks[i] + first_block[p])
+            positions.append(rows.positions[i])
+            sequences.append(rows.sequences[i])
+        for rows in passes:
+            if contexts.keys() & rows.contexts.keys():
+                raise ValueError(f"sequences {sorted(contexts.keys() & rows.contexts.keys())} appear in two passes")
+            contexts.update(rows.contexts)
+        return Rows(tokens, parents, blocks, positions, sequences, contexts)
+
+    def ancestors(self, row: int) -> list[int]:
+        """The AR rows above a row (above the anchor, for a diffusion row), root first."""
+        chain: list[int] = []
+        parent = self.parents[row]
+        while parent >= 0:
+            chain.append(parent)
+            parent = self.parents[parent]
+        return chain[::-1]
+
+
+def visible(rows: Rows) -> Tensor:
+    """In-flight visibility, bool [T, T]: row i sees the key of row j. The committed context is visible on top of it.
+
+    The definition that masks, packed forms, tests and pictures are held against; it is not on any hot path.
+    """
+    seen = torch.zeros(len(rows), len(rows), dtype=torch.bool)
+    blocks = torch.tensor(rows.blocks)
+    for i, block in enumerate(rows.blocks):
+        seen[i, rows.ancestors(i)] = True
+        seen[i, i if block < 0 else blocks == block] = True
+    return seen
+
+
+@dataclass(frozen=True)
+class Path:
+    """Rows whose visible keys are prefixes of one logical key sequence: the context, then in-flight rows in order.
+
+    slots[j] is the row whose key stands at logical position context + j; query i sees the logical positions below limits[i].
+    """
+
+    sequence: int
+    context: int
+    slots: list[int]
+    queries: list[int]
+    limits: list[int]
+
+
+def paths(rows: Rows) -> list[Path]:
+    """Visibility in the form attention works on: every row is a query of exactly one path.
+
+    A root-to-leaf line of a draft tree is a path, an inner node is taken by the first one through it; a diffusion block
+    under its anchor's strict ancestors is a path whose rows all see its end.
+    """
+    inner = {rows.parents[i] for i in range(rows.n_ar)}
+    found: list[Path] = []
+    taken: set[int] = set()
+    for leaf in (i for i in range(rows.n_ar) if i not in inner):
+        slots = [*rows.ancestors(leaf), leaf]
+        context = rows.contexts[rows.sequences[leaf]]
+        fresh = [j for j, slot in enumerate(slots) if slot not in taken]
+        taken.update(slots)
+        found.append(Path(rows.sequences[leaf], context, slots, [slots[j] for j in fresh], [context + j + 1 for j in fresh]))
+    start = rows.n_ar
+    while start < len(rows):
+        end = start
+        while end < len(rows) and rows.blocks[end] == rows.blocks[start]:
+            end += 1
+        own = list(range(start, end))
+        slots = rows.ancestors(start) + own
+        context = rows.contexts[rows.sequences[start]]
+        found.append(Path(rows.sequences[start], context, slots, own, [context + len(slots)] * len(own)))
+        start = end
+    return found
