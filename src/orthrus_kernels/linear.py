@@ -36,5 +36,7 @@ def linear(
 
 
 def _one_view(x: Tensor, weight: Tensor, out_dtype: torch.dtype) -> Tensor:
+    if not len(x):
+        return x.new_empty(0, len(weight), dtype=out_dtype)
     w = weight.float().t()
     return by_row_tile(lambda tile: (tile.float() @ w).to(out_dtype), x)

@@ -42,3 +42,10 @@ class Qwen3Config:
     def has_diffusion_view(self) -> bool:
         """Whether the checkpoint carries the second set of attention weights."""
         return self.block_size > 0
+
+    @property
+    def context_length(self) -> int:
+        """Positions the model may use: YaRN extends what the checkpoint was trained on by its factor."""
+        if self.yarn is None:
+            return self.max_position_embeddings
+        return max(self.max_position_embeddings, int(self.yarn.factor * self.yarn.original_max_position_embeddings))

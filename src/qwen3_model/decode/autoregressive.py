@@ -1,0 +1,14 @@
+"""Plain decoding: one AR row a pass, one token a cycle. What every other strategy must equal."""
+
+from __future__ import annotations
+
+from orthrus_kernels import Rows
+
+from .state import Decoding, Run
+
+
+def cycle(decoding: Decoding) -> Run:
+    """Decode the token after the root."""
+    out = decoding.model.forward(Rows.chain([decoding.root], decoding.start), decoding.cache)
+    decoding.cache.commit(out.keys, out.values, [0])
+    return decoding.extend(decoding.choose(out.logits, [[]]), out.logits, forwards=1)

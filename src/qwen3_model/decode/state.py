@@ -1,0 +1,86 @@
+"""What every decoding strategy shares: the text so far, its cache, and the choice of tokens from logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from orthrus_kernels import Sampling, choose, log_probability
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..model import Qwen3
+
+
+@dataclass
+class Run:
+    """What one cycle adds to the text: accepted proposals, then the bonus token."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    forwards: int
+
+
+class Decoding:
+    """One sequence being decoded. The last token, the root of the next cycle, is not in the cache yet: its pass will compute its keys."""
+
+    def __init__(
+        self, model: Qwen3, prompt: Sequence[int], budget: int, sampling: Sampling, block_size: int
+    ) -> None:
+        self.model, self.sampling, self.block_size = model, sampling, block_size
+        self.tokens = list(prompt)
+        self.limit = len(prompt) + budget  # length of the finished text at most
+        self.cache = model.new_cache(self.limit)
+
+    @property
+    def root(self) -> int:
+        """The last known token."""
+        return self.tokens[-1]
+
+    @property
+    def start(self) -> int:
+        """The root's position, which is also the committed length of the cache."""
+        return len(self.tokens) - 1
+
+    @property
+    def remaining(self) -> int:
+        """How many tokens may still be added."""
+        return self.limit - len(self.tokens)
+
+    def prefill(self) -> Run:
+        """Run the prompt through the AR view and choose the first token."""
+        logits = self.model.prefill(self.tokens, self.cache)[None]
+        tokens = self.choose(logits, [[]])
+        return self.extend(tokens, logits, forwards=1)
+
+    def choose(self, logits: Tensor, paths: Sequence[Sequence[int]]) -> list[int]:
+        """Choose the token after each row of logits [T, V].
+
+        paths[t] are the tokens between the text so far and the chosen token: they place it, and the repetition penalty
+        sees them. Raises InputError when the logits are not numbers.
+        """
+        if torch.isnan(logits).any():
+            raise InputError("the model's logits are NaN: the checkpoint is damaged or its weights overflow this dtype; try float32")
+        positions = torch.tensor([len(self.tokens) + len(path) for path in paths], device=logits.device)
+        return choose(logits, positions, self.sampling, self._seen(logits, paths)).tolist()
+
+    def extend(self, tokens: list[int], logits: Tensor, forwards: int) -> Run:
+        """Append tokens, each chosen from its row of logits, to the text."""
+        logprobs = log_probability(logits, torch.tensor(tokens, device=logits.device)).tolist()
+        self.tokens += tokens
+        return Run(tokens, logprobs, forwards)
+
+    def _seen(self, logits: Tensor, paths: Sequence[Sequence[int]]) -> Tensor | None:
+        """Tokens that the repetition penalty applies to in each row, bool [T, V]: the text so far and the row's own path."""
+        if self.sampling.repetition_penalty == 1.0:
+            return None
+        seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+        seen[:, self.tokens] = True
+        for row, path in zip(seen, paths, strict=True):
+            row[list(path)] = True
+        return seen

@@ -1,0 +1,83 @@
+"""From accepted tokens to text: end tokens, stop strings, the length limit and the caller's callback, one token at a time.
+
+Tokens are looked at one by one, however many a cycle accepts, so that text and finish reason are the same for every strategy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ..text import Detokenizer, Text
+
+OnTokens = Callable[[list[int], str], "bool | None"]
+
+
+class TokenStream:
+    """Collects tokens and their text until one of them ends it."""
+
+    def __init__(
+        self, text: Text | None, end_tokens: Sequence[int], stop: Sequence[str], limit: int, on_tokens: OnTokens | None
+    ) -> None:
+        self._detokenizer = Detokenizer(text) if text else None
+        self._end_tokens, self._stop, self._limit, self._on_tokens = frozenset(end_tokens), tuple(stop), limit, on_tokens
+        self._released = 0  # characters already handed to the callback
+        self.token_ids: list[int] = []
+        self.text = ""
+        self.finish_reason = ""
+
+    def push(self, run: Sequence[int]) -> int:
+        """Take an accepted run; returns how many of its tokens were kept, fewer than given when one of them ends the text."""
+        kept = 0
+        for token in run:
+            kept += 1
+            self._push_token(token)
+            if self.finish_reason:
+                break
+        self._release(list(run[:kept]))
+        return kept
+
+    def finish(self, reason: str) -> None:
+        """End the text from outside, keeping what has been decoded. An ended text stays as it is."""
+        if not self.finish_reason:
+            self._end(reason)
+
+    def _push_token(self, token: int) -> None:
+        self.token_ids.append(token)
+        if token in self._end_tokens:
+            return self._end("end_token")
+        if self._detokenizer:
+            before = len(self.text)
+            self.text += self._detokenizer.push(token)
+            if self._cut_at_stop(before):
+                self.finish_reason = "stop_string"
+                return None
+        return self._end("length") if len(self.token_ids) == self._limit else None
+
+    def _end(self, reason: str) -> None:
+        self.finish_reason = reason
+        if self._detokenizer:
+            self.text += self._detokenizer.flush()
+
+    def _cut_at_stop(self, before: int) -> bool:
+        """Whether a stop string was completed by the characters from `before` on; if so the text ends before the first one."""
+        reach = max((len(stop) for stop in self._stop), default=0)
+        found = [at for stop in self._stop if (at := self.text.find(stop, max(before - reach + 1, 0))) >= 0]
+        if found:
+            self.text = self.text[: min(found)]
+        return bool(found)
+
+    def _release(self, tokens: list[int]) -> None:
+        """Hand the run to the callback with the text that can no longer become part of a stop string."""
+        if self._on_tokens is None or not tokens:
+            return
+        safe = len(self.text)
+        if not self.finish_reason:
+            safe -= max((_overlap(self.text, stop) for stop in self._stop), default=0)
+        piece, self._released = self.text[self._released : safe], max(safe, self._released)
+        if self._on_tokens(tokens, piece) is False:
+            self.finish("callback")
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a proper beginning of `stop`."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

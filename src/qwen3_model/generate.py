@@ -1,0 +1,200 @@
+"""generate: prompt in, tokens, text and statistics out, by any strategy."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from orthrus_kernels import Sampling
+
+from .decode import STRATEGIES, Decoding
+from .decode.stream import OnTokens, TokenStream
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .model import Qwen3
+
+
+@dataclass
+class GenerationStats:
+    """Counts and times of one generation. A forward is a pass of any kind; the prefill counts as one."""
+
+    strategy: str
+    seed: int
+    forwards: int = 0
+    cycles: int = 0
+    tokens: int = 0  # new tokens kept, the end token included if it came
+    cycle_tokens: int = 0  # those of them that cycles committed: all but the prefill's first
+    accepted_histogram: list[int] = field(default_factory=list)  # [n]: cycles that kept n proposals beside their last token
+    seconds: float = 0.0
+    finish_reason: str = ""  # end_token, stop_string, length, callback or interrupted
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Tokens / forwards (TPF); 1.0 for plain decoding."""
+        return self.tokens / self.forwards if self.forwards else 0.0
+
+    @property
+    def tokens_per_cycle(self) -> float:
+        """Tokens committed by cycles / cycles; a cut last cycle counts what was kept."""
+        return self.cycle_tokens / self.cycles if self.cycles else 0.0
+
+    def count_cycle(self, kept: int) -> None:
+        """Record a cycle of which `kept` tokens were kept."""
+        self.cycles += 1
+        self.cycle_tokens += kept
+        self.accepted_histogram += [0] * (kept - len(self.accepted_histogram))
+        self.accepted_histogram[kept - 1] += 1
+
+    def to_dict(self) -> dict[str, object]:
+        """All counts and both ratios, ready for JSON."""
+        return asdict(self) | {"tokens_per_forward": self.tokens_per_forward, "tokens_per_cycle": self.tokens_per_cycle}
+
+
+@dataclass
+class Result:
+    """A finished generation."""
+
+    token_ids: list[int]
+    text: str
+    logprobs: list[float]  # the model's log-probability of each token, before bias, penalty, temperature and filters
+    stats: GenerationStats
+
+
+@torch.inference_mode()
+def generate(
+    model: Qwen3,
+    prompt_ids: Sequence[int],
+    strategy: str = "auto",
+    max_new_tokens: int | None = None,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    logit_bias: Mapping[int, float] | None = None,
+    seed: int | None = None,
+    stop: str | Sequence[str] = (),
+    on_tokens: OnTokens | None = None,
+    block_size: int | None = None,
+) -> Result:
+    """Decode after `prompt_ids`. The text depends on weights, prompt, settings and seed, never on strategy or block size.
+
+    strategy: "autoregressive", "two-pass", or "auto": two-pass for an Orthrus, else autoregressive.
+    max_new_tokens: None is what fits the context. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 turn
+    these off; logit_bias is added per token id. seed: None draws one, returned in the statistics.
+    stop: the text ends before the first of these strings; token_ids end with the token that completed it.
+    on_tokens(ids, text): called with each accepted run; returning False stops. block_size: rows of a diffusion block, the
+    checkpoint's at most and by default. Ctrl-C ends a generation with what it has.
+    Raises InputError for impossible settings, a prompt that is empty or does not fit, and logits that are not numbers.
+    """
+    prompt = _checked_prompt(model, prompt_ids)
+    budget = _checked_budget(model, len(prompt), max_new_tokens)
+    name = _checked_strategy(model, strategy)
+    stop = _checked_stop(model, stop)
+    seed = secrets.randbits(32) if seed is None else seed
+    sampling = _checked_sampling(
+        model, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, logit_bias=dict(logit_bias or {}), seed=seed,
+    )  # fmt: skip
+    decoding = Decoding(model, prompt, budget, sampling, _checked_block_size(model, block_size))
+    stream = TokenStream(model.text, model.config.eos_token_ids, stop, budget, on_tokens)
+    stats = GenerationStats(name, seed)
+    logprobs = _run(decoding, STRATEGIES[name], stream, stats)
+    return Result(stream.token_ids, stream.text, logprobs, stats)
+
+
+def _run(decoding: Decoding, cycle, stream: TokenStream, stats: GenerationStats) -> list[float]:
+    """Prefill, then cycles until the stream ends; fills in `stats` and returns the kept tokens' log-probabilities."""
+    began = time.perf_counter()
+    logprobs: list[float] = []
+    try:
+        run = decoding.prefill()
+        stats.forwards += run.forwards
+        logprobs += run.logprobs[: stream.push(run.tokens)]
+        while not stream.finish_reason:
+            run = cycle(decoding)
+            stats.forwards += run.forwards
+            kept = stream.push(run.tokens)
+            stats.count_cycle(kept)
+            logprobs += run.logprobs[:kept]
+    except KeyboardInterrupt:
+        stream.finish("interrupted")
+    stats.seconds = time.perf_counter() - began
+    stats.tokens = len(stream.token_ids)
+    stats.finish_reason = stream.finish_reason
+    return logprobs[: stats.tokens]
+
+
+def _checked_prompt(model: Qwen3, prompt_ids: Sequence[int]) -> list[int]:
+    prompt = [int(token) for token in prompt_ids]
+    if not prompt:
+        raise InputError("the prompt is empty: give at least one token")
+    vocabulary = model.config.vocab_size
+    wrong = next((token for token in prompt if not 0 <= token < vocabulary), None)
+    if wrong is not None:
+        raise InputError(f"the prompt holds token id {wrong}; ids of this checkpoint are 0..{vocabulary - 1}")
+    return prompt
+
+
+def _checked_budget(model: Qwen3, prompt: int, max_new_tokens: int | None) -> int:
+    context = model.config.context_length
+    if prompt >= context:
+        raise InputError(f"the prompt has {prompt} tokens and the context only {context}: shorten the prompt")
+    if max_new_tokens is None:
+        return context - prompt
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    if prompt + max_new_tokens > context:
+        raise InputError(
+            f"prompt ({prompt} tokens) + max_new_tokens ({max_new_tokens}) is past the context of {context}: "
+            f"ask for at most {context - prompt} new tokens"
+        )
+    return max_new_tokens
+
+
+def _checked_strategy(model: Qwen3, strategy: str) -> str:
+    if strategy == "auto":
+        return "two-pass" if model.config.has_diffusion_view else "autoregressive"
+    if strategy not in STRATEGIES:
+        raise InputError(f"unknown strategy {strategy!r}: use auto, {', '.join(STRATEGIES)}")
+    if strategy != "autoregressive" and not model.config.has_diffusion_view:
+        raise InputError(
+            f"strategy {strategy} needs an Orthrus checkpoint, this one is a plain Qwen3 without a diffusion view: "
+            "use autoregressive, or distil one (orthrus distill)"
+        )
+    return strategy
+
+
+def _checked_stop(model: Qwen3, stop: str | Sequence[str]) -> tuple[str, ...]:
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    if any(not text for text in stop):
+        raise InputError("a stop string is empty: leave it out, or give at least one character")
+    if stop and model.text is None:
+        raise InputError("stop strings need a tokenizer, and this model has none")
+    return stop
+
+
+def _checked_sampling(model: Qwen3, **settings) -> Sampling:
+    try:
+        sampling = Sampling(**settings)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    for token in sampling.logit_bias:
+        if not 0 <= token < model.config.vocab_size:
+            raise InputError(f"logit_bias names token {token}; ids of this checkpoint are 0..{model.config.vocab_size - 1}")
+    return sampling
+
+
+def _checked_block_size(model: Qwen3, block_size: int | None) -> int:
+    most = model.config.block_size
+    if block_size is None or not most:
+        return most
+    if not 2 <= block_size <= most:
+        raise InputError(f"block_size is {block_size}; this checkpoint takes 2 to {most}")
+    return block_size

@@ -1,0 +1,37 @@
+"""The KV cache: preallocated once, written by commit alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from orthrus_kernels import commit
+
+from .config import Qwen3Config
+
+
+class KVCache:
+    """AR keys and values of committed tokens: two tensors [L, B, G, S, D] for L layers, B sequences, S positions.
+
+    `lengths[s]` positions of sequence s are committed; what lies behind is never read.
+    """
+
+    def __init__(
+        self, config: Qwen3Config, capacity: int, device: torch.device, dtype: torch.dtype, sequences: int = 1
+    ) -> None:
+        shape = (config.num_hidden_layers, sequences, config.num_key_value_heads, capacity, config.head_dim)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.lengths = [0] * sequences
+
+    @property
+    def capacity(self) -> int:
+        """Positions a sequence may hold."""
+        return self.keys.shape[3]
+
+    def commit(self, keys: Tensor, values: Tensor, accepted: Sequence[int], sequence: int = 0) -> None:
+        """Append the accepted rows of a pass: keys, values [L, T, G, D]. Raises ValueError when they do not fit."""
+        commit(self.keys, self.values, keys, values, accepted, self.lengths[sequence], sequence)
+        self.lengths[sequence] += len(accepted)

@@ -1,0 +1,233 @@
+"""Qwen3 with both views: one forward pass over AR and diffusion rows. Read it from the bottom up.
+
+Dimension letters: T rows, S cached length, H query heads, G key/value heads, D head size, E hidden size, F MLP size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import orthrus_kernels as ops
+from orthrus_kernels import Rows
+
+from . import checkpoint
+from .config import Qwen3Config
+from .errors import InputError
+from .generate import Result, generate
+from .kv_cache import KVCache
+from .settings import pick_backend, pick_device, pick_dtype
+from .text import Text
+
+
+@dataclass
+class Attention:
+    """One view's attention weights of a layer; query, key and value projections stacked."""
+
+    qkv: Tensor  # [(H + 2G) D, E]
+    o: Tensor  # [E, H D]
+    q_norm: Tensor  # [D]
+    k_norm: Tensor  # [D]
+
+    @staticmethod
+    def empty(c: Qwen3Config, **where) -> Attention:
+        heads, groups = c.num_attention_heads, c.num_key_value_heads
+        return Attention(
+            torch.empty((heads + 2 * groups) * c.head_dim, c.hidden_size, **where),
+            torch.empty(c.hidden_size, heads * c.head_dim, **where),
+            torch.empty(c.head_dim, **where),
+            torch.empty(c.head_dim, **where),
+        )
+
+    def named(self, c: Qwen3Config, suffix: str) -> Iterator[tuple[str, Tensor]]:
+        """The official names of the weights, each with its view into the stacked tensor."""
+        kv = c.num_key_value_heads * c.head_dim
+        q, k, v = self.qkv.split([c.num_attention_heads * c.head_dim, kv, kv])
+        for name, view in (("q_proj", q), ("k_proj", k), ("v_proj", v), ("o_proj", self.o),
+                           ("q_norm", self.q_norm), ("k_norm", self.k_norm)):  # fmt: skip
+            yield f"self_attn.{name}{suffix}.weight", view
+
+
+@dataclass
+class Layer:
+    """A decoder layer: norms and MLP shared by both views, attention weights of each."""
+
+    input_norm: Tensor  # [E]
+    ar: Attention
+    diffusion: Attention | None
+    post_norm: Tensor  # [E]
+    gate_up: Tensor  # [2F, E]
+    down: Tensor  # [E, F]
+
+    @staticmethod
+    def empty(c: Qwen3Config, **where) -> Layer:
+        return Layer(
+            torch.empty(c.hidden_size, **where),
+            Attention.empty(c, **where),
+            Attention.empty(c, **where) if c.has_diffusion_view else None,
+            torch.empty(c.hidden_size, **where),
+            torch.empty(2 * c.intermediate_size, c.hidden_size, **where),
+            torch.empty(c.hidden_size, c.intermediate_size, **where),
+        )
+
+    def named(self, c: Qwen3Config) -> Iterator[tuple[str, Tensor]]:
+        """The official names of the layer's weights, each with its view into the stacked tensors."""
+        yield "input_layernorm.weight", self.input_norm
+        yield from self.ar.named(c, "")
+        if self.diffusion is not None:
+            yield from self.diffusion.named(c, "_diff")
+        yield "post_attention_layernorm.weight", self.post_norm
+        gate, up = self.gate_up.chunk(2)
+        yield "mlp.gate_proj.weight", gate
+        yield "mlp.up_proj.weight", up
+        yield "mlp.down_proj.weight", self.down
+
+
+@dataclass
+class Output:
+    """What a pass returns: logits of the rows asked for, and the in-flight keys and values of its AR rows, to be committed."""
+
+    logits: Tensor  # [rows asked for, V] fp32
+    keys: Tensor  # [L, T_ar, G, D]
+    values: Tensor  # [L, T_ar, G, D]
+
+
+class Qwen3:
+    """A dense Qwen3, or an Orthrus-Qwen3 with its diffusion view."""
+
+    def __init__(
+        self, config: Qwen3Config, device: torch.device, dtype: torch.dtype, backend: str, text: Text | None
+    ) -> None:
+        where = {"device": device, "dtype": dtype}
+        self.config, self.device, self.dtype, self.backend, self.text = config, device, dtype, backend, text
+        self.embedding = torch.empty(config.vocab_size, config.hidden_size, **where)  # type: ignore[arg-type]
+        self.layers = [Layer.empty(config, **where) for _ in range(config.num_hidden_layers)]
+        self.norm = torch.empty(config.hidden_size, **where)  # type: ignore[arg-type]
+        self.head = self.embedding if config.tie_word_embeddings else torch.empty_like(self.embedding)
+        frequencies, self.rope_scale = ops.inverse_frequencies(config.head_dim, config.rope_theta, config.yarn)
+        self.frequencies = frequencies.to(device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        backend: str = "auto",
+        revision: str | None = None,
+        progress: bool = True,
+    ) -> Qwen3:
+        """Load a checkpoint folder or hub id. Raises InputError when it is not a dense Qwen3 or its files are bad.
+
+        device: CUDA if there, else the CPU. dtype: the checkpoint's on CUDA, fp32 on a CPU. backend: "reference", "triton" or
+        "auto". revision: branch, tag or commit of a hub id.
+        """
+        on = pick_device(device)
+        run = pick_backend(backend, on)
+        folder = checkpoint.resolve(path_or_id, revision)
+        config = Qwen3Config.from_folder(folder)
+        model = cls(config, on, pick_dtype(dtype, on, config.dtype), run, Text(folder))
+        checkpoint.load_into(folder, model.destinations(), progress=progress)
+        return model
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Qwen3Config,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        backend: str = "auto",
+    ) -> Qwen3:
+        """A model with random weights for tests and benchmarks: matrices N(0, 0.02^2), norm weights N(1, 0.1^2)."""
+        on = pick_device(device)
+        model = cls(config, on, pick_dtype(dtype, on, config.dtype), pick_backend(backend, on), None)
+        if on.type != "meta":
+            generator = torch.Generator(on).manual_seed(seed)
+            for weight in model.destinations().values():
+                mean, std = (1.0, 0.1) if weight.dim() == 1 else (0.0, 0.02)
+                weight.normal_(mean, std, generator=generator)
+        return model
+
+    def destinations(self) -> dict[str, Tensor]:
+        """Official tensor name -> the view of our parameters it is loaded into."""
+        named = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm}
+        for i, layer in enumerate(self.layers):
+            named |= {f"model.layers.{i}.{name}": view for name, view in layer.named(self.config)}
+        if not self.config.tie_word_embeddings:
+            named["lm_head.weight"] = self.head
+        return named
+
+    def new_cache(self, capacity: int, sequences: int = 1) -> KVCache:
+        """An empty cache for `capacity` positions of each of `sequences` sequences."""
+        return KVCache(self.config, capacity, self.device, self.dtype, sequences)
+
+    def generate(self, prompt_ids: Sequence[int], **settings) -> Result:
+        """Decode after a prompt: `qwen3_model.generate.generate`, which describes the settings."""
+        return generate(self, prompt_ids, **settings)
+
+    @torch.inference_mode()
+    def logits(self, token_ids: Sequence[int]) -> Tensor:
+        """Logits [V] fp32 for the token after `token_ids`, by the AR view."""
+        cache = self.new_cache(len(token_ids))
+        return self.prefill(token_ids, cache)
+
+    def prefill(self, token_ids: Sequence[int], cache: KVCache, sequence: int = 0, chunk: int = 512) -> Tensor:
+        """Append tokens to a sequence of the cache, `chunk` rows a pass, and return the last one's logits [V] fp32.
+
+        Any chunking gives the same bits. Raises InputError for an empty prompt.
+        """
+        if not token_ids:
+            raise InputError("the prompt is empty: give at least one token")
+        for first in range(0, len(token_ids), chunk):
+            part = token_ids[first : first + chunk]
+            last = first + len(part) == len(token_ids)
+            rows = Rows.chain(part, cache.lengths[sequence], sequence)
+            out = self.forward(rows, cache, logits_of=[len(part) - 1] if last else [])
+            cache.commit(out.keys, out.values, range(len(part)), sequence)
+        return out.logits[0]
+
+    @torch.inference_mode()
+    def forward(self, rows: Rows, cache: KVCache, logits_of: Sequence[int] | None = None) -> Output:
+        """One pass over AR rows, diffusion rows or both, against the committed context of their sequences.
+
+        logits_of: indices of the rows whose logits are wanted; None: all. The cache is read, never written: commit the keys and
+        values of accepted rows afterwards.
+        """
+        c, n_ar = self.config, rows.n_ar
+        if n_ar < len(rows) and not c.has_diffusion_view:
+            raise InputError("this checkpoint is a plain Qwen3 without a diffusion view; use strategy autoregressive")
+        for sequence, context in rows.contexts.items():
+            assert context == cache.lengths[sequence], (sequence, context, cache.lengths[sequence])
+        cos, sin = ops.cos_sin(torch.tensor(rows.positions, device=self.device), self.frequencies, self.rope_scale)
+        x = self.embedding[torch.tensor(rows.tokens, device=self.device)]
+        keys, values = [], []
+        for i, layer in enumerate(self.layers):
+            a, k, v = self._attention(layer, ops.rms_norm(x, layer.input_norm, c.rms_norm_eps), cos, sin, rows, cache, i)
+            x = x + a
+            gate_up = ops.linear(ops.rms_norm(x, layer.post_norm, c.rms_norm_eps), layer.gate_up)
+            x = x + ops.linear(ops.swiglu(gate_up), layer.down)
+            keys.append(k[:n_ar])
+            values.append(v[:n_ar])
+        if logits_of is not None:
+            x = x[list(logits_of)]
+        logits = ops.linear(ops.rms_norm(x, self.norm, c.rms_norm_eps), self.head, out_dtype=torch.float32)
+        return Output(logits, torch.stack(keys), torch.stack(values))
+
+    def _attention(
+        self, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, rows: Rows, cache: KVCache, i: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Attention of layer i over normalised rows x [T, E]: output [T, E] and the rows' keys and values [T, G, D]."""
+        c, n_ar = self.config, rows.n_ar
+        heads, groups = c.num_attention_heads, c.num_key_value_heads
+        ar, diff = layer.ar, layer.diffusion or layer.ar
+        qkv = ops.linear(x, ar.qkv, diff.qkv, n_ar).view(len(rows), heads + 2 * groups, c.head_dim)
+        q, k, v = qkv.split([heads, groups, groups], dim=1)
+        q = ops.rope(ops.rms_norm(q, ar.q_norm, c.rms_norm_eps, diff.q_norm, n_ar), cos, sin)
+        k = ops.rope(ops.rms_norm(k, ar.k_norm, c.rms_norm_eps, diff.k_norm, n_ar), cos, sin)
+        out = ops.attention(q, k, v, cache.keys[i], cache.values[i], rows, c.head_dim**-0.5)
+        return ops.linear(out.flatten(1), ar.o, diff.o, n_ar), k, v

@@ -1,0 +1,45 @@
+"""Where and how a model runs: device, dtype and backend, with the defaults."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BACKENDS = ("auto", "reference", "triton")
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or CUDA if there, else the CPU. Raises InputError when it is not there."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"unknown device {str(device)!r}: use cpu, cuda or cuda:N") from None
+    if picked.type not in ("cpu", "cuda", "meta"):
+        raise InputError(f"device {picked} is not supported: use cpu, cuda or cuda:N")
+    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise InputError(f"device {picked} is not there ({found} CUDA device(s) found): use --device cpu, or leave it out")
+    return picked
+
+
+def pick_dtype(dtype: str | torch.dtype | None, device: torch.device, stored: str) -> torch.dtype:
+    """The dtype asked for, else the checkpoint's on CUDA and fp32 on a CPU. Raises InputError for another one."""
+    if dtype is None:
+        dtype = "float32" if device.type == "cpu" else stored
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise InputError(f"dtype {name} is not supported: use {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def pick_backend(backend: str, device: torch.device) -> str:
+    """Resolve "auto". Raises InputError for a backend that is unknown or not there."""
+    if backend not in BACKENDS:
+        raise InputError(f"unknown backend {backend!r}: use {', '.join(BACKENDS)}")
+    if backend == "triton":
+        raise InputError("backend triton is not there yet: this version has the plain twins only; use --backend reference")
+    return "reference"
