@@ -1,0 +1,132 @@
+"""The choice: known random numbers, exact distributions, filters by definition, and nothing but (seed, position, token) in the noise."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from orthrus_kernels import Sampling, choose, log_probability
+from orthrus_kernels.choice import _philox, filter_logits, gumbel, penalise, random_bits
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [  # known answers published with the generator (Random123 1.x, philox4x32 with 10 rounds)
+        ((0, 0, 0, 0), 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((0xFFFFFFFF,) * 4, 2**64 - 1, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), 0x299F31D0_A4093822,
+         (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
+    ],
+)  # fmt: skip
+def test_philox_known_answers(counter, key, words):
+    got = _philox(key, tuple(torch.tensor([c]) for c in counter))
+    assert tuple(int(w) for w in got) == words
+
+
+def test_noise_depends_on_seed_position_and_token_alone():
+    bits = random_bits(5, torch.tensor([3, 9, 3]), torch.arange(50))
+    assert torch.equal(bits[0], bits[2]) and not torch.equal(bits[0], bits[1])
+    assert torch.equal(bits[1:2, 17:18], random_bits(5, torch.tensor([9]), torch.tensor([17])))
+    assert not torch.equal(bits, random_bits(6, torch.tensor([3, 9, 3]), torch.arange(50)))
+    assert len(bits[:2].unique()) == 100
+
+
+def test_gumbel_is_gumbel():
+    noise = gumbel(1, torch.arange(200), 500).flatten()
+    assert noise.isfinite().all()
+    assert stats.kstest(noise.double().numpy(), stats.gumbel_r.cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.1}, {"top_k": 6, "top_p": 0.8, "min_p": 0.05}])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_sampled_distribution_is_exact(settings, temperature):
+    """Chi-square of 40000 choices at as many positions against probabilities computed by definition in fp64."""
+    logits = torch.tensor([1.5, 0.0, 2.0, -1.0, 1.0, 0.5, 2.0, -3.0, 0.25])
+    n, sampling = 40_000, Sampling(temperature=temperature, seed=11, **settings)
+    counts = torch.bincount(_choose_many(logits, n, sampling), minlength=9).double()
+    expected = _by_definition((logits / temperature).tolist(), sampling) * n
+    assert counts[expected == 0].sum() == 0
+    kept = expected > 0
+    assert stats.chisquare(counts[kept], expected[kept]).pvalue > 1e-3
+
+
+def _choose_many(logits, n, sampling):
+    scaled = filter_logits(logits[None] / sampling.temperature, sampling)
+    got = (scaled + gumbel(sampling.seed, torch.arange(n), len(logits))).argmax(-1)
+    few = choose(logits.expand(50, -1), torch.arange(50), sampling)
+    assert torch.equal(few, got[:50]), "choose is filter, noise, argmax"
+    return got
+
+
+def _by_definition(scaled: list[float], sampling: Sampling) -> torch.Tensor:
+    """Probability of each token after top-k, top-p on the renormalised rest, and min-p, one token at a time."""
+    order = sorted(range(len(scaled)), key=lambda i: (-scaled[i], i))
+    if sampling.top_k:
+        order = order[: sampling.top_k]
+    total = sum(math.exp(scaled[i]) for i in order)
+    share = {i: math.exp(scaled[i]) / total for i in order}
+    nucleus, mass = [], 0.0
+    for i in order:
+        if mass < sampling.top_p or not nucleus:
+            nucleus.append(i)
+        mass += share[i]
+    kept = [i for i in nucleus if share[i] >= sampling.min_p * share[order[0]]]
+    norm = sum(share[i] for i in kept)
+    return torch.tensor([share[i] / norm if i in kept else 0.0 for i in range(len(scaled))], dtype=torch.float64)
+
+
+@given(
+    st.lists(st.integers(-3, 3), min_size=2, max_size=12),
+    st.integers(0, 13), st.sampled_from([1.0, 0.9, 0.5, 0.05]), st.sampled_from([0.0, 0.2, 0.9, 1.0]),
+)  # fmt: skip
+def test_filters_by_definition_with_ties(logits, k, p, min_p):
+    """Small whole logits tie often: at the edge of top-k and top-p the lowest id stays."""
+    sampling = Sampling(temperature=1.0, top_k=k, top_p=p, min_p=min_p)
+    got = filter_logits(torch.tensor([logits], dtype=torch.float32), sampling)[0]
+    want = _by_definition([float(x) for x in logits], sampling)
+    assert (got > -math.inf).tolist() == (want > 0).tolist()
+
+
+def test_greedy_takes_the_lowest_id_and_ignores_filters():
+    logits = torch.tensor([[1.0, 3.0, 3.0, 2.0]])
+    assert choose(logits, torch.tensor([0]), Sampling(top_k=1, top_p=0.1)).tolist() == [1]
+    assert choose(logits, torch.tensor([0]), Sampling(logit_bias={1: -math.inf})).tolist() == [2]
+
+
+def test_penalty_by_sign_on_seen_tokens_after_the_bias():
+    sampling = Sampling(repetition_penalty=2.0, logit_bias={0: 1.0})
+    seen = torch.tensor([[True, True, False]])
+    assert penalise(torch.tensor([[3.0, -1.0, 5.0]]), sampling, seen).tolist() == [[2.0, -2.0, 5.0]]
+
+
+@given(st.integers(1, 40), st.integers(0, 39), st.integers(0, 20))
+def test_a_rows_choice_does_not_depend_on_its_neighbours(n, i, seed):
+    i %= n
+    logits = torch.randn(n, 64, generator=torch.Generator().manual_seed(seed))
+    sampling = Sampling(temperature=0.9, top_p=0.9, seed=seed)
+    positions = torch.arange(100, 100 + n)
+    assert choose(logits, positions, sampling)[i] == choose(logits[i : i + 1], positions[i : i + 1], sampling)[0]
+    ids = logits.argmax(-1)
+    assert torch.equal(log_probability(logits, ids)[i], log_probability(logits[i : i + 1], ids[i : i + 1])[0])
+
+
+def test_log_probability_is_log_softmax():
+    logits = torch.randn(4, 30)
+    ids = torch.tensor([3, 0, 29, 7])
+    want = torch.log_softmax(logits.double(), -1).gather(1, ids[:, None])[:, 0]
+    assert torch.allclose(log_probability(logits, ids).double(), want, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"temperature": -0.1}, {"temperature": math.nan}, {"temperature": math.inf}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1},
+     {"min_p": -0.1}, {"min_p": 1.5}, {"repetition_penalty": 0.0}, {"seed": -1}, {"seed": 2**64}, {"logit_bias": {3: math.nan}}],
+    ids=str,
+)  # fmt: skip
+def test_impossible_settings(bad):
+    with pytest.raises(ValueError, match="must be") as caught:
+        Sampling(**bad)
+    assert "\n" not in str(caught.value)

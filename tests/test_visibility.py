@@ -1,0 +1,87 @@
+"""Visibility: exactly the ancestors, exactly the context, exactly the own block; no leak across blocks, branches or sequences."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import mixed_passes, parent_lists
+
+from orthrus_kernels import Rows, paths, visible
+
+
+def literal(rows: Rows) -> torch.Tensor:
+    """Visibility from the written rules, one pair at a time, by a breadth-first walk instead of the library's parent walk."""
+    t = len(rows)
+    above = [{i} for i in range(t)]
+    for i in range(rows.n_ar):  # parents come first
+        if rows.parents[i] >= 0:
+            above[i] |= above[rows.parents[i]]
+    seen = torch.zeros(t, t, dtype=torch.bool)
+    for i in range(t):
+        for j in range(t):
+            if rows.sequences[i] != rows.sequences[j]:
+                continue
+            if rows.blocks[i] < 0:
+                seen[i, j] = rows.blocks[j] < 0 and j in above[i]
+            elif rows.blocks[j] < 0:
+                seen[i, j] = rows.parents[i] >= 0 and j in above[rows.parents[i]]
+            else:
+                seen[i, j] = rows.blocks[i] == rows.blocks[j]
+    return seen
+
+
+@given(mixed_passes())
+def test_visible_is_the_written_rule(rows):
+    assert torch.equal(visible(rows), literal(rows))
+
+
+@given(st.lists(st.integers(0, 30), min_size=2, max_size=3), st.data())
+def test_nothing_crosses_sequences(starts, data):
+    alone = [data.draw(mixed_passes(sequence=s)) for s in range(len(starts))]
+    rows = Rows.batch(alone)
+    seen = visible(rows)
+    assert torch.equal(seen, literal(rows))
+    sequences = torch.tensor(rows.sequences)
+    assert not seen[sequences[:, None] != sequences].any()
+    assert rows.blocks[: rows.n_ar] == [-1] * rows.n_ar and min(rows.blocks[rows.n_ar :], default=0) >= 0
+    for s, single in enumerate(alone):  # each sequence keeps its own pattern
+        mine = [i for i in range(len(rows)) if rows.sequences[i] == s]
+        assert torch.equal(seen[mine][:, mine], visible(single))
+        assert [rows.tokens[i] for i in mine] == single.tokens and [rows.positions[i] for i in mine] == single.positions
+
+
+@given(mixed_passes())
+def test_paths_say_the_same_as_visible(rows):
+    """Every row is a query once; the slots below its limit, taken together with the context, are what it sees."""
+    seen = visible(rows)
+    queries = []
+    for path in paths(rows):
+        for query, limit in zip(path.queries, path.limits, strict=True):
+            queries.append(query)
+            shown = path.slots[: limit - path.context]
+            assert sorted(shown) == seen[query].nonzero().flatten().tolist()
+            positions = [rows.positions[slot] for slot in shown]
+            assert positions == list(range(path.context, path.context + len(shown))), "logical order is position order"
+    assert sorted(queries) == list(range(len(rows)))
+
+
+@given(parent_lists())
+def test_later_and_sibling_rows_are_hidden(parents):
+    rows = Rows.tree(range(len(parents)), parents, 5)
+    seen = visible(rows)
+    assert not seen.triu(1).any()
+    depth = [p - 5 for p in rows.positions]
+    assert seen.sum(1).tolist() == [d + 1 for d in depth], "a node sees one row a level: siblings stay hidden"
+
+
+def test_block_sees_itself_both_ways_but_not_its_anchors_ar_row():
+    rows = Rows.tree_with_blocks([7, 8], [-1, 0], 3, [1], 4, 96)
+    assert rows.tokens == [7, 8, 8, 96, 96, 96] and rows.positions == [3, 4, 4, 5, 6, 7] and rows.n_ar == 2
+    assert visible(rows)[2:].tolist() == [[True, False, True, True, True, True]] * 4
+
+
+def test_bad_rows_are_refused():
+    with pytest.raises(ValueError, match="parents must come before"):
+        Rows.tree([1, 2], [1, -1], 0)
+    with pytest.raises(ValueError, match="appear in two passes"):
+        Rows.batch([Rows.chain([1], 0), Rows.chain([2], 0)])
