@@ -1,0 +1,155 @@
+"""Decoding with a scripted model: every strategy gives plain decoding's tokens whatever the drafter proposes, and counts honestly."""
+
+import pytest
+import torch
+from conftest import small_config, small_model
+from hypothesis import given
+from hypothesis import strategies as st
+from scripted import ScriptedModel
+
+from qwen3_model import InputError
+
+SETTINGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "temperature": st.sampled_from([0.0, 0.3, 0.8, 1.5]),
+        "top_k": st.sampled_from([0, 1, 5]),
+        "top_p": st.sampled_from([1.0, 0.8, 0.3]),
+        "min_p": st.sampled_from([0.0, 0.1]),
+        "repetition_penalty": st.sampled_from([1.0, 1.3]),
+        "logit_bias": st.dictionaries(st.integers(0, 30), st.sampled_from([-5.0, 3.0, float("-inf")]), max_size=3),
+    },
+)
+
+
+@given(
+    prompt=st.lists(st.integers(0, 96), min_size=1, max_size=6), settings=SETTINGS, skill=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    n=st.integers(1, 30), seed=st.integers(0, 2**64 - 1), block=st.integers(2, 8), world=st.integers(0, 50),
+)  # fmt: skip
+def test_two_pass_equals_plain_decoding(prompt, settings, skill, n, seed, block, world):
+    model = ScriptedModel(small_config(), skill, seed=world)
+    plain = model.generate(prompt, strategy="autoregressive", max_new_tokens=n, seed=seed, **settings)
+    drafted = model.generate(prompt, strategy="two-pass", max_new_tokens=n, seed=seed, block_size=block, **settings)
+    assert drafted.token_ids == plain.token_ids and drafted.logprobs == plain.logprobs
+    assert drafted.stats.finish_reason == plain.stats.finish_reason
+    for stats in (plain.stats, drafted.stats):
+        assert stats.tokens == len(plain.token_ids) == 1 + stats.cycle_tokens
+        assert sum(stats.accepted_histogram) == stats.cycles
+        assert sum(i * c for i, c in enumerate(stats.accepted_histogram)) == stats.cycle_tokens - stats.cycles
+    assert plain.stats.forwards == len(plain.token_ids) and plain.stats.tokens_per_forward == 1.0
+    assert drafted.stats.cycles + 1 <= drafted.stats.forwards <= 1 + 2 * drafted.stats.cycles
+
+
+def test_a_perfect_drafter_fills_every_block_and_a_hopeless_one_adds_nothing():
+    perfect = ScriptedModel(small_config(eos_token_ids=()), skill=1.0).generate([1], max_new_tokens=33, strategy="two-pass")
+    assert perfect.stats.cycles == 4 and perfect.stats.accepted_histogram == [0] * 7 + [4]
+    assert perfect.stats.forwards == 9 and perfect.stats.tokens_per_cycle == 8.0
+    hopeless = ScriptedModel(small_config(eos_token_ids=()), skill=0.0).generate([1], max_new_tokens=33, strategy="two-pass")
+    assert hopeless.stats.tokens_per_cycle < 1.2
+
+
+def test_verification_passes_are_as_wide_as_the_room_left():
+    model = ScriptedModel(small_config(eos_token_ids=()), skill=1.0)
+    model.generate([1], max_new_tokens=11, strategy="two-pass")
+    assert [(len(p), p.n_ar) for p in model.passes] == [(8, 0), (8, 8), (8, 0), (2, 2)]
+    model = ScriptedModel(small_config(eos_token_ids=()), skill=1.0)
+    model.generate([1], max_new_tokens=2, strategy="two-pass")
+    assert [(len(p), p.n_ar) for p in model.passes] == [(1, 1)], "one token left: a plain pass"
+
+
+def test_end_token_inside_an_accepted_run():
+    model = ScriptedModel(small_config(eos_token_ids=()), skill=1.0)
+    free = model.generate([1], max_new_tokens=20, strategy="two-pass").token_ids
+    end = free[3]
+    stopped = ScriptedModel(small_config(eos_token_ids=(95, end)), skill=1.0).generate([1], max_new_tokens=20, strategy="two-pass")
+    assert stopped.token_ids == free[: free.index(end) + 1] and stopped.stats.finish_reason == "end_token"
+    assert stopped.stats.cycle_tokens == len(stopped.token_ids) - 1 and len(stopped.logprobs) == len(stopped.token_ids)
+
+
+def test_callback_sees_runs_and_may_stop():
+    runs = []
+    model = ScriptedModel(small_config(eos_token_ids=()), skill=1.0)
+    result = model.generate([1], strategy="two-pass", max_new_tokens=40, on_tokens=lambda ids, text: runs.append(ids) or len(runs) < 3)
+    assert [len(r) for r in runs] == [1, 8, 8] and sum(runs, []) == result.token_ids
+    assert result.stats.finish_reason == "callback"
+
+
+def test_ctrl_c_keeps_what_was_decoded():
+    model = ScriptedModel(small_config(eos_token_ids=()), skill=1.0)
+    whole = model.generate([1], strategy="two-pass", max_new_tokens=40).token_ids
+    model.passes, model.interrupt_after = [], 3
+    result = model.generate([1], strategy="two-pass", max_new_tokens=40)
+    assert result.stats.finish_reason == "interrupted" and result.token_ids == whole[:9]
+    assert result.stats.cycles == 1 and len(result.logprobs) == 9
+
+
+def test_seed_is_drawn_and_returned():
+    model = ScriptedModel(small_config())
+    first = model.generate([1], temperature=1.0, max_new_tokens=20)
+    again = model.generate([1], temperature=1.0, max_new_tokens=20, seed=first.stats.seed)
+    assert again.token_ids == first.token_ids
+    others = {tuple(model.generate([1], temperature=1.0, max_new_tokens=20, seed=s).token_ids) for s in range(5)}
+    assert len(others) > 1
+
+
+def test_max_new_tokens_defaults_to_the_context():
+    model = ScriptedModel(small_config(eos_token_ids=(), max_position_embeddings=20))
+    for strategy in ("autoregressive", "two-pass"):
+        result = model.generate([1, 2, 3], strategy=strategy)
+        assert len(result.token_ids) == 17 and result.stats.finish_reason == "length"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_real_model_both_strategies_bit_for_bit(dtype, temperature):
+    """Across the first key cut; log-probabilities equal as floats, so the logits' bits are."""
+    model = small_model(dtype, eos_token_ids=())
+    prompt = torch.randint(0, 96, (230,), generator=torch.Generator().manual_seed(4)).tolist()
+    settings = {"max_new_tokens": 60, "temperature": temperature, "seed": 3, "repetition_penalty": 1.1}
+    plain = model.generate(prompt, strategy="autoregressive", **settings)
+    drafted = model.generate(prompt, strategy="two-pass", **settings)
+    assert drafted.token_ids == plain.token_ids and drafted.logprobs == plain.logprobs
+
+
+BAD = [
+    ([], {}, "prompt is empty"),
+    ([97], {}, "token id 97"),
+    ([-1], {}, "token id -1"),
+    ([1] * 1024, {}, "shorten the prompt"),
+    ([1] * 1000, {"max_new_tokens": 25}, "at most 24 new tokens"),
+    ([1], {"max_new_tokens": 0}, "at least 1"),
+    ([1], {"strategy": "tree"}, "unknown strategy"),
+    ([1], {"temperature": -1.0}, "temperature"),
+    ([1], {"top_p": 0.0}, "top_p"),
+    ([1], {"top_p": 1.5}, "top_p"),
+    ([1], {"top_k": -2}, "top_k"),
+    ([1], {"min_p": 2.0}, "min_p"),
+    ([1], {"repetition_penalty": 0.0}, "repetition_penalty"),
+    ([1], {"seed": -1}, "seed"),
+    ([1], {"logit_bias": {97: 1.0}}, "logit_bias names token 97"),
+    ([1], {"stop": ["x"]}, "need a tokenizer"),
+    ([1], {"stop": ""}, "stop string is empty"),
+    ([1], {"block_size": 1}, "takes 2 to 8"),
+    ([1], {"block_size": 9}, "takes 2 to 8"),
+]
+
+
+@pytest.mark.parametrize(("prompt", "settings", "message"), BAD, ids=[m for _, _, m in BAD])
+def test_impossible_requests_get_one_line(prompt, settings, message):
+    with pytest.raises(InputError, match=message) as caught:
+        ScriptedModel(small_config()).generate(prompt, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_pass_on_a_plain_qwen3():
+    plain = ScriptedModel(small_config(block_size=0, mask_token_id=-1))
+    assert plain.generate([1], max_new_tokens=3).stats.strategy == "autoregressive"
+    with pytest.raises(InputError, match="plain Qwen3 without a diffusion view"):
+        plain.generate([1], strategy="two-pass", max_new_tokens=3)
+
+
+def test_nan_logits_are_reported():
+    model = small_model()
+    model.norm.fill_(float("nan"))
+    with pytest.raises(InputError, match="logits are NaN"):
+        model.generate([1, 2], max_new_tokens=3)
