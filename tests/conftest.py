@@ -1,4 +1,6 @@
-"""Shared helpers of the suite: small configurations, fresh memory poisoned with NaN, a hypothesis profile without deadlines."""
+"""Shared helpers of the suite: small configurations, fresh memory poisoned with NaN, a hypothesis profile
+without deadlines.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,20 @@ settings.register_profile(
 settings.load_profile("orthrus")
 
 SMALL = Qwen3Config(
-    vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    head_dim=16, max_position_embeddings=1024, rope_theta=10_000.0, tie_word_embeddings=True, eos_token_ids=(0,),
-    block_size=8, mask_token_id=96,
-)  # fmt: skip
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    max_position_embeddings=1024,
+    rope_theta=10_000.0,
+    tie_word_embeddings=True,
+    eos_token_ids=(0,),
+    block_size=8,
+    mask_token_id=96,
+)
 
 
 def small_config(**changes) -> Qwen3Config:

@@ -52,7 +52,9 @@ class ScriptedModel:
             raise KeyboardInterrupt
         self.passes.append(rows)
         assert rows.contexts[0] == len(cache.tokens)
-        logits = [self._row(rows, i, cache.tokens) for i in (range(len(rows)) if logits_of is None else logits_of)]
+        logits = [
+            self._row(rows, i, cache.tokens) for i in (range(len(rows)) if logits_of is None else logits_of)
+        ]
         return Output(torch.stack(logits), torch.tensor(rows.tokens), torch.tensor(rows.tokens))
 
     def _row(self, rows: Rows, i: int, context: list[int]) -> torch.Tensor:

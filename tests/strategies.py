@@ -21,7 +21,9 @@ def mixed_passes(draw, sequence: int = 0, max_start: int = 40) -> Rows:
     parents = draw(parent_lists())
     anchors = draw(st.lists(st.integers(0, len(parents) - 1), max_size=3, unique=True))
     tokens = draw(st.lists(st.integers(0, 95), min_size=len(parents), max_size=len(parents)))
-    return Rows.tree_with_blocks(tokens, parents, draw(st.integers(0, max_start)), anchors, draw(st.integers(2, 5)), 96, sequence)
+    return Rows.tree_with_blocks(
+        tokens, parents, draw(st.integers(0, max_start)), anchors, draw(st.integers(2, 5)), 96, sequence
+    )
 
 
 KINDS = ("normal", "heavy", "massive")

@@ -1,4 +1,6 @@
-"""Attention: right against a dense fp64 softmax under `visible`, and the same bits for every split, index, tree and neighbour."""
+"""Attention: right against a dense fp64 softmax under `visible`, and the same bits for every split, index,
+tree and neighbour.
+"""
 
 import pytest
 import torch
@@ -9,7 +11,10 @@ from strategies import KINDS, hard, mixed_passes
 from orthrus_kernels import Rows, attention, commit, key_segments, visible
 
 HEADS, GROUPS, DIM = 4, 2, 16
-LIMIT = {torch.float32: 3e-6, torch.bfloat16: 1.5e-2}  # of the largest output; bf16 rounds probabilities and output
+LIMIT = {
+    torch.float32: 3e-6,
+    torch.bfloat16: 1.5e-2,
+}  # of the largest output; bf16 rounds probabilities and output
 
 
 def inputs(rows: Rows, dtype=torch.float32, kind="normal", seed=0, room=64):
@@ -30,8 +35,16 @@ def dense(rows, q, k, v, k_cache, v_cache, scale):
     for i in range(len(rows)):
         s = rows.sequences[i]
         context, mine = rows.contexts[s], seen[i].nonzero().flatten()
-        keys = torch.cat([k_cache[s, :, :context], k[mine].transpose(0, 1)], 1).double().repeat_interleave(HEADS // GROUPS, 0)
-        values = torch.cat([v_cache[s, :, :context], v[mine].transpose(0, 1)], 1).double().repeat_interleave(HEADS // GROUPS, 0)
+        keys = (
+            torch.cat([k_cache[s, :, :context], k[mine].transpose(0, 1)], 1)
+            .double()
+            .repeat_interleave(HEADS // GROUPS, 0)
+        )
+        values = (
+            torch.cat([v_cache[s, :, :context], v[mine].transpose(0, 1)], 1)
+            .double()
+            .repeat_interleave(HEADS // GROUPS, 0)
+        )
         weights = torch.softmax(torch.einsum("hd,hsd->hs", q[i].double(), keys) * scale, -1)
         out.append(torch.einsum("hs,hsd->hd", weights, values))
     return torch.stack(out)
@@ -43,7 +56,9 @@ def dense(rows, q, k, v, k_cache, v_cache, scale):
 def test_against_dense_fp64(dtype, rows, seed):
     args = inputs(rows, dtype, seed=seed)
     want = dense(rows, *args, 0.25)
-    assert ((attention(*args, rows, 0.25).double() - want).abs().max() / want.abs().max()).item() < LIMIT[dtype]
+    assert ((attention(*args, rows, 0.25).double() - want).abs().max() / want.abs().max()).item() < LIMIT[
+        dtype
+    ]
 
 
 @settings(max_examples=15)
@@ -69,10 +84,15 @@ def test_row_bits_do_not_depend_on_the_split(context, kind, dtype):
     k, v = (hard(kind, total, GROUPS, DIM, seed=s).to(dtype) for s in (8, 9))
 
     def at(row: int, cached: int) -> torch.Tensor:
-        """Row `row` when positions below `cached` are committed and a chain from there on is in flight, 3 rows past it too."""
+        """Row `row` when positions below `cached` are committed and a chain from there on is in flight, 3
+        rows past it too.
+        """
         k_cache = v_cache = torch.full((1, GROUPS, total, DIM), float("nan"), dtype=dtype)
         k_cache, v_cache = k_cache.clone(), v_cache.clone()
-        k_cache[0, :, :cached], v_cache[0, :, :cached] = k[:cached].transpose(0, 1), v[:cached].transpose(0, 1)
+        k_cache[0, :, :cached], v_cache[0, :, :cached] = (
+            k[:cached].transpose(0, 1),
+            v[:cached].transpose(0, 1),
+        )
         flight = slice(cached, min(row + 4, total))
         rows = Rows.chain([1] * len(q[flight]), cached)
         return attention(q[flight], k[flight], v[flight], k_cache, v_cache, rows, 0.25)[row - cached]
@@ -84,9 +104,16 @@ def test_row_bits_do_not_depend_on_the_split(context, kind, dtype):
 
 
 @settings(max_examples=30)
-@given(rows=mixed_passes(max_start=270), dtype=st.sampled_from(list(LIMIT)), kind=st.sampled_from(KINDS), data=st.data())
+@given(
+    rows=mixed_passes(max_start=270),
+    dtype=st.sampled_from(list(LIMIT)),
+    kind=st.sampled_from(KINDS),
+    data=st.data(),
+)
 def test_tree_node_equals_decoding_its_path_alone(rows, dtype, kind, data):
-    """Commit a node's ancestors and run it as the only row: the same bits as inside the tree beside all other rows."""
+    """Commit a node's ancestors and run it as the only row: the same bits as inside the tree beside all other
+    rows.
+    """
     q, k, v, k_cache, v_cache = inputs(rows, dtype, kind)
     node = data.draw(st.integers(0, rows.n_ar - 1))
     inside = attention(q, k, v, k_cache, v_cache, rows, 0.25)[node]
@@ -94,7 +121,9 @@ def test_tree_node_equals_decoding_its_path_alone(rows, dtype, kind, data):
     k_cache, v_cache = k_cache[None].clone(), v_cache[None].clone()
     commit(k_cache, v_cache, k[None], v[None], above, start)
     alone = Rows.chain([1], start + len(above))
-    assert torch.equal(attention(q[[node]], k[[node]], v[[node]], k_cache[0], v_cache[0], alone, 0.25)[0], inside)
+    assert torch.equal(
+        attention(q[[node]], k[[node]], v[[node]], k_cache[0], v_cache[0], alone, 0.25)[0], inside
+    )
 
 
 @settings(max_examples=20)
@@ -118,4 +147,6 @@ def test_key_cuts_are_one_constant_list(end):
     cuts = list(key_segments(end))
     assert cuts[0][0] == 0 and cuts[-1][0] < end <= cuts[-1][1]
     assert all(a[1] == b[0] for a, b in zip(cuts, cuts[1:], strict=False))
-    assert cuts == list(key_segments(200_000))[: len(cuts)], "the end chooses how many segments, never where they lie"
+    assert cuts == list(key_segments(200_000))[: len(cuts)], (
+        "the end chooses how many segments, never where they lie"
+    )

@@ -1,4 +1,6 @@
-"""The choice: known random numbers, exact distributions, filters by definition, and nothing but (seed, position, token) in the noise."""
+"""The choice: known random numbers, exact distributions, filters by definition, and nothing but (seed,
+position, token) in the noise.
+"""
 
 import math
 
@@ -17,10 +19,13 @@ from orthrus_kernels.choice import _philox, filter_logits, gumbel, penalise, ran
     [  # known answers published with the generator (Random123 1.x, philox4x32 with 10 rounds)
         ((0, 0, 0, 0), 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
         ((0xFFFFFFFF,) * 4, 2**64 - 1, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-        ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), 0x299F31D0_A4093822,
-         (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            0x299F31D0_A4093822,
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
     ],
-)  # fmt: skip
+)
 def test_philox_known_answers(counter, key, words):
     got = _philox(key, tuple(torch.tensor([c]) for c in counter))
     assert tuple(int(w) for w in got) == words
@@ -40,7 +45,9 @@ def test_gumbel_is_gumbel():
     assert stats.kstest(noise.double().numpy(), stats.gumbel_r.cdf).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("settings", [{}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.1}, {"top_k": 6, "top_p": 0.8, "min_p": 0.05}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.1}, {"top_k": 6, "top_p": 0.8, "min_p": 0.05}]
+)
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
 def test_sampled_distribution_is_exact(settings, temperature):
     """Chi-square of 40000 choices at as many positions against probabilities computed by definition in fp64."""
@@ -75,13 +82,17 @@ def _by_definition(scaled: list[float], sampling: Sampling) -> torch.Tensor:
         mass += share[i]
     kept = [i for i in nucleus if share[i] >= sampling.min_p * share[order[0]]]
     norm = sum(share[i] for i in kept)
-    return torch.tensor([share[i] / norm if i in kept else 0.0 for i in range(len(scaled))], dtype=torch.float64)
+    return torch.tensor(
+        [share[i] / norm if i in kept else 0.0 for i in range(len(scaled))], dtype=torch.float64
+    )
 
 
 @given(
     st.lists(st.integers(-3, 3), min_size=2, max_size=12),
-    st.integers(0, 13), st.sampled_from([1.0, 0.9, 0.5, 0.05]), st.sampled_from([0.0, 0.2, 0.9, 1.0]),
-)  # fmt: skip
+    st.integers(0, 13),
+    st.sampled_from([1.0, 0.9, 0.5, 0.05]),
+    st.sampled_from([0.0, 0.2, 0.9, 1.0]),
+)
 def test_filters_by_definition_with_ties(logits, k, p, min_p):
     """Small whole logits tie often: at the edge of top-k and top-p the lowest id stays."""
     sampling = Sampling(temperature=1.0, top_k=k, top_p=p, min_p=min_p)
@@ -108,7 +119,9 @@ def test_a_rows_choice_does_not_depend_on_its_neighbours(n, i, seed):
     logits = torch.randn(n, 64, generator=torch.Generator().manual_seed(seed))
     sampling = Sampling(temperature=0.9, top_p=0.9, seed=seed)
     positions = torch.arange(100, 100 + n)
-    assert choose(logits, positions, sampling)[i] == choose(logits[i : i + 1], positions[i : i + 1], sampling)[0]
+    assert (
+        choose(logits, positions, sampling)[i] == choose(logits[i : i + 1], positions[i : i + 1], sampling)[0]
+    )
     ids = logits.argmax(-1)
     assert torch.equal(log_probability(logits, ids)[i], log_probability(logits[i : i + 1], ids[i : i + 1])[0])
 
@@ -122,10 +135,22 @@ def test_log_probability_is_log_softmax():
 
 @pytest.mark.parametrize(
     "bad",
-    [{"temperature": -0.1}, {"temperature": math.nan}, {"temperature": math.inf}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1},
-     {"min_p": -0.1}, {"min_p": 1.5}, {"repetition_penalty": 0.0}, {"seed": -1}, {"seed": 2**64}, {"logit_bias": {3: math.nan}}],
+    [
+        {"temperature": -0.1},
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"min_p": -0.1},
+        {"min_p": 1.5},
+        {"repetition_penalty": 0.0},
+        {"seed": -1},
+        {"seed": 2**64},
+        {"logit_bias": {3: math.nan}},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_impossible_settings(bad):
     with pytest.raises(ValueError, match="must be") as caught:
         Sampling(**bad)

@@ -1,4 +1,6 @@
-"""Decoding with a scripted model: every strategy gives plain decoding's tokens whatever the drafter proposes, and counts honestly."""
+"""Decoding with a scripted model: every strategy gives plain decoding's tokens whatever the drafter proposes,
+and counts honestly.
+"""
 
 import pytest
 import torch
@@ -17,19 +19,28 @@ SETTINGS = st.fixed_dictionaries(
         "top_p": st.sampled_from([1.0, 0.8, 0.3]),
         "min_p": st.sampled_from([0.0, 0.1]),
         "repetition_penalty": st.sampled_from([1.0, 1.3]),
-        "logit_bias": st.dictionaries(st.integers(0, 30), st.sampled_from([-5.0, 3.0, float("-inf")]), max_size=3),
+        "logit_bias": st.dictionaries(
+            st.integers(0, 30), st.sampled_from([-5.0, 3.0, float("-inf")]), max_size=3
+        ),
     },
 )
 
 
 @given(
-    prompt=st.lists(st.integers(0, 96), min_size=1, max_size=6), settings=SETTINGS, skill=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
-    n=st.integers(1, 30), seed=st.integers(0, 2**64 - 1), block=st.integers(2, 8), world=st.integers(0, 50),
-)  # fmt: skip
+    prompt=st.lists(st.integers(0, 96), min_size=1, max_size=6),
+    settings=SETTINGS,
+    skill=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    n=st.integers(1, 30),
+    seed=st.integers(0, 2**64 - 1),
+    block=st.integers(2, 8),
+    world=st.integers(0, 50),
+)
 def test_two_pass_equals_plain_decoding(prompt, settings, skill, n, seed, block, world):
     model = ScriptedModel(small_config(), skill, seed=world)
     plain = model.generate(prompt, strategy="autoregressive", max_new_tokens=n, seed=seed, **settings)
-    drafted = model.generate(prompt, strategy="two-pass", max_new_tokens=n, seed=seed, block_size=block, **settings)
+    drafted = model.generate(
+        prompt, strategy="two-pass", max_new_tokens=n, seed=seed, block_size=block, **settings
+    )
     assert drafted.token_ids == plain.token_ids and drafted.logprobs == plain.logprobs
     assert drafted.stats.finish_reason == plain.stats.finish_reason
     for stats in (plain.stats, drafted.stats):
@@ -41,10 +52,14 @@ def test_two_pass_equals_plain_decoding(prompt, settings, skill, n, seed, block,
 
 
 def test_a_perfect_drafter_fills_every_block_and_a_hopeless_one_adds_nothing():
-    perfect = ScriptedModel(small_config(eos_token_ids=()), skill=1.0).generate([1], max_new_tokens=33, strategy="two-pass")
+    perfect = ScriptedModel(small_config(eos_token_ids=()), skill=1.0).generate(
+        [1], max_new_tokens=33, strategy="two-pass"
+    )
     assert perfect.stats.cycles == 4 and perfect.stats.accepted_histogram == [0] * 7 + [4]
     assert perfect.stats.forwards == 9 and perfect.stats.tokens_per_cycle == 8.0
-    hopeless = ScriptedModel(small_config(eos_token_ids=()), skill=0.0).generate([1], max_new_tokens=33, strategy="two-pass")
+    hopeless = ScriptedModel(small_config(eos_token_ids=()), skill=0.0).generate(
+        [1], max_new_tokens=33, strategy="two-pass"
+    )
     assert hopeless.stats.tokens_per_cycle < 1.2
 
 
@@ -61,15 +76,24 @@ def test_end_token_inside_an_accepted_run():
     model = ScriptedModel(small_config(eos_token_ids=()), skill=1.0)
     free = model.generate([1], max_new_tokens=20, strategy="two-pass").token_ids
     end = free[3]
-    stopped = ScriptedModel(small_config(eos_token_ids=(95, end)), skill=1.0).generate([1], max_new_tokens=20, strategy="two-pass")
+    stopped = ScriptedModel(small_config(eos_token_ids=(95, end)), skill=1.0).generate(
+        [1], max_new_tokens=20, strategy="two-pass"
+    )
     assert stopped.token_ids == free[: free.index(end) + 1] and stopped.stats.finish_reason == "end_token"
-    assert stopped.stats.cycle_tokens == len(stopped.token_ids) - 1 and len(stopped.logprobs) == len(stopped.token_ids)
+    assert stopped.stats.cycle_tokens == len(stopped.token_ids) - 1 and len(stopped.logprobs) == len(
+        stopped.token_ids
+    )
 
 
 def test_callback_sees_runs_and_may_stop():
     runs = []
     model = ScriptedModel(small_config(eos_token_ids=()), skill=1.0)
-    result = model.generate([1], strategy="two-pass", max_new_tokens=40, on_tokens=lambda ids, text: runs.append(ids) or len(runs) < 3)
+    result = model.generate(
+        [1],
+        strategy="two-pass",
+        max_new_tokens=40,
+        on_tokens=lambda ids, text: runs.append(ids) or len(runs) < 3,
+    )
     assert [len(r) for r in runs] == [1, 8, 8] and sum(runs, []) == result.token_ids
     assert result.stats.finish_reason == "callback"
 
@@ -88,7 +112,9 @@ def test_seed_is_drawn_and_returned():
     first = model.generate([1], temperature=1.0, max_new_tokens=20)
     again = model.generate([1], temperature=1.0, max_new_tokens=20, seed=first.stats.seed)
     assert again.token_ids == first.token_ids
-    others = {tuple(model.generate([1], temperature=1.0, max_new_tokens=20, seed=s).token_ids) for s in range(5)}
+    others = {
+        tuple(model.generate([1], temperature=1.0, max_new_tokens=20, seed=s).token_ids) for s in range(5)
+    }
     assert len(others) > 1
 
 

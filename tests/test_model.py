@@ -1,4 +1,6 @@
-"""The model: against transformers' Qwen3, the diffusion pass against its written definition, and the same bits however rows are batched."""
+"""The model: against transformers' Qwen3, the diffusion pass against its written definition, and the same
+bits however rows are batched.
+"""
 
 import pytest
 import torch
@@ -79,7 +81,9 @@ def test_rope_equals_transformers_to_position_40960(yarn):
     if yarn:
         rope |= {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
     peer = Qwen3RotaryEmbedding(
-        transformers.Qwen3Config(head_dim=128, max_position_embeddings=40961, rope_parameters=rope, rope_theta=1e6)
+        transformers.Qwen3Config(
+            head_dim=128, max_position_embeddings=40961, rope_parameters=rope, rope_theta=1e6
+        )
     )
     positions = torch.tensor([0, 1, 31, 4097, 40959, 40960])
     cos, sin = cos_sin(positions, *inverse_frequencies(128, 1e6, yarn))
@@ -92,8 +96,8 @@ def test_rope_equals_transformers_to_position_40960(yarn):
 def literal_diffusion(model: Qwen3, context: list[int], anchor: int) -> torch.Tensor:
     """The diffusion pass as orthrus.md words it, in fp64, one layer at a time: returns logits [K, V].
 
-    The AR view runs over the context in full; the block's rows see every AR key of the context and all rows of their block.
-    """
+    The AR view runs over the context in full; the block's rows see every AR key of the context and all rows
+    of their block."""
     c, w = model.config, {name: t.double() for name, t in model.destinations().items()}
     k_size, start = c.block_size, len(context)
     freq = c.rope_theta ** (-torch.arange(0, c.head_dim, 2).double() / c.head_dim)
@@ -123,7 +127,11 @@ def literal_diffusion(model: Qwen3, context: list[int], anchor: int) -> torch.Te
         p = f"model.layers.{layer}."
         h = norm(x, w[p + "post_attention_layernorm.weight"])
         gate = h @ w[p + "mlp.gate_proj.weight"].T
-        return x + (gate * torch.sigmoid(gate) * (h @ w[p + "mlp.up_proj.weight"].T)) @ w[p + "mlp.down_proj.weight"].T
+        return (
+            x
+            + (gate * torch.sigmoid(gate) * (h @ w[p + "mlp.up_proj.weight"].T))
+            @ w[p + "mlp.down_proj.weight"].T
+        )
 
     embed = w["model.embed_tokens.weight"]
     ar, diff = embed[context], embed[[anchor] + [c.mask_token_id] * (k_size - 1)]
@@ -132,8 +140,12 @@ def literal_diffusion(model: Qwen3, context: list[int], anchor: int) -> torch.Te
         qa, ka, va = project(norm(ar, g), i, "", torch.arange(start))
         qd, kd, vd = project(norm(diff, g), i, "_diff", torch.arange(start, start + k_size))
         all_seen = torch.ones(k_size, start + k_size, dtype=torch.bool)
-        diff = mlp(diff + attend(qd, torch.cat([ka, kd]), torch.cat([va, vd]), all_seen) @ w[o + "_diff.weight"].T, i)
-        ar = mlp(ar + attend(qa, ka, va, torch.ones(start, start, dtype=torch.bool).tril()) @ w[o + ".weight"].T, i)
+        diff = mlp(
+            diff + attend(qd, torch.cat([ka, kd]), torch.cat([va, vd]), all_seen) @ w[o + "_diff.weight"].T, i
+        )
+        ar = mlp(
+            ar + attend(qa, ka, va, torch.ones(start, start, dtype=torch.bool).tril()) @ w[o + ".weight"].T, i
+        )
     return norm(diff, w["model.norm.weight"]) @ w.get("lm_head.weight", embed).T
 
 
@@ -148,7 +160,9 @@ def test_diffusion_pass_is_its_written_definition(length, tied):
     out = model.forward(Rows.block(5, 8, length, 96), cache)
     want = literal_diffusion(model, context, 5)
     assert ((out.logits.double() - want).abs().max() / want.abs().max()).item() < 1e-5
-    assert torch.equal(cache.keys, before[0]) and torch.equal(cache.values, before[1]), "the diffusion view writes no cache"
+    assert torch.equal(cache.keys, before[0]) and torch.equal(cache.values, before[1]), (
+        "the diffusion view writes no cache"
+    )
     assert out.keys.shape[1] == 0
 
 
@@ -156,7 +170,9 @@ def test_diffusion_pass_is_its_written_definition(length, tied):
 @settings(max_examples=12)
 @given(rows=mixed_passes(max_start=270), seed=st.integers(0, 5))
 def test_mixed_pass_equals_separate_passes(dtype, rows, seed):
-    """Every AR node equals one-row decoding of its path, every block a draft pass after its committed path: bit for bit."""
+    """Every AR node equals one-row decoding of its path, every block a draft pass after its committed path:
+    bit for bit.
+    """
     model = small_model(dtype, seed=seed)
     start = rows.contexts[0]
     context = torch.randint(0, 96, (start,), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -189,7 +205,11 @@ def test_prefill_has_the_same_bits_for_any_chunking(dtype):
         cache = model.new_cache(530)
         results.append((model.prefill(ids, cache, chunk=chunk), cache.keys, cache.values))
     for logits, keys, values in results[1:]:
-        assert torch.equal(logits, results[0][0]) and torch.equal(keys, results[0][1]) and torch.equal(values, results[0][2])
+        assert (
+            torch.equal(logits, results[0][0])
+            and torch.equal(keys, results[0][1])
+            and torch.equal(values, results[0][2])
+        )
 
 
 def test_decoded_keys_serve_as_a_prefix():

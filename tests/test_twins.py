@@ -1,4 +1,6 @@
-"""The plain twins of linear, norm, RoPE and SwiGLU: right against fp64, and the same bits beside any other rows."""
+"""The plain twins of linear, norm, RoPE and SwiGLU: right against fp64, and the same bits beside any other
+rows.
+"""
 
 import pytest
 import torch
@@ -8,8 +10,8 @@ from strategies import KINDS, hard
 
 from orthrus_kernels import cos_sin, inverse_frequencies, linear, rms_norm, rope, swiglu, top_k
 
-# Largest error relative to the largest output, against fp64 on the same inputs: fp32 sums of a few hundred terms; bf16 rounds
-# the output to 8 bits, up to three times in one operation.
+# Largest error relative to the largest output, against fp64 on the same inputs: fp32 sums of a few hundred
+# terms; bf16 rounds the output to 8 bits, up to three times in one operation.
 LIMIT = {torch.float32: 2e-6, torch.bfloat16: 1.2e-2}
 DTYPES = list(LIMIT)
 
@@ -26,7 +28,10 @@ def operations(dtype):
     return {
         "linear": (lambda x: linear(x, w), lambda x: x @ wd.T),
         "linear_diff": (lambda x: linear(x, w, w2, 0), lambda x: x @ w2d.T),
-        "rms_norm": (lambda x: rms_norm(x, g, 1e-6), lambda x: x * (x.square().mean(-1, True) + 1e-6).rsqrt() * gd),
+        "rms_norm": (
+            lambda x: rms_norm(x, g, 1e-6),
+            lambda x: x * (x.square().mean(-1, True) + 1e-6).rsqrt() * gd,
+        ),
         "swiglu": (swiglu, lambda x: x[:, :20] * torch.sigmoid(x[:, :20]) * x[:, 20:]),
     }
 
@@ -42,7 +47,9 @@ def test_against_fp64(name, kind, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", operations(torch.float32))
-@given(rows=st.integers(1, 70), index=st.integers(0, 69), kind=st.sampled_from(KINDS), seed=st.integers(0, 99))
+@given(
+    rows=st.integers(1, 70), index=st.integers(0, 69), kind=st.sampled_from(KINDS), seed=st.integers(0, 99)
+)
 def test_a_row_has_the_same_bits_anywhere(name, dtype, rows, index, kind, seed):
     op, _ = operations(dtype)[name]
     index %= rows
@@ -66,7 +73,9 @@ def test_each_view_multiplies_its_own_rows(n, n_ar):
     assert torch.equal(got[:n_ar], linear(x[:n_ar], w)) and torch.equal(got[n_ar:], linear(x[n_ar:], w2))
     g, g2 = hard("normal", 24, seed=3), hard("normal", 24, seed=4)
     got = rms_norm(x, g, 1e-6, g2, n_ar)
-    assert torch.equal(got[:n_ar], rms_norm(x[:n_ar], g, 1e-6)) and torch.equal(got[n_ar:], rms_norm(x[n_ar:], g2, 1e-6))
+    assert torch.equal(got[:n_ar], rms_norm(x[:n_ar], g, 1e-6)) and torch.equal(
+        got[n_ar:], rms_norm(x[n_ar:], g2, 1e-6)
+    )
 
 
 def test_linear_refuses_shapes_that_do_not_fit():
@@ -76,7 +85,9 @@ def test_linear_refuses_shapes_that_do_not_fit():
 
 @pytest.mark.parametrize("head_dim", [16, 64, 128])
 def test_rope_turns_each_pair_by_its_angle(head_dim):
-    """Against complex multiplication in fp64, up to position 40960; the fp32 angle there is good to 40960 * 2^-24 radians."""
+    """Against complex multiplication in fp64, up to position 40960; the fp32 angle there is good to 40960 *
+    2^-24 radians.
+    """
     positions = torch.tensor([0, 1, 17, 4095, 40960])
     frequencies, scale = inverse_frequencies(head_dim, 1e6)
     x = hard("normal", 5, 3, head_dim)

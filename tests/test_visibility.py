@@ -1,4 +1,6 @@
-"""Visibility: exactly the ancestors, exactly the context, exactly the own block; no leak across blocks, branches or sequences."""
+"""Visibility: exactly the ancestors, exactly the context, exactly the own block; no leak across blocks,
+branches or sequences.
+"""
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from orthrus_kernels import Rows, paths, visible
 
 
 def literal(rows: Rows) -> torch.Tensor:
-    """Visibility from the written rules, one pair at a time, by a breadth-first walk instead of the library's parent walk."""
+    """Visibility from the written rules, one pair at a time, by a breadth-first walk instead of the library's
+    parent walk.
+    """
     t = len(rows)
     above = [{i} for i in range(t)]
     for i in range(rows.n_ar):  # parents come first
@@ -47,12 +51,16 @@ def test_nothing_crosses_sequences(starts, data):
     for s, single in enumerate(alone):  # each sequence keeps its own pattern
         mine = [i for i in range(len(rows)) if rows.sequences[i] == s]
         assert torch.equal(seen[mine][:, mine], visible(single))
-        assert [rows.tokens[i] for i in mine] == single.tokens and [rows.positions[i] for i in mine] == single.positions
+        assert [rows.tokens[i] for i in mine] == single.tokens and [
+            rows.positions[i] for i in mine
+        ] == single.positions
 
 
 @given(mixed_passes())
 def test_paths_say_the_same_as_visible(rows):
-    """Every row is a query once; the slots below its limit, taken together with the context, are what it sees."""
+    """Every row is a query once; the slots below its limit, taken together with the context, are what it
+    sees.
+    """
     seen = visible(rows)
     queries = []
     for path in paths(rows):
@@ -61,7 +69,9 @@ def test_paths_say_the_same_as_visible(rows):
             shown = path.slots[: limit - path.context]
             assert sorted(shown) == seen[query].nonzero().flatten().tolist()
             positions = [rows.positions[slot] for slot in shown]
-            assert positions == list(range(path.context, path.context + len(shown))), "logical order is position order"
+            assert positions == list(range(path.context, path.context + len(shown))), (
+                "logical order is position order"
+            )
     assert sorted(queries) == list(range(len(rows)))
 
 

@@ -1,8 +1,7 @@
 """Operations of the dual-view forward pass. They know tensors and visibility, not checkpoints or text.
 
-One operation a file. What stands here today are the plain twins: the definition of each operation, its rounding order included,
-readable and row-invariant on any device.
-"""
+One operation a file. What stands here today are the plain twins: the definition of each operation, its
+rounding order included, readable and row-invariant on any device."""
 
 from .attention import attention, key_segments
 from .choice import Sampling, choose, log_probability
@@ -16,6 +15,7 @@ from .verify import verify
 from .visibility import Path, Rows, paths, visible
 
 __all__ = [
-    "Path", "Rows", "Sampling", "attention", "choose", "commit", "cos_sin", "inverse_frequencies", "key_segments", "linear",
-    "log_probability", "paths", "rms_norm", "rope", "swiglu", "top_k", "verify", "visible",
+    "Path", "Rows", "Sampling", "attention", "choose", "commit", "cos_sin", "inverse_frequencies",
+    "key_segments", "linear", "log_probability", "paths", "rms_norm", "rope", "swiglu", "top_k", "verify",
+    "visible",
 ]  # fmt: skip

@@ -1,10 +1,10 @@
 """Dual-view attention over cached and in-flight keys, the same bits for every split, row index and neighbour.
 
-Per row: softmax(q K^T * scale) V over the logical key sequence of the row's path (visibility.py). Keys are cut at one constant list of
-absolute positions; each segment gives an fp32 partial (maximum, sum, accumulator), and partials are folded in that order. The list never
-depends on context length, row count or device: a token near an edge would get other bits than plain decoding gave it.
-Scores in fp32; probabilities are rounded to the values' dtype before they multiply them, their sum is taken unrounded.
-"""
+Per row: softmax(q K^T * scale) V over the logical key sequence of the row's path (visibility.py). Keys are
+cut at one constant list of absolute positions; each segment gives an fp32 partial (maximum, sum,
+accumulator), and partials are folded in that order. The list never depends on context length, row count or
+device: a token near an edge would get other bits than plain decoding gave it. Scores in fp32; probabilities
+are rounded to the values' dtype before they multiply them, their sum is taken unrounded."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from torch import Tensor
 from .tiles import ROW_TILE
 from .visibility import Path, Rows, paths
 
-# (first position, width): narrow segments first, so that short contexts fill a GPU, wide ones later, so that few partials are combined.
+# (first position, width): narrow segments first, so that short contexts fill a GPU, wide ones later, so that
+# few partials are combined.
 KEY_CUTS = ((0, 256), (8192, 1024), (32768, 4096))
 
 
 def key_segments(end: int) -> Iterator[tuple[int, int]]:
-    """The segments [first, last) of the constant list that hold positions below `end`; the last one may reach past it."""
+    """The segments [first, last) of the constant list that hold positions below `end`; the last one may reach
+    past it.
+    """
     position = 0
     while position < end:
         width = next(width for first, width in reversed(KEY_CUTS) if position >= first)
@@ -29,12 +32,14 @@ def key_segments(end: int) -> Iterator[tuple[int, int]]:
         position += width
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows, scale: float) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows, scale: float
+) -> Tensor:
     """Attend from every row of a pass; returns [T, H, D] in q's dtype.
 
-    q [T, H, D]; k, v [T, G, D]: in-flight keys and values of both views; k_cache, v_cache [B, G, S, D]: committed ones, one
-    slot a sequence. Slots at and past a sequence's context are never read. H must be a multiple of G.
-    """
+    q [T, H, D]; k, v [T, G, D]: in-flight keys and values of both views; k_cache, v_cache [B, G, S, D]:
+    committed ones, one slot a sequence. Slots at and past a sequence's context are never read. H must be a
+    multiple of G."""
     group = q.shape[1] // k.shape[1]
     out = torch.empty_like(q)
     for path in paths(rows):
@@ -44,7 +49,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor,
             tile[: len(queries)] = q[queries]
             limit = torch.ones(ROW_TILE, dtype=torch.int64)  # a padded row sees position 0 and is dropped
             limit[: len(queries)] = torch.tensor(limits)
-            attended = _attend_tile(tile, limit.to(q.device), max(limits), path, k, v, k_cache, v_cache, scale, group)
+            attended = _attend_tile(
+                tile, limit.to(q.device), max(limits), path, k, v, k_cache, v_cache, scale, group
+            )
             out[queries] = attended[: len(queries)]
     return out
 
@@ -53,12 +60,18 @@ def _attend_tile(
     tile: Tensor, limit: Tensor, end: int, path: Path, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor,
     scale: float, group: int,
 ) -> Tensor:  # fmt: skip
-    """ROW_TILE queries [ROW_TILE, H, D] of one path; the `group` query heads of a key head are folded into rows, so keys are read once."""
+    """ROW_TILE queries [ROW_TILE, H, D] of one path; the `group` query heads of a key head are folded into
+    rows, so keys are read once.
+    """
     n, heads, d = tile.shape
-    folded = tile.float().view(n, heads // group, group, d).transpose(0, 1).reshape(heads // group, n * group, d)
+    folded = (
+        tile.float().view(n, heads // group, group, d).transpose(0, 1).reshape(heads // group, n * group, d)
+    )
     state: tuple[Tensor, Tensor, Tensor] | None = None
     for first, last in key_segments(end):
-        keys, values = (_logical(cache, flight, path, first, last) for cache, flight in ((k_cache, k), (v_cache, v)))
+        keys, values = (
+            _logical(cache, flight, path, first, last) for cache, flight in ((k_cache, k), (v_cache, v))
+        )
         hidden = None
         if last > path.context:
             hidden = torch.arange(first, last, device=tile.device) >= limit.repeat_interleave(group)[:, None]
@@ -69,7 +82,9 @@ def _attend_tile(
 
 
 def _logical(cache: Tensor, flight: Tensor, path: Path, first: int, last: int) -> Tensor:
-    """Keys (or values) of logical positions [first, last) of a path, [G, last - first, D]; zeros past its end."""
+    """Keys (or values) of logical positions [first, last) of a path, [G, last - first, D]; zeros past its
+    end.
+    """
     if last <= path.context:
         return cache[path.sequence, :, first:last]
     out = cache.new_zeros(cache.shape[1], last - first, cache.shape[3])
@@ -80,7 +95,9 @@ def _logical(cache: Tensor, flight: Tensor, path: Path, first: int, last: int) -
     return out
 
 
-def _partial(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def _partial(
+    q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """One segment's (maximum, sum, accumulator) in fp32; a row that sees nothing of it gives (-inf, 0, 0)."""
     scores = torch.bmm(q, keys.float().transpose(1, 2)) * scale
     if hidden is not None:
@@ -94,7 +111,9 @@ def _partial(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None, sca
 def _fold(
     state: tuple[Tensor, Tensor, Tensor] | None, segment: tuple[Tensor, Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Add the next segment's partial to what has been folded so far. Every row sees position 0, so no maximum is -inf here."""
+    """Add the next segment's partial to what has been folded so far. Every row sees position 0, so no maximum
+    is -inf here.
+    """
     if state is None:
         return segment
     top = torch.maximum(state[0], segment[0])

@@ -1,10 +1,11 @@
-"""The choice of a token from a row of logits: greedy, or sampled with noise that depends on (seed, position, token id) alone.
+"""The choice of a token from a row of logits: greedy, or sampled with noise that depends on (seed, position,
+token id) alone.
 
-Order: logit bias, repetition penalty, temperature, top-k, top-p on the renormalised rest, min-p; then the argmax of the filtered
-logits plus Gumbel noise, which is an exact sample of their softmax (Gumbel-max). The noise is a counter-based random number, so
-the choice at a position is the same for every decoding strategy: verification at any temperature is a comparison of choices.
-Ties go to the lowest id everywhere. A temperature of 0 is greedy: bias and penalty count, filters and noise do not.
-"""
+Order: logit bias, repetition penalty, temperature, top-k, top-p on the renormalised rest, min-p; then the
+argmax of the filtered logits plus Gumbel noise, which is an exact sample of their softmax (Gumbel-max). The
+noise is a counter-based random number, so the choice at a position is the same for every decoding strategy:
+verification at any temperature is a comparison of choices. Ties go to the lowest id everywhere. A temperature
+of 0 is greedy: bias and penalty count, filters and noise do not."""
 
 from __future__ import annotations
 
@@ -16,14 +17,17 @@ import torch
 from torch import Tensor
 
 _MASK32 = 0xFFFFFFFF
-# Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): round multipliers and key increments.
+# Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): round multipliers
+# and key increments.
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of the choice. Defaults choose greedily. Raises ValueError with one line when a setting is impossible."""
+    """Settings of the choice. Defaults choose greedily. Raises ValueError with one line when a setting is
+    impossible.
+    """
 
     temperature: float = 0.0
     top_k: int = 0  # 0: off
@@ -35,8 +39,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, ok, wanted in (
-            ("temperature", math.isfinite(self.temperature) and self.temperature >= 0, "a finite number of at least 0"),
-            ("top_k", self.top_k >= 0 and self.top_k == int(self.top_k), "a whole number of at least 0; 0 turns it off"),
+            ("temperature", math.isfinite(self.temperature) and self.temperature >= 0,
+             "a finite number of at least 0"),
+            ("top_k", self.top_k >= 0 and self.top_k == int(self.top_k),
+             "a whole number of at least 0; 0 turns it off"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]; 1 turns it off"),
             ("min_p", 0 <= self.min_p <= 1, "in [0, 1]; 0 turns it off"),
             ("repetition_penalty", math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0,
@@ -47,7 +53,9 @@ class Sampling:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {wanted}")
         for token, bias in self.logit_bias.items():
             if math.isnan(bias) or bias == math.inf:
-                raise ValueError(f"logit_bias of token {token} is {bias}; it must be a finite number, or -inf to ban the token")
+                raise ValueError(
+                    f"logit_bias of token {token} is {bias}; it must be finite, or -inf to ban it"
+                )
 
     @property
     def filters(self) -> bool:
@@ -58,9 +66,9 @@ class Sampling:
 def choose(logits: Tensor, positions: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
     """Choose a token id from every row; returns [T] int64.
 
-    logits [T, V] fp32; positions [T] int64: the position that the chosen token will take, which keys the noise;
-    seen [T, V] bool: tokens the repetition penalty applies to (prompt, committed text and the row's own ancestors).
-    """
+    logits [T, V] fp32; positions [T] int64: the position that the chosen token will take, which keys the
+    noise; seen [T, V] bool: tokens the repetition penalty applies to (prompt, committed text and the row's
+    own ancestors)."""
     scores = penalise(logits, sampling, seen)
     if sampling.temperature > 0:
         scores = filter_logits(scores / sampling.temperature, sampling)
@@ -69,7 +77,9 @@ def choose(logits: Tensor, positions: Tensor, sampling: Sampling, seen: Tensor |
 
 
 def penalise(logits: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:
-    """Add the logit bias, then divide positive and multiply negative logits of seen tokens by the penalty (arXiv 1909.05858)."""
+    """Add the logit bias, then divide positive and multiply negative logits of seen tokens by the penalty
+    (arXiv 1909.05858).
+    """
     if sampling.logit_bias:
         logits = logits.clone()
         for token, bias in sampling.logit_bias.items():
@@ -83,21 +93,25 @@ def penalise(logits: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:
 def filter_logits(scaled: Tensor, sampling: Sampling) -> Tensor:
     """Set tokens outside top-k, top-p and min-p to -inf. scaled [T, V]: logits over temperature.
 
-    Rows go one at a time: a tile of one row is as constant as any, and a vocabulary is wide enough to fill it.
-    """
+    Rows go one at a time: a tile of one row is as constant as any, and a vocabulary is wide enough to fill
+    it."""
     if not sampling.filters:
         return scaled
     return torch.stack([_filter_row(row, sampling) for row in scaled])
 
 
 def _filter_row(row: Tensor, sampling: Sampling) -> Tensor:
-    ordered, ids = torch.sort(row, descending=True, stable=True)  # stable: equal logits stay in the order of their ids
+    ordered, ids = torch.sort(
+        row, descending=True, stable=True
+    )  # stable: equal logits stay in the order of their ids
     if sampling.top_k:
         ordered, ids = ordered[: sampling.top_k], ids[: sampling.top_k]
     probabilities = torch.softmax(ordered, dim=-1)
     kept = torch.ones_like(ordered, dtype=torch.bool)
     if sampling.top_p < 1:
-        before = probabilities.cumsum(-1) - probabilities  # the likeliest token has nothing before it and always stays
+        before = (
+            probabilities.cumsum(-1) - probabilities
+        )  # the likeliest token has nothing before it and always stays
         kept &= before < sampling.top_p
     if sampling.min_p > 0:
         kept &= probabilities >= sampling.min_p * probabilities[0]
@@ -110,9 +124,9 @@ def _filter_row(row: Tensor, sampling: Sampling) -> Tensor:
 def gumbel(seed: int, positions: Tensor, vocabulary: int) -> Tensor:
     """Gumbel(0, 1) noise [T, vocabulary] fp32 of (seed, position, token id).
 
-    -log(-log1p(-u)) with u = (r + 1/2) 2^-32: large values, where the winner among many tokens lies, come from small u, which fp32
-    resolves finely; the plain -log(-log u) has steps of 1 % there. u is kept below 1, or the smallest value would be -inf.
-    """
+    -log(-log1p(-u)) with u = (r + 1/2) 2^-32: large values, where the winner among many tokens lies, come
+    from small u, which fp32 resolves finely; the plain -log(-log u) has steps of 1 % there. u is kept below
+    1, or the smallest value would be -inf."""
     ids = torch.arange(vocabulary, device=positions.device)
     r = random_bits(seed, positions, ids)
     u = ((r.float() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
@@ -122,15 +136,17 @@ def gumbel(seed: int, positions: Tensor, vocabulary: int) -> Tensor:
 def random_bits(seed: int, positions: Tensor, ids: Tensor) -> Tensor:
     """32 random bits [T, V] (int64, 0 <= r < 2^32) for positions [T] and token ids [V].
 
-    Philox 4x32-10 with the 64-bit seed as key and the counter (id // 4, position, 0, 0); id % 4 picks the word.
-    """
+    Philox 4x32-10 with the 64-bit seed as key and the counter (id // 4, position, 0, 0); id % 4 picks the
+    word."""
     groups = torch.arange(int(ids.max()) // 4 + 1, device=ids.device)
     zeros = torch.zeros(len(positions), len(groups), dtype=torch.int64, device=ids.device)
     words = _philox(seed, (zeros + groups, zeros + positions[:, None], zeros, zeros))
     return torch.stack(words, dim=-1).flatten(1)[:, ids]
 
 
-def _philox(seed: int, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _philox(
+    seed: int, counter: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     c0, c1, c2, c3 = counter
     key0, key1 = seed & _MASK32, seed >> 32
     for _ in range(10):
@@ -142,12 +158,16 @@ def _philox(seed: int, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[
 
 
 def _multiply(x: Tensor, constant: int) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a 32 x 32 bit product: the int64 product wraps modulo 2^64, which leaves both intact."""
+    """High and low 32 bits of a 32 x 32 bit product: the int64 product wraps modulo 2^64, which leaves both
+    intact.
+    """
     product = x * constant
     return (product >> 32) & _MASK32, product & _MASK32
 
 
 def log_probability(logits: Tensor, ids: Tensor) -> Tensor:
-    """The model's own log-probability of token ids[t] in row t of logits [T, V], before any bias, penalty or filter. fp32 [T]."""
+    """The model's own log-probability of token ids[t] in row t of logits [T, V], before any bias, penalty or
+    filter. fp32 [T].
+    """
     rows = [row[token] - torch.logsumexp(row, dim=-1) for row, token in zip(logits.float(), ids, strict=True)]
     return torch.stack(rows) if rows else logits.new_zeros(0)

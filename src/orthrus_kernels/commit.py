@@ -8,15 +8,24 @@ from torch import Tensor
 
 
 def commit(
-    k_cache: Tensor, v_cache: Tensor, k_rows: Tensor, v_rows: Tensor, accepted: Sequence[int], start: int, sequence: int = 0
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_rows: Tensor,
+    v_rows: Tensor,
+    accepted: Sequence[int],
+    start: int,
+    sequence: int = 0,
 ) -> None:
-    """Write rows `accepted` of k_rows, v_rows [L, T, G, D] to positions start, start + 1, ... of caches [L, B, G, S, D], in place.
+    """Write rows `accepted` of k_rows, v_rows [L, T, G, D] to positions start, start + 1, ... of caches [L,
+    B, G, S, D], in place.
 
     Every other slot keeps its bits. Raises ValueError when the rows do not fit behind `start`.
     """
     end = start + len(accepted)
     if not 0 <= start <= end <= k_cache.shape[3]:
-        raise ValueError(f"commit: positions {start}..{end - 1} do not fit a cache of {k_cache.shape[3]} positions")
+        raise ValueError(
+            f"commit: positions {start}..{end - 1} do not fit a cache of {k_cache.shape[3]} positions"
+        )
     chosen = list(accepted)
     k_cache[:, sequence, :, start:end] = k_rows[:, chosen].transpose(1, 2)
     v_cache[:, sequence, :, start:end] = v_rows[:, chosen].transpose(1, 2)

@@ -1,7 +1,7 @@
 """Linear layer over the rows of both views: y = x W^T, AR rows by W and diffusion rows by W_diff.
 
-Shapes: x [T, K], weight and weight_diff [N, K], y [T, N]. Products and sums in fp32, rounded once to `out_dtype`.
-"""
+Shapes: x [T, K], weight and weight_diff [N, K], y [T, N]. Products and sums in fp32, rounded once to
+`out_dtype`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def linear(
     n_ar: int | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Multiply rows [0, n_ar) by `weight` and the rest by `weight_diff`; all rows by `weight` when that is None.
+    """Multiply rows [0, n_ar) by `weight` and the rest by `weight_diff`; all rows by `weight` when that is
+    None.
 
     Raises ValueError when shapes disagree or diffusion rows come without their weight.
     """

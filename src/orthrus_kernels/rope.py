@@ -1,8 +1,8 @@
 """Rotary position embedding (arXiv 2104.09864), half-split as in Qwen3, with YaRN scaling (arXiv 2309.00071).
 
-A head (a, b) of two halves becomes (a cos - b sin, b cos + a sin). Angles, cosines, sines, products and sums in fp32, one rounding
-at the end (Hugging Face rounds cosines and every product to bf16: the same numbers in fp32, closer to exact in bf16).
-"""
+A head (a, b) of two halves becomes (a cos - b sin, b cos + a sin). Angles, cosines, sines, products and sums
+in fp32, one rounding at the end (Hugging Face rounds cosines and every product to bf16: the same numbers in
+fp32, closer to exact in bf16)."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Yarn(Protocol):
 
 
 def inverse_frequencies(head_dim: int, theta: float, yarn: Yarn | None = None) -> tuple[Tensor, float]:
-    """Angle per position of each pair, [head_dim / 2] fp32 on the CPU, and the factor that scales cosine and sine.
+    """Angle per position of each pair, [head_dim / 2] fp32 on the CPU, and the factor that scales cosine and
+    sine.
 
-    YaRN: pairs that turn more than `beta_fast` times over the original context keep their frequency, those that turn less than
-    `beta_slow` times are slowed down by `factor`, the rest are blended linearly.
-    """
+    YaRN: pairs that turn more than `beta_fast` times over the original context keep their frequency, those
+    that turn less than `beta_slow` times are slowed down by `factor`, the rest are blended linearly."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
     periods = theta**exponents
     kept = 1.0 / periods
@@ -44,7 +44,11 @@ def inverse_frequencies(head_dim: int, theta: float, yarn: Yarn | None = None) -
 
     def pair_turning(times: float) -> float:
         """The (real-valued) pair index that turns `times` times over the original context."""
-        return head_dim * math.log(yarn.original_max_position_embeddings / (times * 2 * math.pi)) / (2 * math.log(theta))
+        return (
+            head_dim
+            * math.log(yarn.original_max_position_embeddings / (times * 2 * math.pi))
+            / (2 * math.log(theta))
+        )
 
     first, last = pair_turning(yarn.beta_fast), pair_turning(yarn.beta_slow)
     if yarn.truncate:
@@ -54,7 +58,9 @@ def inverse_frequencies(head_dim: int, theta: float, yarn: Yarn | None = None) -
         last += 0.001  # keeps the ramp finite
     kept_share = 1 - ((torch.arange(head_dim // 2).float() - first) / (last - first)).clamp(0, 1)
     slowed = 1.0 / (yarn.factor * periods)
-    blended = slowed * (1 - kept_share) + kept * kept_share  # in this order an fp32 ulp, 40960 positions on, equals Hugging Face's
+    blended = (
+        slowed * (1 - kept_share) + kept * kept_share
+    )  # in this order an fp32 ulp, 40960 positions on, equals Hugging Face's
     if yarn.attention_factor is not None:
         return blended, yarn.attention_factor
     return blended, 0.1 * math.log(yarn.factor) + 1.0 if yarn.factor > 1 else 1.0

@@ -1,4 +1,6 @@
-"""SwiGLU: round(silu(gate)) * up, the rounding order of Hugging Face's Qwen3 (silu in fp32, rounded, product rounded)."""
+"""SwiGLU: round(silu(gate)) * up, the rounding order of Hugging Face's Qwen3 (silu in fp32, rounded, product
+rounded).
+"""
 
 from __future__ import annotations
 

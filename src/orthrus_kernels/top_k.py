@@ -1,4 +1,6 @@
-"""Draft candidates: the k likeliest tokens of every diffusion row with their log-probabilities. Ties go to the lowest id."""
+"""Draft candidates: the k likeliest tokens of every diffusion row with their log-probabilities. Ties go to
+the lowest id.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Who sees whom: the one definition of visibility, and the rows of a forward pass.
 
-A pass is a list of rows. **AR rows** come first: nodes of the draft trees, each the child of another or a root; a prompt chunk and a
-draft chain are trees without branches. **Diffusion rows** follow in blocks: a block stands at an anchor, its first row is
-the anchor's token, the rest are mask tokens. Every row belongs to a sequence and stands on top of its committed context.
+A pass is a list of rows. **AR rows** come first: nodes of the draft trees, each the child of another or a
+root; a prompt chunk and a draft chain are trees without branches. **Diffusion rows** follow in blocks: a
+block stands at an anchor, its first row is the anchor's token, the rest are mask tokens. Every row belongs to
+a sequence and stands on top of its committed context.
 
 The rules (arXiv 2605.12825, section 3; trees and mixed passes are ours):
 
@@ -24,7 +25,8 @@ from torch import Tensor
 class Rows:
     """The rows of one pass. All lists have one entry a row; AR rows first.
 
-    parents: for an AR row, the row index of its parent; for a diffusion row, that of its anchor's parent. -1: the row stands
+    parents: for an AR row, the row index of its parent; for a diffusion row, that of its anchor's parent. -1:
+    the row stands
         directly on the committed context.
     blocks: -1 for an AR row, else the index of the row's block.
     contexts: committed length of each sequence; the cache holds the keys of positions [0, contexts[s]).
@@ -47,12 +49,16 @@ class Rows:
 
     @staticmethod
     def chain(tokens: Sequence[int], start: int, sequence: int = 0) -> Rows:
-        """Consecutive AR rows at positions start, start + 1, ...: a prompt chunk, one decoded token or a draft chain under its root."""
+        """Consecutive AR rows at positions start, start + 1, ...: a prompt chunk, one decoded token or a
+        draft chain under its root.
+        """
         return Rows.tree(tokens, range(-1, len(tokens) - 1), start, sequence)
 
     @staticmethod
     def tree(tokens: Sequence[int], parents: Sequence[int], start: int, sequence: int = 0) -> Rows:
-        """A draft tree. Node i's parent is node parents[i] < i, or -1 for the root, which stands at position `start`."""
+        """A draft tree. Node i's parent is node parents[i] < i, or -1 for the root, which stands at position
+        `start`.
+        """
         return Rows.tree_with_blocks(tokens, parents, start, (), 0, 0, sequence)
 
     @staticmethod
@@ -71,11 +77,15 @@ class Rows:
         mask_token: int,
         sequence: int = 0,
     ) -> Rows:
-        """A mixed pass: a draft tree to verify and one diffusion block of `size` rows anchored at each of the nodes `anchors`."""
+        """A mixed pass: a draft tree to verify and one diffusion block of `size` rows anchored at each of the
+        nodes `anchors`.
+        """
         depths: list[int] = []
         for i, parent in enumerate(parents):
             if not -1 <= parent < i:
-                raise ValueError(f"node {i} of the tree has parent {parent}: parents must come before their children")
+                raise ValueError(
+                    f"node {i} of the tree has parent {parent}: parents must come before their children"
+                )
             depths.append(0 if parent < 0 else depths[parent] + 1)
         all_tokens, all_parents, blocks = list(tokens), list(parents), [-1] * len(tokens)
         positions = [start + depth for depth in depths]
@@ -84,14 +94,18 @@ class Rows:
             all_parents += [parents[anchor]] * size
             blocks += [b] * size
             positions += range(positions[anchor], positions[anchor] + size)
-        return Rows(all_tokens, all_parents, blocks, positions, [sequence] * len(all_tokens), {sequence: start})
+        return Rows(
+            all_tokens, all_parents, blocks, positions, [sequence] * len(all_tokens), {sequence: start}
+        )
 
     @staticmethod
     def batch(passes: Sequence[Rows]) -> Rows:
         """Several sequences in one pass. Every pass must be of another sequence."""
         tokens, parents, blocks, positions, sequences = [], [], [], [], []
         contexts: dict[int, int] = {}
-        moved = [[0] * len(p) for p in passes]  # where each row goes: AR rows of all passes, then diffusion rows of all
+        moved = [
+            [0] * len(p) for p in passes
+        ]  # where each row goes: AR rows of all passes, then diffusion rows of all
         order = [(p, i) for ar in (True, False) for p, rows in enumerate(passes)
                  for i in range(len(rows)) if (rows.blocks[i] < 0) == ar]  # fmt: skip
         for new, (p, i) in enumerate(order):
@@ -108,7 +122,9 @@ class Rows:
             sequences.append(rows.sequences[i])
         for rows in passes:
             if contexts.keys() & rows.contexts.keys():
-                raise ValueError(f"sequences {sorted(contexts.keys() & rows.contexts.keys())} appear in two passes")
+                raise ValueError(
+                    f"sequences {sorted(contexts.keys() & rows.contexts.keys())} appear in two passes"
+                )
             contexts.update(rows.contexts)
         return Rows(tokens, parents, blocks, positions, sequences, contexts)
 
@@ -123,7 +139,8 @@ class Rows:
 
 
 def visible(rows: Rows) -> Tensor:
-    """In-flight visibility, bool [T, T]: row i sees the key of row j. The committed context is visible on top of it.
+    """In-flight visibility, bool [T, T]: row i sees the key of row j. The committed context is visible on top
+    of it.
 
     The definition that masks, packed forms, tests and pictures are held against; it is not on any hot path.
     """
@@ -137,10 +154,11 @@ def visible(rows: Rows) -> Tensor:
 
 @dataclass(frozen=True)
 class Path:
-    """Rows whose visible keys are prefixes of one logical key sequence: the context, then in-flight rows in order.
+    """Rows whose visible keys are prefixes of one logical key sequence: the context, then in-flight rows in
+    order.
 
-    slots[j] is the row whose key stands at logical position context + j; query i sees the logical positions below limits[i].
-    """
+    slots[j] is the row whose key stands at logical position context + j; query i sees the logical positions
+    below limits[i]."""
 
     sequence: int
     context: int
@@ -152,9 +170,8 @@ class Path:
 def paths(rows: Rows) -> list[Path]:
     """Visibility in the form attention works on: every row is a query of exactly one path.
 
-    A root-to-leaf line of a draft tree is a path, an inner node is taken by the first one through it; a diffusion block
-    under its anchor's strict ancestors is a path whose rows all see its end.
-    """
+    A root-to-leaf line of a draft tree is a path, an inner node is taken by the first one through it; a
+    diffusion block under its anchor's strict ancestors is a path whose rows all see its end."""
     inner = {rows.parents[i] for i in range(rows.n_ar)}
     found: list[Path] = []
     taken: set[int] = set()
@@ -163,7 +180,15 @@ def paths(rows: Rows) -> list[Path]:
         context = rows.contexts[rows.sequences[leaf]]
         fresh = [j for j, slot in enumerate(slots) if slot not in taken]
         taken.update(slots)
-        found.append(Path(rows.sequences[leaf], context, slots, [slots[j] for j in fresh], [context + j + 1 for j in fresh]))
+        found.append(
+            Path(
+                rows.sequences[leaf],
+                context,
+                slots,
+                [slots[j] for j in fresh],
+                [context + j + 1 for j in fresh],
+            )
+        )
     start = rows.n_ar
     while start < len(rows):
         end = start

@@ -48,4 +48,6 @@ class Qwen3Config:
         """Positions the model may use: YaRN extends what the checkpoint was trained on by its factor."""
         if self.yarn is None:
             return self.max_position_embeddings
-        return max(self.max_position_embeddings, int(self.yarn.factor * self.yarn.original_max_position_embeddings))
+        return max(
+            self.max_position_embeddings, int(self.yarn.factor * self.yarn.original_max_position_embeddings)
+        )

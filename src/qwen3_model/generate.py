@@ -30,7 +30,9 @@ class GenerationStats:
     cycles: int = 0
     tokens: int = 0  # new tokens kept, the end token included if it came
     cycle_tokens: int = 0  # those of them that cycles committed: all but the prefill's first
-    accepted_histogram: list[int] = field(default_factory=list)  # [n]: cycles that kept n proposals beside their last token
+    accepted_histogram: list[int] = field(
+        default_factory=list
+    )  # [n]: cycles that kept n proposals beside their last token
     seconds: float = 0.0
     finish_reason: str = ""  # end_token, stop_string, length, callback or interrupted
 
@@ -53,7 +55,10 @@ class GenerationStats:
 
     def to_dict(self) -> dict[str, object]:
         """All counts and both ratios, ready for JSON."""
-        return asdict(self) | {"tokens_per_forward": self.tokens_per_forward, "tokens_per_cycle": self.tokens_per_cycle}
+        return asdict(self) | {
+            "tokens_per_forward": self.tokens_per_forward,
+            "tokens_per_cycle": self.tokens_per_cycle,
+        }
 
 
 @dataclass
@@ -62,7 +67,9 @@ class Result:
 
     token_ids: list[int]
     text: str
-    logprobs: list[float]  # the model's log-probability of each token, before bias, penalty, temperature and filters
+    logprobs: list[
+        float
+    ]  # the model's log-probability of each token, before bias, penalty, temperature and filters
     stats: GenerationStats
 
 
@@ -83,16 +90,17 @@ def generate(
     on_tokens: OnTokens | None = None,
     block_size: int | None = None,
 ) -> Result:
-    """Decode after `prompt_ids`. The text depends on weights, prompt, settings and seed, never on strategy or block size.
+    """Decode after `prompt_ids`. The text depends on weights, prompt, settings and seed, never on strategy or
+    block size.
 
     strategy: "autoregressive", "two-pass", or "auto": two-pass for an Orthrus, else autoregressive.
-    max_new_tokens: None is what fits the context. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 turn
-    these off; logit_bias is added per token id. seed: None draws one, returned in the statistics.
-    stop: the text ends before the first of these strings; token_ids end with the token that completed it.
-    on_tokens(ids, text): called with each accepted run; returning False stops. block_size: rows of a diffusion block, the
-    checkpoint's at most and by default. Ctrl-C ends a generation with what it has.
-    Raises InputError for impossible settings, a prompt that is empty or does not fit, and logits that are not numbers.
-    """
+    max_new_tokens: None is what fits the context. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and
+    repetition_penalty 1 turn these off; logit_bias is added per token id. seed: None draws one, returned in
+    the statistics. stop: the text ends before the first of these strings; token_ids end with the token that
+    completed it. on_tokens(ids, text): called with each accepted run; returning False stops. block_size: rows
+    of a diffusion block, the checkpoint's at most and by default. Ctrl-C ends a generation with what it has.
+    Raises InputError for impossible settings, a prompt that is empty or does not fit, and logits that are not
+    numbers."""
     prompt = _checked_prompt(model, prompt_ids)
     budget = _checked_budget(model, len(prompt), max_new_tokens)
     name = _checked_strategy(model, strategy)
@@ -110,7 +118,9 @@ def generate(
 
 
 def _run(decoding: Decoding, cycle, stream: TokenStream, stats: GenerationStats) -> list[float]:
-    """Prefill, then cycles until the stream ends; fills in `stats` and returns the kept tokens' log-probabilities."""
+    """Prefill, then cycles until the stream ends; fills in `stats` and returns the kept tokens' log-
+    probabilities.
+    """
     began = time.perf_counter()
     logprobs: list[float] = []
     try:
@@ -187,7 +197,9 @@ def _checked_sampling(model: Qwen3, **settings) -> Sampling:
         raise InputError(str(error)) from None
     for token in sampling.logit_bias:
         if not 0 <= token < model.config.vocab_size:
-            raise InputError(f"logit_bias names token {token}; ids of this checkpoint are 0..{model.config.vocab_size - 1}")
+            raise InputError(
+                f"logit_bias names token {token}; this checkpoint's are 0..{model.config.vocab_size - 1}"
+            )
     return sampling
 
 

@@ -13,7 +13,8 @@ from .config import Qwen3Config
 
 
 class KVCache:
-    """AR keys and values of committed tokens: two tensors [L, B, G, S, D] for L layers, B sequences, S positions.
+    """AR keys and values of committed tokens: two tensors [L, B, G, S, D] for L layers, B sequences, S
+    positions.
 
     `lengths[s]` positions of sequence s are committed; what lies behind is never read.
     """
@@ -32,6 +33,8 @@ class KVCache:
         return self.keys.shape[3]
 
     def commit(self, keys: Tensor, values: Tensor, accepted: Sequence[int], sequence: int = 0) -> None:
-        """Append the accepted rows of a pass: keys, values [L, T, G, D]. Raises ValueError when they do not fit."""
+        """Append the accepted rows of a pass: keys, values [L, T, G, D]. Raises ValueError when they do not
+        fit.
+        """
         commit(self.keys, self.values, keys, values, accepted, self.lengths[sequence], sequence)
         self.lengths[sequence] += len(accepted)

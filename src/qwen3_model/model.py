@@ -1,7 +1,7 @@
 """Qwen3 with both views: one forward pass over AR and diffusion rows. Read it from the bottom up.
 
-Dimension letters: T rows, S cached length, H query heads, G key/value heads, D head size, E hidden size, F MLP size, V vocabulary.
-"""
+Dimension letters: T rows, S cached length, H query heads, G key/value heads, D head size, E hidden size, F
+MLP size, V vocabulary."""
 
 from __future__ import annotations
 
@@ -89,7 +89,9 @@ class Layer:
 
 @dataclass
 class Output:
-    """What a pass returns: logits of the rows asked for, and the in-flight keys and values of its AR rows, to be committed."""
+    """What a pass returns: logits of the rows asked for, and the in-flight keys and values of its AR rows, to
+    be committed.
+    """
 
     logits: Tensor  # [rows asked for, V] fp32
     keys: Tensor  # [L, T_ar, G, D]
@@ -108,7 +110,9 @@ class Qwen3:
         self.layers = [Layer.empty(config, **where) for _ in range(config.num_hidden_layers)]
         self.norm = torch.empty(config.hidden_size, **where)  # type: ignore[arg-type]
         self.head = self.embedding if config.tie_word_embeddings else torch.empty_like(self.embedding)
-        frequencies, self.rope_scale = ops.inverse_frequencies(config.head_dim, config.rope_theta, config.yarn)
+        frequencies, self.rope_scale = ops.inverse_frequencies(
+            config.head_dim, config.rope_theta, config.yarn
+        )
         self.frequencies = frequencies.to(device)
 
     @classmethod
@@ -121,11 +125,11 @@ class Qwen3:
         revision: str | None = None,
         progress: bool = True,
     ) -> Qwen3:
-        """Load a checkpoint folder or hub id. Raises InputError when it is not a dense Qwen3 or its files are bad.
+        """Load a checkpoint folder or hub id. Raises InputError when it is not a dense Qwen3 or its files are
+        bad.
 
-        device: CUDA if there, else the CPU. dtype: the checkpoint's on CUDA, fp32 on a CPU. backend: "reference", "triton" or
-        "auto". revision: branch, tag or commit of a hub id.
-        """
+        device: CUDA if there, else the CPU. dtype: the checkpoint's on CUDA, fp32 on a CPU. backend:
+        "reference", "triton" or "auto". revision: branch, tag or commit of a hub id."""
         on = pick_device(device)
         run = pick_backend(backend, on)
         folder = checkpoint.resolve(path_or_id, revision)
@@ -143,7 +147,9 @@ class Qwen3:
         dtype: str | torch.dtype | None = None,
         backend: str = "auto",
     ) -> Qwen3:
-        """A model with random weights for tests and benchmarks: matrices N(0, 0.02^2), norm weights N(1, 0.1^2)."""
+        """A model with random weights for tests and benchmarks: matrices N(0, 0.02^2), norm weights N(1,
+        0.1^2).
+        """
         on = pick_device(device)
         model = cls(config, on, pick_dtype(dtype, on, config.dtype), pick_backend(backend, on), None)
         if on.type != "meta":
@@ -176,8 +182,11 @@ class Qwen3:
         cache = self.new_cache(len(token_ids))
         return self.prefill(token_ids, cache)
 
-    def prefill(self, token_ids: Sequence[int], cache: KVCache, sequence: int = 0, chunk: int = 512) -> Tensor:
-        """Append tokens to a sequence of the cache, `chunk` rows a pass, and return the last one's logits [V] fp32.
+    def prefill(
+        self, token_ids: Sequence[int], cache: KVCache, sequence: int = 0, chunk: int = 512
+    ) -> Tensor:
+        """Append tokens to a sequence of the cache, `chunk` rows a pass, and return the last one's logits [V]
+        fp32.
 
         Any chunking gives the same bits. Raises InputError for an empty prompt.
         """
@@ -195,19 +204,24 @@ class Qwen3:
     def forward(self, rows: Rows, cache: KVCache, logits_of: Sequence[int] | None = None) -> Output:
         """One pass over AR rows, diffusion rows or both, against the committed context of their sequences.
 
-        logits_of: indices of the rows whose logits are wanted; None: all. The cache is read, never written: commit the keys and
-        values of accepted rows afterwards.
-        """
+        logits_of: indices of the rows whose logits are wanted; None: all. The cache is read, never written:
+        commit the keys and values of accepted rows afterwards."""
         c, n_ar = self.config, rows.n_ar
         if n_ar < len(rows) and not c.has_diffusion_view:
-            raise InputError("this checkpoint is a plain Qwen3 without a diffusion view; use strategy autoregressive")
+            raise InputError(
+                "this checkpoint is a plain Qwen3 without a diffusion view; use strategy autoregressive"
+            )
         for sequence, context in rows.contexts.items():
             assert context == cache.lengths[sequence], (sequence, context, cache.lengths[sequence])
-        cos, sin = ops.cos_sin(torch.tensor(rows.positions, device=self.device), self.frequencies, self.rope_scale)
+        cos, sin = ops.cos_sin(
+            torch.tensor(rows.positions, device=self.device), self.frequencies, self.rope_scale
+        )
         x = self.embedding[torch.tensor(rows.tokens, device=self.device)]
         keys, values = [], []
         for i, layer in enumerate(self.layers):
-            a, k, v = self._attention(layer, ops.rms_norm(x, layer.input_norm, c.rms_norm_eps), cos, sin, rows, cache, i)
+            a, k, v = self._attention(
+                layer, ops.rms_norm(x, layer.input_norm, c.rms_norm_eps), cos, sin, rows, cache, i
+            )
             x = x + a
             gate_up = ops.linear(ops.rms_norm(x, layer.post_norm, c.rms_norm_eps), layer.gate_up)
             x = x + ops.linear(ops.swiglu(gate_up), layer.down)
@@ -221,7 +235,9 @@ class Qwen3:
     def _attention(
         self, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, rows: Rows, cache: KVCache, i: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Attention of layer i over normalised rows x [T, E]: output [T, E] and the rows' keys and values [T, G, D]."""
+        """Attention of layer i over normalised rows x [T, E]: output [T, E] and the rows' keys and values [T,
+        G, D].
+        """
         c, n_ar = self.config, rows.n_ar
         heads, groups = c.num_attention_heads, c.num_key_value_heads
         ar, diff = layer.ar, layer.diffusion or layer.ar

@@ -22,12 +22,16 @@ def pick_device(device: str | torch.device | None) -> torch.device:
         raise InputError(f"device {picked} is not supported: use cpu, cuda or cuda:N")
     if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
-        raise InputError(f"device {picked} is not there ({found} CUDA device(s) found): use --device cpu, or leave it out")
+        raise InputError(
+            f"device {picked} is not there ({found} CUDA device(s) found): use --device cpu, or leave it out"
+        )
     return picked
 
 
 def pick_dtype(dtype: str | torch.dtype | None, device: torch.device, stored: str) -> torch.dtype:
-    """The dtype asked for, else the checkpoint's on CUDA and fp32 on a CPU. Raises InputError for another one."""
+    """The dtype asked for, else the checkpoint's on CUDA and fp32 on a CPU. Raises InputError for another
+    one.
+    """
     if dtype is None:
         dtype = "float32" if device.type == "cpu" else stored
     name = str(dtype).removeprefix("torch.")
@@ -41,5 +45,7 @@ def pick_backend(backend: str, device: torch.device) -> str:
     if backend not in BACKENDS:
         raise InputError(f"unknown backend {backend!r}: use {', '.join(BACKENDS)}")
     if backend == "triton":
-        raise InputError("backend triton is not there yet: this version has the plain twins only; use --backend reference")
+        raise InputError(
+            "backend triton is not there yet: this version has the plain twins only; use --backend reference"
+        )
     return "reference"

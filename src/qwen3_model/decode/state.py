@@ -27,7 +27,9 @@ class Run:
 
 
 class Decoding:
-    """One sequence being decoded. The last token, the root of the next cycle, is not in the cache yet: its pass will compute its keys."""
+    """One sequence being decoded. The last token, the root of the next cycle, is not in the cache yet: its
+    pass will compute its keys.
+    """
 
     def __init__(
         self, model: Qwen3, prompt: Sequence[int], budget: int, sampling: Sampling, block_size: int
@@ -61,11 +63,12 @@ class Decoding:
     def choose(self, logits: Tensor, paths: Sequence[Sequence[int]]) -> list[int]:
         """Choose the token after each row of logits [T, V].
 
-        paths[t] are the tokens between the text so far and the chosen token: they place it, and the repetition penalty
-        sees them. Raises InputError when the logits are not numbers.
-        """
+        paths[t] are the tokens between the text so far and the chosen token: they place it, and the
+        repetition penalty sees them. Raises InputError when the logits are not numbers."""
         if torch.isnan(logits).any():
-            raise InputError("the model's logits are NaN: the checkpoint is damaged or its weights overflow this dtype; try float32")
+            raise InputError(
+                "the model's logits are NaN: the checkpoint is damaged or overflows this dtype; try float32"
+            )
         positions = torch.tensor([len(self.tokens) + len(path) for path in paths], device=logits.device)
         return choose(logits, positions, self.sampling, self._seen(logits, paths)).tolist()
 
@@ -76,7 +79,9 @@ class Decoding:
         return Run(tokens, logprobs, forwards)
 
     def _seen(self, logits: Tensor, paths: Sequence[Sequence[int]]) -> Tensor | None:
-        """Tokens that the repetition penalty applies to in each row, bool [T, V]: the text so far and the row's own path."""
+        """Tokens that the repetition penalty applies to in each row, bool [T, V]: the text so far and the
+        row's own path.
+        """
         if self.sampling.repetition_penalty == 1.0:
             return None
         seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)

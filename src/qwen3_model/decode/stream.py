@@ -1,7 +1,8 @@
-"""From accepted tokens to text: end tokens, stop strings, the length limit and the caller's callback, one token at a time.
+"""From accepted tokens to text: end tokens, stop strings, the length limit and the caller's callback, one
+token at a time.
 
-Tokens are looked at one by one, however many a cycle accepts, so that text and finish reason are the same for every strategy.
-"""
+Tokens are looked at one by one, however many a cycle accepts, so that text and finish reason are the same for
+every strategy."""
 
 from __future__ import annotations
 
@@ -16,17 +17,29 @@ class TokenStream:
     """Collects tokens and their text until one of them ends it."""
 
     def __init__(
-        self, text: Text | None, end_tokens: Sequence[int], stop: Sequence[str], limit: int, on_tokens: OnTokens | None
+        self,
+        text: Text | None,
+        end_tokens: Sequence[int],
+        stop: Sequence[str],
+        limit: int,
+        on_tokens: OnTokens | None,
     ) -> None:
         self._detokenizer = Detokenizer(text) if text else None
-        self._end_tokens, self._stop, self._limit, self._on_tokens = frozenset(end_tokens), tuple(stop), limit, on_tokens
+        self._end_tokens, self._stop, self._limit, self._on_tokens = (
+            frozenset(end_tokens),
+            tuple(stop),
+            limit,
+            on_tokens,
+        )
         self._released = 0  # characters already handed to the callback
         self.token_ids: list[int] = []
         self.text = ""
         self.finish_reason = ""
 
     def push(self, run: Sequence[int]) -> int:
-        """Take an accepted run; returns how many of its tokens were kept, fewer than given when one of them ends the text."""
+        """Take an accepted run; returns how many of its tokens were kept, fewer than given when one of them
+        ends the text.
+        """
         kept = 0
         for token in run:
             kept += 1
@@ -59,7 +72,9 @@ class TokenStream:
             self.text += self._detokenizer.flush()
 
     def _cut_at_stop(self, before: int) -> bool:
-        """Whether a stop string was completed by the characters from `before` on; if so the text ends before the first one."""
+        """Whether a stop string was completed by the characters from `before` on; if so the text ends before
+        the first one.
+        """
         reach = max((len(stop) for stop in self._stop), default=0)
         found = [at for stop in self._stop if (at := self.text.find(stop, max(before - reach + 1, 0))) >= 0]
         if found:

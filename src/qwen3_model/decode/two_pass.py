@@ -1,8 +1,8 @@
-"""The published cycle (arXiv 2605.12825, section 3.3) with a chain: a diffusion pass proposes, an AR pass verifies.
+"""The published cycle (arXiv 2605.12825, section 3.3) with a chain: a diffusion pass proposes, an AR pass
+verifies.
 
-Proposals are chosen from the diffusion view's logits by the same settings and the same noise as the target's choices, which
-makes the two agree as often as they can; the text is the target's whatever they are.
-"""
+Proposals are chosen from the diffusion view's logits by the same settings and the same noise as the target's
+choices, which makes the two agree as often as they can; the text is the target's whatever they are."""
 
 from __future__ import annotations
 
