@@ -78,7 +78,7 @@ def test_several_sequences_in_one_pass(data):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("context", [0, 1, 127, 254, 255, 256, 257, 500])
 def test_row_bits_do_not_depend_on_the_split(context, kind, dtype):
-    """A row after `context` cached keys: alone, or with 1, 2, 9, ... of those keys still in flight before it."""
+    """A row after `context` cached keys: alone, or with 1, 2, 9, ... of those keys still in flight."""
     total = context + 40
     q = hard(kind, total, HEADS, DIM, seed=7).to(dtype)
     k, v = (hard(kind, total, GROUPS, DIM, seed=s).to(dtype) for s in (8, 9))
@@ -129,7 +129,7 @@ def test_tree_node_equals_decoding_its_path_alone(rows, dtype, kind, data):
 @settings(max_examples=20)
 @given(rows=mixed_passes(), seed=st.integers(0, 99))
 def test_hidden_rows_cannot_matter(rows, seed):
-    """Change every key and value that row i may not see: its bits stay. Change one that it sees: they do not."""
+    """Change every key and value that row i may not see: its bits stay. Change a seen one: they do not."""
     q, k, v, k_cache, v_cache = inputs(rows, seed=seed)
     base, seen = attention(q, k, v, k_cache, v_cache, rows, 0.25), visible(rows)
     for i in range(0, len(rows), 3):

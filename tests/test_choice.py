@@ -50,7 +50,7 @@ def test_gumbel_is_gumbel():
 )
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
 def test_sampled_distribution_is_exact(settings, temperature):
-    """Chi-square of 40000 choices at as many positions against probabilities computed by definition in fp64."""
+    """Chi-square of 40000 choices at as many positions against probabilities by definition in fp64."""
     logits = torch.tensor([1.5, 0.0, 2.0, -1.0, 1.0, 0.5, 2.0, -3.0, 0.25])
     n, sampling = 40_000, Sampling(temperature=temperature, seed=11, **settings)
     counts = torch.bincount(_choose_many(logits, n, sampling), minlength=9).double()
@@ -69,7 +69,7 @@ def _choose_many(logits, n, sampling):
 
 
 def _by_definition(scaled: list[float], sampling: Sampling) -> torch.Tensor:
-    """Probability of each token after top-k, top-p on the renormalised rest, and min-p, one token at a time."""
+    """Probability of each token after top-k, top-p on the rest, and min-p, one token at a time."""
     order = sorted(range(len(scaled)), key=lambda i: (-scaled[i], i))
     if sampling.top_k:
         order = order[: sampling.top_k]

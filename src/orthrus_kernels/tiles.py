@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Rows. A published diffusion block fills one tile; 16 and 64 were row-invariant as well, 64 at twice the work.
+# A published diffusion block fills one tile; 16 and 64 were row-invariant as well, 64 at twice the work.
 ROW_TILE = 32
 
 

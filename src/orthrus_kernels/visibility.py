@@ -63,7 +63,7 @@ class Rows:
 
     @staticmethod
     def block(anchor: int, size: int, start: int, mask_token: int, sequence: int = 0) -> Rows:
-        """One diffusion block of `size` rows whose anchor, the last known token, stands at position `start`."""
+        """One diffusion block of `size` rows whose anchor, the last known token, is at position `start`."""
         return Rows([anchor] + [mask_token] * (size - 1), [-1] * size, [0] * size,
                     list(range(start, start + size)), [sequence] * size, {sequence: start})  # fmt: skip
 

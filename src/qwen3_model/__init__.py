@@ -1,4 +1,4 @@
-"""Qwen3 from scratch with the two views of Orthrus: checkpoints, text, the model and its decoding strategies."""
+"""Qwen3 from scratch with both views of Orthrus: checkpoints, text, the model, decoding strategies."""
 
 from .config import Qwen3Config
 from .errors import InputError

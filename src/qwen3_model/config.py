@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class YarnScaling:
-    """YaRN context extension (arXiv 2309.00071): frequencies interpolated by wavelength, attention rescaled."""
+    """YaRN context extension (arXiv 2309.00071): frequencies slowed by wavelength, attention rescaled."""
 
     factor: float
     original_max_position_embeddings: int

@@ -5,8 +5,9 @@ MLP size, V vocabulary."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,8 @@ from .kv_cache import KVCache
 from .settings import pick_backend, pick_device, pick_dtype
 from .text import Text
 
+NewTensor = Callable[..., Tensor]  # torch.empty on the model's device and in its dtype
+
 
 @dataclass
 class Attention:
@@ -34,13 +37,13 @@ class Attention:
     k_norm: Tensor  # [D]
 
     @staticmethod
-    def empty(c: Qwen3Config, **where) -> Attention:
+    def empty(c: Qwen3Config, new: NewTensor) -> Attention:
         heads, groups = c.num_attention_heads, c.num_key_value_heads
         return Attention(
-            torch.empty((heads + 2 * groups) * c.head_dim, c.hidden_size, **where),
-            torch.empty(c.hidden_size, heads * c.head_dim, **where),
-            torch.empty(c.head_dim, **where),
-            torch.empty(c.head_dim, **where),
+            new((heads + 2 * groups) * c.head_dim, c.hidden_size),
+            new(c.hidden_size, heads * c.head_dim),
+            new(c.head_dim),
+            new(c.head_dim),
         )
 
     def named(self, c: Qwen3Config, suffix: str) -> Iterator[tuple[str, Tensor]]:
@@ -64,14 +67,14 @@ class Layer:
     down: Tensor  # [E, F]
 
     @staticmethod
-    def empty(c: Qwen3Config, **where) -> Layer:
+    def empty(c: Qwen3Config, new: NewTensor) -> Layer:
         return Layer(
-            torch.empty(c.hidden_size, **where),
-            Attention.empty(c, **where),
-            Attention.empty(c, **where) if c.has_diffusion_view else None,
-            torch.empty(c.hidden_size, **where),
-            torch.empty(2 * c.intermediate_size, c.hidden_size, **where),
-            torch.empty(c.hidden_size, c.intermediate_size, **where),
+            new(c.hidden_size),
+            Attention.empty(c, new),
+            Attention.empty(c, new) if c.has_diffusion_view else None,
+            new(c.hidden_size),
+            new(2 * c.intermediate_size, c.hidden_size),
+            new(c.hidden_size, c.intermediate_size),
         )
 
     def named(self, c: Qwen3Config) -> Iterator[tuple[str, Tensor]]:
@@ -104,11 +107,11 @@ class Qwen3:
     def __init__(
         self, config: Qwen3Config, device: torch.device, dtype: torch.dtype, backend: str, text: Text | None
     ) -> None:
-        where = {"device": device, "dtype": dtype}
+        new = partial(torch.empty, device=device, dtype=dtype)
         self.config, self.device, self.dtype, self.backend, self.text = config, device, dtype, backend, text
-        self.embedding = torch.empty(config.vocab_size, config.hidden_size, **where)  # type: ignore[arg-type]
-        self.layers = [Layer.empty(config, **where) for _ in range(config.num_hidden_layers)]
-        self.norm = torch.empty(config.hidden_size, **where)  # type: ignore[arg-type]
+        self.embedding = new(config.vocab_size, config.hidden_size)
+        self.layers = [Layer.empty(config, new) for _ in range(config.num_hidden_layers)]
+        self.norm = new(config.hidden_size)
         self.head = self.embedding if config.tie_word_embeddings else torch.empty_like(self.embedding)
         frequencies, self.rope_scale = ops.inverse_frequencies(
             config.head_dim, config.rope_theta, config.yarn
