@@ -175,7 +175,7 @@ def _checked_strategy(model: Qwen3, strategy: str) -> str:
         raise InputError(f"unknown strategy {strategy!r}: use auto, {', '.join(STRATEGIES)}")
     if strategy != "autoregressive" and not model.config.has_diffusion_view:
         raise InputError(
-            f"strategy {strategy} needs an Orthrus checkpoint; this is a plain Qwen3 without a diffusion view: "
+            f"strategy {strategy} needs an Orthrus; this is a plain Qwen3 without a diffusion view: "
             "use autoregressive, or distil one (orthrus distill)"
         )
     return strategy
