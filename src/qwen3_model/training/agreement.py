@@ -1,0 +1,70 @@
+"""A quick estimate of acceptance during training: greedy rollouts, a block at every position, cycles
+simulated on the table.
+
+`orthrus verify` measures the real thing; this takes seconds for a hundred prompts on a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .network import Network, diffusion_blocks
+from .pretrain import autocast
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a chain would accept, and what the text is like."""
+
+    tokens_per_cycle: float  # ratio of sums over all prompts
+    by_offset: list[float]  # agreement of the proposal at offset 1, 2, ... with the greedy text
+    distinct_8grams: float  # share of different runs of 8 tokens in the greedy text, mean over prompts
+
+
+@torch.no_grad()
+def estimate(network: Network, prompts: Tensor, new_tokens: int = 256) -> Estimate:
+    """prompts [B, P]: token ids of equal length, on the network's device."""
+    size, start = network.config.block_size, prompts.shape[1] - 1
+    with autocast(prompts.device):
+        text = _rollout(network, prompts, new_tokens + size)
+        proposals = _proposals(network, text, start, new_tokens)
+    agrees = torch.stack(
+        [proposals[:, i] == text[:, start + i + 1 : start + i + size] for i in range(new_tokens)], dim=1
+    )  # [B, anchors, K - 1]
+    runs = agrees.int().cumprod(-1).sum(-1).tolist()
+    cycles = tokens = 0
+    for row in runs:
+        at = 0
+        while at < new_tokens:
+            cycles, tokens, at = cycles + 1, tokens + row[at] + 1, at + row[at] + 1
+    grams = text[:, start + 1 : start + 1 + new_tokens].unfold(1, 8, 1).tolist()
+    distinct = sum(len({tuple(g) for g in row}) / len(row) for row in grams) / len(grams)
+    return Estimate(tokens / cycles, agrees.float().mean((0, 1)).tolist(), distinct)
+
+
+def _rollout(network: Network, prompts: Tensor, count: int) -> Tensor:
+    """Greedy text after each prompt, [B, P + count]."""
+    text, step, past = prompts, prompts, None
+    for _ in range(count):
+        states, past = network.ar(step, past)
+        step = network.head(states[:, -1:]).argmax(-1)
+        text = torch.cat([text, step], 1)
+    return text
+
+
+def _proposals(network: Network, text: Tensor, start: int, count: int, at_once: int = 16) -> Tensor:
+    """Argmax proposals of the block at each of `count` positions from `start` on: [B, count, K - 1]."""
+    config = network.config
+    _, context = network.ar(text)
+    found = []
+    for first in range(start, start + count, at_once):
+        anchors = torch.arange(first, min(first + at_once, start + count), device=text.device)
+        ids, positions, mask = diffusion_blocks(
+            text, anchors.expand(len(text), -1), config.block_size, config.mask_token_id
+        )
+        states = network.diffusion(ids, positions, context, mask).unflatten(1, (-1, config.block_size))
+        found.append(network.head(states[:, :, :-1]).argmax(-1))
+    return torch.cat(found, 1)

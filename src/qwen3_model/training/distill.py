@@ -1,0 +1,110 @@
+"""Distillation of the diffusion view from a frozen Qwen3 (arXiv 2605.12825, section 3.2).
+
+Blocks stand at random anchors of a text. A block sees the frozen AR keys strictly before its anchor and
+itself; the row at offset j proposes the token at anchor + j + 1. The loss is the forward KL(p_AR ||
+p_diffusion) at every proposed position, and only the `_diff` weights, started from their AR twins, learn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .loop import Plan, Rows, train
+from .network import Network, diffusion_blocks
+from .pretrain import autocast, compiled
+
+SHOWN_OFFSETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 31)
+LOGITS_AT_ONCE = 2**25  # entries of one chunk of logits: 256 MiB in fp32 for each of the two views
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of a training row."""
+
+    count: int = 32
+    size: int = 32
+    offset_decay: float = 1.0  # the loss at offset j weighs decay^(j - 1); 1 is the paper's
+
+
+def start_from_ar(network: Network) -> None:
+    """Copy every AR attention weight to its diffusion twin."""
+    named = dict(network.named_parameters())
+    with torch.no_grad():
+        for name, weight in named.items():
+            if "_diff" in name:
+                weight.copy_(named[name.replace("_diff", "")])
+
+
+def kl_chunk(network: Network, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(p_AR || p_diffusion) and whether the argmaxes agree, from states [n, E] before the final norm; both
+    [n].
+    """
+    with torch.no_grad():
+        log_p = torch.log_softmax(network.head(teacher).float(), -1)
+    log_q = torch.log_softmax(network.head(student).float(), -1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1), log_p.argmax(-1) == log_q.argmax(-1)
+
+
+def kl(network: Network, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+    """`kl_chunk` over any number of rows, chunk by chunk, logits recomputed for the gradient: a chunk's fit
+    in memory.
+    """
+    size = max(LOGITS_AT_ONCE // network.config.vocab_size, 1)
+    parts = [
+        checkpoint(kl_chunk, network, t, s, use_reentrant=False)
+        for t, s in zip(teacher.split(size), student.split(size), strict=True)
+    ]
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def distill(
+    network: Network,
+    tokens: Tensor,
+    plan: Plan,
+    blocks: Blocks,
+    state: Path | None = None,
+    resume: bool = False,
+) -> tuple[int, float]:
+    """Train the `_diff` weights of a network whose AR weights are loaded. Returns steps and seconds."""
+    config, device = network.config, tokens.device
+    network.requires_grad_(False)
+    weights = {name: w.requires_grad_() for name, w in network.named_parameters() if "_diff" in name}
+    rows = Rows(tokens, plan.length, plan.seed)
+    offsets = torch.arange(blocks.size - 1, device=device)
+    weight_of = blocks.offset_decay ** offsets.float()
+    weight_of = weight_of / weight_of.mean()
+    ar, diffusion = compiled(network.ar), compiled(network.diffusion)
+
+    def loss_of(step: int):
+        ids = rows.batch(step, plan.batch)[:, :-1]
+        generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
+        # without replacement; the last rows of a block must have a teacher
+        anchors = torch.stack(
+            [torch.randperm(plan.length - blocks.size, generator=generator)[: blocks.count] for _ in ids]
+        ).to(device)
+        block_ids, positions, mask = diffusion_blocks(ids, anchors, blocks.size, config.mask_token_id)
+        with autocast(device):
+            with torch.no_grad():
+                teacher, context = ar(ids)
+            student = diffusion(block_ids, positions, context, mask).unflatten(1, (-1, blocks.size))[
+                :, :, :-1
+            ]
+            taught = (anchors[..., None] + offsets).flatten(1)
+            teacher = teacher.gather(1, taught[..., None].expand(-1, -1, config.hidden_size))
+            loss, agrees = kl(network, teacher.flatten(0, 1), student.flatten(0, 2))
+        loss = loss.unflatten(0, (-1, len(offsets)))
+        shares = agrees.unflatten(0, (-1, len(offsets)))
+        return (loss * weight_of).mean(), lambda: _agreement_words(shares)
+
+    return train("distill", weights, loss_of, plan, state, resume)
+
+
+def _agreement_words(agrees: Tensor) -> str:
+    """Agreement at the shown offsets, from agrees [n, K - 1]."""
+    by_offset = agrees.float().mean(0)
+    shown = [f"{by_offset[o - 1].item():.2f}" for o in SHOWN_OFFSETS if o <= len(by_offset)]
+    return "agreement " + " ".join(shown)

@@ -1,0 +1,142 @@
+"""The training loop of both trainings: schedule by steps or time, progress, resuming."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from .optimizer import load_state, make_optimizers, save_state, set_rate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train and how. The schedule follows whichever of steps and seconds ends first."""
+
+    steps: int
+    batch: int  # rows of text a step
+    length: int  # tokens of a row
+    lr: float
+    weight_decay: float = 0.0
+    seconds: float | None = None
+    clip: float = 1.0
+    seed: int = 0
+    save_every: float = 300.0  # seconds between state files
+
+
+class Rows:
+    """Rows of `length` tokens of a long text, shuffled without replacement, cut at another offset every
+    epoch.
+    """
+
+    def __init__(self, tokens: Tensor, length: int, seed: int) -> None:
+        self.tokens, self.length, self.seed = tokens, length, seed
+        self.count = (len(tokens) - 1) // length - 1
+        self._epoch, self._starts = -1, torch.empty(0)
+        if self.count < 1:
+            raise ValueError(f"{len(tokens)} tokens do not make two rows of {length}")
+
+    def batch(self, step: int, size: int) -> Tensor:
+        """The rows of a step, [size, length + 1] int64: a function of (seed, step) alone, so a resumed run
+        sees the same.
+        """
+        starts = torch.cat([self._start(n) for n in range(step * size, (step + 1) * size)])
+        index = starts[:, None] + torch.arange(self.length + 1)
+        return self.tokens[index.to(self.tokens.device)].long()
+
+    def _start(self, n: int) -> Tensor:
+        epoch, place = divmod(n, self.count)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            offset = torch.randint(0, self.length, (1,), generator=generator)
+            self._starts = torch.randperm(self.count, generator=generator) * self.length + offset
+            self._epoch = epoch
+        return self._starts[place : place + 1]
+
+
+Loss = Callable[
+    [int], tuple[Tensor, Callable[[], str]]
+]  # step -> (loss, a function that words the step's figures)
+
+
+def train(
+    name: str, weights: dict[str, nn.Parameter], loss_of: Loss, plan: Plan, state: Path | None, resume: bool
+) -> tuple[int, float]:
+    """Minimise `loss_of(step)` over `weights`; returns steps done and seconds spent.
+
+    The first step warms up compilation outside the clock. With `resume`, goes on from the file `state` if it
+    is there."""
+    optimizers = make_optimizers(weights.items(), plan.lr, plan.weight_decay)
+    tensors = {key: weight.data for key, weight in weights.items()}
+    step, spent = 0, 0.0
+    if resume and state and state.exists():
+        progress = load_state(state, tensors, optimizers)
+        step, spent = int(progress["step"]), progress["seconds"]
+    loss_of(step)[0].backward()  # compiles
+    for weight in weights.values():
+        weight.grad = None
+    clock = time.perf_counter()
+    began, saved = clock - spent, clock
+    with _Report(name, plan) as report:
+        while step < plan.steps and (plan.seconds is None or clock - began < plan.seconds):
+            share = max(step / plan.steps, (clock - began) / plan.seconds if plan.seconds else 0.0)
+            set_rate(optimizers, share)
+            loss, words = loss_of(step)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(weights.values(), plan.clip)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            step, clock = step + 1, time.perf_counter()
+            report.show(step, share, clock - began, loss, words)
+            if state and (clock - saved > plan.save_every):
+                save_state(state, tensors, optimizers, {"step": step, "seconds": clock - began})
+                saved = clock
+    if state:
+        save_state(state, tensors, optimizers, {"step": step, "seconds": time.perf_counter() - began})
+    return step, time.perf_counter() - began
+
+
+class _Report:
+    """A progress bar in a terminal, else a line every ten seconds. Reads the loss, a host sync, no more often
+    than that.
+    """
+
+    def __init__(self, name: str, plan: Plan) -> None:
+        self.name, self.plan, self.last = name, plan, 0.0
+        self.live = sys.stderr.isatty()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[words]}"),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(*columns) if self.live else None
+
+    def __enter__(self) -> _Report:
+        if self.bar:
+            self.bar.start()
+            self.task = self.bar.add_task(self.name, total=1.0, words="")
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def show(self, step: int, share: float, seconds: float, loss: Tensor, words: Callable[[], str]) -> None:
+        """Show a step if enough time has passed since the last one shown."""
+        if seconds - self.last < (1.0 if self.live else 10.0):
+            return
+        self.last = seconds
+        rate = step * self.plan.batch * self.plan.length / seconds
+        line = f"step {step}  loss {loss.item():.4f}  {words()}  {rate / 1e3:.0f}k tok/s"
+        if self.bar:
+            self.bar.update(self.task, completed=share, words=line)
+        else:
+            print(f"{self.name} {share:4.0%}  {line}", file=sys.stderr, flush=True)
