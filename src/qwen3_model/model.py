@@ -22,7 +22,7 @@ from .errors import InputError
 from .generate import Result, generate
 from .kv_cache import KVCache
 from .settings import pick_backend, pick_device, pick_dtype
-from .text import Text
+from .text import TOKENIZER, Text
 
 NewTensor = Callable[..., Tensor]  # torch.empty on the model's device and in its dtype
 
@@ -132,12 +132,18 @@ class Qwen3:
         bad.
 
         device: CUDA if there, else the CPU. dtype: the checkpoint's on CUDA, fp32 on a CPU. backend:
-        "reference", "triton" or "auto". revision: branch, tag or commit of a hub id."""
+        "reference", "triton" or "auto". revision: branch, tag or commit of a hub id. Without a tokenizer.json
+        the model has no `text` and speaks token ids only."""
         on = pick_device(device)
         run = pick_backend(backend, on)
         folder = checkpoint.resolve(path_or_id, revision)
-        config = Qwen3Config.from_folder(folder)
-        model = cls(config, on, pick_dtype(dtype, on, config.dtype), run, Text(folder))
+        config = Qwen3Config.from_folder(folder, checkpoint.tensor_names(folder))
+        chosen = pick_dtype(dtype, on, config.dtype)
+        # everything is checked against tensors without memory before weights take any
+        plan = cls(config, torch.device("meta"), chosen, run, None)
+        checkpoint.load_into(folder, plan.destinations())
+        text = Text(folder) if (folder / TOKENIZER).exists() else None
+        model = cls(config, on, chosen, run, text)
         checkpoint.load_into(folder, model.destinations(), progress=progress)
         return model
 
