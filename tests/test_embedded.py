@@ -1,0 +1,76 @@
+"""The embedded checkpoint: acceptance within a band, for a broken drafter shows nowhere else, and lossless decoding."""
+
+import statistics
+
+import pytest
+import torch
+from qwen3_model.prompts import read_prompts
+
+from qwen3_model import Qwen3
+from qwen3_model.checkpoint import EMBEDDED
+
+PROMPTS, TOKENS = 8, 96
+# tokens per cycle of the first PROMPTS held-out prompts, fp32, greedy; see the model card for the figure over all of them
+BAND = (2.6, 5.0)
+
+
+@pytest.fixture(scope="module")
+def model() -> Qwen3:
+    return Qwen3.from_pretrained(EMBEDDED, device="cpu", progress=False)
+
+
+@pytest.fixture(scope="module")
+def prompts(model) -> list[list[int]]:
+    return [model.text.encode(p) for p in read_prompts(EMBEDDED / "held_out.jsonl", limit=PROMPTS)]
+
+
+def per_cycle(model: Qwen3, prompts: list[list[int]], **settings) -> float:
+    """Tokens per cycle as a ratio of sums."""
+    stats = [model.generate(p, strategy="two-pass", max_new_tokens=TOKENS, **settings).stats for p in prompts]
+    return sum(s.cycle_tokens for s in stats) / sum(s.cycles for s in stats)
+
+
+def test_it_is_an_orthrus_of_at_most_16_mib(model):
+    assert (EMBEDDED / "model.safetensors").stat().st_size <= 16 * 2**20
+    assert model.config.block_size == 32 and model.dtype == torch.float32
+    card = (EMBEDDED / "README.md").read_text()
+    assert "licence" in card.lower() and "seed" in card.lower()
+
+
+def test_acceptance_is_within_its_band(model, prompts):
+    assert BAND[0] < per_cycle(model, prompts) < BAND[1]
+
+
+@pytest.mark.parametrize("harm", ["mask token", "query weights", "norm"])
+def test_the_band_sees_a_broken_drafter(prompts, harm):
+    """Text stays the same whatever is broken here; only acceptance falls."""
+    broken = Qwen3.from_pretrained(EMBEDDED, device="cpu", progress=False)
+    weights = broken.destinations()
+    if harm == "mask token":
+        weights["model.embed_tokens.weight"][broken.config.mask_token_id] = 0
+    for name, weight in weights.items():
+        if harm == "query weights" and "q_proj_diff" in name or harm == "norm" and "k_norm_diff" in name:
+            weight.copy_(weights[name.replace("_diff", "")])
+    assert per_cycle(broken, prompts[:3]) < BAND[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_lossless(model, prompts, dtype, temperature):
+    if dtype != "float32":
+        model = Qwen3.from_pretrained(EMBEDDED, device="cpu", dtype=dtype, progress=False)
+    settings = {"max_new_tokens": 40, "temperature": temperature, "seed": 1}
+    for prompt in prompts[:2]:
+        plain = model.generate(prompt, strategy="autoregressive", **settings)
+        drafted = model.generate(prompt, strategy="two-pass", **settings)
+        assert drafted.token_ids == plain.token_ids and drafted.logprobs == plain.logprobs
+        assert drafted.text == plain.text
+
+
+def test_text_is_not_a_loop(model, prompts):
+    shares = []
+    for prompt in prompts[:3]:
+        ids = model.generate(prompt, max_new_tokens=128).token_ids
+        grams = [tuple(ids[i : i + 8]) for i in range(len(ids) - 7)]
+        shares.append(len(set(grams)) / max(len(grams), 1))
+    assert statistics.mean(shares) >= 0.3
