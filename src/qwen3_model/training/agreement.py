@@ -14,6 +14,8 @@ from torch import Tensor
 from .network import Network, diffusion_blocks
 from .pretrain import autocast
 
+LOGITS_AT_ONCE = 2**27  # entries of the logits of the blocks that run together
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -26,7 +28,9 @@ class Estimate:
 
 @torch.no_grad()
 def estimate(network: Network, prompts: Tensor, new_tokens: int = 256) -> Estimate:
-    """prompts [B, P]: token ids of equal length, on the network's device."""
+    """prompts [B, P]: token ids of equal length, on the network's device. Their last token is the first
+    cycle's root; a prompt's last cycle counts whole.
+    """
     size, start = network.config.block_size, prompts.shape[1] - 1
     with autocast(prompts.device):
         text = _rollout(network, prompts, new_tokens + size)
@@ -55,9 +59,10 @@ def _rollout(network: Network, prompts: Tensor, count: int) -> Tensor:
     return text
 
 
-def _proposals(network: Network, text: Tensor, start: int, count: int, at_once: int = 16) -> Tensor:
+def _proposals(network: Network, text: Tensor, start: int, count: int) -> Tensor:
     """Argmax proposals of the block at each of `count` positions from `start` on: [B, count, K - 1]."""
     config = network.config
+    at_once = min(max(LOGITS_AT_ONCE // (len(text) * config.block_size * config.vocab_size), 1), 16)
     _, context = network.ar(text)
     found = []
     for first in range(start, start + count, at_once):
