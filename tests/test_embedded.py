@@ -1,17 +1,20 @@
-"""The embedded checkpoint: acceptance within a band, for a broken drafter shows nowhere else, and lossless decoding."""
+"""The embedded checkpoint: acceptance within a band, for a broken drafter shows nowhere else, and lossless
+decoding.
+"""
 
 import statistics
 
 import pytest
 import torch
-from qwen3_model.prompts import read_prompts
 
 from qwen3_model import Qwen3
 from qwen3_model.checkpoint import EMBEDDED
+from qwen3_model.prompts import read_prompts
 
 PROMPTS, TOKENS = 8, 96
-# tokens per cycle of the first PROMPTS held-out prompts, fp32, greedy; see the model card for the figure over all of them
-BAND = (2.6, 5.0)
+# Tokens per cycle, greedy, fp32: 2.66 over the first eight held-out prompts, 2.53 over three of them
+# (2-core x86 CPU, torch 2.13.0). Near-ties may fall otherwise on another machine, hence a tenth either way.
+BAND = (2.4, 2.95)
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +24,13 @@ def model() -> Qwen3:
 
 @pytest.fixture(scope="module")
 def prompts(model) -> list[list[int]]:
-    return [model.text.encode(p) for p in read_prompts(EMBEDDED / "held_out.jsonl", limit=PROMPTS)]
+    texts = read_prompts(EMBEDDED / "held_out.jsonl", limit=PROMPTS, split="test")
+    return [model.text.encode(text) for text in texts]
 
 
-def per_cycle(model: Qwen3, prompts: list[list[int]], **settings) -> float:
-    """Tokens per cycle as a ratio of sums."""
-    stats = [model.generate(p, strategy="two-pass", max_new_tokens=TOKENS, **settings).stats for p in prompts]
+def tokens_per_cycle(model: Qwen3, prompts: list[list[int]]) -> float:
+    """Greedy, two-pass, as a ratio of sums."""
+    stats = [model.generate(p, strategy="two-pass", max_new_tokens=TOKENS).stats for p in prompts]
     return sum(s.cycle_tokens for s in stats) / sum(s.cycles for s in stats)
 
 
@@ -34,31 +38,30 @@ def test_it_is_an_orthrus_of_at_most_16_mib(model):
     assert (EMBEDDED / "model.safetensors").stat().st_size <= 16 * 2**20
     assert model.config.block_size == 32 and model.dtype == torch.float32
     card = (EMBEDDED / "README.md").read_text()
-    assert "licence" in card.lower() and "seed" in card.lower()
+    assert "licence" in card and "seed" in card
 
 
 def test_acceptance_is_within_its_band(model, prompts):
-    assert BAND[0] < per_cycle(model, prompts) < BAND[1]
+    assert BAND[0] < tokens_per_cycle(model, prompts) < BAND[1]
 
 
-@pytest.mark.parametrize("harm", ["mask token", "query weights", "norm"])
+@pytest.mark.parametrize("harm", ["mask token", "q_proj_diff", "v_proj_diff", "o_proj_diff"])
 def test_the_band_sees_a_broken_drafter(prompts, harm):
-    """Text stays the same whatever is broken here; only acceptance falls."""
+    """The text stays the same whatever is broken here; only acceptance falls."""
     broken = Qwen3.from_pretrained(EMBEDDED, device="cpu", progress=False)
     weights = broken.destinations()
     if harm == "mask token":
         weights["model.embed_tokens.weight"][broken.config.mask_token_id] = 0
     for name, weight in weights.items():
-        if harm == "query weights" and "q_proj_diff" in name or harm == "norm" and "k_norm_diff" in name:
+        if harm in name:
             weight.copy_(weights[name.replace("_diff", "")])
-    assert per_cycle(broken, prompts[:3]) < BAND[0]
+    assert tokens_per_cycle(broken, prompts[:3]) < BAND[0]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_lossless(model, prompts, dtype, temperature):
-    if dtype != "float32":
-        model = Qwen3.from_pretrained(EMBEDDED, device="cpu", dtype=dtype, progress=False)
+def test_lossless(prompts, dtype, temperature):
+    model = Qwen3.from_pretrained(EMBEDDED, device="cpu", dtype=dtype, progress=False)
     settings = {"max_new_tokens": 40, "temperature": temperature, "seed": 1}
     for prompt in prompts[:2]:
         plain = model.generate(prompt, strategy="autoregressive", **settings)
@@ -68,6 +71,7 @@ def test_lossless(model, prompts, dtype, temperature):
 
 
 def test_text_is_not_a_loop(model, prompts):
+    """Distinct runs of eight tokens in greedy text; the model card has the figure over all prompts."""
     shares = []
     for prompt in prompts[:3]:
         ids = model.generate(prompt, max_new_tokens=128).token_ids
