@@ -241,13 +241,12 @@ def test_a_damaged_header_never_gets_past_the_checks(tmp_path_factory, data):
 
 
 @pytest.mark.parametrize("where", ["model.safetensors", SHARDS[0]])
-def test_a_folder_or_pipe_in_place_of_a_file_is_refused(tmp_path, where):
-    if where != "model.safetensors":
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_a_folder_or_pipe_in_place_of_a_file_is_refused(tmp_path, where, make):
+    if where in SHARDS:
         save_shards(tmp_path, small_model())
         (tmp_path / where).unlink()
-        os.mkfifo(tmp_path / where)
-    else:
-        (tmp_path / where).mkdir()
+    make(tmp_path / where)
     assert where in refusal(tmp_path)
 
 
