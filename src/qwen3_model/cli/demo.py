@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -14,6 +15,7 @@ from . import options, output
 
 if TYPE_CHECKING:
     from ..comparison import Pair
+    from ..generate import GenerationStats
     from ..model import Qwen3
 
 PROMPT_LINES = 4  # of a prompt that are shown
@@ -82,7 +84,7 @@ def _complete(args: argparse.Namespace, model: Qwen3, console: Console, i: int, 
 
     prompt_ids = options.encode(model, prompt)
     console.rule(f"function {i + 1}")
-    console.out("".join(prompt.splitlines(keepends=True)[-PROMPT_LINES:]), style="dim", end="")
+    console.out("\n".join(prompt.splitlines()[-PROMPT_LINES:]), style="dim")
     results = []
     for strategy in STRATEGIES:
         console.print(f"[bold]{strategy}[/]")
@@ -108,18 +110,19 @@ def _pair_json(pair: Pair) -> dict[str, Any]:
 
 
 def _table(pairs: list[Pair]) -> Table:
-    table = Table("", "strategy", "tokens", "forwards", "tokens/forward", "tok/s", "identical")
-    for pair in pairs:
-        for result in (pair.plain, pair.drafted):
-            stats = result.stats
-            drafted = result is pair.drafted
-            table.add_row(
-                "" if drafted else str(pair.prompt + 1),
-                stats.strategy,
-                str(stats.tokens),
-                str(stats.forwards),
-                f"{stats.tokens_per_forward:.2f}",
-                f"{output.tokens_per_second(stats):.0f}",
-                ("yes" if pair.diverges_at is None else "no") if drafted else "",
-            )
+    """Figures of every function, then of all together as ratios of sums."""
+    columns = "", "strategy", "tokens", "forwards", "per forward", "tok/s", "identical"
+    table = Table(*columns, box=box.SIMPLE_HEAD)  # fits 80 columns
+    for label, some in [*((str(pair.prompt + 1), [pair]) for pair in pairs), ("all", pairs)]:
+        same = all(pair.diverges_at is None for pair in some)
+        table.add_section()
+        table.add_row(label, STRATEGIES[0], *_figures([pair.plain.stats for pair in some]), "")
+        drafted = _figures([pair.drafted.stats for pair in some])
+        table.add_row("", STRATEGIES[1], *drafted, "yes" if same else "no")
     return table
+
+
+def _figures(stats: list[GenerationStats]) -> list[str]:
+    tokens, forwards = sum(s.tokens for s in stats), sum(s.forwards for s in stats)
+    seconds = sum(s.seconds for s in stats)
+    return [str(tokens), str(forwards), f"{tokens / forwards:.2f}", f"{tokens / seconds:.0f}"]
