@@ -5,17 +5,20 @@ colour.
 from __future__ import annotations
 
 import argparse
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ..errors import InputError
 from . import options, output
 
 if TYPE_CHECKING:
     from ..comparison import Pair
-    from ..generate import GenerationStats
+    from ..decode.stream import OnTokens
+    from ..generate import GenerationStats, Result
     from ..model import Qwen3
 
 PROMPT_LINES = 4  # of a prompt that are shown
@@ -28,7 +31,10 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         subparsers, "demo", "watch the embedded model complete held-out functions, plainly and with Orthrus",
         "orthrus demo --prompts 3 --max-new-tokens 128", run,
     )  # fmt: skip
-    parser.add_argument("--prompts", type=int, default=3, metavar="N", help="how many functions (default: 3)")
+    parser.add_argument(
+        "--prompts", type=int, default=3, metavar="N",
+        help="how many functions; those the model ends at once are passed over (default: 3)",
+    )  # fmt: skip
     parser.add_argument(
         "--max-new-tokens", type=int, default=128, metavar="N", help="a function (default: 128)"
     )
@@ -41,10 +47,13 @@ def run(args: argparse.Namespace) -> int:
     from ..checkpoint import EMBEDDED
     from ..prompts import read_prompts
 
-    prompts = read_prompts(EMBEDDED / "held_out.jsonl", args.prompts, split="test")
+    if args.prompts < 1:
+        raise InputError(f"--prompts is {args.prompts}; at least 1 was expected")
+    rows = read_prompts(EMBEDDED / "held_out.jsonl", split="test")
     model = options.load_model(args)
-    for prompt in prompts:
-        _begin(model, options.encode(model, prompt), args.max_new_tokens)
+    prompts = list(islice((row for row in rows if _goes_on(model, row, args.max_new_tokens)), args.prompts))
+    if not prompts:
+        raise InputError("the model ends every held-out prompt at once: there is nothing to show")
     console = Console(highlight=False, quiet=args.json)
     console.print(
         f"Plain decoding takes one forward pass a token. Orthrus drafts {model.config.block_size - 1} tokens"
@@ -64,18 +73,34 @@ def _legend(console: Console) -> str:
     return "Each accepted run is one step of colour."
 
 
-def _begin(model: Qwen3, prompt_ids: list[int], max_new_tokens: int) -> None:
-    """Decode two runs each way: what does not fit is refused before anything is shown, and what only first
+def _goes_on(model: Qwen3, prompt: str, max_new_tokens: int) -> bool:
+    """Whether the model does not end the text at once, which would show nothing.
+
+    Decodes two runs each way, so what does not fit is refused before anything is shown, and what only first
     calls pay is paid before the clock runs.
     """
+    prompt_ids = options.encode(model, prompt)
     for strategy in STRATEGIES:
-        go_on = iter((True, False))
-        model.generate(
-            prompt_ids,
-            strategy=strategy,
-            max_new_tokens=max_new_tokens,
-            on_tokens=lambda tokens, text, go_on=go_on: next(go_on),
-        )
+        begun = _decode(model, prompt_ids, strategy, max_new_tokens, _two_runs())
+    return begun.stats.tokens > 1 or max_new_tokens == 1
+
+
+def _two_runs() -> OnTokens:
+    """A callback that stops a generation after its second run."""
+    go_on = iter((True, False))
+    return lambda tokens, text: next(go_on)
+
+
+def _decode(
+    model: Qwen3, prompt_ids: list[int], strategy: str, max_new_tokens: int, on_tokens: OnTokens | None
+) -> Result:
+    """Decode greedily; Ctrl-C ends the whole demonstration."""
+    result = model.generate(
+        prompt_ids, strategy=strategy, max_new_tokens=max_new_tokens, seed=0, on_tokens=on_tokens
+    )
+    if result.stats.finish_reason == "interrupted":
+        raise KeyboardInterrupt
+    return result
 
 
 def _complete(args: argparse.Namespace, model: Qwen3, console: Console, i: int, prompt: str) -> Pair:
@@ -89,12 +114,8 @@ def _complete(args: argparse.Namespace, model: Qwen3, console: Console, i: int, 
     for strategy in STRATEGIES:
         console.print(f"[bold]{strategy}[/]")
         writer = output.RunWriter() if strategy != "autoregressive" else output.TextWriter()
-        result = model.generate(
-            prompt_ids, strategy=strategy, max_new_tokens=args.max_new_tokens, seed=0,
-            on_tokens=None if args.json else writer,
-        )  # fmt: skip
-        if result.stats.finish_reason == "interrupted":
-            raise KeyboardInterrupt
+        on_tokens = None if args.json else writer
+        result = _decode(model, prompt_ids, strategy, args.max_new_tokens, on_tokens)
         if not args.json:
             writer.finish()
         results.append(result)
