@@ -163,5 +163,5 @@ def test_info_and_demo(tiny, tmp_path, refusal, monkeypatch):
     monkeypatch.setattr("qwen3_model.checkpoint.EMBEDDED", tiny)
     assert "--bandwidth" in refusal("info", tiny, "--bandwidth", "0")
     assert "dtype" in refusal("info", tiny, "--dtype", "int8")
-    assert "limit" in refusal("demo", "--prompts", "0")
+    assert "--prompts" in refusal("demo", "--prompts", "0")
     assert "past the context" in refusal("demo", "--max-new-tokens", "5000")

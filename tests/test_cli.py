@@ -268,15 +268,30 @@ def test_info_of_a_plain_qwen3_has_no_diffusion_figures(tiny, tmp_path, orthrus)
 
 def test_demo_shows_runs_and_a_table(embedded, orthrus):
     code, out, _ = orthrus("demo", "--prompts", 2, "--max-new-tokens", 20)
-    assert (
-        code == 0 and "function 2" in out and "·" in out and "tokens/forward" in out and out.count("yes") == 2
-    )
+    assert code == 0 and "function 2" in out and "·" in out and "per forward" in out and out.count("yes") == 3
 
 
 def test_demo_json(embedded, orthrus):
     code, out, _ = orthrus("demo", "--prompts", 1, "--max-new-tokens", 12, "--json")
     (found,) = json.loads(out)["prompts"]
     assert code == 0 and found["identical"] and found["plain"]["token_ids"] == found["drafted"]["token_ids"]
+
+
+def test_demo_passes_over_what_the_model_ends_at_once(tiny, tmp_path, orthrus, monkeypatch):
+    folder = shutil.copytree(tiny, tmp_path / "ends")
+    monkeypatch.setattr(checkpoint, "EMBEDDED", folder)
+    model = Qwen3.from_pretrained(tiny, device="cpu")
+    first = [model.generate(model.text.encode(p), max_new_tokens=1).token_ids[0] for p in PROMPTS]
+    edit_config(folder, eos_token_id=first[0])
+    (found,) = json.loads(orthrus("demo", "--prompts", 1, "--max-new-tokens", 3, "--json")[1])["prompts"]
+    assert found["plain"]["token_ids"][0] == next(token for token in first if token != first[0])
+    edit_config(folder, eos_token_id=list(range(300)))
+    assert orthrus("demo")[0] == 2
+
+
+def test_demo_ends_at_ctrl_c(embedded, orthrus, monkeypatch):
+    stop_after(monkeypatch, 3)
+    assert orthrus("demo") == (130, "", "orthrus: interrupted\n")
 
 
 def test_the_embedded_checkpoint_is_the_default_and_drafts_well(orthrus):

@@ -9,16 +9,16 @@ import torch
 from conftest import small_model
 from safetensors.torch import load_file, save_file
 
-from qwen3_model.training.tokenizer import MASK_TOKEN_ID, save_tokenizer, train_tokenizer
+from qwen3_model.training.tokenizer import SPECIAL, save_tokenizer, train_tokenizer
 
 CODE = 'def add(first, second):\n    """Return the sum."""\n    return first + second\n\n\n' * 8
-VOCABULARY = 300
+VOCABULARY, MASK = 300, SPECIAL.index("<|mask|>")
 PROMPTS = ["def add(first", "return second", "the sum of both", "    return"]
 
 
 def write_tiny(folder: Path, **changes) -> Path:
     """A folder with weights, tokenizer, chat template and held-out prompts; `changes` go into its config."""
-    changes = {"vocab_size": VOCABULARY, "mask_token_id": MASK_TOKEN_ID, "eos_token_ids": ()} | changes
+    changes = {"vocab_size": VOCABULARY, "mask_token_id": MASK, "eos_token_ids": ()} | changes
     model = small_model(**changes)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(model.config.to_dict()))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from ..errors import InputError
 from . import options, output
 
 if TYPE_CHECKING:
@@ -60,12 +62,17 @@ def _answer(args: argparse.Namespace, model: Qwen3, prompt: str) -> Result:
 
 def _questions(as_json: bool) -> Iterator[str]:
     """Lines of stdin that are not blank, asked for if a person is there."""
-    if sys.stdin.isatty():
-        import readline  # noqa: F401  editing and history for input()
+    prompt = "> " if sys.stdin.isatty() and not as_json else ""
+    with suppress(ImportError):  # not everywhere; gives input() editing and history
+        import readline  # noqa: F401
     while True:
         try:
-            question = input("> " if sys.stdin.isatty() and not as_json else "")
+            question = input(prompt)
         except EOFError:
+            if prompt:
+                print()
             return
+        except UnicodeDecodeError as error:
+            raise InputError(f"stdin is not text: {error}") from None
         if question.strip():
             yield question

@@ -5,15 +5,20 @@ colour.
 from __future__ import annotations
 
 import argparse
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ..errors import InputError
 from . import options, output
 
 if TYPE_CHECKING:
     from ..comparison import Pair
+    from ..decode.stream import OnTokens
+    from ..generate import GenerationStats, Result
     from ..model import Qwen3
 
 PROMPT_LINES = 4  # of a prompt that are shown
@@ -26,7 +31,10 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         subparsers, "demo", "watch the embedded model complete held-out functions, plainly and with Orthrus",
         "orthrus demo --prompts 3 --max-new-tokens 128", run,
     )  # fmt: skip
-    parser.add_argument("--prompts", type=int, default=3, metavar="N", help="how many functions (default: 3)")
+    parser.add_argument(
+        "--prompts", type=int, default=3, metavar="N",
+        help="how many functions; those the model ends at once are passed over (default: 3)",
+    )  # fmt: skip
     parser.add_argument(
         "--max-new-tokens", type=int, default=128, metavar="N", help="a function (default: 128)"
     )
@@ -39,10 +47,13 @@ def run(args: argparse.Namespace) -> int:
     from ..checkpoint import EMBEDDED
     from ..prompts import read_prompts
 
-    prompts = read_prompts(EMBEDDED / "held_out.jsonl", args.prompts, split="test")
+    if args.prompts < 1:
+        raise InputError(f"--prompts is {args.prompts}; at least 1 was expected")
+    rows = read_prompts(EMBEDDED / "held_out.jsonl", split="test")
     model = options.load_model(args)
-    for prompt in prompts:
-        _begin(model, options.encode(model, prompt), args.max_new_tokens)
+    prompts = list(islice((row for row in rows if _goes_on(model, row, args.max_new_tokens)), args.prompts))
+    if not prompts:
+        raise InputError("the model ends every held-out prompt at once: there is nothing to show")
     console = Console(highlight=False, quiet=args.json)
     console.print(
         f"Plain decoding takes one forward pass a token. Orthrus drafts {model.config.block_size - 1} tokens"
@@ -62,18 +73,34 @@ def _legend(console: Console) -> str:
     return "Each accepted run is one step of colour."
 
 
-def _begin(model: Qwen3, prompt_ids: list[int], max_new_tokens: int) -> None:
-    """Decode two runs each way: what does not fit is refused before anything is shown, and what only first
+def _goes_on(model: Qwen3, prompt: str, max_new_tokens: int) -> bool:
+    """Whether the model does not end the text at once, which would show nothing.
+
+    Decodes two runs each way, so what does not fit is refused before anything is shown, and what only first
     calls pay is paid before the clock runs.
     """
+    prompt_ids = options.encode(model, prompt)
     for strategy in STRATEGIES:
-        go_on = iter((True, False))
-        model.generate(
-            prompt_ids,
-            strategy=strategy,
-            max_new_tokens=max_new_tokens,
-            on_tokens=lambda tokens, text, go_on=go_on: next(go_on),
-        )
+        begun = _decode(model, prompt_ids, strategy, max_new_tokens, _two_runs())
+    return begun.stats.tokens > 1 or max_new_tokens == 1
+
+
+def _two_runs() -> OnTokens:
+    """A callback that stops a generation after its second run."""
+    go_on = iter((True, False))
+    return lambda tokens, text: next(go_on)
+
+
+def _decode(
+    model: Qwen3, prompt_ids: list[int], strategy: str, max_new_tokens: int, on_tokens: OnTokens | None
+) -> Result:
+    """Decode greedily; Ctrl-C ends the whole demonstration."""
+    result = model.generate(
+        prompt_ids, strategy=strategy, max_new_tokens=max_new_tokens, seed=0, on_tokens=on_tokens
+    )
+    if result.stats.finish_reason == "interrupted":
+        raise KeyboardInterrupt
+    return result
 
 
 def _complete(args: argparse.Namespace, model: Qwen3, console: Console, i: int, prompt: str) -> Pair:
@@ -82,17 +109,13 @@ def _complete(args: argparse.Namespace, model: Qwen3, console: Console, i: int, 
 
     prompt_ids = options.encode(model, prompt)
     console.rule(f"function {i + 1}")
-    console.out("".join(prompt.splitlines(keepends=True)[-PROMPT_LINES:]), style="dim", end="")
+    console.out("\n".join(prompt.splitlines()[-PROMPT_LINES:]), style="dim")
     results = []
     for strategy in STRATEGIES:
         console.print(f"[bold]{strategy}[/]")
         writer = output.RunWriter() if strategy != "autoregressive" else output.TextWriter()
-        result = model.generate(
-            prompt_ids, strategy=strategy, max_new_tokens=args.max_new_tokens, seed=0,
-            on_tokens=None if args.json else writer,
-        )  # fmt: skip
-        if result.stats.finish_reason == "interrupted":
-            raise KeyboardInterrupt
+        on_tokens = None if args.json else writer
+        result = _decode(model, prompt_ids, strategy, args.max_new_tokens, on_tokens)
         if not args.json:
             writer.finish()
         results.append(result)
@@ -108,18 +131,19 @@ def _pair_json(pair: Pair) -> dict[str, Any]:
 
 
 def _table(pairs: list[Pair]) -> Table:
-    table = Table("", "strategy", "tokens", "forwards", "tokens/forward", "tok/s", "identical")
-    for pair in pairs:
-        for result in (pair.plain, pair.drafted):
-            stats = result.stats
-            drafted = result is pair.drafted
-            table.add_row(
-                "" if drafted else str(pair.prompt + 1),
-                stats.strategy,
-                str(stats.tokens),
-                str(stats.forwards),
-                f"{stats.tokens_per_forward:.2f}",
-                f"{output.tokens_per_second(stats):.0f}",
-                ("yes" if pair.diverges_at is None else "no") if drafted else "",
-            )
+    """Figures of every function, then of all together as ratios of sums."""
+    columns = "", "strategy", "tokens", "forwards", "per forward", "tok/s", "identical"
+    table = Table(*columns, box=box.SIMPLE_HEAD)  # fits 80 columns
+    for label, some in [*((str(pair.prompt + 1), [pair]) for pair in pairs), ("all", pairs)]:
+        same = all(pair.diverges_at is None for pair in some)
+        table.add_section()
+        table.add_row(label, STRATEGIES[0], *_figures([pair.plain.stats for pair in some]), "")
+        drafted = _figures([pair.drafted.stats for pair in some])
+        table.add_row("", STRATEGIES[1], *drafted, "yes" if same else "no")
     return table
+
+
+def _figures(stats: list[GenerationStats]) -> list[str]:
+    tokens, forwards = sum(s.tokens for s in stats), sum(s.forwards for s in stats)
+    seconds = sum(s.seconds for s in stats)
+    return [str(tokens), str(forwards), f"{tokens / forwards:.2f}", f"{tokens / seconds:.0f}"]

@@ -68,7 +68,11 @@ class RunWriter(TextWriter):
         self._runs = 0
 
     def __call__(self, tokens: list[int], text: str) -> None:
-        """Write the text of an accepted run."""
+        """Write the text of an accepted run; one without text (an end token, part of a character) shows
+        nothing.
+        """
+        if not text:
+            return
         if self._console.color_system is None:
             super().__call__(tokens, (RUN_MARK if self._runs else "") + text)
         else:
