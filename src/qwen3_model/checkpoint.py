@@ -180,7 +180,7 @@ def _shards(index: Path) -> dict[str, set[str]]:
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]+\.safetensors", shard):
             raise InputError(
-                f"{index} maps {name} to {shard!r}; the name of a .safetensors file beside it was expected"
+                f"{index} maps {name!r} to {shard!r}; the name of a .safetensors file beside it was expected"
             )
         shards.setdefault(shard, set()).add(name)
     return shards
@@ -256,8 +256,8 @@ def _check_tied_copy(headers: Mapping[str, Header]) -> None:
 
 
 def _listed(names: set[str] | list[str]) -> str:
-    """The first names in order, and how many more there are."""
-    first = sorted(names)[:3]
+    """The first names in order, and how many more there are; one line whatever the names."""
+    first = [name if name.isprintable() else repr(name) for name in sorted(names)[:3]]
     return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

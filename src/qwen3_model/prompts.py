@@ -66,7 +66,7 @@ def _prompt(row: Any, field: str | None, where: str) -> str:
             raise InputError(f"{where} has no field {' or '.join(names)}; its fields are {_listed(row)}")
         where, row = f"{where}, {name}", row[name]
     if not isinstance(row, str):
-        raise InputError(f"{where} is a {type(row).__name__}; a string was expected")
+        raise InputError(f"{where} is of type {type(row).__name__}; a string was expected")
     if not row:
         raise InputError(f"{where} is an empty prompt: give at least one character")
     try:

@@ -1,0 +1,51 @@
+"""The command line: `orthrus VERB ...`, one file a verb.
+
+A verb's module has `add(subparsers)`, which calls `options.new_verb`, and `run(args) -> exit code`. Modules
+are imported for `orthrus --help` already, so what needs torch is imported inside the functions that use it.
+
+Exit codes: 0 done, 1 a check failed, 2 bad input (one line on stderr, nothing on stdout), 130 Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from ..config import one_line
+from ..errors import InputError
+from . import chat, demo, generate, info, verify
+from .options import Parser
+
+VERBS = (generate, chat, verify, info, demo)
+INTERRUPTED, BROKEN_PIPE = 130, 141  # what a shell reports for SIGINT and SIGPIPE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (default: this process's) and return its exit code."""
+    try:
+        args = _parser().parse_args(argv)
+        code = args.run(args)
+        sys.stdout.flush()  # here, so that a reader who has gone is noticed below and not at exit
+        return code
+    except InputError as error:
+        print(f"orthrus: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("orthrus: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # `orthrus ... | head` has read enough; what is still buffered goes nowhere instead of to a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="orthrus",
+        description="Qwen3 and Orthrus-Qwen3 from scratch: lossless multi-token decoding.",
+        epilog="example: orthrus generate 'def fibonacci(n):' --colour-runs",
+    )
+    subparsers = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for verb in VERBS:
+        verb.add(subparsers)
+    return parser
