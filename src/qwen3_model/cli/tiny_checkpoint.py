@@ -28,11 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from ..training import recipe
 
     recipe.run_tiny(
-        args.out,
-        args.pretrain_seconds,
-        args.distill_seconds,
-        corpus_bytes_of(args),
-        args.seed,
-        args.overwrite,
-    )
+        args.out, args.pretrain_seconds, args.distill_seconds, corpus_bytes_of(args), args.seed,
+        overwrite=args.overwrite,
+    )  # fmt: skip
     return 0

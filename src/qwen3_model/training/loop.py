@@ -38,9 +38,11 @@ class Plan:
 
     def check(self, context: int) -> None:
         """Raises InputError for a plan that cannot be carried out in a context of so many tokens."""
-        for name, value in (("steps", self.steps), ("batch", self.batch), ("lr", self.lr)):
-            if not (value > 0 and math.isfinite(value)):
+        for name, value in (("steps", self.steps), ("batch", self.batch)):
+            if value < 1:
                 raise InputError(f"{name} is {value}; it must be above 0")
+        if not 0 < self.lr < 10:
+            raise InputError(f"lr is {self.lr}; above 0 and below 10 was expected")
         if self.seconds is not None and not (self.seconds > 0 and math.isfinite(self.seconds)):
             raise InputError(f"seconds is {self.seconds}; it must be above 0")
         if not 2 <= self.length <= context:
@@ -112,7 +114,7 @@ def train(
     step, spent = 0, 0.0
     if resume and state and state.exists():
         progress = load_state(state, tensors, optimizers)
-        _check_same(state, progress["of"], kind)
+        _check_same(state, progress.get("of", {}), kind)
         step, spent = progress["step"], progress["seconds"]
 
     def save(seconds: float) -> None:

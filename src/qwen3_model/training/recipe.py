@@ -201,18 +201,25 @@ def run_tiny(
     distill_seconds: float,
     corpus_bytes: int = CORPUS_BYTES,
     seed: int = 0,
+    *,
+    config: Qwen3Config = TINY,
+    plans: tuple[Plan, Plan] = (PRETRAIN, DISTILL),
+    blocks: Blocks = BLOCKS,
     overwrite: bool = False,
 ) -> None:
     """The whole recipe of the embedded checkpoint: both trainings, held-out prompts, model card. Raises
     InputError.
     """
     check_out(out, overwrite)
-    for seconds in (pretrain_seconds, distill_seconds):
-        dataclasses.replace(PRETRAIN, seconds=seconds, seed=seed).check(TINY.context_length)
+    limits = pretrain_seconds, distill_seconds
+    for plan, seconds in zip(plans, limits, strict=True):
+        dataclasses.replace(plan, seconds=seconds, seed=seed).check(config.context_length)
     with tempfile.TemporaryDirectory(prefix="orthrus-") as folder:
         base = Path(folder) / "base"
-        run_pretrain(base, pretrain_seconds, corpus_bytes, seed)
-        run_distill(base, out, distill_seconds, corpus_bytes, seed, overwrite=overwrite)
+        run_pretrain(base, limits[0], corpus_bytes, seed, plan=plans[0], config=config)
+        run_distill(
+            base, out, limits[1], corpus_bytes, seed, plan=plans[1], blocks=blocks, overwrite=overwrite
+        )
 
 
 def machine() -> dict[str, str]:
