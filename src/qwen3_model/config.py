@@ -96,7 +96,7 @@ class Qwen3Config:
             raise InputError(
                 f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}"
             )
-        head_dim = fields.count("head_dim", MOST_HEADS, hidden // heads)
+        head_dim = fields.count("head_dim", MOST_HEADS, 128)  # the default of transformers' Qwen3Config
         if head_dim % 2:
             raise InputError(f"config.json: head_dim is {head_dim}; RoPE needs an even one")
         theta, yarn = _rope(raw)
