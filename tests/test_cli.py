@@ -67,7 +67,7 @@ def test_help_lists_every_verb_and_does_not_wait_for_torch():
     code = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules));" + SHELL
     done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.endswith("False\n")
-    assert all(f"\n    {name} " in done.stdout for name in NAMES)
+    assert all(f"\n    {name}" in done.stdout for name in NAMES)
 
 
 def test_generate_streams_the_text_and_reports_on_stderr(tiny, orthrus):
