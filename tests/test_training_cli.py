@@ -104,6 +104,8 @@ def test_what_may_not_be_written_or_distilled(base, tmp_path):
     make_orthrus(base, tmp_path / "orthrus", plan=dataclasses.replace(PLAN, steps=1))
     with pytest.raises(InputError, match="Orthrus already"):
         run_verb("distill", str(tmp_path / "orthrus"), str(tmp_path / "twice"), *steps, *text)
+    with pytest.raises(InputError, match="too few"):
+        run_verb("pretrain", str(tmp_path / "new" / "deep"), "--steps", "1", "--text", str(full / "mine"))
     with pytest.raises(InputError, match="hidden-size"):
         run_verb("pretrain", str(tmp_path / "new"), "--hidden-size", "100", "--steps", "1", *text)
     with pytest.raises(InputError, match="seconds is"):

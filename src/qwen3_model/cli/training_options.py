@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,9 +92,8 @@ def state_of(args: argparse.Namespace) -> Iterator[Path]:
         raise InputError(f"{state} holds an unfinished run: --resume goes on with it, or delete it")
     if state.is_dir():
         raise InputError(f"{state} is a folder; a file was expected")
-    try:
-        state.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{state.parent} cannot be made: {error.strerror}") from None
+    parent = next(folder for folder in state.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"{state} cannot be written: {parent} is not a folder that may be written to")
     yield state
     state.unlink(missing_ok=True)

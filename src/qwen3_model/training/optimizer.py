@@ -69,7 +69,8 @@ def save_state(
         for index, state in optimizer.state_dict()["state"].items():
             for key, value in state.items():
                 tensors[f"optimizer/{i}/{index}/{key}"] = torch.as_tensor(value).contiguous()
-    temporary = path.with_suffix(".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
     save_file(tensors, temporary, metadata={"progress": json.dumps(progress)})
     os.replace(temporary, path)
 

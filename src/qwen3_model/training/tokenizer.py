@@ -12,6 +12,7 @@ from ..errors import InputError
 
 END, MASK = "<|endoftext|>", "<|mask|>"
 SPECIAL = (END, "<|im_start|>", "<|im_end|>", MASK)
+MASK_TOKEN_ID = SPECIAL.index(MASK)
 # Words with their leading space, single digits, punctuation, line ends with the indentation that follows.
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+[ \t]*|\s+"
 # The model completes code: a conversation is one growing source text.
