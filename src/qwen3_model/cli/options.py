@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from ..text import Text
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+# On a CPU, models up to this hidden size run on one thread unless OMP_NUM_THREADS says otherwise: their
+# matrices gain little from a second one, and on a busy machine torch's threads wait for each other (the demo
+# took 34 s on one thread and 456 s on two, beside other work on 2 cores, 2026-11-25).
+ONE_THREAD_HIDDEN = 512
 
 
 class Parser(argparse.ArgumentParser):
@@ -96,12 +101,18 @@ def add_generation_options(parser: argparse.ArgumentParser, max_new_tokens: int)
 
 def load_model(args: argparse.Namespace) -> Qwen3:
     """The model that --model and its companions name, its loading shown on stderr. Raises InputError."""
+    import torch
+
     from .. import checkpoint
     from ..model import Qwen3
 
-    return Qwen3.from_pretrained(
+    model = Qwen3.from_pretrained(
         args.model or checkpoint.EMBEDDED, args.device, args.dtype, args.backend, args.revision
     )
+    small = model.device.type == "cpu" and model.config.hidden_size <= ONE_THREAD_HIDDEN
+    if small and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    return model
 
 
 def encode(model: Qwen3, prompt: str) -> list[int]:
