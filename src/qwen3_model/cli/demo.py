@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.prompts < 1:
         raise InputError(f"--prompts is {args.prompts}; at least 1 was expected")
-    rows = read_prompts(EMBEDDED / "held_out.jsonl", split="test")
+    rows = _spread(read_prompts(EMBEDDED / "held_out.jsonl", split="test"), args.prompts)
     model = options.load_model(args)
     prompts = list(islice((row for row in rows if _goes_on(model, row, args.max_new_tokens)), args.prompts))
     if not prompts:
@@ -65,6 +65,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         console.print(_table(pairs))
     return int(any(pair.diverges_at is not None for pair in pairs))
+
+
+def _spread(rows: list[str], count: int) -> list[str]:
+    """The prompts in an order whose first `count` lie far apart: neighbours come from one file."""
+    step = max(len(rows) // count, 1)
+    return [row for first in range(step) for row in rows[first::step]]
 
 
 def _legend(console: Console) -> str:
