@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -64,6 +65,7 @@ def refusal(capsys):
         (["--strategy", "magic"], "unknown strategy"),
         (["--device", "cuda:7"], "cuda:7 is not there"),
         (["--device", "fridge"], "unknown device"),
+        (["--device", "meta"], "device meta"),
         (["--dtype", "int8"], "dtype"),
         (["--backend", "triton"], "triton"),
         (["--backend", "magic"], "unknown backend"),
@@ -165,3 +167,17 @@ def test_info_and_demo(tiny, tmp_path, refusal, monkeypatch):
     assert "dtype" in refusal("info", tiny, "--dtype", "int8")
     assert "--prompts" in refusal("demo", "--prompts", "0")
     assert "past the context" in refusal("demo", "--max-new-tokens", "5000")
+
+
+def test_a_cache_that_does_not_fit(copy, refusal):
+    edit_config(copy, max_position_embeddings=2**30)
+    assert "GiB" in refusal("generate", "x", "--max-new-tokens", 2**30 - 9, "--model", copy)
+
+
+def test_a_disk_that_is_full(tiny):
+    with open("/dev/full", "w") as full:
+        code = "import sys; from qwen3_model.cli import main; sys.exit(main(sys.argv[1:]))"
+        done = subprocess.run(
+            [sys.executable, "-c", code, "info", str(tiny)], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "space" in done.stderr

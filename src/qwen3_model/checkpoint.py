@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from huggingface_hub import errors as hub
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import one_line, read_json_object
@@ -92,6 +94,25 @@ def _download(name: str, revision: str | None) -> Path:
     except Exception as error:  # the hub's client lets errors of its HTTP library through, which one varies
         reason = one_line(error)
     raise InputError(f"cannot get {at}: {reason}") from None
+
+
+def save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write one safetensors file. Raises InputError when it cannot be written."""
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        raise InputError(f"{path} cannot be written: {one_line(error)}") from None
+
+
+def writable(folder: Path) -> bool:
+    """Whether a file can be made in a folder, found out by making one: root may do all but on a full or
+    read-only disk.
+    """
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
 
 
 def tensor_names(folder: Path) -> frozenset[str]:

@@ -131,7 +131,14 @@ def compare(
     decoding of each kind comes first, so that speeds do not hold what only a first call pays. Raises
     InputError, with the prompt's number, and KeyboardInterrupt."""
     for name in ("autoregressive", strategy):
-        _decode(model, 0, prompts[0], name, seed, **(settings | {"max_new_tokens": 4}))
+        _decode(
+            model,
+            0,
+            prompts[0],
+            name,
+            seed,
+            **(settings | {"max_new_tokens": min(4, settings["max_new_tokens"])}),
+        )
     pairs: list[Pair] = []
     for nth in range(seeds * len(prompts)):
         i = nth % len(prompts)

@@ -60,9 +60,8 @@ class Qwen3Config:
         """Positions the model may use: YaRN extends what the checkpoint was trained on by its factor."""
         if self.yarn is None:
             return self.max_position_embeddings
-        return max(
-            self.max_position_embeddings, int(self.yarn.factor * self.yarn.original_max_position_embeddings)
-        )
+        extended = min(self.yarn.factor * self.yarn.original_max_position_embeddings, MOST_TOKENS)
+        return max(self.max_position_embeddings, int(extended))
 
     @staticmethod
     def from_folder(folder: Path, tensor_names: Collection[str] = ()) -> Qwen3Config:

@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 a check failed, 2 bad input (one line on stderr, nothing o
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ INTERRUPTED, BROKEN_PIPE = 130, 141  # what a shell reports for SIGINT and SIGPI
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (default: this process's) and return its exit code."""
     try:
+        _check_streams()
         args = _parser().parse_args(argv)
         code = args.run(args)
         sys.stdout.flush()  # here, so that a reader who has gone is noticed below and not at exit
@@ -37,6 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         # `orthrus ... | head` has read enough; what is still buffered goes nowhere instead of to a traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except OSError as error:  # a full disk, a name too long, a folder that may not be written to
+        print(f"orthrus: error: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _check_streams() -> None:
+    """Refuse closed standard streams, and print what an odd encoding lacks as question marks."""
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        sys.exit(2)  # nowhere to say it
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _parser() -> Parser:

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..errors import InputError
@@ -94,7 +95,7 @@ def figures(config: Qwen3Config, dtype: str | None, bandwidth: float) -> dict[st
 
 def _print(found: dict[str, Any], name: str) -> None:
     config, parameters = found["config"], found["parameters"]
-    table = Table(title=name, show_header=False)
+    table = Table(title=escape(name), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
     table.add_row(

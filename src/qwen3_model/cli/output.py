@@ -17,7 +17,7 @@ RUN_MARK = "·"  # stands between runs where there are no colours; rare in code 
 
 def write_json(value: dict[str, Any]) -> None:
     """Print one JSON object on a line of stdout."""
-    print(json.dumps(value), flush=True)
+    print(json.dumps(value, allow_nan=False), flush=True)
 
 
 def result_json(result: Result) -> dict[str, Any]:

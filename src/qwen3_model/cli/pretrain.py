@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Train and write OUT."""
     import dataclasses
 
+    from ..config import Qwen3Config
     from ..training import recipe
 
     if args.hidden_size < 64 or args.hidden_size % 64:
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         num_attention_heads=heads,
         num_key_value_heads=heads // 2 if heads % 2 == 0 else heads,
     )
+    config = Qwen3Config.from_dict(config.to_dict())  # refuses what could not be loaded again
     plan = plan_of(args, recipe.PRETRAIN, recipe.PRETRAIN.lr)
     with state_of(args) as state:
         recipe.run_pretrain(

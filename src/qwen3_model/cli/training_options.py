@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,13 +86,17 @@ def state_of(args: argparse.Namespace) -> Iterator[Path]:
     or cannot be written.
     """
     out = args.out.absolute()
+    if not out.name:
+        raise InputError(f"{out} cannot be OUT: name a folder to make")
+    from ..checkpoint import writable
+
     state = args.state or out.with_name(out.name + ".state.safetensors")
     if state.exists() and not args.resume:
         raise InputError(f"{state} holds an unfinished run: --resume goes on with it, or delete it")
     if state.is_dir():
         raise InputError(f"{state} is a folder; a file was expected")
     parent = next(folder for folder in state.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
+    if not writable(parent):
         raise InputError(f"{state} cannot be written: {parent} is not a folder that may be written to")
     yield state
     state.unlink(missing_ok=True)

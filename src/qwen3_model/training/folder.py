@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -49,7 +48,7 @@ def save_pretrained(
 
     def fill(folder: Path) -> None:
         tensors = {name: w.detach().cpu().bfloat16().contiguous() for name, w in network.state_dict().items()}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        checkpoint.save(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         _write_configs(folder, network.config)
         save_tokenizer(tokenizer, folder, network.config.max_position_embeddings)
         if prompts:
@@ -96,7 +95,7 @@ def check_out(out: Path, overwrite: bool, base: Path | None = None) -> None:
         if not (out / "config.json").exists():
             raise InputError(f"{out} holds no checkpoint: --overwrite replaces checkpoints only")
     parent = next(folder for folder in out.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
+    if not checkpoint.writable(parent):
         raise InputError(f"{out} cannot be made: {parent} is not a folder that may be written to")
 
 
@@ -144,7 +143,7 @@ def _write_shards(folder: Path, base: Path, network: Network, shard_bytes: int) 
 
     def write() -> None:
         shards.append(list(shard))
-        save_file(shard, folder / f"shard-{len(shards)}.safetensors", metadata={"format": "pt"})
+        checkpoint.save(shard, folder / f"shard-{len(shards)}.safetensors", metadata={"format": "pt"})
         shard.clear()
 
     total = 0

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .. import checkpoint
 from ..config import one_line
 from ..errors import InputError
 
@@ -71,7 +71,7 @@ def save_state(
                 tensors[f"optimizer/{i}/{index}/{key}"] = torch.as_tensor(value).contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata={"progress": json.dumps(progress)})
+    checkpoint.save(tensors, temporary, metadata={"progress": json.dumps(progress)})
     os.replace(temporary, path)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -230,8 +231,8 @@ def machine() -> dict[str, str]:
 
 
 def say(began: float, words: str) -> None:
-    """A line of progress with the seconds since `began`."""
-    print(f"[{time.perf_counter() - began:6.1f}] {words}", flush=True)
+    """A line of progress on stderr with the seconds since `began`."""
+    print(f"[{time.perf_counter() - began:6.1f}] {words}", file=sys.stderr, flush=True)
 
 
 def _tokenizer_texts(files: list[Source], own: bool) -> list[str]:
