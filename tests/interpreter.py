@@ -1,12 +1,12 @@
 """Kernels on a machine without a GPU: Triton's interpreter, made to tell the truth.
 
-Import before anything that imports triton. With CUDA it does nothing, and the same tests run compiled. Without,
-it sets TRITON_INTERPRET=1 and repairs two things (triton 3.6 and 3.7):
+Import before anything that imports triton. With CUDA it does nothing, and the same tests run compiled.
+Without, it sets TRITON_INTERPRET=1 and repairs two things (triton 3.6 and 3.7):
 
-- bf16: the interpreter keeps bf16 as uint16 and does arithmetic on the bit patterns; conversions truncate. Here
-  bf16 operands are widened to fp32, exactly, and results rounded to nearest even, as a GPU does.
-- tl.dot is np.matmul, whose sums depend on the shape. Here each element is one chain over K, which starts from
-  the accumulator. That is no tensor core's order, but it has a tensor core's property that the order
+- bf16: the interpreter keeps bf16 as uint16 and does arithmetic on the bit patterns; conversions truncate.
+  Here bf16 operands are widened to fp32, exactly, and results rounded to nearest even, as a GPU does.
+- tl.dot is np.matmul, whose sums depend on the shape. Here each element is one chain over K, which starts
+  from the accumulator. That is no tensor core's order, but it has a tensor core's property that the order
   depends on neither rows nor tiles, so a bitwise row test shows wrong indices, masks and segment orders.
 
 What it cannot show: races (programs run one after another), resource limits, and the order of sums inside
@@ -95,7 +95,8 @@ def repair() -> None:
         return handle_of(narrow(result), tl.bfloat16)
 
     def unary(self, arg, op):
-        result = plain["unary_op"](self, wide(arg), op)
+        with np.errstate(over="ignore"):  # exp of a large number is inf, as on a GPU, and no warning
+            result = plain["unary_op"](self, wide(arg), op)
         return rounded(result) if is_bf16(arg) else result
 
     def fma(self, x, y, z):
@@ -107,12 +108,18 @@ def repair() -> None:
         return plain["create_fma"](self, x, y, z)
 
     def fabs(self, arg):
-        return handle_of(arg.data & np.uint16(0x7FFF), tl.bfloat16) if is_bf16(arg) else plain["create_fabs"](self, arg)
+        return (
+            handle_of(arg.data & np.uint16(0x7FFF), tl.bfloat16)
+            if is_bf16(arg)
+            else plain["create_fabs"](self, arg)
+        )
 
     def dot(self, a, b, acc, input_precision, max_num_imprecise_acc):
         result = chain_dot(wide(a).data, wide(b).data, wide(acc).data)
-        return rounded(handle_of(result, tl.float32)) if is_bf16(acc) else handle_of(
-            result.astype(acc.data.dtype), acc.dtype.scalar
+        return (
+            rounded(handle_of(result, tl.float32))
+            if is_bf16(acc)
+            else handle_of(result.astype(acc.data.dtype), acc.dtype.scalar)
         )
 
     builder.cast_impl, builder.create_fp_to_fp, builder.binary_op = cast, fp_to_fp, binary

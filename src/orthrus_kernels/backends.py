@@ -1,7 +1,7 @@
 """The operations of a forward pass by backend: plain twins ("reference") or Triton kernels ("triton").
 
-Both have the same signatures; a kernel takes `out=` besides. To plug in a kernel, name it in `_TRITON`: what is
-not named there runs on its twin, on any device."""
+Both have the same signatures; a kernel takes `out=` besides. To plug in a kernel, name it in `_TRITON`: what
+is not named there runs on its twin, on any device."""
 
 from __future__ import annotations
 

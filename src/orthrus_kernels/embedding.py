@@ -21,7 +21,7 @@ def _embedding_kernel(table, sv, tokens, y, sy_t, E, BLOCK_E: tl.constexpr):
 
 
 def embedding_triton(table: Tensor, tokens: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """`embedding` as one Triton launch. Ids are not checked on the device: 0 <= id < V is the caller's word."""
+    """`embedding` as one Triton launch. Ids are not checked on the device: the caller says 0 <= id < V."""
     (rows,), e = tokens.shape, table.shape[1]
     out = table.new_empty(rows, e) if out is None else out
     assert out.shape == (rows, e) and out.dtype == table.dtype, (out.shape, out.dtype, table.dtype)
@@ -36,5 +36,5 @@ def embedding_triton(table: Tensor, tokens: Tensor, *, out: Tensor | None = None
 
 
 def embedding(table: Tensor, tokens: Tensor) -> Tensor:
-    """Rows of `table` [V, E] for tokens [T] (int32 or int64): [T, E]. IndexError for an id outside the table."""
+    """Rows of `table` [V, E] for tokens [T] (int32 or int64): [T, E]. IndexError for an id past the table."""
     return table[tokens.long()]

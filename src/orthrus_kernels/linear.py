@@ -1,13 +1,14 @@
 """Linear layer over the rows of both views: y = x W^T, AR rows by W and diffusion rows by W_diff.
 
 Shapes: x [T, K], weight and weight_diff [N, K], y [T, N]. Products and sums in fp32, rounded once to
-`out_dtype`. Moves N K weight elements (2 N K when both views have rows), T K of x per N tile (from L2), T N of y.
+`out_dtype`. Moves N K weight elements (2 N K when both views have rows), T K of x for every N tile (from
+L2) and T N of y.
 
 A row's bits. K is cut into `segments` runs of `block_k` columns; each is summed from zero, and the sums are
-added in index order. Both numbers depend on (N, K, dtype, device) alone. With few rows one CTA takes one segment
-of a tile, and the CTA that arrives last adds the partials; with many rows one CTA runs the segments one after
-another. Weights are the M side of every dot, so that one row of x is a column of the accumulator, whatever is
-beside it. A row tile is of one view only: tiles are cut at n_ar."""
+added in index order. Both numbers depend on (N, K, dtype, device) alone. With few rows one CTA takes one
+segment of a tile, and the CTA that arrives last adds the partials; with many rows one CTA runs the segments
+one after another. Weights are the M side of every dot, so that one row of x is a column of the accumulator,
+whatever is beside it. A row tile is of one view only: tiles are cut at n_ar."""
 
 from __future__ import annotations
 
@@ -122,10 +123,10 @@ def _linear_kernel(
 
 @dataclass(frozen=True)
 class Workspace:
-    """Partial sums of launches that follow one another on one stream, and arrival counters, zero between them."""
+    """Partial sums of launches that follow one another on one stream, and their arrival counters."""
 
     partials: Tensor  # fp32
-    counters: Tensor  # int32, zero
+    counters: Tensor  # int32, zero between launches
 
     @staticmethod
     def new(device: torch.device, partials: int = 1 << 24, counters: int = 1 << 15) -> Workspace:
@@ -145,7 +146,8 @@ _workspaces: dict[torch.device, Workspace] = {}
 def workspace(device: torch.device) -> Workspace:
     """The device's shared workspace, made on first use. Launches that share it must not overlap: one stream.
 
-    Raises RuntimeError when first asked for while a CUDA graph is being captured: run the launch once before."""
+    Raises RuntimeError when first asked for during the capture of a CUDA graph: run the launch once
+    before."""
     if device not in _workspaces:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise RuntimeError("linear_triton: run once before the capture, so that its workspace exists")
@@ -166,8 +168,8 @@ def linear_triton(
 ) -> Tensor:
     """`linear` as one Triton launch; `out` [T, N] takes the result. x and weights share one dtype.
 
-    entry: in place of the table's, for tuning. space: for launches on a second stream. Columns of x, weights and
-    `out` must be contiguous.
+    entry: in place of the table's, for tuning. space: for launches on a second stream. Columns of x, weights
+    and `out` must be contiguous.
     """
     _check_shapes(x, weight, weight_diff)
     rows, (n, k) = x.shape[0], weight.shape

@@ -1,4 +1,4 @@
-"""q/k-norm and rotary embedding of a pass, from the stacked projection: rope(rms_norm(head)) of every q and k head.
+"""q/k-norm and rotary embedding, from the stacked projection: rope(rms_norm(head)) of every q and k head.
 
 Shapes: qkv [T, H + 2G, D], cos and sin [T, D/2] fp32, q [T, H, D], k [T, G, D]. Rounds where `rms_norm` does
 (unit row, then product) and once after the rotation. Moves (H + G) D elements a row in and out."""
@@ -32,7 +32,7 @@ def _qk_norm_rope_kernel(
     n_ar, eps,
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Program (t, i): heads [i BLOCK_H, (i + 1) BLOCK_H) of row t, q heads first. Halves a and b of a head."""
+    """Program (t, i): heads [i BLOCK_H, (i + 1) BLOCK_H) of row t, q heads first; a, b: halves of a head."""
     i_t = tl.program_id(0).to(tl.int64)
     o_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     o_d = tl.arange(0, BLOCK_D)
@@ -47,7 +47,9 @@ def _qk_norm_rope_kernel(
     p_qw = tl.where(is_ar, q_norm, q_norm_diff) + o_d
     p_kw = tl.where(is_ar, k_norm, k_norm_diff) + o_d
     is_q = (o_h < H)[:, None]
-    w_a = tl.where(is_q, tl.load(p_qw, mask=m_d, other=0.0)[None, :], tl.load(p_kw, mask=m_d, other=0.0)[None, :])
+    w_a = tl.where(
+        is_q, tl.load(p_qw, mask=m_d, other=0.0)[None, :], tl.load(p_kw, mask=m_d, other=0.0)[None, :]
+    )
     w_b = tl.where(
         is_q,
         tl.load(p_qw + D // 2, mask=m_d, other=0.0)[None, :],
@@ -81,7 +83,7 @@ def qk_norm_rope_triton(
     *,
     out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`qk_norm_rope` as one Triton launch. `out` = (q, k), the heads of a row packed; cos and sin contiguous."""
+    """`qk_norm_rope` as one Triton launch. `out` = (q, k), a row's heads packed; cos and sin contiguous."""
     rows, stacked, d = qkv.shape
     groups = _groups(stacked, heads)
     q, k = out or (qkv.new_empty(rows, heads, d), qkv.new_empty(rows, groups, d))
@@ -108,7 +110,9 @@ def qk_norm_rope_triton(
 def _groups(stacked: int, heads: int) -> int:
     """G of H + 2G stacked heads. Raises ValueError when that does not come out even."""
     if heads < 1 or stacked <= heads or (stacked - heads) % 2:
-        raise ValueError(f"qk_norm_rope: {stacked} stacked heads cannot be {heads} query heads and 2 G others")
+        raise ValueError(
+            f"qk_norm_rope: {stacked} stacked heads cannot be {heads} query heads and 2 G others"
+        )
     return (stacked - heads) // 2
 
 

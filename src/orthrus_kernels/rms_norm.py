@@ -2,8 +2,8 @@
 
 Sum and root in fp32; the normalised row is rounded to x's dtype before the weight multiplies it, and the
 product is rounded again: the order of Hugging Face's Qwen3. Also serves the per-head norms of q and k (last
-dimension D). `add_rms_norm` first adds a layer's output to the residual stream, rounded to its dtype: one launch
-in place of two, the same bits. Moves each tensor once."""
+dimension D). `add_rms_norm` first adds a layer's output to the residual stream, rounded to its dtype: one
+launch in place of two, the same bits. Moves each tensor once."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def _rms_norm_kernel(
 
 
 def _launch(
-    x: Tensor, residual: Tensor | None, weight: Tensor, weight_diff: Tensor | None, n_ar: int | None, eps: float,
-    y: Tensor, total: Tensor | None,
+    x: Tensor, residual: Tensor | None, weight: Tensor, weight_diff: Tensor | None, n_ar: int | None,
+    eps: float, y: Tensor, total: Tensor | None,
 ) -> None:  # fmt: skip
     """Normalise x [T, ..., E], plus residual when there is one, into y; the sum into total."""
     if x.numel() == 0:
@@ -77,7 +77,8 @@ def rms_norm_triton(
     *,
     out: Tensor | None = None,
 ) -> Tensor:
-    """`rms_norm` as one Triton launch, a program a row (a head, when x has heads). x must be viewable as rows."""
+    """`rms_norm` as one Triton launch, a program a row (a head, when x has heads). x can be viewed as
+    rows."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
     _launch(x, None, weight, weight_diff, n_ar, eps, out, None)
     return out

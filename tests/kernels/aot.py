@@ -1,10 +1,11 @@
 """Compile every kernel ahead of time, for GPUs that are not here, and print one JSON line a compilation.
 
-Run by test_aot.py in a process without TRITON_INTERPRET: `python tests/kernels/aot.py`. The real launchers run on
-meta tensors; a recorder in the kernel's place keeps the arguments of the launch and compiles what Triton
-would have compiled for them. So a launcher and this file cannot disagree.
+Run by test_aot.py in a process without TRITON_INTERPRET: `python tests/kernels/aot.py`. The real launchers
+run on meta tensors; a recorder in the kernel's place keeps the arguments of the launch and compiles what
+Triton would have compiled for them. So a launcher and this file cannot disagree.
 
-Registers and spills of the NVIDIA targets are those that the bundled `ptxas -v` reports (cuobjdump reports fewer)."""
+Registers and spills of the NVIDIA targets are those that the bundled `ptxas -v` reports (cuobjdump:
+fewer)."""
 
 from __future__ import annotations
 
@@ -82,7 +83,9 @@ def specialise(kernel, arguments: dict) -> tuple[dict, dict, dict, dict]:
 def compile_for(kernel, arguments: dict, target: GPUTarget) -> dict:
     """Compile a launch; what came out: registers, spills, shared memory, instructions seen."""
     signature, constants, attributes, options = specialise(kernel, arguments)
-    built = triton.compile(ASTSource(kernel, signature, constants, attributes), target=target, options=options)
+    built = triton.compile(
+        ASTSource(kernel, signature, constants, attributes), target=target, options=options
+    )
     report = {"shared": built.metadata.shared, "warps": built.metadata.num_warps}
     if target.backend == "hip":
         text = built.asm["amdgcn"]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import torch
+
 from orthrus_kernels import linear as linear_op  # noqa: F401
 from orthrus_kernels import tables
 
-import sys
 linear_module = sys.modules["orthrus_kernels.linear"]
 
 Launch = tuple[str, ModuleType, str, Callable[[], object], tuple[str, ...]]
@@ -24,9 +25,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 def linears() -> Iterator[Launch]:
     """Every tile of every entry of the table and of the defaults, once for equal launches."""
     seen = set()
-    weights = [
-        (n, k, dtype, entry) for (n, k, dtype, _), entry in tables.linear_entries().items()
-    ] + [
+    weights = [(n, k, dtype, entry) for (n, k, dtype, _), entry in tables.linear_entries().items()] + [
         (n, k, dtype, tables.default_entry(n, k, dtype))
         for n, k in ((151936, 4096), (4096, 4096), (2048, 6144), (2048, 2048))
         for dtype in (torch.bfloat16, torch.float16, torch.float32)
@@ -42,7 +41,9 @@ def linears() -> Iterator[Launch]:
             def launch(n=n, k=k, dtype=dtype, entry=entry, rows=rows):
                 space = linear_module.Workspace.new(torch.device("meta"), 1 << 28, 1 << 20)
                 w = meta(n, k, dtype=dtype)
-                linear_module.linear_triton(meta(2 * rows, k, dtype=dtype), w, w, rows, entry=entry, space=space)
+                linear_module.linear_triton(
+                    meta(2 * rows, k, dtype=dtype), w, w, rows, entry=entry, space=space
+                )
 
             name = f"{n}x{k} {dtype} rows {rows} segments {entry.segments} tile {tile}"
             yield name, linear_module, "_linear_kernel", launch, HOPPER

@@ -1,9 +1,9 @@
 """Launch tables of the kernels: committed data, never tuned at run time where bits matter.
 
 A linear weight is looked up by (N, K, dtype, device). What its row of bits depends on, `block_k` and
-`segments`, is one pair for the weight: its **reduction class**. What may change with the number of rows (tile,
-warps, stages, whether segments run side by side or one after another) is a list of tiles, and every tile gives
-the same bits; tests/kernels/test_linear.py and bench/gpu_linear.py assert it.
+`segments`, is one pair for the weight: its **reduction class**. What may change with the number of rows
+(tile, warps, stages, whether segments run side by side or one after another) is a list of tiles, and every
+tile gives the same bits; tests/kernels/test_linear.py and bench/gpu_linear.py assert it.
 
 `linear.json` holds the measured entries, each with the measurement it came from. A weight without an entry
 takes `default_entry`, a function of (N, K, dtype) alone."""
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib import resources
 
 import torch
@@ -51,7 +51,7 @@ class LinearEntry:
 _TILES_16_BIT = (
     LinearTile(16, 16, 64, True, 4, 6),
     LinearTile(32, 32, 64, True, 4, 6),
-    LinearTile(64, 64, 128, True, 4, 4),
+    LinearTile(64, 64, 128, True, 8, 4),
     LinearTile(128, 128, 128, True, 8, 4),
     LinearTile(None, 128, 128, False, 8, 4),
 )
@@ -60,13 +60,12 @@ _TILES_32_BIT = (
     LinearTile(64, 32, 64, True, 4, 3),
     LinearTile(None, 64, 64, False, 8, 3),
 )
-# A multiprocessor takes two CTAs of the narrow tiles; the largest part in use has 148 of them, 132 is the H100.
-_CTAS_TO_FILL = 128
+_CTAS_TO_FILL = 128  # an H100 has 132 multiprocessors
 _LEAST_SEGMENT = 512  # columns: shorter ones spend their time filling the pipeline
 
 
 def default_entry(n: int, k: int, dtype: torch.dtype) -> LinearEntry:
-    """A safe entry for any weight: as many segments, a power of two up to 8, as let narrow tiles fill a GPU."""
+    """A safe entry for any weight: the segments, a power of two up to 8, that let narrow tiles fill a GPU."""
     segments = 1
     while segments < 8 and -(-n // 64) * segments < _CTAS_TO_FILL and k // (2 * segments) >= _LEAST_SEGMENT:
         segments *= 2
@@ -84,7 +83,7 @@ def device_key(device: torch.device) -> str:
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 
-@lru_cache
+@cache
 def linear_entries() -> dict[tuple[int, int, torch.dtype, str], LinearEntry]:
     """All committed entries of linear.json by key. Raises ValueError when an entry is malformed."""
     entries = {}
@@ -98,7 +97,7 @@ def linear_entries() -> dict[tuple[int, int, torch.dtype, str], LinearEntry]:
     return entries
 
 
-@lru_cache(maxsize=None)
+@cache
 def linear_entry(n: int, k: int, dtype: torch.dtype, device: str) -> LinearEntry:
     """The committed entry of a weight, else the default. Interpreted kernels use what an H100 would."""
     key = n, k, dtype, "sm_90" if device == "cpu" else device
