@@ -58,11 +58,6 @@ def _segment(p_w, p_x, m_n, m_t, first, last, K, BLOCK_N: tl.constexpr, BLOCK_T:
     return acc
 
 
-@triton.jit
-def _partial(p_part, m_t):
-    return tl.load(p_part, mask=m_t, other=0.0, cache_modifier=".cg")  # L1 may hold an older launch's
-
-
 @triton.jit(do_not_specialize=["T", "n_ar"], launch_metadata=_launch_metadata)
 def _linear_kernel(
     x, sx_t, w, w_diff, sw_n, y, sy_t, partials, counters,
@@ -91,7 +86,6 @@ def _linear_kernel(
     m_t = (o_t < end_row)[None, :]
     p_w = w_view + o_n.to(tl.int64)[:, None] * sw_n
     p_x = x + o_t.to(tl.int64)[None, :] * sx_t
-    p_y = y + o_t.to(tl.int64)[None, :] * sy_t + o_n[:, None]
     blocks = tl.cdiv(K, BLOCK_K)
     each = tl.cdiv(blocks, SEGMENTS)
 
@@ -99,25 +93,30 @@ def _linear_kernel(
         i_s = tl.program_id(1)
         acc = _segment(p_w, p_x, m_n, m_t, i_s * each, tl.minimum((i_s + 1) * each, blocks), K,
                        BLOCK_N, BLOCK_T, BLOCK_K, EVEN_K, STAGES)  # fmt: skip
+        p_part = partials + i_tile.to(tl.int64) * (SEGMENTS * BLOCK_N * BLOCK_T)
         o_part = tl.arange(0, BLOCK_N)[:, None] * BLOCK_T + tl.arange(0, BLOCK_T)[None, :]
-        p_part = partials + i_tile.to(tl.int64) * (SEGMENTS * BLOCK_N * BLOCK_T) + o_part
-        tl.store(p_part + i_s * (BLOCK_N * BLOCK_T), acc, mask=m_t)
+        tl.store(p_part + i_s * (BLOCK_N * BLOCK_T) + o_part, acc, mask=m_t)
         tl.debug_barrier()  # every thread's partial is written before one thread publishes it
         if tl.atomic_add(counters + i_tile, 1, sem="acq_rel") == SEGMENTS - 1:
-            total = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
-            if BLOCK_N * BLOCK_T <= 4096:
-                for s in tl.static_range(SEGMENTS):  # all loads in flight at once
-                    total += _partial(p_part + s * (BLOCK_N * BLOCK_T), m_t)
-            else:
-                for s in range(SEGMENTS):
-                    total += _partial(p_part + s * (BLOCK_N * BLOCK_T), m_t)
-            tl.store(p_y, total.to(y.dtype.element_ty), mask=m_n & m_t)
+            # A chunk at a time: all its partials are in flight at once, and registers suffice.
+            CHUNK: tl.constexpr = min(BLOCK_N, 2048 // BLOCK_T)
+            o_c = tl.arange(0, CHUNK)
+            for c in range(0, BLOCK_N, CHUNK):
+                p_c = p_part + (c + o_c)[:, None] * BLOCK_T + tl.arange(0, BLOCK_T)[None, :]
+                total = tl.zeros((CHUNK, BLOCK_T), tl.float32)
+                for s in tl.static_range(SEGMENTS):  # .cg: L1 may hold an older launch's partials
+                    p_s = p_c + s * (BLOCK_N * BLOCK_T)
+                    total += tl.load(p_s, mask=m_t, other=0.0, cache_modifier=".cg")
+                o_y = i_n * BLOCK_N + c + o_c
+                p_y = y + o_t.to(tl.int64)[None, :] * sy_t + o_y[:, None]
+                tl.store(p_y, total.to(y.dtype.element_ty), mask=m_t & (o_y < N)[:, None])
             tl.store(counters + i_tile, 0)  # ready for the next launch
     else:
         total = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
         for s in range(SEGMENTS):  # not unrolled: copies of the loop would spill
             total += _segment(p_w, p_x, m_n, m_t, s * each, tl.minimum((s + 1) * each, blocks), K,
                               BLOCK_N, BLOCK_T, BLOCK_K, EVEN_K, STAGES)  # fmt: skip
+        p_y = y + o_t.to(tl.int64)[None, :] * sy_t + o_n[:, None]
         tl.store(p_y, total.to(y.dtype.element_ty), mask=m_n & m_t)
 
 

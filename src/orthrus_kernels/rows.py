@@ -28,7 +28,7 @@ def row_stride(x: Tensor, width: int) -> int:
     if x.stride(-1) != 1 or (stride % 16 or x.data_ptr() % 16 if wide else stride != width):
         raise ValueError(
             f"rows of {width} must be contiguous, start at multiples of 16 where the width is one, "
-            f"and be packed otherwise: shape {tuple(x.shape)}, strides {x.stride()}, offset {x.storage_offset()}"
+            f"else be packed: shape {tuple(x.shape)}, strides {x.stride()}, offset {x.storage_offset()}"
         )
     return stride
 
