@@ -127,6 +127,10 @@ def repair() -> None:
 
     reduce_ops, plain_reduce = interpreter.ReduceOps, interpreter.ReduceOps.apply_impl
 
+    def block_of(bits: np.ndarray, is_block: bool):
+        kind = tl.block_type(tl.bfloat16, list(bits.shape)) if is_block else tl.bfloat16
+        return tl.core.tensor(handle_of(bits, tl.bfloat16), kind)
+
     def reduce_wide(self, inputs):
         """Reductions of bf16 blocks: in fp32, rounded once."""
         if not any(block.dtype.scalar == tl.bfloat16 for block in inputs):
@@ -139,7 +143,7 @@ def repair() -> None:
         result = plain_reduce(self, widened)
         results = result if isinstance(result, (tuple, list)) else (result,)
         back = tuple(
-            self.to_tensor(narrow(np.asarray(r.handle.data)), tl.bfloat16) if bf16 else r
+            block_of(narrow(r.handle.data), r.type.is_block()) if bf16 else r
             for r, bf16 in zip(results, was_bf16, strict=True)
         )
         return back if isinstance(result, (tuple, list)) else back[0]

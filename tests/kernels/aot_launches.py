@@ -59,12 +59,11 @@ def row_wise() -> Iterator[Launch]:
         "128", norm, "_rms_norm_kernel", lambda: norm.rms_norm_triton(meta(33, 32, 128), w_d, 1e-6), HOPPER
     )  # fmt: skip
     for d in (128, 64):
-        w_d, cos = meta(d), meta(33, d // 2, dtype=torch.float32)
-        yield (
-            f"D {d}", qk, "_qk_norm_rope_kernel",
-            lambda x=meta(33, 48, d), w=w_d, c=cos: qk.qk_norm_rope_triton(x, 32, w, w, c, c, 1e-6, w, w, 9),
-            ALL if d == 128 else HOPPER,
-        )  # fmt: skip
+
+        def launch(qkv=meta(33, 48, d), w=meta(d), cos=meta(33, d // 2, dtype=torch.float32)):  # noqa: B008
+            qk.qk_norm_rope_triton(qkv, 32, w, w, cos, cos, 1e-6, w, w, 9)
+
+        yield f"D {d}", qk, "_qk_norm_rope_kernel", launch, ALL if d == 128 else HOPPER
     swiglu, embedding = module("swiglu"), module("embedding")
     yield "12288", swiglu, "_swiglu_kernel", lambda: swiglu.swiglu_triton(meta(33, 24576)), ALL
     tokens = meta(33, dtype=torch.int64)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# (largest, RMS). fp32: sums of up to 1100 terms, each off by half an ulp (2^-24) of the running sum: 1e-6 seen
-# with massive channels. fp16 and bf16: roundings to the output's dtype, each at most 2^-11 or 2^-9 of a result,
-# up to three in one operation; the RMS of one is about 0.29 ulp.
+# (largest, RMS). fp32: sums of up to 1100 terms, each off by half an ulp (2^-24) of the running sum: 1e-6
+# seen with massive channels. fp16 and bf16: roundings to the output's dtype, each at most 2^-11 or 2^-9 of a
+# result, up to three in one operation; the RMS of one is about 0.29 ulp.
 LIMITS = {
     torch.float32: (4e-6, 2e-6),
     torch.float16: (1.5e-3, 5e-4),

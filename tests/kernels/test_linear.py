@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from inputs import DTYPES, examples, given_rows
 from limits import assert_close
 from strategies import KINDS, hard
 
@@ -13,8 +14,7 @@ from orthrus_kernels import tables
 from orthrus_kernels.linear import Workspace, linear_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-# K = 200 in three segments of 3, 3 and 1 blocks, the last block ragged; few rows split, many one after another.
+# K = 200 in segments of 3, 3 and 1 blocks, the last block ragged; few rows split, many one after another.
 TILES = (
     LinearTile(4, 16, 64, True, 4, 3),
     LinearTile(40, 32, 128, True, 4, 3),
@@ -32,7 +32,7 @@ def weights(dtype, device):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [3, 37, 70])
 def test_against_fp64(rows, kind, dtype, device):
-    x, (w, w2) = hard(kind, rows, K).to(device, dtype), weights(dtype, device)
+    x, (w, w2) = given_rows(kind, rows, K, dtype=dtype, device=device), weights(dtype, device)
     assert_close(linear_triton(x, w, entry=ENTRY), x.double() @ w.double().T)
     mixed = torch.cat([x[:2].double() @ w.double().T, x[2:].double() @ w2.double().T])
     got = linear_triton(x, w, w2, 2, torch.float32, entry=ENTRY)
@@ -46,12 +46,12 @@ def test_odd_sizes_with_the_table(n, k, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@settings(max_examples=12)
+@examples(12)
 @given(rows=st.integers(2, 70), index=st.integers(0, 69), kind=st.sampled_from(KINDS), seed=st.integers(0, 9))
 def test_a_row_has_the_same_bits_anywhere(dtype, device, rows, index, kind, seed):
     """Alone in the split form, and among rows of any form, of either view."""
     index %= rows
-    x, (w, w2) = hard(kind, rows, K, seed=seed).to(device, dtype), weights(dtype, device)
+    x, (w, w2) = given_rows(kind, rows, K, dtype=dtype, device=device, seed=seed), weights(dtype, device)
     one = x[index : index + 1]
     alone, alone2 = linear_triton(one, w, entry=ENTRY)[0], linear_triton(one, w2, entry=ENTRY)[0]
     assert torch.equal(linear_triton(x, w, entry=ENTRY)[index], alone)

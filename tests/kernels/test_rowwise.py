@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from inputs import DTYPES, examples, given_rows
 from limits import assert_close
 from strategies import KINDS, hard
 
 from orthrus_kernels.backends import backend_ops
 
 TWIN, TRITON = backend_ops("reference"), backend_ops("triton")
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 EPS = 1e-6
 H, G = 5, 2  # 7 normalised heads: the last program's tile is ragged
 
@@ -79,7 +79,7 @@ NAMES = ("rms_norm", "add_rms_norm", "swiglu", "qk_norm_rope")
 @pytest.mark.parametrize("name", NAMES)
 def test_against_fp64_and_the_twin(name, kind, dtype, device):
     op, definition = operations(dtype, device, 1088)[name]
-    x = hard(kind, 9, 1088).to(device, dtype)
+    x = given_rows(kind, 9, 1088, dtype=dtype, device=device)
     if name == "qk_norm_rope":
         x = x[:, : (H + 2 * G) * 32].contiguous()
     got = op(TRITON, x, 4)
@@ -89,13 +89,13 @@ def test_against_fp64_and_the_twin(name, kind, dtype, device):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=8)
+@examples(8)
 @given(rows=st.integers(2, 70), index=st.integers(0, 69), kind=st.sampled_from(KINDS), ar=st.booleans())
 def test_a_row_has_the_same_bits_anywhere(name, dtype, device, rows, index, kind, ar):
     index %= rows
     width = (H + 2 * G) * 32
     op, _ = operations(dtype, device, width)[name]
-    x = hard(kind, rows, width).to(device, dtype)
+    x = given_rows(kind, rows, width, dtype=dtype, device=device)
     if name == "qk_norm_rope":  # its angles belong to the row: put the row's position first
         x = x.roll(-index, 0)
         index = 0
@@ -104,7 +104,7 @@ def test_a_row_has_the_same_bits_anywhere(name, dtype, device, rows, index, kind
 
 
 @given(rows=st.integers(1, 5), width=st.sampled_from([1, 15, 40, 96, 1000]), heads=st.integers(1, 3))
-@settings(max_examples=10)
+@examples(10)
 def test_norm_of_odd_widths_and_heads(rows, width, heads, device):
     x, w = hard("normal", rows, heads, width).to(device), hard("normal", width, seed=1).to(device)
     assert_close(TRITON.rms_norm(x, w, EPS), norm64(x.double(), w.double()))

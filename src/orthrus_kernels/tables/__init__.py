@@ -60,7 +60,9 @@ _TILES_32_BIT = (
     LinearTile(64, 32, 64, True, 4, 3),
     LinearTile(None, 64, 64, False, 8, 3),
 )
-_CTAS_TO_FILL = 128  # an H100 has 132 multiprocessors
+# An H100 has 132 multiprocessors, and two CTAs of the narrow tiles on each keep more reads in flight. Start
+# value: the settings of a prototype (H200, 2026-11-24) had 192 to 384 CTAs.
+_CTAS_TO_FILL = 192
 _LEAST_SEGMENT = 512  # columns: shorter ones spend their time filling the pipeline
 
 
@@ -89,8 +91,8 @@ def linear_entries() -> dict[tuple[int, int, torch.dtype, str], LinearEntry]:
     entries = {}
     for row in json.loads(resources.files(__package__).joinpath("linear.json").read_text()):
         tiles = tuple(LinearTile(*tile) for tile in row["tiles"])
-        limits = [tile.rows for tile in tiles]
-        if limits[-1] is not None or None in limits[:-1] or limits[:-1] != sorted(limits[:-1]):
+        limits = [tile.rows for tile in tiles[:-1] if tile.rows is not None]
+        if tiles[-1].rows is not None or len(limits) < len(tiles) - 1 or limits != sorted(limits):
             raise ValueError(f"linear.json: tiles of {row} must rise in rows and end with null")
         key = row["n"], row["k"], getattr(torch, row["dtype"]), row["device"]
         entries[key] = LinearEntry(row["block_k"], row["segments"], tiles, row["measured"])
