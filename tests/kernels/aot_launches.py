@@ -28,7 +28,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 def linears() -> Iterator[Launch]:
     """Every tile of the table's entries, and of defaults with every number of segments; equal ones once."""
     op = module("linear")
-    shapes = ((151936, 4096), (4096, 4096), (2048, 6144), (512, 4096))
+    shapes = ((151936, 4096), (6144, 4096), (4096, 4096), (512, 4096))
     entries = [(dtype, entry) for (_, _, dtype, _), entry in tables.linear_entries().items()]
     entries += [(d, tables.default_entry(*s, d)) for s in shapes for d in (torch.bfloat16, torch.float32)]
     entries += [(torch.float16, tables.default_entry(*shapes[1], torch.float16))]

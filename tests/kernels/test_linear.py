@@ -63,7 +63,7 @@ def entries():
     """The committed entries, and the defaults of every number of segments."""
     committed = [pytest.param(e, dtype, id=f"{n}x{k}-{dtype}-{device}")
                  for (n, k, dtype, device), e in tables.linear_entries().items()]  # fmt: skip
-    shapes = [(16384, 4096), (4096, 4096), (2048, 6144), (512, 4096)]
+    shapes = [(16384, 4096), (6144, 4096), (4096, 4096), (512, 4096)]
     return committed + [
         pytest.param(tables.default_entry(n, k, dtype), dtype, id=f"default-{n}x{k}-{dtype}")
         for n, k in shapes
