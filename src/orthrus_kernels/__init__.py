@@ -1,7 +1,8 @@
 """Operations of the dual-view forward pass. They know tensors and visibility, not checkpoints or text.
 
-One operation a file. The names here are the plain twins: the definition of each operation, its rounding order
-included, readable and row-invariant on any device. `backend_ops` gives the Triton kernels of the same names."""
+One operation a file. The names here are the plain twins: the definition of each operation, its rounding
+order included, readable and row-invariant on any device. `backend_ops` gives the Triton kernels by these
+names."""
 
 from .attention import attention, key_segments
 from .backends import Ops, backend_ops
@@ -18,7 +19,8 @@ from .verify import verify
 from .visibility import Path, Rows, paths, visible
 
 __all__ = [
-    "Ops", "Path", "Rows", "Sampling", "add_rms_norm", "attention", "backend_ops", "choose", "commit", "cos_sin",
-    "embedding", "inverse_frequencies", "key_segments", "linear", "log_probability", "paths", "qk_norm_rope",
+    "Ops", "Path", "Rows", "Sampling", "add_rms_norm", "attention", "backend_ops", "choose", "commit",
+    "cos_sin", "embedding", "inverse_frequencies", "key_segments", "linear", "log_probability", "paths",
+    "qk_norm_rope",
     "rms_norm", "rope", "swiglu", "top_k", "verify", "visible",
 ]  # fmt: skip
