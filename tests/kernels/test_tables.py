@@ -35,7 +35,12 @@ def test_a_malformed_table_is_refused(tiles, monkeypatch, tmp_path):
         tables.linear_entries.__wrapped__()
 
 
-def test_unknown_devices_take_the_default():
-    assert tables.linear_entry(33, 70, torch.bfloat16, "sm_75") == tables.default_entry(
-        33, 70, torch.bfloat16
-    )
+def test_defaults_fit_the_device_and_keep_their_class():
+    for device, kib in (("sm_75", 64), ("gfx942", 64), ("sm_120", 99), ("sm_90", 227)):
+        for dtype in (torch.float32, torch.bfloat16):
+            got, plain = tables.linear_entry(33, 70, dtype, device), tables.default_entry(33, 70, dtype)
+            assert (got.block_k, got.segments) == (plain.block_k, plain.segments)
+            for tile in got.tiles:
+                stage = (tile.block_n + tile.block_t) * got.block_k * dtype.itemsize
+                assert tile.stages * stage <= kib * 1024, (device, tile)
+    assert got == plain, "an H100 takes the default as it is"

@@ -11,7 +11,7 @@ takes `default_entry`, a function of (N, K, dtype) alone."""
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 
@@ -52,8 +52,8 @@ _TILES_16_BIT = (
     LinearTile(16, 16, 64, True, 4, 6),
     LinearTile(32, 32, 64, True, 4, 6),
     LinearTile(64, 64, 128, True, 8, 4),
-    LinearTile(128, 128, 128, True, 8, 4),
-    LinearTile(None, 128, 128, False, 8, 4),
+    LinearTile(128, 128, 128, True, 8, 3),
+    LinearTile(None, 128, 128, False, 8, 3),
 )
 _TILES_32_BIT = (
     LinearTile(16, 16, 64, True, 4, 3),
@@ -63,6 +63,9 @@ _TILES_32_BIT = (
 # An H100 has 132 multiprocessors, and two CTAs of the narrow tiles on each keep more reads in flight. Start
 # value: the settings of a prototype (H200, 2026-11-24) had 192 to 384 CTAs.
 _CTAS_TO_FILL = 192
+# KiB of shared memory a CTA may have; any other device is taken for the smallest.
+_SHARED = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_103": 227, "sm_120": 99}
+_LEAST_SHARED = 64  # gfx942
 _LEAST_SEGMENT = 512  # columns: shorter ones spend their time filling the pipeline
 
 
@@ -74,6 +77,17 @@ def default_entry(n: int, k: int, dtype: torch.dtype) -> LinearEntry:
     if dtype == torch.float32:
         return LinearEntry(32, segments, _TILES_32_BIT)
     return LinearEntry(64, segments, _TILES_16_BIT)
+
+
+def fitted(entry: LinearEntry, dtype: torch.dtype, device: str) -> LinearEntry:
+    """The entry with no more stages than the device's shared memory holds, and the same reduction class."""
+    room = _SHARED.get(device, _LEAST_SHARED) * 1024
+
+    def fit(tile: LinearTile) -> LinearTile:
+        stage = (tile.block_n + tile.block_t) * entry.block_k * dtype.itemsize
+        return replace(tile, stages=max(min(tile.stages, room // stage), 1))
+
+    return replace(entry, tiles=tuple(fit(tile) for tile in entry.tiles))
 
 
 def device_key(device: torch.device) -> str:
@@ -102,5 +116,5 @@ def linear_entries() -> dict[tuple[int, int, torch.dtype, str], LinearEntry]:
 @cache
 def linear_entry(n: int, k: int, dtype: torch.dtype, device: str) -> LinearEntry:
     """The committed entry of a weight, else the default. Interpreted kernels use what an H100 would."""
-    key = n, k, dtype, "sm_90" if device == "cpu" else device
-    return linear_entries().get(key) or default_entry(n, k, dtype)
+    device = "sm_90" if device == "cpu" else device
+    return linear_entries().get((n, k, dtype, device)) or fitted(default_entry(n, k, dtype), dtype, device)
