@@ -4,7 +4,8 @@
     PYTHONPATH=src python bench/gpu_linear.py --table gpu_linear.json      # anywhere: rows for linear.json
 
 1. Read bandwidth: a plain Triton kernel that reads 4 GB once. All shares are of this figure.
-2. Bits: every tile of every reduction class, rows 1 to 256, any index, both views, against one row alone.
+2. Bits: every tile of every reduction class, rows 1 to 256, any index, both views, against one row alone; the
+   row-wise kernels likewise.
 3. Each weight of each size alone, cold (a CUDA graph over all layers' weights, more than L2 holds): cuBLAS
    and every tile variant.
 4. The layer stack of linears in one CUDA graph: cuBLAS, the committed table, the best tiles of its reduction
@@ -34,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from orthrus_kernels import tables  # noqa: E402
 from orthrus_kernels._triton import tl, triton  # noqa: E402
+from orthrus_kernels.backends import backend_ops  # noqa: E402
 from orthrus_kernels.linear import Workspace, linear_triton  # noqa: E402
 from orthrus_kernels.tables import LinearEntry, LinearTile  # noqa: E402
 
@@ -232,6 +234,43 @@ def check_bits(n: int, k: int, bad: set) -> dict[str, int]:
         found["failures"] += 1
         say(f"  WRONG {n}x{k}: error {error:.2e} of the largest output")
     found["block_k_agrees"] = int(torch.equal(alone, rows_alone[2 * entry.block_k, entry.segments]))
+    return found
+
+
+def check_row_wise_bits(e: int = 4096, heads: int = 32, groups: int = 8, d: int = 128) -> dict[str, dict]:
+    """Rows of the norms, q/k-norm with RoPE and SwiGLU: each alone against slices of a pass of 256."""
+    ops = backend_ops("triton")
+    stacked = heads + 2 * groups
+    x, qkv, wide = heavy(256, e), heavy(256, stacked, d), heavy(256, 2 * e)
+    g, g2, q, k, q2, k2 = (heavy(n) for n in (e, e, d, d, d, d))
+    cos, sin = (torch.rand(256, d // 2, device=DEVICE) for _ in range(2))
+
+    def qk(a: int, b: int, n_ar: int) -> torch.Tensor:
+        part = ops.qk_norm_rope(qkv[a:b], heads, q, k, cos[a:b], sin[a:b], 1e-6, q2, k2, n_ar)
+        return torch.cat(part, 1)
+
+    calls: dict[str, Callable[[int, int, int], torch.Tensor]] = {
+        "rms_norm": lambda a, b, n_ar: ops.rms_norm(x[a:b], g, 1e-6, g2, n_ar),
+        "add_rms_norm": lambda a, b, n_ar: torch.cat(ops.add_rms_norm(x[a:b], x[a:b].flip(1), g, 1e-6), 1),
+        "rms_norm of heads": lambda a, b, n_ar: ops.rms_norm(qkv[a:b], q, 1e-6, q2, n_ar),
+        "qk_norm_rope": qk,
+        "swiglu": lambda a, b, n_ar: ops.swiglu(wide[a:b]),
+    }
+    found = {}
+    for name, call in calls.items():
+        one = {"checks": 0, "failures": 0}
+        try:
+            for n_ar in (0, 33, 256):
+                alone = torch.cat([call(i, i + 1, int(i < n_ar)) for i in range(256)])
+                for a, b in SLICES:
+                    got = call(a, b, min(max(n_ar - a, 0), b - a))
+                    one["checks"] += 1
+                    one["failures"] += not torch.equal(got, alone[a:b])
+        except Exception as error:
+            say(f"  {name}: {short(error)}")
+            one["failures"] += 1
+        found[name] = one
+        say(f"bits {name}: {one}")
     return found
 
 
@@ -463,6 +502,7 @@ def main() -> None:
         bits[f"{n}x{k}"] = check_bits(n, k, bad)
         say(f"bits {n}x{k}: {bits[f'{n}x{k}']}")
         torch.cuda.empty_cache()
+    bits |= check_row_wise_bits()
     lines: list[dict] = []
     for i, size in enumerate(given.sizes):
         left = given.seconds - (time.perf_counter() - BEGAN)
