@@ -17,6 +17,7 @@ settings.register_profile(
     "orthrus", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile("orthrus")
+torch.set_num_threads(1)  # a worker a core: matrices this small gain nothing from a second thread
 
 SMALL = Qwen3Config(
     vocab_size=97,

@@ -107,6 +107,28 @@ def test_ctrl_c_keeps_what_was_decoded():
     assert result.stats.cycles == 1 and len(result.logprobs) == 9
 
 
+def test_ctrl_c_in_the_callback_leaves_everything_in_step():
+    runs = []
+
+    def interrupt(ids, text):
+        runs.append(ids)
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+
+    model = ScriptedModel(small_config(eos_token_ids=()), skill=1.0)
+    result = model.generate([1], strategy="two-pass", max_new_tokens=40, on_tokens=interrupt)
+    assert [len(run) for run in runs] == [1, 8, 8] and result.token_ids == sum(runs, [])
+    assert len(result.logprobs) == len(result.token_ids) == 1 + result.stats.cycle_tokens
+    assert result.stats.cycles == 2 and result.stats.finish_reason == "interrupted"
+
+
+def test_infinite_logits_are_reported(monkeypatch):
+    model = ScriptedModel(small_config())
+    monkeypatch.setattr(model, "target", lambda text: torch.full((97,), float("inf")))
+    with pytest.raises(InputError, match="NaN or infinite"):
+        model.generate([1], max_new_tokens=3)
+
+
 def test_seed_is_drawn_and_returned():
     model = ScriptedModel(small_config())
     first = model.generate([1], temperature=1.0, max_new_tokens=20)
@@ -152,6 +174,13 @@ BAD = [
     ([1], {"min_p": 2.0}, "min_p"),
     ([1], {"repetition_penalty": 0.0}, "repetition_penalty"),
     ([1], {"seed": -1}, "seed"),
+    ([1], {"temperature": 1e-40}, "temperature"),
+    ([1], {"temperature": None}, "temperature|not supported"),
+    ([1], {"repetition_penalty": 1e-300}, "repetition_penalty"),
+    ([1], {"max_new_tokens": 4.5}, "whole number"),
+    (["def"], {}, "token ids"),
+    ([1], {"stop": [b"x"]}, "strings were expected"),
+    ([1], {"logit_bias": dict.fromkeys(range(97), float("-inf"))}, "bans every token"),
     ([1], {"logit_bias": {97: 1.0}}, "logit_bias names token 97"),
     ([1], {"stop": ["x"]}, "need a tokenizer"),
     ([1], {"stop": ""}, "stop string is empty"),

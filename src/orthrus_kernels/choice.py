@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+LEAST_TEMPERATURE = 1e-4  # logits over less would leave fp32's range
 _MASK32 = 0xFFFFFFFF
 # Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): round multipliers
 # and key increments.
@@ -39,14 +40,14 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, ok, wanted in (
-            ("temperature", math.isfinite(self.temperature) and self.temperature >= 0,
-             "a finite number of at least 0"),
+            ("temperature", self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature < math.inf,
+             f"0 (greedy) or a finite number of at least {LEAST_TEMPERATURE}"),
             ("top_k", self.top_k >= 0 and self.top_k == int(self.top_k),
              "a whole number of at least 0; 0 turns it off"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]; 1 turns it off"),
             ("min_p", 0 <= self.min_p <= 1, "in [0, 1]; 0 turns it off"),
-            ("repetition_penalty", math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0,
-             "a finite number above 0; 1 turns it off"),
+            ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100,
+             "in [0.01, 100]; 1 turns it off"),
             ("seed", 0 <= self.seed < 2**64, "a whole number in [0, 2^64)"),
         ):  # fmt: skip
             if not ok:

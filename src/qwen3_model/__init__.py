@@ -1,8 +1,27 @@
 """Qwen3 from scratch with both views of Orthrus: checkpoints, text, the model, decoding strategies."""
 
-from .config import Qwen3Config
-from .errors import InputError
-from .generate import GenerationStats, Result
-from .model import Qwen3
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .config import Qwen3Config
+    from .errors import InputError
+    from .generate import GenerationStats, Result
+    from .model import Qwen3
+
+_HOMES = {
+    "GenerationStats": "generate",
+    "InputError": "errors",
+    "Qwen3": "model",
+    "Qwen3Config": "config",
+    "Result": "generate",
+}
 
 __all__ = ["GenerationStats", "InputError", "Qwen3", "Qwen3Config", "Result"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for: `orthrus --help` should not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from .errors import InputError
 
 DTYPES = ("bfloat16", "float16", "float32")
 BLOCK_SIZES = range(2, 257)
+# Far above any model, and low enough that no product of them overflows and a wrong file is refused quickly
+MOST_LAYERS, MOST_HEADS, MOST_SIZE, MOST_TOKENS = 2**12, 2**16, 2**24, 2**30
 
 
 @dataclass(frozen=True)
@@ -58,48 +60,55 @@ class Qwen3Config:
         """Positions the model may use: YaRN extends what the checkpoint was trained on by its factor."""
         if self.yarn is None:
             return self.max_position_embeddings
-        return max(
-            self.max_position_embeddings, int(self.yarn.factor * self.yarn.original_max_position_embeddings)
-        )
+        extended = min(self.yarn.factor * self.yarn.original_max_position_embeddings, MOST_TOKENS)
+        return max(self.max_position_embeddings, int(extended))
 
     @staticmethod
-    def from_folder(folder: Path) -> Qwen3Config:
-        """Read config.json and, for the end tokens, generation_config.json. Raises InputError."""
+    def from_folder(folder: Path, tensor_names: Collection[str] = ()) -> Qwen3Config:
+        """Read config.json and, for the end tokens, generation_config.json. Raises InputError.
+
+        tensor_names: those of the folder's weights. Names of a diffusion view make it an Orthrus even if
+        config.json calls it a plain Qwen3."""
         generation = folder / "generation_config.json"
         return Qwen3Config.from_dict(
             read_json_object(folder / "config.json"),
             read_json_object(generation) if generation.exists() else None,
+            diffusion=any("_diff." in name for name in tensor_names),
         )
 
     @staticmethod
-    def from_dict(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> Qwen3Config:
+    def from_dict(
+        raw: Mapping[str, Any], generation: Mapping[str, Any] | None = None, diffusion: bool = False
+    ) -> Qwen3Config:
         """Check and convert a parsed config.json. Raises InputError for what is wrong or what this project
         does not do.
 
         generation: a parsed generation_config.json; its end tokens win, because config.json often lists only
-        one of them. """
+        one of them. diffusion: the weights hold a diffusion view, whatever the architecture is called."""
         _refuse_what_is_not_dense_qwen3(raw)
         fields = _Fields(raw, "config.json")
-        heads, groups = fields.count("num_attention_heads"), fields.count("num_key_value_heads")
-        hidden, vocabulary = fields.count("hidden_size"), fields.count("vocab_size")
+        heads, groups = (
+            fields.count(name, MOST_HEADS) for name in ("num_attention_heads", "num_key_value_heads")
+        )
+        hidden, vocabulary = fields.count("hidden_size"), fields.count("vocab_size", MOST_TOKENS)
         if heads % groups:
             raise InputError(
                 f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}"
             )
-        head_dim = fields.count("head_dim", hidden // heads)
+        head_dim = fields.count("head_dim", MOST_HEADS, 128)  # the default of transformers' Qwen3Config
         if head_dim % 2:
             raise InputError(f"config.json: head_dim is {head_dim}; RoPE needs an even one")
         theta, yarn = _rope(raw)
-        block_size, mask_token_id = _diffusion(raw, fields, vocabulary)
+        block_size, mask_token_id = _diffusion(raw, vocabulary, diffusion)
         return Qwen3Config(
             vocab_size=vocabulary,
             hidden_size=hidden,
             intermediate_size=fields.count("intermediate_size"),
-            num_hidden_layers=fields.count("num_hidden_layers"),
+            num_hidden_layers=fields.count("num_hidden_layers", MOST_LAYERS),
             num_attention_heads=heads,
             num_key_value_heads=groups,
             head_dim=head_dim,
-            max_position_embeddings=fields.count("max_position_embeddings"),
+            max_position_embeddings=fields.count("max_position_embeddings", MOST_TOKENS),
             rms_norm_eps=fields.positive("rms_norm_eps", 1e-6),
             rope_theta=theta,
             yarn=yarn,
@@ -155,7 +164,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         parsed = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing: a checkpoint folder needs it") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {one_line(error)}") from None
     if not isinstance(parsed, dict):
         raise InputError(f"{path} holds a JSON {type(parsed).__name__}; an object was expected")
@@ -174,14 +183,14 @@ class _Fields:
     raw: Mapping[str, Any]
     where: str
 
-    def count(self, name: str, default: int | None = None) -> int:
-        """A whole number above 0."""
+    def count(self, name: str, most: int = MOST_SIZE, default: int | None = None) -> int:
+        """A whole number from 1 to `most`."""
         value = self.raw.get(name)
         value = default if value is None else value
         if value is None:
             raise InputError(f"{self.where}: {name} is missing")
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**40:
-            raise InputError(f"{self.where}: {name} is {value!r}; a whole number above 0 was expected")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+            raise InputError(f"{self.where}: {name} is {value!r}; a whole number in 1..{most} was expected")
         return value
 
     def positive(self, name: str, default: float | None = None) -> float:
@@ -237,7 +246,7 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, YarnScaling | None]:
         raise InputError(f"config.json: RoPE settings are {settings!r}; an object was expected")
     theta = _Fields(
         {"rope_theta": settings.get("rope_theta", raw.get("rope_theta"))}, "config.json"
-    ).positive("rope_theta", 1_000_000.0)
+    ).positive("rope_theta")
     if settings.get("partial_rotary_factor", raw.get("partial_rotary_factor")) not in (None, 1, 1.0):
         raise InputError("config.json: partial_rotary_factor other than 1 is not supported")
     kind = settings.get("rope_type", settings.get("type", "default"))
@@ -256,7 +265,7 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, YarnScaling | None]:
         factor=fields.positive("factor"),
         original_max_position_embeddings=_Fields(
             {"original_max_position_embeddings": original}, "config.json: YaRN"
-        ).count("original_max_position_embeddings"),
+        ).count("original_max_position_embeddings", MOST_TOKENS),
         beta_fast=fields.positive("beta_fast", 32.0),
         beta_slow=fields.positive("beta_slow", 1.0),
         attention_factor=None if attention is None else fields.positive("attention_factor"),
@@ -264,21 +273,22 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, YarnScaling | None]:
     )
 
 
-def _diffusion(raw: Mapping[str, Any], fields: _Fields, vocabulary: int) -> tuple[int, int]:
-    """Block size and mask token of an Orthrus; (0, -1) for a plain Qwen3."""
+def _diffusion(raw: Mapping[str, Any], vocabulary: int, in_weights: bool) -> tuple[int, int]:
+    """Block size and mask token of an Orthrus, told by its name or weights; (0, -1) for a plain Qwen3."""
     architectures = raw.get("architectures")
     named = isinstance(architectures, list) and "OrthrusLM" in architectures
-    if not named and raw.get("model_type") != "orthrus":
+    if not (named or raw.get("model_type") == "orthrus" or in_weights):
         return 0, -1
-    block_size = fields.count("block_size")
+    where = "config.json of an Orthrus"
+    block_size = _Fields(raw, where).count("block_size")
     if block_size not in BLOCK_SIZES:
         raise InputError(
-            f"config.json: block_size is {block_size}; {BLOCK_SIZES[0]} to {BLOCK_SIZES[-1]} was expected"
+            f"{where}: block_size is {block_size}; {BLOCK_SIZES[0]} to {BLOCK_SIZES[-1]} was expected"
         )
     mask = raw.get("mask_token_id")
     if isinstance(mask, bool) or not isinstance(mask, int) or not 0 <= mask < vocabulary:
         raise InputError(
-            f"config.json: mask_token_id is {mask!r}; a token id in 0..{vocabulary - 1} was expected"
+            f"{where}: mask_token_id is {mask!r}; a token id in 0..{vocabulary - 1} was expected"
         )
     return block_size, mask
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +14,7 @@ import torch
 
 from orthrus_kernels import Sampling
 
+from .config import one_line
 from .decode import STRATEGIES, Decoding
 from .decode.stream import OnTokens, TokenStream
 from .errors import InputError
@@ -127,12 +130,14 @@ def _run(decoding: Decoding, cycle, stream: TokenStream, stats: GenerationStats)
         run = decoding.prefill()
         stats.forwards += run.forwards
         logprobs += run.logprobs[: stream.push(run.tokens)]
+        stream.release()  # last: Ctrl-C in the callback leaves tokens, log-probabilities and counts in step
         while not stream.finish_reason:
             run = cycle(decoding)
             stats.forwards += run.forwards
             kept = stream.push(run.tokens)
             stats.count_cycle(kept)
             logprobs += run.logprobs[:kept]
+            stream.release()
     except KeyboardInterrupt:
         stream.finish("interrupted")
     stats.seconds = time.perf_counter() - began
@@ -142,7 +147,12 @@ def _run(decoding: Decoding, cycle, stream: TokenStream, stats: GenerationStats)
 
 
 def _checked_prompt(model: Qwen3, prompt_ids: Sequence[int]) -> list[int]:
-    prompt = [int(token) for token in prompt_ids]
+    try:
+        prompt = [operator.index(token) for token in prompt_ids]
+    except TypeError:
+        raise InputError(
+            "the prompt must be a list of token ids: encode text first (model.text.encode)"
+        ) from None
     if not prompt:
         raise InputError("the prompt is empty: give at least one token")
     vocabulary = model.config.vocab_size
@@ -158,6 +168,8 @@ def _checked_budget(model: Qwen3, prompt: int, max_new_tokens: int | None) -> in
         raise InputError(f"the prompt has {prompt} tokens and the context only {context}: shorten the prompt")
     if max_new_tokens is None:
         return context - prompt
+    if not isinstance(max_new_tokens, int):
+        raise InputError(f"max_new_tokens is {max_new_tokens!r}; a whole number was expected")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     if prompt + max_new_tokens > context:
@@ -182,7 +194,9 @@ def _checked_strategy(model: Qwen3, strategy: str) -> str:
 
 
 def _checked_stop(model: Qwen3, stop: str | Sequence[str]) -> tuple[str, ...]:
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if any(not isinstance(text, str) for text in stop):
+        raise InputError(f"stop is {stop!r}; strings were expected")
     if any(not text for text in stop):
         raise InputError("a stop string is empty: leave it out, or give at least one character")
     if stop and model.text is None:
@@ -193,13 +207,15 @@ def _checked_stop(model: Qwen3, stop: str | Sequence[str]) -> tuple[str, ...]:
 def _checked_sampling(model: Qwen3, **settings) -> Sampling:
     try:
         sampling = Sampling(**settings)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    except (TypeError, ValueError) as error:
+        raise InputError(one_line(error)) from None
     for token in sampling.logit_bias:
         if not 0 <= token < model.config.vocab_size:
             raise InputError(
                 f"logit_bias names token {token}; this checkpoint's are 0..{model.config.vocab_size - 1}"
             )
+    if sum(bias == -math.inf for bias in sampling.logit_bias.values()) == model.config.vocab_size:
+        raise InputError("logit_bias bans every token: leave at least one")
     return sampling
 
 

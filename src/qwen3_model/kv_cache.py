@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from orthrus_kernels import commit
 
 from .config import Qwen3Config
+from .errors import InputError
 
 
 class KVCache:
@@ -23,8 +25,15 @@ class KVCache:
         self, config: Qwen3Config, capacity: int, device: torch.device, dtype: torch.dtype, sequences: int = 1
     ) -> None:
         shape = (config.num_hidden_layers, sequences, config.num_key_value_heads, capacity, config.head_dim)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
+        try:
+            self.keys = torch.empty(shape, device=device, dtype=dtype)
+            self.values = torch.empty(shape, device=device, dtype=dtype)
+        except RuntimeError:  # torch.OutOfMemoryError on a GPU is one
+            size = 2 * math.prod(shape) * dtype.itemsize / 2**30
+            raise InputError(
+                f"a cache for {capacity} positions takes {size:.1f} GiB, which {device} does not have: "
+                "ask for fewer new tokens, or shorten the prompt"
+            ) from None
         self.lengths = [0] * sequences
 
     @property

@@ -17,12 +17,12 @@ import orthrus_kernels as ops
 from orthrus_kernels import Rows
 
 from . import checkpoint
+from . import generate as generation
 from .config import Qwen3Config
 from .errors import InputError
-from .generate import Result, generate
 from .kv_cache import KVCache
 from .settings import pick_backend, pick_device, pick_dtype
-from .text import Text
+from .text import TOKENIZER, Text
 
 NewTensor = Callable[..., Tensor]  # torch.empty on the model's device and in its dtype
 
@@ -38,6 +38,7 @@ class Attention:
 
     @staticmethod
     def empty(c: Qwen3Config, new: NewTensor) -> Attention:
+        """Weights of one view, not filled in."""
         heads, groups = c.num_attention_heads, c.num_key_value_heads
         return Attention(
             new((heads + 2 * groups) * c.head_dim, c.hidden_size),
@@ -68,6 +69,7 @@ class Layer:
 
     @staticmethod
     def empty(c: Qwen3Config, new: NewTensor) -> Layer:
+        """Weights of a layer, not filled in."""
         return Layer(
             new(c.hidden_size),
             Attention.empty(c, new),
@@ -132,12 +134,20 @@ class Qwen3:
         bad.
 
         device: CUDA if there, else the CPU. dtype: the checkpoint's on CUDA, fp32 on a CPU. backend:
-        "reference", "triton" or "auto". revision: branch, tag or commit of a hub id."""
+        "reference", "triton" or "auto". revision: branch, tag or commit of a hub id. Without a tokenizer.json
+        the model has no `text` and speaks token ids only."""
         on = pick_device(device)
+        if on.type == "meta":
+            raise InputError("a checkpoint cannot run on device meta: use cpu, cuda or cuda:N")
         run = pick_backend(backend, on)
         folder = checkpoint.resolve(path_or_id, revision)
-        config = Qwen3Config.from_folder(folder)
-        model = cls(config, on, pick_dtype(dtype, on, config.dtype), run, Text(folder))
+        config = Qwen3Config.from_folder(folder, checkpoint.tensor_names(folder))
+        chosen = pick_dtype(dtype, on, config.dtype)
+        # everything is checked against tensors without memory before weights take any
+        plan = cls(config, torch.device("meta"), chosen, run, None)
+        checkpoint.load_into(folder, plan.destinations())
+        text = Text(folder) if (folder / TOKENIZER).exists() else None
+        model = cls(config, on, chosen, run, text)
         checkpoint.load_into(folder, model.destinations(), progress=progress)
         return model
 
@@ -175,9 +185,7 @@ class Qwen3:
         """An empty cache for `capacity` positions of each of `sequences` sequences."""
         return KVCache(self.config, capacity, self.device, self.dtype, sequences)
 
-    def generate(self, prompt_ids: Sequence[int], **settings) -> Result:
-        """Decode after a prompt: `qwen3_model.generate.generate`, which describes the settings."""
-        return generate(self, prompt_ids, **settings)
+    generate = generation.generate
 
     @torch.inference_mode()
     def logits(self, token_ids: Sequence[int]) -> Tensor:

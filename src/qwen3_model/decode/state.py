@@ -64,10 +64,11 @@ class Decoding:
         """Choose the token after each row of logits [T, V].
 
         paths[t] are the tokens between the text so far and the chosen token: they place it, and the
-        repetition penalty sees them. Raises InputError when the logits are not numbers."""
-        if torch.isnan(logits).any():
+        repetition penalty sees them. Raises InputError when the logits are not finite numbers."""
+        if not torch.isfinite(logits).all():
             raise InputError(
-                "the model's logits are NaN: the checkpoint is damaged or overflows this dtype; try float32"
+                "the model's logits are NaN or infinite: the checkpoint is damaged or overflows this dtype; "
+                "try float32"
             )
         positions = torch.tensor([len(self.tokens) + len(path) for path in paths], device=logits.device)
         return choose(logits, positions, self.sampling, self._seen(logits, paths)).tolist()

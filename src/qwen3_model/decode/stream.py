@@ -31,14 +31,14 @@ class TokenStream:
             limit,
             on_tokens,
         )
-        self._released = 0  # characters already handed to the callback
+        self._given = self._released = 0  # tokens and characters already handed to the callback
         self.token_ids: list[int] = []
         self.text = ""
         self.finish_reason = ""
 
     def push(self, run: Sequence[int]) -> int:
         """Take an accepted run; returns how many of its tokens were kept, fewer than given when one of them
-        ends the text.
+        ends the text. `release` hands them to the callback.
         """
         kept = 0
         for token in run:
@@ -46,7 +46,6 @@ class TokenStream:
             self._push_token(token)
             if self.finish_reason:
                 break
-        self._release(list(run[:kept]))
         return kept
 
     def finish(self, reason: str) -> None:
@@ -81,8 +80,11 @@ class TokenStream:
             self.text = self.text[: min(found)]
         return bool(found)
 
-    def _release(self, tokens: list[int]) -> None:
-        """Hand the run to the callback with the text that can no longer become part of a stop string."""
+    def release(self) -> None:
+        """Hand the tokens pushed since the last call to the callback, with the text that can no longer become
+        part of a stop string. What it stops keeps text it has not been given.
+        """
+        tokens, self._given = self.token_ids[self._given :], len(self.token_ids)
         if self._on_tokens is None or not tokens:
             return
         safe = len(self.text)

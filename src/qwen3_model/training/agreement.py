@@ -6,6 +6,7 @@ simulated on the table.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from .network import Network, diffusion_blocks
 from .pretrain import autocast
 
+LOGITS_AT_ONCE = 2**27  # entries of the logits of the blocks that run together
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -21,12 +24,14 @@ class Estimate:
 
     tokens_per_cycle: float  # ratio of sums over all prompts
     by_offset: list[float]  # agreement of the proposal at offset 1, 2, ... with the greedy text
-    distinct_8grams: float  # share of different runs of 8 tokens in the greedy text, mean over prompts
+    distinct_8grams: float  # share of different runs of 8 tokens in the greedy text, mean over texts
 
 
 @torch.no_grad()
 def estimate(network: Network, prompts: Tensor, new_tokens: int = 256) -> Estimate:
-    """prompts [B, P]: token ids of equal length, on the network's device."""
+    """prompts [B, P]: token ids of equal length, on the network's device. Their last token is the first
+    cycle's root. A text ends with its first end token or after `new_tokens`, as in decoding.
+    """
     size, start = network.config.block_size, prompts.shape[1] - 1
     with autocast(prompts.device):
         text = _rollout(network, prompts, new_tokens + size)
@@ -34,15 +39,33 @@ def estimate(network: Network, prompts: Tensor, new_tokens: int = 256) -> Estima
     agrees = torch.stack(
         [proposals[:, i] == text[:, start + i + 1 : start + i + size] for i in range(new_tokens)], dim=1
     )  # [B, anchors, K - 1]
+    new = text[:, start + 1 :]
+    ends = _lengths(new, network.config.eos_token_ids)
     runs = agrees.int().cumprod(-1).sum(-1).tolist()
     cycles = tokens = 0
-    for row in runs:
+    for row, end in zip(runs, ends.clamp(max=new_tokens).tolist(), strict=True):
         at = 0
-        while at < new_tokens:
-            cycles, tokens, at = cycles + 1, tokens + row[at] + 1, at + row[at] + 1
-    grams = text[:, start + 1 : start + 1 + new_tokens].unfold(1, 8, 1).tolist()
-    distinct = sum(len({tuple(g) for g in row}) / len(row) for row in grams) / len(grams)
-    return Estimate(tokens / cycles, agrees.float().mean((0, 1)).tolist(), distinct)
+        while at < end:
+            kept = min(row[at] + 1, end - at)
+            cycles, tokens, at = cycles + 1, tokens + kept, at + kept
+    place = torch.arange(new_tokens, device=text.device)[:, None] + torch.arange(size - 1, device=text.device)
+    known = (place < ends[:, None, None]).float()
+    by_offset = (agrees * known).sum((0, 1)) / known.sum((0, 1)).clamp(min=1)
+    distinct = [_distinct(row[: min(end, new_tokens)]) for row, end in zip(new.tolist(), ends, strict=True)]
+    shares = [share for share in distinct if share is not None]
+    return Estimate(tokens / cycles, by_offset.tolist(), sum(shares) / len(shares) if shares else 1.0)
+
+
+def _lengths(text: Tensor, end_tokens: Sequence[int]) -> Tensor:
+    """Tokens up to the first end token of each row, that one included, [B]; all of them if there is none."""
+    ended = torch.isin(text, torch.tensor(list(end_tokens), device=text.device, dtype=text.dtype))
+    return (ended.int().cumsum(1) == 0).sum(1).add(1).clamp(max=text.shape[1])
+
+
+def _distinct(row: list[int], gram: int = 8) -> float | None:
+    """Share of different runs of `gram` tokens; None for a row that has none."""
+    grams = [tuple(row[i : i + gram]) for i in range(len(row) - gram + 1)]
+    return len(set(grams)) / len(grams) if grams else None
 
 
 def _rollout(network: Network, prompts: Tensor, count: int) -> Tensor:
@@ -55,9 +78,10 @@ def _rollout(network: Network, prompts: Tensor, count: int) -> Tensor:
     return text
 
 
-def _proposals(network: Network, text: Tensor, start: int, count: int, at_once: int = 16) -> Tensor:
+def _proposals(network: Network, text: Tensor, start: int, count: int) -> Tensor:
     """Argmax proposals of the block at each of `count` positions from `start` on: [B, count, K - 1]."""
     config = network.config
+    at_once = min(max(LOGITS_AT_ONCE // (len(text) * config.block_size * config.vocab_size), 1), 16)
     _, context = network.ar(text)
     found = []
     for first in range(start, start + count, at_once):

@@ -7,30 +7,24 @@ from typing import Any
 
 def write(facts: dict[str, Any]) -> str:
     """Markdown from `training.json`."""
-    pre, dis, corpus = facts["pretrain"], facts["distill"], facts["corpus"]
+    corpus = facts["corpus"]
     rows = "\n".join(
         f"| {d['name']} | {d['licence']} | {d['bytes'] / 1e6:.2f} |" for d in corpus["distributions"]
     )
-    agreement = ", ".join(f"{x:.2f}" for x in dis["agreement_dev"][:8])
+    table = "\n".join(f"| {name} | {words} |" for name, words in _training(facts).items())
     return f"""# Tiny Orthrus-Qwen3
 
-A real, small Orthrus-Qwen3 in the official tensor names: a test fixture and a demonstration, not a coding assistant. It continues
-Python source in the style of library code and knows nothing else.
+A real, small Orthrus-Qwen3 in the official tensor names: a test fixture and a demonstration, not a coding
+assistant. It continues Python source in the style of library code and knows nothing else.
 
 Made by `make tiny-checkpoint` (`orthrus tiny-checkpoint`); every figure below is in `training.json`.
 
 | | |
 |---|---|
-| machine | {facts["machine"]}, torch {facts["torch"]}, Python {facts["python"]}, {facts["date"]} |
-| corpus | {corpus["bytes"] / 1e6:.0f} MB of Python source, {corpus["training_tokens"] / 1e6:.1f}M tokens, licences below |
-| AR view | {pre["steps"]} steps of {pre["batch"]} x {pre["length"]} tokens in {pre["seconds"]} s, seed {pre["seed"]}; held-out loss {pre["held_out_loss"]:.3f} nats a token |
-| diffusion view | {dis["steps"]} steps of {dis["batch"]} rows x {dis["count"]} blocks of {dis["size"]} in {dis["seconds"]} s, seed {dis["seed"]}, loss weight {dis["offset_decay"]}^offset |
-| estimate on the dev prompts | {dis["tokens_per_cycle_dev"]} tokens a cycle (simulated on the proposal table, chain, greedy), distinct 8-grams {dis["distinct_8grams_dev"]}, agreement by offset {agreement} |
+{table}
 
-`orthrus verify` measures acceptance on the held-out prompts; the project's README states it.
-
-Held-out files were chosen by the hash of their content. No prompt in `held_out.jsonl` shares a run of 50 tokens with the training
-text. Its `source` and `licence` fields say where a prompt comes from.
+Held-out files were chosen by the hash of their content. No prompt in `held_out.jsonl` shares a run of 50
+tokens with the training text. Its `source` and `licence` fields say where a prompt comes from.
 
 ## Corpus
 
@@ -40,3 +34,58 @@ Files of 2 to 200 kB from distributions that declare a permissive licence and no
 |---|---|---|
 {rows}
 """
+
+
+def write_short(facts: dict[str, Any], base: str) -> str:
+    """Markdown for a diffusion view distilled onto any other base."""
+    dis = facts["distill"]
+    estimate = "no estimate: there was no held-out text"
+    if "tokens_per_cycle_dev" in dis:
+        agreement = ", ".join(f"{x:.2f}" for x in dis["agreement_dev"][:8])
+        estimate = (
+            f"{dis['tokens_per_cycle_dev']} tokens a cycle on held-out text (simulated, greedy), "
+            f"agreement by offset {agreement}"
+        )
+    text = f"{dis['steps']} steps of {dis['batch']} rows of {dis['length']} tokens in {dis['seconds']} s"
+    return f"""# Orthrus view of {base}
+
+Made by `orthrus distill`: the tensors of the base are those of {base}, bit for bit, and its licence applies.
+Only the `_diff` weights were trained; every figure below is in `training.json`.
+
+- machine: {facts["machine"]}, torch {facts["torch"]}, Python {facts["python"]}, {facts["date"]}
+- {text}, {dis["count"]} blocks of {dis["size"]} a row
+- learning rate {dis["lr"]}, seed {dis["seed"]}, loss weight {dis["offset_decay"]}^offset
+- {estimate}
+
+Greedy and sampled text is the base's whatever these weights are; they change its speed only.
+"""
+
+
+def _training(facts: dict[str, Any]) -> dict[str, str]:
+    """The rows of the card's first table."""
+    pre, dis, corpus = facts["pretrain"], facts["distill"], facts["corpus"]
+    rows = {
+        "machine": f"{facts['machine']}, torch {facts['torch']}, Python {facts['python']}, {facts['date']}",
+        "corpus": f"{corpus['bytes'] / 1e6:.0f} MB of Python source, "
+        f"{corpus['training_tokens'] / 1e6:.1f}M tokens, licences below",
+        "AR view": f"{pre['steps']} steps of {pre['batch']} x {pre['length']} tokens in {pre['seconds']} s, "
+        f"seed {pre['seed']}; held-out loss {pre['held_out_loss']:.3f} nats a token",
+        "diffusion view": f"{dis['steps']} steps of {dis['batch']} rows x {dis['count']} blocks of "
+        f"{dis['size']} in {dis['seconds']} s, seed {dis['seed']}, loss weight {dis['offset_decay']}^offset",
+    }
+    if "tokens_per_cycle_dev" in dis:
+        agreement = ", ".join(f"{x:.2f}" for x in dis["agreement_dev"][:8])
+        rows["estimate on the dev prompts"] = (
+            f"{dis['tokens_per_cycle_dev']} tokens a cycle (simulated on the proposal table, chain, greedy), "
+            f"distinct 8-grams {dis['distinct_8grams_dev']}, agreement by offset {agreement}"
+        )
+    if "verify" in facts:
+        seen = facts["verify"]
+        rows["held-out prompts, greedy"] = (
+            f"{seen['tokens_per_cycle']} tokens a cycle as a ratio of sums, "
+            f"{seen['tokens_per_cycle_mean_per_prompt']} as the mean of {seen['prompts']} prompts, "
+            f"{seen['tokens_per_forward']} a forward pass; distinct 8-grams {seen['distinct_8grams']}"
+        )
+        rows["held-out prompts, temperature 0.8"] = f"{seen['tokens_per_cycle_sampled']} tokens a cycle"
+        rows["measured by"] = f"`{seen['command']}`, {seen['machine']}, {seen['date']}"
+    return rows

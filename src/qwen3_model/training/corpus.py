@@ -1,5 +1,5 @@
-"""A corpus every machine has: the source of Python's standard library and of installed, permissively licensed
-packages.
+"""What the trainings read: a corpus every machine has, the source of Python's standard library and of
+installed, permissively licensed packages; or the user's own text.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ import re
 import sys
 import sysconfig
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+
+from ..config import one_line
+from ..errors import InputError
 
 PERMISSIVE = re.compile(
     r"\b(MIT|BSD|Apache|PSF|Python Software Foundation|ISC|0BSD|Zlib|Unlicense|HPND)\b", re.I
@@ -42,16 +45,14 @@ class Source:
         return int(self.digest[:8], 16) % HELD_OUT_SHARE == 0
 
 
-def licence_of(fields: metadata.PackageMetadata | dict[str, str], classifiers: list[str]) -> str | None:
+def licence_of(fields: Mapping[str, str], classifiers: list[str]) -> str | None:
     """The licence a distribution declares if it is a permissive one, else None. What is not clear is left
     out.
     """
-    expression = fields["License-Expression"] if "License-Expression" in fields else ""
-    declared = [expression or ""] + [
-        c.split("::")[-1].strip() for c in classifiers if c.startswith("License ::")
-    ]
+    expression = fields.get("License-Expression") or ""
+    declared = [expression] + [c.split("::")[-1].strip() for c in classifiers if c.startswith("License ::")]
     if not any(declared):
-        declared = [(fields["License"] if "License" in fields else "") or ""]
+        declared = [fields.get("License") or ""]
     stated = "; ".join(text for text in declared if text)
     if len(stated) > 200 or not PERMISSIVE.search(stated) or RECIPROCAL.search(stated):
         return None
@@ -77,6 +78,37 @@ def sources(limit_bytes: int = 200_000_000) -> list[Source]:
     return kept
 
 
+def own_texts(paths: Sequence[Path]) -> list[Source]:
+    """Text files as given, and those in the folders given, hidden ones left out, each content once. Raises
+    InputError for a path that is not there or is not text, and when there is nothing to read.
+    """
+    found: dict[str, Source] = {}
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path} is not there: --text takes UTF-8 text files and folders of them")
+        inside = (f for f in path.rglob("*") if not any(p[0] == "." for p in f.relative_to(path).parts))
+        for file in sorted(inside) if path.is_dir() else [path]:
+            source = _own_text(file, path) if file.is_file() else None
+            if source is not None:
+                found.setdefault(source.digest, source)
+    if not any(source.size for source in found.values()):
+        raise InputError(f"no text in {', '.join(map(str, paths))}: --text takes UTF-8 text files")
+    return list(found.values())
+
+
+def _own_text(file: Path, root: Path) -> Source | None:
+    """A file of the user's; None for one in a folder that is not text."""
+    try:
+        content = file.read_bytes()
+        content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        if file == root:
+            raise InputError(f"{file} cannot be read as UTF-8 text: {one_line(error)}") from None
+        return None
+    name = file.name if file == root else f"{root.name}/{file.relative_to(root)}"
+    return Source(file, name, root.name, "not stated", hashlib.sha256(content).hexdigest(), len(content))
+
+
 def _candidates() -> Iterator[Source]:
     version = f"python {sys.version_info.major}.{sys.version_info.minor}"
     stdlib = Path(sysconfig.get_paths()["stdlib"])
@@ -85,7 +117,9 @@ def _candidates() -> Iterator[Source]:
     seen: set[str] = set()
     for dist in sorted(metadata.distributions(), key=lambda d: (d.metadata["Name"] or "").lower()):
         name = f"{dist.metadata['Name']} {dist.version}"
-        licence = licence_of(dist.metadata, dist.metadata.get_all("Classifier") or [])
+        stated = (key for key in ("License-Expression", "License") if key in dist.metadata)
+        fields = {key: str(dist.metadata[key]) for key in stated}
+        licence = licence_of(fields, dist.metadata.get_all("Classifier") or [])
         if licence is None or name in seen:
             continue
         seen.add(name)

@@ -6,6 +6,7 @@ p_diffusion) at every proposed position, and only the `_diff` weights, started f
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..config import BLOCK_SIZES
+from ..errors import InputError
 from .loop import Plan, Rows, train
 from .network import Network, diffusion_blocks
 from .pretrain import autocast, compiled
@@ -28,6 +31,20 @@ class Blocks:
     count: int = 32
     size: int = 32
     offset_decay: float = 1.0  # the loss at offset j weighs decay^(j - 1); 1 is the paper's
+
+    def check(self, length: int) -> None:
+        """Raises InputError for blocks that a row of `length` tokens cannot hold."""
+        if self.count < 1:
+            raise InputError(f"blocks is {self.count}; at least one a row was expected")
+        if self.size not in BLOCK_SIZES:
+            raise InputError(f"block size is {self.size}; {BLOCK_SIZES[0]} to {BLOCK_SIZES[-1]} was expected")
+        if length <= self.size:
+            raise InputError(
+                f"rows of {length} tokens hold no block of {self.size}: use a longer --length or a smaller "
+                "--block-size"
+            )
+        if not 0 < self.offset_decay <= 1:
+            raise InputError(f"offset decay is {self.offset_decay}; above 0, at most 1 was expected")
 
 
 def start_from_ar(network: Network) -> None:
@@ -72,7 +89,9 @@ def distill(
     """Train the `_diff` weights of a network whose AR weights are loaded. Returns steps and seconds."""
     config, device = network.config, tokens.device
     network.requires_grad_(False)
-    weights = {name: w.requires_grad_() for name, w in network.named_parameters() if "_diff" in name}
+    weights = {name: w for name, w in network.named_parameters() if "_diff" in name}
+    for weight in weights.values():
+        weight.requires_grad_()
     rows = Rows(tokens, plan.length, plan.seed)
     offsets = torch.arange(blocks.size - 1, device=device)
     weight_of = blocks.offset_decay ** offsets.float()
@@ -100,7 +119,8 @@ def distill(
         shares = agrees.unflatten(0, (-1, len(offsets)))
         return (loss * weight_of).mean(), lambda: _agreement_words(shares)
 
-    return train("distill", weights, loss_of, plan, state, resume)
+    about = {"tokens": len(tokens), "mask_token_id": config.mask_token_id, **dataclasses.asdict(blocks)}
+    return train("distill", weights, loss_of, plan, about, state, resume)
 
 
 def _agreement_words(agrees: Tensor) -> str:

@@ -6,79 +6,102 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
 from tokenizers import Tokenizer
+from torch import Tensor
 
-from ..config import Qwen3Config
+from .. import checkpoint
+from ..config import Qwen3Config, read_json_object
+from ..errors import InputError
 from .network import Network
 from .tokenizer import save_tokenizer
 
+SHARD_BYTES = 2_000_000_000  # of one safetensors file; a larger checkpoint is written as shards and an index
+COPIED = (".json", ".jsonl", ".jinja", ".txt")  # tokenizer, chat template, generation settings, prompts
+NOT_COPIED = ("config.json", "training.json", "model.safetensors.index.json")
+LICENCES = ("LICENSE", "LICENCE", "NOTICE")  # begin the names of files that travel with the weights
+
 
 def load_network(folder: Path, config: Qwen3Config) -> Network:
-    """The training network in fp32 with the weights of a folder; diffusion weights it lacks stay
-    uninitialised.
+    """The training network in fp32 with the weights of a folder, read one tensor at a time. Diffusion weights
+    it lacks stay as they were made. Raises InputError when the tensors do not fit the config.
     """
-    network = Network(config)
-    missing, unexpected = network.load_state_dict(read_tensors(folder), strict=False)
-    wrong = [name for name in missing if "_diff" not in name] + list(unexpected)
-    assert not wrong, wrong
+    network, stored = Network(config), checkpoint.tensor_names(folder)
+    weights = network.state_dict()  # shares the parameters' memory
+    wanted = {name: w for name, w in weights.items() if name in stored or "_diff" not in name}
+    checkpoint.load_into(folder, wanted)
     return network
 
 
-def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a folder as stored, single file or shards; a tied head's copy is left out."""
-    tensors: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        tensors |= load_file(file)
-    if Qwen3Config.from_folder(folder).tie_word_embeddings:
-        tensors.pop("lm_head.weight", None)
-    return tensors
-
-
 def save_pretrained(
-    out: Path, network: Network, tokenizer: Tokenizer, prompts: list[dict[str, str]], facts: dict[str, object]
+    out: Path,
+    network: Network,
+    tokenizer: Tokenizer,
+    prompts: list[dict[str, str]],
+    facts: Mapping[str, object],
 ) -> None:
-    """A plain Qwen3 folder: the AR tensors in bf16, tokenizer, held-out prompts, `training.json`."""
+    """A plain Qwen3 folder: the AR tensors in bf16, tokenizer, held-out prompts if any, `training.json`."""
 
     def fill(folder: Path) -> None:
         tensors = {name: w.detach().cpu().bfloat16().contiguous() for name, w in network.state_dict().items()}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        checkpoint.save(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         _write_configs(folder, network.config)
         save_tokenizer(tokenizer, folder, network.config.max_position_embeddings)
-        (folder / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
-        (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+        if prompts:
+            (folder / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+        _write_json(folder / "training.json", facts)
 
     replace_folder(out, fill)
 
 
-def save_distilled(base: Path, out: Path, network: Network, facts: dict[str, object]) -> None:
+def save_distilled(
+    base: Path,
+    out: Path,
+    network: Network,
+    facts: Mapping[str, object],
+    card: str,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
     """An Orthrus folder: the base's tensors bit for bit as stored, the `_diff` tensors in their dtype, the
-    base's other files.
+    base's other files, `training.json` and the model card.
     """
 
     def fill(folder: Path) -> None:
-        tensors = read_tensors(base)
-        for name, weight in network.state_dict().items():
-            if "_diff" in name:
-                stored = tensors[name.replace("_diff", "")].dtype
-                tensors[name] = weight.detach().cpu().to(stored).contiguous()
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        skipped = {"config.json", "training.json", "model.safetensors.index.json"}
+        _write_shards(folder, base, network, shard_bytes)
         for file in base.iterdir():
-            if file.suffix in (".json", ".jsonl", ".jinja", ".txt") and file.name not in skipped:
+            copied = file.suffix in COPIED and file.name not in NOT_COPIED
+            if file.is_file() and (copied or file.name.upper().startswith(LICENCES)):
                 shutil.copyfile(file, folder / file.name)
         _write_configs(folder, network.config, generation=not (folder / "generation_config.json").exists())
-        (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+        _write_json(folder / "training.json", facts)
+        (folder / "README.md").write_text(card)
 
     replace_folder(out, fill)
+
+
+def check_out(out: Path, overwrite: bool, base: Path | None = None) -> None:
+    """Raises InputError, before anything is trained, when a checkpoint could not be written to `out`."""
+    if base is not None and out.resolve() == base.resolve():
+        raise InputError(f"{out} is the base itself: choose another folder")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: choose a folder that is not there yet")
+    if out.is_dir() and any(out.iterdir()):
+        if not overwrite:
+            raise InputError(f"{out} is not empty: choose another folder, or --overwrite")
+        if not (out / "config.json").exists():
+            raise InputError(f"{out} holds no checkpoint: --overwrite replaces checkpoints only")
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not checkpoint.writable(parent):
+        raise InputError(f"{out} cannot be made: {parent} is not a folder that may be written to")
 
 
 def replace_folder(out: Path, fill: Callable[[Path], None]) -> None:
     """Fill a temporary folder beside `out`, then put it in its place: `out` is whole or untouched."""
+    out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -97,9 +120,67 @@ def replace_folder(out: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _tensors(folder: Path, wanted: Container[str]) -> Iterator[tuple[str, Tensor]]:
+    """The wanted tensors of a folder that has been loaded from, one at a time, as stored."""
+    names = ["model.safetensors"]
+    if not (folder / names[0]).exists():
+        names = sorted(set(read_json_object(folder / "model.safetensors.index.json")["weight_map"].values()))
+    for name in names:
+        with safe_open(folder / name, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                if key in wanted:
+                    yield key, file.get_tensor(key)
+
+
+def _write_shards(folder: Path, base: Path, network: Network, shard_bytes: int) -> None:
+    """Write the base's tensors, each diffusion twin behind its AR tensor, into files of up to `shard_bytes`,
+    holding one file's tensors at a time.
+    """
+    twins = {name.replace("_diff", ""): name for name, _ in network.named_parameters() if "_diff" in name}
+    trained = network.state_dict()
+    shards: list[list[str]] = []
+    shard: dict[str, Tensor] = {}
+
+    def write() -> None:
+        shards.append(list(shard))
+        checkpoint.save(shard, folder / f"shard-{len(shards)}.safetensors", metadata={"format": "pt"})
+        shard.clear()
+
+    total = 0
+    for name, tensor in _tensors(base, trained):
+        new = {name: tensor}
+        if name in twins:
+            new[twins[name]] = trained[twins[name]].detach().cpu().to(tensor.dtype).contiguous()
+        size = sum(t.nbytes for t in new.values())
+        if shard and sum(t.nbytes for t in shard.values()) + size > shard_bytes:
+            write()
+        shard |= new
+        total += size
+    write()
+    _name_shards(folder, shards, total)
+
+
+def _name_shards(folder: Path, shards: list[list[str]], total: int) -> None:
+    """Give the written shards their customary names, and an index if there are several."""
+    if len(shards) == 1:
+        os.rename(folder / "shard-1.safetensors", folder / "model.safetensors")
+        return
+    places: dict[str, str] = {}
+    for i, names in enumerate(shards, 1):
+        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        os.rename(folder / f"shard-{i}.safetensors", folder / file)
+        places |= dict.fromkeys(names, file)
+    index: dict[str, Any] = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+    _write_json(folder / "model.safetensors.index.json", index)
+
+
 def _write_configs(folder: Path, config: Qwen3Config, generation: bool = True) -> None:
     (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
     if generation:
         ends = list(config.eos_token_ids)
         settings = {"eos_token_id": ends[0] if len(ends) == 1 else ends, "do_sample": False}
         (folder / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")

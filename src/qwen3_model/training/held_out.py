@@ -15,7 +15,7 @@ from .corpus import Source
 SPAN = 50  # tokens
 PROMPT_TOKENS = range(128, 321)
 PER_FILE, DISTRIBUTION_SHARE = 3, 0.25
-FUNCTION = re.compile(r"^[ \t]*(?:async )?def [^\n]*\n", re.M)
+FUNCTION = re.compile(r"^[ \t]*(?:async )?def [^\n]*(?=\n)", re.M)
 
 
 def span_hashes(tokens: np.ndarray) -> np.ndarray:
@@ -31,10 +31,14 @@ def span_hashes(tokens: np.ndarray) -> np.ndarray:
 
 
 def candidates(source: Source, tokenizer: Tokenizer) -> list[dict[str, str]]:
-    """Prompts of one file that end behind a function's head, as long as PROMPT_TOKENS allow."""
+    """Prompts of one file that end behind a function's head, as long as PROMPT_TOKENS allow.
+
+    The line's end is left out: it is one token with the indentation that follows, and alone it would say that
+    the function is over.
+    """
     text, found = source.path.read_text("utf-8"), []
     for head in FUNCTION.finditer(text):
-        before = text[: head.end()]
+        before = text[: head.end()].rstrip()
         lines = before.splitlines(keepends=True)
         # start at a line so that the prompt has at most the longest length; a token is rarely under 1.5
         # characters

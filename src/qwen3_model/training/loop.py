@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .optimizer import load_state, make_optimizers, save_state, set_rate
 
 
@@ -29,6 +36,20 @@ class Plan:
     seed: int = 0
     save_every: float = 300.0  # seconds between state files
 
+    def check(self, context: int) -> None:
+        """Raises InputError for a plan that cannot be carried out in a context of so many tokens."""
+        for name, value in (("steps", self.steps), ("batch", self.batch)):
+            if value < 1:
+                raise InputError(f"{name} is {value}; it must be above 0")
+        if not 0 < self.lr < 10:
+            raise InputError(f"lr is {self.lr}; above 0 and below 10 was expected")
+        if self.seconds is not None and not (self.seconds > 0 and math.isfinite(self.seconds)):
+            raise InputError(f"seconds is {self.seconds}; it must be above 0")
+        if not 2 <= self.length <= context:
+            raise InputError(f"length is {self.length}; this model takes rows of 2 to {context} tokens")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"seed is {self.seed}; 0 to {2**31 - 1} was expected")
+
 
 class Rows:
     """Rows of `length` tokens of a long text, shuffled without replacement, cut at another offset every
@@ -37,10 +58,18 @@ class Rows:
 
     def __init__(self, tokens: Tensor, length: int, seed: int) -> None:
         self.tokens, self.length, self.seed = tokens, length, seed
-        self.count = (len(tokens) - 1) // length - 1
+        self.count = self.count_in(len(tokens), length)
         self._epoch, self._starts = -1, torch.empty(0)
         if self.count < 1:
-            raise ValueError(f"{len(tokens)} tokens do not make two rows of {length}")
+            raise InputError(
+                f"the text has {len(tokens)} tokens, too few for two rows of {length}: give more text, "
+                "or a smaller --length"
+            )
+
+    @staticmethod
+    def count_in(tokens: int, length: int) -> int:
+        """How many rows a text of so many tokens gives, at any offset."""
+        return (tokens - 1) // length - 1
 
     def batch(self, step: int, size: int) -> Tensor:
         """The rows of a step, [size, length + 1] int64: a function of (seed, step) alone, so a resumed run
@@ -60,47 +89,96 @@ class Rows:
         return self._starts[place : place + 1]
 
 
-Loss = Callable[
-    [int], tuple[Tensor, Callable[[], str]]
-]  # step -> (loss, a function that words the step's figures)
+# step -> (loss, a function that words the step's figures)
+Loss = Callable[[int], tuple[Tensor, Callable[[], str]]]
 
 
 def train(
-    name: str, weights: dict[str, nn.Parameter], loss_of: Loss, plan: Plan, state: Path | None, resume: bool
+    name: str,
+    weights: Mapping[str, nn.Parameter],
+    loss_of: Loss,
+    plan: Plan,
+    about: Mapping[str, Any],
+    state: Path | None = None,
+    resume: bool = False,
 ) -> tuple[int, float]:
     """Minimise `loss_of(step)` over `weights`; returns steps done and seconds spent.
 
     The first step warms up compilation outside the clock. With `resume`, goes on from the file `state` if it
-    is there."""
+    is there, which must be of the same training `about` the same things. Ctrl-C saves the state first. Raises
+    InputError when the state does not fit, memory does not suffice, or the weights stop being numbers."""
     optimizers = make_optimizers(weights.items(), plan.lr, plan.weight_decay)
     tensors = {key: weight.data for key, weight in weights.items()}
+    kind = {"name": name, **about, **dataclasses.asdict(plan)}
+    kind = {key: value for key, value in kind.items() if key not in ("steps", "seconds", "save_every")}
     step, spent = 0, 0.0
     if resume and state and state.exists():
         progress = load_state(state, tensors, optimizers)
-        step, spent = int(progress["step"]), progress["seconds"]
-    loss_of(step)[0].backward()  # compiles
-    for weight in weights.values():
-        weight.grad = None
-    clock = time.perf_counter()
-    began, saved = clock - spent, clock
-    with _Report(name, plan) as report:
-        while step < plan.steps and (plan.seconds is None or clock - began < plan.seconds):
-            share = max(step / plan.steps, (clock - began) / plan.seconds if plan.seconds else 0.0)
-            set_rate(optimizers, share)
-            loss, words = loss_of(step)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(weights.values(), plan.clip)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            step, clock = step + 1, time.perf_counter()
-            report.show(step, share, clock - began, loss, words)
-            if state and (clock - saved > plan.save_every):
-                save_state(state, tensors, optimizers, {"step": step, "seconds": clock - began})
-                saved = clock
-    if state:
-        save_state(state, tensors, optimizers, {"step": step, "seconds": time.perf_counter() - began})
+        _check_same(state, progress.get("of", {}), kind)
+        step, spent = progress["step"], progress["seconds"]
+
+    def save(seconds: float) -> None:
+        if state:
+            save_state(state, tensors, optimizers, {"step": step, "seconds": seconds, "of": kind})
+
+    try:
+        loss_of(step)[0].backward()  # compiles
+        for weight in weights.values():
+            weight.grad = None
+        clock = time.perf_counter()
+        began, saved = clock - spent, clock
+        with _Report(name, plan) as report, _late_interrupt(state is not None) as interrupted:
+            while step < plan.steps and (plan.seconds is None or clock - began < plan.seconds):
+                share = max(step / plan.steps, (clock - began) / plan.seconds if plan.seconds else 0.0)
+                set_rate(optimizers, share)
+                loss, words = loss_of(step)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(weights.values(), plan.clip)
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                step, clock = step + 1, time.perf_counter()
+                report.show(step, share, clock - began, loss, words)
+                if interrupted.is_set() or clock - saved > plan.save_every:
+                    save(clock - began)
+                    saved = clock
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
+    except torch.OutOfMemoryError:
+        raise InputError("out of GPU memory: use a smaller --batch, --length or --blocks") from None
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise InputError(f"the weights are no longer numbers after {step} steps: use a smaller --lr")
+    save(time.perf_counter() - began)
     return step, time.perf_counter() - began
+
+
+def _check_same(state: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for key, value in wanted.items():
+        if saved.get(key) != value:
+            raise InputError(
+                f"{state} is of a run whose {key} was {saved.get(key)}, not {value}: resume with the same "
+                "settings, or delete it to start anew"
+            )
+
+
+@contextmanager
+def _late_interrupt(wanted: bool) -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, so that a step is done whole; a second one interrupts at once."""
+    asked = threading.Event()
+
+    def on_signal(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Report:

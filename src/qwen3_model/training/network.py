@@ -6,6 +6,9 @@ Inference is `qwen3_model.model`; a test holds the two together.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,6 +38,9 @@ class Norm(nn.Module):
 
 class Attention(nn.Module):
     """Both views' attention weights under their official names."""
+
+    o_proj: nn.Linear
+    o_proj_diff: nn.Linear
 
     def __init__(self, c: Qwen3Config) -> None:
         super().__init__()
@@ -109,16 +115,25 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+class Trunk(nn.Module):
+    """Everything but the head."""
+
+    def __init__(self, c: Qwen3Config) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
+        self.norm = Norm(c.hidden_size, c.rms_norm_eps)
+
+
 class Network(nn.Module):
     """Qwen3 with both views; parameters `model.*` and, untied, `lm_head.weight`."""
+
+    frequencies: Tensor
 
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
         self.config = config
-        self.model = nn.Module()
-        self.model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.model.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.model.norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.model = Trunk(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         frequencies, self.rope_scale = inverse_frequencies(config.head_dim, config.rope_theta, config.yarn)
@@ -141,10 +156,8 @@ class Network(nn.Module):
 
     def head(self, x: Tensor) -> Tensor:
         """Final norm and head: x [..., E] to logits [..., V]."""
-        tied = self.config.tie_word_embeddings
-        return F.linear(
-            self.model.norm(x), (self.model.embed_tokens if tied else self.lm_head).weight.to(x.dtype)
-        )
+        weight = self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+        return F.linear(self.model.norm(x), weight.to(x.dtype))
 
     def ar(self, ids: Tensor, past: list[KeysValues] | None = None) -> tuple[Tensor, list[KeysValues]]:
         """The AR view over ids [B, T]: states before the final norm [B, T, E], and each layer's keys and
@@ -163,7 +176,8 @@ class Network(nn.Module):
         norm.
         """
         x, turn = self.model.embed_tokens(ids), self.turn(positions)
-        for layer, keys_values in zip(self.model.layers, context, strict=True):
+        layers = cast("Iterable[Layer]", self.model.layers)
+        for layer, keys_values in zip(layers, context, strict=True):
             x = layer.diffusion(x, turn, keys_values, mask)
         return x
 

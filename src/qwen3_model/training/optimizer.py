@@ -7,13 +7,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from .. import checkpoint
+from ..config import one_line
+from ..errors import InputError
 
 WARM_UP = 0.02  # of the run
 FLOOR = 0.01  # of the peak learning rate, at the end
@@ -25,7 +29,8 @@ def make_optimizers(
     """Muon (Jordan et al. 2024, at AdamW's update size) for the matrices, AdamW for embeddings, head and
     norms.
     """
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, weight in named:
         inner = weight.dim() == 2 and "embed" not in name and "lm_head" not in name
         (matrices if inner else others).append(weight)
@@ -56,7 +61,7 @@ def save_state(
     path: Path,
     weights: dict[str, Tensor],
     optimizers: list[torch.optim.Optimizer],
-    progress: dict[str, float],
+    progress: Mapping[str, Any],
 ) -> None:
     """Write weights, optimizer states and progress to one safetensors file, atomically."""
     tensors = {f"weight/{name}": w.detach().contiguous() for name, w in weights.items()}
@@ -64,15 +69,29 @@ def save_state(
         for index, state in optimizer.state_dict()["state"].items():
             for key, value in state.items():
                 tensors[f"optimizer/{i}/{index}/{key}"] = torch.as_tensor(value).contiguous()
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"progress": json.dumps(progress)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    checkpoint.save(tensors, temporary, metadata={"progress": json.dumps(progress)})
     os.replace(temporary, path)
 
 
 def load_state(
     path: Path, weights: dict[str, Tensor], optimizers: list[torch.optim.Optimizer]
-) -> dict[str, float]:
-    """Read a state back into the same weights and optimizers; returns its progress."""
+) -> dict[str, Any]:
+    """Read a state back into the same weights and optimizers; returns its progress. Raises InputError for a
+    file that is damaged or of other weights.
+    """
+    try:
+        return _load_state(path, weights, optimizers)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{path} is damaged or belongs to another run ({one_line(error)}): delete it to start anew"
+        ) from None
+
+
+def _load_state(
+    path: Path, weights: dict[str, Tensor], optimizers: list[torch.optim.Optimizer]
+) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
         with torch.no_grad():
             for name, weight in weights.items():

@@ -39,12 +39,12 @@ def pretrain(
             return cross_entropy(rows.batch(step, plan.batch)), lambda: ""
 
     weights = {name: w for name, w in network.named_parameters() if "_diff" not in name}
-    return train("pretrain", weights, loss_of, plan, state, resume)
+    return train("pretrain", weights, loss_of, plan, {"tokens": len(tokens)}, state, resume)
 
 
 @torch.no_grad()
 def held_out_loss(network: Network, tokens: Tensor, length: int, batch: int = 16, most: int = 20) -> float:
-    """Mean next-token loss in nats over a held-out text."""
+    """Mean next-token loss in nats over a held-out text. Raises InputError when it is too short."""
     rows = Rows(tokens, length, 0)
     losses = []
     for step in range(max(min(most, rows.count // batch), 1)):

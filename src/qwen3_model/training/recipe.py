@@ -5,28 +5,42 @@ model card.
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
+import sys
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from ..config import Qwen3Config
+from ..config import Qwen3Config, read_json_object
+from ..errors import InputError
 from . import card
 from .agreement import Estimate, estimate
-from .corpus import Source, sources
+from .base import (
+    HELD_OUT,
+    base_config,
+    check_ids,
+    dev_prompts,
+    document_end,
+    load_tokenizer,
+    pick_mask,
+    text_prompts,
+)
+from .corpus import HELD_OUT_SHARE, Source, own_texts, sources
 from .distill import Blocks, distill, start_from_ar
-from .folder import load_network, save_distilled, save_pretrained
-from .held_out import PROMPT_TOKENS, held_out_prompts
-from .loop import Plan
+from .folder import check_out, load_network, save_distilled, save_pretrained
+from .held_out import held_out_prompts
+from .loop import Plan, Rows
 from .network import Network
 from .pretrain import held_out_loss, pretrain
-from .tokenizer import MASK_TOKEN_ID, train_tokenizer
+from .tokenizer import train_tokenizer
 
 TINY = Qwen3Config(
     vocab_size=2048, hidden_size=256, intermediate_size=704, num_hidden_layers=8, num_attention_heads=4,
@@ -37,104 +51,176 @@ BLOCK_SIZE = 32
 PRETRAIN = Plan(steps=20_000, batch=96, length=1024, lr=5e-3, weight_decay=0.05)
 DISTILL = Plan(steps=20_000, batch=48, length=1024, lr=3e-3)
 BLOCKS = Blocks(count=32, size=BLOCK_SIZE, offset_decay=0.9)
+CORPUS_BYTES = 200_000_000
 TOKENIZER_BYTES = 15_000_000
+ESTIMATED_TOKENS = 256  # of every prompt
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token ids of the training and held-out files, and the files."""
+    """Token ids of the training and held-out parts, and the files."""
 
     training: np.ndarray
     held_out: np.ndarray
     files: list[Source]
+    own: bool  # the user's text: its end is held out, not files chosen by their content
 
 
-def read_corpus(files: list[Source], tokenizer: Tokenizer) -> Corpus:
-    """Tokenise every file, each followed by the end token."""
-    sides = {
-        side: np.concatenate([
-            np.array([*encoding.ids, 0], dtype=np.int32)
-            for encoding in tokenizer.encode_batch([s.path.read_text("utf-8") for s in files if s.held_out == side])
-        ])
-        for side in (False, True)
-    }  # fmt: skip
-    return Corpus(sides[False], sides[True], files)
+def corpus_files(corpus_bytes: int, text: Sequence[Path] = ()) -> list[Source]:
+    """The user's text, or the corpus every machine has. Raises InputError."""
+    if text:
+        return own_texts(text)
+    if corpus_bytes < 1:
+        raise InputError(f"the corpus is to have {corpus_bytes} bytes; more than none was expected")
+    return sources(corpus_bytes)
 
 
-def run_pretrain(out: Path, seconds: float, corpus_bytes: int, seed: int = 0) -> None:
-    """Train tokenizer and AR view; writes a plain Qwen3 folder with the held-out prompts and `training.json`."""
+def read_corpus(files: list[Source], tokenizer: Tokenizer, own: bool = False, end: int | None = 0) -> Corpus:
+    """Tokenise every file, each followed by the end token if there is one."""
+
+    def joined(side: list[Source]) -> np.ndarray:
+        encodings = tokenizer.encode_batch([file.path.read_text("utf-8") for file in side])
+        ends = [] if end is None else [end]
+        return np.concatenate([np.zeros(0, np.int32), *(np.array(e.ids + ends, np.int32) for e in encodings)])
+
+    if own:
+        tokens = joined(files)
+        cut = len(tokens) - len(tokens) // HELD_OUT_SHARE
+        return Corpus(tokens[:cut], tokens[cut:], files, own)
+    sides = [joined([file for file in files if file.held_out == side]) for side in (False, True)]
+    return Corpus(sides[0], sides[1], files, own)
+
+
+def run_pretrain(
+    out: Path,
+    seconds: float | None,
+    corpus_bytes: int = CORPUS_BYTES,
+    seed: int = 0,
+    *,
+    plan: Plan = PRETRAIN,
+    config: Qwen3Config = TINY,
+    text: Sequence[Path] = (),
+    state: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Train tokenizer and AR view; writes a plain Qwen3 folder with `training.json` and, from the common
+    corpus, held-out prompts. Raises InputError.
+
+    seconds: None trains all steps of the plan. text: the user's files and folders instead of the corpus.
+    """
     began = time.perf_counter()
+    plan = dataclasses.replace(plan, seconds=seconds, seed=seed)
+    check_out(out, overwrite)
+    plan.check(config.context_length)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    files = sources(corpus_bytes)
+    files, own = corpus_files(corpus_bytes, text), bool(text)
     say(began, f"{len(files)} files, {sum(f.size for f in files) / 1e6:.0f} MB")
-    texts, total = [], 0
-    for file in files:
-        if not file.held_out and total < TOKENIZER_BYTES:
-            texts.append(file.path.read_text("utf-8"))
-            total += file.size
-    tokenizer = train_tokenizer(texts, TINY.vocab_size)
+    tokenizer = train_tokenizer(_tokenizer_texts(files, own), config.vocab_size)
     say(began, "tokenizer trained")
-    corpus = read_corpus(files, tokenizer)
-    say(
-        began,
-        f"{len(corpus.training) / 1e6:.1f}M training tokens, {len(corpus.held_out) / 1e3:.0f}k held out",
-    )
-    prompts = held_out_prompts([f for f in files if f.held_out], tokenizer, corpus.training)
+    corpus = read_corpus(files, tokenizer, own)
+    held = len(corpus.held_out)
+    say(began, f"{len(corpus.training) / 1e6:.1f}M training tokens, {held / 1e3:.0f}k held out")
+    prompt_files = [] if own else [file for file in files if file.held_out]
+    prompts = held_out_prompts(prompt_files, tokenizer, corpus.training)
     say(began, f"{len(prompts)} held-out prompts")
-    network = Network(TINY)
+    network = Network(config)
     network.initialise(seed)
     network.to(device)
-    plan = dataclasses.replace(PRETRAIN, seconds=seconds, seed=seed)
-    steps, spent = pretrain(network, torch.from_numpy(corpus.training).to(device), plan)
-    loss = held_out_loss(network, torch.from_numpy(corpus.held_out).to(device), plan.length)
-    say(began, f"pretrained {steps} steps in {spent:.0f} s, held-out loss {loss:.3f}")
+    steps, spent = pretrain(network, torch.from_numpy(corpus.training).to(device), plan, state, resume)
+    say(began, f"pretrained {steps} steps in {spent:.0f} s")
+    figures: dict[str, object] = {"seconds": round(spent), "tokens": steps * plan.batch * plan.length}
+    if Rows.count_in(held, plan.length) > 0:
+        loss = held_out_loss(network, torch.from_numpy(corpus.held_out).to(device), plan.length)
+        figures["held_out_loss"] = round(loss, 4)
+        say(began, f"held-out loss {loss:.3f} nats a token")
     facts = machine() | {
-        "pretrain": {"steps": steps, "seconds": round(spent), "tokens": steps * plan.batch * plan.length,
-                     "held_out_loss": round(loss, 4), **dataclasses.asdict(plan)},
-        "corpus": {"bytes": sum(f.size for f in files), "training_tokens": len(corpus.training),
-                   "distributions": _distributions(files)},
-    }  # fmt: skip
+        "pretrain": dataclasses.asdict(plan) | {"steps": steps} | figures,
+        "corpus": _corpus_facts(corpus),
+    }
     save_pretrained(out, network, tokenizer, prompts, facts)
     say(began, f"wrote {out}")
 
 
-def run_distill(base: Path, out: Path, seconds: float, corpus_bytes: int, seed: int = 0) -> Estimate:
-    """Distil a diffusion view onto the folder `base`; writes an Orthrus folder with model card."""
+def run_distill(
+    base: Path,
+    out: Path,
+    seconds: float | None,
+    corpus_bytes: int = CORPUS_BYTES,
+    seed: int = 0,
+    *,
+    plan: Plan = DISTILL,
+    blocks: Blocks = BLOCKS,
+    text: Sequence[Path] = (),
+    mask_token_id: int | None = None,
+    name: str | None = None,
+    state: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Estimate | None:
+    """Distil a diffusion view onto the folder `base`, any dense Qwen3; writes an Orthrus folder with model
+    card. Returns the estimate on held-out text, None if there is none. Raises InputError.
+
+    seconds: None trains all steps of the plan. text: the user's files and folders instead of the corpus.
+    mask_token_id: by default the tokenizer's own, else the first row of the embedding behind its tokens.
+    name: what the card calls the base."""
     began = time.perf_counter()
+    plan = dataclasses.replace(plan, seconds=seconds, seed=seed)
+    check_out(out, overwrite, base)
+    config, tokenizer = base_config(base), load_tokenizer(base)
+    plan.check(config.context_length)
+    blocks.check(plan.length)
+    mask = pick_mask(tokenizer, config.vocab_size, mask_token_id)
+    config = dataclasses.replace(config, block_size=blocks.size, mask_token_id=mask)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
-    corpus = read_corpus(sources(corpus_bytes), tokenizer)
+    own = bool(text)
+    corpus = read_corpus(corpus_files(corpus_bytes, text), tokenizer, own, document_end(tokenizer, config))
     say(began, f"{len(corpus.training) / 1e6:.1f}M training tokens")
-    config = dataclasses.replace(
-        Qwen3Config.from_folder(base), block_size=BLOCK_SIZE, mask_token_id=MASK_TOKEN_ID
-    )
+    check_ids(corpus.training, config.vocab_size)
+    tokens = torch.from_numpy(corpus.training)
+    Rows(tokens, plan.length, seed)  # refuses a text that is too short before the weights are loaded
     network = load_network(base, config).to(device)
     start_from_ar(network)
-    plan = dataclasses.replace(DISTILL, seconds=seconds, seed=seed)
-    steps, spent = distill(network, torch.from_numpy(corpus.training).to(device), plan, BLOCKS)
+    steps, spent = distill(network, tokens.to(device), plan, blocks, state, resume)
     say(began, f"distilled {steps} steps in {spent:.0f} s")
-    found = estimate(network, dev_prompts(base, tokenizer).to(device))
-    say(began, f"dev prompts: {found.tokens_per_cycle:.3f} tokens/cycle, distinct 8-grams {found.distinct_8grams:.3f}, "
-        f"agreement {[round(x, 3) for x in found.by_offset[:8]]}")  # fmt: skip
-    facts = json.loads((base / "training.json").read_text()) | machine() | {
-        "distill": {"steps": steps, "seconds": round(spent), "tokens_per_cycle_dev": round(found.tokens_per_cycle, 3),
-                    "distinct_8grams_dev": round(found.distinct_8grams, 3),
-                    "agreement_dev": [round(x, 3) for x in found.by_offset],
-                    **dataclasses.asdict(plan), **dataclasses.asdict(BLOCKS)},
-    }  # fmt: skip
-    save_distilled(base, out, network, facts)
-    (out / "README.md").write_text(card.write(facts))
+    prompts = dev_prompts(base, tokenizer)
+    prompts = text_prompts(corpus.held_out) if prompts is None else prompts
+    found = _estimate(network, prompts, device)
+    if found:
+        say(began, _estimate_words(found))
+    facts = _distill_facts(base, corpus, plan, blocks, steps, spent, found)
+    tiny = "pretrain" in facts and (base / HELD_OUT).exists() and not own and found is not None
+    words = card.write(facts) if tiny else card.write_short(facts, name or base.resolve().name)
+    save_distilled(base, out, network, facts, words)
     say(began, f"wrote {out}")
     return found
 
 
-def dev_prompts(folder: Path, tokenizer: Tokenizer) -> torch.Tensor:
-    """The development prompts, their last tokens only so that all are equally long: [B, shortest prompt]."""
-    lines = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
-    length = PROMPT_TOKENS[0]
-    return torch.tensor(
-        [tokenizer.encode(row["prompt"]).ids[-length:] for row in lines if row["split"] == "dev"]
-    )
+def run_tiny(
+    out: Path,
+    pretrain_seconds: float,
+    distill_seconds: float,
+    corpus_bytes: int = CORPUS_BYTES,
+    seed: int = 0,
+    *,
+    config: Qwen3Config = TINY,
+    plans: tuple[Plan, Plan] = (PRETRAIN, DISTILL),
+    blocks: Blocks = BLOCKS,
+    overwrite: bool = False,
+) -> None:
+    """The whole recipe of the embedded checkpoint: both trainings, held-out prompts, model card. Raises
+    InputError.
+    """
+    check_out(out, overwrite)
+    limits = pretrain_seconds, distill_seconds
+    for plan, seconds in zip(plans, limits, strict=True):
+        dataclasses.replace(plan, seconds=seconds, seed=seed).check(config.context_length)
+    with tempfile.TemporaryDirectory(prefix="orthrus-") as folder:
+        base = Path(folder) / "base"
+        run_pretrain(base, limits[0], corpus_bytes, seed, plan=plans[0], config=config)
+        run_distill(
+            base, out, limits[1], corpus_bytes, seed, plan=plans[1], blocks=blocks, overwrite=overwrite
+        )
 
 
 def machine() -> dict[str, str]:
@@ -145,8 +231,60 @@ def machine() -> dict[str, str]:
 
 
 def say(began: float, words: str) -> None:
-    """A line of progress with the seconds since `began`."""
-    print(f"[{time.perf_counter() - began:6.1f}] {words}", flush=True)
+    """A line of progress on stderr with the seconds since `began`."""
+    print(f"[{time.perf_counter() - began:6.1f}] {words}", file=sys.stderr, flush=True)
+
+
+def _tokenizer_texts(files: list[Source], own: bool) -> list[str]:
+    texts, total = [], 0
+    for file in files:
+        if (own or not file.held_out) and total < TOKENIZER_BYTES:
+            texts.append(file.path.read_text("utf-8"))
+            total += file.size
+    return texts
+
+
+def _estimate(network: Network, prompts: torch.Tensor | None, device: torch.device) -> Estimate | None:
+    """The estimate on prompts, as far as the context allows."""
+    if prompts is None:
+        return None
+    config = network.config
+    room = config.context_length - prompts.shape[1] - config.block_size
+    return estimate(network, prompts.to(device), min(room, ESTIMATED_TOKENS)) if room >= 8 else None
+
+
+def _estimate_words(found: Estimate) -> str:
+    return (
+        f"dev prompts: {found.tokens_per_cycle:.3f} tokens/cycle, "
+        f"distinct 8-grams {found.distinct_8grams:.3f}, "
+        f"agreement {[round(x, 3) for x in found.by_offset[:8]]}"
+    )
+
+
+def _distill_facts(
+    base: Path, corpus: Corpus, plan: Plan, blocks: Blocks, steps: int, spent: float, found: Estimate | None
+) -> dict[str, Any]:
+    """What `training.json` says: the base's facts if it has any, and those of this training."""
+    path = base / "training.json"
+    facts = read_json_object(path) if path.exists() else {}
+    if not facts or corpus.own:
+        facts["distill_corpus"] = _corpus_facts(corpus)
+    figures: dict[str, object] = {"steps": steps, "seconds": round(spent)}
+    if found:
+        figures |= {
+            "tokens_per_cycle_dev": round(found.tokens_per_cycle, 3),
+            "distinct_8grams_dev": round(found.distinct_8grams, 3),
+            "agreement_dev": [round(x, 3) for x in found.by_offset],
+        }
+    return facts | machine() | {"distill": dataclasses.asdict(plan) | dataclasses.asdict(blocks) | figures}
+
+
+def _corpus_facts(corpus: Corpus) -> dict[str, object]:
+    return {
+        "bytes": sum(file.size for file in corpus.files),
+        "training_tokens": len(corpus.training),
+        "distributions": _distributions(corpus.files),
+    }
 
 
 def _distributions(files: list[Source]) -> list[dict[str, object]]:

@@ -8,17 +8,23 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-END, SPECIAL = "<|endoftext|>", ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>")
-MASK_TOKEN_ID = SPECIAL.index("<|mask|>")
-# Words with their leading space, single digits, punctuation with trailing line ends, line ends with the
-# indentation that follows.
+from ..errors import InputError
+
+END, MASK = "<|endoftext|>", "<|mask|>"
+SPECIAL = (END, "<|im_start|>", "<|im_end|>", MASK)
+MASK_TOKEN_ID = SPECIAL.index(MASK)
+# Words with their leading space, single digits, punctuation, line ends with the indentation that follows.
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+[ \t]*|\s+"
 # The model completes code: a conversation is one growing source text.
 CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """Train a byte-level BPE of exactly `vocabulary` tokens, the special ones first. Any text round-trips."""
+    """Train a byte-level BPE of `vocabulary` tokens, the special ones first; fewer if the texts do not have
+    that many. Any text round-trips. Raises InputError for a vocabulary without room for all bytes.
+    """
+    if vocabulary < len(SPECIAL) + 256:
+        raise InputError(f"the vocabulary is to have {vocabulary} tokens; at least {len(SPECIAL) + 256}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

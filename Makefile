@@ -1,0 +1,55 @@
+# Every target makes what it needs first: on a fresh machine `make demo` or `make test` is the first command.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint fmt tiny-checkpoint clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+demo: $(VENV)/core ## complete held-out functions with the embedded checkpoint, plain and Orthrus side by side
+	@$(BIN)/orthrus demo
+
+test: $(VENV)/test ## the test suite, no GPU needed
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-slow: $(VENV)/test ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/lint ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fmt: $(VENV)/lint ## mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tiny-checkpoint: $(VENV)/core ## train the embedded checkpoint anew into runs/tiny (a GPU, 20 minutes)
+	$(BIN)/orthrus tiny-checkpoint runs/tiny
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed, $(PYTHON) is not: name another one with make PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "Python's venv module is missing: install it first (Debian, Ubuntu: the package python3-venv)" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/core: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV) (torch is large: this takes minutes the first time)"
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/test: $(VENV)/core
+	@$(PIP) install -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(VENV)/lint: $(VENV)/core
+	@$(PIP) install -c constraints.txt -e '.[lint]'
+	@touch $@

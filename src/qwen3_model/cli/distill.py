@@ -1,0 +1,66 @@
+"""orthrus distill: give any dense Qwen3 a diffusion view, its own weights untouched."""
+
+from __future__ import annotations
+
+import argparse
+
+from . import options
+from .training_options import (
+    add_corpus_options,
+    add_out_options,
+    add_plan_options,
+    corpus_bytes_of,
+    plan_of,
+    seconds_of,
+    state_of,
+)
+
+TINY_RATE, RATE, TINY_HIDDEN = 3e-3, 2e-4, 512  # the recipe's, and the paper's above so wide a model
+
+
+def add(subparsers: argparse._SubParsersAction) -> None:
+    """Add the verb to the command line."""
+    parser = options.new_verb(
+        subparsers, "distill", "train a diffusion view for a dense Qwen3, whose tensors stay bit-identical",
+        "orthrus distill Qwen/Qwen3-0.6B runs/orthrus-0.6b --text my-code/ --batch 1 --seconds 3600", run,
+    )  # fmt: skip
+    parser.add_argument("base", metavar="BASE", help="checkpoint folder or hub id of a dense Qwen3")
+    add_out_options(parser)
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
+    add_corpus_options(parser)
+    add_plan_options(
+        parser, batch=8, length=1024, lr=f"{TINY_RATE:g} to hidden size {TINY_HIDDEN}, else {RATE:g}"
+    )
+    group = parser.add_argument_group("diffusion view")
+    group.add_argument("--blocks", type=int, default=32, help="blocks a row (default: %(default)s)")
+    group.add_argument("--block-size", type=int, default=32, metavar="K", help="(default: %(default)s)")
+    group.add_argument(
+        "--offset-decay", type=float, default=0.9, metavar="D",
+        help="the loss at offset j weighs D^(j-1); 1 is the paper's (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--mask-token-id", type=int, metavar="ID",
+        help="(default: the tokenizer's <|mask|>, else the first row of the embedding behind its tokens)",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Distil and write OUT."""
+    from .. import checkpoint
+    from ..training import recipe
+    from ..training.base import base_config
+    from ..training.distill import Blocks
+    from ..training.folder import check_out
+
+    check_out(args.out, args.overwrite)  # before a base is downloaded
+    base = checkpoint.resolve(args.base, args.revision)
+    rate = TINY_RATE if base_config(base).hidden_size <= TINY_HIDDEN else RATE
+    plan = plan_of(args, recipe.DISTILL, rate)
+    blocks = Blocks(args.blocks, args.block_size, args.offset_decay)
+    with state_of(args) as state:
+        recipe.run_distill(
+            base, args.out, seconds_of(args), corpus_bytes_of(args), args.seed, plan=plan, blocks=blocks,
+            text=args.text, mask_token_id=args.mask_token_id, name=args.base, state=state,
+            resume=args.resume, overwrite=args.overwrite,
+        )  # fmt: skip
+    return 0

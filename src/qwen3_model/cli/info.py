@@ -1,0 +1,135 @@
+"""orthrus info: sizes and the bandwidth floor of a checkpoint, from its config alone."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..errors import InputError
+from . import options, output
+
+if TYPE_CHECKING:
+    from ..config import Qwen3Config
+
+H200_BANDWIDTH = 4370.0  # GB/s, one H200, measured
+
+
+def add(subparsers: argparse._SubParsersAction) -> None:
+    """Add the verb to the command line."""
+    parser = options.new_verb(
+        subparsers, "info",
+        "show a checkpoint's parameters, memory and bandwidth floor without loading its weights",
+        "orthrus info chiennv/Orthrus-Qwen3-8B --bandwidth 3350", run,
+    )  # fmt: skip
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="PATH|ID",
+        help="checkpoint folder or hub id (default: the embedded tiny one)",
+    )
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: the checkpoint's)")
+    parser.add_argument(
+        "--bandwidth", type=float, default=H200_BANDWIDTH, metavar="GB/s",
+        help=f"memory bandwidth of the floor (default: {H200_BANDWIDTH:.0f}, one H200, measured)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the figures."""
+    from .. import checkpoint
+    from ..config import Qwen3Config
+
+    if not 0 < args.bandwidth < float("inf"):
+        raise InputError(f"--bandwidth is {args.bandwidth}; a number of GB/s above 0 was expected")
+    folder = checkpoint.resolve(args.model or checkpoint.EMBEDDED, args.revision)
+    on_disk = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    names = checkpoint.tensor_names(folder) if on_disk else ()
+    config = Qwen3Config.from_folder(folder, names)
+    found = figures(config, args.dtype, args.bandwidth) | {"bytes_on_disk": on_disk}
+    if args.json:
+        output.write_json(found)
+    else:
+        _print(found, str(args.model or "the embedded checkpoint"))
+    return 0
+
+
+def figures(config: Qwen3Config, dtype: str | None, bandwidth: float) -> dict[str, Any]:
+    """Sizes of a model in `dtype` (None: the checkpoint's) and its floors at `bandwidth` GB/s.
+
+    A floor is the time to read once what the passes multiply with, context not counted: shared and AR weights
+    for a token decoded plainly, and the diffusion view's pass besides for a two-pass cycle. Rows looked up in
+    an untied embedding are next to nothing, a tied one is read as the head."""
+    from ..model import Qwen3
+
+    model = Qwen3.from_config(config, device="meta", dtype=dtype or config.dtype)
+    parameters = Counter(shared=0, ar=0, diffusion=0)
+    for name, weight in model.destinations().items():
+        view = "shared" if "self_attn" not in name else "diffusion" if "_diff." in name else "ar"
+        parameters[view] += weight.numel()
+    size = model.embedding.itemsize
+    kv_row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size
+    looked_up = 0 if config.tie_word_embeddings else model.embedding.numel()
+    ar_pass = (parameters["shared"] - looked_up + parameters["ar"]) * size
+    diffusion_pass = (parameters["shared"] - looked_up + parameters["diffusion"]) * size
+    orthrus = config.has_diffusion_view
+    return {
+        "parameters": dict(parameters) | {"total": sum(parameters.values())},
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "bytes": sum(parameters.values()) * size,
+        "kv_bytes_per_token": kv_row,
+        "kv_bytes_full_context": kv_row * config.context_length,
+        "diffusion_bytes_per_block": kv_row * config.block_size if orthrus else None,
+        "bandwidth_gb_per_s": bandwidth,
+        "floor_ms_per_token": ar_pass / bandwidth / 1e6,
+        "floor_ms_per_cycle": (ar_pass + diffusion_pass) / bandwidth / 1e6 if orthrus else None,
+        "config": config.to_dict(),
+    }
+
+
+def _print(found: dict[str, Any], name: str) -> None:
+    config, parameters = found["config"], found["parameters"]
+    table = Table(title=escape(name), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    table.add_row(
+        "kind", "Orthrus (two views)" if found["floor_ms_per_cycle"] else "plain Qwen3 (no diffusion view)"
+    )
+    table.add_row("parameters", f"{parameters['total']:,}")
+    table.add_row("  shared by the views", f"{parameters['shared']:,}")
+    table.add_row("  AR view", f"{parameters['ar']:,}")
+    table.add_row("  diffusion view", f"{parameters['diffusion']:,}")
+    table.add_row("on disk", _bytes(found["bytes_on_disk"]) if found["bytes_on_disk"] else "no weights")
+    table.add_row(f"in {found['dtype']}", _bytes(found["bytes"]))
+    table.add_row("KV cache a token", _bytes(found["kv_bytes_per_token"]))
+    table.add_row("KV cache, full context", _bytes(found["kv_bytes_full_context"]))
+    if found["diffusion_bytes_per_block"]:
+        table.add_row(
+            f"extra memory of a diffusion block of {config['block_size']}",
+            _bytes(found["diffusion_bytes_per_block"]),
+        )
+    bandwidth = found["bandwidth_gb_per_s"]
+    measured = " (one H200, measured)" if bandwidth == H200_BANDWIDTH else ""
+    table.add_row("floor at", f"{bandwidth:g} GB/s{measured}, weights only")
+    table.add_row("  plain token", f"{found['floor_ms_per_token']:.4g} ms")
+    if found["floor_ms_per_cycle"]:
+        table.add_row("  two-pass cycle", f"{found['floor_ms_per_cycle']:.4g} ms")
+    for key in ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads",
+                "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings",
+                "tie_word_embeddings", "rope_parameters", "eos_token_id", "mask_token_id"):  # fmt: skip
+        if key in config:
+            table.add_row(key, str(config[key]))
+    Console(highlight=False).print(table)
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} B"

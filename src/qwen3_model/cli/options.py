@@ -1,0 +1,156 @@
+"""Options that verbs share, and what they are turned into."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..model import Qwen3
+    from ..text import Text
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+# On a CPU, models up to this hidden size run on one thread unless OMP_NUM_THREADS says otherwise: their
+# matrices gain little from a second one, and on a busy machine torch's threads wait for each other (the demo
+# took 34 s on one thread and 456 s on two, beside other work on 2 cores, 2026-11-25).
+ONE_THREAD_HIDDEN = 512
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError instead of printing the usage and exiting."""
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def new_verb(
+    subparsers: argparse._SubParsersAction,
+    name: str,
+    summary: str,
+    example: str,
+    run: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    """Add a verb; its --help shows the summary and the example."""
+    parser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example: {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """--model, --revision, --device, --dtype, --backend."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", metavar="PATH|ID", help="checkpoint folder or hub id (default: the embedded tiny one)"
+    )
+    group.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
+    group.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there)")
+    group.add_argument(
+        "--dtype", help="float32, bfloat16 or float16 (default: the checkpoint's; float32 on a CPU)"
+    )
+    group.add_argument("--backend", default="auto", help="auto, reference or triton (default: auto)")
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Settings of the choice of a token; the defaults choose greedily."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy (default)")
+    group.add_argument("--top-k", type=int, default=0, metavar="K", help="0: off (default)")
+    group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="1: off (default)")
+    group.add_argument("--min-p", type=float, default=0.0, metavar="P", help="0: off (default)")
+    group.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="1: off (default)")
+    group.add_argument(
+        "--logit-bias", type=_bias, action="append", default=[], metavar="ID=VALUE",
+        help="add VALUE to a token's logit; -inf bans it (repeatable)",
+    )  # fmt: skip
+
+
+def add_generation_options(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
+    """Everything a single generation takes. The default length is cut to what fits the context."""
+    group = parser.add_argument_group("decoding")
+    group.add_argument(
+        "--strategy", default="auto",
+        help="auto, autoregressive or two-pass; changes speed, never text (default: auto)",
+    )  # fmt: skip
+    group.add_argument(
+        "--max-new-tokens", type=int, metavar="N",
+        help=f"(default: {max_new_tokens}, or what fits the context)",
+    )  # fmt: skip
+    parser.set_defaults(default_max_new_tokens=max_new_tokens)
+    group.add_argument(
+        "--block-size", type=int, metavar="K", help="rows of a draft (default: the checkpoint's)"
+    )
+    group.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end the text before TEXT (repeatable)"
+    )
+    add_sampling_options(parser)
+    parser.add_argument(
+        "--seed", type=int, metavar="S", help="seed of the sampling (default: drawn, reported)"
+    )
+
+
+def load_model(args: argparse.Namespace) -> Qwen3:
+    """The model that --model and its companions name, its loading shown on stderr. Raises InputError."""
+    import torch
+
+    from .. import checkpoint
+    from ..model import Qwen3
+
+    model = Qwen3.from_pretrained(
+        args.model or checkpoint.EMBEDDED, args.device, args.dtype, args.backend, args.revision
+    )
+    small = model.device.type == "cpu" and model.config.hidden_size <= ONE_THREAD_HIDDEN
+    if small and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    return model
+
+
+def encode(model: Qwen3, prompt: str) -> list[int]:
+    """Token ids of a prompt. Raises InputError when the checkpoint has no tokenizer."""
+    return text_of(model).encode(prompt)
+
+
+def text_of(model: Qwen3) -> Text:
+    """The model's tokenizer and chat template. Raises InputError when the checkpoint came without."""
+    if model.text is None:
+        raise InputError("this checkpoint has no tokenizer.json, which text needs: add its base model's")
+    return model.text
+
+
+def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `generate` from the sampling options."""
+    return {name: getattr(args, name) for name in SAMPLING} | {"logit_bias": dict(args.logit_bias)}
+
+
+def generation_settings(args: argparse.Namespace, model: Qwen3, prompt_tokens: int) -> dict[str, Any]:
+    """Keyword arguments of `generate` from the options of a single generation."""
+    budget = args.max_new_tokens
+    if budget is None:  # at least 1, so that generate itself refuses a prompt that fills the context
+        budget = max(min(args.default_max_new_tokens, model.config.context_length - prompt_tokens), 1)
+    return sampling_settings(args) | {
+        "strategy": args.strategy,
+        "max_new_tokens": budget,
+        "block_size": args.block_size,
+        "stop": args.stop,
+        "seed": args.seed,
+    }
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, equals, value = text.partition("=")
+    try:
+        if not equals:
+            raise ValueError
+        return int(token), float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not ID=VALUE, for example 42=-5 or 42=-inf") from None

@@ -1,0 +1,81 @@
+"""What verbs print: JSON, statistics, and text whose accepted runs can be told apart."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from ..generate import GenerationStats, Result
+
+RUN_COLOURS = ("cyan", "yellow")
+RUN_MARK = "·"  # stands between runs where there are no colours; rare in code and in prose
+
+
+def write_json(value: dict[str, Any]) -> None:
+    """Print one JSON object on a line of stdout."""
+    print(json.dumps(value, allow_nan=False), flush=True)
+
+
+def result_json(result: Result) -> dict[str, Any]:
+    """A generation as --json gives it."""
+    return {
+        "text": result.text,
+        "token_ids": result.token_ids,
+        "logprobs": result.logprobs,
+        "stats": result.stats.to_dict(),
+    }
+
+
+def tokens_per_second(stats: GenerationStats) -> float:
+    """Speed of a generation, its prefill inside the clock."""
+    return stats.tokens / stats.seconds if stats.seconds else 0.0
+
+
+def print_statistics(stats: GenerationStats) -> None:
+    """One line of statistics on stderr."""
+    print(
+        f"{stats.strategy}: {stats.tokens} tokens in {stats.forwards} forward passes"
+        f" ({stats.tokens_per_forward:.2f} a pass, {stats.tokens_per_cycle:.2f} a cycle),"
+        f" {tokens_per_second(stats):.1f} tok/s, seed {stats.seed}, ended by {stats.finish_reason}",
+        file=sys.stderr,
+    )
+
+
+class TextWriter:
+    """A generation's callback: streams the text to stdout, every piece of it as soon as it is final."""
+
+    def __call__(self, tokens: list[int], text: str) -> None:
+        """Write the text of an accepted run."""
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def finish(self) -> None:
+        """End the last line."""
+        print(flush=True)
+
+
+class RunWriter(TextWriter):
+    """Streams the text with accepted runs in alternating colours, or a mark between them where stdout has no
+    colours.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False)
+        self._runs = 0
+
+    def __call__(self, tokens: list[int], text: str) -> None:
+        """Write the text of an accepted run; one without text (an end token, part of a character) shows
+        nothing.
+        """
+        if not text:
+            return
+        if self._console.color_system is None:
+            super().__call__(tokens, (RUN_MARK if self._runs else "") + text)
+        else:
+            self._console.out(text, style=RUN_COLOURS[self._runs % 2], end="")
+            self._console.file.flush()
+        self._runs += 1

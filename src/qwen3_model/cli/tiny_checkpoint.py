@@ -1,0 +1,34 @@
+"""orthrus tiny-checkpoint: the embedded checkpoint, made again from nothing."""
+
+from __future__ import annotations
+
+import argparse
+
+from . import options
+from .training_options import add_corpus_options, add_out_options, corpus_bytes_of
+
+
+def add(subparsers: argparse._SubParsersAction) -> None:
+    """Add the verb to the command line."""
+    parser = options.new_verb(
+        subparsers, "tiny-checkpoint", "make the embedded checkpoint again, from corpus to model card",
+        "orthrus tiny-checkpoint runs/tiny --pretrain-seconds 600 --distill-seconds 600", run,
+    )  # fmt: skip
+    add_out_options(parser)
+    add_corpus_options(parser, own_text=False)
+    for name, what in (("pretrain", "AR"), ("distill", "diffusion")):
+        parser.add_argument(
+            f"--{name}-seconds", type=float, default=600.0, metavar="S",
+            help=f"training time of the {what} view; the defaults are meant for a GPU (default: %(default)g)",
+        )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train both views and write OUT."""
+    from ..training import recipe
+
+    recipe.run_tiny(
+        args.out, args.pretrain_seconds, args.distill_seconds, corpus_bytes_of(args), args.seed,
+        overwrite=args.overwrite,
+    )  # fmt: skip
+    return 0

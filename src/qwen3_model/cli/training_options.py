@@ -1,0 +1,102 @@
+"""Options that the training verbs share: the text, the plan, what happens to OUT, and resuming."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..training.loop import Plan
+
+DEFAULT_SECONDS = 600.0  # when neither --steps nor --seconds is given
+
+
+def add_out_options(parser: argparse.ArgumentParser) -> None:
+    """OUT and --overwrite."""
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, whole or not at all")
+    parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint that OUT holds")
+
+
+def add_corpus_options(parser: argparse.ArgumentParser, own_text: bool = True) -> None:
+    """--corpus-mb, --seed and, where it makes sense, --text."""
+    if own_text:
+        parser.add_argument(
+            "--text", type=Path, nargs="+", default=[], metavar="PATH",
+            help="UTF-8 files and folders to learn from (default: the source of Python and of the "
+            "permissively licensed packages installed here)",
+        )  # fmt: skip
+    parser.add_argument(
+        "--corpus-mb", type=float, default=200.0, metavar="MB",
+        help="size of the default corpus at most (default: %(default)g)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+
+
+def add_plan_options(parser: argparse.ArgumentParser, batch: int, length: int, lr: str) -> None:
+    """How long and in what portions to train, and how to go on after an interruption."""
+    parser.add_argument("--steps", type=int, metavar="N", help="steps at most")
+    parser.add_argument(
+        "--seconds", type=float, metavar="S",
+        help=f"seconds at most (default: {DEFAULT_SECONDS:g}, if --steps is not given)",
+    )  # fmt: skip
+    parser.add_argument("--batch", type=int, default=batch, help="rows a step (default: %(default)s)")
+    parser.add_argument("--length", type=int, default=length, help="tokens of a row (default: %(default)s)")
+    parser.add_argument("--lr", type=float, help=f"peak learning rate (default: {lr})")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the state file if there is one; same settings",
+    )
+    parser.add_argument(
+        "--state", type=Path, metavar="FILE",
+        help="where to keep the state of an unfinished run (default: OUT.state.safetensors)",
+    )  # fmt: skip
+
+
+def plan_of(args: argparse.Namespace, default: Plan, lr: float) -> Plan:
+    """The plan the options ask for; steps of `default` if there is only a limit in seconds."""
+    import dataclasses
+
+    steps = default.steps if args.steps is None else args.steps
+    return dataclasses.replace(
+        default, steps=steps, batch=args.batch, length=args.length, lr=lr if args.lr is None else args.lr
+    )
+
+
+def seconds_of(args: argparse.Namespace) -> float | None:
+    """The limit in seconds; None is none."""
+    return DEFAULT_SECONDS if args.seconds is None and args.steps is None else args.seconds
+
+
+def corpus_bytes_of(args: argparse.Namespace) -> int:
+    """The size of the corpus. Raises InputError."""
+    if not 0 < args.corpus_mb < 1e6:
+        raise InputError(f"--corpus-mb is {args.corpus_mb}; above 0 was expected")
+    return int(args.corpus_mb * 1e6)
+
+
+@contextmanager
+def state_of(args: argparse.Namespace) -> Iterator[Path]:
+    """The state file of the run, deleted when it has ended well. Raises InputError for one that would be lost
+    or cannot be written.
+    """
+    out = args.out.absolute()
+    if not out.name:
+        raise InputError(f"{out} cannot be OUT: name a folder to make")
+    from ..checkpoint import writable
+
+    state = args.state or out.with_name(out.name + ".state.safetensors")
+    if state.exists() and not args.resume:
+        raise InputError(f"{state} holds an unfinished run: --resume goes on with it, or delete it")
+    if state.is_dir():
+        raise InputError(f"{state} is a folder; a file was expected")
+    parent = next(folder for folder in state.absolute().parents if folder.exists())
+    if not writable(parent):
+        raise InputError(f"{state} cannot be written: {parent} is not a folder that may be written to")
+    yield state
+    state.unlink(missing_ok=True)

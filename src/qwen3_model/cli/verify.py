@@ -1,0 +1,173 @@
+"""orthrus verify: is the strategy lossless on these prompts, and how many tokens does a pass give?"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.table import Table
+
+from ..errors import InputError
+from . import options, output
+
+if TYPE_CHECKING:
+    from ..comparison import Pair
+    from ..model import Qwen3
+
+BAR_WIDTH = 30
+
+
+def add(subparsers: argparse._SubParsersAction) -> None:
+    """Add the verb to the command line."""
+    parser = options.new_verb(
+        subparsers, "verify",
+        "decode prompts plainly and with a strategy and compare every bit; exit 1 if any differs",
+        "orthrus verify prompts.jsonl --model chiennv/Orthrus-Qwen3-1.7B --field question --limit 100", run,
+    )  # fmt: skip
+    parser.add_argument(
+        "prompts", nargs="?", metavar="PROMPTS.jsonl",
+        help="a prompt a line (default: the embedded checkpoint's held-out ones, split test)",
+    )  # fmt: skip
+    parser.add_argument("--limit", type=int, metavar="N", help="use the first N prompts")
+    parser.add_argument("--field", help="field of a line that holds the prompt")
+    parser.add_argument("--split", help="use lines of this split only")
+    options.add_model_options(parser)
+    parser.add_argument(
+        "--strategy", default="two-pass", help="what to compare with plain decoding (default: two-pass)"
+    )
+    parser.add_argument(
+        "--block-size", type=int, metavar="K", help="rows of a draft (default: the checkpoint's)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=256, metavar="N", help="a prompt (default: 256)"
+    )
+    options.add_sampling_options(parser)
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="prompt i is sampled with seed S + i (default: 0)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="decode every prompt with N seeds (default: 1)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of the tables")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare and report; 1 unless everything is identical."""
+    from ..comparison import compare
+
+    if args.seeds < 1:
+        raise InputError(f"--seeds is {args.seeds}; it must be at least 1")
+    prompts = _prompts(args)
+    model = options.load_model(args)
+    prompt_ids = [options.encode(model, prompt) for prompt in prompts]
+    settings = options.sampling_settings(args)
+    with _progress(args.seeds * len(prompts)) as advance:
+        report = compare(
+            model, prompt_ids, args.strategy, args.seed, args.seeds, advance,
+            max_new_tokens=args.max_new_tokens, block_size=args.block_size, **settings,
+        )  # fmt: skip
+    figures = _circumstances(args, model) | report.to_dict()
+    if args.json:
+        output.write_json(figures)
+    else:
+        _print(figures)
+    return 0 if report.identical == len(report.pairs) else 1
+
+
+def _prompts(args: argparse.Namespace) -> list[str]:
+    from ..checkpoint import EMBEDDED
+    from ..prompts import read_prompts
+
+    if args.prompts is None:
+        return read_prompts(EMBEDDED / "held_out.jsonl", args.limit, args.field, args.split or "test")
+    return read_prompts(args.prompts, args.limit, args.field, args.split)
+
+
+def _circumstances(args: argparse.Namespace, model: Qwen3) -> dict[str, Any]:
+    """What the figures were measured on."""
+    import torch
+
+    on = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "CPU"
+    return {
+        "model": args.model or "embedded",
+        "device": on,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "backend": model.backend,
+        "max_new_tokens": args.max_new_tokens,
+        "block_size": args.block_size or model.config.block_size,
+        "seed": args.seed,
+        **options.sampling_settings(args),
+        # as given: JSON has no -inf
+        "logit_bias": [f"{token}={value}" for token, value in args.logit_bias],
+    }
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("comparing", total=total)
+
+        def advance(pair: Pair) -> None:
+            progress.advance(task)
+
+        yield advance
+
+
+def _print(figures: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    table = Table(title=f"{figures['strategy']} against plain decoding", show_header=False)
+    table.add_row(
+        "identical",
+        f"{figures['identical']}/{figures['compared']} (tokens and log-probabilities, bit for bit)",
+    )
+    for name in ("tokens_per_cycle", "tokens_per_forward"):
+        mean = figures[f"{name}_mean_per_prompt"]
+        table.add_row(name.replace("_", " "), f"{figures[name]:.3f} (mean of prompts {_number(mean)})")
+    table.add_row("tokens, forward passes", f"{figures['tokens']}, {figures['forwards']}")
+    table.add_row("distinct 8-grams", _number(figures["distinct_8grams"]))
+    plain = figures["tokens_per_second_plain"]
+    table.add_row("tok/s", f"{figures['tokens_per_second']:.1f}, plainly {plain:.1f}")
+    table.add_row("on", "{device}, torch {torch}, {threads} threads, {dtype}, {backend}".format(**figures))
+    console.print(table)
+    if figures["accepted_histogram"]:
+        console.print(_histogram(figures["accepted_histogram"]))
+    if figures["first_divergence"]:
+        _print_divergence(console, figures["first_divergence"], figures["strategy"])
+
+
+def _histogram(counts: list[int]) -> Table:
+    """Accepted proposals a cycle, with the share of cycles that got that far."""
+    table = Table("accepted", "cycles", "this many or more", "", title="accepted proposals a cycle")
+    most, cycles = max(counts), sum(counts)
+    for n, count in enumerate(counts):
+        bar = "█" * round(BAR_WIDTH * count / most)
+        table.add_row(str(n), str(count), f"{sum(counts[n:]) / cycles:.1%}", bar)
+    return table
+
+
+def _print_divergence(console: Console, found: dict[str, Any], strategy: str) -> None:
+    console.print(
+        f"first divergence: prompt {found['prompt'] + 1}, seed {found['seed']},"
+        f" new token {found['position'] + 1}"
+    )
+    for name, side in (("autoregressive", found["plain"]), (strategy, found["drafted"])):
+        said = (
+            "had ended"
+            if side["token"] is None
+            else f"token {side['token']} {side['text']!r}, logit {side['logit']!r},"
+            f" log-probability {side['logprob']!r}"
+        )
+        console.print(f"  {name}: {escape(said)}", soft_wrap=True)
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"

@@ -1,0 +1,202 @@
+"""Is a strategy lossless here, and what does it gain? Every prompt is decoded plainly and with the strategy,
+and tokens and log-probabilities are compared bit for bit.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError
+from .generate import Result
+
+if TYPE_CHECKING:
+    from .model import Qwen3
+
+GRAM = 8  # tokens; a text that repeats itself has few different runs of this length and flatters a drafter
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt decoded both ways with the same seed."""
+
+    prompt: int  # index, from 0
+    seed: int
+    prompt_ids: list[int]
+    plain: Result
+    drafted: Result
+
+    @property
+    def diverges_at(self) -> int | None:
+        """Index of the first new token that differs, in itself or in a bit of its log-probability."""
+        both = zip_longest(_bits(self.plain), _bits(self.drafted))
+        return next((i for i, (plain, drafted) in enumerate(both) if plain != drafted), None)
+
+
+@dataclass(frozen=True)
+class Side:
+    """A strategy's token at a divergence, None where its text had ended."""
+
+    token: int | None
+    text: str | None
+    logprob: float | None  # as that strategy returned it
+    logit: float | None  # recomputed after the common text
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where two decodings of a prompt part."""
+
+    prompt: int
+    seed: int
+    position: int  # index of the new token
+    plain: Side
+    drafted: Side
+
+
+@dataclass(frozen=True)
+class Report:
+    """The comparison of a strategy with plain decoding over all prompts."""
+
+    strategy: str
+    pairs: list[Pair]
+    divergence: Divergence | None  # the first
+
+    @property
+    def identical(self) -> int:
+        """How many pairs agree in every bit."""
+        return sum(pair.diverges_at is None for pair in self.pairs)
+
+    @property
+    def accepted_histogram(self) -> list[int]:
+        """[n]: cycles that kept n proposals beside the bonus token."""
+        counts = Counter[int]()
+        for pair in self.pairs:
+            counts.update(dict(enumerate(pair.drafted.stats.accepted_histogram)))
+        return [counts[n] for n in range(max(counts, default=-1) + 1)]
+
+    @property
+    def distinct_8grams(self) -> float | None:
+        """Share of different runs of 8 tokens in the plain text, mean over the texts that have such runs."""
+        shares = []
+        for pair in self.pairs:
+            ids = pair.plain.token_ids
+            grams = [tuple(ids[i : i + GRAM]) for i in range(len(ids) - GRAM + 1)]
+            shares += [len(set(grams)) / len(grams)] if grams else []
+        return sum(shares) / len(shares) if shares else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the texts, ready for JSON: ratios of sums, and the per-prompt means beside them."""
+        stats = [pair.drafted.stats for pair in self.pairs]
+        per = {
+            "tokens_per_cycle": [(s.cycle_tokens, s.cycles) for s in stats],
+            "tokens_per_forward": [(s.tokens, s.forwards) for s in stats],
+        }
+        return {
+            "strategy": self.strategy,
+            "compared": len(self.pairs),
+            "identical": self.identical,
+            "different_prompts": sorted({p.prompt for p in self.pairs if p.diverges_at is not None}),
+            "first_divergence": asdict(self.divergence) if self.divergence else None,
+            **{name: _ratio(pairs) for name, pairs in per.items()},
+            **{f"{name}_mean_per_prompt": _mean_ratio(pairs) for name, pairs in per.items()},
+            "accepted_histogram": self.accepted_histogram,
+            "distinct_8grams": self.distinct_8grams,
+            "tokens": sum(s.tokens for s in stats),
+            "forwards": sum(s.forwards for s in stats),
+            "cycles": sum(s.cycles for s in stats),
+            "tokens_per_second": _ratio([(s.tokens, s.seconds) for s in stats]),
+            "tokens_per_second_plain": _ratio(
+                [(pair.plain.stats.tokens, pair.plain.stats.seconds) for pair in self.pairs]
+            ),
+        }
+
+
+def compare(
+    model: Qwen3,
+    prompts: Sequence[Sequence[int]],
+    strategy: str,
+    seed: int = 0,
+    seeds: int = 1,
+    on_pair: Callable[[Pair], None] | None = None,
+    **settings: Any,
+) -> Report:
+    """Decode every prompt (token ids) with "autoregressive" and with `strategy`, `seeds` times.
+
+    Round r decodes prompt i with seed `seed + r * len(prompts) + i`. settings: those of `generate`. A short
+    decoding of each kind comes first, so that speeds do not hold what only a first call pays. Raises
+    InputError, with the prompt's number, and KeyboardInterrupt."""
+    for name in ("autoregressive", strategy):
+        _decode(
+            model,
+            0,
+            prompts[0],
+            name,
+            seed,
+            **(settings | {"max_new_tokens": min(4, settings["max_new_tokens"])}),
+        )
+    pairs: list[Pair] = []
+    for nth in range(seeds * len(prompts)):
+        i = nth % len(prompts)
+        pairs.append(
+            Pair(
+                i,
+                seed + nth,
+                list(prompts[i]),
+                _decode(model, i, prompts[i], "autoregressive", seed + nth, **settings),
+                _decode(model, i, prompts[i], strategy, seed + nth, **settings),
+            )
+        )
+        if on_pair:
+            on_pair(pairs[-1])
+    different = next((pair for pair in pairs if pair.diverges_at is not None), None)
+    divergence = _explain(model, different) if different else None
+    return Report(pairs[0].drafted.stats.strategy, pairs, divergence)
+
+
+def _decode(
+    model: Qwen3, index: int, prompt: Sequence[int], strategy: str, seed: int, **settings: Any
+) -> Result:
+    try:
+        result = model.generate(prompt, strategy=strategy, seed=seed, **settings)
+    except InputError as error:
+        raise InputError(f"prompt {index + 1}: {error}") from None
+    if result.stats.finish_reason == "interrupted":  # half a text compares with nothing
+        raise KeyboardInterrupt
+    return result
+
+
+def _bits(result: Result) -> list[tuple[int, bytes]]:
+    return [(t, struct.pack("<d", p)) for t, p in zip(result.token_ids, result.logprobs, strict=True)]
+
+
+def _explain(model: Qwen3, pair: Pair) -> Divergence:
+    """Both tokens at the divergence of a pair, with the logits that plain decoding has for them there."""
+    at = pair.diverges_at
+    assert at is not None
+    logits = model.logits([*pair.prompt_ids, *pair.plain.token_ids[:at]])
+
+    def side(result: Result) -> Side:
+        if at >= len(result.token_ids):
+            return Side(None, None, None, None)
+        token = result.token_ids[at]
+        text = model.text.decode([token]) if model.text else None
+        return Side(token, text, result.logprobs[at], float(logits[token]))
+
+    return Divergence(pair.prompt, pair.seed, at, side(pair.plain), side(pair.drafted))
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    """Ratio of sums; 0 where nothing was counted."""
+    over, under = (sum(column) for column in zip(*pairs, strict=True))
+    return over / under if under else 0.0
+
+
+def _mean_ratio(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Mean of the ratios of those prompts that have one."""
+    ratios = [over / under for over, under in pairs if under]
+    return sum(ratios) / len(ratios) if ratios else None

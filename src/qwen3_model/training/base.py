@@ -1,0 +1,97 @@
+"""What a distillation needs to know of its base: config, tokenizer, mask token, prompts to estimate on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from ..config import Qwen3Config, one_line
+from ..errors import InputError
+from .held_out import PROMPT_TOKENS
+from .tokenizer import END, MASK
+
+HELD_OUT = "held_out.jsonl"
+
+
+def base_config(base: Path) -> Qwen3Config:
+    """The base's config. Raises InputError when it is an Orthrus already."""
+    config = Qwen3Config.from_folder(base)
+    if config.has_diffusion_view:
+        raise InputError(f"{base} is an Orthrus already: distil from a plain dense Qwen3")
+    return config
+
+
+def load_tokenizer(base: Path) -> Tokenizer:
+    """The base's tokenizer. Raises InputError."""
+    path = base / "tokenizer.json"
+    if not path.exists():
+        raise InputError(f"{path} is missing: the text is read with the base's tokenizer")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise InputError(f"{path} cannot be read as a tokenizer: {one_line(error)}") from None
+
+
+def pick_mask(tokenizer: Tokenizer, rows: int, wanted: int | None) -> int:
+    """The token id that stands for a token not known yet: the one wanted, the tokenizer's own mask token, or
+    the first of the embedding's `rows` behind the tokenizer's tokens. Raises InputError when there is none.
+    """
+    if wanted is not None:
+        if not 0 <= wanted < rows:
+            raise InputError(f"mask token id is {wanted}; this base has 0..{rows - 1}")
+        return wanted
+    own = tokenizer.token_to_id(MASK)
+    if own is not None and own < rows:
+        return own
+    unused = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if unused >= rows:
+        raise InputError(
+            f"all {rows} rows of the embedding belong to tokens: name one to use as mask (--mask-token-id)"
+        )
+    return unused
+
+
+def document_end(tokenizer: Tokenizer, config: Qwen3Config) -> int | None:
+    """The token between two texts: <|endoftext|>, else the base's first end token, if any."""
+    end = tokenizer.token_to_id(END)
+    return end if end is not None else next(iter(config.eos_token_ids), None)
+
+
+def check_ids(tokens: np.ndarray, rows: int) -> None:
+    """Raises InputError when the tokenizer gave ids that the embedding has no row for."""
+    if len(tokens) and tokens.max() >= rows:
+        raise InputError(
+            f"the tokenizer gives token {tokens.max()}, the embedding has {rows} rows: check that "
+            "tokenizer.json belongs to the base"
+        )
+
+
+def dev_prompts(folder: Path, tokenizer: Tokenizer) -> torch.Tensor | None:
+    """The development prompts of a base, their last tokens only so that all are equally long: [B, shortest
+    prompt]; None if it has none. Raises InputError for a file that is something else.
+    """
+    path, length = folder / HELD_OUT, PROMPT_TOKENS[0]
+    if not path.exists():
+        return None
+    try:
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        texts = [row["prompt"] for row in rows if row["split"] == "dev"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} does not hold prompts, one JSON object a line: {one_line(error)}") from None
+    prompts = [encoding.ids[-length:] for encoding in tokenizer.encode_batch(texts)]
+    prompts = [prompt for prompt in prompts if len(prompt) == length]
+    return torch.tensor(prompts) if prompts else None
+
+
+def text_prompts(held_out: np.ndarray, most: int = 16) -> torch.Tensor | None:
+    """Up to `most` pieces of a held-out text, evenly spread: [B, P]; None if it is too short for one."""
+    length = PROMPT_TOKENS[0]
+    count = min(len(held_out) // length, most)
+    if count == 0:
+        return None
+    starts = np.linspace(0, len(held_out) - length, count).astype(int)
+    return torch.from_numpy(np.stack([held_out[s : s + length] for s in starts])).long()

@@ -1,0 +1,110 @@
+"""The embedded checkpoint: acceptance within a band, for a broken drafter shows nowhere else, and lossless
+decoding.
+"""
+
+import hashlib
+import json
+import statistics
+
+import pytest
+import torch
+
+from qwen3_model import Qwen3, Result
+from qwen3_model.checkpoint import EMBEDDED
+from qwen3_model.cli import main
+from qwen3_model.prompts import read_prompts
+from qwen3_model.training import card
+
+PROMPTS, TOKENS, HARMED = 8, 96, 3
+# Tokens per cycle, greedy, fp32: 2.97 over the first eight held-out prompts, 2.88 over three of them
+# (2-core x86 CPU, torch 2.13.0). Near-ties may fall otherwise on another machine, hence a tenth either way.
+BAND = (2.65, 3.3)
+
+
+@pytest.fixture(scope="module")
+def model() -> Qwen3:
+    return Qwen3.from_pretrained(EMBEDDED, device="cpu", progress=False)
+
+
+@pytest.fixture(scope="module")
+def prompts(model) -> list[list[int]]:
+    texts = read_prompts(EMBEDDED / "held_out.jsonl", limit=PROMPTS, split="test")
+    return [model.text.encode(text) for text in texts]
+
+
+@pytest.fixture(scope="module")
+def drafted(model, prompts) -> list[Result]:
+    return [model.generate(prompt, strategy="two-pass", max_new_tokens=TOKENS) for prompt in prompts]
+
+
+def tokens_per_cycle(results: list[Result]) -> float:
+    """As a ratio of sums."""
+    return sum(r.stats.cycle_tokens for r in results) / sum(r.stats.cycles for r in results)
+
+
+def test_it_is_an_orthrus_of_at_most_16_mib(model):
+    assert (EMBEDDED / "model.safetensors").stat().st_size <= 16 * 2**20
+    assert model.config.block_size == 32 and model.dtype == torch.float32
+    card = (EMBEDDED / "README.md").read_text()
+    assert "licence" in card and "seed" in card
+
+
+def test_acceptance_is_within_its_band(drafted):
+    assert BAND[0] < tokens_per_cycle(drafted) < BAND[1]
+    assert BAND[0] < tokens_per_cycle(drafted[:HARMED]), "fewer prompts show harm as well"
+
+
+@pytest.mark.parametrize("harm", ["mask token", "q_proj_diff", "v_proj_diff", "o_proj_diff"])
+def test_the_band_sees_a_broken_drafter(prompts, harm):
+    """The text stays the same whatever is broken here; only acceptance falls."""
+    broken = Qwen3.from_pretrained(EMBEDDED, device="cpu", progress=False)
+    weights = broken.destinations()
+    if harm == "mask token":
+        weights["model.embed_tokens.weight"][broken.config.mask_token_id] = 0
+    for name, weight in weights.items():
+        if harm in name:
+            weight.copy_(weights[name.replace("_diff", "")])
+    results = [broken.generate(p, strategy="two-pass", max_new_tokens=TOKENS) for p in prompts[:HARMED]]
+    assert tokens_per_cycle(results) < BAND[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_lossless(prompts, dtype, temperature):
+    model = Qwen3.from_pretrained(EMBEDDED, device="cpu", dtype=dtype, progress=False)
+    settings = {"max_new_tokens": 40, "temperature": temperature, "seed": 1}
+    for prompt in prompts[:2]:
+        plain = model.generate(prompt, strategy="autoregressive", **settings)
+        drafted = model.generate(prompt, strategy="two-pass", **settings)
+        assert drafted.token_ids == plain.token_ids and drafted.logprobs == plain.logprobs
+        assert drafted.text == plain.text
+
+
+def test_text_is_not_a_loop(drafted):
+    """Distinct runs of eight tokens in greedy text; the model card has the figure over 100 prompts."""
+    shares = []
+    for result in drafted:
+        ids = result.token_ids
+        grams = [tuple(ids[i : i + 8]) for i in range(len(ids) - 7)]
+        shares += [len(set(grams)) / len(grams)] if grams else []
+    assert statistics.mean(shares) >= 0.4
+
+
+def test_the_card_tells_what_is_shipped():
+    """Its figures were measured on these prompts, and it is what the facts beside it give."""
+    facts = json.loads((EMBEDDED / "training.json").read_text())
+    prompts = (EMBEDDED / "held_out.jsonl").read_bytes()
+    assert facts["verify"]["prompts_sha256"] == hashlib.sha256(prompts).hexdigest()
+    assert facts["verify"]["tokens_per_cycle"] >= 3.0 and facts["verify"]["distinct_8grams"] >= 0.4
+    assert card.write(facts) == (EMBEDDED / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_verify_finds_no_difference(capsys, dtype, temperature):
+    """`orthrus verify` on thirty held-out prompts."""
+    options = ["--limit", "30", "--max-new-tokens", "256", "--dtype", dtype, "--device", "cpu"]
+    assert main(["verify", "--json", "--temperature", str(temperature), *options]) == 0
+    assert json.loads(capsys.readouterr().out)["identical"] == 30

@@ -1,0 +1,308 @@
+"""Text: decoding token by token equals decoding at once, whatever the bytes; templates run in a sandbox."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from qwen3_model import InputError
+from qwen3_model.text import LONGEST_WAIT, Detokenizer, Text
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CORPUS = [
+    "def add(a, b):\n    return a + b\n",
+    "Zażółć gęślą jaźń, 日本語のテキスト 🙂🙃",
+    "the quick brown fox " * 4,
+]
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi <b> é!"}]
+CHATML = """{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' + message['content'] + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A small byte-level BPE whose merges cross characters, so that tokens hold halves of them."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIAL, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_tokens(["<think>"])  # added, not special: part of the text, as in Qwen3
+    tokenizer.enable_truncation(5)
+    tokenizer.enable_padding(length=7)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(folder) -> Text:
+    return Text(folder)
+
+
+@pytest.fixture(scope="module")
+def byte_tokens(text) -> list[int]:
+    """The token of each byte; together they spell anything, valid UTF-8 or not."""
+    letters = json.loads(text._tokenizer.to_str())["model"]["vocab"]
+    alphabet = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in alphabet]
+    spelled = {byte: chr(byte) for byte in alphabet} | {b: chr(256 + i) for i, b in enumerate(others)}
+    return [letters[spelled[byte]] for byte in range(256)]
+
+
+def pieces(text: Text, ids: list[int]) -> list[str]:
+    detokenizer = Detokenizer(text)
+    return [detokenizer.push(token) for token in ids] + [detokenizer.flush()]
+
+
+# tokens
+
+
+@given(st.text())
+def test_any_text_comes_back(text, prompt):
+    assert text.decode(text.encode(prompt)) == prompt
+
+
+def test_settings_of_training_do_not_cut_or_pad(text):
+    prompt = CORPUS[0] * 3
+    assert text.decode(text.encode(prompt)) == prompt
+    assert len(text.encode("a")) == 1 and text.encode("") == []
+
+
+def test_special_tokens_are_read_in_text_and_left_out_of_it(text):
+    ids = text.encode("<|im_start|>a<think><|im_end|>")
+    assert ids[0] == 1 and ids[-1] == 2 and len(ids) == 4
+    assert text.decode(ids) == "a<think>"
+    assert [text.is_visible(token) for token in ids] == [False, True, True, False]
+    assert not text.is_visible(10**6)
+
+
+def test_half_a_surrogate_pair_is_refused(text):
+    with pytest.raises(InputError, match="surrogate"):
+        text.encode("a\ud800")
+
+
+# token by token
+
+
+@given(st.text(st.characters(codec="utf-8") | st.sampled_from("é日🙂👩‍👩‍👧🏳️‍🌈\ufffd\u0301\x00")))
+def test_pieces_of_any_text_make_the_whole(text, prompt):
+    ids = text.encode(prompt)
+    parts = pieces(text, ids)
+    assert "".join(parts) == prompt
+    for i, part in enumerate(parts[:-1]):  # never half a character, and held back at most one
+        assert "\ufffd" in prompt or "\ufffd" not in part
+        assert "".join(parts[: i + 1]) in (text.decode(ids[: i + 1]), text.decode(ids[: i + 1])[:-1])
+
+
+@given(st.lists(st.integers(0, 450)))
+def test_pieces_of_any_tokens_make_the_whole(text, ids):
+    """Special tokens and ids past the vocabulary among them."""
+    assert "".join(pieces(text, ids)) == text.decode(ids)
+
+
+@given(
+    st.lists(
+        st.integers(128, 255) | st.sampled_from(list("🙂日é".encode()) + [0xE2, 0xF0, 0x41]), max_size=60
+    )
+)
+def test_pieces_of_any_bytes_make_the_whole(text, byte_tokens, data):
+    ids = [byte_tokens[byte] for byte in data]
+    assert text.decode(ids) == bytes(data).decode("utf-8", "replace")
+    assert "".join(pieces(text, ids)) == text.decode(ids)
+
+
+def test_a_character_split_over_four_tokens_comes_whole(text, byte_tokens):
+    parts = pieces(text, [byte_tokens[byte] for byte in "a🙂b".encode()])
+    assert parts == ["a", "", "", "", "🙂", "b", ""]
+
+
+def test_special_tokens_do_not_break_a_character(text, byte_tokens):
+    first, *rest = (byte_tokens[byte] for byte in "日".encode())
+    ids = [first] + [0] * 20 + rest
+    assert pieces(text, ids)[-2:] == ["日", ""]
+
+
+def test_an_unfinished_character_is_flushed_and_the_next_text_starts_anew(text, byte_tokens):
+    detokenizer = Detokenizer(text)
+    assert detokenizer.push(byte_tokens[0xF0]) == "" and detokenizer.flush() == "\ufffd"
+    assert detokenizer.flush() == "" and detokenizer.push(byte_tokens[0x41]) == "A"
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"\x80", b"\xe2", b"\xe2\x82", b"\xf0\x9f\x99", b"\xff\xf0\x9f"])
+def test_invalid_bytes_never_block(text, byte_tokens, data, monkeypatch):
+    """Output keeps within one character of what has come, from windows that stay short."""
+    ids = [byte_tokens[byte] for byte in data * (300 // len(data))]
+    longest, plain = [0], Text.decode
+
+    def watched(self, window):
+        longest[0] = max(longest[0], len(window))
+        return plain(self, window)
+
+    monkeypatch.setattr(Text, "decode", watched)
+    detokenizer, returned = Detokenizer(text), ""
+    for i, token in enumerate(ids):
+        returned += detokenizer.push(token)
+        assert len(plain(text, ids[: i + 1])) - len(returned) <= 1
+    assert longest[0] <= LONGEST_WAIT + 4
+    assert returned + detokenizer.flush() == plain(text, ids)
+
+
+def test_the_work_per_token_does_not_grow(text, monkeypatch):
+    decoded, plain = [], Text.decode
+    monkeypatch.setattr(Text, "decode", lambda self, ids: decoded.append(len(ids)) or plain(self, ids))
+    ids = text.encode(CORPUS[1] * 40)
+    assert "".join(pieces(text, ids)) == CORPUS[1] * 40
+    assert sum(decoded) <= 8 * len(ids)
+
+
+# bad tokenizers
+
+
+def test_a_missing_tokenizer_is_refused(tmp_path):
+    with pytest.raises(InputError, match="tokenizer.json is missing"):
+        Text(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"model": null}', b"\xff", b"[" * 9999])
+def test_malformed_tokenizers_are_refused(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(InputError, match="is no tokenizer") as caught:
+        Text(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+# chat
+
+
+def with_template(folder: Path, tmp_path: Path, template: str | None, config: object = None) -> Text:
+    """The tokenizer in a folder of its own with chat_template.jinja and tokenizer_config.json."""
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    if template is not None:
+        (tmp_path / "chat_template.jinja").write_text(template)
+    if config is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    return Text(tmp_path)
+
+
+def chat_refusal(text: Text) -> str:
+    with pytest.raises(InputError) as caught:
+        text.chat(MESSAGES)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_chatml(folder, tmp_path):
+    chat = with_template(folder, tmp_path, CHATML).chat
+    turns = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi <b> é!<|im_end|>\n"
+    prompt = turns + "<|im_start|>assistant\n"
+    assert chat(MESSAGES) == chat(MESSAGES, thinking=True) == prompt
+    assert chat(MESSAGES, thinking=False) == prompt + "<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML,
+        "{% for m in messages %} {% if loop.last %}{% continue %}{% endif %}\n{{ m.content }}\n{% endfor %}",
+        "{{ messages | tojson }} {{ messages[0] | tojson(indent=2) }}",
+        "{{ bos_token }}{{ eos_token }}|{{ missing }}|{% set ns = namespace(n=0) %}{{ ns.n }}",
+        "   {# note #}\n{{ messages[::-1][0].content.split(' ')[-1].strip('!') }}\n",
+    ],
+)
+def test_templates_render_as_in_transformers(folder, tmp_path, template):
+    transformers = pytest.importorskip("transformers")
+    config = {"bos_token": None, "eos_token": {"content": "<|im_end|>", "__type": "AddedToken"}}
+    text = with_template(folder, tmp_path, template, config)
+    peer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "tokenizer.json"), eos_token="<|im_end|>"
+    )
+    peer.chat_template = template
+    assert text.chat(MESSAGES) == peer.apply_chat_template(
+        MESSAGES, tokenize=False, add_generation_prompt=True
+    )
+
+
+@pytest.mark.parametrize(
+    "template",
+    [CHATML, [{"name": "tool_use", "template": "wrong"}, {"name": "default", "template": CHATML}]],
+    ids=["string", "list"],
+)
+def test_templates_of_tokenizer_config(folder, tmp_path, template):
+    text = with_template(folder, tmp_path, None, {"chat_template": template})
+    assert text.chat(MESSAGES[1:]) == "<|im_start|>user\nHi <b> é!<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_the_template_file_wins(folder, tmp_path):
+    assert with_template(folder, tmp_path, "file", {"chat_template": "config"}).chat(MESSAGES) == "file"
+
+
+@pytest.mark.parametrize("config", [None, {}, {"chat_template": None}, {"chat_template": []},
+                                    {"chat_template": [{"name": "rag", "template": "x"}]}])  # fmt: skip
+def test_no_template_is_refused(folder, tmp_path, config):
+    assert "has no chat template" in chat_refusal(with_template(folder, tmp_path, None, config))
+
+
+@pytest.mark.parametrize(
+    "config", [{"chat_template": 3}, {"chat_template": [{"name": "default", "template": 3}]}, []]
+)
+def test_malformed_settings_are_refused(folder, tmp_path, config):
+    assert "tokenizer_config.json" in chat_refusal(with_template(folder, tmp_path, None, config))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].update(role='x') }}",
+        "{{ raise_exception.__globals__.os }}",
+        "{{ (''|attr('__class__')).__mro__ }}",
+        "{{ '{0.__class__.__mro__}'.format('') }}",
+        "{% include '/etc/passwd' %}",
+        "{% for i in range(10 ** 9) %}{% endfor %}",
+    ],
+)
+def test_the_sandbox_holds(folder, tmp_path, template):
+    assert "failed: " in chat_refusal(with_template(folder, tmp_path, template))
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{{ raise_exception('roles must\nalternate') }}", "failed: roles must alternate"),
+        ("{{ 1 / 0 }}", "failed: division by zero"),
+        ("{{ missing.field }}", "failed: 'missing' is undefined"),
+        ("{{ 'a' + 1 }}", "failed: "),
+        ("{% if %}", "cannot be read: "),
+        ("{% unknown %}", "cannot be read: "),
+        ("{{ strftime_now('%Y') }}{{ raise_exception(strftime_now('%%')) }}", "failed: %"),
+    ],
+)
+def test_errors_of_templates_are_one_line(folder, tmp_path, template, says):
+    assert says in chat_refusal(with_template(folder, tmp_path, template))
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[], "hello", {"role": "user", "content": "a"}, ["hello"], [{"role": "user"}],
+     [{"role": 1, "content": "a"}], [{"role": "user", "content": None}]],
+)  # fmt: skip
+def test_malformed_conversations_are_refused(folder, tmp_path, messages):
+    with pytest.raises(InputError, match="conversation"):
+        with_template(folder, tmp_path, CHATML).chat(messages)
