@@ -16,6 +16,7 @@ from .packed import key_segments
 from .tiles import ROW_TILE
 from .visibility import Path, Rows, paths
 
+
 def attention(
     q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows, scale: float
 ) -> Tensor:

@@ -2,9 +2,10 @@
 
 Per row of query head h over key head g = h // (H / G), with keys cut at `KEY_CUTS` into segments:
 
-    segment:  m = max_j s_j,  l = sum_j exp2(s_j - m),  a = sum_j round(exp2(s_j - m)) v_j,   s = q k * scale * log2 e
+    scores:   s_j = q k_j * scale * log2 e
+    segment:  m = max_j s_j,  l = sum_j exp2(s_j - m),  a = sum_j round(exp2(s_j - m)) v_j
     fold:     M = max(m, m'), l <- l' exp2(m' - M) + l exp2(m - M), a likewise, in the order of the positions
-    output:   a / l, rounded once to q's dtype; all else in fp32, probabilities rounded to v's dtype for a alone
+    output:   a / l, rounded once to q's dtype; all else in fp32, but probabilities in v's dtype for a
 
 Why a row's bits do not depend on the pass. Whatever the row's neighbours, its index and where its keys lie,
 it goes through the same tile shape (FOLDED_ROWS rows, the query heads of a key head folded into them, by
@@ -53,7 +54,7 @@ DEFAULT_LAUNCH = (32, 4, 2)  # other head sizes: small, for tests and toy models
 
 # Programs from which on the whole form is taken: enough to fill a large GPU without splitting keys.
 WHOLE_PROGRAMS = 192
-COMBINE_UNROLL = 8  # partials a combining program has in flight; the order of the fold is that of the segments
+COMBINE_UNROLL = 8  # partials a combining program has in flight; they are folded in order all the same
 
 
 @triton.jit
@@ -92,35 +93,30 @@ def _segment(
     b_sum = tl.zeros((FOLDED,), tl.float32)
     b_acc = tl.zeros((FOLDED, D), tl.float32)
     cached = tl.maximum(first, tl.minimum(last, context // BLOCK_S * BLOCK_S))
-    p_k = k_cache + first.to(tl.int64) * stride_ks + o_n[None, :].to(tl.int64) * stride_ks + o_d[:, None]
-    p_v = v_cache + first.to(tl.int64) * stride_vs + o_n[:, None].to(tl.int64) * stride_vs + o_d[None, :]
+    # Only the block's start needs 64 bits; offsets within it stay small, which saves registers.
+    o_k, o_v = o_n[None, :] * stride_ks + o_d[:, None], o_n[:, None] * stride_vs + o_d[None, :]
+    p_kc, p_vc = k_cache + first.to(tl.int64) * stride_ks, v_cache + first.to(tl.int64) * stride_vs
     for _ in tl.range(first, cached, BLOCK_S, num_stages=STAGES):
-        b_s = tl.dot(b_q, tl.load(p_k), input_precision="ieee")
-        b_max, b_sum, b_acc = _step(b_s, tl.load(p_v), b_max, b_sum, b_acc, scale)
-        p_k += BLOCK_S * stride_ks
-        p_v += BLOCK_S * stride_vs
+        b_s = tl.dot(b_q, tl.load(p_kc + o_k), input_precision="ieee")
+        b_max, b_sum, b_acc = _step(b_s, tl.load(p_vc + o_v), b_max, b_sum, b_acc, scale)
+        p_kc += BLOCK_S * stride_ks
+        p_vc += BLOCK_S * stride_vs
     for start in tl.range(cached, tl.minimum(last, end), BLOCK_S, num_stages=1):
         o_s = start + o_n
-        m_c, m_f = o_s < context, (o_s >= context) & (o_s < end)
-        b_slot = tl.load(slots + (o_s - context), mask=m_f, other=0).to(tl.int64)
+        m_c, m_s = o_s < context, o_s < end
+        b_slot = tl.load(slots + (o_s - context), mask=m_s & (o_s >= context), other=0).to(tl.int64)
         o_c = o_s.to(tl.int64)
-        b_k = tl.where(
-            m_c[None, :],
-            tl.load(k_cache + o_c[None, :] * stride_ks + o_d[:, None], mask=m_c[None, :], other=0.0),
-            tl.load(k + b_slot[None, :] * stride_kt + o_d[:, None], mask=m_f[None, :], other=0.0),
-        )
-        b_v = tl.where(
-            m_c[:, None],
-            tl.load(v_cache + o_c[:, None] * stride_vs + o_d[None, :], mask=m_c[:, None], other=0.0),
-            tl.load(v + b_slot[:, None] * stride_vt + o_d[None, :], mask=m_f[:, None], other=0.0),
-        )
+        p_k = tl.where(m_c, k_cache + o_c * stride_ks, k + b_slot * stride_kt)
+        p_v = tl.where(m_c, v_cache + o_c * stride_vs, v + b_slot * stride_vt)
+        b_k = tl.load(p_k[None, :] + o_d[:, None], mask=m_s[None, :], other=0.0)
+        b_v = tl.load(p_v[:, None] + o_d[None, :], mask=m_s[:, None], other=0.0)
         b_s = tl.dot(b_q, b_k, input_precision="ieee")
         b_s = tl.where(o_s[None, :] < b_limit[:, None], b_s, float("-inf"))
         b_max, b_sum, b_acc = _step(b_s, b_v, b_max, b_sum, b_acc, scale)
     return b_max, b_sum, b_acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _partial_kernel(
     q, stride_qt, stride_qh, k, stride_kt, stride_kg, v, stride_vt, stride_vg,
     k_cache, stride_kb, stride_kcg, stride_ks, v_cache, stride_vb, stride_vcg, stride_vs,
@@ -141,7 +137,8 @@ def _partial_kernel(
     b_limit = tl.load(limits + i_tile * TILE + o_m // GROUP, mask=m_m, other=0)
     m_m = i_row >= 0
     i_h = i_g * GROUP + o_m % GROUP
-    b_q = tl.load(q + (i_row * stride_qt + i_h * stride_qh)[:, None] + o_d[None, :], mask=m_m[:, None], other=0.0)
+    p_q = q + (i_row * stride_qt + i_h * stride_qh)[:, None] + o_d[None, :]
+    b_q = tl.load(p_q, mask=m_m[:, None], other=0.0)
     i_b, context = tl.load(tiles + 8 * i_tile).to(tl.int64), tl.load(tiles + 8 * i_tile + 1)
     end, first_slot = tl.load(tiles + 8 * i_tile + 2), tl.load(tiles + 8 * i_tile + 3)
     i_g = i_g.to(tl.int64)
@@ -158,7 +155,7 @@ def _partial_kernel(
     tl.store(stats + o_part * 2 + 1, b_sum, mask=m_m)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _combine_kernel(
     acc, stats, row_segments, out, stride_ot, stride_oh, T, H,
     D: tl.constexpr, UNROLL: tl.constexpr,
@@ -172,7 +169,7 @@ def _combine_kernel(
     b_acc = tl.zeros((D,), tl.float32)
     o_one = tl.arange(0, 1)
     for first in range(0, n, UNROLL):
-        for u in tl.static_range(UNROLL):  # a partial past n is an empty one, which folding leaves no trace of
+        for u in tl.static_range(UNROLL):  # a partial past n is empty: folding it changes nothing
             m_s = first + u < n
             o_part = ((first + u) * T + i_row) * H + i_h
             b_m = tl.load(stats + o_part * 2 + o_one, mask=m_s, other=float("-inf"))
@@ -185,7 +182,7 @@ def _combine_kernel(
     tl.store(out + i_row * stride_ot + i_h * stride_oh + o_d, b_out.to(out.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def _whole_kernel(
     q, stride_qt, stride_qh, k, stride_kt, stride_kg, v, stride_vt, stride_vg,
     k_cache, stride_kb, stride_kcg, stride_ks, v_cache, stride_vb, stride_vcg, stride_vs,
@@ -205,7 +202,8 @@ def _whole_kernel(
     b_limit = tl.load(limits + i_tile * TILE + o_m // GROUP, mask=m_m, other=0)
     m_m = i_row >= 0
     i_h = i_g * GROUP + o_m % GROUP
-    b_q = tl.load(q + (i_row * stride_qt + i_h * stride_qh)[:, None] + o_d[None, :], mask=m_m[:, None], other=0.0)
+    p_q = q + (i_row * stride_qt + i_h * stride_qh)[:, None] + o_d[None, :]
+    b_q = tl.load(p_q, mask=m_m[:, None], other=0.0)
     i_b, context = tl.load(tiles + 8 * i_tile).to(tl.int64), tl.load(tiles + 8 * i_tile + 1)
     end, first_slot = tl.load(tiles + 8 * i_tile + 2), tl.load(tiles + 8 * i_tile + 3)
     n_segments = tl.load(tiles + 8 * i_tile + 4)
@@ -224,6 +222,7 @@ def _whole_kernel(
         b_max, b_keep, b_add = _fold_weights(b_max, b_m)
         b_sum = tl.fma(b_l, b_add, b_sum * b_keep)
         b_acc = tl.fma(b_a, b_add[:, None], b_acc * b_keep[:, None])
+    b_sum = tl.where(m_m, b_sum, 1.0)  # an unused place has seen nothing
     b_out = tl.div_rn(b_acc, tl.broadcast_to(b_sum[:, None], (FOLDED, D)))
     p_out = out + (i_row * stride_ot + i_h * stride_oh)[:, None] + o_d[None, :]
     tl.store(p_out, b_out.to(out.dtype.element_ty), mask=m_m[:, None])
@@ -233,7 +232,7 @@ def attention_triton(
     q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows | PackedRows, scale: float,
     out: Tensor | None = None, workspace: Tensor | None = None, form: str = "auto",
 ) -> Tensor:  # fmt: skip
-    """Attend from every row of a pass; returns [T, H, D] in q's dtype. Same arguments as the twin `attention`.
+    """Attend from every row of a pass; returns [T, H, D] in q's dtype. Arguments as for the twin `attention`.
 
     q [T, H, D]; k, v [T, G, D]; k_cache, v_cache [B, G, S, D]: any strides but a last one of 1.
     rows: of the pass, or packed already for tiles of `tile_rows(H, G)` rows: once a pass, not once a layer.
@@ -257,8 +256,8 @@ def attention_triton(
         "stride_vs": v_cache.stride(2),
         "rows": rows.rows, "limits": rows.limits, "tiles": rows.tiles, "slots": rows.slots,
         "segments": rows.segments, "G": k.shape[1], "scale": scale * math.log2(math.e),
-        "D": d, "GROUP": group, "TILE": rows.tile_rows, "FOLDED": FOLDED_ROWS, "BLOCK_S": block, "STAGES": stages,
-        "num_warps": warps,
+        "D": d, "GROUP": group, "TILE": rows.tile_rows, "FOLDED": FOLDED_ROWS,
+        "BLOCK_S": block, "STAGES": stages, "num_warps": warps,
     }  # fmt: skip
     if form == "auto":
         form = "whole" if _fills(rows, k.shape[1]) else "partial"
@@ -308,6 +307,6 @@ def _check(
     assert k.shape == v.shape == (n, groups, d), (q.shape, k.shape, v.shape)
     assert k_cache.shape == v_cache.shape and k_cache.shape[1::2] == (groups, d), (k_cache.shape, k.shape)
     assert {t.dtype for t in (q, k, v, k_cache, v_cache)} == {q.dtype}, "one dtype for all"
-    assert all(t.stride(-1) == 1 for t in (q, k, v, k_cache, v_cache)), "the last dimension must be contiguous"
+    assert all(t.stride(-1) == 1 for t in (q, k, v, k_cache, v_cache)), "last strides must be 1"
     assert rows.n_rows == n and rows.tile_rows == tile_rows(heads, groups), (rows.n_rows, n, rows.tile_rows)
     assert scale > 0, f"scale is {scale}; the running maximum is taken before scaling"

@@ -1,4 +1,4 @@
-"""The rows of a pass in the form the attention kernels read: small int32 tables, built on the host once a pass.
+"""The rows of a pass in the form the attention kernels read: small int32 tables, built once a pass.
 
 Two kinds of row tiles, both of a constant height:
 
@@ -46,10 +46,10 @@ class PackedRows:
 
     rows: Tensor  # [N, R] row index, -1 in a place that is not used
     limits: Tensor  # [N, R] the row sees logical positions below its limit; 0 where not used
-    tiles: Tensor  # [N, 8] sequence, context, end (largest limit), first slot, number of segments, 0, 0, 0
-    slots: Tensor  # all paths' slots: position p of a tile's path is in flight as slots[first slot + p - context]
+    tiles: Tensor  # [N, 8] sequence, context, end (largest limit), first slot, segments up to it, 0, 0, 0
+    slots: Tensor  # of all paths: position p of a tile's path is the row slots[first slot + p - context]
     segments: Tensor  # [C + 1] where the key segments start, and where the last one ends
-    items: Tensor  # [I, 2] (tile, segment) pairs that have keys, the widest segments first; -1: nothing to do
+    items: Tensor  # [I, 2] (tile, segment) pairs that have keys, widest segments first; -1: nothing to do
     row_segments: Tensor  # [T] how many segments hold keys that the row sees
     path_tiles: int
     n_rows: int

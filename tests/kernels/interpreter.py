@@ -1,5 +1,5 @@
-"""Triton's interpreter made exact for bf16, and row-invariant in its dots, so that bitwise tests mean something
-on a CPU.
+"""Triton's interpreter made exact for bf16 and row-invariant in its dots, so that bitwise tests on a CPU mean
+something.
 
 Out of the box it computes on raw bf16 bit patterns, truncates fp32 to bf16, and takes `np.matmul` for a dot,
 whose sums change their order with the shape."""
