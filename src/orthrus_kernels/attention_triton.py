@@ -5,7 +5,7 @@ Per row of query head h over key head g = h // (H / G), with keys cut at `KEY_CU
     scores:   s_j = q k_j * scale * log2 e
     segment:  m = max_j s_j,  l = sum_j exp2(s_j - m),  a = sum_j round(exp2(s_j - m)) v_j
     fold:     M = max(m, m'), l <- l' exp2(m' - M) + l exp2(m - M), a likewise, in the order of the positions
-    output:   a / l, rounded once to q's dtype; all else in fp32, but probabilities in v's dtype for a
+    output:   a (1 / l), rounded once to q's dtype; all else in fp32, but probabilities in v's dtype for a
 
 Why a row's bits do not depend on the pass. Whatever the row's neighbours, its index and where its keys lie,
 it goes through the same tile shape (FOLDED_ROWS rows, the query heads of a key head folded into them, by
@@ -94,10 +94,10 @@ def _segment(
     b_acc = tl.zeros((FOLDED, D), tl.float32)
     cached = tl.maximum(first, tl.minimum(last, context // BLOCK_S * BLOCK_S))
     # Only the block's start needs 64 bits; offsets within it stay small, which saves registers.
-    o_k, o_v = o_n[None, :] * stride_ks + o_d[:, None], o_n[:, None] * stride_vs + o_d[None, :]
+    o_k, o_v = o_n[:, None] * stride_ks + o_d[None, :], o_n[:, None] * stride_vs + o_d[None, :]
     p_kc, p_vc = k_cache + first.to(tl.int64) * stride_ks, v_cache + first.to(tl.int64) * stride_vs
     for _ in tl.range(first, cached, BLOCK_S, num_stages=STAGES):
-        b_s = tl.dot(b_q, tl.load(p_kc + o_k), input_precision="ieee")
+        b_s = tl.dot(b_q, tl.trans(tl.load(p_kc + o_k)), input_precision="ieee")
         b_max, b_sum, b_acc = _step(b_s, tl.load(p_vc + o_v), b_max, b_sum, b_acc, scale)
         p_kc += BLOCK_S * stride_ks
         p_vc += BLOCK_S * stride_vs
@@ -107,10 +107,10 @@ def _segment(
         b_slot = tl.load(slots + (o_s - context), mask=m_s & (o_s >= context), other=0).to(tl.int64)
         o_c = o_s.to(tl.int64)
         p_k = tl.where(m_c, k_cache + o_c * stride_ks, k + b_slot * stride_kt)
+        b_k = tl.load(p_k[:, None] + o_d[None, :], mask=m_s[:, None], other=0.0)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
         p_v = tl.where(m_c, v_cache + o_c * stride_vs, v + b_slot * stride_vt)
-        b_k = tl.load(p_k[None, :] + o_d[:, None], mask=m_s[None, :], other=0.0)
         b_v = tl.load(p_v[:, None] + o_d[None, :], mask=m_s[:, None], other=0.0)
-        b_s = tl.dot(b_q, b_k, input_precision="ieee")
         b_s = tl.where(o_s[None, :] < b_limit[:, None], b_s, float("-inf"))
         b_max, b_sum, b_acc = _step(b_s, b_v, b_max, b_sum, b_acc, scale)
     return b_max, b_sum, b_acc
@@ -178,7 +178,7 @@ def _combine_kernel(
             b_max, b_keep, b_add = _fold_weights(b_max, b_m)
             b_sum = tl.fma(b_l, b_add, b_sum * b_keep)
             b_acc = tl.fma(b_a, b_add, b_acc * b_keep)
-    b_out = tl.div_rn(b_acc, tl.broadcast_to(b_sum, (D,)))
+    b_out = b_acc * tl.broadcast_to(tl.div_rn(1.0, b_sum), (D,))
     tl.store(out + i_row * stride_ot + i_h * stride_oh + o_d, b_out.to(out.dtype.element_ty))
 
 
@@ -222,8 +222,8 @@ def _whole_kernel(
         b_max, b_keep, b_add = _fold_weights(b_max, b_m)
         b_sum = tl.fma(b_l, b_add, b_sum * b_keep)
         b_acc = tl.fma(b_a, b_add[:, None], b_acc * b_keep[:, None])
-    b_sum = tl.where(m_m, b_sum, 1.0)  # an unused place has seen nothing
-    b_out = tl.div_rn(b_acc, tl.broadcast_to(b_sum[:, None], (FOLDED, D)))
+    b_scale = tl.div_rn(1.0, tl.where(m_m, b_sum, 1.0))  # an unused place has seen nothing
+    b_out = b_acc * b_scale[:, None]
     p_out = out + (i_row * stride_ot + i_h * stride_oh)[:, None] + o_d[None, :]
     tl.store(p_out, b_out.to(out.dtype.element_ty), mask=m_m[:, None])
 
