@@ -50,7 +50,7 @@ LAUNCH = {
     (64, 4): (32, 4, 2),
     (128, 4): (32, 4, 2),
 }
-DEFAULT_LAUNCH = (32, 4, 2)  # other head sizes: small, for tests and toy models
+DEFAULT_LAUNCH = (64, 4, 2)  # other head sizes: tests and toy models
 
 # Programs from which on the whole form is taken: enough to fill a large GPU without splitting keys.
 WHOLE_PROGRAMS = 192
