@@ -16,9 +16,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from orthrus_kernels import attention_triton as a
+from orthrus_kernels.commit_triton import _commit_kernel
+from orthrus_kernels.verify_triton import _verify_kernel
 
-POINTERS = {"q", "k", "v", "k_cache", "v_cache", "out"}
-TABLES = {"rows", "limits", "tiles", "slots", "segments", "items", "row_segments"}
+POINTERS = {"q", "k", "v", "k_cache", "v_cache", "out", "k_rows", "v_rows"}
+TABLES = {"rows", "limits", "tiles", "slots", "segments", "items", "row_segments", "accepted", "start", "tokens",
+          "parents", "choices", "path", "length", "bonus"}  # fmt: skip
 
 
 def compiled(kernel, dtype: str, constants: dict, arch: str, **options) -> dict:
@@ -42,7 +45,7 @@ def compiled(kernel, dtype: str, constants: dict, arch: str, **options) -> dict:
     target = GPUTarget("cuda", int(arch), 32) if nvidia else GPUTarget("hip", arch, 64)
     source = ASTSource(kernel, signature, constants, attributes)
     built = triton.compile(source, target=target, options=options)
-    report = {"kernel": kernel.__name__, "arch": arch, "dtype": dtype, "D": constants["D"], **options}
+    report = {"kernel": kernel.__name__, "arch": arch, "dtype": dtype, "D": constants.get("D"), **options}
     report["shared"] = built.metadata.shared
     if nvidia:
         ptx = built.asm["ptx"]
@@ -63,6 +66,7 @@ def compiled(kernel, dtype: str, constants: dict, arch: str, **options) -> dict:
 
 def main() -> None:
     for arch in sys.argv[1:]:
+        others(arch)
         for (d, size), (block, warps, stages) in a.LAUNCH.items():
             if os.environ.get("FAST") and (d, size) != (128, 2):
                 continue
@@ -75,6 +79,11 @@ def main() -> None:
             jobs.append((a._combine_kernel, {"D": d, "UNROLL": a.COMBINE_UNROLL}, {"num_warps": 1}))
             for kernel, constants, how in jobs:
                 print(json.dumps(compiled(kernel, dtype, constants, arch, **how)), flush=True)
+
+
+def others(arch: str) -> None:
+    print(json.dumps(compiled(_commit_kernel, "bf16", {"D": 128, "BLOCK_D": 128}, arch, num_warps=1)))
+    print(json.dumps(compiled(_verify_kernel, "bf16", {"BLOCK": 64}, arch, num_warps=1)), flush=True)
 
 
 if __name__ == "__main__":
