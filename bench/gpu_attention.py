@@ -171,7 +171,7 @@ def graph_time(work, layers: int, repeats: int = 11) -> float:
         torch.cuda.synchronize()
         if i >= 2:
             times.append(start.elapsed_time(end) * 1000 / layers)
-    return round(statistics.median(times), 1)
+    return round(statistics.median(times), 2)
 
 
 def read_bandwidth() -> float:
@@ -322,7 +322,7 @@ def prefill_at(context: int, n: int) -> dict:
 
 
 def variants() -> None:
-    """(BLOCK_S, warps, stages), folded rows, cuts. "same": its bits equal the default's."""
+    """(BLOCK_S, warps, stages), folded rows, cuts, unroll. "same": whether its bits equal the default's."""
     default = at.LAUNCH[(D, 2)]
     finer, coarser = ((0, 256), (2048, 512), (8192, 1024)), ((0, 256), (2048, 512), (8192, 2048))
     cases = [
@@ -330,6 +330,8 @@ def variants() -> None:
         ((128, 4, 2), 64, KEY_CUTS), ((32, 4, 4), 64, KEY_CUTS), ((64, 8, 3), 64, KEY_CUTS),
         ((64, 8, 3), 128, KEY_CUTS), ((64, 8, 2), 128, KEY_CUTS), ((128, 8, 2), 128, KEY_CUTS),
         (default, 64, DESIGN_CUTS), (default, 64, finer), (default, 64, coarser), ((64, 8, 2), 128, coarser),
+        (default, 64, ((0, 128), (2048, 256), (4096, 512), (8192, 1024), (16384, 2048))),
+        (default, 64, KEY_CUTS, 4), (default, 64, KEY_CUTS, 16),
     ]  # fmt: skip
     benches = {context: Bench(context) for context in (1024, 40960)}
     parents, anchors = mixed_passes()
@@ -337,9 +339,9 @@ def variants() -> None:
     passes: dict = {(context, n): Rows.chain([1] * n, context) for context, n in shapes}
     passes[(40960, "mixed")] = Rows.tree_with_blocks([1] * 33, parents, 40960, anchors, 6, 2)
     base: dict = {}
-    for launch, folded, cuts in cases:
-        at.LAUNCH[(D, 2)], at.FOLDED_ROWS = launch, folded
-        name = f"{launch} folded {folded} cuts {cuts}"
+    for launch, folded, cuts, *unroll in cases:
+        at.LAUNCH[(D, 2)], at.FOLDED_ROWS, at.COMBINE_UNROLL = launch, folded, (*unroll, 8)[0]
+        name = f"{launch} folded {folded} cuts {cuts} unroll {at.COMBINE_UNROLL}"
         entry = {"variant": name}
         same = []
         for (context, n), rows in passes.items():
@@ -354,7 +356,7 @@ def variants() -> None:
         entry["same bits"] = "".join("=" if s else "x" for s in same)
         RESULTS.setdefault("variants", []).append(entry)
         print(entry, flush=True)
-    at.LAUNCH[(D, 2)], at.FOLDED_ROWS = default, 64
+    at.LAUNCH[(D, 2)], at.FOLDED_ROWS, at.COMBINE_UNROLL = default, 64, 8
 
 
 def main() -> None:
@@ -370,7 +372,7 @@ def main() -> None:
     attempt("prefill", prefill)
     print(f"{time.time() - start:.0f} s", flush=True)
     attempt("variants", variants)
-    print(f"\n{device}: microseconds a layer; bits {RESULTS.get('bits')}")
+    print(f"\n{device}: microseconds a layer; bits {RESULTS.get('bits')}; read {bandwidth} GB/s")
     for line in RESULTS.get("times", []):
         print("  ".join(f"{key} {value}" for key, value in line.items()))
     print(f"{time.time() - start:.0f} s", flush=True)
