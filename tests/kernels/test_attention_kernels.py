@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from interpreter import DEVICE
 from strategies import KINDS, hard, mixed_passes
 
-from orthrus_kernels import Rows, attention, attention_triton as module, commit
+from orthrus_kernels import Rows, attention, commit
+from orthrus_kernels import attention_triton as module
 from orthrus_kernels.attention_triton import attention_triton, tile_rows, workspace_size
 from orthrus_kernels.packed import pack
 
@@ -16,6 +17,14 @@ HEADS, GROUPS, DIM = twin.HEADS, twin.GROUPS, twin.DIM
 # Of the largest output: fp32 in blocks of sums; otherwise rounded probabilities and a rounded output.
 LIMIT = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 SCALE = 0.25
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap_combine():
+    """The interpreter pays for every unrolled step; how many are in flight changes no bit (below)."""
+    before, module.COMBINE_UNROLL = module.COMBINE_UNROLL, 1
+    yield
+    module.COMBINE_UNROLL = before
 
 
 def run(q, k, v, k_cache, v_cache, rows, **settings):
@@ -160,6 +169,14 @@ def test_whole_form_is_chosen_for_a_prompt_only():
     chain, tree = Rows.chain([1] * 512, 0), Rows.tree([1] * 64, [-1, *range(63)], 100)
     assert module._fills(pack(chain, tile_rows(32, 8)), 8)
     assert not module._fills(pack(tree, tile_rows(32, 8)), 8)
+
+
+def test_partials_in_flight_do_not_touch_the_bits(monkeypatch):
+    rows = Rows.tree([1] * 4, [-1, 0, 0, 2], 600)
+    args = twin.inputs(rows, torch.bfloat16, "heavy")
+    want = run(*args, rows, form="partial")
+    monkeypatch.setattr(module, "COMBINE_UNROLL", 8)
+    assert torch.equal(run(*args, rows, form="partial"), want)
 
 
 def test_what_does_not_fit_is_refused():
