@@ -2,9 +2,9 @@
 
 Per row of query head h over key head g = h // (H / G), with keys cut at `KEY_CUTS` into segments:
 
-    scores:   s_j = q k_j * scale * log2 e
-    segment:  m = max_j s_j,  l = sum_j exp2(s_j - m),  a = sum_j round(exp2(s_j - m)) v_j
-    fold:     M = max(m, m'), l <- l' exp2(m' - M) + l exp2(m - M), a likewise, in the order of the positions
+    scores:   s_j = q k_j, their maximum and differences raw; e(x) = exp2(x * scale * log2 e)
+    segment:  m = max_j s_j,  l = sum_j e(s_j - m),  a = sum_j round(e(s_j - m)) v_j
+    fold:     M = max(m, m'), l <- l' e(m' - M) + l e(m - M), a likewise, in the order of the positions
     output:   a (1 / l), rounded once to q's dtype; all else in fp32, but probabilities in v's dtype for a
 
 Why a row's bits do not depend on the pass. Whatever the row's neighbours, its index and where its keys lie,
@@ -60,21 +60,35 @@ COMBINE_UNROLL = 8  # partials a combining program has in flight; they are folde
 @triton.jit
 def _step(b_s, b_v, b_max, b_sum, b_acc, scale):
     """One block of keys into the running (maximum, sum, accumulator). b_s: raw scores, -inf where hidden."""
-    b_top = tl.maximum(b_max, tl.max(b_s, 1) * scale)
-    b_safe = tl.where(b_top == float("-inf"), 0.0, b_top)
-    b_p = tl.exp2(tl.fma(b_s, scale, -b_safe[:, None]))
-    b_keep = tl.exp2(b_max - b_safe)
+    b_top, b_keep = _keep(b_max, tl.max(b_s, 1), scale)
+    b_p = tl.exp2((b_s - _finite(b_top)[:, None]) * scale)
     b_sum = tl.fma(b_sum, b_keep, tl.sum(b_p, 1))
     b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc * b_keep[:, None], input_precision="ieee")
     return b_top, b_sum, b_acc
 
 
 @triton.jit
-def _fold_weights(b_max, b_next):
-    """Maximum of two states, and the factors their sums and accumulators take."""
+def _finite(b_max):
+    """0 in place of the maximum of nothing, so that -inf - -inf is not asked for."""
+    return tl.where(b_max == float("-inf"), 0.0, b_max)
+
+
+@triton.jit
+def _keep(b_max, b_next, scale):
+    """Maximum of two states of raw scores, and the factor that the first one's sum and accumulator take.
+
+    Differences are scaled, not maxima subtracted from scaled scores: a fused multiply-add would leave the
+    rounding error of a huge score in the exponent.
+    """
     b_top = tl.maximum(b_max, b_next)
-    b_safe = tl.where(b_top == float("-inf"), 0.0, b_top)
-    return b_top, tl.exp2(b_max - b_safe), tl.exp2(b_next - b_safe)
+    return b_top, tl.exp2((b_max - _finite(b_top)) * scale)
+
+
+@triton.jit
+def _fold_weights(b_max, b_next, scale):
+    """Maximum of two states, and the factors that their sums and accumulators take."""
+    b_top, b_keep = _keep(b_max, b_next, scale)
+    return b_top, b_keep, tl.exp2((b_next - _finite(b_top)) * scale)
 
 
 @triton.jit
@@ -157,7 +171,7 @@ def _partial_kernel(
 
 @triton.jit(do_not_specialize=["T"])
 def _combine_kernel(
-    acc, stats, row_segments, out, stride_ot, stride_oh, T, H,
+    acc, stats, row_segments, out, stride_ot, stride_oh, T, H, scale,
     D: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Fold one row and head's partials in the order of the segments and divide."""
@@ -175,7 +189,7 @@ def _combine_kernel(
             b_m = tl.load(stats + o_part * 2 + o_one, mask=m_s, other=float("-inf"))
             b_l = tl.load(stats + o_part * 2 + 1 + o_one, mask=m_s, other=0.0)
             b_a = tl.load(acc + o_part * D + o_d, mask=m_s, other=0.0)
-            b_max, b_keep, b_add = _fold_weights(b_max, b_m)
+            b_max, b_keep, b_add = _fold_weights(b_max, b_m, scale)
             b_sum = tl.fma(b_l, b_add, b_sum * b_keep)
             b_acc = tl.fma(b_a, b_add, b_acc * b_keep)
     b_out = b_acc * tl.broadcast_to(tl.div_rn(1.0, b_sum), (D,))
@@ -219,7 +233,7 @@ def _whole_kernel(
             tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end, scale,
             D, FOLDED, BLOCK_S, STAGES,
         )  # fmt: skip
-        b_max, b_keep, b_add = _fold_weights(b_max, b_m)
+        b_max, b_keep, b_add = _fold_weights(b_max, b_m, scale)
         b_sum = tl.fma(b_l, b_add, b_sum * b_keep)
         b_acc = tl.fma(b_a, b_add[:, None], b_acc * b_keep[:, None])
     b_scale = tl.div_rn(1.0, tl.where(m_m, b_sum, 1.0))  # an unused place has seen nothing
@@ -277,6 +291,7 @@ def attention_triton(
     _combine_kernel[(n, heads)](
         acc=workspace, stats=stats, row_segments=rows.row_segments,
         out=out, stride_ot=out.stride(0), stride_oh=out.stride(1), T=n, H=heads,
+        scale=shared["scale"],
         D=d, UNROLL=COMBINE_UNROLL, num_warps=1,
     )  # fmt: skip
     return out

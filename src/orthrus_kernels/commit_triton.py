@@ -46,7 +46,7 @@ def commit_triton(
     device. Every other slot keeps its bits. What would not fit behind the last position is not written: the
     host cannot know in time, so callers keep room for a whole draft."""
     layers, _, groups, size, d = k_cache.shape
-    assert k_rows.shape == v_rows.shape == (layers, k_rows.shape[1], groups, d), (k_rows.shape, k_cache.shape)
+    assert k_rows.shape == v_rows.shape == (layers, k_rows.shape[1], groups, d), k_rows.shape
     assert k_cache.stride() == v_cache.stride() and k_rows.stride() == v_rows.stride(), "laid out alike"
     assert k_cache.stride(4) == k_rows.stride(3) == 1, (k_cache.stride(), k_rows.stride())
     assert accepted.dtype == start.dtype == torch.int32 and start.numel() == 1, (accepted.dtype, start.dtype)

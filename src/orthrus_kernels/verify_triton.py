@@ -38,7 +38,7 @@ def verify_triton(tokens: Tensor, parents: Tensor, choices: Tensor) -> tuple[Ten
     Up to 4096 nodes."""
     n = len(tokens)
     assert 0 < n <= 4096 and tokens.shape == parents.shape == choices.shape, (tokens.shape, parents.shape)
-    assert tokens.dtype == parents.dtype == choices.dtype == torch.int32, (tokens.dtype, choices.dtype)
+    assert {tokens.dtype, parents.dtype, choices.dtype} == {torch.int32}, (tokens.dtype, choices.dtype)
     assert tokens.stride(0) == parents.stride(0) == choices.stride(0) == 1, "contiguous"
     path, length, bonus = tokens.new_empty(n), tokens.new_empty(1), tokens.new_empty(1)
     _verify_kernel[(1,)](

@@ -73,6 +73,11 @@ def install() -> None:
             return cast_impl(self, src, dst_type)
         return to_fp(self, src, dst_type, rounding)
 
+    def create_fma(self, x, y, z):
+        """One rounding: the product of two fp32 numbers is exact in fp64."""
+        exact = x.data.astype(np.float64) * y.data + z.data
+        return Handle(exact.astype(z.data.dtype), z.dtype.scalar)
+
     def create_dot(self, a, b, d, *_):
         """Products added one k after another, every row on its own."""
         left, right = (np.asarray(widen(x).data, dtype=np.float32) for x in (a, b))
@@ -82,7 +87,7 @@ def install() -> None:
         return Handle(out, d.dtype.scalar)
 
     builder.cast_impl, builder.binary_op, builder.unary_op = cast_impl, binary_op, unary_op
-    builder.create_fp_to_fp, builder.create_dot = create_fp_to_fp, create_dot
+    builder.create_fp_to_fp, builder.create_dot, builder.create_fma = create_fp_to_fp, create_dot, create_fma
 
 
 if DEVICE == "cpu":
