@@ -39,8 +39,8 @@ def commit_triton(
     k_cache: Tensor, v_cache: Tensor, k_rows: Tensor, v_rows: Tensor, accepted: Tensor, start: Tensor,
     sequence: int = 0,
 ) -> None:  # fmt: skip
-    """Write rows `accepted` of k_rows, v_rows [L, T, G, D] to positions start, start + 1, ... of caches [L, B,
-    G, S, D], in place.
+    """Write rows `accepted` of k_rows, v_rows [L, T, G, D] to positions start, start + 1, ... of caches
+    [L, B, G, S, D], in place.
 
     accepted: int32 on the device, -1 for no row (a path shorter than the table); start: int32 [1] on the
     device. Every other slot keeps its bits. What would not fit behind the last position is not written: the

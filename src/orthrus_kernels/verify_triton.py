@@ -34,8 +34,8 @@ def verify_triton(tokens: Tensor, parents: Tensor, choices: Tensor) -> tuple[Ten
     """Returns the accepted path [N] (node indices, the root first, then -1), its length [1] and the bonus
     token [1], all int32 on the device.
 
-    tokens, parents, choices: int32 [N], as for the twin `verify`; path and -1s are what `commit_triton` takes.
-    Up to 4096 nodes."""
+    tokens, parents, choices: int32 [N], as for the twin `verify`; the path with its -1s is what
+    `commit_triton` takes. Up to 4096 nodes."""
     n = len(tokens)
     assert 0 < n <= 4096 and tokens.shape == parents.shape == choices.shape, (tokens.shape, parents.shape)
     assert {tokens.dtype, parents.dtype, choices.dtype} == {torch.int32}, (tokens.dtype, choices.dtype)
