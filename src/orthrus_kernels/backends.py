@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .attention import attention
+from .attention_triton import attention_triton
 from .choice import choose, log_probability
 from .commit import commit
 from .embedding import embedding, embedding_triton
@@ -52,6 +53,7 @@ REFERENCE = Ops(
 _TRITON = replace(
     REFERENCE,
     add_rms_norm=add_rms_norm_triton,
+    attention=attention_triton,
     embedding=embedding_triton,
     linear=linear_triton,
     qk_norm_rope=qk_norm_rope_triton,
