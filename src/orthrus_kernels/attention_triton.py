@@ -31,10 +31,9 @@ from __future__ import annotations
 import math
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from ._triton import tl, triton
 from .packed import PackedRows, pack
 from .visibility import Rows
 
@@ -244,7 +243,7 @@ def _whole_kernel(
 
 def attention_triton(
     q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows | PackedRows, scale: float,
-    out: Tensor | None = None, workspace: Tensor | None = None, form: str = "auto",
+    *, out: Tensor | None = None, workspace: Tensor | None = None, form: str = "auto",
 ) -> Tensor:  # fmt: skip
     """Attend from every row of a pass; returns [T, H, D] in q's dtype. Arguments as for the twin `attention`.
 

@@ -6,9 +6,9 @@ accepted without the host. Bytes moved: 4 L G D bytes of a 16-bit dtype per acce
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
+
+from ._triton import tl, triton
 
 
 @triton.jit(do_not_specialize=["sequence", "S"])

