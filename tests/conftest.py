@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import interpreter  # noqa: F401  before anything that imports triton
 import pytest
 import torch
 from hypothesis import HealthCheck, settings

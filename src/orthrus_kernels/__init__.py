@@ -1,13 +1,18 @@
 """Operations of the dual-view forward pass. They know tensors and visibility, not checkpoints or text.
 
-One operation a file. What stands here today are the plain twins: the definition of each operation, its
-rounding order included, readable and row-invariant on any device."""
+One operation a file. The names here are the plain twins: the definition of each operation, its rounding
+order included, readable and row-invariant on any device. `backend_ops` gives the Triton kernels by these
+names."""
 
-from .attention import attention, key_segments
+from .attention import attention
+from .backends import Ops, backend_ops
 from .choice import Sampling, choose, log_probability
 from .commit import commit
+from .embedding import embedding
 from .linear import linear
-from .rms_norm import rms_norm
+from .packed import PackedRows, key_segments, pack, unpack
+from .qk_norm_rope import qk_norm_rope
+from .rms_norm import add_rms_norm, rms_norm
 from .rope import cos_sin, inverse_frequencies, rope
 from .swiglu import swiglu
 from .top_k import top_k
@@ -15,7 +20,7 @@ from .verify import verify
 from .visibility import Path, Rows, paths, visible
 
 __all__ = [
-    "Path", "Rows", "Sampling", "attention", "choose", "commit", "cos_sin", "inverse_frequencies",
-    "key_segments", "linear", "log_probability", "paths", "rms_norm", "rope", "swiglu", "top_k", "verify",
-    "visible",
+    "Ops", "PackedRows", "Path", "Rows", "Sampling", "add_rms_norm", "attention", "backend_ops", "choose",
+    "commit", "cos_sin", "embedding", "inverse_frequencies", "key_segments", "linear", "log_probability",
+    "pack", "paths", "qk_norm_rope", "rms_norm", "rope", "swiglu", "top_k", "unpack", "verify", "visible",
 ]  # fmt: skip

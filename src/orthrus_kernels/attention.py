@@ -3,33 +3,18 @@
 Per row: softmax(q K^T * scale) V over the logical key sequence of the row's path (visibility.py). Keys are
 cut at one constant list of absolute positions; each segment gives an fp32 partial (maximum, sum,
 accumulator), and partials are folded in that order. The list never depends on context length, row count or
-device: a token near an edge would get other bits than plain decoding gave it. Scores in fp32; probabilities
+device: a token near an edge would get other bits than plain decoding gave it. The list is
+`packed.KEY_CUTS`, the kernels are in `attention_triton.py`. Scores in fp32; probabilities
 are rounded to the values' dtype before they multiply them, their sum is taken unrounded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
+from .packed import key_segments
 from .tiles import ROW_TILE
 from .visibility import Path, Rows, paths
-
-# (first position, width): narrow segments first, so that short contexts fill a GPU, wide ones later, so that
-# few partials are combined.
-KEY_CUTS = ((0, 256), (8192, 1024), (32768, 4096))
-
-
-def key_segments(end: int) -> Iterator[tuple[int, int]]:
-    """The segments [first, last) of the constant list that hold positions below `end`; the last one may reach
-    past it.
-    """
-    position = 0
-    while position < end:
-        width = next(width for first, width in reversed(KEY_CUTS) if position >= first)
-        yield position, position + width
-        position += width
 
 
 def attention(

@@ -1,14 +1,216 @@
 """Linear layer over the rows of both views: y = x W^T, AR rows by W and diffusion rows by W_diff.
 
 Shapes: x [T, K], weight and weight_diff [N, K], y [T, N]. Products and sums in fp32, rounded once to
-`out_dtype`."""
+`out_dtype`. Moves N K weight elements (2 N K when both views have rows), T K of x for every N tile (from
+L2) and T N of y.
+
+A row's bits. K is cut into `segments` runs of `block_k` columns; each is summed from zero, and the sums are
+added in index order. Both numbers depend on (N, K, dtype, device) alone. With few rows one CTA takes one
+segment of a tile, and the CTA that arrives last adds the partials; with many rows one CTA runs the segments
+one after another. Weights are the M side of every dot, so that one row of x is a column of the accumulator,
+whatever is beside it. A row tile is of one view only: tiles are cut at n_ar."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from . import tables
+from ._triton import tl, triton
 from .tiles import by_row_tile
+
+# Row tiles that walk down the weight together: their weight tiles are read from DRAM once and shared in L2.
+GROUP_T = 8
+
+
+def _launch_metadata(grid, kernel, args):
+    """Name, flops and bytes for Triton's profiler."""
+    t, n, k, x = args["T"], args["N"], args["K"], args["x"]
+    views = 2 if 0 < args["n_ar"] < t else 1
+    return {
+        "name": f"linear_{t}x{n}x{k}",
+        "flops": 2 * t * n * k,
+        "bytes": x.element_size() * (views * n * k + t * k) + args["y"].element_size() * t * n,
+    }
+
+
+@triton.jit
+def _segment(p_w, p_x, m_n, m_t, first, last, K, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+             BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+    """Sum of columns [first, last) * BLOCK_K from zero: [BLOCK_N, BLOCK_T] fp32."""
+    o_k = tl.arange(0, BLOCK_K)
+    p_w += first * BLOCK_K + o_k[None, :]
+    p_x += first * BLOCK_K + o_k[:, None]
+    acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
+    for i_k in tl.range(first, last, num_stages=STAGES):
+        if EVEN_K:
+            b_w = tl.load(p_w, mask=m_n, other=0.0, eviction_policy="evict_first")
+            b_x = tl.load(p_x, mask=m_t, other=0.0)
+        else:
+            m_k = i_k * BLOCK_K + o_k < K
+            b_w = tl.load(p_w, mask=m_n & m_k[None, :], other=0.0, eviction_policy="evict_first")
+            b_x = tl.load(p_x, mask=m_t & m_k[:, None], other=0.0)
+        acc = tl.dot(b_w, b_x, acc, input_precision="ieee")
+        p_w += BLOCK_K
+        p_x += BLOCK_K
+    return acc
+
+
+@triton.jit(do_not_specialize=["T", "n_ar"], launch_metadata=_launch_metadata)
+def _linear_kernel(
+    x, sx_t, w, w_diff, sw_n, y, sy_t, partials, counters,
+    T, n_ar, N, K,
+    SEGMENTS: tl.constexpr, SPLIT: tl.constexpr, EVEN_K: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Program (tile, segment) if SPLIT, else (tile, 0)."""
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    tiles_ar = tl.cdiv(n_ar, BLOCK_T)
+    tiles_t = tiles_ar + tl.cdiv(T - n_ar, BLOCK_T)
+    i_tile = tl.program_id(0)
+    first_t = i_tile // (GROUP * tiles_n) * GROUP
+    group = tl.minimum(tiles_t - first_t, GROUP)
+    in_group = i_tile % (GROUP * tiles_n)
+    i_t = first_t + in_group % group
+    i_n = in_group // group
+
+    is_ar = i_t < tiles_ar
+    first_row = tl.where(is_ar, i_t * BLOCK_T, n_ar + (i_t - tiles_ar) * BLOCK_T)
+    end_row = tl.where(is_ar, n_ar, T)
+    w_view = tl.where(is_ar, w, w_diff)
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_t = first_row + tl.arange(0, BLOCK_T)
+    m_n = (o_n < N)[:, None]
+    m_t = (o_t < end_row)[None, :]
+    p_w = w_view + o_n.to(tl.int64)[:, None] * sw_n
+    p_x = x + o_t.to(tl.int64)[None, :] * sx_t
+    blocks = tl.cdiv(K, BLOCK_K)
+    each = tl.cdiv(blocks, SEGMENTS)
+
+    if SPLIT:
+        i_s = tl.program_id(1)
+        acc = _segment(p_w, p_x, m_n, m_t, i_s * each, tl.minimum((i_s + 1) * each, blocks), K,
+                       BLOCK_N, BLOCK_T, BLOCK_K, EVEN_K, STAGES)  # fmt: skip
+        p_part = partials + i_tile.to(tl.int64) * (SEGMENTS * BLOCK_N * BLOCK_T)
+        o_part = tl.arange(0, BLOCK_N)[:, None] * BLOCK_T + tl.arange(0, BLOCK_T)[None, :]
+        tl.store(p_part + i_s * (BLOCK_N * BLOCK_T) + o_part, acc, mask=m_t)
+        tl.debug_barrier()  # every thread's partial is written before one thread publishes it
+        if tl.atomic_add(counters + i_tile, 1, sem="acq_rel") == SEGMENTS - 1:
+            # A chunk at a time: all its partials are in flight at once, and registers suffice.
+            CHUNK: tl.constexpr = min(BLOCK_N, 2048 // BLOCK_T)
+            o_c = tl.arange(0, CHUNK)
+            for c in range(0, BLOCK_N, CHUNK):
+                p_c = p_part + (c + o_c)[:, None] * BLOCK_T + tl.arange(0, BLOCK_T)[None, :]
+                total = tl.zeros((CHUNK, BLOCK_T), tl.float32)
+                for s in tl.static_range(SEGMENTS):  # .cg: L1 may hold an older launch's partials
+                    p_s = p_c + s * (BLOCK_N * BLOCK_T)
+                    total += tl.load(p_s, mask=m_t, other=0.0, cache_modifier=".cg")
+                o_y = i_n * BLOCK_N + c + o_c
+                p_y = y + o_t.to(tl.int64)[None, :] * sy_t + o_y[:, None]
+                tl.store(p_y, total.to(y.dtype.element_ty), mask=m_t & (o_y < N)[:, None])
+            tl.store(counters + i_tile, 0)  # ready for the next launch
+    else:
+        total = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
+        for s in range(SEGMENTS):  # not unrolled: copies of the loop would spill
+            total += _segment(p_w, p_x, m_n, m_t, s * each, tl.minimum((s + 1) * each, blocks), K,
+                              BLOCK_N, BLOCK_T, BLOCK_K, EVEN_K, STAGES)  # fmt: skip
+        p_y = y + o_t.to(tl.int64)[None, :] * sy_t + o_n[:, None]
+        tl.store(p_y, total.to(y.dtype.element_ty), mask=m_n & m_t)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Partial sums of launches that follow one another on one stream, and their arrival counters."""
+
+    partials: Tensor  # fp32
+    counters: Tensor  # int32, zero between launches
+
+    @staticmethod
+    def new(device: torch.device, partials: int = 1 << 24, counters: int = 1 << 15) -> Workspace:
+        """64 MiB by default: what does not fit runs its segments one after another, with the same bits."""
+        return Workspace(
+            torch.empty(partials, dtype=torch.float32, device=device),
+            torch.zeros(counters, dtype=torch.int32, device=device),
+        )
+
+    def fits(self, tiles: int, partials: int) -> bool:
+        return tiles <= self.counters.numel() and partials <= self.partials.numel()
+
+
+_workspaces: dict[torch.device, Workspace] = {}
+
+
+def workspace(device: torch.device) -> Workspace:
+    """The device's shared workspace, made on first use. Launches that share it must not overlap: one stream.
+
+    Raises RuntimeError when first asked for during the capture of a CUDA graph: run the launch once
+    before."""
+    if device not in _workspaces:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("linear_triton: run once before the capture, so that its workspace exists")
+        _workspaces[device] = Workspace.new(device, *((1 << 18, 1 << 10) if device.type == "cpu" else ()))
+    return _workspaces[device]
+
+
+def linear_triton(
+    x: Tensor,
+    weight: Tensor,
+    weight_diff: Tensor | None = None,
+    n_ar: int | None = None,
+    out_dtype: torch.dtype | None = None,
+    *,
+    out: Tensor | None = None,
+    entry: tables.LinearEntry | None = None,
+    space: Workspace | None = None,
+) -> Tensor:
+    """`linear` as one Triton launch; `out` [T, N] takes the result. x and weights share one dtype.
+
+    entry: in place of the table's, for tuning. space: for launches on a second stream. Columns of x, weights
+    and `out` must be contiguous.
+    """
+    _check_shapes(x, weight, weight_diff)
+    rows, (n, k) = x.shape[0], weight.shape
+    if weight_diff is None or n_ar is None or n_ar == rows:
+        weight_diff, n_ar = weight, rows
+    elif n_ar == 0:
+        weight, n_ar = weight_diff, rows
+    if out is None:
+        out = torch.empty(rows, n, dtype=out_dtype or x.dtype, device=x.device)
+    assert 0 <= n_ar <= rows and out.shape == (rows, n), (n_ar, rows, out.shape)
+    assert x.dtype == weight.dtype == weight_diff.dtype, (x.dtype, weight.dtype, weight_diff.dtype)
+    assert out_dtype is None or out.dtype == out_dtype, (out.dtype, out_dtype)
+    assert x.stride(1) == weight.stride(1) == out.stride(1) == 1, (x.stride(), weight.stride(), out.stride())
+    assert weight.stride() == weight_diff.stride(), (weight.stride(), weight_diff.stride())
+    if rows == 0:
+        return out
+    entry = entry or tables.linear_entry(n, k, x.dtype, tables.device_key(x.device))
+    tile = entry.tile(max(n_ar, rows - n_ar))
+    tiles = _cdiv(n, tile.block_n) * (_cdiv(n_ar, tile.block_t) + _cdiv(rows - n_ar, tile.block_t))
+    space = space or workspace(x.device)
+    split = tile.split and entry.segments > 1
+    split = split and space.fits(tiles, tiles * entry.segments * tile.block_n * tile.block_t)
+    _linear_kernel[(tiles, entry.segments if split else 1)](
+        x=x, sx_t=x.stride(0) if rows > 1 else k, w=weight, w_diff=weight_diff, sw_n=weight.stride(0),
+        y=out, sy_t=out.stride(0) if rows > 1 else n, partials=space.partials, counters=space.counters,
+        T=rows, n_ar=n_ar, N=n, K=k, SEGMENTS=entry.segments, SPLIT=split,
+        EVEN_K=k % entry.block_k == 0, GROUP=GROUP_T, BLOCK_N=tile.block_n, BLOCK_T=tile.block_t,
+        BLOCK_K=entry.block_k, STAGES=tile.stages, num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return out
+
+
+def _cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _check_shapes(x: Tensor, weight: Tensor, weight_diff: Tensor | None) -> None:
+    if x.shape[1] != weight.shape[1] or (weight_diff is not None and weight_diff.shape != weight.shape):
+        raise ValueError(
+            f"linear: x {tuple(x.shape)}, weight {tuple(weight.shape)}, weight_diff "
+            f"{None if weight_diff is None else tuple(weight_diff.shape)} do not fit together"
+        )
 
 
 def linear(
@@ -23,11 +225,7 @@ def linear(
 
     Raises ValueError when shapes disagree or diffusion rows come without their weight.
     """
-    if x.shape[1] != weight.shape[1] or (weight_diff is not None and weight_diff.shape != weight.shape):
-        raise ValueError(
-            f"linear: x {tuple(x.shape)}, weight {tuple(weight.shape)}, weight_diff "
-            f"{None if weight_diff is None else tuple(weight_diff.shape)} do not fit together"
-        )
+    _check_shapes(x, weight, weight_diff)
     out_dtype = out_dtype or x.dtype
     if weight_diff is None or n_ar is None or n_ar == x.shape[0]:
         return _one_view(x, weight, out_dtype)

@@ -1,0 +1,385 @@
+"""Attention on a GPU: first whether a row's bits are its own, then what it costs beside SDPA.
+
+One 8B layer (32 query heads, 8 key heads, head 128, bf16). Times are medians of CUDA graph replays over as
+many layers as overflow the L2 cache several times, divided by the layers. SDPA runs without a mask over the
+context's keys, which favours it. Run: `python bench/gpu_attention.py [seconds for bits]`; JSON last."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from orthrus_kernels import Rows, visible
+from orthrus_kernels import attention_triton as at
+from orthrus_kernels.packed import KEY_CUTS, pack
+
+DEVICE, DTYPE = "cuda", torch.bfloat16
+H, G, D = 32, 8, 128
+DESIGN_CUTS = ((0, 256), (8192, 1024), (32768, 4096))
+RESULTS: dict = {}
+# fmt: off
+CONTEXTS = (0, 1, 2, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 1000, 2047, 2048, 2049, 3000, 4095,
+            8191, 8192, 16384, 32000, 32768)
+# fmt: on
+
+
+def attempt(name: str, work):
+    """What `work` returns, or a short word for its error, which is shown."""
+    try:
+        return work()
+    except Exception as error:  # one variant must not end the run
+        print(f"  {name}: {type(error).__name__}: {' '.join(str(error).split())[:160]}", flush=True)
+        return None
+
+
+# ------------------------------------------------------------------------------------------------ bits
+
+
+def random_tree(rng: random.Random, nodes: int) -> list[int]:
+    return [-1] + [i - 1 if rng.random() < 0.5 else rng.randrange(i) for i in range(1, nodes)]
+
+
+def rows_after(rows: Rows, kept: list[int], context: int) -> Rows:
+    """The rows of `kept` alone on `context` committed positions: a chain of AR rows, or one block."""
+    if rows.blocks[kept[0]] < 0:
+        return Rows.chain([1] * len(kept), context)
+    return Rows.block(1, len(kept), context, 2)
+
+
+def bits(seconds: float) -> None:
+    """Random passes: chosen rows alone, their ancestors committed, against the same rows inside."""
+    shapes = [(128, 32), (128, 16), (64, 16)]  # head size, query heads
+    for d, heads in shapes:  # compile before the clock starts
+        x, c = (torch.zeros(s, device=DEVICE, dtype=DTYPE) for s in ((1, heads, d), (1, G, 16, d)))
+        for form in ("partial", "whole"):
+            at.attention_triton(x, x[:, :G], x[:, :G], c, c, Rows.chain([1], 3), 1.0, form=form)
+    rng, until = random.Random(1), time.time() + seconds
+    count = {"passes": 0, "rows": 0, "differ": 0, "forms differ": 0, "splits": 0, "splits differ": 0}
+    worst = 0.0
+    while time.time() < until:
+        d, heads = rng.choice(shapes)
+        room = 700
+        context = rng.choice(CONTEXTS) if rng.random() < 0.7 else rng.randrange(4096)
+        torch.manual_seed(count["passes"])
+        k_cache, v_cache = (torch.randn(1, G, context + room, d, device=DEVICE).to(DTYPE) for _ in "kv")
+        k_cache[:, :, context:] = v_cache[:, :, context:] = float("nan")
+        parents = random_tree(rng, rng.randint(1, 64))
+        anchors = rng.sample(range(len(parents)), min(rng.choice([0, 0, 1, 5, 24]), len(parents)))
+        size = rng.choice([2, 6, 32]) if len(anchors) < 6 else 6
+        rows = Rows.tree_with_blocks([1] * len(parents), parents, context, anchors, size, 2)
+        n = len(rows)
+        q, k, v = (torch.randn(n, h, d, device=DEVICE).to(DTYPE) for h in (heads, G, G))
+        kind = rng.random()
+        if kind < 0.3:
+            q[..., d // 3] *= 300
+        elif kind < 0.5:
+            v *= torch.exp2(torch.randint(-15, 16, v.shape, device=DEVICE)).to(DTYPE)
+        got = at.attention_triton(q, k, v, k_cache, v_cache, rows, d**-0.5, form="partial")
+        whole = at.attention_triton(q, k, v, k_cache, v_cache, rows, d**-0.5, form="whole")
+        count["forms differ"] += not torch.equal(got, whole)
+        if count["passes"] % 20 == 0:
+            worst = max(worst, error(rows, q, k, v, k_cache, v_cache, got))
+        chosen = [[i] for i in rng.sample(range(rows.n_ar), min(2, rows.n_ar))]
+        if anchors:
+            block = rng.randrange(len(anchors))
+            chosen.append([i for i in range(n) if rows.blocks[i] == block])
+        for kept in chosen:
+            above = rows.ancestors(kept[0])
+            kc, vc = k_cache.clone(), v_cache.clone()
+            end = context + len(above)
+            kc[0, :, context:end], vc[0, :, context:end] = k[above].transpose(0, 1), v[above].transpose(0, 1)
+            alone = rows_after(rows, kept, end)
+            out = at.attention_triton(q[kept], k[kept], v[kept], kc, vc, alone, d**-0.5)
+            count["rows"] += len(kept)
+            count["differ"] += len(kept) - int((out == got[kept]).flatten(1).all(1).sum())
+        split_case(rng, d, heads, count)
+        count["passes"] += 1
+    RESULTS["bits"] = count | {"max error / max output": worst}
+    print("BITS", RESULTS["bits"], flush=True)
+
+
+def split_case(rng: random.Random, d: int, heads: int, count: dict) -> None:
+    """The last row of a sequence alone, against it at the end of a chain of up to 600 rows in flight."""
+    total = rng.choice([rng.randint(2, 700), rng.randint(2, 2200), rng.randint(8000, 9000)])
+    flight = min(total, rng.choice([2, 7, 17, 33, 64, 600]))
+    q, k, v = (torch.randn(total, h, d, device=DEVICE).to(DTYPE) for h in (heads, G, G))
+    outs = []
+    for rows in (1, flight):
+        done = total - rows
+        kc, vc = (torch.full((1, G, total, d), float("nan"), device=DEVICE, dtype=DTYPE) for _ in "kv")
+        kc[0, :, :done], vc[0, :, :done] = k[:done].transpose(0, 1), v[:done].transpose(0, 1)
+        chain = Rows.chain([1] * rows, done)
+        outs.append(at.attention_triton(q[done:], k[done:], v[done:], kc, vc, chain, d**-0.5)[-1])
+    count["splits"] += 1
+    count["splits differ"] += not torch.equal(outs[0], outs[1])
+
+
+def error(rows: Rows, q, k, v, k_cache, v_cache, got) -> float:
+    """Largest difference from an fp64 softmax under `visible`, over the largest output."""
+    n, context, group = len(rows), rows.contexts[0], q.shape[1] // k.shape[1]
+    keys, values = (
+        torch.cat([c[0, :, :context], f.transpose(0, 1)], 1).double().repeat_interleave(group, 0)
+        for c, f in ((k_cache, k), (v_cache, v))
+    )
+    seen = torch.cat([torch.ones(n, context, dtype=torch.bool), visible(rows)], 1).to(q.device)
+    scores = torch.einsum("thd,hsd->hts", q.double(), keys) * q.shape[2] ** -0.5
+    want = torch.einsum("hts,hsd->thd", scores.masked_fill(~seen, float("-inf")).softmax(-1), values)
+    return ((got.double() - want).abs().max() / want.abs().max()).item()
+
+
+# ----------------------------------------------------------------------------------------------- times
+
+
+@triton.jit
+def _read(x, out, N, BLOCK: tl.constexpr):
+    b = tl.zeros((BLOCK,), tl.int32)
+    for start in range(tl.program_id(0) * BLOCK, N, tl.num_programs(0) * BLOCK):
+        b += tl.load(x + start + tl.arange(0, BLOCK))
+    if tl.sum(b) == 12345:
+        tl.store(out, 1)
+
+
+def graph_time(work, layers: int, repeats: int = 11) -> float:
+    """Median microseconds a layer of work(0), ..., work(layers - 1) in one CUDA graph."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        work(0)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for layer in range(layers):
+            work(layer)
+    times = []
+    for i in range(repeats + 2):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        if i >= 2:
+            times.append(start.elapsed_time(end) * 1000 / layers)
+    return round(statistics.median(times), 2)
+
+
+def read_bandwidth() -> float:
+    """Bytes a nanosecond of a plain read of 2 GiB."""
+    x = torch.zeros(2**29, dtype=torch.int32, device=DEVICE)
+    out = torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    sm = torch.cuda.get_device_properties(0).multi_processor_count
+
+    def work(_):
+        _read[(8 * sm,)](x, out, x.numel(), BLOCK=4096, num_warps=8)
+
+    return round(x.numel() * 4 / graph_time(work, 1) / 1000, 1)
+
+
+class Bench:
+    """Caches of one context for enough layers to overflow the L2 cache."""
+
+    def __init__(self, context: int) -> None:
+        self.context = context
+        self.layers = max(3, min(64, -(-(400 << 20) // (context * G * D * 4))))
+        shape = (self.layers, 1, G, context + 8, D)
+        self.k, self.v = (torch.randn(shape, device=DEVICE, dtype=DTYPE) for _ in "kv")
+
+    def ours(self, rows: Rows, form: str = "auto", cuts=KEY_CUTS):
+        """A call of one layer, its tensors ready, and its output."""
+        n = len(rows)
+        generator = torch.Generator(DEVICE).manual_seed(3)
+        q, k, v = (torch.randn(n, h, D, device=DEVICE, generator=generator).to(DTYPE) for h in (H, G, G))
+        packed = pack(rows, at.tile_rows(H, G), DEVICE, cuts)
+        space = torch.empty(at.workspace_size(packed, H, D), device=DEVICE) if form != "whole" else None
+        out = torch.empty_like(q)
+
+        def work(layer: int):
+            caches = self.k[layer], self.v[layer]
+            return at.attention_triton(q, k, v, *caches, packed, D**-0.5, out, space, form)
+
+        return work
+
+    def peer(self, n: int, backend: SDPBackend, folded: bool):
+        heads, rows = (G, n * (H // G)) if folded else (H, n)
+        q = torch.randn(1, heads, rows, D, device=DEVICE).to(DTYPE)
+
+        def work(layer: int):
+            k, v = self.k[layer], self.v[layer]
+            with sdpa_kernel(backend):
+                if not folded and backend is SDPBackend.EFFICIENT_ATTENTION:
+                    k, v = (x[:, :, None].expand(-1, -1, H // G, -1, -1).flatten(1, 2) for x in (k, v))
+                return F.scaled_dot_product_attention(q, k, v, enable_gqa=not folded)
+
+        return work
+
+
+PEERS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION,
+         "efficient": SDPBackend.EFFICIENT_ATTENTION}  # fmt: skip
+
+
+def mixed_passes() -> tuple[list[int], list[int]]:
+    """A draft tree's parents and the nodes with a block."""
+    rng = random.Random(5)
+    parents = random_tree(rng, 33)
+    return parents, sorted(rng.sample(range(33), 24))
+
+
+def blocks_only(count: int, size: int, start: int) -> Rows:
+    n = count * size
+    blocks, positions = [i // size for i in range(n)], [start + i % size for i in range(n)]
+    return Rows([1] * n, [-1] * n, blocks, positions, [0] * n, {0: start})
+
+
+class Skipped:
+    def __getitem__(self, grid):
+        return lambda **arguments: None
+
+
+def without_combine(bench: Bench, rows: Rows) -> float:
+    kernel, at._combine_kernel = at._combine_kernel, Skipped()
+    try:
+        return graph_time(bench.ours(rows, "partial"), bench.layers)
+    finally:
+        at._combine_kernel = kernel
+
+
+def times(bandwidth: float) -> None:
+    for context in (1024, 16384, 40960):
+        for entry in times_at(context, bandwidth):
+            RESULTS.setdefault("times", []).append(entry)
+            print(entry, flush=True)
+        torch.cuda.empty_cache()
+
+
+def times_at(context: int, bandwidth: float):
+    """Entries of one context: chains of rows beside the peers, then the mixed pass."""
+    bench = Bench(context)
+    floor = round(context * G * D * 4 / bandwidth / 1000, 1)
+
+    def ours(rows: Rows) -> float | None:
+        return attempt("ours", lambda: graph_time(bench.ours(rows), bench.layers))
+
+    for n in (1, 8, 32, 64, 128):
+        rows = Rows.chain([1] * n, context)
+        entry = {"context": context, "rows": n, "floor": floor, "ours": ours(rows)}
+        if n in (1, 64):
+            entry["partials alone"] = attempt("partials alone", lambda: without_combine(bench, rows))  # noqa: B023
+        for name, backend in PEERS.items():
+            for folded in (False, True):
+                if name == "efficient" and (not folded or (context == 40960 and n < 64)):
+                    continue  # plain copies the keys for every query head; few rows take milliseconds
+                key = name + (" folded" if folded else "")
+                work = bench.peer(n, backend, folded)
+                entry[key] = attempt(key, lambda: graph_time(work, bench.layers, 5))  # noqa: B023
+        yield entry
+    parents, anchors = mixed_passes()
+    yield {
+        "context": context,
+        "33 + 24 x 6 rows": ours(Rows.tree_with_blocks([1] * 33, parents, context, anchors, 6, 2)),
+        "33 alone": ours(Rows.tree([1] * 33, parents, context)),
+        "24 x 6 alone": ours(blocks_only(24, 6, context)),
+    }
+
+
+def prefill() -> None:
+    for context, n in ((0, 4096), (3584, 512)):
+        entry = prefill_at(context, n)
+        RESULTS.setdefault("prefill", []).append(entry)
+        print("PREFILL (512 after 3584: peers without a mask)", entry, flush=True)
+        torch.cuda.empty_cache()
+
+
+def prefill_at(context: int, n: int) -> dict:
+    bench = Bench(4096)
+    rows = Rows.chain([1] * n, context)
+    entry = {"prefill rows": n, "context": context}
+    for form in ("whole", "partial"):
+        entry[form] = attempt(form, lambda: graph_time(bench.ours(rows, form), 3, 5))  # noqa: B023
+    q = torch.randn(1, H, n, D, device=DEVICE, dtype=DTYPE)
+
+    def peer(backend: SDPBackend):
+        def work(layer: int):
+            k, v = bench.k[layer, :, :, :4096], bench.v[layer, :, :, :4096]
+            with sdpa_kernel(backend):
+                return F.scaled_dot_product_attention(q, k, v, is_causal=context == 0, enable_gqa=True)
+
+        return work
+
+    for name, backend in PEERS.items():
+        entry[name] = attempt(name, lambda: graph_time(peer(backend), 3, 5))  # noqa: B023
+    return entry
+
+
+def variants() -> None:
+    """(BLOCK_S, warps, stages), folded rows, cuts, unroll. "same": whether its bits equal the default's."""
+    default = at.LAUNCH[(D, 2)]
+    finer, coarser = ((0, 256), (2048, 512), (8192, 1024)), ((0, 256), (2048, 512), (8192, 2048))
+    cases = [
+        (default, 64, KEY_CUTS), ((64, 4, 2), 64, KEY_CUTS), ((64, 4, 4), 64, KEY_CUTS),
+        ((128, 4, 2), 64, KEY_CUTS), ((32, 4, 4), 64, KEY_CUTS), ((64, 8, 3), 64, KEY_CUTS),
+        ((64, 8, 3), 128, KEY_CUTS), ((64, 8, 2), 128, KEY_CUTS), ((128, 8, 2), 128, KEY_CUTS),
+        (default, 64, DESIGN_CUTS), (default, 64, finer), (default, 64, coarser), ((64, 8, 2), 128, coarser),
+        (default, 64, ((0, 128), (2048, 256), (4096, 512), (8192, 1024), (16384, 2048))),
+        (default, 64, KEY_CUTS, 4), (default, 64, KEY_CUTS, 16),
+    ]  # fmt: skip
+    benches = {context: Bench(context) for context in (1024, 40960)}
+    parents, anchors = mixed_passes()
+    shapes = ((1024, 1), (40960, 1), (40960, 32), (40960, 64))
+    passes: dict = {(context, n): Rows.chain([1] * n, context) for context, n in shapes}
+    passes[(40960, "mixed")] = Rows.tree_with_blocks([1] * 33, parents, 40960, anchors, 6, 2)
+    base: dict = {}
+    for launch, folded, cuts, *unroll in cases:
+        at.LAUNCH[(D, 2)], at.FOLDED_ROWS, at.COMBINE_UNROLL = launch, folded, (*unroll, 8)[0]
+        name = f"{launch} folded {folded} cuts {cuts} unroll {at.COMBINE_UNROLL}"
+        entry = {"variant": name}
+        same = []
+        for (context, n), rows in passes.items():
+
+            def one():
+                work = benches[context].ours(rows, "partial", cuts)  # noqa: B023
+                out = work(0).clone()
+                same.append(torch.equal(out, base.setdefault((context, n), out)))  # noqa: B023
+                return graph_time(work, benches[context].layers, 7)  # noqa: B023
+
+            entry[f"{context}/{n}"] = attempt(name, one)
+        entry["same bits"] = "".join("=" if s else "x" for s in same)
+        RESULTS.setdefault("variants", []).append(entry)
+        print(entry, flush=True)
+    at.LAUNCH[(D, 2)], at.FOLDED_ROWS, at.COMBINE_UNROLL = default, 64, 8
+
+
+def main() -> None:
+    start = time.time()
+    device = torch.cuda.get_device_name()
+    print(device, "torch", torch.__version__, "triton", triton.__version__, flush=True)
+    RESULTS["machine"] = [device, torch.__version__, triton.__version__]
+    attempt("bits", lambda: bits(float(sys.argv[1]) if len(sys.argv) > 1 else 25))
+    bandwidth = attempt("bandwidth", read_bandwidth) or 3000.0
+    RESULTS["read GB/s"] = bandwidth
+    print("read", bandwidth, "GB/s", f"{time.time() - start:.0f} s", flush=True)
+    attempt("times", lambda: times(bandwidth))
+    attempt("prefill", prefill)
+    print(f"{time.time() - start:.0f} s", flush=True)
+    attempt("variants", variants)
+    print(f"\n{device}: microseconds a layer; bits {RESULTS.get('bits')}; read {bandwidth} GB/s")
+    for line in RESULTS.get("times", []):
+        print("  ".join(f"{key} {value}" for key, value in line.items()))
+    print(f"{time.time() - start:.0f} s", flush=True)
+    if os.environ.get("OUT"):
+        Path(os.environ["OUT"], "gpu_attention.json").write_text(json.dumps(RESULTS, indent=1))
+    print(json.dumps(RESULTS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Triton where it is installed; where it is not (no wheel for macOS or Windows) the plain twins still import.
+
+Kernel files take `triton` and `tl` from here. Without Triton a kernel becomes an object that raises when it
+is launched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+
+    class _Absent:
+        """Stands for anything of Triton's while a module is imported; launching it raises."""
+
+        def __getattr__(self, name: str) -> _Absent:
+            return self
+
+        def __call__(self, *args: Any, **kwargs: Any) -> _Absent:
+            return self
+
+        def __getitem__(self, grid: Any) -> Any:
+            raise RuntimeError("backend 'triton' needs the triton package, which is not installed here")
+
+    triton = tl = _Absent()
+
+__all__ = ["tl", "triton"]

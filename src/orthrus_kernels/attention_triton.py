@@ -1,0 +1,326 @@
+"""Dual-view attention in Triton: one read of the keys for all rows of a pass, and a row's bits its own.
+
+Per row of query head h over key head g = h // (H / G), with keys cut at `KEY_CUTS` into segments:
+
+    scores:   s_j = q k_j, their maximum and differences raw; e(x) = exp2(x * scale * log2 e)
+    segment:  m = max_j s_j,  l = sum_j e(s_j - m),  a = sum_j round(e(s_j - m)) v_j
+    fold:     M = max(m, m'), l <- l' e(m' - M) + l e(m - M), a likewise, in the order of the positions
+    output:   a (1 / l), rounded once to q's dtype; all else in fp32, but probabilities in v's dtype for a
+
+Why a row's bits do not depend on the pass. Whatever the row's neighbours, its index and where its keys lie,
+it goes through the same tile shape (FOLDED_ROWS rows, the query heads of a key head folded into them, by
+BLOCK_S keys), the same dots over the same logical keys in the same order, cut at the same absolute positions.
+Three things vary, and none of them reaches the sum of another row or the order within one:
+
+- **where keys come from**: blocks below the context are read in place; the block that holds the end of the
+  context and those behind it are gathered by slot(path, position) from cache and in-flight rows into the same
+  tile, later blocks continuing the (m, l, a) that the segment has reached;
+- **which rows share a tile**: any rows of a sequence in segments wholly inside the context, where all see
+  every key; rows of one path otherwise, a mask hiding positions at and past a row's limit. A hidden key adds
+  exp2(-inf) = 0 and leaves m alone, so a row goes through blocks past its limit unchanged;
+- **who folds**: with few rows one program takes one (tile, segment) and a second kernel folds the partials
+  (`_partial_kernel`, `_combine_kernel`); with many (prefill) one program takes all segments of a tile, each
+  from a fresh state, and folds as it goes (`_whole_kernel`): no partials in memory. Both say the fold with
+  explicit `tl.fma`, so that no compiler choice of contraction can tell them apart.
+
+Bytes moved: keys and values once per tile (from L2 for all but the first tile of a segment); the partial form
+also writes and reads 4 (D + 2) bytes per row, query head and segment."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ._triton import tl, triton
+from .packed import PackedRows, pack
+from .visibility import Rows
+
+# Rows of a tile after the query heads of a key head are folded in. Tiles of 64 rows and more gave a row the
+# same bits (four warps per 64 rows), tiles of 16 and 32 others; 64 cost nothing even for one token (H200,
+# 2026-11-24, prototypes/attention_tiles.py). Part of the reduction class, like BLOCK_S and the warps.
+FOLDED_ROWS = 64
+
+# (D, bytes of an element) -> (BLOCK_S, num_warps, num_stages). BLOCK_S and warps decide bits, stages do not.
+LAUNCH = {
+    (64, 2): (64, 4, 3),
+    (128, 2): (64, 4, 3),
+    (64, 4): (32, 4, 2),
+    (128, 4): (32, 4, 2),
+}
+DEFAULT_LAUNCH = (64, 4, 2)  # other head sizes: tests and toy models
+
+# Programs from which on the whole form is taken: enough to fill a large GPU without splitting keys.
+WHOLE_PROGRAMS = 192
+COMBINE_UNROLL = 8  # partials a combining program has in flight; they are folded in order all the same
+
+
+@triton.jit
+def _step(b_s, b_v, b_max, b_sum, b_acc, scale):
+    """One block of keys into the running (maximum, sum, accumulator). b_s: raw scores, -inf where hidden."""
+    b_top, b_keep = _keep(b_max, tl.max(b_s, 1), scale)
+    b_p = tl.exp2((b_s - _finite(b_top)[:, None]) * scale)
+    b_sum = tl.fma(b_sum, b_keep, tl.sum(b_p, 1))
+    b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc * b_keep[:, None], input_precision="ieee")
+    return b_top, b_sum, b_acc
+
+
+@triton.jit
+def _finite(b_max):
+    """0 in place of the maximum of nothing, so that -inf - -inf is not asked for."""
+    return tl.where(b_max == float("-inf"), 0.0, b_max)
+
+
+@triton.jit
+def _keep(b_max, b_next, scale):
+    """Maximum of two states of raw scores, and the factor that the first one's sum and accumulator take.
+
+    Differences are scaled, not maxima subtracted from scaled scores: a fused multiply-add would leave the
+    rounding error of a huge score in the exponent.
+    """
+    b_top = tl.maximum(b_max, b_next)
+    return b_top, tl.exp2((b_max - _finite(b_top)) * scale)
+
+
+@triton.jit
+def _fold_weights(b_max, b_next, scale):
+    """Maximum of two states, and the factors that their sums and accumulators take."""
+    b_top, b_keep = _keep(b_max, b_next, scale)
+    return b_top, b_keep, tl.exp2((b_next - _finite(b_top)) * scale)
+
+
+@triton.jit
+def _segment(
+    b_q, b_limit,
+    k, stride_kt, v, stride_vt, k_cache, stride_ks, v_cache, stride_vs, slots,
+    first, last, context, end, scale,
+    D: tl.constexpr, FOLDED: tl.constexpr, BLOCK_S: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """(maximum [FOLDED], sum [FOLDED], accumulator [FOLDED, D]) of the keys at positions [first, last).
+
+    Pointers stand at the key head and sequence already, `slots` at the slot of position `context`.
+    """
+    o_n, o_d = tl.arange(0, BLOCK_S), tl.arange(0, D)
+    b_max = tl.full((FOLDED,), float("-inf"), tl.float32)
+    b_sum = tl.zeros((FOLDED,), tl.float32)
+    b_acc = tl.zeros((FOLDED, D), tl.float32)
+    cached = tl.maximum(first, tl.minimum(last, context // BLOCK_S * BLOCK_S))
+    # Only the block's start needs 64 bits; offsets within it stay small, which saves registers.
+    o_k, o_v = o_n[:, None] * stride_ks + o_d[None, :], o_n[:, None] * stride_vs + o_d[None, :]
+    p_kc, p_vc = k_cache + first.to(tl.int64) * stride_ks, v_cache + first.to(tl.int64) * stride_vs
+    for _ in tl.range(first, cached, BLOCK_S, num_stages=STAGES):
+        b_s = tl.dot(b_q, tl.trans(tl.load(p_kc + o_k)), input_precision="ieee")
+        b_max, b_sum, b_acc = _step(b_s, tl.load(p_vc + o_v), b_max, b_sum, b_acc, scale)
+        p_kc += BLOCK_S * stride_ks
+        p_vc += BLOCK_S * stride_vs
+    for start in tl.range(cached, tl.minimum(last, end), BLOCK_S, num_stages=1):
+        o_s = start + o_n
+        m_c, m_s = o_s < context, o_s < end
+        b_slot = tl.load(slots + (o_s - context), mask=m_s & (o_s >= context), other=0).to(tl.int64)
+        o_c = o_s.to(tl.int64)
+        p_k = tl.where(m_c, k_cache + o_c * stride_ks, k + b_slot * stride_kt)
+        b_k = tl.load(p_k[:, None] + o_d[None, :], mask=m_s[:, None], other=0.0)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
+        p_v = tl.where(m_c, v_cache + o_c * stride_vs, v + b_slot * stride_vt)
+        b_v = tl.load(p_v[:, None] + o_d[None, :], mask=m_s[:, None], other=0.0)
+        b_s = tl.where(o_s[None, :] < b_limit[:, None], b_s, float("-inf"))
+        b_max, b_sum, b_acc = _step(b_s, b_v, b_max, b_sum, b_acc, scale)
+    return b_max, b_sum, b_acc
+
+
+@triton.jit(do_not_specialize=["T"])
+def _partial_kernel(
+    q, stride_qt, stride_qh, k, stride_kt, stride_kg, v, stride_vt, stride_vg,
+    k_cache, stride_kb, stride_kcg, stride_ks, v_cache, stride_vb, stride_vcg, stride_vs,
+    rows, limits, tiles, slots, segments, items,
+    acc, stats,
+    T, G, scale,
+    D: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr, FOLDED: tl.constexpr, BLOCK_S: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """One (tile, segment) for one key head: acc [C, T, H, D], stats [C, T, H, 2] (maximum, sum)."""
+    i_g, i_item = tl.program_id(0) % G, tl.program_id(0) // G
+    i_tile, i_segment = tl.load(items + 2 * i_item), tl.load(items + 2 * i_item + 1)
+    if i_tile < 0:
+        return
+    o_m, o_d = tl.arange(0, FOLDED), tl.arange(0, D)
+    m_m = o_m < TILE * GROUP
+    i_row = tl.load(rows + i_tile * TILE + o_m // GROUP, mask=m_m, other=-1).to(tl.int64)
+    b_limit = tl.load(limits + i_tile * TILE + o_m // GROUP, mask=m_m, other=0)
+    m_m = i_row >= 0
+    i_h = i_g * GROUP + o_m % GROUP
+    p_q = q + (i_row * stride_qt + i_h * stride_qh)[:, None] + o_d[None, :]
+    b_q = tl.load(p_q, mask=m_m[:, None], other=0.0)
+    i_b, context = tl.load(tiles + 8 * i_tile).to(tl.int64), tl.load(tiles + 8 * i_tile + 1)
+    end, first_slot = tl.load(tiles + 8 * i_tile + 2), tl.load(tiles + 8 * i_tile + 3)
+    i_g = i_g.to(tl.int64)
+    b_max, b_sum, b_acc = _segment(
+        b_q, b_limit, k + i_g * stride_kg, stride_kt, v + i_g * stride_vg, stride_vt,
+        k_cache + i_b * stride_kb + i_g * stride_kcg, stride_ks,
+        v_cache + i_b * stride_vb + i_g * stride_vcg, stride_vs, slots + first_slot,
+        tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end, scale,
+        D, FOLDED, BLOCK_S, STAGES,
+    )  # fmt: skip
+    o_part = (i_segment.to(tl.int64) * T + i_row) * (G * GROUP) + i_h
+    tl.store(acc + o_part[:, None] * D + o_d[None, :], b_acc, mask=m_m[:, None])
+    tl.store(stats + o_part * 2, b_max, mask=m_m)
+    tl.store(stats + o_part * 2 + 1, b_sum, mask=m_m)
+
+
+@triton.jit(do_not_specialize=["T"])
+def _combine_kernel(
+    acc, stats, row_segments, out, stride_ot, stride_oh, T, H, scale,
+    D: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Fold one row and head's partials in the order of the segments and divide."""
+    i_row, i_h = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    o_d = tl.arange(0, D)
+    n = tl.load(row_segments + i_row)
+    b_max = tl.full((1,), float("-inf"), tl.float32)
+    b_sum = tl.zeros((1,), tl.float32)
+    b_acc = tl.zeros((D,), tl.float32)
+    o_one = tl.arange(0, 1)
+    for first in range(0, n, UNROLL):
+        for u in tl.static_range(UNROLL):  # a partial past n is empty: folding it changes nothing
+            m_s = first + u < n
+            o_part = ((first + u) * T + i_row) * H + i_h
+            b_m = tl.load(stats + o_part * 2 + o_one, mask=m_s, other=float("-inf"))
+            b_l = tl.load(stats + o_part * 2 + 1 + o_one, mask=m_s, other=0.0)
+            b_a = tl.load(acc + o_part * D + o_d, mask=m_s, other=0.0)
+            b_max, b_keep, b_add = _fold_weights(b_max, b_m, scale)
+            b_sum = tl.fma(b_l, b_add, b_sum * b_keep)
+            b_acc = tl.fma(b_a, b_add, b_acc * b_keep)
+    b_out = b_acc * tl.broadcast_to(tl.div_rn(1.0, b_sum), (D,))
+    tl.store(out + i_row * stride_ot + i_h * stride_oh + o_d, b_out.to(out.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["N"])
+def _whole_kernel(
+    q, stride_qt, stride_qh, k, stride_kt, stride_kg, v, stride_vt, stride_vg,
+    k_cache, stride_kb, stride_kcg, stride_ks, v_cache, stride_vb, stride_vcg, stride_vs,
+    rows, limits, tiles, slots, segments,
+    out, stride_ot, stride_oh,
+    N, G, scale,
+    D: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr, FOLDED: tl.constexpr, BLOCK_S: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """All segments of one path tile for one key head, folded in order; the last of the N tiles first, because
+    in a prompt it sees most.
+    """
+    i_g, i_tile = tl.program_id(0) % G, N - 1 - tl.program_id(0) // G
+    o_m, o_d = tl.arange(0, FOLDED), tl.arange(0, D)
+    m_m = o_m < TILE * GROUP
+    i_row = tl.load(rows + i_tile * TILE + o_m // GROUP, mask=m_m, other=-1).to(tl.int64)
+    b_limit = tl.load(limits + i_tile * TILE + o_m // GROUP, mask=m_m, other=0)
+    m_m = i_row >= 0
+    i_h = i_g * GROUP + o_m % GROUP
+    p_q = q + (i_row * stride_qt + i_h * stride_qh)[:, None] + o_d[None, :]
+    b_q = tl.load(p_q, mask=m_m[:, None], other=0.0)
+    i_b, context = tl.load(tiles + 8 * i_tile).to(tl.int64), tl.load(tiles + 8 * i_tile + 1)
+    end, first_slot = tl.load(tiles + 8 * i_tile + 2), tl.load(tiles + 8 * i_tile + 3)
+    n_segments = tl.load(tiles + 8 * i_tile + 4)
+    i_g = i_g.to(tl.int64)
+    b_max = tl.full((FOLDED,), float("-inf"), tl.float32)
+    b_sum = tl.zeros((FOLDED,), tl.float32)
+    b_acc = tl.zeros((FOLDED, D), tl.float32)
+    for i_segment in range(n_segments):
+        b_m, b_l, b_a = _segment(
+            b_q, b_limit, k + i_g * stride_kg, stride_kt, v + i_g * stride_vg, stride_vt,
+            k_cache + i_b * stride_kb + i_g * stride_kcg, stride_ks,
+            v_cache + i_b * stride_vb + i_g * stride_vcg, stride_vs, slots + first_slot,
+            tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end, scale,
+            D, FOLDED, BLOCK_S, STAGES,
+        )  # fmt: skip
+        b_max, b_keep, b_add = _fold_weights(b_max, b_m, scale)
+        b_sum = tl.fma(b_l, b_add, b_sum * b_keep)
+        b_acc = tl.fma(b_a, b_add[:, None], b_acc * b_keep[:, None])
+    b_scale = tl.div_rn(1.0, tl.where(m_m, b_sum, 1.0))  # an unused place has seen nothing
+    b_out = b_acc * b_scale[:, None]
+    p_out = out + (i_row * stride_ot + i_h * stride_oh)[:, None] + o_d[None, :]
+    tl.store(p_out, b_out.to(out.dtype.element_ty), mask=m_m[:, None])
+
+
+def attention_triton(
+    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows | PackedRows, scale: float,
+    *, out: Tensor | None = None, workspace: Tensor | None = None, form: str = "auto",
+) -> Tensor:  # fmt: skip
+    """Attend from every row of a pass; returns [T, H, D] in q's dtype. Arguments as for the twin `attention`.
+
+    q [T, H, D]; k, v [T, G, D]; k_cache, v_cache [B, G, S, D]: any strides but a last one of 1.
+    rows: of the pass, or packed already for tiles of `tile_rows(H, G)` rows: once a pass, not once a layer.
+    workspace: at least `workspace_size(...)` fp32 numbers, where nothing may be allocated.
+    form: "partial" or "whole", the same bits; "auto" takes "whole" where path tiles alone fill the GPU."""
+    n, heads, d = q.shape
+    group = heads // k.shape[1]
+    if isinstance(rows, Rows):
+        rows = pack(rows, tile_rows(heads, k.shape[1]), q.device)
+    _check(q, k, v, k_cache, v_cache, rows, scale)
+    out = torch.empty_like(q) if out is None else out
+    assert out.shape == q.shape and out.stride(2) == 1, (out.shape, out.stride())
+    block, warps, stages = LAUNCH.get((d, q.element_size()), DEFAULT_LAUNCH)
+    shared = {
+        "q": q, "stride_qt": q.stride(0), "stride_qh": q.stride(1),
+        "k": k, "stride_kt": k.stride(0), "stride_kg": k.stride(1),
+        "v": v, "stride_vt": v.stride(0), "stride_vg": v.stride(1),
+        "k_cache": k_cache, "stride_kb": k_cache.stride(0), "stride_kcg": k_cache.stride(1),
+        "stride_ks": k_cache.stride(2),
+        "v_cache": v_cache, "stride_vb": v_cache.stride(0), "stride_vcg": v_cache.stride(1),
+        "stride_vs": v_cache.stride(2),
+        "rows": rows.rows, "limits": rows.limits, "tiles": rows.tiles, "slots": rows.slots,
+        "segments": rows.segments, "G": k.shape[1], "scale": scale * math.log2(math.e),
+        "D": d, "GROUP": group, "TILE": rows.tile_rows, "FOLDED": FOLDED_ROWS,
+        "BLOCK_S": block, "STAGES": stages, "num_warps": warps,
+    }  # fmt: skip
+    if form == "auto":
+        form = "whole" if _fills(rows, k.shape[1]) else "partial"
+    if form == "whole":
+        _whole_kernel[(rows.path_tiles * k.shape[1],)](
+            out=out, stride_ot=out.stride(0), stride_oh=out.stride(1), N=rows.path_tiles, **shared
+        )
+        return out
+    size = workspace_size(rows, heads, d)
+    if workspace is None:
+        workspace = torch.empty(size, dtype=torch.float32, device=q.device)
+    assert workspace.numel() >= size and workspace.dtype == torch.float32, (workspace.numel(), size)
+    stats = workspace[size * d // (d + 2) : size]
+    _partial_kernel[(len(rows.items) * k.shape[1],)](
+        items=rows.items, acc=workspace, stats=stats, T=n, **shared
+    )
+    _combine_kernel[(n, heads)](
+        acc=workspace, stats=stats, row_segments=rows.row_segments,
+        out=out, stride_ot=out.stride(0), stride_oh=out.stride(1), T=n, H=heads,
+        scale=shared["scale"],
+        D=d, UNROLL=COMBINE_UNROLL, num_warps=1,
+    )  # fmt: skip
+    return out
+
+
+def tile_rows(heads: int, groups: int) -> int:
+    """Rows of a tile once the query heads of a key head are folded in: what `pack` is to be called with."""
+    return FOLDED_ROWS // (heads // groups)
+
+
+def workspace_size(rows: PackedRows, heads: int, d: int) -> int:
+    """fp32 numbers that the partials of a pass take: D + 2 per segment, row and query head."""
+    return rows.n_segments * rows.n_rows * heads * (d + 2)
+
+
+def _fills(rows: PackedRows, groups: int) -> bool:
+    """Whether path tiles alone fill the GPU, and are about as full as context tiles would be."""
+    full = -(-rows.n_rows // rows.tile_rows)
+    return rows.path_tiles * groups >= WHOLE_PROGRAMS and rows.path_tiles <= 1.25 * full
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, rows: PackedRows, scale: float
+) -> None:
+    n, heads, d = q.shape
+    groups = k.shape[1]
+    assert heads % groups == 0 and heads // groups <= FOLDED_ROWS, (heads, groups)
+    assert k.shape == v.shape == (n, groups, d), (q.shape, k.shape, v.shape)
+    assert k_cache.shape == v_cache.shape and k_cache.shape[1::2] == (groups, d), (k_cache.shape, k.shape)
+    assert {t.dtype for t in (q, k, v, k_cache, v_cache)} == {q.dtype}, "one dtype for all"
+    assert all(t.stride(-1) == 1 for t in (q, k, v, k_cache, v_cache)), "last strides must be 1"
+    assert rows.n_rows == n and rows.tile_rows == tile_rows(heads, groups), (rows.n_rows, n, rows.tile_rows)
+    assert scale > 0, f"scale is {scale}; the running maximum is taken before scaling"

@@ -1,0 +1,159 @@
+"""The rows of a pass in the form the attention kernels read: small int32 tables, built once a pass.
+
+Two kinds of row tiles, both of a constant height:
+
+- **path tiles** hold rows of one path (visibility.py) and take its ragged end: the key segments from the one
+  that holds the end of the context onwards, whose keys are gathered by slot(path, position);
+- **context tiles** hold rows of any path of one sequence and take the segments that lie wholly inside the
+  committed context, where all of them see the same keys. A draft tree with blocks has many short paths, and
+  its rows would fill few of their tiles: 33 AR rows and 24 blocks of 6 are 177 rows in 12 context tiles of 16
+  rows, but in about 40 path tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .visibility import Path, Rows, paths
+
+# (first position, width): narrow segments first, so that short contexts fill a GPU, wide ones later, so that
+# few partials are written and combined: 4 at 1k, 28 at 16k, 40 at 40k, 68 at 128k. Every width is a multiple
+# of 256, so any power-of-two key block up to that divides it.
+KEY_CUTS = ((0, 256), (2048, 512), (8192, 1024), (16384, 2048), (65536, 4096))
+
+Cuts = Sequence[tuple[int, int]]
+
+
+def key_segments(end: int, cuts: Cuts = KEY_CUTS) -> Iterator[tuple[int, int]]:
+    """The segments [first, last) of the constant list that hold positions below `end`; the last one may reach
+    past it.
+    """
+    position = 0
+    while position < end:
+        width = next(width for first, width in reversed(cuts) if position >= first)
+        yield position, position + width
+        position += width
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Tables of a pass, int32, for tiles of R rows (R = folded row tile // query heads of a key head).
+
+    N tiles, the path tiles first; T rows; C segments that hold a key of the pass."""
+
+    rows: Tensor  # [N, R] row index, -1 in a place that is not used
+    limits: Tensor  # [N, R] the row sees logical positions below its limit; 0 where not used
+    tiles: Tensor  # [N, 8] sequence, context, end (largest limit), first slot, segments up to it, 0, 0, 0
+    slots: Tensor  # of all paths: position p of a tile's path is the row slots[first slot + p - context]
+    segments: Tensor  # [C + 1] where the key segments start, and where the last one ends
+    items: Tensor  # [I, 2] (tile, segment) pairs that have keys, widest segments first; -1: nothing to do
+    row_segments: Tensor  # [T] how many segments hold keys that the row sees
+    path_tiles: int
+    n_rows: int
+    n_segments: int
+
+    @property
+    def tile_rows(self) -> int:
+        """Places for rows in a tile."""
+        return self.rows.shape[1]
+
+
+def pack(rows: Rows, tile_rows: int, device: torch.device | str = "cpu", cuts: Cuts = KEY_CUTS) -> PackedRows:
+    """Build the tables of a pass for tiles of `tile_rows` rows and copy them to `device` in one transfer.
+
+    Raises ValueError for a pass without rows.
+    """
+    if not len(rows):
+        raise ValueError("a pass needs at least one row")
+    limits, tiles, slots = [0] * len(rows), _Tiles(tile_rows), list[int]()
+    for path in paths(rows):
+        for query, limit in zip(path.queries, path.limits, strict=True):
+            limits[query] = limit
+        tiles.add(path.queries, path.limits, path, len(slots))
+        slots += path.slots
+    path_tiles = len(tiles.meta)
+    bounds = list(key_segments(max(limits), cuts))
+    for sequence, context in rows.contexts.items():
+        mine = [i for i in range(len(rows)) if rows.sequences[i] == sequence]
+        if context >= bounds[0][1]:
+            tiles.add(mine, [context] * len(mine), Path(sequence, context, [], mine, []), 0)
+    items = []
+    for tile, meta in enumerate(tiles.meta):
+        context, end = meta[1], meta[2]
+        whole = sum(last <= context for _, last in bounds)
+        reach = sum(first < end for first, _ in bounds)
+        meta[4] = reach
+        items += [(tile, s) for s in (range(whole, reach) if tile < path_tiles else range(whole))]
+    # Long segments first, so that none is left to run alone at the end; tiles of a segment side by side, so
+    # that all but the first find its keys in the L2 cache.
+    items.sort(key=lambda item: (bounds[item[1]][0] - bounds[item[1]][1], item[1], item[0]))
+    row_segments = [sum(first < limit for first, _ in bounds) for limit in limits]
+    tables = _copy(
+        [
+            [i for tile in tiles.rows for i in tile],
+            [i for tile in tiles.limits for i in tile],
+            [i for meta in tiles.meta for i in meta],
+            slots,
+            [first for first, _ in bounds] + [bounds[-1][1]],
+            [i for item in items for i in item],
+            row_segments,
+        ],
+        device,
+    )
+    return PackedRows(
+        tables[0].view(-1, tile_rows), tables[1].view(-1, tile_rows), tables[2].view(-1, 8), tables[3],
+        tables[4], tables[5].view(-1, 2), tables[6], path_tiles, len(rows), len(bounds),
+    )  # fmt: skip
+
+
+class _Tiles:
+    """Tiles under construction."""
+
+    def __init__(self, height: int) -> None:
+        self.height = height
+        self.rows: list[list[int]] = []
+        self.limits: list[list[int]] = []
+        self.meta: list[list[int]] = []
+
+    def add(self, queries: list[int], limits: list[int], path: Path, first_slot: int) -> None:
+        """Cut the queries of a path into tiles."""
+        for first in range(0, len(queries), self.height):
+            part, seen = queries[first : first + self.height], limits[first : first + self.height]
+            unused = self.height - len(part)
+            self.rows.append(part + [-1] * unused)
+            self.limits.append(seen + [0] * unused)
+            self.meta.append([path.sequence, path.context, max(seen), first_slot, 0, 0, 0, 0])
+
+
+def _copy(lists: list[list[int]], device: torch.device | str) -> list[Tensor]:
+    """The lists as views of one int32 tensor on the device, each 16-byte aligned: an odd address would have
+    Triton compile the kernels once more.
+    """
+    flat: list[int] = []
+    starts = []
+    for values in lists:
+        starts.append(len(flat))
+        flat += values + [0] * (-len(values) % 4)
+    table = torch.tensor(flat, dtype=torch.int32).to(device)
+    return [table[start : start + len(values)] for start, values in zip(starts, lists, strict=True)]
+
+
+def unpack(packed: PackedRows) -> Tensor:
+    """In-flight visibility, bool [T, T], read back from the tables; equals `visible(rows)`.
+
+    Raises ValueError when a row is not in exactly one path tile.
+    """
+    seen = torch.zeros(packed.n_rows, packed.n_rows, dtype=torch.bool)
+    found = []
+    for tile in range(packed.path_tiles):
+        _, context, _, first_slot = packed.tiles[tile, :4].tolist()
+        for row, limit in zip(packed.rows[tile].tolist(), packed.limits[tile].tolist(), strict=True):
+            if row >= 0:
+                found.append(row)
+                seen[row, packed.slots[first_slot : first_slot + limit - context].long()] = True
+    if sorted(found) != list(range(packed.n_rows)):
+        raise ValueError(f"path tiles hold rows {sorted(found)}, not each of {packed.n_rows} once")
+    return seen

@@ -1,0 +1,120 @@
+"""Launch tables of the kernels: committed data, never tuned at run time where bits matter.
+
+A linear weight is looked up by (N, K, dtype, device). What its row of bits depends on, `block_k` and
+`segments`, is one pair for the weight: its **reduction class**. What may change with the number of rows
+(tile, warps, stages, whether segments run side by side or one after another) is a list of tiles, and every
+tile gives the same bits; tests/kernels/test_linear.py and bench/gpu_linear.py assert it.
+
+`linear.json` holds the measured entries, each with the measurement it came from. A weight without an entry
+takes `default_entry`, a function of (N, K, dtype) alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+
+import torch
+
+
+@dataclass(frozen=True)
+class LinearTile:
+    """A launch for up to `rows` rows of one view; None: any number.
+
+    split: one CTA a segment, partials added by the CTA that arrives last; else one CTA runs all segments."""
+
+    rows: int | None
+    block_t: int
+    block_n: int
+    split: bool
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class LinearEntry:
+    """The reduction class of a weight and its tiles, by rising number of rows; the last one takes any."""
+
+    block_k: int
+    segments: int
+    tiles: tuple[LinearTile, ...]
+    measured: str | None = None  # GPU, date, command; None: a default that nobody measured
+
+    def tile(self, rows: int) -> LinearTile:
+        """The tile for `rows` rows of the view that has more of them."""
+        return next(tile for tile in self.tiles if tile.rows is None or rows <= tile.rows)
+
+
+# (rows, block_t, block_n, split, warps, stages). The activation tile is read from L2 once for every block_n
+# weight rows, so block_n grows with block_t; fp32 runs on plain FMA and keeps its operands in registers.
+_TILES_16_BIT = (
+    LinearTile(16, 16, 64, True, 4, 6),
+    LinearTile(32, 32, 64, True, 4, 6),
+    LinearTile(64, 64, 128, True, 8, 4),
+    LinearTile(128, 128, 128, True, 8, 3),
+    LinearTile(None, 128, 128, False, 8, 3),
+)
+_TILES_32_BIT = (
+    LinearTile(16, 16, 64, True, 4, 3),
+    LinearTile(64, 32, 64, True, 4, 3),
+    LinearTile(None, 64, 64, False, 8, 3),
+)
+# An H100 has 132 multiprocessors, and two CTAs of the narrow tiles on each keep more reads in flight. Start
+# value: the settings of a prototype (H200, 2026-11-24) had 192 to 384 CTAs.
+_CTAS_TO_FILL = 192
+# KiB of shared memory a CTA may have; any other device is taken for the smallest.
+_SHARED = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_103": 227, "sm_120": 99}
+_LEAST_SHARED = 64  # gfx942
+_LEAST_SEGMENT = 512  # columns: shorter ones spend their time filling the pipeline
+
+
+def default_entry(n: int, k: int, dtype: torch.dtype) -> LinearEntry:
+    """A safe entry for any weight: the segments, a power of two up to 8, that let narrow tiles fill a GPU."""
+    segments = 1
+    while segments < 8 and -(-n // 64) * segments < _CTAS_TO_FILL and k // (2 * segments) >= _LEAST_SEGMENT:
+        segments *= 2
+    if dtype == torch.float32:
+        return LinearEntry(32, segments, _TILES_32_BIT)
+    return LinearEntry(64, segments, _TILES_16_BIT)
+
+
+def fitted(entry: LinearEntry, dtype: torch.dtype, device: str) -> LinearEntry:
+    """The entry with no more stages than the device's shared memory holds, and the same reduction class."""
+    room = _SHARED.get(device, _LEAST_SHARED) * 1024
+
+    def fit(tile: LinearTile) -> LinearTile:
+        stage = (tile.block_n + tile.block_t) * entry.block_k * dtype.itemsize
+        return replace(tile, stages=max(min(tile.stages, room // stage), 1))
+
+    return replace(entry, tiles=tuple(fit(tile) for tile in entry.tiles))
+
+
+def device_key(device: torch.device) -> str:
+    """The device part of a key: "sm_90", "gfx942", or "cpu" for the interpreter."""
+    if device.type != "cuda":
+        return device.type
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+
+
+@cache
+def linear_entries() -> dict[tuple[int, int, torch.dtype, str], LinearEntry]:
+    """All committed entries of linear.json by key. Raises ValueError when an entry is malformed."""
+    entries = {}
+    for row in json.loads(resources.files(__package__).joinpath("linear.json").read_text()):
+        tiles = tuple(LinearTile(*tile) for tile in row["tiles"])
+        limits = [tile.rows for tile in tiles[:-1] if tile.rows is not None]
+        if tiles[-1].rows is not None or len(limits) < len(tiles) - 1 or limits != sorted(limits):
+            raise ValueError(f"linear.json: tiles of {row} must rise in rows and end with null")
+        key = row["n"], row["k"], getattr(torch, row["dtype"]), row["device"]
+        entries[key] = LinearEntry(row["block_k"], row["segments"], tiles, row["measured"])
+    return entries
+
+
+@cache
+def linear_entry(n: int, k: int, dtype: torch.dtype, device: str) -> LinearEntry:
+    """The committed entry of a weight, else the default. Interpreted kernels use what an H100 would."""
+    device = "sm_90" if device == "cpu" else device
+    return linear_entries().get((n, k, dtype, device)) or fitted(default_entry(n, k, dtype), dtype, device)

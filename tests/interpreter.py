@@ -1,0 +1,155 @@
+"""Kernels on a machine without a GPU: Triton's interpreter, made to tell the truth.
+
+Import before anything that imports triton. With CUDA it does nothing, and the same tests run compiled.
+Without, it sets TRITON_INTERPRET=1 and repairs two things (triton 3.6 and 3.7):
+
+- bf16: the interpreter keeps bf16 as uint16 and does arithmetic on the bit patterns; conversions truncate.
+  Here bf16 operands are widened to fp32, exactly, and results rounded to nearest even, as a GPU does.
+- tl.dot is np.matmul, whose sums depend on the shape. Here each element is one chain over K, which starts
+  from the accumulator. That is no tensor core's order, but it has a tensor core's property that the order
+  depends on neither rows nor tiles, so a bitwise row test shows wrong indices, masks and segment orders.
+
+What it cannot show: races (programs run one after another), resource limits, and the order of sums inside
+compiled reductions and dots. Those are the GPU's to prove (`bench/gpu_linear.py`)."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def widen(bits: np.ndarray) -> np.ndarray:
+    """bf16 bit patterns (uint16) -> the fp32 numbers they stand for."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def narrow(x: np.ndarray) -> np.ndarray:
+    """fp32 -> bf16 bit patterns, to nearest even; NaN stays NaN."""
+    bits = np.atleast_1d(np.asarray(x, dtype=np.float32)).view(np.uint32)
+    odd = (bits >> 16) & 1
+    with np.errstate(over="ignore"):
+        rounded = ((bits + np.uint32(0x7FFF) + odd) >> 16).astype(np.uint16)
+    nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    return np.where(nan, np.uint16(0x7FC0), rounded).reshape(np.shape(x))
+
+
+def chain_dot(a: np.ndarray, b: np.ndarray, acc: np.ndarray) -> np.ndarray:
+    """acc + a @ b in fp32, one product after another along K."""
+    a, b, acc = a.astype(np.float32), b.astype(np.float32), acc.astype(np.float32)
+    for k in range(a.shape[-1]):
+        acc = acc + a[..., :, k, None] * b[..., None, k, :]
+    return acc
+
+
+def repair() -> None:
+    """Patch the interpreter of the installed Triton."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    builder, handle_of = interpreter.InterpreterBuilder, interpreter.TensorHandle
+
+    def is_bf16(handle) -> bool:
+        return handle.dtype.scalar == tl.bfloat16
+
+    def wide(handle):
+        return handle_of(widen(np.asarray(handle.data)), tl.float32) if is_bf16(handle) else handle
+
+    def rounded(handle):
+        """Back to bf16 when the operation gave numbers; comparisons give booleans and stay."""
+        if handle.data.dtype.kind != "f":
+            return handle
+        return handle_of(narrow(handle.data), tl.bfloat16)
+
+    plain = {
+        name: getattr(builder, name)
+        for name in ("cast_impl", "create_fp_to_fp", "binary_op", "unary_op", "create_fma", "create_fabs")
+    }
+
+    def cast(self, source, to):
+        if is_bf16(source) and to.scalar == tl.bfloat16:
+            return source
+        if to.scalar == tl.bfloat16:
+            return handle_of(narrow(source.data.astype(np.float32)), tl.bfloat16)
+        if is_bf16(source):
+            return plain["cast_impl"](self, wide(source), to)
+        return plain["cast_impl"](self, source, to)
+
+    def fp_to_fp(self, source, to, rounding):
+        if is_bf16(source) or to.scalar == tl.bfloat16:
+            return cast(self, source, to)
+        return plain["create_fp_to_fp"](self, source, to, rounding)
+
+    def binary(self, left, right, op):
+        if not (is_bf16(left) and is_bf16(right)):
+            return plain["binary_op"](self, left, right, op)
+        result = op(wide(left).data, wide(right).data)
+        if result.dtype.kind == "b":
+            return handle_of(result, tl.int1)
+        return handle_of(narrow(result), tl.bfloat16)
+
+    def unary(self, arg, op):
+        with np.errstate(over="ignore"):  # exp of a large number is inf, as on a GPU, and no warning
+            result = plain["unary_op"](self, wide(arg), op)
+        return rounded(result) if is_bf16(arg) else result
+
+    def fma(self, x, y, z):
+        if is_bf16(z):
+            return rounded(plain["create_fma"](self, wide(x), wide(y), wide(z)))
+        if z.data.dtype == np.float32:  # one rounding: the product of two fp32 numbers is exact in fp64
+            exact = x.data.astype(np.float64) * y.data + z.data
+            return handle_of(exact.astype(np.float32), z.dtype.scalar)
+        return plain["create_fma"](self, x, y, z)
+
+    def fabs(self, arg):
+        return (
+            handle_of(arg.data & np.uint16(0x7FFF), tl.bfloat16)
+            if is_bf16(arg)
+            else plain["create_fabs"](self, arg)
+        )
+
+    def dot(self, a, b, acc, input_precision, max_num_imprecise_acc):
+        result = chain_dot(wide(a).data, wide(b).data, wide(acc).data)
+        return (
+            rounded(handle_of(result, tl.float32))
+            if is_bf16(acc)
+            else handle_of(result.astype(acc.data.dtype), acc.dtype.scalar)
+        )
+
+    builder.cast_impl, builder.create_fp_to_fp, builder.binary_op = cast, fp_to_fp, binary
+    builder.unary_op, builder.create_fma, builder.create_fabs, builder.create_dot = unary, fma, fabs, dot
+
+    reduce_ops, plain_reduce = interpreter.ReduceOps, interpreter.ReduceOps.apply_impl
+
+    def block_of(bits: np.ndarray, is_block: bool):
+        kind = tl.block_type(tl.bfloat16, list(bits.shape)) if is_block else tl.bfloat16
+        return tl.core.tensor(handle_of(bits, tl.bfloat16), kind)
+
+    def reduce_wide(self, inputs):
+        """Reductions of bf16 blocks: in fp32, rounded once."""
+        if not any(block.dtype.scalar == tl.bfloat16 for block in inputs):
+            return plain_reduce(self, inputs)
+        was_bf16 = [block.dtype.scalar == tl.bfloat16 for block in inputs]
+        widened = tuple(
+            self.to_tensor(wide(block.handle).data, tl.float32) if bf16 else block
+            for block, bf16 in zip(inputs, was_bf16, strict=True)
+        )
+        result = plain_reduce(self, widened)
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        back = tuple(
+            block_of(narrow(r.handle.data), r.type.is_block()) if bf16 else r
+            for r, bf16 in zip(results, was_bf16, strict=True)
+        )
+        return back if isinstance(result, (tuple, list)) else back[0]
+
+    reduce_ops.apply_impl = reduce_wide
+
+
+if DEVICE == "cpu":
+    repair()

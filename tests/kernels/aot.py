@@ -1,0 +1,131 @@
+"""Compile every kernel ahead of time, for GPUs that are not here, and print one JSON line a compilation.
+
+Run by test_aot.py in a process without TRITON_INTERPRET: `python tests/kernels/aot.py`. The real launchers
+run on meta tensors; a recorder in the kernel's place keeps the arguments of the launch and compiles what
+Triton would have compiled for them. So a launcher and this file cannot disagree.
+
+Registers and spills of the NVIDIA targets are those that the bundled `ptxas -v` reports (cuobjdump:
+fewer)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+assert not os.environ.get("TRITON_INTERPRET"), "this process compiles"
+
+import torch  # noqa: E402
+import triton  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+TARGETS = {
+    **{f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 89, 90, 100, 120)},
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+_TYPES = {
+    torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32",
+    torch.int64: "i64", torch.bool: "i1",
+}  # fmt: skip
+_BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
+
+
+class Recorder:
+    """Takes a kernel's place: remembers the launches of its launcher."""
+
+    def __init__(self, kernel) -> None:
+        self.kernel, self.launches = kernel, []
+
+    def __getitem__(self, grid):
+        return lambda **arguments: self.launches.append(arguments)
+
+
+@contextmanager
+def recorded(module, name: str):
+    """Replace the kernel `name` of a module by a Recorder."""
+    kernel = getattr(module, name)
+    recorder = Recorder(kernel)
+    setattr(module, name, recorder)
+    try:
+        yield recorder
+    finally:
+        setattr(module, name, kernel)
+
+
+def specialise(kernel, arguments: dict) -> tuple[dict, dict, dict, dict]:
+    """(signature, constexprs, attributes, options) that a launch with these arguments compiles."""
+    arguments = dict(arguments)
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(kernel.params):
+        value = arguments.pop(parameter.name)
+        pinned = parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1 and not pinned):
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+            continue
+        if isinstance(value, torch.Tensor):
+            signature[parameter.name], aligned = "*" + _TYPES[value.dtype], True
+        elif isinstance(value, int):
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            aligned = value % 16 == 0 and not pinned
+        else:
+            signature[parameter.name], aligned = "fp32", False
+        if aligned:
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    return signature, constants, attributes, arguments
+
+
+def compile_for(kernel, arguments: dict, target: GPUTarget) -> dict:
+    """Compile a launch; what came out: registers, spills, shared memory, instructions seen."""
+    signature, constants, attributes, options = specialise(kernel, arguments)
+    built = triton.compile(
+        ASTSource(kernel, signature, constants, attributes), target=target, options=options
+    )
+    report = {"shared": built.metadata.shared, "warps": built.metadata.num_warps}
+    if target.backend == "hip":
+        text = built.asm["amdgcn"]
+        counts = {n: re.search(rf"\.{n}:\s+(\d+)", text) for n in ("vgpr_count", "vgpr_spill_count")}
+        return report | {n: int(m.group(1)) for n, m in counts.items() if m}
+    ptx = built.asm["ptx"]
+    name = re.search(r"\.target (\w+)", ptx).group(1)
+    ptxas = _BIN / ("ptxas-blackwell" if target.arch >= 100 else "ptxas")
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        said = subprocess.run(
+            [ptxas, "-v", f"--gpu-name={name}", file.name, "-o", os.devnull],
+            capture_output=True, text=True, check=True,
+        ).stderr  # fmt: skip
+    return report | {
+        "registers": int(re.search(r"Used (\d+) registers", said).group(1)),
+        "spill_bytes": sum(int(b) for b in re.findall(r"(\d+) bytes spill", said)),
+        "wgmma": "wgmma.mma_async" in ptx,
+        "mma": "mma.sync" in ptx,
+        "cp_async_16": "cp.async.cg" in ptx,
+    }
+
+
+def main() -> None:
+    import aot_launches
+
+    for name, module, kernel, launch, targets in aot_launches.launches():
+        with recorded(module, kernel) as recorder:
+            launch()
+        (arguments,) = recorder.launches
+        for target in targets:
+            line = {"kernel": kernel.strip("_"), "case": name, "target": target}
+            try:
+                line |= compile_for(recorder.kernel, arguments, TARGETS[target])
+            except Exception as error:  # every other compilation still reports
+                line["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    main()

@@ -1,0 +1,78 @@
+"""Every launch that aot.py compiles: (case, module, kernel, launcher call, targets)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+
+import torch
+
+import orthrus_kernels.backends  # noqa: F401  imports every kernel module
+from orthrus_kernels import tables
+
+Launch = tuple[str, ModuleType, str, Callable[[], object], tuple[str, ...]]
+HOPPER = ("sm_90",)
+ALL = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
+
+
+def module(name: str) -> ModuleType:
+    """A module of orthrus_kernels; `orthrus_kernels.linear` as an attribute is the function."""
+    return sys.modules[f"orthrus_kernels.{name}"]
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def linears() -> Iterator[Launch]:
+    """Every tile of the table's entries, and of defaults with every number of segments; equal ones once."""
+    op = module("linear")
+    shapes = ((151936, 4096), (6144, 4096), (4096, 4096), (512, 4096))
+    entries = [(dtype, entry) for (_, _, dtype, _), entry in tables.linear_entries().items()]
+    entries += [(d, tables.default_entry(*s, d)) for s in shapes for d in (torch.bfloat16, torch.float32)]
+    entries += [(torch.float16, tables.default_entry(*shapes[1], torch.float16))]
+    seen = set()
+    for dtype, entry in entries:
+        for tile in entry.tiles:
+            key = dtype, entry.block_k, entry.segments, tile
+            if key in seen:
+                continue
+
+            def launch(dtype=dtype, entry=entry, rows=tile.rows or 512):
+                space = op.Workspace.new(torch.device("meta"), 1 << 28, 1 << 20)
+                x, w = meta(2 * rows, 4096, dtype=dtype), meta(4096, 4096, dtype=dtype)
+                op.linear_triton(x, w, w, rows, entry=entry, space=space)
+
+            name = f"{dtype} segments {entry.segments} block_k {entry.block_k} {tile}"
+            yield name, op, "_linear_kernel", launch, HOPPER if seen else ALL
+            seen.add(key)
+
+
+def row_wise() -> Iterator[Launch]:
+    """The kernels of fixed layout at the shapes of Qwen3-8B."""
+    norm, qk = module("rms_norm"), module("qk_norm_rope")
+    x, w, w_d = meta(33, 4096), meta(4096), meta(128)
+    yield "4096", norm, "_rms_norm_kernel", lambda: norm.rms_norm_triton(x, w, 1e-6, w, 20), ALL
+    yield "add 4096", norm, "_rms_norm_kernel", lambda: norm.add_rms_norm_triton(x, x, w, 1e-6), HOPPER
+    yield (
+        "128", norm, "_rms_norm_kernel", lambda: norm.rms_norm_triton(meta(33, 32, 128), w_d, 1e-6), HOPPER
+    )  # fmt: skip
+    for d in (128, 64):
+
+        def launch(qkv=meta(33, 48, d), w=meta(d), cos=meta(33, d // 2, dtype=torch.float32)):  # noqa: B008
+            qk.qk_norm_rope_triton(qkv, 32, w, w, cos, cos, 1e-6, w, w, 9)
+
+        yield f"D {d}", qk, "_qk_norm_rope_kernel", launch, ALL if d == 128 else HOPPER
+    swiglu, embedding = module("swiglu"), module("embedding")
+    yield "12288", swiglu, "_swiglu_kernel", lambda: swiglu.swiglu_triton(meta(33, 24576)), ALL
+    tokens = meta(33, dtype=torch.int64)
+    yield (
+        "4096", embedding, "_embedding_kernel",
+        lambda: embedding.embedding_triton(meta(151936, 4096), tokens), ALL,
+    )  # fmt: skip
+
+
+def launches() -> Iterator[Launch]:
+    yield from linears()
+    yield from row_wise()

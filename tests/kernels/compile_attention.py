@@ -1,0 +1,91 @@
+"""Compile the attention kernels for GPUs that are not here; one JSON line each. Run without TRITON_INTERPRET.
+
+usage: python compile_attention.py ARCH...   (90 or gfx942)"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from orthrus_kernels import attention_triton as a
+from orthrus_kernels.commit_triton import _commit_kernel
+from orthrus_kernels.verify_triton import _verify_kernel
+
+POINTERS = {"q", "k", "v", "k_cache", "v_cache", "out", "k_rows", "v_rows"}
+TABLES = {"rows", "limits", "tiles", "slots", "segments", "items", "row_segments", "accepted", "start"}
+TABLES |= {"tokens", "parents", "choices", "path", "length", "bonus"}
+
+
+def compiled(kernel, dtype: str, constants: dict, arch: str, **options) -> dict:
+    """Registers, spilled bytes and shared memory of one kernel; pointers and strides divisible by 16."""
+    signature, attributes = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+            continue
+        if name in POINTERS:
+            signature[name] = f"*{dtype}"
+        elif name in TABLES:
+            signature[name] = "*i32"
+        elif name in ("acc", "stats"):
+            signature[name] = "*fp32"
+        else:
+            signature[name] = "fp32" if name == "scale" else "i32"
+        if signature[name][0] == "*" or name.startswith("stride"):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    nvidia = arch.isdigit()
+    target = GPUTarget("cuda", int(arch), 32) if nvidia else GPUTarget("hip", arch, 64)
+    source = ASTSource(kernel, signature, constants, attributes)
+    built = triton.compile(source, target=target, options=options)
+    report = {"kernel": kernel.__name__, "arch": arch, "dtype": dtype, "D": constants.get("D"), **options}
+    report["shared"] = built.metadata.shared
+    if nvidia:
+        ptx = built.asm["ptx"]
+        name = re.search(r"\.target (\w+)", ptx).group(1)
+        folder = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
+        tool = os.path.join(folder, "ptxas-blackwell" if int(arch) >= 100 else "ptxas")
+        with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+            file.write(ptx)
+            file.flush()
+            command = [tool, "-v", f"--gpu-name={name}", file.name, "-o", os.devnull]
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        report["registers"] = int(re.search(r"Used (\d+) registers", said).group(1))
+        report["spilled"] = int(re.search(r"(\d+) bytes spill stores", said).group(1))
+        report["wgmma"] = "wgmma.mma_async" in ptx
+        report["pipelined"] = "cp.async" in ptx
+    return report
+
+
+def main() -> None:
+    """All of the launch table on sm_90, 16-bit head size 128 elsewhere."""
+    for arch in sys.argv[1:]:
+        others(arch)
+        for (d, size), (block, warps, stages) in a.LAUNCH.items():
+            if arch != "90" and (d, size) != (128, 2):
+                continue
+            group = 4
+            tile = {"GROUP": group, "TILE": a.FOLDED_ROWS // group, "FOLDED": a.FOLDED_ROWS}
+            tile |= {"D": d, "BLOCK_S": block, "STAGES": stages}
+            dtype = "bf16" if size == 2 else "fp32"
+            options = {"num_warps": warps, "num_stages": stages}
+            jobs = [(a._partial_kernel, tile, options), (a._whole_kernel, tile, options)]
+            jobs.append((a._combine_kernel, {"D": d, "UNROLL": a.COMBINE_UNROLL}, {"num_warps": 1}))
+            for kernel, constants, how in jobs:
+                print(json.dumps(compiled(kernel, dtype, constants, arch, **how)), flush=True)
+
+
+def others(arch: str) -> None:
+    print(json.dumps(compiled(_commit_kernel, "bf16", {"D": 128, "BLOCK_D": 128}, arch, num_warps=1)))
+    print(json.dumps(compiled(_verify_kernel, "bf16", {"BLOCK": 64}, arch, num_warps=1)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""The attention kernels: right against an fp64 softmax under `visible`, and a row's bits its own."""
+
+import pytest
+import test_attention as twin
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from interpreter import DEVICE
+from strategies import KINDS, hard, mixed_passes
+
+from orthrus_kernels import Rows, attention, commit
+from orthrus_kernels import attention_triton as module
+from orthrus_kernels.attention_triton import attention_triton, tile_rows, workspace_size
+from orthrus_kernels.packed import pack
+
+HEADS, GROUPS, DIM = twin.HEADS, twin.GROUPS, twin.DIM
+# Of the largest output: fp32 in blocks of sums; otherwise rounded probabilities and a rounded output.
+LIMIT = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+SCALE = 0.25
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap_combine():
+    """The interpreter pays for every unrolled step; how many are in flight changes no bit (below)."""
+    before, module.COMBINE_UNROLL = module.COMBINE_UNROLL, 1
+    yield
+    module.COMBINE_UNROLL = before
+
+
+def run(q, k, v, k_cache, v_cache, rows, **settings):
+    """The kernel on the device it is tested on, its output on the CPU."""
+    args = (t.to(DEVICE) for t in (q, k, v, k_cache, v_cache))
+    return attention_triton(*args, rows, SCALE, **settings).cpu()
+
+
+@pytest.mark.parametrize("dtype", LIMIT, ids=str)
+@settings(max_examples=6)
+@given(rows=mixed_passes(max_start=300), seed=st.integers(0, 99), form=st.sampled_from(["partial", "whole"]))
+def test_against_dense_fp64_and_the_twin(dtype, rows, seed, form):
+    args = twin.inputs(rows, dtype, seed=seed)
+    want = twin.dense(rows, *args, SCALE)
+    got = run(*args, rows, form=form)
+    for other in (want, attention(*args, rows, SCALE).double()):
+        assert ((got.double() - other).abs().max() / want.abs().max()).item() < LIMIT[dtype]
+
+
+@settings(max_examples=8)
+@given(rows=mixed_passes(max_start=300), dtype=st.sampled_from(list(LIMIT)[::2]), kind=st.sampled_from(KINDS))
+def test_both_forms_give_the_same_bits(rows, dtype, kind):
+    args = twin.inputs(rows, dtype, kind)
+    assert torch.equal(run(*args, rows, form="partial"), run(*args, rows, form="whole"))
+
+
+@settings(max_examples=6)
+@given(st.data())
+def test_several_sequences_in_one_pass(data):
+    """Beside rows of another sequence, in a batch slot of its own, a row has the bits it has alone."""
+    alone = [data.draw(mixed_passes(sequence=s, max_start=270)) for s in range(2)]
+    rows = Rows.batch(alone)
+    args = twin.inputs(rows, torch.bfloat16, room=64)
+    got = run(*args, rows)
+    for s, single in enumerate(alone):
+        mine = [i for i in range(len(rows)) if rows.sequences[i] == s]
+        assert torch.equal(got[mine], run(*(a[mine] for a in args[:3]), *args[3:], single))
+
+
+@settings(max_examples=12)
+@given(
+    rows=mixed_passes(max_start=270),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    kind=st.sampled_from(KINDS),
+    data=st.data(),
+)
+def test_tree_node_equals_decoding_its_path_alone(rows, dtype, kind, data):
+    """Commit a node's ancestors and run it as the only row: the bits it has inside the pass."""
+    q, k, v, k_cache, v_cache = twin.inputs(rows, dtype, kind)
+    node = data.draw(st.integers(0, rows.n_ar - 1))
+    inside = run(q, k, v, k_cache, v_cache, rows)[node]
+    above, start = rows.ancestors(node), rows.contexts[0]
+    k_cache, v_cache = k_cache[None].clone(), v_cache[None].clone()
+    commit(k_cache, v_cache, k[None], v[None], above, start)
+    alone = Rows.chain([1], start + len(above))
+    assert torch.equal(run(q[[node]], k[[node]], v[[node]], k_cache[0], v_cache[0], alone)[0], inside)
+
+
+@settings(max_examples=8)
+@given(rows=mixed_passes(max_start=270), kind=st.sampled_from(KINDS), data=st.data())
+def test_block_equals_drafting_it_alone(rows, kind, data):
+    """Commit the strict ancestors of a block's anchor and run the block alone: the bits of the mixed pass."""
+    if rows.n_ar == len(rows):
+        return
+    q, k, v, k_cache, v_cache = twin.inputs(rows, torch.bfloat16, kind)
+    block = data.draw(st.integers(0, rows.blocks[-1]))
+    mine = [i for i, b in enumerate(rows.blocks) if b == block]
+    inside = run(q, k, v, k_cache, v_cache, rows)[mine]
+    above, start = rows.ancestors(mine[0]), rows.contexts[0]
+    k_cache, v_cache = k_cache[None].clone(), v_cache[None].clone()
+    commit(k_cache, v_cache, k[None], v[None], above, start)
+    alone = Rows.block(1, len(mine), start + len(above), 96)
+    assert torch.equal(run(q[mine], k[mine], v[mine], k_cache[0], v_cache[0], alone), inside)
+
+
+def row_after_split(q, k, v, row, cached, extra=3, form="auto"):
+    """Output of `row` when positions below `cached` are committed and a chain from there is in flight."""
+    total = len(q)
+    k_cache, v_cache = (k.new_full((1, k.shape[1], total, k.shape[2]), float("nan")) for _ in "kv")
+    k_cache[0, :, :cached], v_cache[0, :, :cached] = k[:cached].transpose(0, 1), v[:cached].transpose(0, 1)
+    flight = slice(cached, min(row + 1 + extra, total))
+    chain = Rows.chain([1] * len(q[flight]), cached)
+    return run(q[flight], k[flight], v[flight], k_cache, v_cache, chain, form=form)[row - cached]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("context", [0, 1, 127, 128, 255, 256, 257])
+def test_row_bits_do_not_depend_on_the_split(context, kind):
+    """A row alone on its context, or with 1, 9, 40 of those keys still in flight."""
+    dtype, total = torch.bfloat16, context + 40
+    q = hard(kind, total, HEADS, DIM, seed=7).to(dtype)
+    k, v = (hard(kind, total, GROUPS, DIM, seed=s).to(dtype) for s in (8, 9))
+    for row in (context, context + 35):
+        alone = row_after_split(q, k, v, row, row, extra=0)
+        for cached in {max(row - 1, 0), max(row - 9, 0), max(row - 40, 0)}:
+            assert torch.equal(row_after_split(q, k, v, row, cached), alone), (row, cached)
+
+
+@pytest.mark.parametrize("row", [2047, 2048, 8191, 8192])
+def test_row_bits_across_the_wider_cuts(row):
+    """Where segments grow wider, one key head: alone, and with 5 keys in flight in both forms."""
+    q = hard("normal", row + 1, 2, DIM, seed=1)
+    k, v = (hard("normal", row + 1, 1, DIM, seed=s) for s in (2, 3))
+    alone = row_after_split(q, k, v, row, row)
+    for form in ("partial", "whole"):
+        assert torch.equal(row_after_split(q, k, v, row, row - 5, form=form), alone)
+
+
+@pytest.mark.parametrize("heads, groups", [(5, 1), (8, 8), (16, 2)])
+def test_other_head_groupings_and_split_qkv(heads, groups):
+    """A group that does not divide the tile, none, 8 to one; q, k, v as views of one projection."""
+    rows = Rows.tree_with_blocks([1] * 9, [-1, 0, 0, 1, 1, 3, 2, 5, 7], 130, [2, 5], 4, 96)
+    qkv = hard("normal", len(rows), heads + 2 * groups, DIM).bfloat16()
+    q, k, v = qkv.split([heads, groups, groups], 1)
+    k_cache, v_cache = (hard("normal", 1, groups, 140, DIM, seed=s).bfloat16() for s in (1, 2))
+    got, want = run(q, k, v, k_cache, v_cache, rows), attention(q, k, v, k_cache, v_cache, rows, SCALE)
+    assert ((got - want).abs().max() / want.abs().max()).item() < LIMIT[torch.bfloat16]
+    for node in (0, 8):
+        above = rows.ancestors(node)
+        caches = k_cache[None].clone(), v_cache[None].clone()
+        commit(*caches, k[None], v[None], above, 130)
+        alone = Rows.chain([1], 130 + len(above))
+        part = run(q[[node]], k[[node]], v[[node]], caches[0][0], caches[1][0], alone)[0]
+        assert torch.equal(part, got[node])
+
+
+def test_packed_rows_workspace_and_padded_items():
+    """A captured pass: tables made once, memory given, unused items marked -1."""
+    rows = Rows.tree([1] * 5, [-1, 0, 0, 1, 3], 300)
+    args = [t.to(DEVICE) for t in twin.inputs(rows)]
+    packed = pack(rows, tile_rows(HEADS, GROUPS), DEVICE)
+    want = attention_triton(*args, rows, SCALE)
+    items = torch.cat([packed.items, packed.items.new_full((3, 2), -1)])
+    padded = type(packed)(**{**packed.__dict__, "items": items})
+    space = torch.full((workspace_size(packed, HEADS, DIM),), float("nan"), device=DEVICE)
+    out = torch.empty_like(args[0])
+    got = attention_triton(*args, padded, SCALE, out=out, workspace=space)
+    assert got is out and torch.equal(got, want)
+
+
+def test_whole_form_is_chosen_for_a_prompt_only():
+    chain, tree = Rows.chain([1] * 512, 0), Rows.tree([1] * 64, [-1, *range(63)], 100)
+    assert module._fills(pack(chain, tile_rows(32, 8)), 8)
+    assert not module._fills(pack(tree, tile_rows(32, 8)), 8)
+
+
+def test_partials_in_flight_do_not_touch_the_bits(monkeypatch):
+    rows = Rows.tree([1] * 4, [-1, 0, 0, 2], 600)
+    args = twin.inputs(rows, torch.bfloat16, "heavy")
+    want = run(*args, rows, form="partial")
+    monkeypatch.setattr(module, "COMBINE_UNROLL", 8)
+    assert torch.equal(run(*args, rows, form="partial"), want)
+
+
+def test_what_does_not_fit_is_refused():
+    rows = Rows.chain([1, 2], 3)
+    q, k, v, k_cache, v_cache = (t.to(DEVICE) for t in twin.inputs(rows))
+    with pytest.raises(AssertionError):
+        attention_triton(q, k, v, k_cache, v_cache, pack(rows, 3), SCALE)
+    with pytest.raises(AssertionError):
+        attention_triton(q, k, v, k_cache, v_cache, rows, -1.0)
+    with pytest.raises(AssertionError):
+        attention_triton(q, k.bfloat16(), v, k_cache, v_cache, rows, SCALE)

@@ -1,0 +1,138 @@
+"""The linear kernel: right against fp64, and the same bits for a row in every form, tile and company."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from inputs import DTYPES, examples, given_rows
+from limits import assert_close
+from strategies import KINDS, hard
+
+from orthrus_kernels import tables
+from orthrus_kernels.linear import Workspace, linear_triton
+from orthrus_kernels.tables import LinearEntry, LinearTile
+
+# K = 200 in segments of 3, 3 and 1 blocks, the last block ragged; few rows split, many one after another.
+TILES = (
+    LinearTile(4, 16, 64, True, 4, 3),
+    LinearTile(40, 32, 128, True, 4, 3),
+    LinearTile(None, 64, 64, False, 4, 3),
+)
+ENTRY = LinearEntry(32, 3, TILES)
+N, K = 70, 200
+
+
+def weights(dtype, device):
+    return tuple(hard("normal", N, K, seed=s).to(device, dtype) for s in (1, 2))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [3, 37, 70])
+def test_against_fp64(rows, kind, dtype, device):
+    x, (w, w2) = given_rows(kind, rows, K, dtype=dtype, device=device), weights(dtype, device)
+    assert_close(linear_triton(x, w, entry=ENTRY), x.double() @ w.double().T)
+    mixed = torch.cat([x[:2].double() @ w.double().T, x[2:].double() @ w2.double().T])
+    got = linear_triton(x, w, w2, 2, torch.float32, entry=ENTRY)
+    assert_close(got, mixed)
+
+
+@pytest.mark.parametrize("n,k", [(1, 1), (33, 17), (129, 704), (64, 1100)])
+def test_odd_sizes_with_the_table(n, k, device):
+    x, w = hard("normal", 5, k).to(device), hard("normal", n, k, seed=1).to(device)
+    assert_close(linear_triton(x, w), x.double() @ w.double().T)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@examples(12)
+@given(rows=st.integers(2, 70), index=st.integers(0, 69), kind=st.sampled_from(KINDS), seed=st.integers(0, 9))
+def test_a_row_has_the_same_bits_anywhere(dtype, device, rows, index, kind, seed):
+    """Alone in the split form, and among rows of any form, of either view."""
+    index %= rows
+    x, (w, w2) = given_rows(kind, rows, K, dtype=dtype, device=device, seed=seed), weights(dtype, device)
+    one = x[index : index + 1]
+    alone, alone2 = linear_triton(one, w, entry=ENTRY)[0], linear_triton(one, w2, entry=ENTRY)[0]
+    assert torch.equal(linear_triton(x, w, entry=ENTRY)[index], alone)
+    assert torch.equal(linear_triton(x, w, w2, index, entry=ENTRY)[index], alone2)
+    assert torch.equal(linear_triton(x, w, w2, index + 1, entry=ENTRY)[index], alone)
+
+
+def entries():
+    """The committed entries, and the defaults of every number of segments."""
+    committed = [pytest.param(e, dtype, id=f"{n}x{k}-{dtype}-{device}")
+                 for (n, k, dtype, device), e in tables.linear_entries().items()]  # fmt: skip
+    shapes = [(16384, 4096), (6144, 4096), (4096, 4096), (512, 4096)]
+    return committed + [
+        pytest.param(tables.default_entry(n, k, dtype), dtype, id=f"default-{n}x{k}-{dtype}")
+        for n, k in shapes
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+
+
+def test_the_defaults_have_every_number_of_segments():
+    assert {entry.values[0].segments for entry in entries()} >= {1, 2, 4, 8}
+
+
+@pytest.mark.parametrize("entry,dtype", entries())
+def test_every_tile_of_an_entry_gives_the_same_bits(entry, dtype, device):
+    """On a small weight: a row's bits depend on the reduction class, which the sizes here keep."""
+    k = entry.block_k * entry.segments + 24
+    x, w = hard("heavy", 130, k).to(device, dtype), hard("normal", 70, k, seed=1).to(device, dtype)
+    alone = linear_triton(x[:1], w, entry=entry)
+    for tile in entry.tiles:
+        for rows in {1, min(tile.rows or 130, 130)}:
+            one_tile = replace(entry, tiles=(replace(tile, rows=None),))
+            assert torch.equal(linear_triton(x[:rows], w, entry=one_tile)[:1], alone), (tile, rows)
+            assert torch.equal(linear_triton(x[:rows], w, entry=entry)[:1], alone), (tile, rows)
+
+
+def test_the_number_of_segments_is_part_of_the_class(device):
+    """Another cut of K gives other bits: the equalities above can fail."""
+    x, (w, _) = hard("heavy", 8, K).to(device), weights(torch.float32, device)
+    other = replace(ENTRY, segments=2)
+    assert not torch.equal(linear_triton(x, w, entry=ENTRY), linear_triton(x, w, entry=other))
+
+
+@pytest.mark.parametrize("rows", [3, 37, 70])
+def test_reads_and_writes_nothing_else(rows, device):
+    """Operands are slices of NaN buffers; neighbours of the output stay NaN, counters return to zero."""
+    nan = float("nan")
+    x, w, w2, y = (torch.full((n + 7, k + 9), nan, device=device)[3 : n + 3, 5 : k + 5]
+                   for n, k in ((rows, K), (N, K), (N, K), (rows, N)))  # fmt: skip
+    x.copy_(hard("normal", rows, K))
+    w.copy_(hard("normal", N, K, seed=1))
+    w2.copy_(hard("normal", N, K, seed=2))
+    space = Workspace.new(device, 1 << 16, 64)
+    space.partials.fill_(nan)
+    n_ar = rows // 2
+    assert linear_triton(x, w, w2, n_ar, out=y, entry=ENTRY, space=space) is y
+    exact = torch.cat([x[:n_ar].double() @ w.double().T, x[n_ar:].double() @ w2.double().T])
+    assert_close(y, exact)
+    whole = y._base
+    assert whole.isnan().sum() == whole.numel() - y.numel()
+    assert not space.counters.any()
+
+
+def test_a_full_workspace_changes_no_bits(device):
+    x, (w, _) = hard("heavy", 4, K).to(device), weights(torch.float32, device)
+    small = Workspace.new(device, 16, 1)
+    assert torch.equal(linear_triton(x, w, entry=ENTRY, space=small), linear_triton(x, w, entry=ENTRY))
+
+
+def test_no_rows_and_one_view(device):
+    x, (w, w2) = hard("normal", 3, K).to(device), weights(torch.float32, device)
+    assert linear_triton(x[:0], w).shape == (0, N)
+    assert torch.equal(linear_triton(x, w, w2, 3, entry=ENTRY), linear_triton(x, w, entry=ENTRY))
+    assert torch.equal(linear_triton(x, w, w2, 0, entry=ENTRY), linear_triton(x, w2, entry=ENTRY))
+
+
+def test_refuses_what_does_not_fit(device):
+    x, (w, _) = hard("normal", 3, K).to(device), weights(torch.float32, device)
+    with pytest.raises(ValueError, match="do not fit together"):
+        linear_triton(x[:, 1:], w)
+    with pytest.raises(AssertionError):
+        linear_triton(x, w.bfloat16())
+    with pytest.raises(AssertionError):
+        linear_triton(x, w.T.contiguous().T)
