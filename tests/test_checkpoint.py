@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_config, small_model
 from hypothesis import given
 from hypothesis import strategies as st
 from raw_safetensors import header, write_index, write_sparse
 from safetensors.torch import save_file
+from small import small_config, small_model
 
 from qwen3_model import InputError, Qwen3, Qwen3Config, checkpoint
 from qwen3_model.checkpoint import load_into, tensor_names

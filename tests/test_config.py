@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from conftest import small_config
 from hypothesis import given
 from hypothesis import strategies as st
+from small import small_config
 
 from qwen3_model import InputError, Qwen3Config
 from qwen3_model.config import YarnScaling, read_json_object

@@ -4,10 +4,10 @@ and counts honestly.
 
 import pytest
 import torch
-from conftest import small_config, small_model
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted import ScriptedModel
+from small import small_config, small_model
 
 from qwen3_model import InputError
 

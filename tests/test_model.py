@@ -4,9 +4,9 @@ bits however rows are batched.
 
 import pytest
 import torch
-from conftest import small_config, small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import small_config, small_model
 from strategies import mixed_passes
 
 from orthrus_kernels import Rows, inverse_frequencies

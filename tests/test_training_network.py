@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import small_config, small_model
+from small import small_config, small_model
 
 from orthrus_kernels import Rows
 from qwen3_model import InputError, Qwen3

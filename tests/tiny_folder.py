@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import torch
-from conftest import small_model
 from safetensors.torch import load_file, save_file
+from small import small_model
 
 from qwen3_model.training.tokenizer import SPECIAL, save_tokenizer, train_tokenizer
 
