@@ -2,12 +2,12 @@
 
 One 8B layer (32 query heads, 8 key heads, head 128, bf16). Times are medians of CUDA graph replays over as
 many layers as overflow the L2 cache several times, divided by the layers. SDPA runs without a mask over the
-context's keys, which favours it. Run: `python bench/gpu_attention.py [seconds for bits]`; JSON last."""
+context's keys, which favours it. The last line of the output is JSON."""
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
 import random
 import statistics
 import sys
@@ -360,11 +360,20 @@ def variants() -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="example: python bench/gpu_attention.py --json attention.json",
+    )
+    parser.add_argument("--bits-seconds", type=float, default=25, help="time for the comparison of bits")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("bench/gpu_attention.py needs a GPU, and there is none here")
     start = time.time()
     device = torch.cuda.get_device_name()
     print(device, "torch", torch.__version__, "triton", triton.__version__, flush=True)
     RESULTS["machine"] = [device, torch.__version__, triton.__version__]
-    attempt("bits", lambda: bits(float(sys.argv[1]) if len(sys.argv) > 1 else 25))
+    attempt("bits", lambda: bits(args.bits_seconds))
     bandwidth = attempt("bandwidth", read_bandwidth) or 3000.0
     RESULTS["read GB/s"] = bandwidth
     print("read", bandwidth, "GB/s", f"{time.time() - start:.0f} s", flush=True)
@@ -376,8 +385,8 @@ def main() -> None:
     for line in RESULTS.get("times", []):
         print("  ".join(f"{key} {value}" for key, value in line.items()))
     print(f"{time.time() - start:.0f} s", flush=True)
-    if os.environ.get("OUT"):
-        Path(os.environ["OUT"], "gpu_attention.json").write_text(json.dumps(RESULTS, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(RESULTS, indent=1))
     print(json.dumps(RESULTS))
 
 

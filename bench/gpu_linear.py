@@ -1,6 +1,6 @@
 """The linear kernel on a GPU: first its bits, then its time beside cuBLAS in the same run.
 
-    PYTHONPATH=src python bench/gpu_linear.py        # under 150 s on an H100; table last, JSON to $OUT
+    PYTHONPATH=src python bench/gpu_linear.py        # under 150 s on an H100; table last, JSON to --json
     PYTHONPATH=src python bench/gpu_linear.py --table gpu_linear.json      # anywhere: rows for linear.json
 
 1. Read bandwidth: a plain Triton kernel that reads 4 GB once. All shares are of this figure.
@@ -473,7 +473,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=135, help="start no new measurement after this long")
     parser.add_argument("--workers", type=int, default=min(12, os.cpu_count() or 1), help="compile processes")
     parser.add_argument("--sizes", nargs="+", default=["8B", "1.7B", "4B"], choices=list(SIZES))
-    parser.add_argument("--json", default=str(Path(os.environ.get("OUT", ".")) / "gpu_linear.json"))
+    parser.add_argument("--json", default="gpu_linear.json", help="write all figures to this file")
     parser.add_argument("--table", help="print rows for tables/linear.json from this run's JSON, and stop")
     parser.add_argument("--worker", nargs=2, type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()

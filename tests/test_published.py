@@ -8,9 +8,10 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from raw_safetensors import write_index, write_sparse
 
-from qwen3_model import Qwen3, Qwen3Config
+from qwen3_model import InputError, Qwen3, Qwen3Config
 from qwen3_model.checkpoint import load_into, tensor_names
 
 PUBLISHED = json.loads((Path(__file__).parent / "fixtures" / "published.json").read_text())
@@ -48,7 +49,10 @@ def test_names_and_shapes_are_the_models(model):
 def test_headers_load_from_a_single_file(model, tmp_path):
     stored = {name: (model["dtype"], shape) for name, shape in shapes(model).items()}
     write_sparse(tmp_path / "model.safetensors", stored)
-    load_into(tmp_path, on_meta(model).destinations())
+    load_into(tmp_path, on_meta(model).destinations())  # raises for the slightest difference:
+    wrong = on_meta(model).destinations() | {"model.norm.weight": torch.empty(7, device="meta")}
+    with pytest.raises(InputError, match="model.norm.weight"):
+        load_into(tmp_path, wrong)
 
 
 @every_model
