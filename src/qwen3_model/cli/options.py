@@ -107,7 +107,11 @@ def load_model(args: argparse.Namespace) -> Qwen3:
     from ..model import Qwen3
 
     model = Qwen3.from_pretrained(
-        args.model or checkpoint.EMBEDDED, args.device, args.dtype, args.backend, args.revision
+        checkpoint.EMBEDDED if args.model is None else args.model,
+        args.device,
+        args.dtype,
+        args.backend,
+        args.revision,
     )
     small = model.device.type == "cpu" and model.config.hidden_size <= ONE_THREAD_HIDDEN
     if small and "OMP_NUM_THREADS" not in os.environ:
