@@ -142,8 +142,16 @@ def losses(monkeypatch):
     return found
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own handler: a process started in the background ignores the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("training", ["pretrain", "distill"])
-def test_a_resumed_run_gives_the_same_weights(training, tmp_path, monkeypatch):
+def test_a_resumed_run_gives_the_same_weights(training, tmp_path, monkeypatch, ctrl_c):
     """Ctrl-C in step 4 of 9: the step is done whole, its state saved, and the rest goes as it would have."""
     plan, tokens = dataclasses.replace(PLAN, steps=9), learnable_text()
 
