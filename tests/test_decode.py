@@ -174,6 +174,7 @@ BAD = [
     ([1], {"min_p": 2.0}, "min_p"),
     ([1], {"repetition_penalty": 0.0}, "repetition_penalty"),
     ([1], {"seed": -1}, "seed"),
+    ([1], {"seed": 1.5}, "seed"),
     ([1], {"temperature": 1e-40}, "temperature"),
     ([1], {"temperature": None}, "temperature|not supported"),
     ([1], {"repetition_penalty": 1e-300}, "repetition_penalty"),

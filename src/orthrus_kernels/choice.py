@@ -48,7 +48,7 @@ class Sampling:
             ("min_p", 0 <= self.min_p <= 1, "in [0, 1]; 0 turns it off"),
             ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100,
              "in [0.01, 100]; 1 turns it off"),
-            ("seed", 0 <= self.seed < 2**64, "a whole number in [0, 2^64)"),
+            ("seed", isinstance(self.seed, int) and 0 <= self.seed < 2**64, "a whole number in [0, 2^64)"),
         ):  # fmt: skip
             if not ok:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {wanted}")

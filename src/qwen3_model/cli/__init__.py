@@ -3,7 +3,8 @@
 A verb's module has `add(subparsers)`, which calls `options.new_verb`, and `run(args) -> exit code`. Modules
 are imported for `orthrus --help` already, so what needs torch is imported inside the functions that use it.
 
-Exit codes: 0 done, 1 a check failed, 2 bad input (one line on stderr, nothing on stdout), 130 Ctrl-C."""
+Exit codes: 0 done, 1 a check failed, 2 bad input (one line on stderr, and nothing on stdout
+unless text was streamed before it showed), 130 Ctrl-C."""
 
 from __future__ import annotations
 

@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
     from .. import checkpoint
     from ..config import Qwen3Config
 
-    if not 0 < args.bandwidth < float("inf"):
-        raise InputError(f"--bandwidth is {args.bandwidth}; a number of GB/s above 0 was expected")
+    if not 1e-3 <= args.bandwidth < float("inf"):
+        raise InputError(f"--bandwidth is {args.bandwidth}; a number of GB/s from 0.001 on was expected")
     folder = checkpoint.resolve(args.model or checkpoint.EMBEDDED, args.revision)
     on_disk = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     names = checkpoint.tensor_names(folder) if on_disk else ()
