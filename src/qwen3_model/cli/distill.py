@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from . import options
 from .training_options import (
@@ -39,6 +40,14 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         help="the loss at offset j weighs D^(j-1); 1 is the paper's (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
+        "--own-text", type=float, default=0.0, metavar="SHARE",
+        help="share of the training text that is the base's own greedy continuations (default: %(default)g)",
+    )  # fmt: skip
+    group.add_argument(
+        "--start", type=Path, metavar="FOLDER",
+        help="an Orthrus folder whose diffusion weights to start from (default: the base's AR weights)",
+    )  # fmt: skip
+    group.add_argument(
         "--mask-token-id", type=int, metavar="ID",
         help="(default: the tokenizer's <|mask|>, else the first row of the embedding behind its tokens)",
     )  # fmt: skip
@@ -60,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     with state_of(args) as state:
         recipe.run_distill(
             base, args.out, seconds_of(args), corpus_bytes_of(args), args.seed, plan=plan, blocks=blocks,
-            text=args.text, mask_token_id=args.mask_token_id, name=args.base, state=state,
-            resume=args.resume, overwrite=args.overwrite,
+            text=args.text, mask_token_id=args.mask_token_id, name=args.base, start=args.start,
+            own_text=args.own_text, state=state, resume=args.resume, overwrite=args.overwrite,
         )  # fmt: skip
     return 0

@@ -16,19 +16,23 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     add_out_options(parser)
     add_corpus_options(parser, own_text=False)
-    for name, what in (("pretrain", "AR"), ("distill", "diffusion")):
+    for name, what, seconds in (
+        ("pretrain", "of the AR view", 600.0),
+        ("unrepeat", "of the AR view against loops in its text", 100.0),
+        ("distill", "of the diffusion view", 600.0),
+    ):
         parser.add_argument(
-            f"--{name}-seconds", type=float, default=600.0, metavar="S",
-            help=f"training time of the {what} view; the defaults are meant for a GPU (default: %(default)g)",
+            f"--{name}-seconds", type=float, default=seconds, metavar="S",
+            help=f"training time {what}; the defaults are meant for a GPU (default: %(default)g)",
         )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train both views and write OUT."""
+    """Train and write OUT."""
     from ..training import recipe
 
     recipe.run_tiny(
-        args.out, args.pretrain_seconds, args.distill_seconds, corpus_bytes_of(args), args.seed,
-        overwrite=args.overwrite,
+        args.out, args.pretrain_seconds, args.unrepeat_seconds, args.distill_seconds, corpus_bytes_of(args),
+        args.seed, overwrite=args.overwrite,
     )  # fmt: skip
     return 0

@@ -37,7 +37,9 @@ def add_corpus_options(parser: argparse.ArgumentParser, own_text: bool = True) -
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
 
 
-def add_plan_options(parser: argparse.ArgumentParser, batch: int, length: int, lr: str) -> None:
+def add_plan_options(
+    parser: argparse.ArgumentParser, batch: int, length: int, lr: str, resumable: bool = True
+) -> None:
     """How long and in what portions to train, and how to go on after an interruption."""
     parser.add_argument("--steps", type=int, metavar="N", help="steps at most")
     parser.add_argument(
@@ -47,6 +49,8 @@ def add_plan_options(parser: argparse.ArgumentParser, batch: int, length: int, l
     parser.add_argument("--batch", type=int, default=batch, help="rows a step (default: %(default)s)")
     parser.add_argument("--length", type=int, default=length, help="tokens of a row (default: %(default)s)")
     parser.add_argument("--lr", type=float, help=f"peak learning rate (default: {lr})")
+    if not resumable:
+        return
     parser.add_argument(
         "--resume",
         action="store_true",

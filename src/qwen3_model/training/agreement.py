@@ -6,7 +6,6 @@ simulated on the table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from .network import Network, diffusion_blocks
 from .pretrain import autocast
+from .rollout import distinct_share, lengths, rollout
 
 LOGITS_AT_ONCE = 2**27  # entries of the logits of the blocks that run together
 
@@ -33,14 +33,14 @@ def estimate(network: Network, prompts: Tensor, new_tokens: int = 256) -> Estima
     cycle's root. A text ends with its first end token or after `new_tokens`, as in decoding.
     """
     size, start = network.config.block_size, prompts.shape[1] - 1
+    text = rollout(network, prompts, new_tokens + size)
     with autocast(prompts.device):
-        text = _rollout(network, prompts, new_tokens + size)
         proposals = _proposals(network, text, start, new_tokens)
     agrees = torch.stack(
         [proposals[:, i] == text[:, start + i + 1 : start + i + size] for i in range(new_tokens)], dim=1
     )  # [B, anchors, K - 1]
     new = text[:, start + 1 :]
-    ends = _lengths(new, network.config.eos_token_ids)
+    ends = lengths(new, network.config.eos_token_ids)
     runs = agrees.int().cumprod(-1).sum(-1).tolist()
     cycles = tokens = 0
     for row, end in zip(runs, ends.clamp(max=new_tokens).tolist(), strict=True):
@@ -51,31 +51,8 @@ def estimate(network: Network, prompts: Tensor, new_tokens: int = 256) -> Estima
     place = torch.arange(new_tokens, device=text.device)[:, None] + torch.arange(size - 1, device=text.device)
     known = (place < ends[:, None, None]).float()
     by_offset = (agrees * known).sum((0, 1)) / known.sum((0, 1)).clamp(min=1)
-    distinct = [_distinct(row[: min(end, new_tokens)]) for row, end in zip(new.tolist(), ends, strict=True)]
-    shares = [share for share in distinct if share is not None]
-    return Estimate(tokens / cycles, by_offset.tolist(), sum(shares) / len(shares) if shares else 1.0)
-
-
-def _lengths(text: Tensor, end_tokens: Sequence[int]) -> Tensor:
-    """Tokens up to the first end token of each row, that one included, [B]; all of them if there is none."""
-    ended = torch.isin(text, torch.tensor(list(end_tokens), device=text.device, dtype=text.dtype))
-    return (ended.int().cumsum(1) == 0).sum(1).add(1).clamp(max=text.shape[1])
-
-
-def _distinct(row: list[int], gram: int = 8) -> float | None:
-    """Share of different runs of `gram` tokens; None for a row that has none."""
-    grams = [tuple(row[i : i + gram]) for i in range(len(row) - gram + 1)]
-    return len(set(grams)) / len(grams) if grams else None
-
-
-def _rollout(network: Network, prompts: Tensor, count: int) -> Tensor:
-    """Greedy text after each prompt, [B, P + count]."""
-    text, step, past = prompts, prompts, None
-    for _ in range(count):
-        states, past = network.ar(step, past)
-        step = network.head(states[:, -1:]).argmax(-1)
-        text = torch.cat([text, step], 1)
-    return text
+    distinct = distinct_share(new[:, :new_tokens], ends.clamp(max=new_tokens))
+    return Estimate(tokens / cycles, by_offset.tolist(), distinct)
 
 
 def _proposals(network: Network, text: Tensor, start: int, count: int) -> Tensor:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..config import BLOCK_SIZES
+from ..config import BLOCK_SIZES, Qwen3Config
 from ..errors import InputError
+from .folder import load_network
 from .loop import Plan, Rows, train
 from .network import Network, diffusion_blocks
 from .pretrain import autocast, compiled
@@ -54,6 +55,23 @@ def start_from_ar(network: Network) -> None:
         for name, weight in named.items():
             if "_diff" in name:
                 weight.copy_(named[name.replace("_diff", "")])
+
+
+def start_from(network: Network, folder: Path) -> None:
+    """Take the diffusion weights of an Orthrus folder, of whatever AR weights. Raises InputError when it has
+    another shape.
+    """
+    config = Qwen3Config.from_folder(folder)
+    if not config.has_diffusion_view:
+        raise InputError(f"{folder} has no diffusion weights to start from: name an Orthrus folder")
+    other, named = load_network(folder, config).state_dict(), dict(network.named_parameters())
+    for name, weight in named.items():
+        if "_diff" in name and (name not in other or other[name].shape != weight.shape):
+            raise InputError(f"{folder}: {name} does not fit the base: start from an Orthrus of its shape")
+    with torch.no_grad():
+        for name, weight in named.items():
+            if "_diff" in name:
+                weight.copy_(other[name])
 
 
 def kl_chunk(network: Network, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,19 @@ def save_pretrained(
     replace_folder(out, fill)
 
 
+def save_retrained(base: Path, out: Path, network: Network, facts: Mapping[str, object]) -> None:
+    """A plain Qwen3 folder like `base` with other weights, in bf16, and another `training.json`."""
+
+    def fill(folder: Path) -> None:
+        tensors = {name: w.detach().cpu().bfloat16().contiguous() for name, w in network.state_dict().items()}
+        checkpoint.save(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        _copy_others(base, folder)
+        _write_configs(folder, network.config, generation=not (folder / "generation_config.json").exists())
+        _write_json(folder / "training.json", facts)
+
+    replace_folder(out, fill)
+
+
 def save_distilled(
     base: Path,
     out: Path,
@@ -72,10 +85,7 @@ def save_distilled(
 
     def fill(folder: Path) -> None:
         _write_shards(folder, base, network, shard_bytes)
-        for file in base.iterdir():
-            copied = file.suffix in COPIED and file.name not in NOT_COPIED
-            if file.is_file() and (copied or file.name.upper().startswith(LICENCES)):
-                shutil.copyfile(file, folder / file.name)
+        _copy_others(base, folder)
         _write_configs(folder, network.config, generation=not (folder / "generation_config.json").exists())
         _write_json(folder / "training.json", facts)
         (folder / "README.md").write_text(card)
@@ -172,6 +182,14 @@ def _name_shards(folder: Path, shards: list[list[str]], total: int) -> None:
         places |= dict.fromkeys(names, file)
     index: dict[str, Any] = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
     _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _copy_others(base: Path, folder: Path) -> None:
+    """Copy what belongs to a base beside its weights and config."""
+    for file in base.iterdir():
+        copied = file.suffix in COPIED and file.name not in NOT_COPIED
+        if file.is_file() and (copied or file.name.upper().startswith(LICENCES)):
+            shutil.copyfile(file, folder / file.name)
 
 
 def _write_configs(folder: Path, config: Qwen3Config, generation: bool = True) -> None:

@@ -34,13 +34,15 @@ from .base import (
     text_prompts,
 )
 from .corpus import HELD_OUT_SHARE, Source, own_texts, sources
-from .distill import Blocks, distill, start_from_ar
-from .folder import check_out, load_network, save_distilled, save_pretrained
+from .distill import Blocks, distill, start_from, start_from_ar
+from .folder import check_out, load_network, save_distilled, save_pretrained, save_retrained
 from .held_out import held_out_prompts
 from .loop import Plan, Rows
 from .network import Network
 from .pretrain import held_out_loss, pretrain
+from .rollout import distinct_share, lengths, rollout, with_own_text
 from .tokenizer import train_tokenizer
+from .unlikelihood import Continuations, unrepeat
 
 TINY = Qwen3Config(
     vocab_size=2048, hidden_size=256, intermediate_size=704, num_hidden_layers=8, num_attention_heads=4,
@@ -50,6 +52,9 @@ TINY = Qwen3Config(
 BLOCK_SIZE = 32
 PRETRAIN = Plan(steps=20_000, batch=96, length=1024, lr=5e-3, weight_decay=0.05)
 DISTILL = Plan(steps=20_000, batch=48, length=1024, lr=3e-3)
+UNREPEAT = Plan(steps=5_000, batch=48, length=1024, lr=1e-3, weight_decay=0.05)
+CONTINUATIONS = Continuations()
+OWN_TEXT = 0.25
 BLOCKS = Blocks(count=32, size=BLOCK_SIZE, offset_decay=0.9)
 CORPUS_BYTES = 200_000_000
 TOKENIZER_BYTES = 15_000_000
@@ -154,6 +159,8 @@ def run_distill(
     text: Sequence[Path] = (),
     mask_token_id: int | None = None,
     name: str | None = None,
+    start: Path | None = None,
+    own_text: float = 0.0,
     state: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -163,7 +170,8 @@ def run_distill(
 
     seconds: None trains all steps of the plan. text: the user's files and folders instead of the corpus.
     mask_token_id: by default the tokenizer's own, else the first row of the embedding behind its tokens.
-    name: what the card calls the base."""
+    name: what the card calls the base. start: an Orthrus folder whose diffusion weights to start from, in
+    place of the base's AR weights. own_text: the share of the base's own greedy continuations in the text."""
     began = time.perf_counter()
     plan = dataclasses.replace(plan, seconds=seconds, seed=seed)
     check_out(out, overwrite, base)
@@ -179,9 +187,15 @@ def run_distill(
     check_ids(corpus.training, config.vocab_size)
     tokens = torch.from_numpy(corpus.training)
     Rows(tokens, plan.length, seed)  # refuses a text that is too short before the weights are loaded
-    network = load_network(base, config).to(device)
-    start_from_ar(network)
-    steps, spent = distill(network, tokens.to(device), plan, blocks, state, resume)
+    network = load_network(base, config)
+    if start is None:
+        start_from_ar(network)
+    else:
+        start_from(network, start)
+    network.to(device)
+    tokens = with_own_text(network, tokens.to(device), own_text, document_end(tokenizer, config), seed)
+    say(began, f"{(len(tokens) - len(corpus.training)) / 1e6:.1f}M tokens of the base's own text")
+    steps, spent = distill(network, tokens, plan, blocks, state, resume)
     say(began, f"distilled {steps} steps in {spent:.0f} s")
     prompts = dev_prompts(base, tokenizer)
     prompts = text_prompts(corpus.held_out) if prompts is None else prompts
@@ -189,6 +203,7 @@ def run_distill(
     if found:
         say(began, _estimate_words(found))
     facts = _distill_facts(base, corpus, plan, blocks, steps, spent, found)
+    facts["distill"] |= {"own_text": own_text} | ({} if start is None else {"started_from": start.name})
     tiny = "pretrain" in facts and (base / HELD_OUT).exists() and not own and found is not None
     words = card.write(facts) if tiny else card.write_short(facts, name or base.resolve().name)
     save_distilled(base, out, network, facts, words)
@@ -196,31 +211,87 @@ def run_distill(
     return found
 
 
+def run_unrepeat(
+    base: Path,
+    out: Path,
+    seconds: float | None,
+    corpus_bytes: int = CORPUS_BYTES,
+    seed: int = 0,
+    *,
+    plan: Plan = UNREPEAT,
+    own: Continuations = CONTINUATIONS,
+    text: Sequence[Path] = (),
+    overwrite: bool = False,
+) -> None:
+    """Train the folder `base`, a plain dense Qwen3, against repeating itself; writes one like it. Raises
+    InputError.
+
+    seconds: None trains all steps of the plan. text: the user's files and folders instead of the corpus."""
+    began = time.perf_counter()
+    plan = dataclasses.replace(plan, seconds=seconds, seed=seed)
+    check_out(out, overwrite, base)
+    config, tokenizer = base_config(base), load_tokenizer(base)
+    plan.check(config.context_length)
+    own.check(config.context_length)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    end = document_end(tokenizer, config)
+    corpus = read_corpus(corpus_files(corpus_bytes, text), tokenizer, bool(text), end)
+    say(began, f"{len(corpus.training) / 1e6:.1f}M training tokens")
+    check_ids(corpus.training, config.vocab_size)
+    network = load_network(base, config).to(device)
+    tokens = torch.from_numpy(corpus.training).to(device)
+    steps, spent, share = unrepeat(network, tokens, plan, own)
+    say(
+        began,
+        f"trained {steps} steps in {spent:.0f} s; distinct 8-grams of the last continuations {share:.3f}",
+    )
+    figures: dict[str, object] = {"steps": steps, "seconds": round(spent), "share_reached": round(share, 3)}
+    if Rows.count_in(len(corpus.held_out), plan.length) > 0:
+        held_out = torch.from_numpy(corpus.held_out).to(device)
+        figures["held_out_loss"] = round(held_out_loss(network, held_out, plan.length), 4)
+        say(began, f"held-out loss {figures['held_out_loss']} nats a token")
+    prompts = dev_prompts(base, tokenizer)
+    if prompts is not None:
+        new = rollout(network, prompts.to(device), ESTIMATED_TOKENS)[:, prompts.shape[1] :]
+        found = distinct_share(new, lengths(new, config.eos_token_ids))
+        figures["distinct_8grams_dev"] = round(found, 3)
+        say(began, f"dev prompts: distinct 8-grams {found:.3f}")
+    path = base / "training.json"
+    facts = read_json_object(path) if path.exists() else {}
+    said = dataclasses.asdict(plan) | dataclasses.asdict(own) | figures
+    save_retrained(base, out, network, facts | machine() | {"unrepeat": said})
+    say(began, f"wrote {out}")
+
+
 def run_tiny(
     out: Path,
     pretrain_seconds: float,
+    unrepeat_seconds: float,
     distill_seconds: float,
     corpus_bytes: int = CORPUS_BYTES,
     seed: int = 0,
     *,
     config: Qwen3Config = TINY,
-    plans: tuple[Plan, Plan] = (PRETRAIN, DISTILL),
+    plans: tuple[Plan, Plan, Plan] = (PRETRAIN, UNREPEAT, DISTILL),
+    own: Continuations = CONTINUATIONS,
     blocks: Blocks = BLOCKS,
     overwrite: bool = False,
 ) -> None:
-    """The whole recipe of the embedded checkpoint: both trainings, held-out prompts, model card. Raises
-    InputError.
+    """The whole recipe of the embedded checkpoint: the trainings of both views, held-out prompts, model card.
+    Raises InputError.
     """
     check_out(out, overwrite)
-    limits = pretrain_seconds, distill_seconds
+    limits = pretrain_seconds, unrepeat_seconds, distill_seconds
     for plan, seconds in zip(plans, limits, strict=True):
         dataclasses.replace(plan, seconds=seconds, seed=seed).check(config.context_length)
     with tempfile.TemporaryDirectory(prefix="orthrus-") as folder:
-        base = Path(folder) / "base"
-        run_pretrain(base, limits[0], corpus_bytes, seed, plan=plans[0], config=config)
+        first, base = Path(folder) / "first", Path(folder) / "base"
+        run_pretrain(first, limits[0], corpus_bytes, seed, plan=plans[0], config=config)
+        run_unrepeat(first, base, limits[1], corpus_bytes, seed, plan=plans[1], own=own)
         run_distill(
-            base, out, limits[1], corpus_bytes, seed, plan=plans[1], blocks=blocks, overwrite=overwrite
-        )
+            base, out, limits[2], corpus_bytes, seed, plan=plans[2], blocks=blocks, own_text=OWN_TEXT,
+            overwrite=overwrite,
+        )  # fmt: skip
 
 
 def machine() -> dict[str, str]:

@@ -1,0 +1,51 @@
+"""orthrus unrepeat: train a dense Qwen3 against repeating itself."""
+
+from __future__ import annotations
+
+import argparse
+
+from . import options
+from .training_options import (
+    add_corpus_options,
+    add_out_options,
+    add_plan_options,
+    corpus_bytes_of,
+    plan_of,
+    seconds_of,
+)
+
+
+def add(subparsers: argparse._SubParsersAction) -> None:
+    """Add the verb to the command line."""
+    parser = options.new_verb(
+        subparsers, "unrepeat", "train a small Qwen3 against loops in its greedy text (unlikelihood)",
+        "orthrus unrepeat runs/base runs/base-2 --seconds 90 --distinct 0.45", run,
+    )  # fmt: skip
+    parser.add_argument("base", metavar="BASE", help="checkpoint folder or hub id of a dense Qwen3")
+    add_out_options(parser)
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
+    add_corpus_options(parser)
+    add_plan_options(parser, batch=48, length=1024, lr="1e-3", resumable=False)
+    parser.add_argument(
+        "--distinct", type=float, default=0.45, metavar="SHARE",
+        help="share of different runs of 8 tokens in greedy text that is enough (default: %(default)s)",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train and write OUT."""
+    import dataclasses
+
+    from .. import checkpoint
+    from ..training import recipe
+    from ..training.folder import check_out
+
+    check_out(args.out, args.overwrite)  # before a base is downloaded
+    base = checkpoint.resolve(args.base, args.revision)
+    plan = plan_of(args, recipe.UNREPEAT, recipe.UNREPEAT.lr)
+    own = dataclasses.replace(recipe.CONTINUATIONS, distinct=args.distinct)
+    recipe.run_unrepeat(
+        base, args.out, seconds_of(args), corpus_bytes_of(args), args.seed, plan=plan, own=own,
+        text=args.text, overwrite=args.overwrite,
+    )  # fmt: skip
+    return 0

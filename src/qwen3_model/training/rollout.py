@@ -1,0 +1,82 @@
+"""Greedy text of the training network, and how much of it repeats itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .loop import Rows
+from .network import Network
+from .pretrain import autocast
+
+GRAM = 8  # tokens of the runs that are compared
+OWN_PROMPT, OWN_TOKENS = 128, 256  # of a piece of text and its continuation
+
+
+@torch.no_grad()
+def rollout(network: Network, prompts: Tensor, count: int) -> Tensor:
+    """Greedy text behind prompts [B, P] of equal length, on the network's device: [B, P + count]."""
+    text, step, past = prompts, prompts, None
+    with autocast(prompts.device):
+        for _ in range(count):
+            states, past = network.ar(step, past)
+            step = network.head(states[:, -1:]).argmax(-1)
+            text = torch.cat([text, step], 1)
+    return text
+
+
+def lengths(text: Tensor, end_tokens: Sequence[int]) -> Tensor:
+    """Tokens up to the first end token of each row of text [B, T], that one included: [B]; T where there is
+    none.
+    """
+    ended = torch.isin(text, torch.tensor(list(end_tokens), device=text.device, dtype=text.dtype))
+    return (ended.int().cumsum(1) == 0).sum(1).add(1).clamp(max=text.shape[1])
+
+
+def repeats(text: Tensor, gram: int = GRAM) -> Tensor:
+    """Whether the run of `gram` tokens that ends at a token has been there before in its row: text [B, T] ->
+    [B, T] bool.
+    """
+    runs = text.unfold(1, gram, 1)
+    same = torch.ones(len(text), runs.shape[1], runs.shape[1], dtype=torch.bool, device=text.device)
+    for i in range(gram):
+        same &= runs[:, :, None, i] == runs[:, None, :, i]
+    found = torch.zeros(text.shape, dtype=torch.bool, device=text.device)
+    found[:, gram - 1 :] = same.tril(-1).any(-1)
+    return found
+
+
+def distinct_share(text: Tensor, ends: Tensor, gram: int = GRAM) -> float:
+    """Share of different runs of `gram` tokens among all runs in the first ends[b] tokens of each row, mean
+    over the rows that have one; 1 if none has.
+    """
+    place = torch.arange(text.shape[1], device=text.device)
+    old = (repeats(text, gram) & (place < ends[:, None])).sum(1)
+    runs = ends - gram + 1
+    shares = (1 - old / runs)[runs > 0]
+    return shares.mean().item() if len(shares) else 1.0
+
+
+def with_own_text(
+    network: Network, tokens: Tensor, share: float, end: int | None, seed: int, pieces: int = 8192
+) -> Tensor:
+    """A long text, and behind it greedy continuations of pieces of it, repeated until they are `share` of the
+    whole: what decoding will meet. Raises InputError for a share outside [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"the share of the base's own text is {share}; at least 0, below 1 was expected")
+    if share == 0:
+        return tokens
+    rows = Rows(tokens, OWN_PROMPT, seed)
+    pieces = min(pieces, rows.count)
+    at_once = min(1024, pieces)
+    own = torch.cat(
+        [rollout(network, rows.batch(i, at_once)[:, :-1], OWN_TOKENS) for i in range(pieces // at_once)]
+    )
+    if end is not None:
+        own = torch.cat([own, own.new_full((len(own), 1), end)], 1)
+    own = own.flatten().to(tokens.dtype)
+    return torch.cat([tokens, *[own] * max(round(share / (1 - share) * len(tokens) / len(own)), 1)])
