@@ -19,6 +19,7 @@ from qwen3_model.training.base import load_tokenizer, pick_mask
 from qwen3_model.training.corpus import Source, licence_of, own_texts, sources
 from qwen3_model.training.held_out import PROMPT_TOKENS, SPAN, held_out_prompts, span_hashes
 from qwen3_model.training.tokenizer import MASK, train_tokenizer
+from qwen3_model.training.unlikelihood import Continuations
 
 
 @pytest.mark.parametrize(
@@ -220,7 +221,10 @@ def test_the_whole_recipe_on_the_common_corpus(tmp_path, monkeypatch):
     files = [source(tmp_path / f"{i}.py", functions(i), f"pkg{i % 9} 1") for i in range(250)]
     monkeypatch.setattr(corpus, "_candidates", lambda: iter(files))
     plan = dataclasses.replace(PLAN, steps=3)
-    recipe.run_tiny(tmp_path / "out", 60, 60, config=CONFIG, plans=(plan, plan), blocks=BLOCKS)
+    own = Continuations(count=4, prompt=32, tokens=32, steps=2)
+    recipe.run_tiny(
+        tmp_path / "out", 60, 60, 60, config=CONFIG, plans=(plan, plan, plan), own=own, blocks=BLOCKS
+    )
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| pkg1 1 | MIT |" in card and "3 steps of 4 x 64 tokens" in card and "tokens a cycle" in card
     prompts = [json.loads(line) for line in (tmp_path / "out" / "held_out.jsonl").read_text().splitlines()]

@@ -203,7 +203,7 @@ def run_distill(
     if found:
         say(began, _estimate_words(found))
     facts = _distill_facts(base, corpus, plan, blocks, steps, spent, found)
-    facts["distill"] |= {"own_text": own_text} | ({} if start is None else {"started_from": start.name})
+    facts["distill"] |= {"own_text": own_text} | ({} if start is None else {"started_from": _started(start)})
     tiny = "pretrain" in facts and (base / HELD_OUT).exists() and not own and found is not None
     words = card.write(facts) if tiny else card.write_short(facts, name or base.resolve().name)
     save_distilled(base, out, network, facts, words)
@@ -348,6 +348,12 @@ def _distill_facts(
             "agreement_dev": [round(x, 3) for x in found.by_offset],
         }
     return facts | machine() | {"distill": dataclasses.asdict(plan) | dataclasses.asdict(blocks) | figures}
+
+
+def _started(start: Path) -> object:
+    """The facts of the earlier distillation, or where its weights came from."""
+    path = start / "training.json"
+    return (read_json_object(path) if path.exists() else {}).get("distill", start.name)
 
 
 def _corpus_facts(corpus: Corpus) -> dict[str, object]:

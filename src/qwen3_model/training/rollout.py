@@ -13,7 +13,8 @@ from .network import Network
 from .pretrain import autocast
 
 GRAM = 8  # tokens of the runs that are compared
-OWN_PROMPT, OWN_TOKENS = 128, 256  # of a piece of text and its continuation
+OWN_PROMPT, OWN_TOKENS = 128, 256  # tokens of a piece of text and of its continuation
+OWN_REPEATED = 8  # rollouts are slow: each is trained on as often
 
 
 @torch.no_grad()
@@ -60,23 +61,20 @@ def distinct_share(text: Tensor, ends: Tensor, gram: int = GRAM) -> float:
     return shares.mean().item() if len(shares) else 1.0
 
 
-def with_own_text(
-    network: Network, tokens: Tensor, share: float, end: int | None, seed: int, pieces: int = 8192
-) -> Tensor:
-    """A long text, and behind it greedy continuations of pieces of it, repeated until they are `share` of the
-    whole: what decoding will meet. Raises InputError for a share outside [0, 1).
+def with_own_text(network: Network, tokens: Tensor, share: float, end: int | None, seed: int) -> Tensor:
+    """A long text, and behind it greedy continuations of pieces of it, each `OWN_REPEATED` times, so that
+    they are `share` of the whole: what decoding will meet. Raises InputError for a share outside [0, 1).
     """
     if not 0 <= share < 1:
         raise InputError(f"the share of the base's own text is {share}; at least 0, below 1 was expected")
     if share == 0:
         return tokens
     rows = Rows(tokens, OWN_PROMPT, seed)
-    pieces = min(pieces, rows.count)
-    at_once = min(1024, pieces)
-    own = torch.cat(
-        [rollout(network, rows.batch(i, at_once)[:, :-1], OWN_TOKENS) for i in range(pieces // at_once)]
-    )
+    wanted = share / (1 - share) * len(tokens) / OWN_REPEATED
+    pieces = min(max(round(wanted / (OWN_PROMPT + OWN_TOKENS)), 1), rows.count)
+    at_once = min(pieces, 1024)
+    batches = [rows.batch(i, at_once)[:, :-1] for i in range(-(-pieces // at_once))]
+    own = torch.cat([rollout(network, batch, OWN_TOKENS) for batch in batches])
     if end is not None:
         own = torch.cat([own, own.new_full((len(own), 1), end)], 1)
-    own = own.flatten().to(tokens.dtype)
-    return torch.cat([tokens, *[own] * max(round(share / (1 - share) * len(tokens) / len(own)), 1)])
+    return torch.cat([tokens, *[own.flatten().to(tokens.dtype)] * OWN_REPEATED])
