@@ -121,7 +121,7 @@ def attention(
     q, k, v = (pool.take(t, heads, d) for heads in (h, g, g))
     size = g * (context + t) * d
     copies = pool.copies(2 * size)
-    caches = [tuple(pool.take(1, g, context + t, d) for _ in "kv") for _ in range(copies)]
+    caches = [(pool.take(1, g, context + t, d), pool.take(1, g, context + t, d)) for _ in range(copies)]
     for k_cache, v_cache in caches:
         k_cache[0, :, context:], v_cache[0, :, context:] = k.transpose(0, 1), v.transpose(0, 1)
     rows = pack(Rows.chain([0] * t, context), tile_rows(h, g), pool.device)
@@ -133,13 +133,15 @@ def attention(
         return KERNELS.attention(q, k, v, *caches[i], rows, d**-0.5, out=out)[-1]
 
     def sdpa(backend: SDPBackend, i: int) -> Tensor:
+        k, v = caches[i]
         with sdpa_kernel(backend):
-            got = F.scaled_dot_product_attention(plain, *caches[i], scale=d**-0.5, enable_gqa=h > g)
+            got = F.scaled_dot_product_attention(plain, k, v, scale=d**-0.5, enable_gqa=h > g)
         return got[0, :, -1]
 
     def sdpa_folded(backend: SDPBackend, i: int) -> Tensor:
+        k, v = caches[i]
         with sdpa_kernel(backend):
-            got = F.scaled_dot_product_attention(folded, *caches[i], scale=d**-0.5)
+            got = F.scaled_dot_product_attention(folded, k, v, scale=d**-0.5)
         return got.view(g, t, h // g, d)[:, -1].reshape(h, d)
 
     calls: dict[str, Call | NotRun] = {OURS: ours}
@@ -150,7 +152,7 @@ def attention(
     return copies, calls
 
 
-def flex(q: Tensor, caches: list[tuple[Tensor, ...]], context: int) -> Call:
+def flex(q: Tensor, caches: list[tuple[Tensor, Tensor]], context: int) -> Call:
     """Compiled FlexAttention of q [1, H, T, D] with the chain's causal mask. Compiles on its first call, for
     seconds."""
     compiled: list[Callable[..., Tensor]] = []
@@ -277,7 +279,8 @@ def commit(layers: int, g: int, d: int, t: int, pool: Pool) -> tuple[int, dict[s
     returns the slots it wrote."""
     start, copies = 37, pool.copies(2 * layers * g * d * (2 * t + 64))
     k_rows, v_rows = ([pool.take(layers, t, g, d) for _ in range(copies)] for _ in "kv")
-    caches = [[pool.take(layers, 1, g, t + 64, d) for _ in "kv"] for _ in range(copies)]
+    shape = layers, 1, g, t + 64, d
+    caches = [(pool.take(*shape), pool.take(*shape)) for _ in range(copies)]
     accepted = torch.arange(t, dtype=torch.int32, device=pool.device)
     at = torch.tensor([start], dtype=torch.int32, device=pool.device)
 

@@ -77,11 +77,11 @@ class Pool:
 
 @triton.jit
 def _read_kernel(x, y, n, BLOCK: tl.constexpr):
-    """Sum of x, int32, by programs that stride through it."""
+    """Exclusive or of x, int32, by programs that stride through it."""
     total = tl.zeros((BLOCK,), tl.int32)
     for i in range(tl.program_id(0), n // BLOCK, tl.num_programs(0)):
-        total += tl.load(x + i.to(tl.int64) * BLOCK + tl.arange(0, BLOCK))
-    tl.store(y + tl.program_id(0), tl.sum(total, axis=0))
+        total ^= tl.load(x + tl.cast(i, tl.int64) * BLOCK + tl.arange(0, BLOCK))
+    tl.store(y + tl.program_id(0), tl.xor_sum(total, axis=0))
 
 
 class Meter:
@@ -90,7 +90,7 @@ class Meter:
     def __init__(self, pool: Pool, seconds: float = 0.03) -> None:
         self.pool, self.seconds = pool, seconds
         self.sm = torch.cuda.get_device_properties(pool.device).multi_processor_count
-        self.sums = torch.empty(16 * self.sm, dtype=torch.int32, device=pool.device)
+        self.read = torch.empty(16 * self.sm, dtype=torch.int32, device=pool.device)
         l2 = torch.cuda.get_device_properties(pool.device).L2_cache_size
         self.flushed = torch.randint(2**31 - 1, (max(l2, 1 << 26),), dtype=torch.int32, device=pool.device)
 
@@ -99,7 +99,7 @@ class Meter:
         self._read(self.flushed, 8, 4096, 4)
 
     def _read(self, x: Tensor, programs: int, block: int, warps: int) -> None:
-        _read_kernel[(programs * self.sm,)](x=x, y=self.sums, n=x.numel(), BLOCK=block, num_warps=warps)
+        _read_kernel[(programs * self.sm,)](x=x, y=self.read, n=x.numel(), BLOCK=block, num_warps=warps)
 
     def time(self, call: Call, copies: int) -> Timing:
         """Time call(0), ..., call(copies - 1). Raises what the call raises."""

@@ -1,7 +1,10 @@
 """The benches without a GPU: options, what they say, figures put together from fake timings, and that the
 calls of a case do the same work."""
 
+import functools
 import json
+import math
+import operator
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from interpreter import DEVICE
 from bench import cases as all_cases
 from bench import command, kernels, report
 from bench.cases import OPS, OURS, Case
-from bench.measure import Pool, Timing
+from bench.measure import Pool, Timing, _read_kernel
 from bench.models import MODELS, Shape
 
 gpu_free = pytest.mark.skipif(DEVICE != "cpu", reason="what is said where there is no GPU")
@@ -83,6 +86,14 @@ def test_a_pool_hands_out_pieces_that_do_not_overlap():
         pool.take(1000)
     pool.reset()
     assert pool.take(15).data_ptr() == a.data_ptr()
+
+
+def test_the_roof_reads_everything():
+    """Each number once: the exclusive or of all of them, by several programs."""
+    x = torch.randint(2**31 - 1, (4096 * 5,), dtype=torch.int32, generator=torch.Generator().manual_seed(1))
+    y = torch.empty(3, dtype=torch.int32, device=DEVICE)
+    _read_kernel[(3,)](x=x.to(DEVICE), y=y, n=x.numel(), BLOCK=4096)
+    assert functools.reduce(operator.xor, y.tolist()) == functools.reduce(operator.xor, x.tolist())
 
 
 def test_timing_is_median_and_spread():
@@ -193,14 +204,9 @@ def test_k_counts_1024():
     assert command.positive("40k") == 40960 and command.positive("7") == 7
 
 
-def _share(word, index, of):
-    if word == "stop":
-        raise ValueError("stopped")
-    return [f"{word} {of}"]
-
-
-@pytest.mark.parametrize("word, said", [("hello", ["hello 2"]), ("stop", None)])
-def test_work_in_processes(word, said):
-    got = command.in_processes(_share, (word,), 2, 60)
-    assert got == said if said else "stopped" in got[0]
-    assert command.in_processes(_share, (word,), 1, 60) == []
+@pytest.mark.parametrize("work, said", [(divmod, [0, 1]), (math.sqrt, None)])
+def test_work_in_processes(work, said):
+    """Worker i of 2 is called with (i, 2), and what both return is joined; one that raises leaves a line."""
+    got = command.in_processes(work, (), 2, 60)
+    assert got == said if said else len(got) == 1 and "TypeError" in got[0]
+    assert command.in_processes(work, (), 1, 60) == []
