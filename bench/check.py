@@ -80,7 +80,7 @@ def run_tests(processes: int, limit: float) -> list[Outcome]:
             sys.executable,
             "-m",
             "pytest",
-            *test_files(),
+            *map(str, test_files()),
             f"--junitxml={xml}",
             "-p",
             "no:cacheprovider",

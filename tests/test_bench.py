@@ -210,3 +210,42 @@ def test_work_in_processes(work, said):
     got = command.in_processes(work, (), 2, 60)
     assert got == said if said else len(got) == 1 and "TypeError" in got[0]
     assert command.in_processes(work, (), 1, 60) == []
+
+
+class FakeMeter:
+    """A meter of a GPU that is not there: runs each call once, says one microsecond a copy."""
+
+    def __init__(self, pool, seconds):
+        self.pool = pool
+
+    def read_roof(self):
+        return 3000.0
+
+    def matmul_roof(self):
+        return 700.0
+
+    def time(self, call, copies):
+        call(copies - 1)
+        return Timing(copies, copies, copies)
+
+
+def test_a_whole_run(monkeypatch, tmp_path, capsys):
+    """`main` as on a GPU, toy shapes in the interpreter: all cases timed, files written, exit code 0."""
+    monkeypatch.setitem(MODELS, "toy", TOY)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(kernels.launch_tables, "device_key", lambda device: "sm_90")
+    monkeypatch.setattr(kernels, "machine", lambda said: {"gpu": "fake", "triton": "3", "date": "d"})
+    monkeypatch.setattr(kernels, "in_processes", lambda *arguments: ["a worker's line"])
+    monkeypatch.setattr(kernels, "Pool", lambda device, size: Pool(torch.device(DEVICE), 1 << 17))
+    monkeypatch.setattr(kernels, "Meter", FakeMeter)
+    out, picture = tmp_path / "k.json", tmp_path / "k.png"
+    options = ["--models", "toy", "--rows", "3", "--contexts", "70", "--json", str(out)]
+    assert kernels.main(options) == 0
+    said = capsys.readouterr().out
+    assert "a worker's line" in said and "read roof 3000 GB/s" in said and "left out" not in said
+    got = json.loads(out.read_text())
+    assert [c["op"] for c in got["cases"]] == ["linear"] * 5 + list(OPS[1:])
+    assert all(OURS in c["us"] for c in got["cases"]) and got["left_out"] == 0
+    pytest.importorskip("matplotlib")
+    assert kernels.main([*options[:-2], "--ops", "swiglu", "linear", "--plot", str(picture)]) == 0
+    assert picture.stat().st_size > 1000

@@ -9,6 +9,8 @@ from interpreter import DEVICE
 from strategies import hard
 
 from bench import tune
+from bench.measure import Pool, Timing
+from bench.models import Shape
 from orthrus_kernels import tables
 from orthrus_kernels.tables import LinearEntry, LinearTile
 
@@ -113,3 +115,42 @@ def test_tuning_needs_a_gpu(capsys, tmp_path):
     said = capsys.readouterr().err
     assert end.value.code == 2 and said.count("\n") == 1 and "there is none here" in said
     assert not list(tmp_path.iterdir())
+
+
+class FakeMeter:
+    """Says that each later candidate is faster, and runs nothing."""
+
+    def __init__(self, pool, seconds):
+        self.pool, self.now = pool, 1e6
+
+    def time(self, call, copies):
+        self.now /= 1.1
+        return Timing(self.now, self.now, self.now)
+
+
+def test_a_whole_run(monkeypatch, tmp_path, capsys):
+    """`main` as on a GPU with two toy weights' shapes: the table has their entries, every class kept."""
+    toy = Shape(layers=1, E=64, H=2, F=40, G=1, D=16, V=90)
+    monkeypatch.setitem(tune.MODELS, "toy", toy)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tables, "device_key", lambda device: DEVICE_KEY)
+    monkeypatch.setattr(tune, "machine", lambda said: {"gpu": "fake", "triton": "3", "date": "d"})
+    monkeypatch.setattr(tune, "in_processes", lambda *arguments: [])
+    monkeypatch.setattr(tune, "hard_rows", lambda *shape, device: torch.zeros(shape))
+    monkeypatch.setattr(tune, "differing", lambda x, w, entry, tiles: {tiles[-1]: "DIFFERENT BITS in 1"})
+    monkeypatch.setattr(tune, "Pool", lambda device, size: Pool(torch.device("cpu"), 1 << 18))
+    monkeypatch.setattr(tune, "Meter", FakeMeter)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, device=None, **how: empty(*shape, **how))
+    out, figures = tmp_path / "t.json", tmp_path / "f.json"
+    options = ["--models", "toy", "--out", str(out), "--json", str(figures)]
+    assert tune.main(options) == 1, "a candidate differed: the exit code says so"
+    assert "gave other bits" in capsys.readouterr().out
+    before = json.loads(tune.TABLE.read_text())
+    rows = json.loads(out.read_text())
+    assert rows[: len(before)] == before and len(rows) == len(before) + 5
+    for row in rows[len(before) :]:
+        entry = tables.default_entry(row["n"], row["k"], torch.bfloat16)
+        assert (row["block_k"], row["segments"]) == (entry.block_k, entry.segments)
+        assert row["measured"] == "fake, triton 3, d: bench.tune" and len(row["tiles"]) == len(tune.BUCKETS)
+    assert json.loads(figures.read_text())["times"][0]["tile"]["block_t"] == 16
