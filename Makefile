@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint fmt tiny-checkpoint clean
+.PHONY: help demo test test-slow lint fmt bench tune gpu-check tiny-checkpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -27,6 +27,15 @@ lint: $(VENV)/lint ## check style and types
 fmt: $(VENV)/lint ## mend style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(VENV)/bench ## every kernel beside its peers on this GPU, 5 minutes; BENCH="--quick": one
+	$(BIN)/python -m bench.kernels $(BENCH)
+
+tune: $(VENV)/bench ## make the linears' launch table anew on this GPU; options in TUNE="..."
+	$(BIN)/python -m bench.tune $(TUNE)
+
+gpu-check: $(VENV)/test ## the kernel tests compiled on this GPU, then compute-sanitizer
+	$(BIN)/python -m bench.check
 
 tiny-checkpoint: $(VENV)/core ## train the embedded checkpoint anew into runs/tiny (a GPU, 20 minutes)
 	$(BIN)/orthrus tiny-checkpoint runs/tiny
@@ -52,4 +61,8 @@ $(VENV)/test: $(VENV)/core
 
 $(VENV)/lint: $(VENV)/core
 	@$(PIP) install -c constraints.txt -e '.[lint]'
+	@touch $@
+
+$(VENV)/bench: $(VENV)/core
+	@$(PIP) install -c constraints.txt -e '.[bench]'
 	@touch $@

@@ -1,7 +1,8 @@
 """Kernels on a machine without a GPU: Triton's interpreter, made to tell the truth.
 
-Import before anything that imports triton. With CUDA it does nothing, and the same tests run compiled.
-Without, it sets TRITON_INTERPRET=1 and repairs two things (triton 3.6 and 3.7):
+Import before anything that imports triton. With CUDA it does nothing, and the same tests run compiled;
+ORTHRUS_TEST_DEVICE=cuda or cpu says which (`make gpu-check` says cuda). On a CPU it sets TRITON_INTERPRET=1
+and repairs two things (triton 3.6 and 3.7):
 
 - bf16: the interpreter keeps bf16 as uint16 and does arithmetic on the bit patterns; conversions truncate.
   Here bf16 operands are widened to fp32, exactly, and results rounded to nearest even, as a GPU does.
@@ -10,7 +11,7 @@ Without, it sets TRITON_INTERPRET=1 and repairs two things (triton 3.6 and 3.7):
   depends on neither rows nor tiles, so a bitwise row test shows wrong indices, masks and segment orders.
 
 What it cannot show: races (programs run one after another), resource limits, and the order of sums inside
-compiled reductions and dots. Those are the GPU's to prove (`bench/gpu_linear.py`)."""
+compiled reductions and dots. Those are the GPU's to prove (`make gpu-check`)."""
 
 from __future__ import annotations
 
@@ -19,10 +20,14 @@ import os
 import numpy as np
 import torch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = os.environ.get("ORTHRUS_TEST_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+if DEVICE not in ("cpu", "cuda") or (DEVICE == "cuda" and not torch.cuda.is_available()):
+    raise RuntimeError(f"ORTHRUS_TEST_DEVICE is {DEVICE!r}: cpu, or cuda where torch sees a GPU")
 
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
+else:
+    os.environ.pop("TRITON_INTERPRET", None)
 
 
 def widen(bits: np.ndarray) -> np.ndarray:

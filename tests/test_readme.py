@@ -34,3 +34,17 @@ def test_there_is_something_to_check():
     targets = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`?make ([a-z-]+)", README):
         assert f"\n{target}:" in targets, target
+
+
+def test_the_tests_that_the_guides_name_exist():
+    """docs/kernels.md: `test_file.py::test_name`, or `::test_name` of the file named before."""
+    guide = (ROOT / "docs/kernels.md").read_text()
+    sources = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    names = re.findall(r"`(test_\w+\.py)?::(test_\w+)`", guide)
+    file = ""
+    for named, test in names:
+        file = named or file
+        assert f"def {test}(" in sources[file], (file, test)
+    assert len(names) > 10
+    for path in re.findall(r"`((?:src|tests|bench|docs)/[\w./]+\w)`", guide):
+        assert (ROOT / path).exists(), path

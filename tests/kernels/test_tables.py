@@ -1,11 +1,16 @@
 """The launch tables: every key has an entry, whose tiles cover every number of rows."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from interpreter import DEVICE
+from strategies import hard
 
 from orthrus_kernels import tables
+from orthrus_kernels.linear import linear_triton
 
 
 @given(n=st.integers(1, 200_000), k=st.integers(1, 30_000), rows=st.integers(1, 5000))
@@ -44,3 +49,38 @@ def test_defaults_fit_the_device_and_keep_their_class():
                 stage = (tile.block_n + tile.block_t) * got.block_k * dtype.itemsize
                 assert tile.stages * stage <= kib * 1024, (device, tile)
     assert got == plain, "an H100 takes the default as it is"
+
+
+def classes():
+    """The reduction classes of the committed entries, each with every tile that an entry of it has. On a GPU
+    its own entries: another's tiles may not fit it.
+    """
+    found = {}
+    for (_, _, dtype, key), entry in tables.linear_entries().items():
+        if DEVICE == "cuda" and key != tables.device_key(torch.device(DEVICE)):
+            continue
+        found.setdefault((dtype, entry.block_k, entry.segments), {}).update(dict.fromkeys(entry.tiles))
+    return [pytest.param(*key, list(tiles), id=f"k{key[1]}-s{key[2]}") for key, tiles in found.items()]
+
+
+@pytest.mark.parametrize("dtype,block_k,segments,tiles", classes())
+def test_every_row_count_gives_a_row_the_same_bits(dtype, block_k, segments, tiles, device):
+    """Each tile of a class at the row counts where its launch changes, against every row alone.
+
+    On a small weight: beside the class, N only says which rows of the weight a tile holds."""
+    rows, k = 40, block_k * segments + 24
+    x, w = hard("heavy", rows, k).to(device, dtype), hard("normal", 40, k, seed=1).to(device, dtype)
+    entry = tables.LinearEntry(block_k, segments, (replace(tiles[0], rows=None),))
+    alone = torch.cat([linear_triton(x[i : i + 1], w, entry=entry) for i in range(rows)])
+    launches = {"warps": 4, "stages": 1} if device.type == "cpu" else {}  # the interpreter knows neither
+    for tile in dict.fromkeys(replace(tile, rows=None, **launches) for tile in tiles):
+        one = replace(entry, tiles=(tile,))
+        for count in {min(count, rows) for count in (1, tile.block_t, tile.block_t + 1, rows)}:
+            assert torch.equal(linear_triton(x[:count], w, entry=one), alone[:count]), (tile, count)
+
+
+def test_another_class_gives_other_bits(device):
+    """The test above can fail: segments are part of what the bits depend on."""
+    x, w = hard("heavy", 8, 280).to(device), hard("normal", 40, 280, seed=1).to(device)
+    one, two = (tables.LinearEntry(64, s, (tables.LinearTile(None, 16, 64, True, 4, 3),)) for s in (1, 2))
+    assert not torch.equal(linear_triton(x, w, entry=one), linear_triton(x, w, entry=two))

@@ -1,0 +1,324 @@
+"""What is measured: for every kernel, its shapes, the bytes that must move, and its peers on the same inputs.
+
+To add an operation: a function (shape, rows, ...) -> Build that takes inputs from the pool and returns calls
+by name, OURS first, then a line in `cases`. All calls of a case return the same numbers within rounding
+(tensors of one shape, or tuples of them): the bench compares them before it measures, and so does
+tests/test_bench.py, with toy shapes in the interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from orthrus_kernels import Rows, backend_ops, pack, rope, tables
+from orthrus_kernels.attention_triton import tile_rows
+from orthrus_kernels.commit_triton import commit_triton
+from orthrus_kernels.verify_triton import verify_triton
+
+from .measure import Call, Pool
+from .models import MODELS, Shape
+
+OURS = "ours"
+OPS = ("linear", "attention", "rms_norm", "add_rms_norm", "qk_norm_rope", "swiglu", "embedding", "commit",
+       "verify")  # fmt: skip
+EPS = 1e-6
+KERNELS = backend_ops("triton")
+
+# A peer that is not run, and why.
+NotRun = str
+Build = Callable[[Pool], "tuple[int, dict[str, Call | NotRun]]"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of a table. build(pool): (copies of the inputs, calls by name, ours first)."""
+
+    op: str
+    model: str
+    name: str  # the weight of a linear, else ""
+    rows: int
+    context: int | None
+    bytes: int  # read and written at least once
+    flops: int
+    build: Build = field(repr=False)
+    kernel: tuple = ()  # cases with equal ones launch the same compiled kernels
+
+
+def cases(
+    ops: Sequence[str], models: Sequence[str], rows: Sequence[int], contexts: Sequence[int], device: str
+) -> Iterator[Case]:
+    """Every case asked for, in the order of OPS; models of one shape share a case, which names them both.
+    device: the launch tables' key, such as "sm_90"."""
+    for op in (op for op in OPS if op in ops):
+        found: dict[tuple, tuple[list[str], dict]] = {}
+        for model in models:
+            for case in _OF[op](MODELS[model], rows, contexts, device):
+                key = case["name"], case["rows"], case["context"], case["build"].args
+                found.setdefault(key, ([], case))[0].append(model)
+        for names, case in found.values():
+            yield Case(op, ", ".join(names), **case)
+
+
+def linear_cases(shape: Shape, rows: Sequence[int], contexts: Sequence[int], device: str) -> Iterator[dict]:
+    for name, (n, k) in shape.weights().items():
+        entry = tables.linear_entry(n, k, torch.bfloat16, device)
+        for t in rows:
+            yield {
+                "name": name, "rows": t, "context": None, "bytes": 2 * (n * k + t * k + t * n),
+                "flops": 2 * t * n * k, "build": partial(linear, n, k, t),
+                "kernel": ("linear", entry.block_k, entry.segments, entry.tile(t)),
+            }  # fmt: skip
+
+
+def linear(n: int, k: int, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
+    """x [t, K] by weight [N, K]; peer: cuBLAS."""
+    x = pool.take(t, k)
+    out, peer_out = (torch.empty(t, n, dtype=x.dtype, device=x.device) for _ in range(2))
+    copies = pool.copies(n * k)
+    weights = [pool.take(n, k) for _ in range(copies)]
+    return copies, {
+        OURS: lambda i: KERNELS.linear(x, weights[i], out=out),
+        "cuBLAS": lambda i: torch.mm(x, weights[i].t(), out=peer_out),
+    }
+
+
+def attention_cases(
+    shape: Shape, rows: Sequence[int], contexts: Sequence[int], device: str
+) -> Iterator[dict]:
+    h, g, d = shape.H, shape.G, shape.D
+    for context in contexts:
+        for t in rows:
+            yield {
+                "name": "", "rows": t, "context": context,
+                "bytes": 2 * d * (2 * g * (context + t) + 2 * h * t),
+                "flops": 4 * d * h * (t * context + t * (t + 1) // 2),
+                "build": partial(attention, h, g, d, t, context), "kernel": ("attention", h // g, d, t > 8),
+            }  # fmt: skip
+
+
+SDPA = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cuDNN": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+
+
+def attention(
+    h: int, g: int, d: int, t: int, context: int, pool: Pool
+) -> tuple[int, dict[str, Call | NotRun]]:
+    """A chain of t rows in flight on `context` cached positions; each call returns its last row's [H, D].
+
+    Peers read the chain's keys from the cache behind the context. SDPA runs without a mask, so that its rows
+    see the chain's later keys as well, a little work more and no mask to read; only the last row, which sees
+    everything, is the same. FlexAttention has the causal mask. "folded": query heads of one key head as rows.
+    """
+    q, k, v = (pool.take(t, heads, d) for heads in (h, g, g))
+    size = g * (context + t) * d
+    copies = pool.copies(2 * size)
+    caches = [(pool.take(1, g, context + t, d), pool.take(1, g, context + t, d)) for _ in range(copies)]
+    for k_cache, v_cache in caches:
+        k_cache[0, :, context:], v_cache[0, :, context:] = k.transpose(0, 1), v.transpose(0, 1)
+    rows = pack(Rows.chain([0] * t, context), tile_rows(h, g), pool.device)
+    out = torch.empty_like(q)
+    plain = q.transpose(0, 1)[None]  # [1, H, T, D]
+    folded = q.view(t, g, h // g, d).permute(1, 0, 2, 3).reshape(1, g, t * (h // g), d)
+
+    def ours(i: int) -> Tensor:
+        return KERNELS.attention(q, k, v, *caches[i], rows, d**-0.5, out=out)[-1]
+
+    def sdpa(backend: SDPBackend, i: int) -> Tensor:
+        k, v = caches[i]
+        with sdpa_kernel(backend):
+            got = F.scaled_dot_product_attention(plain, k, v, scale=d**-0.5, enable_gqa=h > g)
+        return got[0, :, -1]
+
+    def sdpa_folded(backend: SDPBackend, i: int) -> Tensor:
+        k, v = caches[i]
+        with sdpa_kernel(backend):
+            got = F.scaled_dot_product_attention(folded, k, v, scale=d**-0.5)
+        return got.view(g, t, h // g, d)[:, -1].reshape(h, d)
+
+    calls: dict[str, Call | NotRun] = {OURS: ours}
+    for name, backend in SDPA.items():
+        calls[name] = partial(sdpa, backend)
+        calls[f"{name} folded"] = partial(sdpa_folded, backend)
+    calls["flex"] = flex(plain, caches, context) if t in (1, 32, 128) else "1, 32 and 128 rows only"
+    return copies, calls
+
+
+def flex(q: Tensor, caches: list[tuple[Tensor, Tensor]], context: int) -> Call:
+    """Compiled FlexAttention of q [1, H, T, D] with the chain's causal mask. Compiles on its first call, for
+    seconds."""
+    compiled: list[Callable[..., Tensor]] = []
+
+    def call(i: int) -> Tensor:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        k, v = caches[i]
+        if not compiled:
+            torch._dynamo.reset()  # else the ninth shape falls back to eager
+            mask = create_block_mask(
+                lambda b, h, i_q, i_k: i_k <= i_q + context, None, None, q.shape[2], k.shape[2], q.device
+            )
+            function = torch.compile(flex_attention, dynamic=False)
+            compiled.append(partial(function, block_mask=mask, enable_gqa=q.shape[1] > k.shape[1]))
+        return compiled[0](q, k, v)[0, :, -1]
+
+    return call
+
+
+def row_cases(op: str, shape: Shape, rows: Sequence[int]) -> Iterator[dict]:
+    """The row-wise kernels. Bytes: every element of every operand once."""
+    e, f, stacked = shape.E, shape.F, (shape.H + 2 * shape.G) * shape.D
+    normed = (shape.H + shape.G) * shape.D
+    width, build, row_bytes = {
+        "rms_norm": (e, partial(norm, e), 4 * e),
+        "add_rms_norm": (e, partial(add_norm, e), 8 * e),
+        "qk_norm_rope": (stacked, partial(qk, shape.H, shape.G, shape.D), 4 * normed + 4 * shape.D),
+        "swiglu": (f, partial(swiglu, f), 6 * f),
+        "embedding": (e, partial(embedding, shape.V, e), 4 * e + 8),
+    }[op]
+    for t in rows:
+        yield {
+            "name": "", "rows": t, "context": None, "bytes": t * row_bytes, "flops": 0,
+            "build": partial(build, t), "kernel": (op, width),
+        }  # fmt: skip
+
+
+def norm(e: int, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
+    """Peers: a chain of torch operations that rounds as ours does, and torch's fused norm, which does not."""
+    weight, copies = pool.take(e), pool.copies(t * e)
+    x = [pool.take(t, e) for _ in range(copies)]
+    out = torch.empty_like(x[0])
+    return copies, {
+        OURS: lambda i: KERNELS.rms_norm(x[i], weight, EPS, out=out),
+        "torch chain": lambda i: _norm(x[i], weight),
+        "F.rms_norm": lambda i: F.rms_norm(x[i], (e,), weight, EPS),
+    }
+
+
+def add_norm(e: int, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
+    weight, copies = pool.take(e), pool.copies(2 * t * e)
+    x, residual = ([pool.take(t, e) for _ in range(copies)] for _ in range(2))
+    out = torch.empty_like(x[0]), torch.empty_like(x[0])
+
+    def chain(i: int) -> tuple[Tensor, Tensor]:
+        total = x[i] + residual[i]
+        return _norm(total, weight), total
+
+    return copies, {
+        OURS: lambda i: KERNELS.add_rms_norm(x[i], residual[i], weight, EPS, out=out),
+        "torch chain": chain,
+    }
+
+
+def qk(h: int, g: int, d: int, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
+    q_norm, k_norm, copies = pool.take(d), pool.take(d), pool.copies(t * (h + 2 * g) * d)
+    qkv = [pool.take(t, h + 2 * g, d) for _ in range(copies)]
+    angle = pool.take(t, d // 2).float()
+    cos, sin = angle.cos(), angle.sin()
+    out = tuple(torch.empty(t, heads, d, dtype=qkv[0].dtype, device=pool.device) for heads in (h, g))
+
+    def chain(i: int) -> tuple[Tensor, Tensor]:
+        q, k, _ = qkv[i].split([h, g, g], dim=1)
+        return rope(_norm(q, q_norm), cos, sin), rope(_norm(k, k_norm), cos, sin)
+
+    return copies, {
+        OURS: lambda i: KERNELS.qk_norm_rope(qkv[i], h, q_norm, k_norm, cos, sin, EPS, out=out),
+        "torch chain": chain,
+    }
+
+
+def swiglu(f: int, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
+    copies = pool.copies(2 * t * f)
+    x = [pool.take(t, 2 * f) for _ in range(copies)]
+    out = torch.empty(t, f, dtype=x[0].dtype, device=pool.device)
+
+    def chain(i: int) -> Tensor:
+        gate, up = x[i].chunk(2, -1)
+        return F.silu(gate) * up
+
+    return copies, {OURS: lambda i: KERNELS.swiglu(x[i], out=out), "torch chain": chain}
+
+
+def embedding(v: int, e: int, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
+    """Other tokens in every call; one table, which no L2 cache holds."""
+    table, copies = pool.take(v, e), 64
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(v, (copies, t), generator=generator).to(pool.device)
+    out = torch.empty(t, e, dtype=table.dtype, device=pool.device)
+    return copies, {
+        OURS: lambda i: KERNELS.embedding(table, tokens[i], out=out),
+        "torch": lambda i: F.embedding(tokens[i], table),
+    }
+
+
+def _norm(x: Tensor, weight: Tensor) -> Tensor:
+    """RMSNorm as a chain of torch operations, rounding as `rms_norm` does."""
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)).to(x.dtype) * weight
+
+
+def commit_cases(shape: Shape, rows: Sequence[int]) -> Iterator[dict]:
+    for t in rows:
+        yield {
+            "name": "", "rows": t, "context": None, "flops": 0,
+            "bytes": 8 * shape.layers * t * shape.G * shape.D,
+            "build": partial(commit, shape.layers, shape.G, shape.D, t), "kernel": ("commit", shape.D),
+        }  # fmt: skip
+
+
+def commit(layers: int, g: int, d: int, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
+    """All t rows of a pass accepted. The peer copies slices and knows on the host what was accepted. Each
+    returns the slots it wrote."""
+    start, copies = 37, pool.copies(2 * layers * g * d * (2 * t + 64))
+    k_rows, v_rows = ([pool.take(layers, t, g, d) for _ in range(copies)] for _ in "kv")
+    shape = layers, 1, g, t + 64, d
+    caches = [(pool.take(*shape), pool.take(*shape)) for _ in range(copies)]
+    accepted = torch.arange(t, dtype=torch.int32, device=pool.device)
+    at = torch.tensor([start], dtype=torch.int32, device=pool.device)
+
+    def ours(i: int) -> tuple[Tensor, ...]:
+        commit_triton(*caches[i], k_rows[i], v_rows[i], accepted, at)
+        return tuple(cache[:, 0, :, start : start + t] for cache in caches[i])
+
+    def slices(i: int) -> tuple[Tensor, ...]:
+        written = tuple(cache[:, 0, :, start : start + t] for cache in caches[i])
+        for slots, own in zip(written, (k_rows[i], v_rows[i]), strict=True):
+            slots.copy_(own.transpose(1, 2))
+        return written
+
+    return copies, {OURS: ours, "torch slices": slices}
+
+
+def verify_cases(rows: Sequence[int]) -> Iterator[dict]:
+    for t in rows:
+        yield {
+            "name": "", "rows": t, "context": None, "bytes": 16 * t, "flops": 0,
+            "build": partial(verify, t), "kernel": ("verify", t),
+        }  # fmt: skip
+
+
+def verify(t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
+    """A chain whose every token is accepted: the longest walk. No peer works without the host."""
+    tokens = torch.arange(t, dtype=torch.int32, device=pool.device)
+    parents, choices = tokens - 1, tokens + 1
+    return 64, {OURS: lambda i: verify_triton(tokens, parents, choices)}
+
+
+_OF: dict[str, Callable[[Shape, Sequence[int], Sequence[int], str], Iterator[dict]]] = {
+    "linear": linear_cases,
+    "attention": attention_cases,
+    **{
+        op: (lambda shape, rows, contexts, device, op=op: row_cases(op, shape, rows))  # type: ignore[misc]
+        for op in ("rms_norm", "add_rms_norm", "qk_norm_rope", "swiglu", "embedding")
+    },
+    "commit": lambda shape, rows, contexts, device: commit_cases(shape, rows),
+    "verify": lambda shape, rows, contexts, device: verify_cases(rows),
+}

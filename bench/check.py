@@ -1,0 +1,202 @@
+"""The kernels on this GPU: their tests compiled instead of interpreted, then compute-sanitizer.
+
+The interpreter proves indices, masks and the order of segments; only a GPU proves the order of sums inside
+compiled reductions and tensor-core dots, and that programs do not race. This is what stands behind "bit for
+bit" on a machine. Needs the `test` extra; compute-sanitizer comes with the CUDA toolkit and is left out, in a
+line, where there is none."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import torch
+
+from .command import Parser, fail, positive
+from .launches import LAUNCHES
+from .measure import machine, machine_line
+from .report import print_tables
+
+COMMAND = "bench.check"
+ROOT = Path(__file__).resolve().parents[1]
+LEFT_OUT = {"test_aot", "test_attention_aot", "test_interpreter", "test_backends"}
+TOOLS = ("memcheck", "racecheck")
+SANITIZER_PROCESSES = 6  # each has a CUDA context of its own
+ERRORS = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A line of the table."""
+
+    what: str
+    cases: int
+    failures: int
+    said: str = ""  # why, where something failed
+
+
+def test_files(root: Path = ROOT) -> list[Path]:
+    """Every kernel test but those that compile for other GPUs or test the interpreter: they prove the same
+    anywhere."""
+    return sorted(p for p in (root / "tests/kernels").glob("test_*.py") if p.stem not in LEFT_OUT)
+
+
+def environment() -> dict[str, str]:
+    """For child processes: this repository's sources, compiled kernels, tensors on the GPU."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    paths = [str(ROOT / "src"), str(ROOT), env.get("PYTHONPATH", "")]
+    return env | {"ORTHRUS_TEST_DEVICE": "cuda", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def run(command: Sequence[str], limit: float, env: dict[str, str]) -> tuple[int | None, str]:
+    """(exit code, output) of a process; None when it took longer than `limit` seconds and was ended."""
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=env, timeout=max(limit, 1), text=True, errors="replace",
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as late:
+        said = late.stdout or b""
+        return None, said.decode(errors="replace") if isinstance(said, bytes) else said
+    return done.returncode, done.stdout
+
+
+def run_tests(processes: int, limit: float) -> list[Outcome]:
+    """The kernel tests, a line a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        xml = Path(folder) / "tests.xml"
+        command: list[str] = [
+            sys.executable,
+            "-m",
+            "pytest",
+            *map(str, test_files()),
+            f"--junitxml={xml}",
+            "-p",
+            "no:cacheprovider",
+        ]
+        if processes > 1 and importlib.util.find_spec("xdist"):
+            command += ["-n", str(processes)]
+        code, said = run(command, limit, environment())
+        if code is None:
+            return [Outcome("kernel tests", 0, 1, f"not done after {limit:.0f} s (--seconds)")]
+        if not xml.exists():
+            return [Outcome("kernel tests", 0, 1, " ".join(said.split())[-300:])]
+        found = outcomes(xml.read_text())
+    if code and not any(outcome.failures for outcome in found):
+        found.append(Outcome("pytest", 0, 1, f"exit code {code}: " + " ".join(said.split())[-300:]))
+    return found
+
+
+def outcomes(xml: str) -> list[Outcome]:
+    """Cases and failures by test file from pytest's JUnit XML; skipped tests are no cases."""
+    counts: dict[str, list] = {}
+    for case in ElementTree.fromstring(xml).iter("testcase"):
+        if case.find("skipped") is not None:
+            continue
+        count = counts.setdefault(
+            case.get("classname", "").split(".")[-1] or case.get("name", "?"), [0, 0, ""]
+        )
+        count[0] += 1
+        broken = case.find("failure") if case.find("failure") is not None else case.find("error")
+        if broken is not None:
+            count[1] += 1
+            count[2] = (
+                count[2] or f"{case.get('name')}: {' '.join((broken.get('message') or '').split())[:200]}"
+            )
+    return [Outcome(name, *count) for name, count in sorted(counts.items())]
+
+
+def sanitizer() -> str | None:
+    """compute-sanitizer, on the PATH or in the CUDA toolkit."""
+    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    places = [os.path.join(home, "bin") for home in (*homes, "/usr/local/cuda") if home]
+    return shutil.which("compute-sanitizer") or shutil.which(
+        "compute-sanitizer", path=os.pathsep.join(places)
+    )
+
+
+def sanitize(program: str, tool: str, name: str, limit: float) -> Outcome:
+    """One kernel's small launches under one tool. Without torch's cache of freed memory, so that each tensor
+    is an allocation whose bounds are checked."""
+    command = [program, "--tool", tool, "--target-processes", "application-only", sys.executable, "-m",
+               "bench.launches", name]  # fmt: skip
+    code, said = run(command, limit, environment() | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    return judged(f"{tool}: {name}", code, said)
+
+
+def judged(what: str, code: int | None, said: str) -> Outcome:
+    """The outcome of a sanitizer's output: errors or hazards counted, and what it did not finish."""
+    if code is None:
+        return Outcome(what, 1, 1, "not done in time (--seconds)")
+    counts = [int(a or b) for a, b in ERRORS.findall(said)]
+    if not counts or code:
+        last = " ".join(said.split())[-200:]
+        return Outcome(what, 1, max([1, *counts]), f"exit code {code}: {last}")
+    return Outcome(what, 1, sum(counts), "" if not sum(counts) else _first_error(said))
+
+
+def _first_error(said: str) -> str:
+    lines = [line.strip("= ") for line in said.splitlines() if line.startswith("=========")]
+    return next((line for line in lines if "Invalid" in line or "hazard" in line.lower()), "")[:200]
+
+
+def parse(arguments: Sequence[str] | None):
+    parser = Parser(
+        prog=f"python -m {COMMAND}",
+        description="Run the kernel tests compiled on this GPU, then compute-sanitizer.",
+        epilog="example: python -m bench.check --seconds 600",
+    )
+    parser.add_argument("--seconds", type=positive, default=230, help="end after this long; default: 230")
+    parser.add_argument(
+        "--processes",
+        type=positive,
+        default=min(8, os.cpu_count() or 1),
+        help="of pytest; default: %(default)s",
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = parse(arguments)
+    if not torch.cuda.is_available():
+        fail(
+            COMMAND,
+            "this checks compiled kernels on a GPU, and there is none here; `make test` interprets them",
+        )
+    missing = [n for n in ("pytest", "pytest_timeout", "hypothesis") if not importlib.util.find_spec(n)]
+    if missing:
+        fail(COMMAND, f"{', '.join(missing)} missing: pip install -e '.[test]'")
+    began = time.perf_counter()
+    print(machine_line(machine(f"python -m {COMMAND}")), flush=True)
+    program = sanitizer()
+    found = run_tests(given.processes, given.seconds * (0.65 if program else 1))
+    if program:
+        left = given.seconds - (time.perf_counter() - began)
+        jobs = [(tool, name) for tool in TOOLS for name in LAUNCHES]
+        each = left / -(-len(jobs) // SANITIZER_PROCESSES)
+        with ThreadPoolExecutor(SANITIZER_PROCESSES) as pool:
+            found += pool.map(lambda job: sanitize(program, job[0], job[1], each), jobs)
+    lines = [[o.what, str(o.cases), str(o.failures)] for o in found]
+    failures = sum(o.failures for o in found)
+    lines.append(["all", str(sum(o.cases for o in found)), str(failures)])
+    print_tables([("Compiled kernels on this GPU", ["what", "cases", "failures"], lines)])
+    print(*(f"{o.what}: {o.said}" for o in found if o.said), sep="\n")
+    if not program:
+        print("compute-sanitizer is not installed here: out-of-bounds accesses and races were not looked for")
+    print(f"{failures} failures; {time.perf_counter() - began:.0f} s")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""Tuning without a GPU: candidates stay in the reduction class, the choice, the table that is written."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from interpreter import DEVICE
+from strategies import hard
+
+from bench import tune
+from bench.measure import Pool, Timing
+from bench.models import Shape
+from orthrus_kernels import tables
+from orthrus_kernels.tables import LinearEntry, LinearTile
+
+DEVICE_KEY = "sm_90"
+
+
+def weight(name="o"):
+    return next(w for w in tune.weights(["8B"], DEVICE_KEY) if w.names == (f"8B {name}",))
+
+
+def test_models_share_weights_of_one_shape():
+    got = {(w.n, w.k): w.names for w in tune.weights(["0.6B", "1.7B", "8B"], DEVICE_KEY)}
+    assert len(got) == 15 and got[4096, 4096] == ("8B o",)
+
+
+@pytest.mark.parametrize("rows", [rows for _, rows in tune.BUCKETS])
+def test_candidates_take_any_rows_and_fit(rows):
+    for w in tune.weights(["8B", "1.7B"], DEVICE_KEY):
+        tiles = tune.candidates(w.entry, rows)
+        assert tiles[0] == replace(w.entry.tile(rows), rows=None) and len(set(tiles)) == len(tiles) > 10
+        for tile in tiles[1:]:
+            assert tile.rows is None and not (tile.split and w.entry.segments == 1)
+            assert (tile.block_n + tile.block_t) * w.entry.block_k * 2 * tile.stages <= 227 * 1024
+
+
+def test_a_class_is_kept_unless_asked():
+    w = weight()
+    own = w.entry.block_k, w.entry.segments
+    assert tune.classes(w, False) == [own]
+    other = tune.classes(w, True)
+    assert other[0] == own and (128, 8) in other and len(other) == len(set(other)) == 8
+
+
+def test_candidates_have_the_bits_of_one_row_alone():
+    """The comparison itself, on one small weight and a few tiles; and a tile of another class is found."""
+    entry = LinearEntry(32, 2, (LinearTile(None, 16, 64, True, 4, 3),))
+    x, w = hard("heavy", 20, 88).to(DEVICE), hard("normal", 40, 88, seed=1).to(DEVICE)
+    tiles = [*entry.tiles, LinearTile(None, 32, 64, False, 4, 3), LinearTile(None, 16, 32, True, 4, 2)]
+    assert tune.differing(x, w, entry, tiles) == {}
+    impossible = replace(tiles[0], block_t=17)
+    assert list(tune.differing(x, w, entry, [*tiles, impossible])) == [impossible]
+
+
+def test_other_bits_are_found(monkeypatch):
+    tiles = [LinearTile(None, 16, 64, True, 4, 3), LinearTile(None, 32, 64, True, 4, 3)]
+
+    def launch(x, w, entry):
+        return x + (len(x) > 5 and entry.tiles[0].block_t == 32)
+
+    monkeypatch.setattr(tune, "linear_triton", launch)
+    found = tune.differing(torch.zeros(40, 4), torch.zeros(3, 4), LinearEntry(64, 1, ()), tiles)
+    assert list(found) == tiles[1:] and found[tiles[1]].startswith("DIFFERENT BITS in 4 of 6")
+
+
+A, B = LinearTile(None, 16, 64, True, 4, 3), LinearTile(None, 32, 64, True, 4, 3)
+
+
+@pytest.mark.parametrize(
+    "timed, chosen",
+    [
+        ({(64, 2): {8: {A: 10.0, B: 9.9}}}, ((64, 2), {8: A})),  # within 2 %: stays
+        ({(64, 2): {8: {A: 10.0, B: 9.0}}}, ((64, 2), {8: B})),
+        ({(64, 2): {8: {B: 9.0}}}, ((64, 2), {8: B})),  # the committed one failed
+        ({(64, 2): {8: {A: 10.0}}, (64, 4): {8: {A: 9.9}}}, ((64, 2), {8: A})),
+        ({(64, 2): {8: {A: 10.0}}, (64, 4): {8: {A: 8.0}}}, ((64, 4), {8: A})),
+        ({(64, 2): {8: {}}, (64, 4): {8: {A: 80.0}}}, ((64, 4), {8: A})),
+    ],
+)
+def test_the_choice(timed, chosen):
+    assert tune.choose(timed, (64, 2), {8: A}) == chosen
+
+
+def test_the_committed_table_is_as_tuning_writes_it():
+    """Reading and writing it changes no character, and one weight's row is one line."""
+    text = tune.TABLE.read_text()
+    rows = json.loads(text)
+    assert tune.table_text(rows) == text and tune.merged(rows, rows[3:5]) == rows
+
+
+def test_a_written_table_is_read_back(monkeypatch, tmp_path):
+    w = weight("down")
+    chosen = {rows: tune.candidates(w.entry, rows)[-1] for _, rows in tune.BUCKETS}
+    row = tune.table_row(w, DEVICE_KEY, (64, 2), chosen, "here")
+    new = row | {"device": "sm_99"}
+    rows = tune.merged(json.loads(tune.TABLE.read_text()), [row, new])
+    (tmp_path / "linear.json").write_text(tune.table_text(rows))
+    monkeypatch.setattr(tables.resources, "files", lambda package: tmp_path)
+    got, before = tables.linear_entries.__wrapped__(), tables.linear_entries()
+    assert len(got) == len(before) + 1
+    entry = got[w.n, w.k, torch.bfloat16, DEVICE_KEY]
+    assert entry.measured == "here" and [t.rows for t in entry.tiles] == [b for b, _ in tune.BUCKETS]
+    for limit, rows_measured in tune.BUCKETS:
+        assert replace(entry.tile(limit or 5000), rows=None) == chosen[rows_measured]
+    untouched = {k: v for k, v in got.items() if k[:2] != (w.n, w.k)}
+    assert untouched == {k: v for k, v in before.items() if k[:2] != (w.n, w.k)}
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="what is said where there is no GPU")
+def test_tuning_needs_a_gpu(capsys, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        tune.main(["--out", str(tmp_path / "t.json")])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1 and "there is none here" in said
+    assert not list(tmp_path.iterdir())
+
+
+class FakeMeter:
+    """Says that each later candidate is faster, and runs nothing."""
+
+    def __init__(self, pool, seconds):
+        self.pool, self.now = pool, 1e6
+
+    def time(self, call, copies):
+        self.now /= 1.1
+        return Timing(self.now, self.now, self.now)
+
+
+def test_a_whole_run(monkeypatch, tmp_path, capsys):
+    """`main` as on a GPU with two toy weights' shapes: the table has their entries, every class kept."""
+    toy = Shape(layers=1, E=64, H=2, F=40, G=1, D=16, V=90)
+    monkeypatch.setitem(tune.MODELS, "toy", toy)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tables, "device_key", lambda device: DEVICE_KEY)
+    monkeypatch.setattr(tune, "machine", lambda said: {"gpu": "fake", "triton": "3", "date": "d"})
+    monkeypatch.setattr(tune, "in_processes", lambda *arguments: [])
+    monkeypatch.setattr(tune, "hard_rows", lambda *shape, device: torch.zeros(shape))
+    monkeypatch.setattr(tune, "differing", lambda x, w, entry, tiles: {tiles[-1]: "DIFFERENT BITS in 1"})
+    monkeypatch.setattr(tune, "Pool", lambda device, size: Pool(torch.device("cpu"), 1 << 18))
+    monkeypatch.setattr(tune, "Meter", FakeMeter)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, device=None, **how: empty(*shape, **how))
+    out, figures = tmp_path / "t.json", tmp_path / "f.json"
+    options = ["--models", "toy", "--out", str(out), "--json", str(figures)]
+    assert tune.main(options) == 1, "a candidate differed: the exit code says so"
+    assert "gave other bits" in capsys.readouterr().out
+    before = json.loads(tune.TABLE.read_text())
+    rows = json.loads(out.read_text())
+    assert rows[: len(before)] == before and len(rows) == len(before) + 5
+    for row in rows[len(before) :]:
+        entry = tables.default_entry(row["n"], row["k"], torch.bfloat16)
+        assert (row["block_k"], row["segments"]) == (entry.block_k, entry.segments)
+        assert row["measured"] == "fake, triton 3, d: bench.tune" and len(row["tiles"]) == len(tune.BUCKETS)
+    assert json.loads(figures.read_text())["times"][0]["tile"]["block_t"] == 16
