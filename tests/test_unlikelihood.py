@@ -60,7 +60,7 @@ def test_training_makes_repeated_tokens_less_likely():
     tokens = torch.from_numpy(corpus.training)
     text = rollout(network, tokens[: 4 * 32].long().unflatten(0, (4, 32)), 96)
     again = repeats(text)[:, 1:]
-    assert again.float().mean() > 0.2
+    assert again.float().mean() > 0.1
 
     def likelihood():
         with torch.no_grad():
