@@ -1,7 +1,7 @@
 """Triton where it is installed; where it is not (no wheel for macOS or Windows) the plain twins still import.
 
-Kernel files take `triton`, `tl` and `TensorDescriptor` from here. Without Triton a kernel becomes an object that raises when it
-is launched."""
+Kernel files take `triton`, `tl` and `TensorDescriptor` from here. Without Triton a kernel becomes an object
+that raises when it is launched."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ whatever is beside it. A row tile is of one view only: tiles are cut at n_ar."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,15 +102,16 @@ def _segment(
     first_n = i_n * BLOCK_N
     if TMA:
         w_view = w
-        if VIEWS == 2:
-            if not is_ar:
+        if VIEWS == 2:  # noqa: SIM102  at compile time, the next at run time
+            if not is_ar:  # neither tl.where nor a conditional expression takes descriptors
                 w_view = w_diff
         acc, tail = _sum_by_tma(w_view, x, x_tail, first_n, first_row, first, last,
                                 BLOCK_N, BLOCK_T, TAIL_T, BLOCK_K, STAGES)  # fmt: skip
         return acc, tail
     else:
         o_n, o_t = first_n + tl.arange(0, BLOCK_N), first_row + tl.arange(0, BLOCK_T)
-        acc = _sum_by_pointers(tl.where(is_ar, w, w_diff), sw_n, x, sx_t, o_n, o_t, end_row, first, last, N, K,
+        w_view = tl.where(is_ar, w, w_diff)
+        acc = _sum_by_pointers(w_view, sw_n, x, sx_t, o_n, o_t, end_row, first, last, N, K,
                                BLOCK_N, BLOCK_T, BLOCK_K, STAGES, EVEN_K)  # fmt: skip
         return acc, acc
 
@@ -273,7 +275,7 @@ def linear_triton(
     split = split and space.fits(tiles, tiles * entry.segments * tile.block_n * tile.block_t)
     chunk = _power_of_two_up_to(_LOADS_IN_FLIGHT * 32 * tile.warps // (entry.segments * tile.block_n))
     views = 1 if weight is weight_diff else 2
-    operands = x, None, weight, weight_diff
+    operands: tuple[Any, ...] = x, None, weight, weight_diff
     if tile.tma:
 
         def tiled(matrix: Tensor, rows: int, stride: int, height: int) -> TensorDescriptor:
@@ -281,7 +283,8 @@ def linear_triton(
 
         operands = (
             tiled(x, rows, sx_t, block_t), tiled(x, rows, sx_t, tail_t) if tail_t else None,
-            tiled(weight, n, sw_n, tile.block_n), tiled(weight_diff, n, sw_n, tile.block_n) if views > 1 else None,
+            tiled(weight, n, sw_n, tile.block_n),
+            tiled(weight_diff, n, sw_n, tile.block_n) if views == 2 else None,
         )  # fmt: skip
     _linear_kernel[(tiles, entry.segments if split else 1)](
         x=operands[0], x_tail=operands[1], sx_t=sx_t, w=operands[2], w_diff=operands[3], sw_n=sw_n,
