@@ -139,7 +139,8 @@ def _linear_kernel(
     EVEN_K: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
     TAIL_T: tl.constexpr, BLOCK_K: tl.constexpr, CHUNK_T: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Program (tile, segment) if SPLIT, else (tile, 0). TMA: x, x_tail, w and w_diff are descriptors."""
+    """Program (tile, segment) if SPLIT, else (tile, 0). TMA: x, x_tail, w and w_diff are descriptors,
+    w_diff None if VIEWS is 1; else they are pointers."""
     TILE_T: tl.constexpr = BLOCK_T + TAIL_T
     tiles_n = tl.cdiv(N, BLOCK_N)
     tiles_ar = tl.cdiv(n_ar, TILE_T)
@@ -274,7 +275,7 @@ def linear_triton(
     split = tile.split and entry.segments > 1
     split = split and space.fits(tiles, tiles * entry.segments * tile.block_n * tile.block_t)
     chunk = _power_of_two_up_to(_LOADS_IN_FLIGHT * 32 * tile.warps // (entry.segments * tile.block_n))
-    views = 1 if weight is weight_diff else 2
+    views = 2 if tile.tma and weight_diff is not weight else 1
     operands: tuple[Any, ...] = x, None, weight, weight_diff
     if tile.tma:
 
