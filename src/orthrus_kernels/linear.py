@@ -8,7 +8,10 @@ A row's bits. K is cut into `segments` runs of `block_k` columns; each is summed
 added in index order. Both numbers depend on (N, K, dtype, device) alone. With few rows one CTA takes one
 segment of a tile, and the CTA that arrives last adds the partials; with many rows one CTA runs the segments
 one after another. Weights are the M side of every dot, so that one row of x is a column of the accumulator,
-whatever is beside it. A row tile is of one view only: tiles are cut at n_ar."""
+whatever is beside it. A row tile is of one view only: tiles are cut at n_ar.
+
+Tiles reach shared memory by pointers (cp.async, every GPU) or by descriptors (TMA: registers of the
+accumulators alone). Which of them changes no bits."""
 
 from __future__ import annotations
 
