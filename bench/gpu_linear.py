@@ -1,18 +1,19 @@
 """The linear kernel on a GPU: first its bits, then its time beside cuBLAS in the same run.
 
-    PYTHONPATH=src python bench/gpu_linear.py        # under 150 s on an H100; table last, JSON to --json
-    PYTHONPATH=src python bench/gpu_linear.py --table gpu_linear.json      # anywhere: rows for linear.json
+    PYTHONPATH=src python bench/gpu_linear.py --out found   # under 240 s on an H100; writes found/linear.json
+    PYTHONPATH=src python bench/gpu_linear.py --table found/gpu_linear.json     # anywhere: that table again
 
 1. Read bandwidth: a plain Triton kernel that reads 4 GB once. All shares are of this figure.
-2. Bits: every tile of every reduction class, rows 1 to 256, any index, both views, against one row alone; the
-   row-wise kernels likewise.
-3. Each weight of each size alone, cold (a CUDA graph over all layers' weights, more than L2 holds): cuBLAS
-   and every tile variant.
-4. The layer stack of linears in one CUDA graph: cuBLAS, the committed table, the best tiles of its reduction
-   class, the best of any class.
+2. Bits: every tile of every reduction class of every weight, any rows, any index, both views, against one row
+   alone; the row-wise kernels likewise.
+3. Each weight of each size alone, cold (a CUDA graph over more weights than L2 holds): cuBLAS and every tile.
+   The class of a weight is the one with the best mean over all numbers of rows among those that lose at most
+   3 % at one row.
+4. The layer stack of linears in one CUDA graph: cuBLAS, the committed table, the new table.
 5. A mixed pass (both views' weights in one launch), and prefill.
 
-A variant that does not compile or gives other bits is shown and left out. Nothing here writes the table."""
+A variant that does not compile or gives other bits is shown and left out. The new table, --out/linear.json,
+goes to src/orthrus_kernels/tables/ by hand."""
 
 from __future__ import annotations
 
@@ -26,6 +27,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -49,15 +51,40 @@ SIZES = {
     "8B": (36, {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (24576, 4096), "down": (4096, 12288)}),
 }
 ROWS = (1, 8, 32, 64, 128, 192)
-# {block_t: [(block_n, warps, stages at BLOCK_K 64)]}
+PREFILL_ROWS = 2048
+# {rows: [(block_t, block_n, warps, stages, tma)]}. An x tile is read from L2 once for every block_n weight
+# rows: wide tiles save L2 reads where there are many rows, narrow ones fill the GPU where there are few.
+_ONE_TILE = [
+    (16, 32, 4, 8, False), (16, 64, 4, 6, False), (16, 128, 4, 5, False),
+    (16, 32, 4, 8, True), (16, 64, 4, 6, True), (16, 64, 4, 10, True), (16, 128, 4, 5, True),
+]  # fmt: skip
 VARIANTS = {
-    16: [(64, 4, 6), (128, 4, 5), (128, 8, 5), (32, 4, 8)],
-    32: [(64, 4, 6), (128, 4, 5), (128, 8, 4)],
-    64: [(64, 4, 6), (128, 4, 4), (128, 8, 4), (256, 8, 4)],
-    128: [(64, 4, 4), (128, 8, 4), (128, 8, 3), (256, 8, 4)],
-    256: [(64, 4, 3), (128, 8, 3), (128, 8, 4)],
-}
-TILES_FOR_ROWS = {1: (16,), 8: (16,), 32: (32,), 64: (64,), 128: (128, 64), 192: (64, 128, 256)}
+    1: _ONE_TILE,
+    8: _ONE_TILE,
+    32: [
+        (32, 64, 4, 6, False), (32, 128, 4, 5, False),
+        (32, 64, 4, 6, True), (32, 64, 4, 9, True), (32, 128, 4, 5, True), (32, 128, 8, 5, True),
+    ],
+    64: [
+        (64, 64, 4, 6, False), (64, 128, 8, 4, False),
+        (64, 64, 4, 6, True), (64, 128, 4, 4, True), (64, 128, 8, 4, True), (64, 128, 8, 8, True),
+        (64, 256, 8, 5, True),
+    ],
+    128: [
+        (64, 64, 4, 6, False), (128, 128, 8, 3, False),
+        (64, 128, 8, 4, True), (128, 64, 4, 4, True), (128, 128, 8, 3, True), (128, 128, 8, 6, True),
+        (128, 256, 8, 4, True),
+    ],
+    192: [
+        (64, 64, 4, 6, False), (256, 128, 8, 4, False),
+        (64, 128, 8, 4, True), (96, 128, 8, 4, True), (192, 64, 4, 3, True), (192, 64, 4, 6, True),
+        (192, 128, 8, 5, True), (192, 256, 16, 4, True), (256, 128, 8, 4, True),
+    ],
+    PREFILL_ROWS: [(128, 128, 8, 3, False), (128, 128, 8, 3, True), (128, 128, 8, 6, True),
+                   (128, 256, 8, 4, True)],
+}  # fmt: skip
+# A tile that was best at so many rows serves up to that many; the tile for prefill serves any number.
+LIMITS = {1: 1, 8: 16, 32: 32, 64: 64, 128: 128, 192: 256, PREFILL_ROWS: None}
 
 
 def say(text: str) -> None:
@@ -65,29 +92,30 @@ def say(text: str) -> None:
 
 
 def classes(n: int, k: int) -> list[tuple[int, int]]:
-    """Reduction classes (block_k, segments) to compare: the table's first."""
+    """Reduction classes (block_k, segments) to compare: the table's first, then those whose CTAs, one a
+    segment, can fill 132 multiprocessors without many waves."""
     entry = table(n, k)
-    around = {1: (2, 4), 2: (1, 4), 4: (2, 8), 8: (4,)}[entry.segments]
-    others = [(entry.block_k, s) for s in around if k % (s * entry.block_k) == 0 and k // s >= 256]
-    return [(entry.block_k, entry.segments), (2 * entry.block_k, entry.segments), *others]
+    own = (entry.block_k, entry.segments)
+    others = [(64, s) for s in (1, 2, 4, 8)
+              if s * n >= 90 * 64 and s * n <= 400 * 128 and k % (64 * s) == 0 and k // s >= 256]  # fmt: skip
+    return list(dict.fromkeys([own, *others]))
 
 
 def table(n: int, k: int) -> LinearEntry:
     return tables.linear_entry(n, k, BF16, tables.device_key(torch.device(DEVICE)))
 
 
-def variants(rows: int, block_k: int, segments: int) -> list[LinearTile]:
-    """Tiles to try for a number of rows; each takes any number."""
+def variants(rows: int, n: int, segments: int) -> list[LinearTile]:
+    """Tiles to try for a number of rows of a weight; each takes any number."""
     tiles = []
-    for block_t in TILES_FOR_ROWS[rows]:
-        for block_n, warps, stages in VARIANTS[block_t]:
-            if block_k == 128 and (block_t > 64 or block_n > 128):
-                continue
-            forms = (False,) if segments == 1 else (True,) if rows <= 64 else (True, False)
-            stages = stages if block_k == 64 else max(stages // 2 + 1, 3)
-            if segments > 1 and block_t * block_n * block_k > 128 * 1024 * warps:
-                forms = (True,)  # one after another, segments need two accumulators: ptxas saw these spill
-            tiles += [LinearTile(None, block_t, block_n, split, warps, stages) for split in forms]
+    for block_t, block_n, warps, stages, tma in VARIANTS[rows]:
+        forms = [segments > 1 and rows <= ROWS[-1]]
+        # One after another, segments need two accumulators: 96 registers a thread each would spill.
+        whole_fits = block_t * block_n < 96 * 32 * warps
+        if forms[0] and whole_fits and n // block_n * -(-rows // block_t) >= 90:
+            forms.append(False)
+        if segments == 1 or forms[0] or whole_fits:
+            tiles += [LinearTile(None, block_t, block_n, split, warps, stages, tma) for split in forms]
     return tiles
 
 
@@ -100,23 +128,22 @@ def everything() -> list[tuple[int, int, LinearTile]]:
     specs = {}
     for _, shapes in SIZES.values():
         for n, k in shapes.values():
-            for tile in table(n, k).tiles:
-                tile = LinearTile(None, *list(vars(tile).values())[1:])
-                specs[table(n, k).block_k, table(n, k).segments, tile] = None
+            own = table(n, k)
+            for tile in own.tiles:
+                specs[own.block_k, own.segments, replace(tile, rows=None)] = None
             for block_k, segments in classes(n, k):
-                for rows in ROWS:
-                    specs.update(
-                        dict.fromkeys((block_k, segments, t) for t in variants(rows, block_k, segments))
-                    )
+                for rows in VARIANTS:
+                    specs.update(dict.fromkeys((block_k, segments, t) for t in variants(rows, n, segments)))
     return list(specs)
 
 
 def compile_share(index: int, of: int) -> None:
     """A compile worker: launch its share of the variants once on a small weight, for Triton's disk cache."""
-    x, w = (torch.zeros(512, 1024, device=DEVICE, dtype=BF16) for _ in range(2))
+    x, w, w2 = (torch.zeros(512, 1024, device=DEVICE, dtype=BF16) for _ in range(3))
     for block_k, segments, tile in everything()[index::of]:
         try:
             linear_triton(x, w, entry=single(block_k, segments, tile))
+            linear_triton(x, w, w2, 256, entry=single(block_k, segments, tile))
         except Exception as error:
             print(f"{block_k} {segments} {tile}: {short(error)}", flush=True)
     torch.cuda.synchronize()
@@ -196,17 +223,16 @@ SLICES = ((0, 1), (3, 5), (0, 256), (7, 200), (128, 161), (17, 81), (250, 256), 
 def check_bits(n: int, k: int, bad: set) -> dict[str, int]:
     """Compare one weight's bits: in every class, one row alone against every tile, row count and index.
 
-    Failing (class, tile) triples go to `bad`. `block_k_agrees` says whether one row's bits were the same for
-    BLOCK_K 64 and 128, which no promise needs."""
+    Failing (class, tile) triples go to `bad`."""
     x, w, w2 = heavy(256, k), heavy(n, k), heavy(n, k)
     found = {"checks": 0, "failures": 0}
     rows_alone = {}
     for block_k, segments in classes(n, k):
-        entry = single(block_k, segments, LinearTile(None, 16, 64, True, 4, 4))
+        entry = single(block_k, segments, LinearTile(None, 16, 64, True, 4, 6))
         alone = torch.cat([linear_triton(x[i : i + 1], w, entry=entry) for i in range(256)])
         alone2 = torch.cat([linear_triton(x[i : i + 1], w2, entry=entry) for i in range(256)])
         rows_alone[block_k, segments] = alone
-        for tile in dict.fromkeys(t for rows in ROWS for t in variants(rows, block_k, segments)):
+        for tile in dict.fromkeys(t for rows in VARIANTS for t in variants(rows, n, segments)):
             fail = 0
             try:
                 entry = single(block_k, segments, tile)
@@ -229,11 +255,11 @@ def check_bits(n: int, k: int, bad: set) -> dict[str, int]:
         found["checks"] += 1
         found["failures"] += not torch.equal(linear_triton(x[:rows], w), alone[:rows])
     exact = x.double() @ w.double().T
-    error = ((alone.double() - exact).abs().max() / exact.abs().max()).item()
-    if not error < 1e-2:
-        found["failures"] += 1
-        say(f"  WRONG {n}x{k}: error {error:.2e} of the largest output")
-    found["block_k_agrees"] = int(torch.equal(alone, rows_alone[2 * entry.block_k, entry.segments]))
+    for cls, rows in rows_alone.items():
+        error = ((rows.double() - exact).abs().max() / exact.abs().max()).item()
+        if not error < 1e-2:
+            found["failures"] += 1
+            say(f"  WRONG {n}x{k} class {cls}: error {error:.2e} of the largest output")
     return found
 
 
@@ -305,19 +331,20 @@ class Bench:
         torch.mm(self.x[name][:rows], self.weights[name][layer].t(), out=self.y[name][:rows])
 
     def alone(self, name: str, rows: int) -> dict:
-        """µs a layer of one projection by cuBLAS and by every variant, best first."""
-        layers = range(self.layers)
+        """µs of one launch of a projection by cuBLAS and by every variant, best first."""
+        n, k = self.shapes[name]
+        layers = range(min(self.layers, max(8, (600 << 20) // (2 * n * k))))  # 12 times what L2 holds, or all
 
         def layer_us(run: Callable[[int], None]) -> float:
-            return graph_ms(lambda: [run(i) for i in layers], 4) / self.layers * 1e3
+            return graph_ms(lambda: [run(i) for i in layers], 5) / len(layers) * 1e3
 
         found = []
         peer = layer_us(lambda i: self.cublas(name, rows, i))
-        own, *_ = classes(*self.shapes[name])
-        for block_k, segments in classes(*self.shapes[name]):
-            for tile in variants(rows, block_k, segments):
+        own, *_ = classes(n, k)
+        for block_k, segments in classes(n, k):
+            for tile in variants(rows, n, segments):
                 late = time.perf_counter() - self.deadline
-                if (block_k, segments, tile) in self.bad or late > (10 if own == (block_k, segments) else 0):
+                if (block_k, segments, tile) in self.bad or late > (15 if own == (block_k, segments) else 0):
                     continue  # late: only the table's own class is still measured
                 try:
                     us = layer_us(partial(self.ours, name, rows, entry=single(block_k, segments, tile)))
@@ -341,7 +368,7 @@ class Bench:
 
         return graph_ms(run)
 
-    def mixed(self, n_ar: int, n_diff: int) -> dict[str, float]:
+    def mixed(self, n_ar: int, n_diff: int, entries: dict[str, LinearEntry | None]) -> dict[str, float]:
         """µs a layer of qkv and o on a mixed pass: one launch with both weights, and cuBLAS twice."""
         rows, half, names = n_ar + n_diff, self.layers // 2, ("qkv", "o")
 
@@ -350,7 +377,7 @@ class Bench:
                 for i in range(half):
                     w, w2 = self.weights[name][2 * i : 2 * i + 2]
                     x, y = self.x[name][:rows], self.y[name][:rows]
-                    linear_triton(x, w, w2, n_ar, out=y, space=self.space)
+                    linear_triton(x, w, w2, n_ar, out=y, entry=entries[name], space=self.space)
 
         def two() -> None:
             for name in names:
@@ -360,89 +387,125 @@ class Bench:
 
         return {"ours_us": graph_ms(one) / half * 1e3, "cublas_twice_us": graph_ms(two) / half * 1e3}
 
-    def prefill(self, rows: int) -> dict[str, float]:
+    def prefill(self, rows: int, entries: dict[str, LinearEntry | None]) -> dict[str, float]:
         """ms of four layers' linears at many rows."""
         few = range(4)
         return {
-            "ours_ms": graph_ms(lambda: [self.ours(n, rows, i, None) for i in few for n in self.shapes], 3),
+            "ours_ms": graph_ms(
+                lambda: [self.ours(n, rows, i, entries[n]) for i in few for n in self.shapes], 3
+            ),
             "cublas_ms": graph_ms(lambda: [self.cublas(n, rows, i) for i in few for n in self.shapes], 3),
         }
 
 
-def run_size(size: str, bad: set, deadline: float, roof: float) -> list[dict]:
-    """All figures of one size; rows of the final table."""
+def run_size(size: str, bad: set, deadline: float, roof: float) -> dict:
+    """All figures of one size."""
     bench = Bench(size, bad, deadline)
+    alone: dict[str, dict[int, dict]] = {name: {} for name in bench.shapes}
+    for rows in (1, 64, 192, 128, 32, 8, PREFILL_ROWS):  # should time run out: what says most first
+        for name in bench.shapes:
+            alone[name][rows] = bench.alone(name, rows)
+    entries: dict[str, LinearEntry | None] = dict.fromkeys(bench.shapes)
+    for name in bench.shapes:
+        if chosen := choose(alone[name]):
+            entries[name] = chosen
+        show_weight(size, name, alone[name], entries[name])
+    old: dict[str, LinearEntry | None] = dict.fromkeys(bench.shapes)
     lines = []
     for rows in ROWS:
-        alone = {name: bench.alone(name, rows) for name in bench.shapes}
-        own, best = {}, {}
-        for name, (n, k) in bench.shapes.items():
-            entry, found = table(n, k), alone[name]["variants"]
-            in_class = [v for v in found if (v["block_k"], v["segments"]) == (entry.block_k, entry.segments)]
-            for chosen, among in ((own, in_class), (best, found)):
-                v = among[0] if among else None
-                tile = v and LinearTile(
-                    None, *(v[f] for f in ("block_t", "block_n", "split", "warps", "stages"))
-                )
-                chosen[name] = single(v["block_k"], v["segments"], tile) if v and tile else entry
         line = {
             "size": size, "rows": rows, "cublas_ms": bench.stack(rows, None),
-            "table_ms": bench.stack(rows, dict.fromkeys(bench.shapes)),
-            "class_ms": bench.stack(rows, own), "best_ms": bench.stack(rows, best),
-            "weight_bytes": bench.bytes, "alone": alone,
+            "table_ms": bench.stack(rows, old), "new_ms": bench.stack(rows, entries),
+            "weight_bytes": bench.bytes,
         }  # fmt: skip
         lines.append(line)
         show(line, roof)
-        for name, result in alone.items():
-            top = "  ".join(
-                f"{v['us']:.1f}: k{v['block_k']} s{v['segments']} t{v['block_t']} n{v['block_n']}"
-                f" w{v['warps']} st{v['stages']}"
-                f"{' split' if v['split'] else ''}"
-                for v in result["variants"][:3]
-            )
-            say(f"    {name:8} cuBLAS {result['cublas_us']:.1f} µs | {top}")
-    try:
-        lines[-1]["mixed"] = bench.mixed(33, 144)
-        lines[-1]["prefill"] = bench.prefill(4096)
-        say(f"  {size} mixed 33 + 144 rows, qkv + o, µs a layer: {rounded(lines[-1]['mixed'])}; prefill of "
-            f"4096 rows, 4 layers: {rounded(lines[-1]['prefill'])}")  # fmt: skip
-    except Exception as error:
-        say(f"  {size} mixed or prefill failed: {short(error)}")
-    return lines
+    result: dict = {"size": size, "alone": alone, "stack": lines}
+    for name, run in (
+        ("mixed", lambda: bench.mixed(33, 144, entries)),
+        ("mixed, committed table", lambda: bench.mixed(33, 144, old)),
+        ("prefill", lambda: bench.prefill(4096, entries)),
+    ):
+        try:
+            result[name] = run()
+            say(f"  {size} {name}: {rounded(result[name])}")
+        except Exception as error:
+            say(f"  {size} {name} failed: {short(error)}")
+    return result
+
+
+def choose(alone: dict[int, dict]) -> LinearEntry | None:
+    """The class of a weight and its best tile for each number of rows; None if no class was measured at all.
+
+    Among the classes that lose at most 3 % at one row, the one with the least mean of time over cuBLAS's."""
+    best: dict[tuple[int, int], dict[int, dict]] = {}
+    for rows, figures in alone.items():
+        for v in reversed(figures["variants"]):  # slowest first: the fastest stays
+            best.setdefault((v["block_k"], v["segments"]), {})[rows] = v
+    whole = {cls: tiles for cls, tiles in best.items() if set(LIMITS) <= set(tiles)}
+    if not whole:
+        return None
+    least = min(tiles[1]["us"] for tiles in whole.values())
+    score = {
+        cls: statistics.geometric_mean(tiles[rows]["us"] / alone[rows]["cublas_us"] for rows in ROWS)
+        for cls, tiles in whole.items()
+        if tiles[1]["us"] <= 1.03 * least
+    }
+    cls = min(score, key=lambda c: score[c])
+    fields = ("block_t", "block_n", "split", "warps", "stages", "tma")
+    tiles = tuple(LinearTile(limit, *(whole[cls][rows][f] for f in fields)) for rows, limit in LIMITS.items())
+    return LinearEntry(
+        *cls, tiles, f"mean {score[cls]:.3f} of cuBLAS's time at {', '.join(map(str, ROWS))} rows"
+    )
 
 
 def table_rows(result: dict) -> list[dict]:
-    """Rows for tables/linear.json from a run's figures: the class with the best mean time over cuBLAS's, and
-    its best tile for each number of rows. What was not measured at every number of rows is left out."""
-    out = []
-    for size, (_, shapes) in SIZES.items():
-        lines = {line["rows"]: line["alone"] for line in result["stack"] if line["size"] == size}
-        for name, (n, k) in shapes.items():
-            best: dict[tuple[int, int], dict[int, dict]] = {}
-            for rows, alone in lines.items():
-                for v in reversed(alone[name]["variants"]):  # slowest first: the fastest stays
-                    best.setdefault((v["block_k"], v["segments"]), {})[rows] = v
-            score = {
-                cls: statistics.geometric_mean(
-                    v["us"] / lines[r][name]["cublas_us"] for r, v in tiles.items()
-                )
-                for cls, tiles in best.items()
-                if len(tiles) == len(ROWS)
-            }
-            if not score:
-                continue
-            cls = min(score, key=lambda c: score[c])
-            fields = ("block_t", "block_n", "split", "warps", "stages")
-            limits = {8: 16, 32: 32, 64: 64, 128: 128, 192: 256}
-            tiles = [[limit, *(best[cls][rows][f] for f in fields)] for rows, limit in limits.items()]
-            machine = result["machine"]
-            out.append({
-                "n": n, "k": k, "dtype": "bfloat16", "device": machine["key"], "block_k": cls[0],
-                "segments": cls[1], "tiles": [*tiles, [None, 128, 128, False, 8, 3]],
-                "measured": f"{machine['gpu']}, triton {machine['triton']}, {machine['date']}: "
-                f"bench/gpu_linear.py, mean {score[cls]:.3f} of cuBLAS's time",
-            })  # fmt: skip
-    return out
+    """All rows of linear.json: those this run chose, the committed ones for other weights and devices."""
+    machine = result["machine"]
+    source = f"{machine['gpu']}, triton {machine['triton']}, {machine['date']}: bench/gpu_linear.py"
+    rows = {}
+    for (n, k, dtype, device), entry in tables.linear_entries().items():
+        rows[n, k, str(dtype).removeprefix("torch."), device] = entry
+    for size in result["sizes"]:
+        for name, alone in size["alone"].items():
+            if chosen := choose({int(r): figures for r, figures in alone.items()}):  # keys are text in JSON
+                chosen = replace(chosen, measured=f"{source}, {chosen.measured}")
+                n, k = SIZES[size["size"]][1][name]
+                rows[n, k, "bfloat16", machine["key"]] = chosen
+    return [
+        {
+            "n": n, "k": k, "dtype": dtype, "device": device, "block_k": entry.block_k,
+            "segments": entry.segments, "tiles": [list(vars(tile).values()) for tile in entry.tiles],
+            "measured": entry.measured,
+        }
+        for (n, k, dtype, device), entry in rows.items()
+    ]  # fmt: skip
+
+
+def as_table(rows: list[dict]) -> str:
+    return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
+
+
+def show_weight(size: str, name: str, alone: dict[int, dict], entry: LinearEntry | None) -> None:
+    """A weight's class and, for each number of rows, cuBLAS, the chosen tile, the best tile of any class."""
+    chosen = entry and f"block_k {entry.block_k}, {entry.segments} segments, {entry.measured}"
+    say(f"  {size} {name}: {chosen or 'not measured to the end'}")
+
+    def text(v: dict) -> str:
+        marks = f"{' split' if v['split'] else ''}{' tma' if v['tma'] else ''}"
+        tile = f"t{v['block_t']} n{v['block_n']} w{v['warps']} st{v['stages']}"
+        return f"{v['us']:.1f} s{v['segments']} {tile}{marks}"
+
+    for rows in LIMITS:
+        found = alone[rows]["variants"]
+        if not found:
+            continue
+        in_class = [v for v in found if entry and v["segments"] == entry.segments]
+        peer = alone[rows]["cublas_us"]
+        own = f"{peer / in_class[0]['us']:.2f}x {text(in_class[0])}" if in_class else "-"
+        plain = next((v for v in found if not v["tma"]), None)
+        say(f"    {rows:4} rows: cuBLAS {peer:.1f} µs | {own} | any class {text(found[0])} | "
+            f"pointers {text(plain) if plain else '-'}")  # fmt: skip
 
 
 def rounded(figures: dict) -> dict:
@@ -452,11 +515,8 @@ def rounded(figures: dict) -> dict:
 def show(line: dict, roof: float) -> None:
     """One row of the table: ms and share of the read roof."""
     floor = line["weight_bytes"] / roof / 1e6
-    cells = [
-        f"{line[key]:7.3f} ms {floor / line[key]:4.0%}"
-        for key in ("cublas_ms", "table_ms", "class_ms", "best_ms")
-    ]
-    gain = line["cublas_ms"] / line["class_ms"]
+    cells = [f"{line[key]:7.3f} ms {floor / line[key]:4.0%}" for key in ("cublas_ms", "table_ms", "new_ms")]
+    gain = line["cublas_ms"] / line["new_ms"]
     print(f"{line['size']:>5} {line['rows']:4} rows | " + " | ".join(cells) + f" | {gain:.2f}x", flush=True)
 
 
@@ -470,16 +530,16 @@ def commit() -> str | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=135, help="start no new measurement after this long")
-    parser.add_argument("--workers", type=int, default=min(12, os.cpu_count() or 1), help="compile processes")
+    parser.add_argument("--seconds", type=float, default=215, help="start no new measurement after this long")
+    parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), help="compile processes")
     parser.add_argument("--sizes", nargs="+", default=["8B", "1.7B", "4B"], choices=list(SIZES))
-    parser.add_argument("--json", default="gpu_linear.json", help="write all figures to this file")
-    parser.add_argument("--table", help="print rows for tables/linear.json from this run's JSON, and stop")
+    parser.add_argument("--out", type=Path, default=Path("."), help="folder for linear.json and figures")
+    parser.add_argument("--json", type=Path, help="write all figures to this file (--out/gpu_linear.json)")
+    parser.add_argument("--table", help="print the table of a run, whose JSON this is, and stop")
     parser.add_argument("--worker", nargs=2, type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.table:
-        rows = table_rows(json.loads(Path(given.table).read_text()))
-        print("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]")
+        print(as_table(table_rows(json.loads(Path(given.table).read_text()))), end="")
         return
     if not torch.cuda.is_available():
         sys.exit("no GPU here: this script measures one")
@@ -498,40 +558,37 @@ def main() -> None:
     say(f"read bandwidth {roof:.0f} GB/s")
     bad: set = set()
     bits = {}
-    for n, k in ((4096, 4096), (6144, 4096), (4096, 12288), (2048, 6144), (2560, 9728), (2048, 2048)):
-        bits[f"{n}x{k}"] = check_bits(n, k, bad)
-        say(f"bits {n}x{k}: {bits[f'{n}x{k}']}")
-        torch.cuda.empty_cache()
+    for size in given.sizes:
+        for n, k in SIZES[size][1].values():
+            bits[f"{n}x{k}"] = check_bits(n, k, bad)
+            say(f"bits {n}x{k}: {bits[f'{n}x{k}']}")
+            torch.cuda.empty_cache()
     bits |= check_row_wise_bits()
-    lines: list[dict] = []
+    result: dict = {"machine": machine, "read_gb_s": roof, "bits": bits, "sizes": []}
+    given.out.mkdir(parents=True, exist_ok=True)
+    given.json = given.json or given.out / "gpu_linear.json"
     for i, size in enumerate(given.sizes):
         left = given.seconds - (time.perf_counter() - BEGAN)
-        deadline = time.perf_counter() + left / (len(given.sizes) - i)
+        deadline = time.perf_counter() + left / (len(given.sizes) - i) - 5  # 5 s for the stack and the rest
         try:
-            lines += run_size(size, bad, deadline, roof)
+            result["sizes"].append(run_size(size, bad, deadline, roof))
         except Exception as error:
             say(f"{size} failed: {short(error)}")
         torch.cuda.empty_cache()
-    result = {
-        "machine": machine,
-        "read_gb_s": roof,
-        "bits": bits,
-        "bad": [str(b) for b in bad],
-        "stack": lines,
-    }
-    Path(given.json).write_text(json.dumps(result))
-    say(f"everything is in {given.json}")
+        given.json.write_text(json.dumps(result | {"bad": [str(b) for b in bad]}))
+        (given.out / "linear.json").write_text(as_table(table_rows(result)))
+    lines = [line for size in result["sizes"] for line in size["stack"]]
+    say(f"figures: {given.json}, table: {given.out / 'linear.json'}")
     print(f"\n{machine['gpu']}, triton {machine['triton']}, read roof {roof:.0f} GB/s. All linears in "
           f"one CUDA graph, bf16.\nBits: {sum(b['checks'] for b in bits.values())} comparisons, "
           f"{sum(b['failures'] for b in bits.values())} failures.\n"
-          f"{'':16} | {'cuBLAS':>15} | {'committed table':>15} | {'best tiles':>15} | {'best class':>15} | "
-          "cuBLAS / best tiles")  # fmt: skip
+          f"{'':16} | {'cuBLAS':>15} | {'committed table':>15} | {'new table':>15} | "
+          "cuBLAS / new table")  # fmt: skip
     for line in lines:
         show(line, roof)
-    print(json.dumps({k: v for k, v in result.items() if k != "stack"}
-                     | {"stack": [{k: round(v, 4) if isinstance(v, float) else v for k, v in line.items() if
-                     k != "alone"}
-                                  for line in lines]}))  # fmt: skip
+    short_result = {key: value for key, value in result.items() if key != "sizes"}
+    short_result["sizes"] = [{k: v for k, v in size.items() if k != "alone"} for size in result["sizes"]]
+    print(json.dumps(short_result))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Triton where it is installed; where it is not (no wheel for macOS or Windows) the plain twins still import.
 
-Kernel files take `triton` and `tl` from here. Without Triton a kernel becomes an object that raises when it
-is launched."""
+Kernel files take `triton`, `tl` and `TensorDescriptor` from here. Without Triton a kernel becomes an object
+that raises when it is launched."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 try:
     import triton
     import triton.language as tl
+    from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError:
 
     class _Absent:
@@ -24,6 +25,6 @@ except ImportError:
         def __getitem__(self, grid: Any) -> Any:
             raise RuntimeError("backend 'triton' needs the triton package, which is not installed here")
 
-    triton = tl = _Absent()
+    triton = tl = TensorDescriptor = _Absent()
 
-__all__ = ["tl", "triton"]
+__all__ = ["TensorDescriptor", "tl", "triton"]

@@ -24,6 +24,7 @@ import torch  # noqa: E402
 import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
+from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
 
 TARGETS = {
     **{f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 89, 90, 100, 120)},
@@ -68,7 +69,10 @@ def specialise(kernel, arguments: dict) -> tuple[dict, dict, dict, dict]:
         if parameter.is_constexpr or value is None or (type(value) is int and value == 1 and not pinned):
             signature[parameter.name], constants[parameter.name] = "constexpr", value
             continue
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, TensorDescriptor):
+            kind, tile = _TYPES[value.base.dtype], ",".join(map(str, value.block_shape))
+            signature[parameter.name], aligned = f"tensordesc<{kind}[{tile}]>", False
+        elif isinstance(value, torch.Tensor):
             signature[parameter.name], aligned = "*" + _TYPES[value.dtype], True
         elif isinstance(value, int):
             signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
@@ -107,6 +111,7 @@ def compile_for(kernel, arguments: dict, target: GPUTarget) -> dict:
         "wgmma": "wgmma.mma_async" in ptx,
         "mma": "mma.sync" in ptx,
         "cp_async_16": "cp.async.cg" in ptx,
+        "tma": "cp.async.bulk.tensor" in ptx,
     }
 
 

@@ -25,12 +25,28 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
+# Tiles by descriptors as bench/gpu_linear.py tries them: the smallest, and those with most registers.
+TMA_ENTRIES = (
+    tables.LinearEntry(64, 4, (
+        tables.LinearTile(16, 16, 64, True, 4, 10, tma=True),
+        tables.LinearTile(128, 128, 256, True, 8, 4, tma=True),
+        tables.LinearTile(192, 192, 128, True, 8, 5, tma=True),
+        tables.LinearTile(None, 96, 128, False, 8, 4, tma=True),
+    )),
+    tables.LinearEntry(64, 1, (
+        tables.LinearTile(192, 192, 256, False, 16, 4, tma=True),
+        tables.LinearTile(None, 128, 256, False, 8, 4, tma=True),
+    )),
+)  # fmt: skip
+
+
 def linears() -> Iterator[Launch]:
     """Every tile of the table's entries, and of defaults with every number of segments; equal ones once."""
     op = module("linear")
     shapes = ((151936, 4096), (6144, 4096), (4096, 4096), (512, 4096))
     entries = [(dtype, entry) for (_, _, dtype, _), entry in tables.linear_entries().items()]
     entries += [(d, tables.default_entry(*s, d)) for s in shapes for d in (torch.bfloat16, torch.float32)]
+    entries += [(torch.bfloat16, entry) for entry in TMA_ENTRIES]
     entries += [(torch.float16, tables.default_entry(*shapes[1], torch.float16))]
     seen = set()
     for dtype, entry in entries:
@@ -41,8 +57,8 @@ def linears() -> Iterator[Launch]:
 
             def launch(dtype=dtype, entry=entry, rows=tile.rows or 512):
                 space = op.Workspace.new(torch.device("meta"), 1 << 28, 1 << 20)
-                x, w = meta(2 * rows, 4096, dtype=dtype), meta(4096, 4096, dtype=dtype)
-                op.linear_triton(x, w, w, rows, entry=entry, space=space)
+                x, w, w2 = (meta(n, 4096, dtype=dtype) for n in (2 * rows, 4096, 4096))
+                op.linear_triton(x, w, w2, rows, entry=entry, space=space)
 
             name = f"{dtype} segments {entry.segments} block_k {entry.block_k} {tile}"
             yield name, op, "_linear_kernel", launch, HOPPER if seen else ALL

@@ -40,9 +40,12 @@ def test_nothing_spills_on_hopper(compiled):
 
 
 def test_linear_uses_tensor_cores_and_wide_copies(compiled):
-    """16-bit weights through wgmma on Hopper, 16 bytes a copy, also when two weights are there."""
+    """16-bit weights through wgmma on Hopper, two weights there; 16 bytes a copy, or tiles by descriptors
+    where the table says so, in no more shared memory than a CTA has."""
     lines = [line for line in compiled if line["kernel"] == "linear_kernel" and "float32" not in line["case"]]
     hopper = [line for line in lines if line["target"] == "sm_90"]
-    assert all(line["cp_async_16"] for line in hopper)
+    by_tma = [line for line in hopper if "tma=True" in line["case"]]
+    assert by_tma and all(line["tma"] and line["shared"] <= 227 * 1024 for line in by_tma)
+    assert all(line["cp_async_16"] for line in hopper if "tma=True" not in line["case"])
     # wgmma takes 64 rows of the weight at least; tiles of 32 run on mma.sync, faster for the smallest weights
     assert all(line["wgmma"] for line in hopper if "block_n=32" not in line["case"])

@@ -21,6 +21,16 @@ TILES = (
     LinearTile(None, 64, 64, False, 4, 3),
 )
 ENTRY = LinearEntry(32, 3, TILES)
+# The same class through descriptors; 48 and 96 rows are a dot of 32 or 64 and one of half of that.
+TMA = LinearEntry(
+    32,
+    3,
+    (
+        LinearTile(4, 16, 64, True, 4, 3, tma=True),
+        LinearTile(50, 48, 128, True, 4, 3, tma=True),
+        LinearTile(None, 96, 64, False, 4, 3, tma=True),
+    ),
+)
 N, K = 70, 200
 
 
@@ -31,11 +41,12 @@ def weights(dtype, device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [3, 37, 70])
-def test_against_fp64(rows, kind, dtype, device):
+@pytest.mark.parametrize("entry", [ENTRY, TMA], ids=["pointers", "tma"])
+def test_against_fp64(entry, rows, kind, dtype, device):
     x, (w, w2) = given_rows(kind, rows, K, dtype=dtype, device=device), weights(dtype, device)
-    assert_close(linear_triton(x, w, entry=ENTRY), x.double() @ w.double().T)
+    assert_close(linear_triton(x, w, entry=entry), x.double() @ w.double().T)
     mixed = torch.cat([x[:2].double() @ w.double().T, x[2:].double() @ w2.double().T])
-    got = linear_triton(x, w, w2, 2, torch.float32, entry=ENTRY)
+    got = linear_triton(x, w, w2, 2, torch.float32, entry=entry)
     assert_close(got, mixed)
 
 
@@ -49,14 +60,45 @@ def test_odd_sizes_with_the_table(n, k, device):
 @examples(12)
 @given(rows=st.integers(2, 70), index=st.integers(0, 69), kind=st.sampled_from(KINDS), seed=st.integers(0, 9))
 def test_a_row_has_the_same_bits_anywhere(dtype, device, rows, index, kind, seed):
-    """Alone in the split form, and among rows of any form, of either view."""
+    """Alone in the split form by pointers, and among rows of any form, of either view, by either copy."""
     index %= rows
     x, (w, w2) = given_rows(kind, rows, K, dtype=dtype, device=device, seed=seed), weights(dtype, device)
     one = x[index : index + 1]
     alone, alone2 = linear_triton(one, w, entry=ENTRY)[0], linear_triton(one, w2, entry=ENTRY)[0]
-    assert torch.equal(linear_triton(x, w, entry=ENTRY)[index], alone)
-    assert torch.equal(linear_triton(x, w, w2, index, entry=ENTRY)[index], alone2)
-    assert torch.equal(linear_triton(x, w, w2, index + 1, entry=ENTRY)[index], alone)
+    for entry in (ENTRY, TMA):
+        assert torch.equal(linear_triton(one, w, entry=entry)[0], alone)
+        assert torch.equal(linear_triton(x, w, entry=entry)[index], alone)
+        assert torch.equal(linear_triton(x, w, w2, index, entry=entry)[index], alone2)
+        assert torch.equal(linear_triton(x, w, w2, index + 1, entry=entry)[index], alone)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@examples(8)
+@given(rows=st.integers(1, 130), block_t=st.sampled_from([16, 48, 64, 96, 128]), split=st.booleans(),
+       block_n=st.sampled_from([32, 64, 128]), tma=st.booleans(), warps=st.sampled_from([4, 8]),
+       n_ar=st.integers(0, 130))  # fmt: skip
+def test_any_tile_gives_the_same_bits(dtype, device, rows, block_t, split, block_n, tma, warps, n_ar):
+    """Every tile a table could hold, for every number of rows of both views."""
+    tma |= block_t % 3 == 0
+    tile = LinearTile(None, block_t, block_n, split, warps, 3, tma)
+    x, (w, w2) = given_rows("heavy", rows, K, dtype=dtype, device=device), weights(dtype, device)
+    n_ar = min(n_ar, rows)
+    got = linear_triton(x, w, w2, n_ar, entry=replace(ENTRY, tiles=(tile,)))
+    assert torch.equal(got, linear_triton(x, w, w2, n_ar, entry=ENTRY))
+
+
+def test_operands_that_descriptors_do_not_take_go_by_pointers(device):
+    """Rows that start at odd addresses: the same bits from the next narrower tile of a power of two."""
+    x, (w, _) = hard("heavy", 70, K).to(device), weights(torch.float32, device)
+    wide = torch.zeros(70, K + 1, device=device)[:, 1:]
+    wide.copy_(x)
+    assert torch.equal(linear_triton(wide, w, entry=TMA), linear_triton(x, w, entry=TMA))
+
+
+def test_a_wide_tile_without_descriptors_is_refused(device):
+    x, (w, _) = hard("normal", 3, K).to(device), weights(torch.float32, device)
+    with pytest.raises(AssertionError):
+        linear_triton(x, w, entry=LinearEntry(32, 3, (LinearTile(None, 48, 64, False, 4, 3),)))
 
 
 def entries():
@@ -96,10 +138,11 @@ def test_the_number_of_segments_is_part_of_the_class(device):
 
 
 @pytest.mark.parametrize("rows", [3, 37, 70])
-def test_reads_and_writes_nothing_else(rows, device):
+@pytest.mark.parametrize("entry", [ENTRY, TMA], ids=["pointers", "tma"])
+def test_reads_and_writes_nothing_else(entry, rows, device):
     """Operands are slices of NaN buffers; neighbours of the output stay NaN, counters return to zero."""
     nan = float("nan")
-    x, w, w2, y = (torch.full((n + 7, k + 9), nan, device=device)[3 : n + 3, 5 : k + 5]
+    x, w, w2, y = (torch.full((n + 7, k + 8 + k % 4), nan, device=device)[3 : n + 3, 4 : k + 4]
                    for n, k in ((rows, K), (N, K), (N, K), (rows, N)))  # fmt: skip
     x.copy_(hard("normal", rows, K))
     w.copy_(hard("normal", N, K, seed=1))
@@ -107,7 +150,7 @@ def test_reads_and_writes_nothing_else(rows, device):
     space = Workspace.new(device, 1 << 16, 64)
     space.partials.fill_(nan)
     n_ar = rows // 2
-    assert linear_triton(x, w, w2, n_ar, out=y, entry=ENTRY, space=space) is y
+    assert linear_triton(x, w, w2, n_ar, out=y, entry=entry, space=space) is y
     exact = torch.cat([x[:n_ar].double() @ w.double().T, x[n_ar:].double() @ w2.double().T])
     assert_close(y, exact)
     whole = y._base

@@ -22,7 +22,9 @@ import torch
 class LinearTile:
     """A launch for up to `rows` rows of one view; None: any number.
 
-    split: one CTA a segment, partials added by the CTA that arrives last; else one CTA runs all segments."""
+    block_t: rows of x a CTA; 3 * 2^k (two dots, 2^(k+1) and 2^k wide) with tma only.
+    split: one CTA a segment, partials added by the CTA that arrives last; else one CTA runs all segments.
+    tma: tiles are copied by the tensor memory accelerator, where the operands' alignment allows it."""
 
     rows: int | None
     block_t: int
@@ -30,6 +32,7 @@ class LinearTile:
     split: bool
     warps: int
     stages: int
+    tma: bool = False
 
 
 @dataclass(frozen=True)
