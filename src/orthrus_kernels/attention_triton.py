@@ -94,38 +94,50 @@ def _fold_weights(b_max, b_next, scale):
 def _segment(
     b_q, b_limit,
     k, stride_kt, v, stride_vt, k_cache, stride_ks, v_cache, stride_vs, slots,
-    first, last, context, end, scale,
+    first, last, context, end, chain, chain_row, lowest, scale,
     D: tl.constexpr, FOLDED: tl.constexpr, BLOCK_S: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """(maximum [FOLDED], sum [FOLDED], accumulator [FOLDED, D]) of the keys at positions [first, last).
 
-    Pointers stand at the key head and sequence already, `slots` at the slot of position `context`.
+    Pointers stand at the key head and sequence already, `slots` at the slot of position `context`. Positions
+    from `chain` on lie in rows chain_row, chain_row + 1, ...; every row sees the positions below `lowest`.
     """
     o_n, o_d = tl.arange(0, BLOCK_S), tl.arange(0, D)
     b_max = tl.full((FOLDED,), float("-inf"), tl.float32)
     b_sum = tl.zeros((FOLDED,), tl.float32)
     b_acc = tl.zeros((FOLDED, D), tl.float32)
+    # Twice a run of blocks read in place and a run of gathered ones: [first, cached) from the cache, gathered
+    # up to `middle`, [middle, masked) from the chain in flight, gathered to the end. Any run may be empty.
     cached = tl.maximum(first, tl.minimum(last, context // BLOCK_S * BLOCK_S))
-    # Only the block's start needs 64 bits; offsets within it stay small, which saves registers.
-    o_k, o_v = o_n[:, None] * stride_ks + o_d[None, :], o_n[:, None] * stride_vs + o_d[None, :]
-    p_kc, p_vc = k_cache + first.to(tl.int64) * stride_ks, v_cache + first.to(tl.int64) * stride_vs
-    for _ in tl.range(first, cached, BLOCK_S, num_stages=STAGES):
-        b_s = tl.dot(b_q, tl.trans(tl.load(p_kc + o_k)), input_precision="ieee")
-        b_max, b_sum, b_acc = _step(b_s, tl.load(p_vc + o_v), b_max, b_sum, b_acc, scale)
-        p_kc += BLOCK_S * stride_ks
-        p_vc += BLOCK_S * stride_vs
-    for start in tl.range(cached, tl.minimum(last, end), BLOCK_S, num_stages=1):
-        o_s = start + o_n
-        m_c, m_s = o_s < context, o_s < end
-        b_slot = tl.load(slots + (o_s - context), mask=m_s & (o_s >= context), other=0).to(tl.int64)
-        o_c = o_s.to(tl.int64)
-        p_k = tl.where(m_c, k_cache + o_c * stride_ks, k + b_slot * stride_kt)
-        b_k = tl.load(p_k[:, None] + o_d[None, :], mask=m_s[:, None], other=0.0)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
-        p_v = tl.where(m_c, v_cache + o_c * stride_vs, v + b_slot * stride_vt)
-        b_v = tl.load(p_v[:, None] + o_d[None, :], mask=m_s[:, None], other=0.0)
-        b_s = tl.where(o_s[None, :] < b_limit[:, None], b_s, float("-inf"))
-        b_max, b_sum, b_acc = _step(b_s, b_v, b_max, b_sum, b_acc, scale)
+    middle = tl.maximum(cached, tl.cdiv(chain, BLOCK_S) * BLOCK_S)
+    masked = tl.maximum(middle, tl.minimum(last, lowest) // BLOCK_S * BLOCK_S)
+    end = tl.minimum(last, end)
+    for i_run in range(2):
+        in_cache = i_run == 0
+        start, stop = tl.where(in_cache, first, middle), tl.where(in_cache, cached, masked)
+        # Only the start of a block needs 64 bits; offsets within it stay small, which saves registers.
+        i_first = tl.where(in_cache, first, chain_row + (middle - chain)).to(tl.int64)
+        stride_k, stride_v = tl.where(in_cache, stride_ks, stride_kt), tl.where(in_cache, stride_vs, stride_vt)
+        p_k = (k_cache if in_cache else k) + i_first * stride_k
+        p_v = (v_cache if in_cache else v) + i_first * stride_v
+        o_k, o_v = o_n[:, None] * stride_k + o_d[None, :], o_n[:, None] * stride_v + o_d[None, :]
+        for _ in tl.range(start, stop, BLOCK_S, num_stages=STAGES):
+            b_s = tl.dot(b_q, tl.trans(tl.load(p_k + o_k)), input_precision="ieee")
+            b_max, b_sum, b_acc = _step(b_s, tl.load(p_v + o_v), b_max, b_sum, b_acc, scale)
+            p_k += BLOCK_S * stride_k
+            p_v += BLOCK_S * stride_v
+        for start in tl.range(stop, tl.where(in_cache, tl.minimum(middle, end), end), BLOCK_S, num_stages=1):
+            o_s = start + o_n
+            m_c, m_s = o_s < context, o_s < end
+            b_slot = tl.load(slots + (o_s - context), mask=m_s & (o_s >= context), other=0).to(tl.int64)
+            o_c = o_s.to(tl.int64)
+            p_ks = tl.where(m_c, k_cache + o_c * stride_ks, k + b_slot * stride_kt)
+            b_k = tl.load(p_ks[:, None] + o_d[None, :], mask=m_s[:, None], other=0.0)
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
+            p_vs = tl.where(m_c, v_cache + o_c * stride_vs, v + b_slot * stride_vt)
+            b_v = tl.load(p_vs[:, None] + o_d[None, :], mask=m_s[:, None], other=0.0)
+            b_s = tl.where(o_s[None, :] < b_limit[:, None], b_s, float("-inf"))
+            b_max, b_sum, b_acc = _step(b_s, b_v, b_max, b_sum, b_acc, scale)
     return b_max, b_sum, b_acc
 
 
@@ -154,12 +166,14 @@ def _partial_kernel(
     b_q = tl.load(p_q, mask=m_m[:, None], other=0.0)
     i_b, context = tl.load(tiles + 8 * i_tile).to(tl.int64), tl.load(tiles + 8 * i_tile + 1)
     end, first_slot = tl.load(tiles + 8 * i_tile + 2), tl.load(tiles + 8 * i_tile + 3)
+    chain, chain_row = tl.load(tiles + 8 * i_tile + 5), tl.load(tiles + 8 * i_tile + 6)
+    lowest = tl.load(tiles + 8 * i_tile + 7)
     i_g = i_g.to(tl.int64)
     b_max, b_sum, b_acc = _segment(
         b_q, b_limit, k + i_g * stride_kg, stride_kt, v + i_g * stride_vg, stride_vt,
         k_cache + i_b * stride_kb + i_g * stride_kcg, stride_ks,
         v_cache + i_b * stride_vb + i_g * stride_vcg, stride_vs, slots + first_slot,
-        tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end, scale,
+        tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end, chain, chain_row, lowest, scale,
         D, FOLDED, BLOCK_S, STAGES,
     )  # fmt: skip
     o_part = (i_segment.to(tl.int64) * T + i_row) * (G * GROUP) + i_h
@@ -219,6 +233,8 @@ def _whole_kernel(
     b_q = tl.load(p_q, mask=m_m[:, None], other=0.0)
     i_b, context = tl.load(tiles + 8 * i_tile).to(tl.int64), tl.load(tiles + 8 * i_tile + 1)
     end, first_slot = tl.load(tiles + 8 * i_tile + 2), tl.load(tiles + 8 * i_tile + 3)
+    chain, chain_row = tl.load(tiles + 8 * i_tile + 5), tl.load(tiles + 8 * i_tile + 6)
+    lowest = tl.load(tiles + 8 * i_tile + 7)
     n_segments = tl.load(tiles + 8 * i_tile + 4)
     i_g = i_g.to(tl.int64)
     b_max = tl.full((FOLDED,), float("-inf"), tl.float32)
@@ -229,7 +245,7 @@ def _whole_kernel(
             b_q, b_limit, k + i_g * stride_kg, stride_kt, v + i_g * stride_vg, stride_vt,
             k_cache + i_b * stride_kb + i_g * stride_kcg, stride_ks,
             v_cache + i_b * stride_vb + i_g * stride_vcg, stride_vs, slots + first_slot,
-            tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end, scale,
+            tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end, chain, chain_row, lowest, scale,
             D, FOLDED, BLOCK_S, STAGES,
         )  # fmt: skip
         b_max, b_keep, b_add = _fold_weights(b_max, b_m, scale)
