@@ -9,12 +9,14 @@ Per row of query head h over key head g = h // (H / G), with keys cut at `KEY_CU
 
 Why a row's bits do not depend on the pass. Whatever the row's neighbours, its index and where its keys lie,
 it goes through the same tile shape (FOLDED_ROWS rows, the query heads of a key head folded into them, by
-BLOCK_S keys), the same dots over the same logical keys in the same order, cut at the same absolute positions.
-Three things vary, and none of them reaches the sum of another row or the order within one:
+BLOCK_S keys; a tall tile is two side by side), the same dots over the same logical keys in the same order,
+cut at the same absolute positions. Three things vary, and none of them reaches the sum of another row or the
+order within one:
 
-- **where keys come from**: blocks below the context are read in place; the block that holds the end of the
-  context and those behind it are gathered by slot(path, position) from cache and in-flight rows into the same
-  tile, later blocks continuing the (m, l, a) that the segment has reached;
+- **where keys come from**: blocks below the context are read in place, and so are blocks of a chain of rows
+  in flight (a prompt) that every row of the tile sees whole; the block that holds the end of the context and
+  all others behind it are gathered by slot(path, position) from cache and in-flight rows into the same tile.
+  Each block continues the (m, l, a) that the segment has reached;
 - **which rows share a tile**: any rows of a sequence in segments wholly inside the context, where all see
   every key; rows of one path otherwise, a mask hiding positions at and past a row's limit. A hidden key adds
   exp2(-inf) = 0 and leaves m alone, so a row goes through blocks past its limit unchanged;
@@ -37,12 +39,17 @@ from ._triton import tl, triton
 from .packed import PackedRows, pack
 from .visibility import Rows
 
-# Rows of a tile after the query heads of a key head are folded in. Tiles of 64 rows and more gave a row the
+# Rows of a tile once the query heads of a key head are folded in. Tiles of 64 rows and more gave a row the
 # same bits (four warps per 64 rows), tiles of 16 and 32 others; 64 cost nothing even for one token (H200,
-# 2026-11-24, prototypes/attention_tiles.py). Part of the reduction class, like BLOCK_S and the warps.
+# 2026-11-24, prototypes/attention_tiles.py). Part of the reduction class, like BLOCK_S and the warps per 64
+# rows: each warp holds whole rows, laid out the same in both heights.
 FOLDED_ROWS = 64
+# Two such halves side by side, in twice the warps: keys come from L2 half as often, and from 32 rows on that
+# is what a pass takes its time for. 16-bit dtypes only: products of fp32 are laid out over all warps.
+TALL_ROWS = 128
 
-# (D, bytes of an element) -> (BLOCK_S, num_warps, num_stages). BLOCK_S and warps decide bits, stages do not.
+# (D, bytes of an element) -> (BLOCK_S, warps for 64 rows, num_stages). BLOCK_S and warps decide bits, stages
+# do not.
 LAUNCH = {
     (64, 2): (64, 4, 3),
     (128, 2): (64, 4, 3),
@@ -51,8 +58,11 @@ LAUNCH = {
 }
 DEFAULT_LAUNCH = (64, 4, 2)  # other head sizes: tests and toy models
 
-# Programs from which on the whole form is taken: enough to fill a large GPU without splitting keys.
-WHOLE_PROGRAMS = 192
+# Programs from which on the whole form is taken: about one tall tile for every SM of a large GPU.
+WHOLE_PROGRAMS = 120
+# Context from which on tall tiles pay though short paths fill few of their places: reading the context, which
+# all rows share, then outweighs the paths' own ends.
+TALL_CONTEXT = 8192
 COMBINE_UNROLL = 8  # partials a combining program has in flight; they are folded in order all the same
 
 
@@ -264,17 +274,21 @@ def attention_triton(
     """Attend from every row of a pass; returns [T, H, D] in q's dtype. Arguments as for the twin `attention`.
 
     q [T, H, D]; k, v [T, G, D]; k_cache, v_cache [B, G, S, D]: any strides but a last one of 1.
-    rows: of the pass, or packed already for tiles of `tile_rows(H, G)` rows: once a pass, not once a layer.
+    rows: of the pass, or packed already for tiles of `tile_rows(...)` rows: once a pass, not once a layer.
     workspace: at least `workspace_size(...)` fp32 numbers, where nothing may be allocated.
     form: "partial" or "whole", the same bits; "auto" takes "whole" where path tiles alone fill the GPU."""
     n, heads, d = q.shape
     group = heads // k.shape[1]
     if isinstance(rows, Rows):
-        rows = pack(rows, tile_rows(heads, k.shape[1]), q.device)
+        rows = pack(rows, tile_rows(heads, k.shape[1], rows, q.dtype), q.device)
     _check(q, k, v, k_cache, v_cache, rows, scale)
     out = torch.empty_like(q) if out is None else out
     assert out.shape == q.shape and out.stride(2) == 1, (out.shape, out.stride())
     block, warps, stages = LAUNCH.get((d, q.element_size()), DEFAULT_LAUNCH)
+    if form == "auto":
+        form = "whole" if _fills(rows, k.shape[1]) else "partial"
+    # The whole form holds two accumulators: in 64 rows of four warps it would spill.
+    tall = q.element_size() == 2 and (form == "whole" or rows.tile_rows * group > FOLDED_ROWS)
     shared = {
         "q": q, "stride_qt": q.stride(0), "stride_qh": q.stride(1),
         "k": k, "stride_kt": k.stride(0), "stride_kg": k.stride(1),
@@ -285,11 +299,9 @@ def attention_triton(
         "stride_vs": v_cache.stride(2),
         "rows": rows.rows, "limits": rows.limits, "tiles": rows.tiles, "slots": rows.slots,
         "segments": rows.segments, "G": k.shape[1], "scale": scale * math.log2(math.e),
-        "D": d, "GROUP": group, "TILE": rows.tile_rows, "FOLDED": FOLDED_ROWS,
-        "BLOCK_S": block, "STAGES": stages, "num_warps": warps,
+        "D": d, "GROUP": group, "TILE": rows.tile_rows, "FOLDED": TALL_ROWS if tall else FOLDED_ROWS,
+        "BLOCK_S": block, "STAGES": stages, "num_warps": 2 * warps if tall else warps,
     }  # fmt: skip
-    if form == "auto":
-        form = "whole" if _fills(rows, k.shape[1]) else "partial"
     if form == "whole":
         _whole_kernel[(rows.path_tiles * k.shape[1],)](
             out=out, stride_ot=out.stride(0), stride_oh=out.stride(1), N=rows.path_tiles, **shared
@@ -312,9 +324,19 @@ def attention_triton(
     return out
 
 
-def tile_rows(heads: int, groups: int) -> int:
-    """Rows of a tile once the query heads of a key head are folded in: what `pack` is to be called with."""
-    return FOLDED_ROWS // (heads // groups)
+def tile_rows(heads: int, groups: int, rows: Rows | None = None, dtype: torch.dtype = torch.bfloat16) -> int:
+    """Rows of a tile once the query heads of a key head are folded in: what `pack` is to be called with.
+
+    Any pass may take the height of one row, the default; for 16-bit dtypes a pass of more rows than such a
+    tile holds gets tiles twice as tall where they will be faster. A row's bits are the same in both."""
+    height = FOLDED_ROWS // (heads // groups)
+    if rows is None or dtype.itemsize != 2 or len(rows) <= height:
+        return height
+    leaves = rows.n_ar - len({rows.parents[i] for i in range(rows.n_ar)} - {-1})
+    n_paths = leaves + len(set(rows.blocks) - {-1})
+    if len(rows) > height * n_paths or max(rows.contexts.values()) >= TALL_CONTEXT:
+        return TALL_ROWS // (heads // groups)
+    return height
 
 
 def workspace_size(rows: PackedRows, heads: int, d: int) -> int:
@@ -338,5 +360,7 @@ def _check(
     assert k_cache.shape == v_cache.shape and k_cache.shape[1::2] == (groups, d), (k_cache.shape, k.shape)
     assert {t.dtype for t in (q, k, v, k_cache, v_cache)} == {q.dtype}, "one dtype for all"
     assert all(t.stride(-1) == 1 for t in (q, k, v, k_cache, v_cache)), "last strides must be 1"
-    assert rows.n_rows == n and rows.tile_rows == tile_rows(heads, groups), (rows.n_rows, n, rows.tile_rows)
+    heights = (FOLDED_ROWS, TALL_ROWS) if q.element_size() == 2 else (FOLDED_ROWS,)
+    fits = rows.tile_rows in [height // (heads // groups) for height in heights]
+    assert rows.n_rows == n and fits, (rows.n_rows, n, rows.tile_rows, heights)
     assert scale > 0, f"scale is {scale}; the running maximum is taken before scaling"
