@@ -8,7 +8,7 @@ Per row of query head h over key head g = h // (H / G), with keys cut at `KEY_CU
     output:   a (1 / l), rounded once to q's dtype; all else in fp32, but probabilities in v's dtype for a
 
 Why a row's bits do not depend on the pass. Whatever the row's neighbours, its index and where its keys lie,
-it goes through the same tile shape (FOLDED_ROWS rows, the query heads of a key head folded into them, by
+it goes through the same tile shape (FOLDED rows, the query heads of a key head folded into them, by
 BLOCK_S keys; a tall tile is two side by side), the same dots over the same logical keys in the same order,
 cut at the same absolute positions. Three things vary, and none of them reaches the sum of another row or the
 order within one:
@@ -39,24 +39,23 @@ from ._triton import tl, triton
 from .packed import PackedRows, pack
 from .visibility import Rows
 
-# Rows of a tile once the query heads of a key head are folded in. Tiles of 64 rows and more gave a row the
-# same bits (four warps per 64 rows), tiles of 16 and 32 others; 64 cost nothing even for one token (H200,
-# 2026-11-24, prototypes/attention_tiles.py). Part of the reduction class, like BLOCK_S and the warps per 64
-# rows: each warp holds whole rows, laid out the same in both heights.
-FOLDED_ROWS = 64
-# Two such halves side by side, in twice the warps: keys come from L2 half as often, and from 32 rows on that
-# is what a pass takes its time for. 16-bit dtypes only: products of fp32 are laid out over all warps.
-TALL_ROWS = 128
-
-# (D, bytes of an element) -> (BLOCK_S, warps for 64 rows, num_stages). BLOCK_S and warps decide bits, stages
-# do not.
+# (D, bytes of an element) -> (FOLDED, BLOCK_S, warps, stages). FOLDED: rows of a tile once the query heads of
+# a key head are folded in. It, BLOCK_S and the warps decide bits, stages do not. 16 bits: tiles of 64 rows and
+# more gave a row the same bits (four warps per 64 rows), tiles of 16 and 32 others; 64 cost nothing even for
+# one token (H200, 2026-11-24, prototypes/attention_tiles.py). fp32 multiplies without tensor cores, whose
+# operands lie in registers: larger tiles spill (ptxas of triton 3.7.1, sm_90).
 LAUNCH = {
-    (64, 2): (64, 4, 3),
-    (128, 2): (64, 4, 3),
-    (64, 4): (32, 4, 2),
-    (128, 4): (32, 4, 2),
+    (64, 2): (64, 64, 4, 3),
+    (128, 2): (64, 64, 4, 3),
+    (64, 4): (64, 16, 8, 2),
+    (128, 4): (16, 16, 8, 2),
 }
-DEFAULT_LAUNCH = (64, 4, 2)  # other head sizes: tests and toy models
+DEFAULT_LAUNCH = (64, 64, 4, 2)  # other head sizes: tests and toy models
+
+# Tiles side by side in a tall one, with as many times the warps: keys come from L2 half as often, and from 32
+# rows on that is what a pass takes its time for. A warp holds whole rows, laid out the same in both heights.
+# 16 bits only: products of fp32 are laid out over all warps.
+TALL = 2
 
 # Programs from which on the whole form is taken: about one tall tile for every SM of a large GPU.
 WHOLE_PROGRAMS = 120
@@ -122,7 +121,8 @@ def _segment(
     middle = tl.maximum(cached, tl.cdiv(chain, BLOCK_S) * BLOCK_S)
     masked = tl.maximum(middle, tl.minimum(last, lowest) // BLOCK_S * BLOCK_S)
     end = tl.minimum(last, end)
-    for i_run in range(2):
+    # Left in the loop, offsets cost nothing; hoisted out of it they spill (whole form, triton 3.6.0, sm_90).
+    for i_run in tl.range(2, disable_licm=True):
         in_cache = i_run == 0
         start, stop = tl.where(in_cache, first, middle), tl.where(in_cache, cached, masked)
         # Only the start of a block needs 64 bits; offsets within it stay small, which saves registers.
@@ -280,15 +280,15 @@ def attention_triton(
     n, heads, d = q.shape
     group = heads // k.shape[1]
     if isinstance(rows, Rows):
-        rows = pack(rows, tile_rows(heads, k.shape[1], rows, q.dtype), q.device)
+        rows = pack(rows, tile_rows(heads, k.shape[1], d, q.dtype, rows), q.device)
     _check(q, k, v, k_cache, v_cache, rows, scale)
     out = torch.empty_like(q) if out is None else out
     assert out.shape == q.shape and out.stride(2) == 1, (out.shape, out.stride())
-    block, warps, stages = LAUNCH.get((d, q.element_size()), DEFAULT_LAUNCH)
+    folded, block, warps, stages = _launch(d, q.dtype)
     if form == "auto":
         form = "whole" if _fills(rows, k.shape[1]) else "partial"
     # The whole form holds two accumulators: in 64 rows of four warps it would spill.
-    tall = q.element_size() == 2 and (form == "whole" or rows.tile_rows * group > FOLDED_ROWS)
+    tall = TALL if q.element_size() == 2 and (form == "whole" or rows.tile_rows * group > folded) else 1
     shared = {
         "q": q, "stride_qt": q.stride(0), "stride_qh": q.stride(1),
         "k": k, "stride_kt": k.stride(0), "stride_kg": k.stride(1),
@@ -299,8 +299,8 @@ def attention_triton(
         "stride_vs": v_cache.stride(2),
         "rows": rows.rows, "limits": rows.limits, "tiles": rows.tiles, "slots": rows.slots,
         "segments": rows.segments, "G": k.shape[1], "scale": scale * math.log2(math.e),
-        "D": d, "GROUP": group, "TILE": rows.tile_rows, "FOLDED": TALL_ROWS if tall else FOLDED_ROWS,
-        "BLOCK_S": block, "STAGES": stages, "num_warps": 2 * warps if tall else warps,
+        "D": d, "GROUP": group, "TILE": rows.tile_rows, "FOLDED": tall * folded,
+        "BLOCK_S": block, "STAGES": stages, "num_warps": tall * warps,
     }  # fmt: skip
     if form == "whole":
         _whole_kernel[(rows.path_tiles * k.shape[1],)](
@@ -324,19 +324,25 @@ def attention_triton(
     return out
 
 
-def tile_rows(heads: int, groups: int, rows: Rows | None = None, dtype: torch.dtype = torch.bfloat16) -> int:
-    """Rows of a tile once the query heads of a key head are folded in: what `pack` is to be called with.
+def tile_rows(heads: int, groups: int, d: int, dtype: torch.dtype, rows: Rows | None = None) -> int:
+    """Rows of a tile, what `pack` is to be called with, for H query heads, G key heads of size D in a dtype.
 
-    Any pass may take the height of one row, the default; for 16-bit dtypes a pass of more rows than such a
-    tile holds gets tiles twice as tall where they will be faster. A row's bits are the same in both."""
-    height = FOLDED_ROWS // (heads // groups)
+    Any pass may take the height without `rows`; for 16-bit dtypes a pass of more rows than such a tile holds
+    gets tiles twice as tall where they will be faster. A row's bits are the same in both."""
+    folded, group = _launch(d, dtype)[0], heads // groups
+    height = folded // group
     if rows is None or dtype.itemsize != 2 or len(rows) <= height:
         return height
     leaves = rows.n_ar - len({rows.parents[i] for i in range(rows.n_ar)} - {-1})
     n_paths = leaves + len(set(rows.blocks) - {-1})
     if len(rows) > height * n_paths or max(rows.contexts.values()) >= TALL_CONTEXT:
-        return TALL_ROWS // (heads // groups)
+        return TALL * folded // group
     return height
+
+
+def _launch(d: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
+    """(FOLDED, BLOCK_S, warps, stages) of the reduction class of a head size and dtype."""
+    return LAUNCH.get((d, dtype.itemsize), DEFAULT_LAUNCH)
 
 
 def workspace_size(rows: PackedRows, heads: int, d: int) -> int:
@@ -355,12 +361,12 @@ def _check(
 ) -> None:
     n, heads, d = q.shape
     groups = k.shape[1]
-    assert heads % groups == 0 and heads // groups <= FOLDED_ROWS, (heads, groups)
+    folded = _launch(d, q.dtype)[0]
+    assert heads % groups == 0 and heads // groups <= folded, (heads, groups, folded)
     assert k.shape == v.shape == (n, groups, d), (q.shape, k.shape, v.shape)
     assert k_cache.shape == v_cache.shape and k_cache.shape[1::2] == (groups, d), (k_cache.shape, k.shape)
     assert {t.dtype for t in (q, k, v, k_cache, v_cache)} == {q.dtype}, "one dtype for all"
     assert all(t.stride(-1) == 1 for t in (q, k, v, k_cache, v_cache)), "last strides must be 1"
-    heights = (FOLDED_ROWS, TALL_ROWS) if q.element_size() == 2 else (FOLDED_ROWS,)
-    fits = rows.tile_rows in [height // (heads // groups) for height in heights]
-    assert rows.n_rows == n and fits, (rows.n_rows, n, rows.tile_rows, heights)
+    heights = [t * folded // (heads // groups) for t in ((1, TALL) if q.element_size() == 2 else (1,))]
+    assert rows.n_rows == n and rows.tile_rows in heights, (rows.n_rows, n, rows.tile_rows, heights)
     assert scale > 0, f"scale is {scale}; the running maximum is taken before scaling"
