@@ -40,7 +40,7 @@ from .packed import PackedRows, pack
 from .visibility import Rows
 
 # (D, bytes of an element) -> (FOLDED, BLOCK_S, warps, stages). FOLDED: rows of a tile once the query heads of
-# a key head are folded in. It, BLOCK_S and the warps decide bits, stages do not. 16 bits: tiles of 64 rows and
+# a key head are folded in. It, BLOCK_S and the warps decide bits, stages do not. 16 bits: tiles of 64 rows or
 # more gave a row the same bits (four warps per 64 rows), tiles of 16 and 32 others; 64 cost nothing even for
 # one token (H200, 2026-11-24, prototypes/attention_tiles.py). fp32 multiplies without tensor cores, whose
 # operands lie in registers: larger tiles spill (ptxas of triton 3.7.1, sm_90).
@@ -127,7 +127,10 @@ def _segment(
         start, stop = tl.where(in_cache, first, middle), tl.where(in_cache, cached, masked)
         # Only the start of a block needs 64 bits; offsets within it stay small, which saves registers.
         i_first = tl.where(in_cache, first, chain_row + (middle - chain)).to(tl.int64)
-        stride_k, stride_v = tl.where(in_cache, stride_ks, stride_kt), tl.where(in_cache, stride_vs, stride_vt)
+        stride_k, stride_v = (
+            tl.where(in_cache, stride_ks, stride_kt),
+            tl.where(in_cache, stride_vs, stride_vt),
+        )
         p_k = (k_cache if in_cache else k) + i_first * stride_k
         p_v = (v_cache if in_cache else v) + i_first * stride_v
         o_k, o_v = o_n[:, None] * stride_k + o_d[None, :], o_n[:, None] * stride_v + o_d[None, :]
@@ -183,7 +186,8 @@ def _partial_kernel(
         b_q, b_limit, k + i_g * stride_kg, stride_kt, v + i_g * stride_vg, stride_vt,
         k_cache + i_b * stride_kb + i_g * stride_kcg, stride_ks,
         v_cache + i_b * stride_vb + i_g * stride_vcg, stride_vs, slots + first_slot,
-        tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end, chain, chain_row, lowest, scale,
+        tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end,
+        chain, chain_row, lowest, scale,
         D, FOLDED, BLOCK_S, STAGES,
     )  # fmt: skip
     o_part = (i_segment.to(tl.int64) * T + i_row) * (G * GROUP) + i_h
@@ -255,7 +259,8 @@ def _whole_kernel(
             b_q, b_limit, k + i_g * stride_kg, stride_kt, v + i_g * stride_vg, stride_vt,
             k_cache + i_b * stride_kb + i_g * stride_kcg, stride_ks,
             v_cache + i_b * stride_vb + i_g * stride_vcg, stride_vs, slots + first_slot,
-            tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end, chain, chain_row, lowest, scale,
+            tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end,
+            chain, chain_row, lowest, scale,
             D, FOLDED, BLOCK_S, STAGES,
         )  # fmt: skip
         b_max, b_keep, b_add = _fold_weights(b_max, b_m, scale)
