@@ -2,7 +2,8 @@
 
 One 8B layer (32 query heads, 8 key heads, head 128, bf16). Times are medians of CUDA graph replays over as
 many layers as overflow the L2 cache several times, divided by the layers. SDPA runs without a mask over the
-context's keys, which favours it. The last line of the output is JSON."""
+context's keys, which favours it. "short" and "tall" are tiles of 64 and 128 folded rows, "roof" the time that
+reading the keys and values once takes. The run takes about three minutes; the last line is JSON."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import random
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
@@ -28,7 +30,12 @@ from orthrus_kernels.packed import KEY_CUTS, pack
 
 DEVICE, DTYPE = "cuda", torch.bfloat16
 H, G, D = 32, 8, 128
-DESIGN_CUTS = ((0, 256), (8192, 1024), (32768, 4096))
+# Alternatives to KEY_CUTS, by their number of segments at 40960 (which has 40).
+CUTS = {
+    "36, 2048 wide from 8k": ((0, 256), (2048, 512), (8192, 2048), (65536, 4096)),
+    "34, 1024 from 4k, 2048 from 12k": ((0, 256), (2048, 512), (4096, 1024), (12288, 2048), (65536, 4096)),
+    "34, 512 from 1k, 1024 from 4k": ((0, 256), (1024, 512), (4096, 1024), (16384, 2048), (65536, 4096)),
+}
 RESULTS: dict = {}
 # fmt: off
 CONTEXTS = (0, 1, 2, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 1000, 2047, 2048, 2049, 3000, 4095,
@@ -61,35 +68,45 @@ def rows_after(rows: Rows, kept: list[int], context: int) -> Rows:
 
 def bits(seconds: float) -> None:
     """Random passes: chosen rows alone, their ancestors committed, against the same rows inside."""
-    shapes = [(128, 32), (128, 16), (64, 16)]  # head size, query heads
-    for d, heads in shapes:  # compile before the clock starts
-        x, c = (torch.zeros(s, device=DEVICE, dtype=DTYPE) for s in ((1, heads, d), (1, G, 16, d)))
-        for form in ("partial", "whole"):
-            at.attention_triton(x, x[:, :G], x[:, :G], c, c, Rows.chain([1], 3), 1.0, form=form)
+    shapes = [(128, 32, DTYPE), (128, 16, DTYPE), (64, 16, DTYPE), (128, 32, torch.float32)]
+    for d, heads, dtype in shapes:  # head size, query heads; compile before the clock starts
+        x, c = (torch.zeros(s, device=DEVICE, dtype=dtype) for s in ((1, heads, d), (1, G, 16, d)))
+        for height, form in heights_and_forms(d, heads, dtype):
+            packed = pack(Rows.chain([1], 3), height, DEVICE)
+            at.attention_triton(x, x[:, :G], x[:, :G], c, c, packed, 1.0, form=form)
     rng, until = random.Random(1), time.time() + seconds
-    count = {"passes": 0, "rows": 0, "differ": 0, "forms differ": 0, "splits": 0, "splits differ": 0}
+    count = dict.fromkeys(
+        ("passes", "rows", "differ", "forms", "forms differ", "tall differ", "gathered differ", "splits",
+         "splits differ"), 0,
+    )  # fmt: skip
     worst = 0.0
     while time.time() < until:
-        d, heads = rng.choice(shapes)
+        d, heads, dtype = rng.choice(shapes[:3] if rng.random() < 0.9 else shapes[3:])
         room = 700
         context = rng.choice(CONTEXTS) if rng.random() < 0.7 else rng.randrange(4096)
         torch.manual_seed(count["passes"])
-        k_cache, v_cache = (torch.randn(1, G, context + room, d, device=DEVICE).to(DTYPE) for _ in "kv")
+        k_cache, v_cache = (torch.randn(1, G, context + room, d, device=DEVICE).to(dtype) for _ in "kv")
         k_cache[:, :, context:] = v_cache[:, :, context:] = float("nan")
         parents = random_tree(rng, rng.randint(1, 64))
         anchors = rng.sample(range(len(parents)), min(rng.choice([0, 0, 1, 5, 24]), len(parents)))
         size = rng.choice([2, 6, 32]) if len(anchors) < 6 else 6
         rows = Rows.tree_with_blocks([1] * len(parents), parents, context, anchors, size, 2)
         n = len(rows)
-        q, k, v = (torch.randn(n, h, d, device=DEVICE).to(DTYPE) for h in (heads, G, G))
+        q, k, v = (torch.randn(n, h, d, device=DEVICE).to(dtype) for h in (heads, G, G))
         kind = rng.random()
         if kind < 0.3:
             q[..., d // 3] *= 300
         elif kind < 0.5:
-            v *= torch.exp2(torch.randint(-15, 16, v.shape, device=DEVICE)).to(DTYPE)
-        got = at.attention_triton(q, k, v, k_cache, v_cache, rows, d**-0.5, form="partial")
-        whole = at.attention_triton(q, k, v, k_cache, v_cache, rows, d**-0.5, form="whole")
-        count["forms differ"] += not torch.equal(got, whole)
+            v *= torch.exp2(torch.randint(-15, 16, v.shape, device=DEVICE)).to(dtype)
+        args = q, k, v, k_cache, v_cache
+        got = at.attention_triton(*args, rows, d**-0.5)
+        for height, form in heights_and_forms(d, heads, dtype):
+            packed = pack(rows, height, DEVICE)
+            for tables, key in ((packed, ""), (gathered(packed), "gathered ")):
+                same = torch.equal(at.attention_triton(*args, tables, d**-0.5, form=form), got)
+                key = key or ("tall " if height > at.tile_rows(heads, G, d, dtype) else "forms ")
+                count[key + "differ"] += not same
+                count["forms"] += 1
         if count["passes"] % 20 == 0:
             worst = max(worst, error(rows, q, k, v, k_cache, v_cache, got))
         chosen = [[i] for i in rng.sample(range(rows.n_ar), min(2, rows.n_ar))]
@@ -105,21 +122,35 @@ def bits(seconds: float) -> None:
             out = at.attention_triton(q[kept], k[kept], v[kept], kc, vc, alone, d**-0.5)
             count["rows"] += len(kept)
             count["differ"] += len(kept) - int((out == got[kept]).flatten(1).all(1).sum())
-        split_case(rng, d, heads, count)
+        split_case(rng, d, heads, dtype, count)
         count["passes"] += 1
     RESULTS["bits"] = count | {"max error / max output": worst}
     print("BITS", RESULTS["bits"], flush=True)
 
 
-def split_case(rng: random.Random, d: int, heads: int, count: dict) -> None:
+def heights_and_forms(d: int, heads: int, dtype: torch.dtype):
+    """Every (tile height, form) that a pass may take."""
+    short = at.tile_rows(heads, G, d, dtype)
+    tall = at.TALL * short if dtype.itemsize == 2 else short
+    return [(height, form) for height in sorted({short, tall}) for form in ("partial", "whole")]
+
+
+def gathered(packed):
+    """The same tables, the chains in flight left unsaid: every key of them goes through its slot."""
+    tiles = packed.tiles.clone()
+    tiles[:, 5] = 2**30
+    return replace(packed, tiles=tiles)
+
+
+def split_case(rng: random.Random, d: int, heads: int, dtype: torch.dtype, count: dict) -> None:
     """The last row of a sequence alone, against it at the end of a chain of up to 600 rows in flight."""
     total = rng.choice([rng.randint(2, 700), rng.randint(2, 2200), rng.randint(8000, 9000)])
     flight = min(total, rng.choice([2, 7, 17, 33, 64, 600]))
-    q, k, v = (torch.randn(total, h, d, device=DEVICE).to(DTYPE) for h in (heads, G, G))
+    q, k, v = (torch.randn(total, h, d, device=DEVICE).to(dtype) for h in (heads, G, G))
     outs = []
     for rows in (1, flight):
         done = total - rows
-        kc, vc = (torch.full((1, G, total, d), float("nan"), device=DEVICE, dtype=DTYPE) for _ in "kv")
+        kc, vc = (torch.full((1, G, total, d), float("nan"), device=DEVICE, dtype=dtype) for _ in "kv")
         kc[0, :, :done], vc[0, :, :done] = k[:done].transpose(0, 1), v[:done].transpose(0, 1)
         chain = Rows.chain([1] * rows, done)
         outs.append(at.attention_triton(q[done:], k[done:], v[done:], kc, vc, chain, d**-0.5)[-1])
@@ -195,18 +226,19 @@ class Bench:
         shape = (self.layers, 1, G, context + 8, D)
         self.k, self.v = (torch.randn(shape, device=DEVICE, dtype=DTYPE) for _ in "kv")
 
-    def ours(self, rows: Rows, form: str = "auto", cuts=KEY_CUTS):
-        """A call of one layer, its tensors ready, and its output."""
+    def ours(self, rows: Rows, form: str = "auto", cuts=KEY_CUTS, height: str = "auto"):
+        """A call of one layer, its tensors ready, and its output. height: "short", "tall" or "auto"."""
         n = len(rows)
         generator = torch.Generator(DEVICE).manual_seed(3)
         q, k, v = (torch.randn(n, h, D, device=DEVICE, generator=generator).to(DTYPE) for h in (H, G, G))
-        packed = pack(rows, at.tile_rows(H, G), DEVICE, cuts)
+        tile = at.tile_rows(H, G, D, DTYPE, rows if height == "auto" else None)
+        packed = pack(rows, at.TALL * tile if height == "tall" else tile, DEVICE, cuts)
         space = torch.empty(at.workspace_size(packed, H, D), device=DEVICE) if form != "whole" else None
         out = torch.empty_like(q)
 
         def work(layer: int):
             caches = self.k[layer], self.v[layer]
-            return at.attention_triton(q, k, v, *caches, packed, D**-0.5, out, space, form)
+            return at.attention_triton(q, k, v, *caches, packed, D**-0.5, out=out, workspace=space, form=form)
 
         return work
 
@@ -217,15 +249,12 @@ class Bench:
         def work(layer: int):
             k, v = self.k[layer], self.v[layer]
             with sdpa_kernel(backend):
-                if not folded and backend is SDPBackend.EFFICIENT_ATTENTION:
-                    k, v = (x[:, :, None].expand(-1, -1, H // G, -1, -1).flatten(1, 2) for x in (k, v))
                 return F.scaled_dot_product_attention(q, k, v, enable_gqa=not folded)
 
         return work
 
 
-PEERS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION,
-         "efficient": SDPBackend.EFFICIENT_ATTENTION}  # fmt: skip
+PEERS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
 def mixed_passes() -> tuple[list[int], list[int]]:
@@ -265,28 +294,34 @@ def times(bandwidth: float) -> None:
 def times_at(context: int, bandwidth: float):
     """Entries of one context: chains of rows beside the peers, then the mixed pass."""
     bench = Bench(context)
-    floor = round(context * G * D * 4 / bandwidth / 1000, 1)
+    roof = round(context * G * D * 4 / bandwidth / 1000, 1)
 
-    def ours(rows: Rows) -> float | None:
-        return attempt("ours", lambda: graph_time(bench.ours(rows), bench.layers))
+    def ours(rows: Rows, **settings) -> float | None:
+        return attempt("ours", lambda: graph_time(bench.ours(rows, **settings), bench.layers))
 
     for n in (1, 8, 32, 64, 128):
         rows = Rows.chain([1] * n, context)
-        entry = {"context": context, "rows": n, "floor": floor, "ours": ours(rows)}
+        entry = {"context": context, "rows": n, "roof": roof, "ours": ours(rows)}
+        if n > 8:
+            entry |= {height: ours(rows, height=height, form="partial") for height in ("short", "tall")}
         if n in (1, 64):
-            entry["partials alone"] = attempt("partials alone", lambda: without_combine(bench, rows))  # noqa: B023
+            entry["without combine"] = attempt("no combine", lambda: without_combine(bench, rows))  # noqa: B023
         for name, backend in PEERS.items():
             for folded in (False, True):
-                if name == "efficient" and (not folded or (context == 40960 and n < 64)):
-                    continue  # plain copies the keys for every query head; few rows take milliseconds
+                if name == "cudnn" and not folded and n > 1 and context == 40960:
+                    continue  # half a millisecond a layer, measured before
                 key = name + (" folded" if folded else "")
                 work = bench.peer(n, backend, folded)
                 entry[key] = attempt(key, lambda: graph_time(work, bench.layers, 5))  # noqa: B023
+        for name, cuts in CUTS.items():
+            entry["cuts " + name] = ours(rows, cuts=cuts)
         yield entry
     parents, anchors = mixed_passes()
+    mixed = Rows.tree_with_blocks([1] * 33, parents, context, anchors, 6, 2)
     yield {
         "context": context,
-        "33 + 24 x 6 rows": ours(Rows.tree_with_blocks([1] * 33, parents, context, anchors, 6, 2)),
+        "33 + 24 x 6 rows": ours(mixed),
+        **{height: ours(mixed, height=height) for height in ("short", "tall")},
         "33 alone": ours(Rows.tree([1] * 33, parents, context)),
         "24 x 6 alone": ours(blocks_only(24, 6, context)),
     }
@@ -304,8 +339,9 @@ def prefill_at(context: int, n: int) -> dict:
     bench = Bench(4096)
     rows = Rows.chain([1] * n, context)
     entry = {"prefill rows": n, "context": context}
-    for form in ("whole", "partial"):
-        entry[form] = attempt(form, lambda: graph_time(bench.ours(rows, form), 3, 5))  # noqa: B023
+    for height, form in (("tall", "whole"), ("tall", "partial"), ("short", "partial")):
+        name = f"{form} {height}"
+        entry[name] = attempt(name, lambda: graph_time(bench.ours(rows, form, height=height), 3, 5))  # noqa: B023
     q = torch.randn(1, H, n, D, device=DEVICE, dtype=DTYPE)
 
     def peer(backend: SDPBackend):
@@ -322,41 +358,56 @@ def prefill_at(context: int, n: int) -> dict:
 
 
 def variants() -> None:
-    """(BLOCK_S, warps, stages), folded rows, cuts, unroll. "same": whether its bits equal the default's."""
+    """(FOLDED, BLOCK_S, warps, stages) and unroll. "same bits": whether they are those of the default."""
     default = at.LAUNCH[(D, 2)]
-    finer, coarser = ((0, 256), (2048, 512), (8192, 1024)), ((0, 256), (2048, 512), (8192, 2048))
     cases = [
-        (default, 64, KEY_CUTS), ((64, 4, 2), 64, KEY_CUTS), ((64, 4, 4), 64, KEY_CUTS),
-        ((128, 4, 2), 64, KEY_CUTS), ((32, 4, 4), 64, KEY_CUTS), ((64, 8, 3), 64, KEY_CUTS),
-        ((64, 8, 3), 128, KEY_CUTS), ((64, 8, 2), 128, KEY_CUTS), ((128, 8, 2), 128, KEY_CUTS),
-        (default, 64, DESIGN_CUTS), (default, 64, finer), (default, 64, coarser), ((64, 8, 2), 128, coarser),
-        (default, 64, ((0, 128), (2048, 256), (4096, 512), (8192, 1024), (16384, 2048))),
-        (default, 64, KEY_CUTS, 4), (default, 64, KEY_CUTS, 16),
+        (default, 8), (default, 4), (default, 16), (default, 32), ((64, 64, 4, 2), 8), ((64, 64, 4, 4), 8),
+        ((64, 128, 4, 2), 8),
     ]  # fmt: skip
-    benches = {context: Bench(context) for context in (1024, 40960)}
-    parents, anchors = mixed_passes()
+    benches = {context: Bench(context) for context in (1024, 4096, 40960)}
     shapes = ((1024, 1), (40960, 1), (40960, 32), (40960, 64))
-    passes: dict = {(context, n): Rows.chain([1] * n, context) for context, n in shapes}
-    passes[(40960, "mixed")] = Rows.tree_with_blocks([1] * 33, parents, 40960, anchors, 6, 2)
+    passes: dict = {(context, n): (Rows.chain([1] * n, context), "partial") for context, n in shapes}
+    passes[(4096, "prefill")] = Rows.chain([1] * 4096, 0), "whole"
     base: dict = {}
-    for launch, folded, cuts, *unroll in cases:
-        at.LAUNCH[(D, 2)], at.FOLDED_ROWS, at.COMBINE_UNROLL = launch, folded, (*unroll, 8)[0]
-        name = f"{launch} folded {folded} cuts {cuts} unroll {at.COMBINE_UNROLL}"
-        entry = {"variant": name}
+    for launch, unroll in cases:
+        at.LAUNCH[(D, 2)], at.COMBINE_UNROLL = launch, unroll
+        entry: dict = {"variant": f"{launch} unroll {unroll}"}
         same = []
-        for (context, n), rows in passes.items():
+        for (context, n), (rows, form) in passes.items():
+            if form == "whole" and unroll != 8:
+                continue  # it has nothing to combine
 
             def one():
-                work = benches[context].ours(rows, "partial", cuts)  # noqa: B023
+                work = benches[context].ours(rows, form)  # noqa: B023
                 out = work(0).clone()
                 same.append(torch.equal(out, base.setdefault((context, n), out)))  # noqa: B023
-                return graph_time(work, benches[context].layers, 7)  # noqa: B023
+                return graph_time(work, min(benches[context].layers, 30), 7)  # noqa: B023
 
-            entry[f"{context}/{n}"] = attempt(name, one)
+            entry[f"{context}/{n}"] = attempt(entry["variant"], one)
         entry["same bits"] = "".join("=" if s else "x" for s in same)
         RESULTS.setdefault("variants", []).append(entry)
         print(entry, flush=True)
-    at.LAUNCH[(D, 2)], at.FOLDED_ROWS, at.COMBINE_UNROLL = default, 64, 8
+    at.LAUNCH[(D, 2)], at.COMBINE_UNROLL = default, 8
+
+
+def short_table(bandwidth: float) -> None:
+    """What matters, last: bits, then ours over the roof and over the better peer."""
+    print(f"\nmicroseconds a layer; read {bandwidth} GB/s\nbits {RESULTS.get('bits')}")
+    print(
+        f"{'context':>8} {'rows':>5} {'roof':>6} {'ours':>7} {'x roof':>7} {'peer':>7} {'x peer':>7}  fastest"
+    )
+    for line in RESULTS.get("times", []):
+        if "rows" not in line:
+            print("  ".join(f"{key} {value}" for key, value in line.items()))
+            continue
+        own = {key: t for key, t in line.items() if t and key in ("ours", "short", "tall") or "cuts" in key}
+        peers = [t for key, t in line.items() if t and key.split()[0] in PEERS]
+        ours, peer = line["ours"] or float("nan"), min(peers, default=float("nan"))
+        fastest = min(own, key=lambda key: own[key] or 1e9, default="none")  # noqa: B023
+        ratios = f"{ours:7} {ours / line['roof']:7.2f} {peer:7} {ours / peer:7.2f}"
+        print(f"{line['context']:8} {line['rows']:5} {line['roof']:6} {ratios}  {fastest}")
+    for line in RESULTS.get("prefill", []) + RESULTS.get("variants", []):
+        print("  ".join(f"{key} {value}" for key, value in line.items()))
 
 
 def main() -> None:
@@ -364,7 +415,7 @@ def main() -> None:
         description=__doc__.splitlines()[0],
         epilog="example: python bench/gpu_attention.py --json attention.json",
     )
-    parser.add_argument("--bits-seconds", type=float, default=25, help="time for the comparison of bits")
+    parser.add_argument("--bits-seconds", type=float, default=20, help="time for the comparison of bits")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     args = parser.parse_args()
     if not torch.cuda.is_available():
@@ -381,9 +432,7 @@ def main() -> None:
     attempt("prefill", prefill)
     print(f"{time.time() - start:.0f} s", flush=True)
     attempt("variants", variants)
-    print(f"\n{device}: microseconds a layer; bits {RESULTS.get('bits')}; read {bandwidth} GB/s")
-    for line in RESULTS.get("times", []):
-        print("  ".join(f"{key} {value}" for key, value in line.items()))
+    short_table(bandwidth)
     print(f"{time.time() - start:.0f} s", flush=True)
     if args.json:
         args.json.write_text(json.dumps(RESULTS, indent=1))

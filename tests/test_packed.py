@@ -21,10 +21,17 @@ def batches():
 def test_unpacked_tables_equal_the_definition(rows, height):
     packed = pack(rows, height, cuts=CUTS)
     assert torch.equal(unpack(packed), visible(rows))
-    for tile, (sequence, context, end, *_) in enumerate(packed.tiles.tolist()):
+    for tile, (sequence, context, end, first_slot, _, chain, chain_row, lowest) in enumerate(
+        packed.tiles.tolist()
+    ):
         mine = [i for i in packed.rows[tile].tolist() if i >= 0]
         assert {rows.sequences[i] for i in mine} == {sequence} and context == rows.contexts[sequence]
-        assert end == packed.limits[tile].max()
+        used = packed.limits[tile][packed.rows[tile] >= 0]
+        assert end == used.max() and lowest == used.min()
+        slots = packed.slots[first_slot : first_slot + end - context].tolist()
+        inside = slots[chain - context :]
+        assert inside == list(range(chain_row, chain_row + len(inside)))
+        assert chain == context or slots[chain - context - 1] + 1 != chain_row, "the chain could be longer"
 
 
 @given(rows=st.one_of(mixed_passes(max_start=90), batches()), height=st.integers(1, 9))

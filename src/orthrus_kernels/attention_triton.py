@@ -8,13 +8,15 @@ Per row of query head h over key head g = h // (H / G), with keys cut at `KEY_CU
     output:   a (1 / l), rounded once to q's dtype; all else in fp32, but probabilities in v's dtype for a
 
 Why a row's bits do not depend on the pass. Whatever the row's neighbours, its index and where its keys lie,
-it goes through the same tile shape (FOLDED_ROWS rows, the query heads of a key head folded into them, by
-BLOCK_S keys), the same dots over the same logical keys in the same order, cut at the same absolute positions.
-Three things vary, and none of them reaches the sum of another row or the order within one:
+it goes through the same tile shape (FOLDED rows, the query heads of a key head folded into them, by
+BLOCK_S keys; a tall tile is two side by side), the same dots over the same logical keys in the same order,
+cut at the same absolute positions. Three things vary, and none of them reaches the sum of another row or the
+order within one:
 
-- **where keys come from**: blocks below the context are read in place; the block that holds the end of the
-  context and those behind it are gathered by slot(path, position) from cache and in-flight rows into the same
-  tile, later blocks continuing the (m, l, a) that the segment has reached;
+- **where keys come from**: blocks below the context are read in place, and so are blocks of a chain of rows
+  in flight (a prompt) that every row of the tile sees whole; the block that holds the end of the context and
+  all others behind it are gathered by slot(path, position) from cache and in-flight rows into the same tile.
+  Each block continues the (m, l, a) that the segment has reached;
 - **which rows share a tile**: any rows of a sequence in segments wholly inside the context, where all see
   every key; rows of one path otherwise, a mask hiding positions at and past a row's limit. A hidden key adds
   exp2(-inf) = 0 and leaves m alone, so a row goes through blocks past its limit unchanged;
@@ -37,22 +39,29 @@ from ._triton import tl, triton
 from .packed import PackedRows, pack
 from .visibility import Rows
 
-# Rows of a tile after the query heads of a key head are folded in. Tiles of 64 rows and more gave a row the
-# same bits (four warps per 64 rows), tiles of 16 and 32 others; 64 cost nothing even for one token (H200,
-# 2026-11-24, prototypes/attention_tiles.py). Part of the reduction class, like BLOCK_S and the warps.
-FOLDED_ROWS = 64
-
-# (D, bytes of an element) -> (BLOCK_S, num_warps, num_stages). BLOCK_S and warps decide bits, stages do not.
+# (D, bytes of an element) -> (FOLDED, BLOCK_S, warps, stages). FOLDED: rows of a tile once the query heads of
+# a key head are folded in. It, BLOCK_S and the warps decide bits, stages do not. 16 bits: tiles of 64 rows or
+# more gave a row the same bits (four warps per 64 rows), tiles of 16 and 32 others; 64 cost nothing even for
+# one token (H200, 2026-11-24, prototypes/attention_tiles.py). fp32 multiplies without tensor cores, whose
+# operands lie in registers: larger tiles spill (ptxas of triton 3.7.1, sm_90).
 LAUNCH = {
-    (64, 2): (64, 4, 3),
-    (128, 2): (64, 4, 3),
-    (64, 4): (32, 4, 2),
-    (128, 4): (32, 4, 2),
+    (64, 2): (64, 64, 4, 3),
+    (128, 2): (64, 64, 4, 3),
+    (64, 4): (64, 16, 8, 2),
+    (128, 4): (16, 16, 8, 2),
 }
-DEFAULT_LAUNCH = (64, 4, 2)  # other head sizes: tests and toy models
+DEFAULT_LAUNCH = (64, 64, 4, 2)  # other head sizes: tests and toy models
 
-# Programs from which on the whole form is taken: enough to fill a large GPU without splitting keys.
-WHOLE_PROGRAMS = 192
+# Tiles side by side in a tall one, with as many times the warps: keys come from L2 half as often, and from 32
+# rows on that is what a pass takes its time for. A warp holds whole rows, laid out the same in both heights.
+# 16 bits only: products of fp32 are laid out over all warps.
+TALL = 2
+
+# Programs from which on the whole form is taken: about one tall tile for every SM of a large GPU.
+WHOLE_PROGRAMS = 120
+# Context from which on tall tiles pay though short paths fill few of their places: reading the context, which
+# all rows share, then outweighs the paths' own ends.
+TALL_CONTEXT = 8192
 COMBINE_UNROLL = 8  # partials a combining program has in flight; they are folded in order all the same
 
 
@@ -94,38 +103,54 @@ def _fold_weights(b_max, b_next, scale):
 def _segment(
     b_q, b_limit,
     k, stride_kt, v, stride_vt, k_cache, stride_ks, v_cache, stride_vs, slots,
-    first, last, context, end, scale,
+    first, last, context, end, chain, chain_row, lowest, scale,
     D: tl.constexpr, FOLDED: tl.constexpr, BLOCK_S: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """(maximum [FOLDED], sum [FOLDED], accumulator [FOLDED, D]) of the keys at positions [first, last).
 
-    Pointers stand at the key head and sequence already, `slots` at the slot of position `context`.
+    Pointers stand at the key head and sequence already, `slots` at the slot of position `context`. Positions
+    from `chain` on lie in rows chain_row, chain_row + 1, ...; every row sees the positions below `lowest`.
     """
     o_n, o_d = tl.arange(0, BLOCK_S), tl.arange(0, D)
     b_max = tl.full((FOLDED,), float("-inf"), tl.float32)
     b_sum = tl.zeros((FOLDED,), tl.float32)
     b_acc = tl.zeros((FOLDED, D), tl.float32)
+    # Twice a run of blocks read in place and a run of gathered ones: [first, cached) from the cache, gathered
+    # up to `middle`, [middle, masked) from the chain in flight, gathered to the end. Any run may be empty.
     cached = tl.maximum(first, tl.minimum(last, context // BLOCK_S * BLOCK_S))
-    # Only the block's start needs 64 bits; offsets within it stay small, which saves registers.
-    o_k, o_v = o_n[:, None] * stride_ks + o_d[None, :], o_n[:, None] * stride_vs + o_d[None, :]
-    p_kc, p_vc = k_cache + first.to(tl.int64) * stride_ks, v_cache + first.to(tl.int64) * stride_vs
-    for _ in tl.range(first, cached, BLOCK_S, num_stages=STAGES):
-        b_s = tl.dot(b_q, tl.trans(tl.load(p_kc + o_k)), input_precision="ieee")
-        b_max, b_sum, b_acc = _step(b_s, tl.load(p_vc + o_v), b_max, b_sum, b_acc, scale)
-        p_kc += BLOCK_S * stride_ks
-        p_vc += BLOCK_S * stride_vs
-    for start in tl.range(cached, tl.minimum(last, end), BLOCK_S, num_stages=1):
-        o_s = start + o_n
-        m_c, m_s = o_s < context, o_s < end
-        b_slot = tl.load(slots + (o_s - context), mask=m_s & (o_s >= context), other=0).to(tl.int64)
-        o_c = o_s.to(tl.int64)
-        p_k = tl.where(m_c, k_cache + o_c * stride_ks, k + b_slot * stride_kt)
-        b_k = tl.load(p_k[:, None] + o_d[None, :], mask=m_s[:, None], other=0.0)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
-        p_v = tl.where(m_c, v_cache + o_c * stride_vs, v + b_slot * stride_vt)
-        b_v = tl.load(p_v[:, None] + o_d[None, :], mask=m_s[:, None], other=0.0)
-        b_s = tl.where(o_s[None, :] < b_limit[:, None], b_s, float("-inf"))
-        b_max, b_sum, b_acc = _step(b_s, b_v, b_max, b_sum, b_acc, scale)
+    middle = tl.maximum(cached, tl.cdiv(chain, BLOCK_S) * BLOCK_S)
+    masked = tl.maximum(middle, tl.minimum(last, lowest) // BLOCK_S * BLOCK_S)
+    end = tl.minimum(last, end)
+    # Left in the loop, offsets cost nothing; hoisted out of it they spill (whole form, triton 3.6.0, sm_90).
+    for i_run in tl.range(2, disable_licm=True):
+        in_cache = i_run == 0
+        start, stop = tl.where(in_cache, first, middle), tl.where(in_cache, cached, masked)
+        # Only the start of a block needs 64 bits; offsets within it stay small, which saves registers.
+        i_first = tl.where(in_cache, first, chain_row + (middle - chain)).to(tl.int64)
+        stride_k, stride_v = (
+            tl.where(in_cache, stride_ks, stride_kt),
+            tl.where(in_cache, stride_vs, stride_vt),
+        )
+        p_k = (k_cache if in_cache else k) + i_first * stride_k
+        p_v = (v_cache if in_cache else v) + i_first * stride_v
+        o_k, o_v = o_n[:, None] * stride_k + o_d[None, :], o_n[:, None] * stride_v + o_d[None, :]
+        for _ in tl.range(start, stop, BLOCK_S, num_stages=STAGES):
+            b_s = tl.dot(b_q, tl.trans(tl.load(p_k + o_k)), input_precision="ieee")
+            b_max, b_sum, b_acc = _step(b_s, tl.load(p_v + o_v), b_max, b_sum, b_acc, scale)
+            p_k += BLOCK_S * stride_k
+            p_v += BLOCK_S * stride_v
+        for start in tl.range(stop, tl.where(in_cache, tl.minimum(middle, end), end), BLOCK_S, num_stages=1):
+            o_s = start + o_n
+            m_c, m_s = o_s < context, o_s < end
+            b_slot = tl.load(slots + (o_s - context), mask=m_s & (o_s >= context), other=0).to(tl.int64)
+            o_c = o_s.to(tl.int64)
+            p_ks = tl.where(m_c, k_cache + o_c * stride_ks, k + b_slot * stride_kt)
+            b_k = tl.load(p_ks[:, None] + o_d[None, :], mask=m_s[:, None], other=0.0)
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
+            p_vs = tl.where(m_c, v_cache + o_c * stride_vs, v + b_slot * stride_vt)
+            b_v = tl.load(p_vs[:, None] + o_d[None, :], mask=m_s[:, None], other=0.0)
+            b_s = tl.where(o_s[None, :] < b_limit[:, None], b_s, float("-inf"))
+            b_max, b_sum, b_acc = _step(b_s, b_v, b_max, b_sum, b_acc, scale)
     return b_max, b_sum, b_acc
 
 
@@ -154,12 +179,15 @@ def _partial_kernel(
     b_q = tl.load(p_q, mask=m_m[:, None], other=0.0)
     i_b, context = tl.load(tiles + 8 * i_tile).to(tl.int64), tl.load(tiles + 8 * i_tile + 1)
     end, first_slot = tl.load(tiles + 8 * i_tile + 2), tl.load(tiles + 8 * i_tile + 3)
+    chain, chain_row = tl.load(tiles + 8 * i_tile + 5), tl.load(tiles + 8 * i_tile + 6)
+    lowest = tl.load(tiles + 8 * i_tile + 7)
     i_g = i_g.to(tl.int64)
     b_max, b_sum, b_acc = _segment(
         b_q, b_limit, k + i_g * stride_kg, stride_kt, v + i_g * stride_vg, stride_vt,
         k_cache + i_b * stride_kb + i_g * stride_kcg, stride_ks,
         v_cache + i_b * stride_vb + i_g * stride_vcg, stride_vs, slots + first_slot,
-        tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end, scale,
+        tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end,
+        chain, chain_row, lowest, scale,
         D, FOLDED, BLOCK_S, STAGES,
     )  # fmt: skip
     o_part = (i_segment.to(tl.int64) * T + i_row) * (G * GROUP) + i_h
@@ -219,6 +247,8 @@ def _whole_kernel(
     b_q = tl.load(p_q, mask=m_m[:, None], other=0.0)
     i_b, context = tl.load(tiles + 8 * i_tile).to(tl.int64), tl.load(tiles + 8 * i_tile + 1)
     end, first_slot = tl.load(tiles + 8 * i_tile + 2), tl.load(tiles + 8 * i_tile + 3)
+    chain, chain_row = tl.load(tiles + 8 * i_tile + 5), tl.load(tiles + 8 * i_tile + 6)
+    lowest = tl.load(tiles + 8 * i_tile + 7)
     n_segments = tl.load(tiles + 8 * i_tile + 4)
     i_g = i_g.to(tl.int64)
     b_max = tl.full((FOLDED,), float("-inf"), tl.float32)
@@ -229,7 +259,8 @@ def _whole_kernel(
             b_q, b_limit, k + i_g * stride_kg, stride_kt, v + i_g * stride_vg, stride_vt,
             k_cache + i_b * stride_kb + i_g * stride_kcg, stride_ks,
             v_cache + i_b * stride_vb + i_g * stride_vcg, stride_vs, slots + first_slot,
-            tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end, scale,
+            tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end,
+            chain, chain_row, lowest, scale,
             D, FOLDED, BLOCK_S, STAGES,
         )  # fmt: skip
         b_max, b_keep, b_add = _fold_weights(b_max, b_m, scale)
@@ -248,17 +279,21 @@ def attention_triton(
     """Attend from every row of a pass; returns [T, H, D] in q's dtype. Arguments as for the twin `attention`.
 
     q [T, H, D]; k, v [T, G, D]; k_cache, v_cache [B, G, S, D]: any strides but a last one of 1.
-    rows: of the pass, or packed already for tiles of `tile_rows(H, G)` rows: once a pass, not once a layer.
+    rows: of the pass, or packed already for tiles of `tile_rows(...)` rows: once a pass, not once a layer.
     workspace: at least `workspace_size(...)` fp32 numbers, where nothing may be allocated.
     form: "partial" or "whole", the same bits; "auto" takes "whole" where path tiles alone fill the GPU."""
     n, heads, d = q.shape
     group = heads // k.shape[1]
     if isinstance(rows, Rows):
-        rows = pack(rows, tile_rows(heads, k.shape[1]), q.device)
+        rows = pack(rows, tile_rows(heads, k.shape[1], d, q.dtype, rows), q.device)
     _check(q, k, v, k_cache, v_cache, rows, scale)
     out = torch.empty_like(q) if out is None else out
     assert out.shape == q.shape and out.stride(2) == 1, (out.shape, out.stride())
-    block, warps, stages = LAUNCH.get((d, q.element_size()), DEFAULT_LAUNCH)
+    folded, block, warps, stages = _launch(d, q.dtype)
+    if form == "auto":
+        form = "whole" if _fills(rows, k.shape[1]) else "partial"
+    # The whole form holds two accumulators: in 64 rows of four warps it would spill.
+    tall = TALL if q.element_size() == 2 and (form == "whole" or rows.tile_rows * group > folded) else 1
     shared = {
         "q": q, "stride_qt": q.stride(0), "stride_qh": q.stride(1),
         "k": k, "stride_kt": k.stride(0), "stride_kg": k.stride(1),
@@ -269,11 +304,9 @@ def attention_triton(
         "stride_vs": v_cache.stride(2),
         "rows": rows.rows, "limits": rows.limits, "tiles": rows.tiles, "slots": rows.slots,
         "segments": rows.segments, "G": k.shape[1], "scale": scale * math.log2(math.e),
-        "D": d, "GROUP": group, "TILE": rows.tile_rows, "FOLDED": FOLDED_ROWS,
-        "BLOCK_S": block, "STAGES": stages, "num_warps": warps,
+        "D": d, "GROUP": group, "TILE": rows.tile_rows, "FOLDED": tall * folded,
+        "BLOCK_S": block, "STAGES": stages, "num_warps": tall * warps,
     }  # fmt: skip
-    if form == "auto":
-        form = "whole" if _fills(rows, k.shape[1]) else "partial"
     if form == "whole":
         _whole_kernel[(rows.path_tiles * k.shape[1],)](
             out=out, stride_ot=out.stride(0), stride_oh=out.stride(1), N=rows.path_tiles, **shared
@@ -296,9 +329,25 @@ def attention_triton(
     return out
 
 
-def tile_rows(heads: int, groups: int) -> int:
-    """Rows of a tile once the query heads of a key head are folded in: what `pack` is to be called with."""
-    return FOLDED_ROWS // (heads // groups)
+def tile_rows(heads: int, groups: int, d: int, dtype: torch.dtype, rows: Rows | None = None) -> int:
+    """Rows of a tile, what `pack` is to be called with, for H query heads, G key heads of size D in a dtype.
+
+    Any pass may take the height without `rows`; for 16-bit dtypes a pass of more rows than such a tile holds
+    gets tiles twice as tall where they will be faster. A row's bits are the same in both."""
+    folded, group = _launch(d, dtype)[0], heads // groups
+    height = folded // group
+    if rows is None or dtype.itemsize != 2 or len(rows) <= height:
+        return height
+    leaves = rows.n_ar - len({rows.parents[i] for i in range(rows.n_ar)} - {-1})
+    n_paths = leaves + len(set(rows.blocks) - {-1})
+    if len(rows) > height * n_paths or max(rows.contexts.values()) >= TALL_CONTEXT:
+        return TALL * folded // group
+    return height
+
+
+def _launch(d: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
+    """(FOLDED, BLOCK_S, warps, stages) of the reduction class of a head size and dtype."""
+    return LAUNCH.get((d, dtype.itemsize), DEFAULT_LAUNCH)
 
 
 def workspace_size(rows: PackedRows, heads: int, d: int) -> int:
@@ -317,10 +366,12 @@ def _check(
 ) -> None:
     n, heads, d = q.shape
     groups = k.shape[1]
-    assert heads % groups == 0 and heads // groups <= FOLDED_ROWS, (heads, groups)
+    folded = _launch(d, q.dtype)[0]
+    assert heads % groups == 0 and heads // groups <= folded, (heads, groups, folded)
     assert k.shape == v.shape == (n, groups, d), (q.shape, k.shape, v.shape)
     assert k_cache.shape == v_cache.shape and k_cache.shape[1::2] == (groups, d), (k_cache.shape, k.shape)
     assert {t.dtype for t in (q, k, v, k_cache, v_cache)} == {q.dtype}, "one dtype for all"
     assert all(t.stride(-1) == 1 for t in (q, k, v, k_cache, v_cache)), "last strides must be 1"
-    assert rows.n_rows == n and rows.tile_rows == tile_rows(heads, groups), (rows.n_rows, n, rows.tile_rows)
+    heights = [t * folded // (heads // groups) for t in ((1, TALL) if q.element_size() == 2 else (1,))]
+    assert rows.n_rows == n and rows.tile_rows in heights, (rows.n_rows, n, rows.tile_rows, heights)
     assert scale > 0, f"scale is {scale}; the running maximum is taken before scaling"

@@ -46,7 +46,8 @@ class PackedRows:
 
     rows: Tensor  # [N, R] row index, -1 in a place that is not used
     limits: Tensor  # [N, R] the row sees logical positions below its limit; 0 where not used
-    tiles: Tensor  # [N, 8] sequence, context, end (largest limit), first slot, segments up to it, 0, 0, 0
+    tiles: Tensor  # [N, 8] sequence, context, end (largest limit), first slot, segments up to it, chain,
+    # its row, smallest limit. From position `chain` on, the path's rows follow one another from that row.
     slots: Tensor  # of all paths: position p of a tile's path is the row slots[first slot + p - context]
     segments: Tensor  # [C + 1] where the key segments start, and where the last one ends
     items: Tensor  # [I, 2] (tile, segment) pairs that have keys, widest segments first; -1: nothing to do
@@ -120,12 +121,25 @@ class _Tiles:
 
     def add(self, queries: list[int], limits: list[int], path: Path, first_slot: int) -> None:
         """Cut the queries of a path into tiles."""
+        starts = _chain_starts(path.slots)
         for first in range(0, len(queries), self.height):
             part, seen = queries[first : first + self.height], limits[first : first + self.height]
             unused = self.height - len(part)
             self.rows.append(part + [-1] * unused)
             self.limits.append(seen + [0] * unused)
-            self.meta.append([path.sequence, path.context, max(seen), first_slot, 0, 0, 0, 0])
+            end = max(seen)
+            chain = starts[end - path.context - 1] if end > path.context else 0
+            row = path.slots[chain] if path.slots else 0
+            meta = [path.sequence, path.context, end, first_slot, 0, path.context + chain, row, min(seen)]
+            self.meta.append(meta)
+
+
+def _chain_starts(slots: list[int]) -> list[int]:
+    """For every index, from which index on the slots up to it follow one another."""
+    starts: list[int] = []
+    for i, slot in enumerate(slots):
+        starts.append(starts[-1] if i and slots[i - 1] + 1 == slot else i)
+    return starts
 
 
 def _copy(lists: list[list[int]], device: torch.device | str) -> list[Tensor]:

@@ -45,7 +45,8 @@ def compiled(kernel, dtype: str, constants: dict, arch: str, **options) -> dict:
     target = GPUTarget("cuda", int(arch), 32) if nvidia else GPUTarget("hip", arch, 64)
     source = ASTSource(kernel, signature, constants, attributes)
     built = triton.compile(source, target=target, options=options)
-    report = {"kernel": kernel.__name__, "arch": arch, "dtype": dtype, "D": constants.get("D"), **options}
+    report = {"kernel": kernel.__name__, "arch": arch, "dtype": dtype, **options}
+    report |= {name: constants.get(name) for name in ("D", "FOLDED")}
     report["shared"] = built.metadata.shared
     if nvidia:
         ptx = built.asm["ptx"]
@@ -68,18 +69,20 @@ def main() -> None:
     """All of the launch table on sm_90, 16-bit head size 128 elsewhere."""
     for arch in sys.argv[1:]:
         others(arch)
-        for (d, size), (block, warps, stages) in a.LAUNCH.items():
+        for (d, size), (folded, block, warps, stages) in a.LAUNCH.items():
             if arch != "90" and (d, size) != (128, 2):
                 continue
-            group = 4
-            tile = {"GROUP": group, "TILE": a.FOLDED_ROWS // group, "FOLDED": a.FOLDED_ROWS}
-            tile |= {"D": d, "BLOCK_S": block, "STAGES": stages}
+            heights = (1, a.TALL) if size == 2 else (1,)
             dtype = "bf16" if size == 2 else "fp32"
-            options = {"num_warps": warps, "num_stages": stages}
-            jobs = [(a._partial_kernel, tile, options), (a._whole_kernel, tile, options)]
-            jobs.append((a._combine_kernel, {"D": d, "UNROLL": a.COMBINE_UNROLL}, {"num_warps": 1}))
-            for kernel, constants, how in jobs:
+            jobs = [(a._partial_kernel, tall) for tall in heights] + [(a._whole_kernel, heights[-1])]
+            for kernel, tall in jobs:
+                group, rows = 4, tall * folded
+                constants = {"GROUP": group, "TILE": rows // group, "FOLDED": rows, "D": d, "BLOCK_S": block}
+                constants["STAGES"] = stages
+                how = {"num_warps": tall * warps, "num_stages": stages}
                 print(json.dumps(compiled(kernel, dtype, constants, arch, **how)), flush=True)
+            constants = {"D": d, "UNROLL": a.COMBINE_UNROLL}
+            print(json.dumps(compiled(a._combine_kernel, dtype, constants, arch, num_warps=1)), flush=True)
 
 
 def others(arch: str) -> None:

@@ -1,5 +1,7 @@
 """The attention kernels: right against an fp64 softmax under `visible`, and a row's bits its own."""
 
+from dataclasses import replace
+
 import pytest
 import test_attention as twin
 import torch
@@ -151,11 +153,76 @@ def test_other_head_groupings_and_split_qkv(heads, groups):
         assert torch.equal(part, got[node])
 
 
+def gathered(packed):
+    """The same tables, the chains in flight left unsaid: every key of them goes through its slot."""
+    tiles = packed.tiles.clone()
+    tiles[:, 5] = 2**30
+    return replace(packed, tiles=tiles)
+
+
+@pytest.mark.parametrize("form", ["partial", "whole"])
+@pytest.mark.parametrize("context", [0, 64, 101, 250])
+def test_chain_in_place_equals_the_gathered_one(context, form):
+    """A prompt of several key blocks in both tile heights: from no context, from a block's edge, from inside
+    one, and across a segment's end.
+    """
+    rows = Rows.chain([1] * 197, context)
+    for dtype in (torch.float32, torch.bfloat16):
+        args = twin.inputs(rows, dtype, "heavy")
+        want = run(*args, gathered(pack(rows, tile_rows(HEADS, GROUPS, DIM, dtype))), form="partial")
+        for height in {tile_rows(HEADS, GROUPS, DIM, dtype), tile_rows(HEADS, GROUPS, DIM, dtype, rows)}:
+            packed = pack(rows, height)
+            first_tile = packed.tiles[0].tolist()
+            assert first_tile[5:] == [context, 0, context + 1], "a chain from its first row on"
+            assert torch.equal(run(*args, packed, form=form), want)
+            assert torch.equal(run(*args, gathered(packed), form=form), want)
+
+
+def test_chain_in_place_is_what_is_read():
+    """With a wrong row for the chain's start the output changes: the tests above reach that path."""
+    rows = Rows.chain([1] * 130, 10)
+    args = twin.inputs(rows, torch.bfloat16)
+    packed = pack(rows, tile_rows(HEADS, GROUPS, DIM, torch.bfloat16))
+    tiles = packed.tiles.clone()
+    tiles[:, 6] += 1
+    got = run(*args, replace(packed, tiles=tiles))
+    same = (got == run(*args, packed)).flatten(1).all(1)
+    assert same[:96].all() and not same[-1], "one block of the chain is seen whole, by the last tile alone"
+
+
+@settings(max_examples=6)
+@given(rows=mixed_passes(max_start=270), kind=st.sampled_from(KINDS))
+def test_tall_tiles_give_the_same_bits(rows, kind):
+    args = twin.inputs(rows, torch.bfloat16, kind)
+    height = tile_rows(HEADS, GROUPS, DIM, torch.bfloat16)
+    short, tall = pack(rows, height), pack(rows, module.TALL * height)
+    assert torch.equal(run(*args, short), run(*args, tall))
+
+
+def test_blocks_on_long_paths_read_their_chain_in_place():
+    """Diffusion blocks of 70 rows at three nodes of a tree whose trunk is longer than a key block: their own
+    rows, or trunk and rows, are chains; the block alone after its ancestors' commit has the same bits.
+    """
+    parents = [*range(-1, 79), 40]
+    rows = Rows.tree_with_blocks([1] * 81, parents, 33, [0, 79, 80], 70, 96)
+    q, k, v, k_cache, v_cache = twin.inputs(rows, torch.bfloat16, "heavy", room=160)
+    packed = pack(rows, tile_rows(HEADS, GROUPS, DIM, torch.bfloat16))
+    got = run(q, k, v, k_cache, v_cache, packed)
+    assert torch.equal(run(q, k, v, k_cache, v_cache, gathered(packed)), got)
+    for block in range(3):
+        mine = [i for i, b in enumerate(rows.blocks) if b == block]
+        above = rows.ancestors(mine[0])
+        caches = k_cache[None].clone(), v_cache[None].clone()
+        commit(*caches, k[None], v[None], above, 33)
+        alone = Rows.block(1, 70, 33 + len(above), 96)
+        assert torch.equal(run(q[mine], k[mine], v[mine], caches[0][0], caches[1][0], alone), got[mine])
+
+
 def test_packed_rows_workspace_and_padded_items():
     """A captured pass: tables made once, memory given, unused items marked -1."""
     rows = Rows.tree([1] * 5, [-1, 0, 0, 1, 3], 300)
     args = [t.to(DEVICE) for t in twin.inputs(rows)]
-    packed = pack(rows, tile_rows(HEADS, GROUPS), DEVICE)
+    packed = pack(rows, tile_rows(HEADS, GROUPS, DIM, torch.float32), DEVICE)
     want = attention_triton(*args, rows, SCALE)
     items = torch.cat([packed.items, packed.items.new_full((3, 2), -1)])
     padded = type(packed)(**{**packed.__dict__, "items": items})
@@ -167,8 +234,19 @@ def test_packed_rows_workspace_and_padded_items():
 
 def test_whole_form_is_chosen_for_a_prompt_only():
     chain, tree = Rows.chain([1] * 512, 0), Rows.tree([1] * 64, [-1, *range(63)], 100)
-    assert module._fills(pack(chain, tile_rows(32, 8)), 8)
-    assert not module._fills(pack(tree, tile_rows(32, 8)), 8)
+    assert module._fills(pack(chain, tile_rows(32, 8, 128, torch.bfloat16, chain)), 8)
+    assert not module._fills(pack(tree, tile_rows(32, 8, 128, torch.bfloat16, tree)), 8)
+
+
+def test_tall_tiles_are_chosen_where_they_fill_or_the_context_is_long():
+    tree = [1] * 33, [-1, *(i // 2 for i in range(32))]
+    chain = Rows.chain([1] * 17, 0)
+    for rows, height in (
+        (None, 16), (Rows.chain([1] * 16, 40000), 16), (chain, 32), (Rows.tree(*tree, 1000), 16),
+        (Rows.tree(*tree, 10000), 32),
+    ):  # fmt: skip
+        assert tile_rows(32, 8, 128, torch.bfloat16, rows) == height
+    assert tile_rows(32, 8, 64, torch.float32, chain) == tile_rows(32, 8, 64, torch.float32) == 16
 
 
 def test_partials_in_flight_do_not_touch_the_bits(monkeypatch):
