@@ -17,6 +17,26 @@ from . import tables
 from ._triton import tl, triton
 from .linear import _segment, linear
 from .logit_summary import GROUP, Summary, Tiles, empty_summary, summarise_tile
+from .tables import LinearTile
+
+# The linear table's tiles leave no registers for the candidates: a tile has 8192 logits at most. Of those,
+# these were the fastest on the weight most like a head (12288x2048, H100, 2026-11-25, bench/gpu_linear.py);
+# 128 rows take 8 warps in place of 4, since 4 need 234 registers here.
+_TILES_16_BIT = (
+    LinearTile(16, 16, 128, False, 4, 5),
+    LinearTile(32, 32, 128, False, 4, 5),
+    LinearTile(64, 64, 128, False, 8, 4),
+    LinearTile(None, 128, 64, False, 8, 4),
+)
+_TILES_32_BIT = (LinearTile(16, 16, 64, False, 4, 3), LinearTile(None, 32, 64, False, 4, 3))
+
+
+def head_entry(n: int, e: int, dtype: torch.dtype, device: str) -> tables.LinearEntry:
+    """The head's tiles, with the reduction class that `linear` has for its weight."""
+    of = tables.linear_entry(n, e, dtype, device)
+    tiles = _TILES_32_BIT if dtype == torch.float32 else _TILES_16_BIT
+    device = "sm_90" if device == "cpu" else device
+    return tables.fitted(tables.LinearEntry(of.block_k, of.segments, tiles), dtype, device)
 
 
 def _launch_metadata(grid, kernel, args):
@@ -62,27 +82,31 @@ def head_triton(
 ) -> Summary:  # fmt: skip
     """`head` as two Triton launches; k up to 128. x and weight share one dtype, their columns are contiguous.
 
-    entry: in place of the linear table's, for tuning."""
-    rows, (n, e) = x.shape[0], weight.shape
+    entry: in place of `head_entry`, for tuning; tiles of 64 tokens or a multiple."""
     _check_shapes(x, weight)
-    out = empty_summary(rows, n, k, x.device, out)
+    out = empty_summary(len(x), len(weight), k, x.device, out)
+    if len(x):
+        head_tiles(x, weight, k, entry).merge(out)
+    return out
+
+
+def head_tiles(x: Tensor, weight: Tensor, k: int, entry: tables.LinearEntry | None) -> Tiles:
+    """The first of the two launches: every tile of the vocabulary, not yet merged."""
+    rows, (n, e) = x.shape[0], weight.shape
     assert x.dtype == weight.dtype, (x.dtype, weight.dtype)
     assert x.stride(1) == weight.stride(1) == 1, (x.stride(), weight.stride())
-    if rows == 0:
-        return out
-    entry = entry or tables.linear_entry(n, e, x.dtype, tables.device_key(x.device))
+    entry = entry or head_entry(n, e, x.dtype, tables.device_key(x.device))
     tile = entry.tile(rows)
-    block_n = max(tile.block_n, GROUP)
-    tiles = Tiles.new(rows, n, block_n, k, x.device)
-    _head_kernel[(triton.cdiv(n, block_n) * triton.cdiv(rows, tile.block_t),)](
+    assert tile.block_n % GROUP == 0, tile
+    tiles = Tiles.new(rows, n, tile.block_n, k, x.device)
+    _head_kernel[(triton.cdiv(n, tile.block_n) * triton.cdiv(rows, tile.block_t),)](
         x=x, sx_t=x.stride(0) if rows > 1 else e, w=weight, sw_n=weight.stride(0),
         candidates=tiles.candidates, maxima=tiles.maxima, sums=tiles.sums, T=rows, N=n, K=e,
-        SEGMENTS=entry.segments, EVEN_K=e % entry.block_k == 0, TOP=k, GROUP=GROUP, BLOCK_N=block_n,
+        SEGMENTS=entry.segments, EVEN_K=e % entry.block_k == 0, TOP=k, GROUP=GROUP, BLOCK_N=tile.block_n,
         BLOCK_T=tile.block_t, BLOCK_K=entry.block_k, STAGES=tile.stages, num_warps=tile.warps,
         num_stages=tile.stages,
     )  # fmt: skip
-    tiles.merge(out)
-    return out
+    return tiles
 
 
 def _check_shapes(x: Tensor, weight: Tensor) -> None:

@@ -188,11 +188,16 @@ def summary_of_logits(logits: Tensor, top: int, out: Summary | None = None) -> S
     """(logits [T, top] fp32, ids [T, top] int64, likeliest first, log-sum-exp [T] fp32) of logits [T, V] fp32.
 
     Columns must be contiguous. Raises ValueError when `top` is not in 1..min(V, 128)."""
+    out = empty_summary(*logits.shape, top, logits.device, out)
+    if len(logits):
+        logit_tiles(logits, top).merge(out)
+    return out
+
+
+def logit_tiles(logits: Tensor, top: int) -> Tiles:
+    """Every tile of written logits, not yet merged."""
     rows, v = logits.shape
-    out = empty_summary(rows, v, top, logits.device, out)
     assert logits.dtype == torch.float32 and logits.stride(1) == 1, (logits.dtype, logits.stride())
-    if rows == 0:
-        return out
     width = min(_LOGITS_TILE, max(triton.next_power_of_2(v), GROUP))
     tiles = Tiles.new(rows, v, width, top, logits.device)
     _logits_kernel[(triton.cdiv(v, width), rows)](
@@ -200,5 +205,4 @@ def summary_of_logits(logits: Tensor, top: int, out: Summary | None = None) -> S
         maxima=tiles.maxima, sums=tiles.sums, T=rows, V=v, TOP=top, BLOCK_N=width, GROUP=GROUP, num_warps=4,
         **NO_CONTRACTION,
     )  # fmt: skip
-    tiles.merge(out)
-    return out
+    return tiles
