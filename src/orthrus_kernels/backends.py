@@ -12,6 +12,7 @@ from typing import Any
 from .attention import attention
 from .attention_triton import attention_triton
 from .choice import choose, log_probability
+from .choice_triton import choose_triton, log_probability_triton
 from .commit import commit
 from .embedding import embedding, embedding_triton
 from .linear import linear, linear_triton
@@ -19,7 +20,7 @@ from .qk_norm_rope import qk_norm_rope, qk_norm_rope_triton
 from .rms_norm import add_rms_norm, add_rms_norm_triton, rms_norm, rms_norm_triton
 from .rope import rope
 from .swiglu import swiglu, swiglu_triton
-from .top_k import top_k
+from .top_k import top_k, top_k_triton
 from .verify import verify
 
 Op = Callable[..., Any]
@@ -54,11 +55,14 @@ _TRITON = replace(
     REFERENCE,
     add_rms_norm=add_rms_norm_triton,
     attention=attention_triton,
+    choose=choose_triton,
     embedding=embedding_triton,
     linear=linear_triton,
+    log_probability=log_probability_triton,
     qk_norm_rope=qk_norm_rope_triton,
     rms_norm=rms_norm_triton,
     swiglu=swiglu_triton,
+    top_k=top_k_triton,
 )
 
 
