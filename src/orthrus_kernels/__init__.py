@@ -22,6 +22,7 @@ from .visibility import Path, Rows, paths, visible
 
 __all__ = [
     "Ops", "PackedRows", "Path", "Rows", "Sampling", "add_rms_norm", "attention", "backend_ops", "choose",
-    "commit", "cos_sin", "embedding", "head", "inverse_frequencies", "key_segments", "linear", "log_probability",
-    "pack", "paths", "qk_norm_rope", "rms_norm", "rope", "swiglu", "top_k", "unpack", "verify", "visible",
+    "commit", "cos_sin", "embedding", "head", "inverse_frequencies", "key_segments", "linear",
+    "log_probability", "pack", "paths", "qk_norm_rope", "rms_norm", "rope", "swiglu", "top_k", "unpack",
+    "verify", "visible",
 ]  # fmt: skip

@@ -191,10 +191,10 @@ def _choose_kernel(
         top = unordered(top_key)
         usual = (top_key > _MINUS_INFINITY) & (top_key < _INFINITY)
         k_edge, k_last, p_edge, p_last = _LEAST, V, _LEAST, V
-        if TOP_K:
+        if TOP_K:  # noqa: SIM102  when compiled; the rest when run
             if usual & (top_k < V):
                 k_edge, k_last = _edge(scores, V, _LEAST, V, top_key, top_k.to(tl.int64), False, BLOCK)
-        if TOP_P:
+        if TOP_P:  # noqa: SIM102
             if usual:
                 total, _ = _weight_from(scores, V, k_edge, k_last, _LEAST, top, True, BLOCK)
                 target = tl.maximum((total.to(tl.float32) * top_p).to(tl.int64), 1)
@@ -223,10 +223,10 @@ def choose_triton(
     logits: Tensor, positions: Tensor, sampling: Sampling, seen: Tensor | None = None, *,
     out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """`choose` as one Triton launch; `out` [T] int64 takes the result. Rows of logits and seen are contiguous.
+    """`choose` as one Triton launch; `out` [T] int64 takes the result.
 
-    A logit bias is copied to the device once for (bias, V, device): where it is new, before the capture of a
-    CUDA graph."""
+    Rows of logits and seen must be contiguous. A logit bias is copied to the device once for (bias,
+    V, device): where it is new, before the capture of a CUDA graph."""
     rows, v = logits.shape
     out = torch.empty(rows, dtype=torch.int64, device=logits.device) if out is None else out
     assert logits.dtype == torch.float32 and logits.stride(1) == 1, (logits.dtype, logits.stride())
@@ -250,8 +250,8 @@ def choose_triton(
         temperature=float(sampling.temperature), top_p=float(sampling.top_p), min_p=float(sampling.min_p),
         HAS_BIAS=bias is not None, HAS_SEEN=seen is not None, SAMPLED=sampling.temperature > 0,
         TOP_K=0 < sampling.top_k < v, TOP_P=sampling.top_p < 1, MIN_P=sampling.min_p > 0,
-        BLOCK=min(_BLOCK, block), NOISE_BLOCK=min(_NOISE_BLOCK if sampling.temperature > 0 else _BLOCK, block),
-        num_warps=16, **NO_CONTRACTION,
+        BLOCK=min(_BLOCK, block), num_warps=16,
+        NOISE_BLOCK=min(_NOISE_BLOCK if sampling.temperature > 0 else _BLOCK, block), **NO_CONTRACTION,
     )  # fmt: skip
     return out
 
@@ -271,7 +271,7 @@ def _bias(items: tuple[tuple[int, float], ...], vocabulary: int, device: torch.d
 
 
 def log_probability_triton(logits: Tensor, ids: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """`log_probability` in Triton for logits [T, V] fp32; `out` [T] fp32 takes the result. The log-sum-exp has
-    the bits of `head`'s."""
+    """`log_probability` in Triton for logits [T, V] fp32; `out` [T] fp32 takes the result. The log-sum-exp
+    has the bits of `head`'s."""
     _, _, log_sum_exp = summary_of_logits(logits, 1)
     return torch.sub(logits.gather(1, ids[:, None])[:, 0], log_sum_exp, out=out)

@@ -57,8 +57,8 @@ def summarise_tile(
     """Write what the merge needs of logits b_x [BLOCK_N, BLOCK_T] fp32: tokens i_n BLOCK_N + [0, BLOCK_N) of
     rows o_t [BLOCK_T].
 
-    candidates [T, tiles, TOP] int64: image of the logit above, 2^31 - 1 - id below. maxima fp32 and sums int32
-    [T, groups], groups counted in whole tiles."""
+    candidates [T, tiles, TOP] int64: image of the logit above, 2^31 - 1 - id below. maxima fp32 and sums
+    int32 [T, groups], groups counted in whole tiles."""
     o_local = tl.arange(0, BLOCK_N)
     first = i_n * BLOCK_N
     tiles = tl.cdiv(V, BLOCK_N)
@@ -185,10 +185,11 @@ def empty_summary(rows: int, vocabulary: int, top: int, device: torch.device, ou
 
 
 def summary_of_logits(logits: Tensor, top: int, out: Summary | None = None) -> Summary:
-    """(logits [T, top] fp32, ids [T, top] int64, likeliest first, log-sum-exp [T] fp32) of logits [T, V] fp32.
+    """(logits [T, top] fp32, ids [T, top] int64, likeliest first, log-sum-exp [T] fp32) of logits [T, V].
 
-    Columns must be contiguous. Raises ValueError when `top` is not in 1..min(V, 128)."""
-    out = empty_summary(*logits.shape, top, logits.device, out)
+    Logits are fp32, their columns contiguous. Raises ValueError when `top` is not in 1..min(V, 128)."""
+    rows, v = logits.shape
+    out = empty_summary(rows, v, top, logits.device, out)
     if len(logits):
         logit_tiles(logits, top).merge(out)
     return out

@@ -73,28 +73,28 @@ def samplings(draw):
         temperature=draw(st.sampled_from([0.0, 0.6, 1.0, 1.7])), top_k=draw(st.sampled_from([0, 1, 6, 200])),
         top_p=draw(st.sampled_from([1.0, 0.973, 0.731, 0.0317])), min_p=draw(st.sampled_from([0.0, 0.0137])),
         repetition_penalty=draw(st.sampled_from([1.0, 1.3])),
-        logit_bias=draw(st.sampled_from([{}, {3: 2.5, 0: -INF, 11: -1.0}])), seed=draw(st.integers(0, 2**64 - 1)),
+        logit_bias=draw(st.sampled_from([{}, {3: 2.5, 0: -INF, 11: -1.0}])),
+        seed=draw(st.integers(0, 2**64 - 1)),
     )  # fmt: skip
 
 
-@examples(40)
+@examples(12)
 @given(
     sampling=samplings(), v=st.sampled_from([12, 300, 1111]), whole=st.booleans(), seed=st.integers(0, 99),
     spread=st.sampled_from([0.5, 3.0, 12.0]),
 )  # fmt: skip
 def test_the_twins_choices(sampling, v, whole, seed, spread, device):
-    """Whole logits tie at every edge. Nine rows at random places, of which one is alone as well."""
-    logits = hard("normal", 9, v, seed=seed) * spread
+    """Whole logits tie at every edge. Three rows at random places, of which one is alone as well."""
+    logits = hard("normal", 3, v, seed=seed) * spread
     logits = logits.round() if whole else logits
     g = torch.Generator().manual_seed(seed)
-    logits[3, torch.randperm(v, generator=g)[: v // 2]] = -INF
-    seen = (torch.rand(9, v, generator=g) < 0.3).to(device)
-    positions = torch.randint(0, 40_000, (9,), generator=g).to(device)
+    logits[1, torch.randperm(v, generator=g)[: v // 2]] = -INF
+    seen = (torch.rand(3, v, generator=g) < 0.3).to(device)
+    positions = torch.randint(0, 40_000, (3,), generator=g).to(device)
     logits = logits.to(device)
     got = choose_triton(logits, positions, sampling, seen)
     assert got.tolist() == choose(logits, positions, sampling, seen).tolist()
-    assert torch.equal(got[4:5], choose_triton(logits[4:5], positions[4:5], sampling, seen[4:5]))
-    assert torch.equal(got, choose_triton(logits, positions, sampling, seen, out=torch.empty_like(got)))
+    assert torch.equal(got[2:], choose_triton(logits[2:], positions[2:], sampling, seen[2:]))
 
 
 @pytest.mark.parametrize(
@@ -109,10 +109,10 @@ def test_the_twins_choices(sampling, v, whole, seed, spread, device):
 )
 def test_ties_at_the_edge_keep_the_lowest_ids(settings, kept, device):
     """A flat row: the tokens kept are the first ones, so the choice is the largest noise among them."""
-    positions = torch.arange(40)
+    positions = torch.arange(10)
     want = gumbel(5, positions, 300)[:, :kept].argmax(-1)
     assert want.max() > kept // 2 or kept == 1, "the edge matters"
-    logits = torch.full((40, 300), -2.5, device=device)
+    logits = torch.full((10, 300), -2.5, device=device)
     got = choose_triton(logits, positions.to(device), Sampling(temperature=0.9, seed=5, **settings))
     assert got.tolist() == want.tolist()
 
@@ -122,18 +122,19 @@ def test_an_edge_between_neighbouring_numbers(device):
     steps = torch.arange(-60, 60, dtype=torch.int32)
     tiny = torch.where(steps < 0, (-steps) | -(1 << 31), steps).view(torch.float32)
     near = (steps + 0x41200000).view(torch.float32)  # around 10
-    logits = torch.cat([torch.stack([tiny, near]), torch.tensor([[-80.0], [-90.0]])], 1).repeat(8, 1).to(device)
-    positions = torch.arange(16).to(device)
-    for k in (1, 2, 59, 60, 61, 119):
+    logits = torch.cat([torch.stack([tiny, near]), torch.tensor([[-80.0], [-90.0]])], 1)
+    logits = logits.repeat(2, 1).to(device)
+    positions = torch.arange(4).to(device)
+    for k in (1, 59, 61, 119):
         sampling = Sampling(temperature=1.0, top_k=k, seed=k)
-        assert choose_triton(logits, positions, sampling).tolist() == choose(logits, positions, sampling).tolist()
+        assert torch.equal(choose_triton(logits, positions, sampling), choose(logits, positions, sampling))
 
 
 def test_several_blocks(device):
     """More tokens than one step takes, with winners and ties in all of them."""
-    v = 20_001
+    v = 9_001
     logits = hard("normal", 2, v).to(device)
-    logits[:, [70, 9000, 20_000]] = 9.0
+    logits[:, [70, 8191, 9_000]] = 9.0
     positions = torch.tensor([3, 4], device=device)
     for sampling in (
         Sampling(),
@@ -141,7 +142,7 @@ def test_several_blocks(device):
         Sampling(temperature=1.0, top_k=2, seed=3),
         Sampling(temperature=1.5, top_p=0.6, seed=4),
     ):
-        assert choose_triton(logits, positions, sampling).tolist() == choose(logits, positions, sampling).tolist()
+        assert torch.equal(choose_triton(logits, positions, sampling), choose(logits, positions, sampling))
 
 
 @pytest.mark.parametrize(
@@ -157,8 +158,8 @@ def test_what_is_not_finite_is_chosen_as_the_twin_does(settings, device):
     assert choose_triton(logits, positions, sampling).tolist() == want
 
 
-@examples(10)
-@given(rows=st.integers(1, 9), v=st.integers(1, 700), seed=st.integers(0, 9))
+@examples(5)
+@given(rows=st.integers(1, 4), v=st.integers(1, 700), seed=st.integers(0, 9))
 def test_log_probability_is_the_twins_and_the_heads(rows, v, seed, device):
     logits = hard("normal", rows, v, seed=seed).to(device) * 3
     ids = torch.randint(0, v, (rows,), generator=torch.Generator().manual_seed(seed)).to(device)
@@ -174,4 +175,7 @@ def test_log_probability_is_the_twins_and_the_heads(rows, v, seed, device):
 def test_no_rows(device):
     logits, positions = torch.zeros(0, 50, device=device), torch.zeros(0, dtype=torch.int64, device=device)
     assert choose_triton(logits, positions, Sampling()).shape == (0,)
+    out = torch.full((1,), -1, device=device)
+    one = torch.zeros(1, 50, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    assert choose_triton(*one, Sampling(), out=out) is out and out.tolist() == [0]
     assert log_probability_triton(logits, positions).shape == (0,)

@@ -13,7 +13,7 @@ from orthrus_kernels.logit_summary import summary_of_logits
 from orthrus_kernels.tables import LinearEntry, LinearTile
 from orthrus_kernels.top_k import top_k, top_k_triton
 
-V, E = 333, 200  # ragged in tiles of 64 and 128 and in groups of 64; K in 3, 3 and 1 blocks
+V, E = 150, 72  # ragged in tiles of 64 and 128 and in groups of 64; K in segments of a block, the last ragged
 TILES = (
     LinearTile(4, 16, 64, False, 4, 3),
     LinearTile(40, 32, 128, False, 4, 3),
@@ -39,23 +39,22 @@ def assert_summarises(got, logits, k):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("segments", [1, 3])
-@pytest.mark.parametrize("rows", [3, 37, 65])
+@pytest.mark.parametrize("rows,segments", [(3, 3), (33, 1), (65, 3)])
 def test_it_is_the_summary_of_the_linears_logits(rows, segments, dtype, device):
-    """In every tile: logits, ids and log-sum-exp have the bits of written logits, which the twin describes."""
+    """In every tile: logits, ids and log-sum-exp have the bits of written logits, described by the twin."""
     x, w = hard("normal", rows, E).to(device, dtype), weight(dtype, device)
     entry = LinearEntry(32, segments, TILES)
     logits = linear_triton(x, w, out_dtype=torch.float32, entry=entry)
-    got = head_triton(x, w, 5, entry=entry)
-    assert_summarises(got, logits, 5)
-    assert same(got, summary_of_logits(logits, 5))
-    twin = head(x, w, 5)
+    got = head_triton(x, w, 3, entry=entry)
+    assert_summarises(got, logits, 3)
+    assert same([part[-9:] for part in got], summary_of_logits(logits[-9:], 3))
+    twin = head(x, w, 3)
     assert (got[0] - twin[0]).abs().max() <= 1e-5 and (got[2] - twin[2]).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@examples(8)
-@given(rows=st.integers(2, 70), index=st.integers(0, 69), kind=st.sampled_from(KINDS), k=st.integers(1, 16))
+@examples(3)
+@given(rows=st.integers(2, 45), index=st.integers(0, 44), kind=st.sampled_from(KINDS), k=st.integers(1, 4))
 def test_a_row_has_the_same_bits_anywhere(dtype, device, rows, index, kind, k):
     index %= rows
     x, w = given_rows(kind, rows, E, dtype=dtype, device=device), weight(dtype, device)
@@ -72,7 +71,7 @@ def test_with_the_tables_class(device):
     assert head_entry(70, 1100, torch.float32, "cpu").segments > 1
 
 
-@examples(15)
+@examples(8)
 @given(
     v=st.integers(1, 700), low=st.integers(0, 3), k=st.integers(1, 16), seed=st.integers(0, 99),
     banned=st.booleans(),
@@ -80,7 +79,7 @@ def test_with_the_tables_class(device):
 def test_ties_and_bans_in_written_logits(v, low, k, seed, banned, device):
     """Few whole numbers tie in every place; of equal ones the lowest id comes first, banned ones last."""
     g = torch.Generator().manual_seed(seed)
-    logits = torch.randint(-low, low + 1, (3, v), generator=g).float()
+    logits = torch.randint(-low, low + 1, (2, v), generator=g).float()
     logits[0] *= -0.0 if seed % 2 else 1.0
     if banned:
         logits[1:, torch.randperm(v, generator=g)[: v - 1]] = float("-inf")
@@ -124,8 +123,8 @@ def test_reads_and_writes_nothing_else(device):
     assert (buffers[1] == -5).sum() == 8
 
 
-@examples(10)
-@given(rows=st.integers(1, 40), v=st.integers(1, 400), k=st.integers(1, 16), seed=st.integers(0, 9))
+@examples(6)
+@given(rows=st.integers(1, 7), v=st.integers(1, 400), k=st.integers(1, 16), seed=st.integers(0, 9))
 def test_top_k_equals_its_twin(rows, v, k, seed, device):
     logits = (hard("normal", rows, v, seed=seed).to(device) * 3).round(decimals=1)
     k = min(k, v)
