@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ._triton import tl, triton
 from .choice import Sampling
-from .logit_summary import ordered, summary_of_logits, unordered
+from .logit_summary import finite_or_zero, ordered, summary_of_logits, unordered
 from .rows import NO_CONTRACTION
 
 _BLOCK = 8192  # tokens a step: what one program keeps in flight
@@ -204,7 +204,7 @@ def _choose_kernel(
             key, kept = _keys(scores, o_v, V, k_edge, k_last)
             kept &= (key > p_edge) | ((key == p_edge) & (o_v <= p_last))
             if MIN_P:
-                kept &= (tl.exp(unordered(key) - top) >= min_p) | (key == top_key) | (not usual)
+                kept &= (tl.exp(unordered(key) - finite_or_zero(top)) >= min_p) | (key == top_key) | (not usual)
             if tl.max(kept.to(tl.int32), axis=0) > 0:  # most blocks of a filtered row have nothing to perturb
                 b = unordered(key) + _gumbel(seed_low, seed_high, position, first, NOISE_BLOCK)
                 b_best, b_id = _better(b_best, b_id, b, o_v, kept)
