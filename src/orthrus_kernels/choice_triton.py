@@ -204,7 +204,8 @@ def _choose_kernel(
             key, kept = _keys(scores, o_v, V, k_edge, k_last)
             kept &= (key > p_edge) | ((key == p_edge) & (o_v <= p_last))
             if MIN_P:
-                kept &= (tl.exp(unordered(key) - finite_or_zero(top)) >= min_p) | (key == top_key) | (not usual)
+                share = tl.exp(unordered(key) - finite_or_zero(top))
+                kept &= (share >= min_p) | (key == top_key) | (not usual)
             if tl.max(kept.to(tl.int32), axis=0) > 0:  # most blocks of a filtered row have nothing to perturb
                 b = unordered(key) + _gumbel(seed_low, seed_high, position, first, NOISE_BLOCK)
                 b_best, b_id = _better(b_best, b_id, b, o_v, kept)
