@@ -28,9 +28,11 @@ def small_config(**changes) -> Qwen3Config:
     return dataclasses.replace(SMALL, **changes)
 
 
-def small_model(dtype: str = "float32", seed: int = 0, **changes) -> Qwen3:
-    """A random model on the CPU whose weights are large enough for logits to differ."""
-    model = Qwen3.from_config(small_config(**changes), seed=seed, device="cpu", dtype=dtype)
+def small_model(
+    dtype: str = "float32", seed: int = 0, backend: str = "reference", device: str = "cpu", **changes
+) -> Qwen3:
+    """A random model whose weights are large enough for logits to differ."""
+    model = Qwen3.from_config(small_config(**changes), seed, device, dtype, backend)
     for name, weight in model.destinations().items():
         if weight.dim() == 2 and "embed" not in name:
             weight.mul_(8)

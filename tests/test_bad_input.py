@@ -67,7 +67,6 @@ def refusal(capsys):
         (["--device", "fridge"], "unknown device"),
         (["--device", "meta"], "device meta"),
         (["--dtype", "int8"], "dtype"),
-        (["--backend", "triton"], "triton"),
         (["--backend", "magic"], "unknown backend"),
         (["--revision", "main"], "revision"),
         (["--json", "--colour-runs"], "not allowed with"),

@@ -4,11 +4,13 @@ One operation a file. The names here are the plain twins: the definition of each
 order included, readable and row-invariant on any device. `backend_ops` gives the Triton kernels by these
 names."""
 
+from ._triton import triton_runs_on
 from .attention import attention
 from .backends import Ops, backend_ops
 from .choice import Sampling, choose, log_probability
 from .commit import commit
 from .embedding import embedding
+from .head import head
 from .linear import linear
 from .packed import PackedRows, key_segments, pack, unpack
 from .qk_norm_rope import qk_norm_rope
@@ -21,6 +23,7 @@ from .visibility import Path, Rows, paths, visible
 
 __all__ = [
     "Ops", "PackedRows", "Path", "Rows", "Sampling", "add_rms_norm", "attention", "backend_ops", "choose",
-    "commit", "cos_sin", "embedding", "inverse_frequencies", "key_segments", "linear", "log_probability",
-    "pack", "paths", "qk_norm_rope", "rms_norm", "rope", "swiglu", "top_k", "unpack", "verify", "visible",
+    "commit", "cos_sin", "embedding", "head", "inverse_frequencies", "key_segments", "linear",
+    "log_probability", "pack", "paths", "qk_norm_rope", "rms_norm", "rope", "swiglu", "top_k",
+    "triton_runs_on", "unpack", "verify", "visible",
 ]  # fmt: skip

@@ -7,24 +7,35 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+
+class _Absent:
+    """Stands for anything of Triton's while a module is imported; launching it raises."""
+
+    def __getattr__(self, name: str) -> _Absent:
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> _Absent:
+        return self
+
+    def __getitem__(self, grid: Any) -> Any:
+        raise RuntimeError("backend 'triton' needs the triton package, which is not installed here")
+
+
 try:
     import triton
     import triton.language as tl
     from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError:
-
-    class _Absent:
-        """Stands for anything of Triton's while a module is imported; launching it raises."""
-
-        def __getattr__(self, name: str) -> _Absent:
-            return self
-
-        def __call__(self, *args: Any, **kwargs: Any) -> _Absent:
-            return self
-
-        def __getitem__(self, grid: Any) -> Any:
-            raise RuntimeError("backend 'triton' needs the triton package, which is not installed here")
-
     triton = tl = TensorDescriptor = _Absent()
 
-__all__ = ["TensorDescriptor", "tl", "triton"]
+
+def triton_runs_on(device: torch.device) -> bool:
+    """Whether kernels can be launched on a device: CUDA, or any under Triton's interpreter."""
+    if isinstance(triton, _Absent):
+        return False
+    return device.type == "cuda" or bool(triton.knobs.runtime.interpret)
+
+
+__all__ = ["TensorDescriptor", "tl", "triton", "triton_runs_on"]

@@ -41,6 +41,13 @@ def attention(
     return out
 
 
+def prepare_rows(
+    rows: Rows, heads: int, groups: int, d: int, dtype: torch.dtype, device: torch.device
+) -> Rows:
+    """What `attention` takes for the rows of a pass of H query and G key heads of size D: the rows."""
+    return rows
+
+
 def _attend_tile(
     tile: Tensor, limit: Tensor, end: int, path: Path, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor,
     scale: float, group: int,

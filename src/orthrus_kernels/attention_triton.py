@@ -329,6 +329,13 @@ def attention_triton(
     return out
 
 
+def prepare_rows_triton(
+    rows: Rows, heads: int, groups: int, d: int, dtype: torch.dtype, device: torch.device
+) -> PackedRows:
+    """The tables of a pass for `attention_triton`, on the device: once a pass, not once a layer."""
+    return pack(rows, tile_rows(heads, groups, d, dtype, rows), device)
+
+
 def tile_rows(heads: int, groups: int, d: int, dtype: torch.dtype, rows: Rows | None = None) -> int:
     """Rows of a tile, what `pack` is to be called with, for H query heads, G key heads of size D in a dtype.
 

@@ -1,7 +1,10 @@
-"""The operations of a forward pass by backend: plain twins ("reference") or Triton kernels ("triton").
+"""The operations of a forward pass by backend: plain twins ("reference"), Triton kernels ("triton"), or
+torch's own matrix product and attention in their place ("torch": what everyone else runs, for comparison
+only, since a row's bits depend on the rows beside it).
 
-Both have the same signatures; a kernel takes `out=` besides. To plug in a kernel, name it in `_TRITON`: what
-is not named there runs on its twin, on any device."""
+All have the same signatures; a kernel takes `out=` besides. To plug in a kernel, name it in `_TRITON`: what
+is not named there runs on its twin, on any device. `prepare_rows` is what a backend does once a pass for the
+attention of all its layers: the twin reads the rows themselves."""
 
 from __future__ import annotations
 
@@ -9,17 +12,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .attention import attention
-from .attention_triton import attention_triton
+from .attention import attention, prepare_rows
+from .attention_triton import attention_triton, prepare_rows_triton
 from .choice import choose, log_probability
+from .choice_triton import choose_triton, log_probability_triton
 from .commit import commit
+from .commit_triton import commit_triton
 from .embedding import embedding, embedding_triton
+from .head import head, head_triton
 from .linear import linear, linear_triton
 from .qk_norm_rope import qk_norm_rope, qk_norm_rope_triton
 from .rms_norm import add_rms_norm, add_rms_norm_triton, rms_norm, rms_norm_triton
 from .rope import rope
 from .swiglu import swiglu, swiglu_triton
-from .top_k import top_k
+from .top_k import top_k, top_k_triton
+from .torch_ops import attention_torch, linear_torch, prepare_rows_torch
 from .verify import verify
 
 Op = Callable[..., Any]
@@ -34,8 +41,10 @@ class Ops:
     choose: Op
     commit: Op
     embedding: Op
+    head: Op
     linear: Op
     log_probability: Op
+    prepare_rows: Op
     qk_norm_rope: Op
     rms_norm: Op
     rope: Op
@@ -46,25 +55,36 @@ class Ops:
 
 REFERENCE = Ops(
     add_rms_norm=add_rms_norm, attention=attention, choose=choose, commit=commit, embedding=embedding,
-    linear=linear, log_probability=log_probability, qk_norm_rope=qk_norm_rope, rms_norm=rms_norm, rope=rope,
-    swiglu=swiglu, top_k=top_k, verify=verify,
+    head=head, linear=linear, log_probability=log_probability, prepare_rows=prepare_rows,
+    qk_norm_rope=qk_norm_rope, rms_norm=rms_norm, rope=rope, swiglu=swiglu, top_k=top_k, verify=verify,
 )  # fmt: skip
 
 _TRITON = replace(
     REFERENCE,
     add_rms_norm=add_rms_norm_triton,
     attention=attention_triton,
+    choose=choose_triton,
+    commit=commit_triton,
     embedding=embedding_triton,
+    head=head_triton,
     linear=linear_triton,
+    log_probability=log_probability_triton,
+    prepare_rows=prepare_rows_triton,
     qk_norm_rope=qk_norm_rope_triton,
     rms_norm=rms_norm_triton,
     swiglu=swiglu_triton,
+    top_k=top_k_triton,
 )
 
 
+_TORCH = replace(REFERENCE, attention=attention_torch, linear=linear_torch, prepare_rows=prepare_rows_torch)
+
+_BACKENDS = {"reference": REFERENCE, "triton": _TRITON, "torch": _TORCH}
+
+
 def backend_ops(backend: str) -> Ops:
-    """Operations of "reference" or "triton". Raises ValueError for any other name."""
+    """Operations of "reference", "triton" or "torch". Raises ValueError for any other name."""
     try:
-        return {"reference": REFERENCE, "triton": _TRITON}[backend]
+        return _BACKENDS[backend]
     except KeyError:
-        raise ValueError(f'backend is "reference" or "triton", not {backend!r}') from None
+        raise ValueError(f"backend is one of {', '.join(_BACKENDS)}, not {backend!r}") from None

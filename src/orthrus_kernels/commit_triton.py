@@ -5,10 +5,13 @@ accepted without the host. Bytes moved: 4 L G D bytes of a 16-bit dtype per acce
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ._triton import tl, triton
+from .commit import check_room
 
 
 @triton.jit(do_not_specialize=["sequence", "S"])
@@ -36,15 +39,24 @@ def _commit_kernel(
 
 
 def commit_triton(
-    k_cache: Tensor, v_cache: Tensor, k_rows: Tensor, v_rows: Tensor, accepted: Tensor, start: Tensor,
-    sequence: int = 0,
+    k_cache: Tensor, v_cache: Tensor, k_rows: Tensor, v_rows: Tensor, accepted: Sequence[int] | Tensor,
+    start: int | Tensor, sequence: int = 0,
 ) -> None:  # fmt: skip
     """Write rows `accepted` of k_rows, v_rows [L, T, G, D] to positions start, start + 1, ... of caches
     [L, B, G, S, D], in place.
 
-    accepted: int32 on the device, -1 for no row (a path shorter than the table); start: int32 [1] on the
-    device. Every other slot keeps its bits. What would not fit behind the last position is not written: the
-    host cannot know in time, so callers keep room for a whole draft."""
+    On the device: accepted int32, -1 for no row (a path shorter than the table), and start int32 [1]. What
+    would not fit behind the last position is then not written: the host cannot know in time, so callers keep
+    room for a whole draft. From the host: a sequence and an int, checked as by the twin (ValueError).
+    Every other slot keeps its bits."""
+    if not isinstance(accepted, Tensor):
+        assert isinstance(start, int), start
+        check_room(k_cache, start, len(accepted))
+        table = torch.tensor([start, *accepted], dtype=torch.int32, device=k_cache.device)
+        accepted, start = table[1:], table[:1]
+    assert isinstance(start, Tensor), start
+    if not len(accepted):
+        return
     layers, _, groups, size, d = k_cache.shape
     assert k_rows.shape == v_rows.shape == (layers, k_rows.shape[1], groups, d), k_rows.shape
     assert k_cache.stride() == v_cache.stride() and k_rows.stride() == v_rows.stride(), "laid out alike"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,8 +22,15 @@ class KVCache:
     """
 
     def __init__(
-        self, config: Qwen3Config, capacity: int, device: torch.device, dtype: torch.dtype, sequences: int = 1
+        self,
+        config: Qwen3Config,
+        capacity: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        sequences: int = 1,
+        write: Callable[..., None] = commit,
     ) -> None:
+        """write: a backend's `commit`."""
         shape = (config.num_hidden_layers, sequences, config.num_key_value_heads, capacity, config.head_dim)
         try:
             self.keys = torch.empty(shape, device=device, dtype=dtype)
@@ -34,7 +41,7 @@ class KVCache:
                 f"a cache for {capacity} positions takes {size:.1f} GiB, which {device} does not have: "
                 "ask for fewer new tokens, or shorten the prompt"
             ) from None
-        self.lengths = [0] * sequences
+        self.lengths, self._write = [0] * sequences, write
 
     @property
     def capacity(self) -> int:
@@ -45,5 +52,5 @@ class KVCache:
         """Append the accepted rows of a pass: keys, values [L, T, G, D]. Raises ValueError when they do not
         fit.
         """
-        commit(self.keys, self.values, keys, values, accepted, self.lengths[sequence], sequence)
+        self._write(self.keys, self.values, keys, values, accepted, self.lengths[sequence], sequence)
         self.lengths[sequence] += len(accepted)

@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import orthrus_kernels as ops
-from orthrus_kernels import Rows
+from orthrus_kernels import PackedRows, Rows, backend_ops, cos_sin, inverse_frequencies
 
 from . import checkpoint
 from . import generate as generation
@@ -111,13 +110,12 @@ class Qwen3:
     ) -> None:
         new = partial(torch.empty, device=device, dtype=dtype)
         self.config, self.device, self.dtype, self.backend, self.text = config, device, dtype, backend, text
+        self.ops = backend_ops(backend)
         self.embedding = new(config.vocab_size, config.hidden_size)
         self.layers = [Layer.empty(config, new) for _ in range(config.num_hidden_layers)]
         self.norm = new(config.hidden_size)
         self.head = self.embedding if config.tie_word_embeddings else torch.empty_like(self.embedding)
-        frequencies, self.rope_scale = ops.inverse_frequencies(
-            config.head_dim, config.rope_theta, config.yarn
-        )
+        frequencies, self.rope_scale = inverse_frequencies(config.head_dim, config.rope_theta, config.yarn)
         self.frequencies = frequencies.to(device)
 
     @classmethod
@@ -183,7 +181,7 @@ class Qwen3:
 
     def new_cache(self, capacity: int, sequences: int = 1) -> KVCache:
         """An empty cache for `capacity` positions of each of `sequences` sequences."""
-        return KVCache(self.config, capacity, self.device, self.dtype, sequences)
+        return KVCache(self.config, capacity, self.device, self.dtype, sequences, self.ops.commit)
 
     generate = generation.generate
 
@@ -224,37 +222,47 @@ class Qwen3:
             )
         for sequence, context in rows.contexts.items():
             assert context == cache.lengths[sequence], (sequence, context, cache.lengths[sequence])
-        cos, sin = ops.cos_sin(
-            torch.tensor(rows.positions, device=self.device), self.frequencies, self.rope_scale
+        ops, eps = self.ops, c.rms_norm_eps
+        positions = torch.tensor(rows.positions, device=self.device)
+        turn = cos_sin(positions, self.frequencies, self.rope_scale)
+        prepared = ops.prepare_rows(
+            rows, c.num_attention_heads, c.num_key_value_heads, c.head_dim, self.dtype, self.device
         )
-        x = self.embedding[torch.tensor(rows.tokens, device=self.device)]
+        x = ops.embedding(self.embedding, torch.tensor(rows.tokens, device=self.device))
+        normed = ops.rms_norm(x, self.layers[0].input_norm, eps)
+        norms_after = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
         keys, values = [], []
-        for i, layer in enumerate(self.layers):
-            a, k, v = self._attention(
-                layer, ops.rms_norm(x, layer.input_norm, c.rms_norm_eps), cos, sin, rows, cache, i
-            )
-            x = x + a
-            gate_up = ops.linear(ops.rms_norm(x, layer.post_norm, c.rms_norm_eps), layer.gate_up)
-            x = x + ops.linear(ops.swiglu(gate_up), layer.down)
+        for i, (layer, norm_after) in enumerate(zip(self.layers, norms_after, strict=True)):
+            a, k, v = self._attention(layer, normed, turn, prepared, n_ar, cache.keys[i], cache.values[i])
+            normed, x = ops.add_rms_norm(a, x, layer.post_norm, eps)
+            mlp = ops.linear(ops.swiglu(ops.linear(normed, layer.gate_up)), layer.down)
+            normed, x = ops.add_rms_norm(mlp, x, norm_after, eps)
             keys.append(k[:n_ar])
             values.append(v[:n_ar])
         if logits_of is not None:
-            x = x[list(logits_of)]
-        logits = ops.linear(ops.rms_norm(x, self.norm, c.rms_norm_eps), self.head, out_dtype=torch.float32)
+            normed = normed[list(logits_of)]
+        logits = ops.linear(normed, self.head, out_dtype=torch.float32)
         return Output(logits, torch.stack(keys), torch.stack(values))
 
     def _attention(
-        self, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, rows: Rows, cache: KVCache, i: int
+        self,
+        layer: Layer,
+        x: Tensor,
+        turn: tuple[Tensor, Tensor],
+        rows: Rows | PackedRows,
+        n_ar: int,
+        k_cache: Tensor,
+        v_cache: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Attention of layer i over normalised rows x [T, E]: output [T, E] and the rows' keys and values [T,
-        G, D].
+        """A layer's attention over normalised rows x [T, E] against its cache [B, G, S, D]: output [T, E] and
+        the rows' keys and values [T, G, D]. turn: cosine and sine of the rows' positions.
         """
-        c, n_ar = self.config, rows.n_ar
+        c, ops, ar, diff = self.config, self.ops, layer.ar, layer.diffusion or layer.ar
         heads, groups = c.num_attention_heads, c.num_key_value_heads
-        ar, diff = layer.ar, layer.diffusion or layer.ar
-        qkv = ops.linear(x, ar.qkv, diff.qkv, n_ar).view(len(rows), heads + 2 * groups, c.head_dim)
-        q, k, v = qkv.split([heads, groups, groups], dim=1)
-        q = ops.rope(ops.rms_norm(q, ar.q_norm, c.rms_norm_eps, diff.q_norm, n_ar), cos, sin)
-        k = ops.rope(ops.rms_norm(k, ar.k_norm, c.rms_norm_eps, diff.k_norm, n_ar), cos, sin)
-        out = ops.attention(q, k, v, cache.keys[i], cache.values[i], rows, c.head_dim**-0.5)
+        qkv = ops.linear(x, ar.qkv, diff.qkv, n_ar).view(len(x), heads + 2 * groups, c.head_dim)
+        q, k = ops.qk_norm_rope(
+            qkv, heads, ar.q_norm, ar.k_norm, *turn, c.rms_norm_eps, diff.q_norm, diff.k_norm, n_ar
+        )
+        v = qkv[:, heads + groups :]
+        out = ops.attention(q, k, v, k_cache, v_cache, rows, c.head_dim**-0.5)
         return ops.linear(out.flatten(1), ar.o, diff.o, n_ar), k, v

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from orthrus_kernels import triton_runs_on
+
 from .errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-BACKENDS = ("auto", "reference", "triton")
+BACKENDS = ("auto", "reference", "triton", "torch")
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -44,8 +46,12 @@ def pick_backend(backend: str, device: torch.device) -> str:
     """Resolve "auto". Raises InputError for a backend that is unknown or not there."""
     if backend not in BACKENDS:
         raise InputError(f"unknown backend {backend!r}: use {', '.join(BACKENDS)}")
-    if backend == "triton":
+    can = triton_runs_on(device)
+    if backend == "triton" and not can:
         raise InputError(
-            "backend triton is not there yet: this version has the plain twins only; use --backend reference"
+            f"backend triton cannot run on {device} here: it takes a CUDA device and the package triton "
+            "(or TRITON_INTERPRET=1, for debugging); use --backend reference"
         )
-    return "reference"
+    if backend == "auto":
+        return "triton" if can and device.type == "cuda" else "reference"
+    return backend

@@ -32,7 +32,7 @@ TARGETS = {
 }
 _TYPES = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32",
-    torch.int64: "i64", torch.bool: "i1",
+    torch.int64: "i64", torch.bool: "i1", torch.uint8: "u8",
 }  # fmt: skip
 _BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 

@@ -89,6 +89,60 @@ def row_wise() -> Iterator[Launch]:
     )  # fmt: skip
 
 
+def heads() -> Iterator[Launch]:
+    """Qwen3-8B's head: every tile of its entry, greedy and with the candidates of a draft tree; the merge."""
+    head, summary = module("head"), module("logit_summary")
+    v, e = 151936, 4096
+    for dtype in (torch.bfloat16, torch.float32):
+        entry = head.head_entry(v, e, dtype, "sm_90")
+        for tile in entry.tiles:
+            for k in (1, 16):
+
+                def launch(dtype=dtype, k=k, entry=entry, rows=tile.rows or 512):
+                    head.head_tiles(meta(rows, e, dtype=dtype), meta(v, e, dtype=dtype), k, entry)
+
+                first = dtype == torch.bfloat16 and tile.rows == 16 and k == 1
+                yield f"{dtype} k {k} {tile}", head, "_head_kernel", launch, ALL if first else HOPPER
+
+    def segments():
+        head.head_tiles(meta(33, e), meta(512, e), 16, head.head_entry(512, e, torch.bfloat16, "sm_90"))
+
+    yield "8 segments", head, "_head_kernel", segments, HOPPER
+    for k in (1, 16):
+        logits = meta(33, v, dtype=torch.float32)
+
+        def written(logits=logits, k=k):
+            summary.logit_tiles(logits, k)
+
+        def merge(k=k):
+            tiles = summary.Tiles.new(33, v, 64, k, torch.device("meta"))
+            tiles.merge(summary.empty_summary(33, v, k, torch.device("meta"), None))
+
+        yield f"k {k}", summary, "_logits_kernel", written, ALL if k == 16 else HOPPER
+        yield f"k {k}", summary, "_merge_kernel", merge, ALL if k == 16 else HOPPER
+
+
+def choices() -> Iterator[Launch]:
+    """The choice from Qwen3's vocabulary, with few and with all settings."""
+    op, sampling = module("choice_triton"), module("choice").Sampling
+    logits = meta(33, 151936, dtype=torch.float32)
+    positions, seen = meta(33, dtype=torch.int64), meta(33, 151936, dtype=torch.bool)
+    for name, settings in (
+        ("greedy", {}),
+        ("sampled", {"temperature": 0.8}),
+        ("top-p", {"temperature": 0.8, "top_p": 0.95}),
+        ("all", {"temperature": 0.8, "top_p": 0.95, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1,
+                 "logit_bias": {5: 1.0}}),
+    ):  # fmt: skip
+
+        def launch(settings=settings):
+            op.choose_triton(logits, positions, sampling(**settings), seen)
+
+        yield name, op, "_choose_kernel", launch, ALL if name == "all" else HOPPER
+
+
 def launches() -> Iterator[Launch]:
     yield from linears()
     yield from row_wise()
+    yield from heads()
+    yield from choices()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from orthrus_kernels import Sampling, choose, log_probability
+from orthrus_kernels import Sampling
 
 from ..errors import InputError
 
@@ -71,11 +71,12 @@ class Decoding:
                 "try float32"
             )
         positions = torch.tensor([len(self.tokens) + len(path) for path in paths], device=logits.device)
-        return choose(logits, positions, self.sampling, self._seen(logits, paths)).tolist()
+        return self.model.ops.choose(logits, positions, self.sampling, self._seen(logits, paths)).tolist()
 
     def extend(self, tokens: list[int], logits: Tensor, forwards: int) -> Run:
         """Append tokens, each chosen from its row of logits, to the text."""
-        logprobs = log_probability(logits, torch.tensor(tokens, device=logits.device)).tolist()
+        ids = torch.tensor(tokens, device=logits.device)
+        logprobs = self.model.ops.log_probability(logits, ids).tolist()
         self.tokens += tokens
         return Run(tokens, logprobs, forwards)
 

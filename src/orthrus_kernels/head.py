@@ -1,0 +1,128 @@
+"""Head: of every row its k likeliest tokens and the log-sum-exp of its logits, without the logits in memory.
+
+Shapes: x [T, E] normalised, weight [V, E] -> logits [T, k] fp32, ids [T, k], log-sum-exp [T] fp32. Logits are
+those of `linear(x, weight, out_dtype=float32)`, bit for bit. Moves V E weight elements once, and for each row
+and tile of the vocabulary 8 k bytes of candidates, 1/8 byte a token of group sums.
+
+A row's bits. The logits by the reduction class of the weight's entry in the linear table, its segments one
+after another in one CTA; the rest by reductions without an order (logit_summary.py), so that the tile may
+change with the number of rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import tables
+from ._triton import tl, triton
+from .linear import _segment, linear
+from .logit_summary import GROUP, Summary, Tiles, empty_summary, summarise_tile
+from .tables import LinearTile
+
+# The linear table's tiles leave no registers for the candidates: a tile has 8192 logits at most. Of those,
+# these were the fastest on the weight most like a head (12288x2048, H100, 2026-11-25, bench/gpu_linear.py);
+# 128 rows take 8 warps in place of 4, since 4 need 234 registers here.
+_TILES_16_BIT = (
+    LinearTile(16, 16, 128, False, 4, 5),
+    LinearTile(32, 32, 128, False, 4, 5),
+    LinearTile(64, 64, 128, False, 8, 4),
+    LinearTile(None, 128, 64, False, 8, 4),
+)
+_TILES_32_BIT = (LinearTile(16, 16, 64, False, 4, 3), LinearTile(None, 32, 64, False, 4, 3))
+
+
+def head_entry(n: int, e: int, dtype: torch.dtype, device: str) -> tables.LinearEntry:
+    """The head's tiles, with the reduction class that `linear` has for its weight."""
+    of = tables.linear_entry(n, e, dtype, device)
+    tiles = _TILES_32_BIT if dtype == torch.float32 else _TILES_16_BIT
+    device = "sm_90" if device == "cpu" else device
+    return tables.fitted(tables.LinearEntry(of.block_k, of.segments, tiles), dtype, device)
+
+
+def _launch_metadata(grid, kernel, args):
+    """Name, flops and bytes for Triton's profiler."""
+    t, n, k = args["T"], args["N"], args["K"]
+    return {
+        "name": f"head_{t}x{n}x{k}",
+        "flops": 2 * t * n * k,
+        "bytes": args["x"].element_size() * (n * k + t * k),
+    }
+
+
+@triton.jit(do_not_specialize=["T"], launch_metadata=_launch_metadata)
+def _head_kernel(
+    x, sx_t, w, sw_n, candidates, maxima, sums,
+    T, N, K,
+    SEGMENTS: tl.constexpr, EVEN_K: tl.constexpr, TOP: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Program (tile): row tiles of one weight tile are neighbours, which share it in L2."""
+    tiles_t = tl.cdiv(T, BLOCK_T)
+    i_t, i_n = tl.program_id(0) % tiles_t, tl.program_id(0) // tiles_t
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_t = i_t * BLOCK_T + tl.arange(0, BLOCK_T)
+    m_n, m_t = (o_n < N)[:, None], (o_t < T)[None, :]
+    p_w = w + o_n.to(tl.int64)[:, None] * sw_n
+    p_x = x + o_t.to(tl.int64)[None, :] * sx_t
+    blocks = tl.cdiv(K, BLOCK_K)
+    if SEGMENTS == 1:
+        total = _segment(p_w, p_x, m_n, m_t, 0, blocks, K, BLOCK_N, BLOCK_T, BLOCK_K, EVEN_K, STAGES)
+    else:
+        each = tl.cdiv(blocks, SEGMENTS)
+        total = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
+        for s in range(SEGMENTS):
+            total += _segment(p_w, p_x, m_n, m_t, s * each, tl.minimum((s + 1) * each, blocks), K,
+                              BLOCK_N, BLOCK_T, BLOCK_K, EVEN_K, STAGES)  # fmt: skip
+    summarise_tile(total, i_n, o_t, T, N, candidates, maxima, sums, TOP, BLOCK_N, BLOCK_T, GROUP)
+
+
+def head_triton(
+    x: Tensor, weight: Tensor, k: int = 1, *, out: Summary | None = None,
+    entry: tables.LinearEntry | None = None,
+) -> Summary:  # fmt: skip
+    """`head` as two Triton launches; k up to 128. x and weight share one dtype, their columns are contiguous.
+
+    entry: in place of `head_entry`, for tuning; tiles of 64 tokens or a multiple."""
+    _check_shapes(x, weight)
+    out = empty_summary(len(x), len(weight), k, x.device, out)
+    if len(x):
+        head_tiles(x, weight, k, entry).merge(out)
+    return out
+
+
+def head_tiles(x: Tensor, weight: Tensor, k: int, entry: tables.LinearEntry | None) -> Tiles:
+    """The first of the two launches: every tile of the vocabulary, not yet merged."""
+    rows, (n, e) = x.shape[0], weight.shape
+    assert x.dtype == weight.dtype, (x.dtype, weight.dtype)
+    assert x.stride(1) == weight.stride(1) == 1, (x.stride(), weight.stride())
+    entry = entry or head_entry(n, e, x.dtype, tables.device_key(x.device))
+    tile = entry.tile(rows)
+    assert tile.block_n % GROUP == 0, tile
+    tiles = Tiles.new(rows, n, tile.block_n, k, x.device)
+    _head_kernel[(triton.cdiv(n, tile.block_n) * triton.cdiv(rows, tile.block_t),)](
+        x=x, sx_t=x.stride(0) if rows > 1 else e, w=weight, sw_n=weight.stride(0),
+        candidates=tiles.candidates, maxima=tiles.maxima, sums=tiles.sums, T=rows, N=n, K=e,
+        SEGMENTS=entry.segments, EVEN_K=e % entry.block_k == 0, TOP=k, GROUP=GROUP, BLOCK_N=tile.block_n,
+        BLOCK_T=tile.block_t, BLOCK_K=entry.block_k, STAGES=tile.stages, num_warps=tile.warps,
+        num_stages=tile.stages,
+    )  # fmt: skip
+    return tiles
+
+
+def _check_shapes(x: Tensor, weight: Tensor) -> None:
+    if x.shape[1] != weight.shape[1]:
+        raise ValueError(f"head: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit together")
+
+
+def head(x: Tensor, weight: Tensor, k: int = 1) -> Summary:
+    """(logits [T, k] fp32, ids [T, k] int64, likeliest first, log-sum-exp [T] fp32) of x [T, E], weight
+    [V, E].
+
+    Ties go to the lowest id. Raises ValueError when shapes disagree or k is not in 1..V."""
+    _check_shapes(x, weight)
+    if not 1 <= k <= len(weight):
+        raise ValueError(f"head: k is {k}, the vocabulary has {len(weight)} tokens")
+    logits = linear(x, weight, out_dtype=torch.float32)
+    values, ids = torch.sort(logits, dim=-1, descending=True, stable=True)
+    sums = [torch.logsumexp(row, dim=-1) for row in logits]  # a row at a time: a tile of constant height
+    return values[:, :k], ids[:, :k], torch.stack(sums) if sums else logits.new_empty(0)

@@ -1,0 +1,66 @@
+"""The whole model on the kernels: near the twins, and row-invariant bit for bit."""
+
+import pytest
+import torch
+from promise import check_model, check_prefill
+from small import small_model
+
+from orthrus_kernels import Rows
+
+
+@pytest.fixture
+def model_of(device):
+    return lambda dtype, backend="triton", **changes: small_model(
+        dtype, backend=backend, device=str(device), **changes
+    )
+
+
+@pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-5), ("bfloat16", 3e-2)])
+def test_the_kernels_compute_what_the_twins_do(model_of, dtype, near):
+    rows = Rows.tree_with_blocks([5, 6, 7, 8], [-1, 0, 0, 1], 20, [0, 2], 4, 96)
+    logits = []
+    for backend in ("reference", "triton"):
+        model = model_of(dtype, backend)
+        cache = model.new_cache(30)
+        model.prefill(list(range(20)), cache)
+        logits.append(model.forward(rows, cache).logits.double().cpu())
+    assert ((logits[0] - logits[1]).abs().max() / logits[0].abs().max()).item() < near
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_row_has_the_bits_of_plain_decoding_in_any_pass(model_of, dtype):
+    found = check_model(model_of(dtype, num_hidden_layers=1), [1, 30], passes=3, trunk_length=3, most=8)
+    assert found.different == 0, found
+    assert found.passes == 6 and found.rows >= 6
+
+
+def test_the_check_sees_kernels_that_are_not_row_invariant(model_of, monkeypatch):
+    """With the sums of a linear in the order of the rows, rows differ."""
+    model = model_of("float32", num_hidden_layers=1)
+    exact = model.ops.linear
+
+    def careless(x, *args, **settings):
+        return exact(x, *args, **settings) * (1 + 2**-20 * (len(x) > 1))
+
+    monkeypatch.setattr(model, "ops", type(model.ops)(**(vars(model.ops) | {"linear": careless})))
+    assert check_model(model, [5], passes=3, trunk_length=3, most=6).different > 0
+
+
+def test_prefill_in_chunks(model_of):
+    assert check_prefill(model_of("bfloat16", num_hidden_layers=1), 20, [1, 7, 16]).different == 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_two_pass_decoding_is_plain_decoding(model_of, temperature):
+    model = model_of("bfloat16", num_hidden_layers=1)
+    settings = {"max_new_tokens": 6, "temperature": temperature, "seed": 3}
+    plain = model.generate([5, 6, 7], strategy="autoregressive", **settings)
+    drafted = model.generate([5, 6, 7], strategy="two-pass", **settings)
+    assert drafted.token_ids == plain.token_ids and drafted.logprobs == plain.logprobs
+
+
+def test_torchs_own_kernels_run_for_comparison(model_of):
+    model, reference = model_of("float32", "torch"), model_of("float32", "reference")
+    rows = Rows.batch([Rows.tree_with_blocks([5, 6, 7], [-1, 0, 0], 0, [1], 3, 96), Rows.chain([9, 8], 0, 1)])
+    logits = [m.forward(rows, m.new_cache(8, 2)).logits for m in (model, reference)]
+    assert torch.allclose(*logits, rtol=1e-4, atol=1e-4)
