@@ -47,9 +47,10 @@ class Outcome:
 
 
 def test_files(root: Path = ROOT) -> list[Path]:
-    """Every kernel test but those that compile for other GPUs or test the interpreter: they prove the same
-    anywhere."""
-    return sorted(p for p in (root / "tests/kernels").glob("test_*.py") if p.stem not in LEFT_OUT)
+    """Every kernel test but those that compile for other GPUs or test the interpreter, which prove the same
+    anywhere; then whole models."""
+    kernels = [p for p in (root / "tests/kernels").glob("test_*.py") if p.stem not in LEFT_OUT]
+    return sorted(kernels) + sorted((root / "tests/gpu").glob("test_*.py"))
 
 
 def environment() -> dict[str, str]:

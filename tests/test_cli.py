@@ -190,6 +190,16 @@ def test_verify_reports_what_it_compared(tiny, embedded, orthrus):
     assert 0 < found["distinct_8grams"] <= 1 and found["tokens_per_second_plain"] > 0
 
 
+def test_verify_in_several_processes_says_the_same(embedded, orthrus):
+    found = []
+    for jobs in (1, 2):
+        code, out, _ = orthrus("verify", "--max-new-tokens", 6, "--temperature", 1, "--jobs", jobs, "--json")
+        assert code == 0
+        found.append(json.loads(out))
+    same = "identical", "compared", "tokens", "cycles", "forwards", "accepted_histogram", "distinct_8grams"
+    assert [found[0][name] for name in same] == [found[1][name] for name in same] and found[1]["jobs"] == 2
+
+
 def test_verify_prints_tables(tiny, orthrus):
     code, out, _ = orthrus(
         "verify", tiny / "held_out.jsonl", "--model", tiny, "--limit", 2, "--max-new-tokens", 9

@@ -4,12 +4,19 @@ and tokens and log-probabilities are compared bit for bit.
 
 from __future__ import annotations
 
+import signal
 import struct
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import zip_longest
+from multiprocessing import get_context
+from multiprocessing.pool import Pool
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from .errors import InputError
 from .generate import Result
@@ -123,39 +130,80 @@ def compare(
     seed: int = 0,
     seeds: int = 1,
     on_pair: Callable[[Pair], None] | None = None,
+    load: Callable[[], Qwen3] | None = None,
+    jobs: int = 1,
     **settings: Any,
 ) -> Report:
     """Decode every prompt (token ids) with "autoregressive" and with `strategy`, `seeds` times.
 
     Round r decodes prompt i with seed `seed + r * len(prompts) + i`. settings: those of `generate`. A short
-    decoding of each kind comes first, so that speeds do not hold what only a first call pays. Raises
+    decoding of each kind comes first, so that speeds do not hold what only a first call pays. With jobs > 1
+    so many processes share the work, each with a model of its own from the picklable `load`. Raises
     InputError, with the prompt's number, and KeyboardInterrupt."""
-    for name in ("autoregressive", strategy):
-        _decode(
-            model,
-            0,
-            prompts[0],
-            name,
-            seed,
-            **(settings | {"max_new_tokens": min(4, settings["max_new_tokens"])}),
-        )
+    _warm_up(model, prompts[0], strategy, settings)
+    tasks = [(nth % len(prompts), seed + nth) for nth in range(seeds * len(prompts))]
     pairs: list[Pair] = []
-    for nth in range(seeds * len(prompts)):
-        i = nth % len(prompts)
-        pairs.append(
-            Pair(
-                i,
-                seed + nth,
-                list(prompts[i]),
-                _decode(model, i, prompts[i], "autoregressive", seed + nth, **settings),
-                _decode(model, i, prompts[i], strategy, seed + nth, **settings),
-            )
-        )
-        if on_pair:
-            on_pair(pairs[-1])
+    with _workers(jobs, load, prompts, strategy, settings) as pool:
+        one = partial(_pair, model, prompts, strategy, settings)
+        for pair in pool.imap(_pair_of_worker, tasks) if pool else map(one, tasks):
+            pairs.append(pair)
+            if on_pair:
+                on_pair(pair)
     different = next((pair for pair in pairs if pair.diverges_at is not None), None)
     divergence = _explain(model, different) if different else None
     return Report(pairs[0].drafted.stats.strategy, pairs, divergence)
+
+
+def _warm_up(model: Qwen3, prompt: Sequence[int], strategy: str, settings: Mapping[str, Any]) -> None:
+    short = {**settings, "max_new_tokens": min(4, settings["max_new_tokens"])}
+    for name in ("autoregressive", strategy):
+        _decode(model, 0, prompt, name, 0, **short)
+
+
+def _pair(
+    model: Qwen3,
+    prompts: Sequence[Sequence[int]],
+    strategy: str,
+    settings: Mapping[str, Any],
+    task: tuple[int, int],
+) -> Pair:
+    """A task's (prompt, seed), decoded both ways."""
+    i, seed = task
+    plain, drafted = (
+        _decode(model, i, prompts[i], name, seed, **settings) for name in ("autoregressive", strategy)
+    )
+    return Pair(i, seed, list(prompts[i]), plain, drafted)
+
+
+_worker: Callable[[tuple[int, int]], Pair]  # of a worker process
+
+
+def _start_worker(
+    load: Callable[[], Qwen3],
+    prompts: Sequence[Sequence[int]],
+    strategy: str,
+    settings: Mapping[str, Any],
+) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to handle
+    torch.set_num_threads(1)
+    model = load()
+    _warm_up(model, prompts[0], strategy, settings)
+    _worker = partial(_pair, model, prompts, strategy, settings)
+
+
+def _pair_of_worker(task: tuple[int, int]) -> Pair:
+    return _worker(task)
+
+
+@contextmanager
+def _workers(jobs: int, load: Callable[[], Qwen3] | None, *shared: Any) -> Iterator[Pool | None]:
+    """Processes that compare, or None where this one does it all."""
+    if jobs == 1 or load is None:
+        yield None
+        return
+    with get_context("spawn").Pool(jobs, _start_worker, (load, *shared)) as pool:
+        yield pool
 
 
 def _decode(

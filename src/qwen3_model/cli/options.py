@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InputError
@@ -58,7 +59,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dtype", help="float32, bfloat16 or float16 (default: the checkpoint's; float32 on a CPU)"
     )
-    group.add_argument("--backend", default="auto", help="auto, reference or triton (default: auto)")
+    group.add_argument(
+        "--backend", default="auto",
+        help="auto (triton on CUDA, else reference), reference, triton, or torch: cuBLAS and SDPA, for "
+        "comparison, whose bits depend on the rows of a pass (default: auto)",
+    )  # fmt: skip
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -99,20 +104,22 @@ def add_generation_options(parser: argparse.ArgumentParser, max_new_tokens: int)
     )
 
 
-def load_model(args: argparse.Namespace) -> Qwen3:
-    """The model that --model and its companions name, its loading shown on stderr. Raises InputError."""
-    import torch
-
+def model_loader(args: argparse.Namespace, progress: bool = True) -> Callable[[], Qwen3]:
+    """Loads the model that --model and its companions name, shown on stderr; picklable. Raises InputError."""
     from .. import checkpoint
     from ..model import Qwen3
 
-    model = Qwen3.from_pretrained(
-        checkpoint.EMBEDDED if args.model is None else args.model,
-        args.device,
-        args.dtype,
-        args.backend,
-        args.revision,
+    path = checkpoint.EMBEDDED if args.model is None else args.model
+    return partial(
+        Qwen3.from_pretrained, path, args.device, args.dtype, args.backend, args.revision, progress
     )
+
+
+def load_model(args: argparse.Namespace) -> Qwen3:
+    """The model that --model and its companions name. Raises InputError."""
+    import torch
+
+    model = model_loader(args)()
     small = model.device.type == "cpu" and model.config.hidden_size <= ONE_THREAD_HIDDEN
     if small and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)

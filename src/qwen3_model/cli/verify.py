@@ -53,6 +53,11 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="decode every prompt with N seeds (default: 1)"
     )
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N",
+        help="processes that share the prompts, each with a model of its own; speeds are then those of N "
+        "decodings at once (default: 1)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the tables")
 
 
@@ -62,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.seeds < 1:
         raise InputError(f"--seeds is {args.seeds}; it must be at least 1")
+    if args.jobs < 1:
+        raise InputError(f"--jobs is {args.jobs}; it must be at least 1")
     prompts = _prompts(args)
     model = options.load_model(args)
     prompt_ids = [options.encode(model, prompt) for prompt in prompts]
@@ -69,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     with _progress(args.seeds * len(prompts)) as advance:
         report = compare(
             model, prompt_ids, args.strategy, args.seed, args.seeds, advance,
+            load=options.model_loader(args, progress=False), jobs=args.jobs,
             max_new_tokens=args.max_new_tokens, block_size=args.block_size, **settings,
         )  # fmt: skip
     figures = _circumstances(args, model) | report.to_dict()
@@ -101,6 +109,7 @@ def _circumstances(args: argparse.Namespace, model: Qwen3) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "backend": model.backend,
         "max_new_tokens": args.max_new_tokens,
+        "jobs": args.jobs,
         "block_size": args.block_size or model.config.block_size,
         "seed": args.seed,
         **options.sampling_settings(args),
