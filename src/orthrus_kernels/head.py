@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import tables
 from ._triton import tl, triton
-from .linear import _segment, linear
+from .linear import _sum_by_pointers, linear
 from .logit_summary import GROUP, Summary, Tiles, empty_summary, summarise_tile
 from .tables import LinearTile
 
@@ -61,18 +61,17 @@ def _head_kernel(
     i_t, i_n = tl.program_id(0) % tiles_t, tl.program_id(0) // tiles_t
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     o_t = i_t * BLOCK_T + tl.arange(0, BLOCK_T)
-    m_n, m_t = (o_n < N)[:, None], (o_t < T)[None, :]
-    p_w = w + o_n.to(tl.int64)[:, None] * sw_n
-    p_x = x + o_t.to(tl.int64)[None, :] * sx_t
     blocks = tl.cdiv(K, BLOCK_K)
     if SEGMENTS == 1:
-        total = _segment(p_w, p_x, m_n, m_t, 0, blocks, K, BLOCK_N, BLOCK_T, BLOCK_K, EVEN_K, STAGES)
+        total = _sum_by_pointers(w, sw_n, x, sx_t, o_n, o_t, T, 0, blocks, N, K,
+                                 BLOCK_N, BLOCK_T, BLOCK_K, STAGES, EVEN_K)  # fmt: skip
     else:
         each = tl.cdiv(blocks, SEGMENTS)
         total = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
         for s in range(SEGMENTS):
-            total += _segment(p_w, p_x, m_n, m_t, s * each, tl.minimum((s + 1) * each, blocks), K,
-                              BLOCK_N, BLOCK_T, BLOCK_K, EVEN_K, STAGES)  # fmt: skip
+            total += _sum_by_pointers(w, sw_n, x, sx_t, o_n, o_t, T, s * each,
+                                      tl.minimum((s + 1) * each, blocks), N, K,
+                                      BLOCK_N, BLOCK_T, BLOCK_K, STAGES, EVEN_K)  # fmt: skip
     summarise_tile(total, i_n, o_t, T, N, candidates, maxima, sums, TOP, BLOCK_N, BLOCK_T, GROUP)
 
 
