@@ -223,6 +223,13 @@ def test_decoded_keys_serve_as_a_prefix():
     assert torch.equal(model.prefill(ids[50:], cache), model.logits(ids))
 
 
+def test_ids_past_the_vocabulary_are_refused():
+    model = small_model()
+    for ids in ([97], [5, -1]):
+        with pytest.raises(InputError, match=r"ids of this checkpoint are 0\.\.96"):
+            model.logits(ids)
+
+
 def test_logits_only_for_the_rows_asked_for():
     model = small_model()
     rows = Rows.chain([4, 5, 6, 7], 0)

@@ -139,7 +139,11 @@ def compare(
     Round r decodes prompt i with seed `seed + r * len(prompts) + i`. settings: those of `generate`. A short
     decoding of each kind comes first, so that speeds do not hold what only a first call pays. With jobs > 1
     so many processes share the work, each with a model of its own from the picklable `load`. Raises
-    InputError, with the prompt's number, and KeyboardInterrupt."""
+    InputError, with the prompt's number or where both would be plain decoding, and KeyboardInterrupt."""
+    if strategy == "autoregressive" or (strategy == "auto" and not model.config.has_diffusion_view):
+        raise InputError(
+            "plain decoding would be compared with itself: name a strategy, and an Orthrus for it"
+        )
     _warm_up(model, prompts[0], strategy, settings)
     tasks = [(nth % len(prompts), seed + nth) for nth in range(seeds * len(prompts))]
     pairs: list[Pair] = []

@@ -155,11 +155,15 @@ def _checked_prompt(model: Qwen3, prompt_ids: Sequence[int]) -> list[int]:
         ) from None
     if not prompt:
         raise InputError("the prompt is empty: give at least one token")
-    vocabulary = model.config.vocab_size
-    wrong = next((token for token in prompt if not 0 <= token < vocabulary), None)
+    check_ids(prompt, model.config.vocab_size)
+    return prompt
+
+
+def check_ids(ids: Sequence[int], vocabulary: int) -> None:
+    """Raises InputError for a token id past the vocabulary: a kernel would read past the embedding."""
+    wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
     if wrong is not None:
         raise InputError(f"the prompt holds token id {wrong}; ids of this checkpoint are 0..{vocabulary - 1}")
-    return prompt
 
 
 def _checked_budget(model: Qwen3, prompt: int, max_new_tokens: int | None) -> int:

@@ -197,10 +197,12 @@ class Qwen3:
         """Append tokens to a sequence of the cache, `chunk` rows a pass, and return the last one's logits [V]
         fp32.
 
-        Any chunking gives the same bits. Raises InputError for an empty prompt.
+        Any chunking gives the same bits. Raises InputError for an empty prompt and for ids past the
+        vocabulary.
         """
         if not token_ids:
             raise InputError("the prompt is empty: give at least one token")
+        generation.check_ids(token_ids, self.config.vocab_size)
         for first in range(0, len(token_ids), chunk):
             part = token_ids[first : first + chunk]
             last = first + len(part) == len(token_ids)
