@@ -9,7 +9,7 @@ Per row of query head h over key head g = h // (H / G), with keys cut at `KEY_CU
 
 Why a row's bits do not depend on the pass. Whatever the row's neighbours, its index and where its keys lie,
 it goes through the same tile shape (FOLDED rows, the query heads of a key head folded into them, by
-BLOCK_S keys; a tall tile is two side by side), the same dots over the same logical keys in the same order,
+BLOCK_S keys; the tall tile of the whole form is two side by side), the same dots over the same logical keys in the same order,
 cut at the same absolute positions. Three things vary, and none of them reaches the sum of another row or the
 order within one:
 
@@ -20,22 +20,25 @@ order within one:
 - **which rows share a tile**: any rows of a sequence in segments wholly inside the context, where all see
   every key; rows of one path otherwise, a mask hiding positions at and past a row's limit. A hidden key adds
   exp2(-inf) = 0 and leaves m alone, so a row goes through blocks past its limit unchanged;
-- **who folds**: with few rows one program takes one (tile, segment) and a second kernel folds the partials
-  (`_partial_kernel`, `_combine_kernel`); with many (prefill) one program takes all segments of a tile, each
-  from a fresh state, and folds as it goes (`_whole_kernel`): no partials in memory. Both say the fold with
-  explicit `tl.fma`, so that no compiler choice of contraction can tell them apart.
+- **who folds**: with few rows one program takes one (tile, segment), and the partials are folded by a second
+  kernel (`_partial_kernel`, `_combine_kernel`) or, where they are few, by the program of a key head that
+  arrives last ("fused"); with many (prefill) one program takes all segments of a tile, each from a fresh
+  state, and folds as it goes (`_whole_kernel`): no partials in memory. All say the fold with explicit
+  `tl.fma`, so that no compiler choice of contraction can tell them apart.
 
-Bytes moved: keys and values once per tile (from L2 for all but the first tile of a segment); the partial form
-also writes and reads 4 (D + 2) bytes per row, query head and segment."""
+Bytes moved: keys and values once per tile (from L2 for all but the first tile of a segment); partial
+forms also write and read 4 (D + 2) bytes per row, query head and segment."""
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor
 
 from ._triton import tl, triton
+from .linear import workspace as shared_workspace
 from .packed import PackedRows, pack
 from .visibility import Rows
 
@@ -52,17 +55,22 @@ LAUNCH = {
 }
 DEFAULT_LAUNCH = (64, 64, 4, 2)  # other head sizes: tests and toy models
 
-# Tiles side by side in a tall one, with as many times the warps: keys come from L2 half as often, and from 32
-# rows on that is what a pass takes its time for. A warp holds whole rows, laid out the same in both heights.
-# 16 bits only: products of fp32 are laid out over all warps.
+# Tiles side by side in the tall tile of the whole form, with as many times the warps: keys come from L2 half
+# as often, and its two accumulators would spill in one. A warp holds whole rows, laid out the same in both
+# heights. 16 bits only: products of fp32 are laid out over all warps. The partial form is faster in short
+# tiles at every context and 32 to 128 rows (H100, 2026-11-25, bench/gpu_attention.py).
 TALL = 2
 
 # Programs from which on the whole form is taken: about one tall tile for every SM of a large GPU.
 WHOLE_PROGRAMS = 120
-# Context from which on tall tiles pay though short paths fill few of their places: reading the context, which
-# all rows share, then outweighs the paths' own ends.
-TALL_CONTEXT = 8192
+# Partials of a key head, in bytes, up to which the program that arrives last folds them: one SM reads them
+# about as fast as a launch of the combine takes. One row has 520 bytes a query head and segment.
+FUSED_BYTES = 1 << 17
+FUSED_HEADS = 16  # rows times query heads of a key head that it folds: a kernel for each power of two
+FUSED_UNROLL = 16  # partials it has in flight, fewer where they are more than 64 numbers a thread
 COMBINE_UNROLL = 8  # partials a combining program has in flight; they are folded in order all the same
+# Start the combine's programs while the last partials are computed (CUDA from sm_90 on): they wait in place.
+OVERLAP = True
 
 
 @triton.jit
@@ -97,6 +105,30 @@ def _fold_weights(b_max, b_next, scale):
     """Maximum of two states, and the factors that their sums and accumulators take."""
     b_top, b_keep = _keep(b_max, b_next, scale)
     return b_top, b_keep, tl.exp2((b_next - _finite(b_top)) * scale)
+
+
+@triton.jit
+def _fold(acc, stats, o_first, m_m, stride_segment, n, scale, FOLDED: tl.constexpr, D: tl.constexpr,
+          UNROLL: tl.constexpr):  # fmt: skip
+    """Output [FOLDED, D] in fp32 of n partials each, in the order of the segments, the first at o_first."""
+    o_d = tl.arange(0, D)
+    b_max = tl.full((FOLDED,), float("-inf"), tl.float32)
+    b_sum = tl.zeros((FOLDED,), tl.float32)
+    b_acc = tl.zeros((FOLDED, D), tl.float32)
+    for first in range(0, n, UNROLL):
+        for u in tl.static_range(UNROLL):  # a partial past n is empty: folding it changes nothing
+            m_s = m_m & (first + u < n)
+            o_part = o_first + (first + u) * stride_segment
+            # .cg: L1 may hold an older launch's partials
+            b_m = tl.load(stats + o_part * 2, mask=m_s, other=float("-inf"), cache_modifier=".cg")
+            b_l = tl.load(stats + o_part * 2 + 1, mask=m_s, other=0.0, cache_modifier=".cg")
+            p_a = acc + o_part[:, None] * D + o_d[None, :]
+            b_a = tl.load(p_a, mask=m_s[:, None], other=0.0, cache_modifier=".cg")
+            b_max, b_keep, b_add = _fold_weights(b_max, b_m, scale)
+            b_sum = tl.fma(b_l, b_add, b_sum * b_keep)
+            b_acc = tl.fma(b_a, b_add[:, None], b_acc * b_keep[:, None])
+    b_scale = tl.div_rn(1.0, tl.where(m_m, b_sum, 1.0))  # an unused place has seen nothing
+    return b_acc * b_scale[:, None]
 
 
 @triton.jit
@@ -159,12 +191,18 @@ def _partial_kernel(
     q, stride_qt, stride_qh, k, stride_kt, stride_kg, v, stride_vt, stride_vg,
     k_cache, stride_kb, stride_kcg, stride_ks, v_cache, stride_vb, stride_vcg, stride_vs,
     rows, limits, tiles, slots, segments, items,
-    acc, stats,
+    acc, stats, arrivals, out, stride_ot, stride_oh,
     T, G, scale,
     D: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr, FOLDED: tl.constexpr, BLOCK_S: tl.constexpr,
-    STAGES: tl.constexpr,
+    STAGES: tl.constexpr, FUSED: tl.constexpr, UNROLL: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One (tile, segment) for one key head: acc [C, T, H, D], stats [C, T, H, 2] (maximum, sum)."""
+    """One (tile, segment) for one key head: acc [C, T, H, D], stats [C, T, H, 2] (maximum, sum).
+
+    FUSED >= T * GROUP, a power of two, for a pass of one path tile: the program that arrives last for its key
+    head folds the partials into `out`. With FUSED 0 the combine does.
+    """
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
     i_g, i_item = tl.program_id(0) % G, tl.program_id(0) // G
     i_tile, i_segment = tl.load(items + 2 * i_item), tl.load(items + 2 * i_item + 1)
     if i_tile < 0:
@@ -194,33 +232,35 @@ def _partial_kernel(
     tl.store(acc + o_part[:, None] * D + o_d[None, :], b_acc, mask=m_m[:, None])
     tl.store(stats + o_part * 2, b_max, mask=m_m)
     tl.store(stats + o_part * 2 + 1, b_sum, mask=m_m)
+    if FUSED:
+        n = tl.load(tiles + 4)  # segments of the one path tile: as many programs as arrive
+        tl.debug_barrier()  # every thread's partial is written before one thread publishes it
+        if tl.atomic_add(arrivals + i_g, 1, sem="acq_rel") == n - 1:
+            o_f = tl.arange(0, FUSED)
+            f_row, f_h = (o_f // GROUP).to(tl.int64), i_g * GROUP + o_f % GROUP
+            m_f = f_row < T
+            o_first, stride_segment = f_row * (G * GROUP) + f_h, T.to(tl.int64) * (G * GROUP)
+            b_out = _fold(acc, stats, o_first, m_f, stride_segment, n, scale, FUSED, D, UNROLL)
+            p_out = out + (f_row * stride_ot + f_h * stride_oh)[:, None] + o_d[None, :]
+            tl.store(p_out, b_out.to(out.dtype.element_ty), mask=m_f[:, None])
+            tl.store(arrivals + i_g, 0)  # ready for the next launch
 
 
 @triton.jit(do_not_specialize=["T"])
 def _combine_kernel(
     acc, stats, row_segments, out, stride_ot, stride_oh, T, H, scale,
-    D: tl.constexpr, UNROLL: tl.constexpr,
+    D: tl.constexpr, UNROLL: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Fold one row and head's partials in the order of the segments and divide."""
     i_row, i_h = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    o_d = tl.arange(0, D)
     n = tl.load(row_segments + i_row)
-    b_max = tl.full((1,), float("-inf"), tl.float32)
-    b_sum = tl.zeros((1,), tl.float32)
-    b_acc = tl.zeros((D,), tl.float32)
-    o_one = tl.arange(0, 1)
-    for first in range(0, n, UNROLL):
-        for u in tl.static_range(UNROLL):  # a partial past n is empty: folding it changes nothing
-            m_s = first + u < n
-            o_part = ((first + u) * T + i_row) * H + i_h
-            b_m = tl.load(stats + o_part * 2 + o_one, mask=m_s, other=float("-inf"))
-            b_l = tl.load(stats + o_part * 2 + 1 + o_one, mask=m_s, other=0.0)
-            b_a = tl.load(acc + o_part * D + o_d, mask=m_s, other=0.0)
-            b_max, b_keep, b_add = _fold_weights(b_max, b_m, scale)
-            b_sum = tl.fma(b_l, b_add, b_sum * b_keep)
-            b_acc = tl.fma(b_a, b_add, b_acc * b_keep)
-    b_out = b_acc * tl.broadcast_to(tl.div_rn(1.0, b_sum), (D,))
-    tl.store(out + i_row * stride_ot + i_h * stride_oh + o_d, b_out.to(out.dtype.element_ty))
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
+    o_one, o_d = tl.arange(0, 1), tl.arange(0, D)
+    stride_segment = T.to(tl.int64) * H
+    b_out = _fold(acc, stats, i_row * H + i_h + o_one, o_one == 0, stride_segment, n, scale, 1, D, UNROLL)
+    p_out = out + i_row * stride_ot + i_h * stride_oh + o_one[:, None] + o_d[None, :]
+    tl.store(p_out, b_out.to(out.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -281,19 +321,22 @@ def attention_triton(
     q [T, H, D]; k, v [T, G, D]; k_cache, v_cache [B, G, S, D]: any strides but a last one of 1.
     rows: of the pass, or packed already for tiles of `tile_rows(...)` rows: once a pass, not once a layer.
     workspace: at least `workspace_size(...)` fp32 numbers, where nothing may be allocated.
-    form: "partial" or "whole", the same bits; "auto" takes "whole" where path tiles alone fill the GPU."""
+    form: "partial", "fused" (passes of one path tile) or "whole", the same bits; "auto" takes the fastest.
+    "fused" counts arrivals in the device's shared workspace: launches on one stream only."""
     n, heads, d = q.shape
-    group = heads // k.shape[1]
+    groups = k.shape[1]
+    group = heads // groups
     if isinstance(rows, Rows):
-        rows = pack(rows, tile_rows(heads, k.shape[1], d, q.dtype, rows), q.device)
+        rows = pack(rows, tile_rows(heads, groups, d, q.dtype, rows), q.device)
     _check(q, k, v, k_cache, v_cache, rows, scale)
     out = torch.empty_like(q) if out is None else out
     assert out.shape == q.shape and out.stride(2) == 1, (out.shape, out.stride())
     folded, block, warps, stages = _launch(d, q.dtype)
     if form == "auto":
-        form = "whole" if _fills(rows, k.shape[1]) else "partial"
-    # The whole form holds two accumulators: in 64 rows of four warps it would spill.
-    tall = TALL if q.element_size() == 2 and (form == "whole" or rows.tile_rows * group > folded) else 1
+        form = _form(rows, groups, group, d, q.dtype)
+    tall = _tall(q.dtype) if form == "whole" else 1
+    assert rows.tile_rows * group <= tall * folded, f"form {form} takes no tiles of {rows.tile_rows} rows"
+    assert form != "fused" or _one_tile(rows), "form fused takes passes of one path tile"
     shared = {
         "q": q, "stride_qt": q.stride(0), "stride_qh": q.stride(1),
         "k": k, "stride_kt": k.stride(0), "stride_kg": k.stride(1),
@@ -303,29 +346,33 @@ def attention_triton(
         "v_cache": v_cache, "stride_vb": v_cache.stride(0), "stride_vcg": v_cache.stride(1),
         "stride_vs": v_cache.stride(2),
         "rows": rows.rows, "limits": rows.limits, "tiles": rows.tiles, "slots": rows.slots,
-        "segments": rows.segments, "G": k.shape[1], "scale": scale * math.log2(math.e),
+        "segments": rows.segments, "G": groups, "scale": scale * math.log2(math.e),
+        "out": out, "stride_ot": out.stride(0), "stride_oh": out.stride(1),
         "D": d, "GROUP": group, "TILE": rows.tile_rows, "FOLDED": tall * folded,
         "BLOCK_S": block, "STAGES": stages, "num_warps": tall * warps,
     }  # fmt: skip
     if form == "whole":
-        _whole_kernel[(rows.path_tiles * k.shape[1],)](
-            out=out, stride_ot=out.stride(0), stride_oh=out.stride(1), N=rows.path_tiles, **shared
-        )
+        _whole_kernel[(rows.path_tiles * groups,)](N=rows.path_tiles, **shared)
         return out
     size = workspace_size(rows, heads, d)
     if workspace is None:
         workspace = torch.empty(size, dtype=torch.float32, device=q.device)
     assert workspace.numel() >= size and workspace.dtype == torch.float32, (workspace.numel(), size)
     stats = workspace[size * d // (d + 2) : size]
-    _partial_kernel[(len(rows.items) * k.shape[1],)](
-        items=rows.items, acc=workspace, stats=stats, T=n, **shared
-    )
-    _combine_kernel[(n, heads)](
-        acc=workspace, stats=stats, row_segments=rows.row_segments,
-        out=out, stride_ot=out.stride(0), stride_oh=out.stride(1), T=n, H=heads,
-        scale=shared["scale"],
-        D=d, UNROLL=COMBINE_UNROLL, num_warps=1,
+    fused = triton.next_power_of_2(n * group) if form == "fused" else 0
+    overlap = OVERLAP and not fused and _can_overlap(q.device)
+    _partial_kernel[(len(rows.items) * groups,)](
+        items=rows.items, acc=workspace, stats=stats, T=n,
+        arrivals=shared_workspace(q.device).counters if fused else None,
+        FUSED=fused, UNROLL=_fused_unroll(fused, d, warps), OVERLAP=overlap, **shared,
     )  # fmt: skip
+    if not fused:
+        _combine_kernel[(n, heads)](
+            acc=workspace, stats=stats, row_segments=rows.row_segments,
+            out=out, stride_ot=out.stride(0), stride_oh=out.stride(1), T=n, H=heads,
+            scale=shared["scale"], D=d, UNROLL=COMBINE_UNROLL, OVERLAP=overlap, num_warps=1,
+            **({"launch_pdl": True} if overlap else {}),
+        )  # fmt: skip
     return out
 
 
@@ -339,17 +386,16 @@ def prepare_rows_triton(
 def tile_rows(heads: int, groups: int, d: int, dtype: torch.dtype, rows: Rows | None = None) -> int:
     """Rows of a tile, what `pack` is to be called with, for H query heads, G key heads of size D in a dtype.
 
-    Any pass may take the height without `rows`; for 16-bit dtypes a pass of more rows than such a tile holds
-    gets tiles twice as tall where they will be faster. A row's bits are the same in both."""
-    folded, group = _launch(d, dtype)[0], heads // groups
-    height = folded // group
-    if rows is None or dtype.itemsize != 2 or len(rows) <= height:
+    Any pass may take the height without `rows`; a prompt in a 16-bit dtype gets the tall tiles of the whole
+    form. A row's bits are the same in both."""
+    height = _launch(d, dtype)[0] // (heads // groups)
+    if rows is None:
         return height
+    tall = _tall(dtype) * _launch(d, dtype)[0] // (heads // groups)
     leaves = rows.n_ar - len({rows.parents[i] for i in range(rows.n_ar)} - {-1})
     n_paths = leaves + len(set(rows.blocks) - {-1})
-    if len(rows) > height * n_paths or max(rows.contexts.values()) >= TALL_CONTEXT:
-        return TALL * folded // group
-    return height
+    most_tiles = -(-len(rows) // tall) + n_paths - 1
+    return tall if _fills(len(rows), most_tiles, tall, groups) else height
 
 
 def _launch(d: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
@@ -357,15 +403,44 @@ def _launch(d: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
     return LAUNCH.get((d, dtype.itemsize), DEFAULT_LAUNCH)
 
 
+def _tall(dtype: torch.dtype) -> int:
+    return TALL if dtype.itemsize == 2 else 1
+
+
 def workspace_size(rows: PackedRows, heads: int, d: int) -> int:
     """fp32 numbers that the partials of a pass take: D + 2 per segment, row and query head."""
     return rows.n_segments * rows.n_rows * heads * (d + 2)
 
 
-def _fills(rows: PackedRows, groups: int) -> bool:
+def _form(rows: PackedRows, groups: int, group: int, d: int, dtype: torch.dtype) -> str:
+    """The fastest form of a pass."""
+    tall = rows.tile_rows == _tall(dtype) * _launch(d, dtype)[0] // group
+    if tall and (dtype.itemsize == 2 or _fills(rows.n_rows, rows.path_tiles, rows.tile_rows, groups)):
+        return "whole"
+    few = rows.n_rows * group <= FUSED_HEADS and 4 * workspace_size(rows, group, d) <= FUSED_BYTES
+    return "fused" if few and _one_tile(rows) else "partial"
+
+
+def _fills(n_rows: int, path_tiles: int, height: int, groups: int) -> bool:
     """Whether path tiles alone fill the GPU, and are about as full as context tiles would be."""
-    full = -(-rows.n_rows // rows.tile_rows)
-    return rows.path_tiles * groups >= WHOLE_PROGRAMS and rows.path_tiles <= 1.25 * full
+    return path_tiles * groups >= WHOLE_PROGRAMS and path_tiles <= 1.25 * -(-n_rows // height)
+
+
+def _one_tile(rows: PackedRows) -> bool:
+    """Whether all rows lie in one path tile and so, in segments inside the context, in one context tile."""
+    return rows.path_tiles == 1
+
+
+def _fused_unroll(fused: int, d: int, warps: int) -> int:
+    """Partials of `fused` rows and heads that the folding program has in flight."""
+    return max(1, min(FUSED_UNROLL, 64 * 32 * warps // (fused * d))) if fused else 1
+
+
+@functools.cache
+def _can_overlap(device: torch.device) -> bool:
+    """Whether a kernel may start before the one it depends on ends: CUDA from sm_90 on."""
+    cuda = device.type == "cuda" and torch.version.hip is None
+    return cuda and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _check(
@@ -379,6 +454,6 @@ def _check(
     assert k_cache.shape == v_cache.shape and k_cache.shape[1::2] == (groups, d), (k_cache.shape, k.shape)
     assert {t.dtype for t in (q, k, v, k_cache, v_cache)} == {q.dtype}, "one dtype for all"
     assert all(t.stride(-1) == 1 for t in (q, k, v, k_cache, v_cache)), "last strides must be 1"
-    heights = [t * folded // (heads // groups) for t in ((1, TALL) if q.element_size() == 2 else (1,))]
+    heights = [tall * folded // (heads // groups) for tall in {1, _tall(q.dtype)}]
     assert rows.n_rows == n and rows.tile_rows in heights, (rows.n_rows, n, rows.tile_rows, heights)
     assert scale > 0, f"scale is {scale}; the running maximum is taken before scaling"

@@ -21,7 +21,7 @@ from orthrus_kernels.verify_triton import _verify_kernel
 
 POINTERS = {"q", "k", "v", "k_cache", "v_cache", "out", "k_rows", "v_rows"}
 TABLES = {"rows", "limits", "tiles", "slots", "segments", "items", "row_segments", "accepted", "start"}
-TABLES |= {"tokens", "parents", "choices", "path", "length", "bonus"}
+TABLES |= {"arrivals", "tokens", "parents", "choices", "path", "length", "bonus"}
 
 
 def compiled(kernel, dtype: str, constants: dict, arch: str, **options) -> dict:
@@ -46,7 +46,7 @@ def compiled(kernel, dtype: str, constants: dict, arch: str, **options) -> dict:
     source = ASTSource(kernel, signature, constants, attributes)
     built = triton.compile(source, target=target, options=options)
     report = {"kernel": kernel.__name__, "arch": arch, "dtype": dtype, **options}
-    report |= {name: constants.get(name) for name in ("D", "FOLDED")}
+    report |= {name: constants.get(name) for name in ("D", "FOLDED", "FUSED")}
     report["shared"] = built.metadata.shared
     if nvidia:
         ptx = built.asm["ptx"]
@@ -61,6 +61,7 @@ def compiled(kernel, dtype: str, constants: dict, arch: str, **options) -> dict:
         report["registers"] = int(re.search(r"Used (\d+) registers", said).group(1))
         report["spilled"] = int(re.search(r"(\d+) bytes spill stores", said).group(1))
         report["wgmma"] = "wgmma.mma_async" in ptx
+        report["overlap"] = "griddepcontrol" in ptx
         report["pipelined"] = "cp.async" in ptx
     return report
 
@@ -72,17 +73,28 @@ def main() -> None:
         for (d, size), (folded, block, warps, stages) in a.LAUNCH.items():
             if arch != "90" and (d, size) != (128, 2):
                 continue
-            heights = (1, a.TALL) if size == 2 else (1,)
             dtype = "bf16" if size == 2 else "fp32"
-            jobs = [(a._partial_kernel, tall) for tall in heights] + [(a._whole_kernel, heights[-1])]
-            for kernel, tall in jobs:
-                group, rows = 4, tall * folded
+            tall = a.TALL if size == 2 else 1
+            # (kernel, tiles side by side, query heads and rows that the last program folds)
+            folds = (0, 4, a.FUSED_HEADS) if (d, size) == (128, 2) else (0, 4)
+            jobs = [(a._partial_kernel, 1, fused) for fused in folds]
+            for kernel, height, fused in [*jobs, (a._whole_kernel, tall, None)]:
+                group, rows = 4, height * folded
                 constants = {"GROUP": group, "TILE": rows // group, "FOLDED": rows, "D": d, "BLOCK_S": block}
                 constants["STAGES"] = stages
-                how = {"num_warps": tall * warps, "num_stages": stages}
+                if fused is not None:
+                    unroll = a._fused_unroll(fused, d, warps)
+                    constants |= {"FUSED": fused, "UNROLL": unroll, "OVERLAP": overlaps(arch) and not fused}
+                    constants |= {} if fused else {"arrivals": None}
+                how = {"num_warps": height * warps, "num_stages": stages}
                 print(json.dumps(compiled(kernel, dtype, constants, arch, **how)), flush=True)
-            constants = {"D": d, "UNROLL": a.COMBINE_UNROLL}
+            constants = {"D": d, "UNROLL": a.COMBINE_UNROLL, "OVERLAP": overlaps(arch)}
             print(json.dumps(compiled(a._combine_kernel, dtype, constants, arch, num_warps=1)), flush=True)
+
+
+def overlaps(arch: str) -> bool:
+    """What the launcher's `_can_overlap` says on such a GPU."""
+    return arch.isdigit() and int(arch) >= 90
 
 
 def others(arch: str) -> None:

@@ -13,6 +13,7 @@ from strategies import KINDS, hard, mixed_passes
 from orthrus_kernels import Rows, attention, commit
 from orthrus_kernels import attention_triton as module
 from orthrus_kernels.attention_triton import attention_triton, tile_rows, workspace_size
+from orthrus_kernels.linear import Workspace
 from orthrus_kernels.packed import pack
 
 HEADS, GROUPS, DIM = twin.HEADS, twin.GROUPS, twin.DIM
@@ -24,9 +25,10 @@ SCALE = 0.25
 @pytest.fixture(scope="module", autouse=True)
 def cheap_combine():
     """The interpreter pays for every unrolled step; how many are in flight changes no bit (below)."""
-    before, module.COMBINE_UNROLL = module.COMBINE_UNROLL, 1
+    before = module.COMBINE_UNROLL, module.FUSED_UNROLL
+    module.COMBINE_UNROLL = module.FUSED_UNROLL = 1
     yield
-    module.COMBINE_UNROLL = before
+    module.COMBINE_UNROLL, module.FUSED_UNROLL = before
 
 
 def run(q, k, v, k_cache, v_cache, rows, **settings):
@@ -125,13 +127,13 @@ def test_row_bits_do_not_depend_on_the_split(context, kind):
             assert torch.equal(row_after_split(q, k, v, row, cached), alone), (row, cached)
 
 
-@pytest.mark.parametrize("row", [2047, 2048, 8191, 8192])
+@pytest.mark.parametrize("row", [1023, 1024, 4095, 4096])
 def test_row_bits_across_the_wider_cuts(row):
     """Where segments grow wider, one key head: alone, and with 5 keys in flight in both forms."""
     q = hard("normal", row + 1, 2, DIM, seed=1)
     k, v = (hard("normal", row + 1, 1, DIM, seed=s) for s in (2, 3))
     alone = row_after_split(q, k, v, row, row)
-    for form in ("partial", "whole"):
+    for form in ("partial", "fused", "whole"):
         assert torch.equal(row_after_split(q, k, v, row, row - 5, form=form), alone)
 
 
@@ -170,8 +172,8 @@ def test_chain_in_place_equals_the_gathered_one(dtype, context):
     rows = Rows.chain([1] * 140, context)
     q, k, v, k_cache, v_cache = twin.inputs(rows, dtype, "heavy", room=0)
     args = q[:, :2], k[:, :1], v[:, :1], k_cache[:, :1], v_cache[:, :1]
-    short, tall = tile_rows(2, 1, DIM, dtype), tile_rows(2, 1, DIM, dtype, rows)
-    assert tall == (64 if dtype == torch.bfloat16 else short)
+    short = tile_rows(2, 1, DIM, dtype)
+    tall = 2 * short if dtype == torch.bfloat16 else short
     packed = pack(rows, short)
     assert packed.tiles[0, 5:].tolist() == [context, 0, context + 1], "a chain from its first row on"
     want = run(*args, gathered(packed), form="partial")
@@ -197,7 +199,56 @@ def test_tall_tiles_give_the_same_bits(rows, kind):
     args = twin.inputs(rows, torch.bfloat16, kind)
     height = tile_rows(HEADS, GROUPS, DIM, torch.bfloat16)
     short, tall = pack(rows, height), pack(rows, module.TALL * height)
-    assert torch.equal(run(*args, short), run(*args, tall))
+    assert torch.equal(run(*args, short, form="partial"), run(*args, tall, form="whole"))
+    with pytest.raises(AssertionError, match="no tiles"):
+        run(*args, tall, form="partial")
+
+
+@pytest.fixture
+def arrivals(monkeypatch):
+    """Counters of a workspace of the test's own, to be read after a launch."""
+    space = Workspace.new(torch.device(DEVICE), 1, 64)
+    monkeypatch.setattr(module, "shared_workspace", lambda device: space)
+    return space.counters
+
+
+@pytest.mark.parametrize("context", [0, 256, 1100])
+@pytest.mark.parametrize("dtype, n", [(torch.bfloat16, n) for n in (1, 3, 7)] + [(torch.float32, 2)])
+def test_the_last_program_folds_as_the_combine_does(dtype, n, context, arrivals):
+    """Fused: the same bits from partials in poisoned memory, and arrivals back at zero."""
+    rows = Rows.chain([1] * n, context)
+    args = twin.inputs(rows, dtype, "heavy")
+    packed = pack(rows, tile_rows(HEADS, GROUPS, DIM, dtype), DEVICE)
+    want = run(*args, packed, form="partial")
+    space = torch.full((workspace_size(packed, HEADS, DIM),), float("nan"), device=DEVICE)
+    items = torch.cat([packed.items, packed.items.new_full((2, 2), -1)])
+    for tables in (packed, replace(packed, items=items), packed):
+        assert torch.equal(run(*args, tables, form="fused", workspace=space.fill_(float("nan"))), want)
+        assert not arrivals.any()
+
+
+def test_fused_rows_of_a_block_and_odd_groups(arrivals):
+    """A diffusion block; 5 query heads to a key head, whose fold has places to spare; an output with strides."""
+    rows = Rows.block(1, 3, 530, 96)
+    q, k, v, k_cache, v_cache = (t.to(DEVICE) for t in twin.inputs(rows, torch.bfloat16, "massive"))
+    q = hard("heavy", 3, 5, DIM).bfloat16().to(DEVICE)
+    args = q, k[:, :1], v[:, :1], k_cache[:, :1], v_cache[:, :1], rows, SCALE
+    out = torch.full((3, 8, DIM), 7.0, dtype=torch.bfloat16, device=DEVICE)
+    attention_triton(*args, out=out[:, 1:6], form="fused")
+    assert torch.equal(out[:, 1:6], attention_triton(*args, form="partial"))
+    assert (out[:, 0] == 7).all() and (out[:, 6:] == 7).all()
+
+
+def test_a_program_that_does_not_arrive_leaves_the_output_alone(arrivals):
+    """The fold waits for every segment: with one item less nobody folds."""
+    rows = Rows.chain([1], 600)
+    args = twin.inputs(rows)
+    packed = pack(rows, tile_rows(HEADS, GROUPS, DIM, torch.float32), DEVICE)
+    out = torch.full_like(args[0], 7.0, device=DEVICE)
+    attention_triton(
+        *(t.to(DEVICE) for t in args), replace(packed, items=packed.items[1:]), SCALE, out=out, form="fused"
+    )
+    assert (out == 7).all() and (arrivals[:GROUPS] == packed.n_segments - 1).all()
 
 
 def test_blocks_on_long_paths_read_their_chain_in_place():
@@ -234,29 +285,42 @@ def test_packed_rows_workspace_and_padded_items():
     assert got is out and torch.equal(got, want)
 
 
-def test_whole_form_is_chosen_for_a_prompt_only():
-    chain, tree = Rows.chain([1] * 512, 0), Rows.tree([1] * 64, [-1, *range(63)], 100)
-    assert module._fills(pack(chain, tile_rows(32, 8, 128, torch.bfloat16, chain)), 8)
-    assert not module._fills(pack(tree, tile_rows(32, 8, 128, torch.bfloat16, tree)), 8)
+def form_of(rows, dtype=torch.bfloat16):
+    """(tile height, form) that a pass of Qwen3-8B's heads takes."""
+    packed = pack(rows, tile_rows(32, 8, 128, dtype, rows))
+    return packed.tile_rows, module._form(packed, 8, 4, 128, dtype)
 
 
-def test_tall_tiles_are_chosen_where_they_fill_or_the_context_is_long():
-    tree = [1] * 33, [-1, *(i // 2 for i in range(32))]
-    chain = Rows.chain([1] * 17, 0)
-    for rows, height in (
-        (None, 16), (Rows.chain([1] * 16, 40000), 16), (chain, 32), (Rows.tree(*tree, 1000), 16),
-        (Rows.tree(*tree, 10000), 32),
+def test_the_form_of_a_pass():
+    tree = Rows.tree([1] * 3, [-1, 0, 0], 100)
+    for rows, form in (
+        (Rows.chain([1], 0), (16, "fused")), (Rows.chain([1], 40960), (16, "fused")),
+        (Rows.chain([1] * 4, 1024), (16, "fused")), (Rows.chain([1] * 4, 40960), (16, "partial")),
+        (Rows.chain([1] * 5, 0), (16, "partial")), (tree, (16, "partial")),
+        (Rows.batch([Rows.chain([1], 9, 0), Rows.chain([1], 9, 1)]), (16, "partial")),
+        (Rows.chain([1] * 448, 0), (16, "partial")), (Rows.chain([1] * 449, 0), (32, "whole")),
+        (Rows.tree([1] * 512, [-1, *(i // 2 for i in range(511))], 0), (16, "partial")),
     ):  # fmt: skip
-        assert tile_rows(32, 8, 128, torch.bfloat16, rows) == height
-    assert tile_rows(32, 8, 64, torch.float32, chain) == tile_rows(32, 8, 64, torch.float32) == 16
+        assert form_of(rows) == form, (len(rows), rows.contexts)
+    assert form_of(Rows.chain([1] * 60, 0), torch.float32) == (4, "whole")
+    assert form_of(Rows.chain([1] * 56, 0), torch.float32) == (4, "partial")
+    assert tile_rows(32, 8, 128, torch.bfloat16) == 16, "what any pass may take"
+
+
+def test_fused_is_for_one_path_tile():
+    rows = Rows.tree([1] * 3, [-1, 0, 0], 10)
+    with pytest.raises(AssertionError, match="one path tile"):
+        run(*twin.inputs(rows), rows, form="fused")
 
 
 def test_partials_in_flight_do_not_touch_the_bits(monkeypatch):
-    rows = Rows.tree([1] * 4, [-1, 0, 0, 2], 600)
+    rows = Rows.chain([1] * 4, 600)
     args = twin.inputs(rows, torch.bfloat16, "heavy")
     want = run(*args, rows, form="partial")
     monkeypatch.setattr(module, "COMBINE_UNROLL", 8)
-    assert torch.equal(run(*args, rows, form="partial"), want)
+    monkeypatch.setattr(module, "FUSED_UNROLL", 16)
+    for form in ("partial", "fused"):
+        assert torch.equal(run(*args, rows, form=form), want)
 
 
 def test_what_does_not_fit_is_refused():
