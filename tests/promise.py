@@ -15,6 +15,7 @@ import torch
 
 from orthrus_kernels import Rows
 from qwen3_model import Qwen3
+from qwen3_model.captured import CapturedPasses
 from qwen3_model.kv_cache import KVCache
 
 
@@ -56,9 +57,9 @@ def decode_trunk(model: Qwen3, cache: KVCache, trunk: list[int], context: int):
     for i, token in enumerate(trunk):
         out = model.forward(Rows.chain([token], context + i), cache)
         cache.commit(out.keys, out.values, [0])
-        logits.append(out.logits)
-        keys.append(out.keys)
-        values.append(out.values)
+        logits.append(out.logits.clone())  # an output is valid until the next pass
+        keys.append(out.keys.clone())
+        values.append(out.values.clone())
     return torch.cat(logits), torch.cat(keys, 1), torch.cat(values, 1)
 
 
@@ -88,12 +89,21 @@ def random_pass(
 
 
 def check_model(
-    model: Qwen3, contexts: list[int], passes: int, trunk_length: int = 24, most: int = 64, seed: int = 0
+    model: Qwen3,
+    contexts: list[int],
+    passes: int,
+    trunk_length: int = 24,
+    most: int = 64,
+    seed: int = 0,
+    graphs: bool = False,
 ) -> Counts:
-    """`passes` random passes on each context."""
+    """`passes` random passes on each context. graphs: the trunk's passes, all of one or two shapes, and what
+    passes repeat a shape are replayed.
+    """
     rng, found = random.Random(seed), Counts()
     for context in contexts:
         cache = filled_cache(model, context, trunk_length + 2, 2, rng)
+        cache.passes = CapturedPasses(model, cache) if graphs else None
         trunk = random_tokens(model, trunk_length, rng)
         logits, keys, values = decode_trunk(model, cache, trunk, context)
         for _ in range(passes):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from orthrus_kernels import Rows
+from orthrus_kernels import Rows, backend_ops
 from qwen3_model.config import Qwen3Config
 from qwen3_model.generate import generate
 from qwen3_model.model import Output
@@ -29,6 +29,7 @@ class ScriptedModel:
 
     def __init__(self, config: Qwen3Config, skill: float = 0.6, text=None, seed: int = 0) -> None:
         self.config, self.skill, self.text, self.seed = config, skill, text, seed
+        self.ops, self.use_graphs = backend_ops("reference"), False
         self.passes: list[Rows] = []
         self.interrupt_after: int | None = None
 

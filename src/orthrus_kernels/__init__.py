@@ -18,12 +18,13 @@ from .rms_norm import add_rms_norm, rms_norm
 from .rope import cos_sin, inverse_frequencies, rope
 from .swiglu import swiglu
 from .top_k import top_k
+from .torch_ops import MaskedRows
 from .verify import verify
 from .visibility import Path, Rows, paths, visible
 
 __all__ = [
-    "Ops", "PackedRows", "Path", "Rows", "Sampling", "add_rms_norm", "attention", "backend_ops", "choose",
-    "commit", "cos_sin", "embedding", "head", "inverse_frequencies", "key_segments", "linear",
+    "MaskedRows", "Ops", "PackedRows", "Path", "Rows", "Sampling", "add_rms_norm", "attention", "backend_ops",
+    "choose", "commit", "cos_sin", "embedding", "head", "inverse_frequencies", "key_segments", "linear",
     "log_probability", "pack", "paths", "qk_norm_rope", "rms_norm", "rope", "swiglu", "top_k",
     "triton_runs_on", "unpack", "verify", "visible",
 ]  # fmt: skip

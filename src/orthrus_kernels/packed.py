@@ -12,7 +12,7 @@ Two kinds of row tiles, both of a constant height:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -56,11 +56,31 @@ class PackedRows:
     path_tiles: int
     n_rows: int
     n_segments: int
+    table: Tensor  # all of the above in one
 
     @property
     def tile_rows(self) -> int:
         """Places for rows in a tile."""
         return self.rows.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What a launch follows from: passes of one shape differ in the numbers of their tables alone."""
+        tables = self.rows, self.slots, self.segments, self.items
+        return (*(len(t) for t in tables), self.tile_rows, self.path_tiles, self.n_rows, self.n_segments)
+
+    def on(self, device: torch.device) -> PackedRows:
+        """A copy of the tables on a device."""
+        table = self.table.to(device, copy=True)
+
+        def there(view: Tensor) -> Tensor:
+            return table[view.storage_offset() :][: view.numel()].view(view.shape)
+
+        return replace(
+            self, table=table, rows=there(self.rows), limits=there(self.limits), tiles=there(self.tiles),
+            slots=there(self.slots), segments=there(self.segments), items=there(self.items),
+            row_segments=there(self.row_segments),
+        )  # fmt: skip
 
 
 def pack(rows: Rows, tile_rows: int, device: torch.device | str = "cpu", cuts: Cuts = KEY_CUTS) -> PackedRows:
@@ -93,7 +113,7 @@ def pack(rows: Rows, tile_rows: int, device: torch.device | str = "cpu", cuts: C
     # that all but the first find its keys in the L2 cache.
     items.sort(key=lambda item: (bounds[item[1]][0] - bounds[item[1]][1], item[1], item[0]))
     row_segments = [sum(first < limit for first, _ in bounds) for limit in limits]
-    tables = _copy(
+    table, tables = _copy(
         [
             [i for tile in tiles.rows for i in tile],
             [i for tile in tiles.limits for i in tile],
@@ -107,7 +127,7 @@ def pack(rows: Rows, tile_rows: int, device: torch.device | str = "cpu", cuts: C
     )
     return PackedRows(
         tables[0].view(-1, tile_rows), tables[1].view(-1, tile_rows), tables[2].view(-1, 8), tables[3],
-        tables[4], tables[5].view(-1, 2), tables[6], path_tiles, len(rows), len(bounds),
+        tables[4], tables[5].view(-1, 2), tables[6], path_tiles, len(rows), len(bounds), table,
     )  # fmt: skip
 
 
@@ -143,9 +163,9 @@ def _chain_starts(slots: list[int]) -> list[int]:
     return starts
 
 
-def _copy(lists: list[list[int]], device: torch.device | str) -> list[Tensor]:
-    """The lists as views of one int32 tensor on the device, each 16-byte aligned: an odd address would have
-    Triton compile the kernels once more.
+def _copy(lists: list[list[int]], device: torch.device | str) -> tuple[Tensor, list[Tensor]]:
+    """One int32 tensor on the device and the lists as its views, each 16-byte aligned: an odd address
+    would have Triton compile the kernels once more.
     """
     flat: list[int] = []
     starts = []
@@ -153,7 +173,7 @@ def _copy(lists: list[list[int]], device: torch.device | str) -> list[Tensor]:
         starts.append(len(flat))
         flat += values + [0] * (-len(values) % 4)
     table = torch.tensor(flat, dtype=torch.int32).to(device)
-    return [table[start : start + len(values)] for start, values in zip(starts, lists, strict=True)]
+    return table, [table[start : start + len(values)] for start, values in zip(starts, lists, strict=True)]
 
 
 def unpack(packed: PackedRows) -> Tensor:

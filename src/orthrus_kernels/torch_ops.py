@@ -22,6 +22,11 @@ class MaskedRows:
     queries: dict[int, Tensor]  # row indices of a sequence
     masks: dict[int, Tensor]  # bool [queries, context + T]
 
+    def on(self, device: torch.device) -> MaskedRows:
+        """A copy on a device."""
+        queries, masks = ({s: t.to(device) for s, t in d.items()} for d in (self.queries, self.masks))
+        return MaskedRows(self.contexts, queries, masks)
+
 
 def prepare_rows_torch(
     rows: Rows, heads: int, groups: int, d: int, dtype: torch.dtype, device: torch.device

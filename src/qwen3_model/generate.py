@@ -14,6 +14,7 @@ import torch
 
 from orthrus_kernels import Sampling
 
+from .captured import lent_cache
 from .config import one_line
 from .decode import STRATEGIES, Decoding
 from .decode.stream import OnTokens, TokenStream
@@ -113,10 +114,12 @@ def generate(
         model, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, logit_bias=dict(logit_bias or {}), seed=seed,
     )  # fmt: skip
-    decoding = Decoding(model, prompt, budget, sampling, _checked_block_size(model, block_size))
+    block_size = _checked_block_size(model, block_size)
     stream = TokenStream(model.text, model.config.eos_token_ids, stop, budget, on_tokens)
     stats = GenerationStats(name, seed)
-    logprobs = _run(decoding, STRATEGIES[name], stream, stats)
+    with lent_cache(model, len(prompt) + budget) as cache:
+        decoding = Decoding(model, cache, prompt, budget, sampling, block_size)
+        logprobs = _run(decoding, STRATEGIES[name], stream, stats)
     return Result(stream.token_ids, stream.text, logprobs, stats)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from orthrus_kernels import commit
 
 from .config import Qwen3Config
 from .errors import InputError
+
+if TYPE_CHECKING:
+    from .captured import CapturedPasses
 
 
 class KVCache:
@@ -42,6 +46,7 @@ class KVCache:
                 "ask for fewer new tokens, or shorten the prompt"
             ) from None
         self.lengths, self._write = [0] * sequences, write
+        self.passes: CapturedPasses | None = None  # replays passes over this cache
 
     @property
     def capacity(self) -> int:

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from orthrus_kernels import PackedRows, Rows, backend_ops, cos_sin, inverse_frequencies
+from orthrus_kernels import Rows, backend_ops, cos_sin, inverse_frequencies
 
 from . import checkpoint
 from . import generate as generation
+from .captured import PassInputs
 from .config import Qwen3Config
 from .errors import InputError
 from .kv_cache import KVCache
@@ -111,6 +112,9 @@ class Qwen3:
         new = partial(torch.empty, device=device, dtype=dtype)
         self.config, self.device, self.dtype, self.backend, self.text = config, device, dtype, backend, text
         self.ops = backend_ops(backend)
+        # whether generate replays passes as CUDA graphs; False launches every kernel, for debugging
+        self.use_graphs = backend == "triton" and device.type == "cuda"
+        self.spare_cache: KVCache | None = None  # captured.lent_cache
         self.embedding = new(config.vocab_size, config.hidden_size)
         self.layers = [Layer.empty(config, new) for _ in range(config.num_hidden_layers)]
         self.norm = new(config.hidden_size)
@@ -224,25 +228,33 @@ class Qwen3:
             )
         for sequence, context in rows.contexts.items():
             assert context == cache.lengths[sequence], (sequence, context, cache.lengths[sequence])
-        ops, eps = self.ops, c.rms_norm_eps
-        positions = torch.tensor(rows.positions, device=self.device)
-        turn = cos_sin(positions, self.frequencies, self.rope_scale)
-        prepared = ops.prepare_rows(
-            rows, c.num_attention_heads, c.num_key_value_heads, c.head_dim, self.dtype, self.device
+        prepared = self.ops.prepare_rows(
+            rows, c.num_attention_heads, c.num_key_value_heads, c.head_dim, self.dtype, torch.device("cpu")
         )
-        x = ops.embedding(self.embedding, torch.tensor(rows.tokens, device=self.device))
+        wanted = None if logits_of is None else torch.tensor(list(logits_of), dtype=torch.int64)
+        inputs = PassInputs(torch.tensor([rows.tokens, rows.positions]), prepared, n_ar, wanted)
+        if cache.passes is not None:
+            return cache.passes.run(inputs)
+        return self.compute(inputs.on(self.device), cache)
+
+    def compute(self, inputs: PassInputs, cache: KVCache) -> Output:
+        """The pass itself, on inputs that lie on the model's device: only launches, nothing from the host."""
+        ops, eps, n_ar = self.ops, self.config.rms_norm_eps, inputs.n_ar
+        tokens, positions = inputs.ids
+        turn = cos_sin(positions, self.frequencies, self.rope_scale)
+        x = ops.embedding(self.embedding, tokens)
         normed = ops.rms_norm(x, self.layers[0].input_norm, eps)
         norms_after = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
         keys, values = [], []
         for i, (layer, norm_after) in enumerate(zip(self.layers, norms_after, strict=True)):
-            a, k, v = self._attention(layer, normed, turn, prepared, n_ar, cache.keys[i], cache.values[i])
+            a, k, v = self._attention(layer, normed, turn, inputs, cache.keys[i], cache.values[i])
             normed, x = ops.add_rms_norm(a, x, layer.post_norm, eps)
             mlp = ops.linear(ops.swiglu(ops.linear(normed, layer.gate_up)), layer.down)
             normed, x = ops.add_rms_norm(mlp, x, norm_after, eps)
             keys.append(k[:n_ar])
             values.append(v[:n_ar])
-        if logits_of is not None:
-            normed = normed[list(logits_of)]
+        if inputs.logits_of is not None:
+            normed = normed[inputs.logits_of]
         logits = ops.linear(normed, self.head, out_dtype=torch.float32)
         return Output(logits, torch.stack(keys), torch.stack(values))
 
@@ -251,8 +263,7 @@ class Qwen3:
         layer: Layer,
         x: Tensor,
         turn: tuple[Tensor, Tensor],
-        rows: Rows | PackedRows,
-        n_ar: int,
+        inputs: PassInputs,
         k_cache: Tensor,
         v_cache: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -260,11 +271,11 @@ class Qwen3:
         the rows' keys and values [T, G, D]. turn: cosine and sine of the rows' positions.
         """
         c, ops, ar, diff = self.config, self.ops, layer.ar, layer.diffusion or layer.ar
-        heads, groups = c.num_attention_heads, c.num_key_value_heads
+        heads, groups, n_ar = c.num_attention_heads, c.num_key_value_heads, inputs.n_ar
         qkv = ops.linear(x, ar.qkv, diff.qkv, n_ar).view(len(x), heads + 2 * groups, c.head_dim)
         q, k = ops.qk_norm_rope(
             qkv, heads, ar.q_norm, ar.k_norm, *turn, c.rms_norm_eps, diff.q_norm, diff.k_norm, n_ar
         )
         v = qkv[:, heads + groups :]
-        out = ops.attention(q, k, v, k_cache, v_cache, rows, c.head_dim**-0.5)
+        out = ops.attention(q, k, v, k_cache, v_cache, inputs.rows, c.head_dim**-0.5)
         return ops.linear(out.flatten(1), ar.o, diff.o, n_ar), k, v

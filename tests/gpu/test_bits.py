@@ -41,7 +41,7 @@ def test_bits(name):
     )
     assert model.backend == "triton"
     contexts = CONTEXTS[:-1] + [3900] if embedded else [*CONTEXTS, 32768]
-    found = check_model(model, contexts, passes=120)
+    found = check_model(model, contexts, passes=120, graphs=True)
     prefill = check_prefill(model, 1300, [1, 100, 512])
     print(f"\n{name}: {found}\n{name}: prefill {prefill}")
     assert found.different == 0 and found.passes >= 900 and found.rows >= 1000, found

@@ -6,6 +6,7 @@ from promise import check_model, check_prefill
 from small import small_model
 
 from orthrus_kernels import Rows
+from qwen3_model.captured import CapturedPasses
 
 
 @pytest.fixture
@@ -29,7 +30,9 @@ def test_the_kernels_compute_what_the_twins_do(model_of, dtype, near):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_row_has_the_bits_of_plain_decoding_in_any_pass(model_of, dtype):
-    found = check_model(model_of(dtype, num_hidden_layers=1), [1, 30], passes=3, trunk_length=3, most=8)
+    found = check_model(
+        model_of(dtype, num_hidden_layers=1), [1, 30], passes=3, trunk_length=3, most=8, graphs=True
+    )
     assert found.different == 0, found
     assert found.passes == 6 and found.rows >= 6
 
@@ -44,6 +47,34 @@ def test_the_check_sees_kernels_that_are_not_row_invariant(model_of, monkeypatch
 
     monkeypatch.setattr(model, "ops", type(model.ops)(**(vars(model.ops) | {"linear": careless})))
     assert check_model(model, [5], passes=3, trunk_length=3, most=6).different > 0
+
+
+@pytest.mark.parametrize("repeat", [1, 3])
+def test_a_captured_pass_takes_each_passs_numbers(model_of, repeat):
+    """Passes of one shape run from the same tensors: other tokens, positions and tables each time."""
+    model, logits = model_of("float32", num_hidden_layers=1), {}
+    for graphs in (False, True):
+        cache = model.new_cache(40)
+        model.prefill(list(range(5, 25)), cache)
+        cache.passes = CapturedPasses(model, cache) if graphs else None
+        passes = [Rows.tree([t, 7, 8], [-1, 0, t % 2], 18 + t % 3) for t in range(30, 30 + repeat)]
+        logits[graphs] = []
+        for rows in passes:
+            cache.lengths[0] = rows.contexts[0]
+            logits[graphs].append(model.forward(rows, cache).logits.clone())
+    assert all(torch.equal(a, b) for a, b in zip(logits[True], logits[False], strict=True))
+
+
+def test_generations_share_a_cache(model_of):
+    model = model_of("float32", num_hidden_layers=1)
+    plain = [model.generate([5, 6, t], max_new_tokens=3).token_ids for t in (7, 8)]
+    model.use_graphs = True
+    assert [model.generate([5, 6, t], max_new_tokens=3).token_ids for t in (7, 8)] == plain
+    spare = model.spare_cache
+    inner = []
+    model.generate([5, 6, 7], max_new_tokens=2, on_tokens=lambda *_: inner.append(
+        model.generate([5, 6, 8], max_new_tokens=3).token_ids))  # fmt: skip
+    assert inner[0] == plain[1] and spare is not None and spare.capacity == 1024
 
 
 def test_prefill_in_chunks(model_of):

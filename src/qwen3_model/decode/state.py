@@ -14,6 +14,7 @@ from orthrus_kernels import Sampling
 from ..errors import InputError
 
 if TYPE_CHECKING:
+    from ..kv_cache import KVCache
     from ..model import Qwen3
 
 
@@ -32,12 +33,18 @@ class Decoding:
     """
 
     def __init__(
-        self, model: Qwen3, prompt: Sequence[int], budget: int, sampling: Sampling, block_size: int
+        self,
+        model: Qwen3,
+        cache: KVCache,
+        prompt: Sequence[int],
+        budget: int,
+        sampling: Sampling,
+        block_size: int,
     ) -> None:
         self.model, self.sampling, self.block_size = model, sampling, block_size
         self.tokens = list(prompt)
         self.limit = len(prompt) + budget  # length of the finished text at most
-        self.cache = model.new_cache(self.limit)
+        self.cache = cache
 
     @property
     def root(self) -> int:

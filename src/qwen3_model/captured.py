@@ -1,0 +1,113 @@
+"""Passes of one shape as CUDA graphs: a replay costs the host one launch in place of a hundred.
+
+Two passes have the same shape when every launch of theirs does: the same number of rows of each view, the
+same rows' logits, tables of the same sizes (orthrus_kernels/packed.py). Decoding repeats a few shapes: one
+row, a chain, a block, and each again when the context has grown by a key segment. Lengths, positions and
+tokens are numbers in device tables, so a graph serves any of them, with the bits of a plain launch: it is the
+same kernels on the same numbers."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from orthrus_kernels import MaskedRows, PackedRows, Rows
+
+if TYPE_CHECKING:
+    from .kv_cache import KVCache
+    from .model import Output, Qwen3
+
+MOST_GRAPHS = 128  # of a cache; the one not used for longest goes first
+SPARE_STEP = 1024  # capacities of caches that are kept are multiples of it
+MOST_ROWS = 256  # of a pass that is captured: longer ones, prompts, keep the GPU busy by themselves
+
+
+@dataclass(frozen=True)
+class PassInputs:
+    """What a pass reads besides weights and cache, on one device."""
+
+    ids: Tensor  # [2, T] int64: tokens, positions
+    rows: Rows | PackedRows | MaskedRows  # as the backend's attention takes them
+    n_ar: int
+    logits_of: Tensor | None  # int64 indices of the rows whose logits are wanted; None: all
+
+    def on(self, device: torch.device) -> PassInputs:
+        """A copy on a device."""
+        rows = self.rows if isinstance(self.rows, Rows) else self.rows.on(device)
+        wanted = None if self.logits_of is None else self.logits_of.to(device)
+        return replace(self, ids=self.ids.to(device), rows=rows, logits_of=wanted)
+
+    def copy_into(self, other: PassInputs) -> None:
+        """Put the numbers of this pass into the tensors of another one of its shape."""
+        assert isinstance(self.rows, PackedRows) and isinstance(other.rows, PackedRows)
+        other.ids.copy_(self.ids, non_blocking=True)
+        other.rows.table.copy_(self.rows.table, non_blocking=True)
+
+
+@contextmanager
+def lent_cache(model: Qwen3, capacity: int) -> Iterator[KVCache]:
+    """An empty cache of at least `capacity` positions for one generation. With graphs, the last one's memory
+    again where that is enough: its graphs stay good.
+    """
+    if not model.use_graphs:
+        yield model.new_cache(capacity)
+        return
+    cache, model.spare_cache = model.spare_cache, None
+    if cache is None or cache.capacity < capacity:
+        cache = None  # frees the memory before more is taken
+        cache = model.new_cache(-(-capacity // SPARE_STEP) * SPARE_STEP)
+        cache.passes = CapturedPasses(model, cache)
+    cache.lengths = [0]
+    try:
+        yield cache
+    finally:
+        model.spare_cache = cache
+
+
+class CapturedPasses:
+    """The graphs of passes over one cache. On a CPU passes run from the same fixed inputs, uncaptured."""
+
+    def __init__(self, model: Qwen3, cache: KVCache) -> None:
+        self._model, self._cache = model, cache
+        self._seen: Counter[tuple] = Counter()
+        self._graphs: OrderedDict[tuple, tuple[PassInputs, torch.cuda.CUDAGraph | None, Output | None]] = (
+            OrderedDict()
+        )
+        self._pool = torch.cuda.graph_pool_handle() if model.device.type == "cuda" else None
+
+    def run(self, inputs: PassInputs) -> Output:
+        """The pass of these inputs, which are on the CPU. The output is valid until the next pass.
+
+        A shape is captured when it comes for the second time: by then its kernels are compiled."""
+        assert isinstance(inputs.rows, PackedRows)
+        wanted = None if inputs.logits_of is None else tuple(inputs.logits_of.tolist())
+        shape = (inputs.n_ar, wanted, *inputs.rows.shape)
+        self._seen[shape] += 1
+        if self._seen[shape] == 1 or inputs.rows.n_rows > MOST_ROWS:
+            return self._model.compute(inputs.on(self._model.device), self._cache)
+        if shape not in self._graphs:
+            self._graphs[shape] = self._capture(inputs)
+            while len(self._graphs) > MOST_GRAPHS:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(shape)
+        fixed, graph, output = self._graphs[shape]
+        inputs.copy_into(fixed)
+        if graph is None or output is None:
+            return self._model.compute(fixed, self._cache)
+        graph.replay()
+        return output
+
+    def _capture(self, inputs: PassInputs) -> tuple[PassInputs, torch.cuda.CUDAGraph | None, Output | None]:
+        fixed = inputs.on(self._model.device)
+        if self._pool is None:
+            return fixed, None, None
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            output = self._model.compute(fixed, self._cache)
+        return fixed, graph, output
