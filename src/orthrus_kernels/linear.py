@@ -308,8 +308,9 @@ def linear_triton(
     space = space or workspace(x.device)
     split = tile.split and entry.segments > 1
     split = split and space.fits(tiles, tiles * entry.segments * tile.block_n * tile.block_t)
-    chunk = _power_of_two_up_to(_LOADS_IN_FLIGHT.get(tile.warps, 32) * 32 * tile.warps // (entry.segments * tile.block_n))
-    # 16 bytes are the unit of a prefetch
+    loads = _LOADS_IN_FLIGHT.get(tile.warps, 32) * 32 * tile.warps
+    chunk = _power_of_two_up_to(loads // (entry.segments * tile.block_n))
+    # A prefetch is of 16-byte units.
     aligned = _describable((weight, sw_n), (weight_diff, sw_n)) and k * x.element_size() % 16 == 0
     views = 2 if tile.tma and weight_diff is not weight else 1
     operands: tuple[Any, ...] = x, None, weight, weight_diff
@@ -325,10 +326,12 @@ def linear_triton(
         )  # fmt: skip
     _linear_kernel[(tiles, entry.segments if split else 1)](
         x=operands[0], x_tail=operands[1], sx_t=sx_t, w=operands[2], w_diff=operands[3],
-        p_w=weight, p_w_diff=weight_diff, sw_n=sw_n, y=out, sy_t=out.stride(0) if rows > 1 else n, partials=space.partials, counters=space.counters,
-        T=rows, n_ar=n_ar, N=n, K=k, prefetch=tile.prefetch * entry.block_k if aligned else 0,
-        SEGMENTS=entry.segments, SPLIT=split, TMA=tile.tma, PDL=pdl, VIEWS=views, EVEN_K=k % entry.block_k == 0, GROUP=GROUP_T, BLOCK_N=tile.block_n, BLOCK_T=block_t, TAIL_T=tail_t,
-        BLOCK_K=entry.block_k, CHUNK_T=min(chunk, tail_t or block_t), STAGES=tile.stages,
+        p_w=weight, p_w_diff=weight_diff, sw_n=sw_n, y=out, sy_t=out.stride(0) if rows > 1 else n,
+        partials=space.partials, counters=space.counters, T=rows, n_ar=n_ar, N=n, K=k,
+        prefetch=tile.prefetch * entry.block_k if aligned else 0, SEGMENTS=entry.segments, SPLIT=split,
+        TMA=tile.tma, PDL=pdl, VIEWS=views, EVEN_K=k % entry.block_k == 0, GROUP=GROUP_T,
+        BLOCK_N=tile.block_n, BLOCK_T=block_t, TAIL_T=tail_t, BLOCK_K=entry.block_k,
+        CHUNK_T=min(chunk, tail_t or block_t), STAGES=tile.stages,
         num_warps=tile.warps, num_stages=tile.stages, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip
     return out

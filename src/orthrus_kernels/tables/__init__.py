@@ -118,9 +118,7 @@ def linear_entries() -> dict[tuple[int, int, torch.dtype, str], LinearEntry]:
         if tiles[-1].rows is not None or len(limits) < len(tiles) - 1 or limits != sorted(limits):
             raise ValueError(f"linear.json: tiles of {row} must rise in rows and end with null")
         key = row["n"], row["k"], getattr(torch, row["dtype"]), row["device"]
-        entries[key] = LinearEntry(
-            row["block_k"], row["segments"], tiles, row["measured"], row.get("apart")
-        )
+        entries[key] = LinearEntry(row["block_k"], row["segments"], tiles, row["measured"], row.get("apart"))
     return entries
 
 
