@@ -324,6 +324,16 @@ def check_chains(n: int = 4096, length: int = 48) -> dict[str, int]:
     return found
 
 
+def probe() -> None:
+    """Capture and replay dependent launches; run in a process of its own, which an error may spoil."""
+    x, w = (torch.ones(n, 512, device=DEVICE, dtype=BF16) for n in (8, 512))
+    y, z = torch.empty_like(x), torch.empty_like(x)
+    graph = captured(lambda: [linear_triton(x, w, out=y), linear_triton(y, w, out=z)])
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(z, torch.full_like(z, 512 * 512)), z
+
+
 def check_row_wise_bits(e: int = 4096, heads: int = 32, groups: int = 8, d: int = 128) -> dict[str, dict]:
     """Rows of the norms, q/k-norm with RoPE and SwiGLU: each alone against slices of a pass of 256."""
     ops = backend_ops("triton")
@@ -625,12 +635,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all figures to this file (--out/gpu_linear.json)")
     parser.add_argument("--table", help="print the table of a run, whose JSON this is, and stop")
     parser.add_argument("--worker", nargs=2, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--probe", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.table:
         print(as_table(table_rows(json.loads(Path(given.table).read_text()))), end="")
         return
     if not torch.cuda.is_available():
         sys.exit("no GPU here: this script measures one")
+    if given.probe:
+        probe()
+        return
     if given.worker:
         compile_share(*given.worker)
         return
@@ -642,6 +656,10 @@ def main() -> None:
     }  # fmt: skip
     say(f"{machine}; {len(everything())} kernels to compile with {given.workers} workers")
     compile_all(given.workers, given.seconds * 0.4)
+    tried = subprocess.run([sys.executable, __file__, "--probe"], capture_output=True, text=True)
+    if tried.returncode:
+        say(f"NO dependent launches in CUDA graphs here, all figures are without: {tried.stderr[-300:]}")
+        sys.modules["orthrus_kernels.linear"].pdl_supported = lambda device: False  # type: ignore[attr-defined]
     roof = bandwidth()
     say(f"read bandwidth {roof:.0f} GB/s")
     bad: set = set()
