@@ -11,7 +11,10 @@ one after another. Weights are the M side of every dot, so that one row of x is 
 whatever is beside it. A row tile is of one view only: tiles are cut at n_ar.
 
 Tiles reach shared memory by pointers (cp.async, every GPU) or by descriptors (TMA: registers of the
-accumulators alone). Which of them changes no bits."""
+accumulators alone). Which of them changes no bits.
+
+With PDL (pdl.py) a launch starts while the kernel before it ends, and asks L2 for the first columns of its
+weight tile, which no earlier kernel computes; x, partials and y are touched after the wait."""
 
 from __future__ import annotations
 
@@ -23,12 +26,14 @@ from torch import Tensor
 
 from . import tables
 from ._triton import TensorDescriptor, tl, triton
+from .pdl import launch_dependents, pdl_supported, prefetch_to_l2, wait
 from .tiles import by_row_tile
 
 # Row tiles that walk down the weight together: their weight tiles are read from DRAM once and shared in L2.
 GROUP_T = 8
-# Partials a thread of the adding CTA loads before it needs the first: their registers, 64 of at most 255.
-_LOADS_IN_FLIGHT = 64
+# Partials a thread of the adding CTA loads before it needs the first: their registers, of at most 255 a
+# thread with 4 warps (two CTAs on a multiprocessor) and 128 with 8.
+_LOADS_IN_FLIGHT = {4: 128, 8: 64}
 
 
 def _launch_metadata(grid, kernel, args):
@@ -92,6 +97,18 @@ def _sum_by_tma(w, x, x_tail, first_n, first_row, first, last, BLOCK_N: tl.const
 
 
 @triton.jit
+def _prefetch_weight(p_w, sw_n, i_n, i_s, N, K, columns, SEGMENTS: tl.constexpr, BLOCK_N: tl.constexpr,
+                     BLOCK_K: tl.constexpr):  # fmt: skip
+    """Ask L2 for the first `columns` columns of segment i_s in the weight rows of tile i_n."""
+    first = i_s * tl.cdiv(tl.cdiv(K, BLOCK_K), SEGMENTS) * BLOCK_K
+    columns = tl.minimum(columns, K - first)
+    if columns > 0:
+        o_n = tl.minimum(i_n * BLOCK_N + tl.arange(0, BLOCK_N), N - 1)
+        size = columns * (p_w.dtype.element_ty.primitive_bitwidth // 8)
+        prefetch_to_l2(p_w + o_n.to(tl.int64) * sw_n + first, size)
+
+
+@triton.jit
 def _segment(
     x, x_tail, sx_t, w, w_diff, sw_n, is_ar, i_n, first_row, end_row, i_s, N, K,
     SEGMENTS: tl.constexpr, TMA: tl.constexpr, VIEWS: tl.constexpr, EVEN_K: tl.constexpr,
@@ -134,16 +151,17 @@ def _store_partial(p, acc, rows, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr):
     tl.store(p + o_t[None, :] * BLOCK_N + o_n[:, None], acc, mask=(o_t < rows)[None, :])
 
 
-@triton.jit(do_not_specialize=["T", "n_ar"], launch_metadata=_launch_metadata)
+@triton.jit(do_not_specialize=["T", "n_ar", "prefetch"], launch_metadata=_launch_metadata)
 def _linear_kernel(
-    x, x_tail, sx_t, w, w_diff, sw_n, y, sy_t, partials, counters,
-    T, n_ar, N, K,
-    SEGMENTS: tl.constexpr, SPLIT: tl.constexpr, TMA: tl.constexpr, VIEWS: tl.constexpr,
+    x, x_tail, sx_t, w, w_diff, p_w, p_w_diff, sw_n, y, sy_t, partials, counters,
+    T, n_ar, N, K, prefetch,
+    SEGMENTS: tl.constexpr, SPLIT: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr, VIEWS: tl.constexpr,
     EVEN_K: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
     TAIL_T: tl.constexpr, BLOCK_K: tl.constexpr, CHUNK_T: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Program (tile, segment) if SPLIT, else (tile, 0). TMA: x, x_tail, w and w_diff are descriptors,
-    w_diff None if VIEWS is 1; else they are pointers."""
+    w_diff None if VIEWS is 1; else they are pointers. p_w, p_w_diff: pointers always. PDL: `prefetch`
+    columns of the weight are asked for while the kernel before this one ends."""
     TILE_T: tl.constexpr = BLOCK_T + TAIL_T
     tiles_n = tl.cdiv(N, BLOCK_N)
     tiles_ar = tl.cdiv(n_ar, TILE_T)
@@ -158,6 +176,11 @@ def _linear_kernel(
     first_row = tl.where(is_ar, i_t * TILE_T, n_ar + (i_t - tiles_ar) * TILE_T)
     end_row = tl.where(is_ar, n_ar, T)
 
+    if PDL:
+        launch_dependents()
+        _prefetch_weight(tl.where(is_ar, p_w, p_w_diff), sw_n, i_n, tl.program_id(1), N, K, prefetch,
+                         SEGMENTS, BLOCK_N, BLOCK_K)  # fmt: skip
+        wait()  # x, y, partials and counters may be in use until here
     if SPLIT:
         i_s = tl.program_id(1)
         acc, tail = _segment(x, x_tail, sx_t, w, w_diff, sw_n, is_ar, i_n, first_row, end_row, i_s, N, K,
@@ -244,11 +267,14 @@ def linear_triton(
     out: Tensor | None = None,
     entry: tables.LinearEntry | None = None,
     space: Workspace | None = None,
+    pdl: bool | None = None,
 ) -> Tensor:
-    """`linear` as one Triton launch; `out` [T, N] takes the result. x and weights share one dtype.
+    """`linear` as one Triton launch, or one a view; `out` [T, N] takes the result. x and weights share one
+    dtype.
 
-    entry: in place of the table's, for tuning. space: for launches on a second stream. Columns of x, weights
-    and `out` must be contiguous.
+    entry: in place of the table's, for tuning. space: for launches on a second stream. pdl: whether the
+    launch may start before the kernel in front of it has ended; None: where the GPU can. Columns of x,
+    weights and `out` must be contiguous.
     """
     _check_shapes(x, weight, weight_diff)
     rows, (n, k) = x.shape[0], weight.shape
@@ -266,6 +292,11 @@ def linear_triton(
     if rows == 0:
         return out
     entry = entry or tables.linear_entry(n, k, x.dtype, tables.device_key(x.device))
+    pdl = pdl_supported(x.device) if pdl is None else pdl
+    if 0 < n_ar < rows and entry.apart is not None and max(n_ar, rows - n_ar) > entry.apart:
+        linear_triton(x[:n_ar], weight, out=out[:n_ar], entry=entry, space=space, pdl=pdl)
+        linear_triton(x[n_ar:], weight_diff, out=out[n_ar:], entry=entry, space=space, pdl=pdl)
+        return out
     tile = entry.tile(max(n_ar, rows - n_ar))
     sx_t, sw_n = x.stride(0) if rows > 1 else k, weight.stride(0) if n > 1 else k
     if tile.tma and not _describable((x, sx_t), (weight, sw_n), (weight_diff, sw_n)):
@@ -277,7 +308,10 @@ def linear_triton(
     space = space or workspace(x.device)
     split = tile.split and entry.segments > 1
     split = split and space.fits(tiles, tiles * entry.segments * tile.block_n * tile.block_t)
-    chunk = _power_of_two_up_to(_LOADS_IN_FLIGHT * 32 * tile.warps // (entry.segments * tile.block_n))
+    loads = _LOADS_IN_FLIGHT.get(tile.warps, 32) * 32 * tile.warps
+    chunk = _power_of_two_up_to(loads // (entry.segments * tile.block_n))
+    # A prefetch is of 16-byte units.
+    aligned = _describable((weight, sw_n), (weight_diff, sw_n)) and k * x.element_size() % 16 == 0
     views = 2 if tile.tma and weight_diff is not weight else 1
     operands: tuple[Any, ...] = x, None, weight, weight_diff
     if tile.tma:
@@ -291,12 +325,14 @@ def linear_triton(
             tiled(weight_diff, n, sw_n, tile.block_n) if views == 2 else None,
         )  # fmt: skip
     _linear_kernel[(tiles, entry.segments if split else 1)](
-        x=operands[0], x_tail=operands[1], sx_t=sx_t, w=operands[2], w_diff=operands[3], sw_n=sw_n,
-        y=out, sy_t=out.stride(0) if rows > 1 else n, partials=space.partials, counters=space.counters,
-        T=rows, n_ar=n_ar, N=n, K=k, SEGMENTS=entry.segments, SPLIT=split, TMA=tile.tma, VIEWS=views,
-        EVEN_K=k % entry.block_k == 0, GROUP=GROUP_T, BLOCK_N=tile.block_n, BLOCK_T=block_t, TAIL_T=tail_t,
-        BLOCK_K=entry.block_k, CHUNK_T=min(chunk, tail_t or block_t), STAGES=tile.stages,
-        num_warps=tile.warps, num_stages=tile.stages,
+        x=operands[0], x_tail=operands[1], sx_t=sx_t, w=operands[2], w_diff=operands[3],
+        p_w=weight, p_w_diff=weight_diff, sw_n=sw_n, y=out, sy_t=out.stride(0) if rows > 1 else n,
+        partials=space.partials, counters=space.counters, T=rows, n_ar=n_ar, N=n, K=k,
+        prefetch=tile.prefetch * entry.block_k if aligned else 0, SEGMENTS=entry.segments, SPLIT=split,
+        TMA=tile.tma, PDL=pdl, VIEWS=views, EVEN_K=k % entry.block_k == 0, GROUP=GROUP_T,
+        BLOCK_N=tile.block_n, BLOCK_T=block_t, TAIL_T=tail_t, BLOCK_K=entry.block_k,
+        CHUNK_T=min(chunk, tail_t or block_t), STAGES=tile.stages,
+        num_warps=tile.warps, num_stages=tile.stages, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip
     return out
 

@@ -112,7 +112,15 @@ def compile_for(kernel, arguments: dict, target: GPUTarget) -> dict:
         "mma": "mma.sync" in ptx,
         "cp_async_16": "cp.async.cg" in ptx,
         "tma": "cp.async.bulk.tensor" in ptx,
+        "before_wait": before_wait(ptx),
     }
+
+
+def before_wait(ptx: str) -> list[str] | None:
+    """Instructions of a kernel that touch global memory before its griddepcontrol.wait; None: no wait."""
+    head, found, _ = ptx.partition("griddepcontrol.wait")
+    touch = r"\b(?:(?:ld|st|atom|red)\.(?:\w+\.)*?global|cp\.async(?:\.\w+)*)"
+    return sorted(set(re.findall(touch, head))) if found else None
 
 
 def main() -> None:

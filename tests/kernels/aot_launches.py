@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 
 import torch
@@ -13,6 +14,7 @@ from orthrus_kernels import tables
 
 Launch = tuple[str, ModuleType, str, Callable[[], object], tuple[str, ...]]
 HOPPER = ("sm_90",)
+PDL = ("sm_90", "sm_100", "sm_120")
 ALL = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 
 
@@ -55,13 +57,15 @@ def linears() -> Iterator[Launch]:
             if key in seen:
                 continue
 
-            def launch(dtype=dtype, entry=entry, rows=tile.rows or 512):
+            def launch(pdl, dtype=dtype, entry=entry, rows=tile.rows or 512):
                 space = op.Workspace.new(torch.device("meta"), 1 << 28, 1 << 20)
                 x, w, w2 = (meta(n, 4096, dtype=dtype) for n in (2 * rows, 4096, 4096))
-                op.linear_triton(x, w, w2, rows, entry=entry, space=space)
+                op.linear_triton(x, w, w2, rows, entry=entry, space=space, pdl=pdl)
 
             name = f"{dtype} segments {entry.segments} block_k {entry.block_k} {tile}"
-            yield name, op, "_linear_kernel", launch, HOPPER if seen else ALL
+            yield name, op, "_linear_kernel", partial(launch, False), HOPPER if seen else ALL
+            if entry in TMA_ENTRIES or not seen:
+                yield "pdl " + name, op, "_linear_kernel", partial(launch, True), HOPPER if seen else PDL
             seen.add(key)
 
 

@@ -49,3 +49,12 @@ def test_linear_uses_tensor_cores_and_wide_copies(compiled):
     assert all(line["cp_async_16"] for line in hopper if "tma=True" not in line["case"])
     # wgmma takes 64 rows of the weight at least; tiles of 32 run on mma.sync, faster for the smallest weights
     assert all(line["wgmma"] for line in hopper if "block_n=32" not in line["case"])
+
+
+def test_dependent_launches_touch_only_the_weights_before_they_wait(compiled):
+    """What another kernel may be writing is read after griddepcontrol.wait; a prefetch to L2 may precede."""
+    by_pdl = [line for line in compiled if line["case"].startswith("pdl ")]
+    assert {line["target"] for line in by_pdl} == {"sm_90", "sm_100", "sm_120"}
+    assert all(line["before_wait"] == ["cp.async.bulk.prefetch.L2.global"] for line in by_pdl)
+    others = [line for line in compiled if line["target"] != "gfx942" and line not in by_pdl]
+    assert all(line["before_wait"] is None for line in others)

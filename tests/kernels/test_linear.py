@@ -12,6 +12,7 @@ from strategies import KINDS, hard
 
 from orthrus_kernels import tables
 from orthrus_kernels.linear import Workspace, linear_triton
+from orthrus_kernels.pdl import pdl_supported
 from orthrus_kernels.tables import LinearEntry, LinearTile
 
 # K = 200 in segments of 3, 3 and 1 blocks, the last block ragged; few rows split, many one after another.
@@ -162,6 +163,24 @@ def test_a_full_workspace_changes_no_bits(device):
     x, (w, _) = hard("heavy", 4, K).to(device), weights(torch.float32, device)
     small = Workspace.new(device, 16, 1)
     assert torch.equal(linear_triton(x, w, entry=ENTRY, space=small), linear_triton(x, w, entry=ENTRY))
+
+
+@pytest.mark.parametrize("n_ar", [0, 1, 30, 50, 69, 70])
+def test_views_apart_give_the_same_bits(n_ar, device):
+    """One launch a view from 45 rows of one on: each takes its own tile."""
+    x, (w, w2) = hard("heavy", 70, K).to(device), weights(torch.float32, device)
+    out = torch.full((70, N), float("nan"), device=device)
+    got = linear_triton(x, w, w2, n_ar, out=out, entry=replace(TMA, apart=44))
+    assert got is out
+    assert torch.equal(got, linear_triton(x, w, w2, n_ar, entry=TMA))
+
+
+def test_dependent_launch_is_for_gpus_that_have_it(monkeypatch):
+    keys = {"cpu": False, "meta": False, "gfx942": False, "sm_80": False, "sm_89": False, "sm_90": True,
+            "sm_100": True, "sm_120": True}  # fmt: skip
+    for key, has in keys.items():
+        monkeypatch.setattr(tables, "device_key", lambda _, key=key: key)
+        assert pdl_supported(torch.device("cpu")) is has, key
 
 
 def test_no_rows_and_one_view(device):

@@ -24,7 +24,8 @@ class LinearTile:
 
     block_t: rows of x a CTA; 3 * 2^k (two dots, 2^(k+1) and 2^k wide) with tma only.
     split: one CTA a segment, partials added by the CTA that arrives last; else one CTA runs all segments.
-    tma: tiles are copied by the tensor memory accelerator, where the operands' alignment allows it."""
+    tma: tiles are copied by the tensor memory accelerator, where the operands' alignment allows it.
+    prefetch: blocks of K of each weight row asked for while the kernel in front ends (pdl.py)."""
 
     rows: int | None
     block_t: int
@@ -33,16 +34,21 @@ class LinearTile:
     warps: int
     stages: int
     tma: bool = False
+    prefetch: int = 16
 
 
 @dataclass(frozen=True)
 class LinearEntry:
-    """The reduction class of a weight and its tiles, by rising number of rows; the last one takes any."""
+    """The reduction class of a weight and its tiles, by rising number of rows; the last one takes any.
+
+    apart: with rows of both views, more than this of one: one launch a view, each with its own tile. None:
+    always one launch."""
 
     block_k: int
     segments: int
     tiles: tuple[LinearTile, ...]
     measured: str | None = None  # GPU, date, command; None: a default that nobody measured
+    apart: int | None = None
 
     def tile(self, rows: int) -> LinearTile:
         """The tile for `rows` rows of the view that has more of them."""
@@ -112,7 +118,7 @@ def linear_entries() -> dict[tuple[int, int, torch.dtype, str], LinearEntry]:
         if tiles[-1].rows is not None or len(limits) < len(tiles) - 1 or limits != sorted(limits):
             raise ValueError(f"linear.json: tiles of {row} must rise in rows and end with null")
         key = row["n"], row["k"], getattr(torch, row["dtype"]), row["device"]
-        entries[key] = LinearEntry(row["block_k"], row["segments"], tiles, row["measured"])
+        entries[key] = LinearEntry(row["block_k"], row["segments"], tiles, row["measured"], row.get("apart"))
     return entries
 
 
