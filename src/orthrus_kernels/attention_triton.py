@@ -9,9 +9,9 @@ Per row of query head h over key head g = h // (H / G), with keys cut at `KEY_CU
 
 Why a row's bits do not depend on the pass. Whatever the row's neighbours, its index and where its keys lie,
 it goes through the same tile shape (FOLDED rows, the query heads of a key head folded into them, by
-BLOCK_S keys; the tall tile of the whole form is two side by side), the same dots over the same logical keys in the same order,
-cut at the same absolute positions. Three things vary, and none of them reaches the sum of another row or the
-order within one:
+BLOCK_S keys; the tall tile of the whole form is two side by side), the same dots over the same logical keys
+in the same order, cut at the same absolute positions. Three things vary, and none of them reaches the sum of
+another row or the order within one:
 
 - **where keys come from**: blocks below the context are read in place, and so are blocks of a chain of rows
   in flight (a prompt) that every row of the tile sees whole; the block that holds the end of the context and
