@@ -2,8 +2,9 @@
 
 One 8B layer (32 query heads, 8 key heads, head 128, bf16). Times are medians of CUDA graph replays over as
 many layers as overflow the L2 cache several times, divided by the layers. SDPA runs without a mask over the
-context's keys, which favours it. "short" and "tall" are tiles of 64 and 128 folded rows, "roof" the time that
-reading the keys and values once takes. The run takes about three minutes; the last line is JSON."""
+context's keys, which favours it. "fused": the last program of a key head folds; "overlapped" and "apart": a
+combine launched before, and after, the partial kernel ends; "roof": the time that reading the keys and values
+once takes. The run takes about 90 seconds; the last line is JSON."""
 
 from __future__ import annotations
 
@@ -26,16 +27,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from orthrus_kernels import Rows, visible
 from orthrus_kernels import attention_triton as at
-from orthrus_kernels.packed import KEY_CUTS, pack
+from orthrus_kernels.packed import pack
 
 DEVICE, DTYPE = "cuda", torch.bfloat16
 H, G, D = 32, 8, 128
-# Alternatives to KEY_CUTS, by their number of segments at 40960 (which has 40).
-CUTS = {
-    "36, 2048 wide from 8k": ((0, 256), (2048, 512), (8192, 2048), (65536, 4096)),
-    "34, 1024 from 4k, 2048 from 12k": ((0, 256), (2048, 512), (4096, 1024), (12288, 2048), (65536, 4096)),
-    "34, 512 from 1k, 1024 from 4k": ((0, 256), (1024, 512), (4096, 1024), (16384, 2048), (65536, 4096)),
-}
 RESULTS: dict = {}
 # fmt: off
 CONTEXTS = (0, 1, 2, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 1000, 2047, 2048, 2049, 3000, 4095,
@@ -74,10 +69,15 @@ def bits(seconds: float) -> None:
         for height, form in heights_and_forms(d, heads, dtype):
             packed = pack(Rows.chain([1], 3), height, DEVICE)
             at.attention_triton(x, x[:, :G], x[:, :G], c, c, packed, 1.0, form=form)
+        for n in (1, 2, 4):  # the kernels that fold
+            x = torch.zeros(n, heads, d, device=DEVICE, dtype=dtype)
+            if n * heads // G <= at.FUSED_HEADS and n <= at.tile_rows(heads, G, d, dtype):
+                chain = Rows.chain([1] * n, 3)
+                at.attention_triton(x, x[:, :G], x[:, :G], c, c, chain, 1.0, form="fused")
     rng, until = random.Random(1), time.time() + seconds
     count = dict.fromkeys(
-        ("passes", "rows", "differ", "forms", "forms differ", "tall differ", "gathered differ", "splits",
-         "splits differ"), 0,
+        ("passes", "rows", "differ", "forms", "forms differ", "tall differ", "gathered differ", "fused",
+         "fused differ", "splits", "splits differ"), 0,
     )  # fmt: skip
     worst = 0.0
     while time.time() < until:
@@ -119,7 +119,12 @@ def bits(seconds: float) -> None:
             end = context + len(above)
             kc[0, :, context:end], vc[0, :, context:end] = k[above].transpose(0, 1), v[above].transpose(0, 1)
             alone = rows_after(rows, kept, end)
-            out = at.attention_triton(q[kept], k[kept], v[kept], kc, vc, alone, d**-0.5)
+            call = q[kept], k[kept], v[kept], kc, vc, alone, d**-0.5
+            out = at.attention_triton(*call)
+            if len(kept) * heads // G <= at.FUSED_HEADS and len(kept) <= at.tile_rows(heads, G, d, dtype):
+                for form in ("fused", "partial"):
+                    count["fused"] += 1
+                    count["fused differ"] += not torch.equal(at.attention_triton(*call, form=form), out)
             count["rows"] += len(kept)
             count["differ"] += len(kept) - int((out == got[kept]).flatten(1).all(1).sum())
         split_case(rng, d, heads, dtype, count)
@@ -132,7 +137,7 @@ def heights_and_forms(d: int, heads: int, dtype: torch.dtype):
     """Every (tile height, form) that a pass may take."""
     short = at.tile_rows(heads, G, d, dtype)
     tall = at.TALL * short if dtype.itemsize == 2 else short
-    return [(height, form) for height in sorted({short, tall}) for form in ("partial", "whole")]
+    return [(short, "partial"), *((height, "whole") for height in sorted({short, tall}))]
 
 
 def gathered(packed):
@@ -140,6 +145,29 @@ def gathered(packed):
     tiles = packed.tiles.clone()
     tiles[:, 5] = 2**30
     return replace(packed, tiles=tiles)
+
+
+def soak(launches: int = 2000) -> None:
+    """Thousands of launches into partials poisoned before each: a fold that comes too early shows.
+
+    Counts the outputs that differ from the first, which is compared with another form's."""
+    bench = Bench(4096)
+    for n, form, overlap in (
+        (1, "fused", False),
+        (4, "fused", False),
+        (1, "partial", True),
+        (64, "partial", True),
+    ):
+        rows = Rows.chain([1] * n, 4096)
+        want, at.OVERLAP = bench.ours(rows, "whole")(0).clone(), overlap
+        work = bench.ours(rows, form)
+        differ = torch.zeros((), dtype=torch.int64, device=DEVICE)
+        for _ in range(launches):
+            bench.space.fill_(float("nan"))
+            differ += (work(0) != want).any()
+        RESULTS.setdefault("soak", {})[f"{n} rows {form}"] = f"{differ.item()} of {launches} differ"
+        at.OVERLAP = False
+    print("SOAK", RESULTS["soak"], flush=True)
 
 
 def split_case(rng: random.Random, d: int, heads: int, dtype: torch.dtype, count: dict) -> None:
@@ -221,19 +249,18 @@ class Bench:
     """Caches of one context for enough layers to overflow the L2 cache."""
 
     def __init__(self, context: int) -> None:
-        self.context = context
+        self.space: torch.Tensor
         self.layers = max(3, min(64, -(-(400 << 20) // (context * G * D * 4))))
         shape = (self.layers, 1, G, context + 8, D)
         self.k, self.v = (torch.randn(shape, device=DEVICE, dtype=DTYPE) for _ in "kv")
 
-    def ours(self, rows: Rows, form: str = "auto", cuts=KEY_CUTS, height: str = "auto"):
-        """A call of one layer, its tensors ready, and its output. height: "short", "tall" or "auto"."""
+    def ours(self, rows: Rows, form: str = "auto"):
+        """A call of one layer, its tensors ready, that returns its output; `space` holds its partials."""
         n = len(rows)
         generator = torch.Generator(DEVICE).manual_seed(3)
         q, k, v = (torch.randn(n, h, D, device=DEVICE, generator=generator).to(DTYPE) for h in (H, G, G))
-        tile = at.tile_rows(H, G, D, DTYPE, rows if height == "auto" else None)
-        packed = pack(rows, at.TALL * tile if height == "tall" else tile, DEVICE, cuts)
-        space = torch.empty(at.workspace_size(packed, H, D), device=DEVICE) if form != "whole" else None
+        packed = pack(rows, at.tile_rows(H, G, D, DTYPE, rows), DEVICE)
+        self.space = space = torch.empty(at.workspace_size(packed, H, D), device=DEVICE)
         out = torch.empty_like(q)
 
         def work(layer: int):
@@ -291,39 +318,49 @@ def times(bandwidth: float) -> None:
         torch.cuda.empty_cache()
 
 
+def overlapped(work):
+    """`work` with the combine's programs started early."""
+
+    def call(layer: int):
+        at.OVERLAP = True
+        try:
+            return work(layer)
+        finally:
+            at.OVERLAP = False
+
+    return call
+
+
 def times_at(context: int, bandwidth: float):
     """Entries of one context: chains of rows beside the peers, then the mixed pass."""
     bench = Bench(context)
     roof = round(context * G * D * 4 / bandwidth / 1000, 1)
 
-    def ours(rows: Rows, **settings) -> float | None:
-        return attempt("ours", lambda: graph_time(bench.ours(rows, **settings), bench.layers))
+    def time_of(name: str, work, repeats: int = 11) -> float | None:
+        return attempt(name, lambda: graph_time(work, bench.layers, repeats))
 
-    for n in (1, 8, 32, 64, 128):
+    for n in (1, 2, 4, 8, 32, 64, 128):
         rows = Rows.chain([1] * n, context)
-        entry = {"context": context, "rows": n, "roof": roof, "ours": ours(rows)}
-        if n > 8:
-            entry |= {height: ours(rows, height=height, form="partial") for height in ("short", "tall")}
+        entry = {"context": context, "rows": n, "roof": roof, "ours": time_of("ours", bench.ours(rows))}
+        if n <= 4:
+            entry["fused"] = time_of("fused", bench.ours(rows, "fused"))
+        entry["overlapped"] = time_of("overlapped", overlapped(bench.ours(rows, "partial")))
+        entry["apart"] = time_of("apart", bench.ours(rows, "partial"))
         if n in (1, 64):
             entry["without combine"] = attempt("no combine", lambda: without_combine(bench, rows))  # noqa: B023
-        for name, backend in PEERS.items():
-            for folded in (False, True):
-                if name == "cudnn" and not folded and n > 1 and context == 40960:
-                    continue  # half a millisecond a layer, measured before
+        for name, folded in [("flash", False), *([("cudnn", False)] if n == 1 else [("flash", True)])]:
+            if n not in (2, 4, 8):
                 key = name + (" folded" if folded else "")
-                work = bench.peer(n, backend, folded)
-                entry[key] = attempt(key, lambda: graph_time(work, bench.layers, 5))  # noqa: B023
-        for name, cuts in CUTS.items():
-            entry["cuts " + name] = ours(rows, cuts=cuts)
+                entry[key] = attempt(key, lambda: time_of(key, bench.peer(n, PEERS[name], folded), 5))  # noqa: B023
         yield entry
     parents, anchors = mixed_passes()
     mixed = Rows.tree_with_blocks([1] * 33, parents, context, anchors, 6, 2)
     yield {
         "context": context,
-        "33 + 24 x 6 rows": ours(mixed),
-        **{height: ours(mixed, height=height) for height in ("short", "tall")},
-        "33 alone": ours(Rows.tree([1] * 33, parents, context)),
-        "24 x 6 alone": ours(blocks_only(24, 6, context)),
+        "33 + 24 x 6 rows": time_of("mixed", bench.ours(mixed)),
+        "overlapped": time_of("mixed", overlapped(bench.ours(mixed))),
+        "33 alone": time_of("33", bench.ours(Rows.tree([1] * 33, parents, context))),
+        "24 x 6 alone": time_of("24 x 6", bench.ours(blocks_only(24, 6, context))),
     }
 
 
@@ -339,9 +376,7 @@ def prefill_at(context: int, n: int) -> dict:
     bench = Bench(4096)
     rows = Rows.chain([1] * n, context)
     entry = {"prefill rows": n, "context": context}
-    for height, form in (("tall", "whole"), ("tall", "partial"), ("short", "partial")):
-        name = f"{form} {height}"
-        entry[name] = attempt(name, lambda: graph_time(bench.ours(rows, form, height=height), 3, 5))  # noqa: B023
+    entry["whole"] = attempt("whole", lambda: graph_time(bench.ours(rows, "whole"), 3, 5))
     q = torch.randn(1, H, n, D, device=DEVICE, dtype=DTYPE)
 
     def peer(backend: SDPBackend):
@@ -358,54 +393,51 @@ def prefill_at(context: int, n: int) -> dict:
 
 
 def variants() -> None:
-    """(FOLDED, BLOCK_S, warps, stages) and unroll. "same bits": whether they are those of the default."""
-    default = at.LAUNCH[(D, 2)]
-    cases = [
-        (default, 8), (default, 4), (default, 16), (default, 32), ((64, 64, 4, 2), 8), ((64, 64, 4, 4), 8),
-        ((64, 128, 4, 2), 8),
-    ]  # fmt: skip
-    benches = {context: Bench(context) for context in (1024, 4096, 40960)}
-    shapes = ((1024, 1), (40960, 1), (40960, 32), (40960, 64))
-    passes: dict = {(context, n): (Rows.chain([1] * n, context), "partial") for context, n in shapes}
-    passes[(4096, "prefill")] = Rows.chain([1] * 4096, 0), "whole"
+    """Stages of the key loop, and partials in flight. "same bits": whether they are those of the default."""
+    launch = at.LAUNCH[(D, 2)]
+    default = launch[3], at.FUSED_UNROLL, at.COMBINE_UNROLL
+    cases = [default, (4, *default[1:]), (launch[3], 8, 4), (launch[3], 4, 16)]
+    benches = {context: Bench(context) for context in (1024, 16384, 40960)}
+    passes = [(context, n) for n in (1, 64) for context in benches]
     base: dict = {}
-    for launch, unroll in cases:
-        at.LAUNCH[(D, 2)], at.COMBINE_UNROLL = launch, unroll
-        entry: dict = {"variant": f"{launch} unroll {unroll}"}
+    for stages, fused, unroll in cases:
+        at.LAUNCH[(D, 2)], at.FUSED_UNROLL, at.COMBINE_UNROLL = (*launch[:3], stages), fused, unroll
+        name = f"{stages} stages, {fused} fused and {unroll} combined partials in flight"
+        entry: dict = {"variant": name}
         same = []
-        for (context, n), (rows, form) in passes.items():
-            if form == "whole" and unroll != 8:
-                continue  # it has nothing to combine
+        for context, n in passes:
 
             def one():
-                work = benches[context].ours(rows, form)  # noqa: B023
+                work = benches[context].ours(Rows.chain([1] * n, context))  # noqa: B023
                 out = work(0).clone()
                 same.append(torch.equal(out, base.setdefault((context, n), out)))  # noqa: B023
                 return graph_time(work, min(benches[context].layers, 30), 7)  # noqa: B023
 
-            entry[f"{context}/{n}"] = attempt(entry["variant"], one)
+            entry[f"{context}/{n}"] = attempt(name, one)
         entry["same bits"] = "".join("=" if s else "x" for s in same)
         RESULTS.setdefault("variants", []).append(entry)
         print(entry, flush=True)
-    at.LAUNCH[(D, 2)], at.COMBINE_UNROLL = default, 8
+    at.LAUNCH[(D, 2)], at.FUSED_UNROLL, at.COMBINE_UNROLL = launch, *default[1:]
 
 
 def short_table(bandwidth: float) -> None:
-    """What matters, last: bits, then ours over the roof and over the better peer."""
-    print(f"\nmicroseconds a layer; read {bandwidth} GB/s\nbits {RESULTS.get('bits')}")
+    """What matters, last: bits, then ours over the roof and over the best peer."""
+    columns = ("rows", "roof", "ours", "fused", "overlapped", "apart")
+    print(f"\nmicroseconds a layer; read {bandwidth} GB/s")
+    print("bits", RESULTS.get("bits"), "\nsoak", RESULTS.get("soak"))
     print(
-        f"{'context':>8} {'rows':>5} {'roof':>6} {'ours':>7} {'x roof':>7} {'peer':>7} {'x peer':>7}  fastest"
+        f"{'context':>8}" + "".join(f"{name:>11}" for name in (*columns, "x roof", "x peer")) + "  best peer"
     )
     for line in RESULTS.get("times", []):
         if "rows" not in line:
             print("  ".join(f"{key} {value}" for key, value in line.items()))
             continue
-        own = {key: t for key, t in line.items() if t and key in ("ours", "short", "tall") or "cuts" in key}
-        peers = [t for key, t in line.items() if t and key.split()[0] in PEERS]
-        ours, peer = line["ours"] or float("nan"), min(peers, default=float("nan"))
-        fastest = min(own, key=lambda key: own[key] or 1e9, default="none")  # noqa: B023
-        ratios = f"{ours:7} {ours / line['roof']:7.2f} {peer:7} {ours / peer:7.2f}"
-        print(f"{line['context']:8} {line['rows']:5} {line['roof']:6} {ratios}  {fastest}")
+        peers = {key: t for key, t in line.items() if t and key.split()[0] in PEERS}
+        best = min(peers, key=peers.__getitem__, default="none")
+        ours = line["ours"] or float("nan")
+        ratios = ours / line["roof"], ours / peers.get(best, float("nan"))
+        numbers = "".join(f"{line.get(name) or '-':>11}" for name in columns)
+        print(f"{line['context']:8}{numbers}{ratios[0]:11.2f}{ratios[1]:11.2f}  {best} {peers.get(best, '')}")
     for line in RESULTS.get("prefill", []) + RESULTS.get("variants", []):
         print("  ".join(f"{key} {value}" for key, value in line.items()))
 
@@ -415,7 +447,7 @@ def main() -> None:
         description=__doc__.splitlines()[0],
         epilog="example: python bench/gpu_attention.py --json attention.json",
     )
-    parser.add_argument("--bits-seconds", type=float, default=20, help="time for the comparison of bits")
+    parser.add_argument("--bits-seconds", type=float, default=10, help="time for the comparison of bits")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     args = parser.parse_args()
     if not torch.cuda.is_available():
@@ -425,6 +457,7 @@ def main() -> None:
     print(device, "torch", torch.__version__, "triton", triton.__version__, flush=True)
     RESULTS["machine"] = [device, torch.__version__, triton.__version__]
     attempt("bits", lambda: bits(args.bits_seconds))
+    attempt("soak", soak)
     bandwidth = attempt("bandwidth", read_bandwidth) or 3000.0
     RESULTS["read GB/s"] = bandwidth
     print("read", bandwidth, "GB/s", f"{time.time() - start:.0f} s", flush=True)

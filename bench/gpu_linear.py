@@ -84,7 +84,7 @@ VARIANTS = {
     PREFILL_ROWS: [(128, 128, 8, 3, True), (128, 128, 8, 6, True), (192, 128, 8, 5, True),
                    (128, 256, 8, 4, True)],
 }  # fmt: skip
-PREFETCH = (0, 4, 16, 48)  # blocks of K of a weight row
+PDL = True  # whether dependent launches in CUDA graphs work here; timed beside the others, used by none
 APART = 64  # a mixed pass with more rows of one view may be two launches
 # A tile that was best at so many rows serves up to that many; the tile for prefill serves any number.
 LIMITS = {1: 1, 8: 16, 32: 32, 64: 64, 128: 128, 192: 256, PREFILL_ROWS: None}
@@ -394,9 +394,7 @@ class Bench:
         }
         self.space = Workspace.new(torch.device(DEVICE), 1 << 26)
 
-    def ours(
-        self, name: str, rows: int, layer: int, entry: LinearEntry | None, pdl: bool | None = None
-    ) -> None:
+    def ours(self, name: str, rows: int, layer: int, entry: LinearEntry | None, pdl: bool = False) -> None:
         x, y = self.x[name][:rows], self.y[name][:rows]
         linear_triton(x, self.weights[name][layer], out=y, entry=entry, space=self.space, pdl=pdl)
 
@@ -408,15 +406,6 @@ class Bench:
         n, k = self.shapes[name]
         layers = range(min(self.layers, max(8, (600 << 20) // (2 * n * k))))
         return graph_ms(lambda: [run(i) for i in layers], 5) / len(layers) * 1e3
-
-    def prefetch(self, name: str, rows: int, entry: LinearEntry) -> dict[int, float]:
-        """µs of one launch of the entry's tile for `rows` rows, by blocks of K prefetched."""
-        found = {}
-        for blocks in PREFETCH:
-            tile = replace(entry.tile(rows), rows=None, prefetch=blocks)
-            one = single(entry.block_k, entry.segments, tile)
-            found[blocks] = self.layer_us(name, partial(self.ours, name, rows, entry=one))
-        return found
 
     def alone(self, name: str, rows: int) -> dict:
         """µs of one launch of a projection by cuBLAS and by every variant, best first."""
@@ -439,9 +428,7 @@ class Bench:
                 found.append({"us": us, "block_k": block_k, "segments": segments, **vars(tile)})
         return {"cublas_us": peer, "variants": sorted(found, key=lambda v: v["us"])}
 
-    def stack(
-        self, rows: int, entries: dict[str, LinearEntry | None] | None, pdl: bool | None = None
-    ) -> float:
+    def stack(self, rows: int, entries: dict[str, LinearEntry | None] | None, pdl: bool = False) -> float:
         """ms of all linears of the model, layer by layer; entries None: cuBLAS."""
 
         def run() -> None:
@@ -493,17 +480,15 @@ def run_size(size: str, bad: set, deadline: float, roof: float) -> dict:
             alone[name][rows] = bench.alone(name, rows)
     entries: dict[str, LinearEntry | None] = dict.fromkeys(bench.shapes)
     for name in bench.shapes:
-        if chosen := choose(alone[name]):
-            for rows in LIMITS:
-                alone[name][rows]["prefetch_us"] = bench.prefetch(name, rows, chosen)
-            entries[name] = choose(alone[name])
+        entries[name] = choose(alone[name])
         show_weight(size, name, alone[name], entries[name])
     old: dict[str, LinearEntry | None] = dict.fromkeys(bench.shapes)
     lines = []
     for rows in ROWS:
         line = {
             "size": size, "rows": rows, "cublas_ms": bench.stack(rows, None),
-            "table_ms": bench.stack(rows, old, pdl=False), "table_pdl_ms": bench.stack(rows, old),
+            "table_ms": bench.stack(rows, old),
+            "table_pdl_ms": bench.stack(rows, old, pdl=True) if PDL else None,
             "new_ms": bench.stack(rows, entries),
             "weight_bytes": bench.bytes,
         }  # fmt: skip
@@ -544,8 +529,6 @@ def choose(alone: dict[int, dict]) -> LinearEntry | None:
     tiles = []
     for rows, limit in LIMITS.items():
         tile = LinearTile(limit, *(whole[cls][rows][f] for f in fields))
-        if times := alone[rows].get("prefetch_us"):
-            tile = replace(tile, prefetch=int(min(times, key=lambda blocks: times[blocks])))
         tiles.append(tile)
     return LinearEntry(
         *cls, tuple(tiles), f"mean {score[cls]:.3f} of cuBLAS's time at {', '.join(map(str, ROWS))} rows"
@@ -613,7 +596,7 @@ LINE = ("cublas_ms", "table_ms", "table_pdl_ms", "new_ms")
 def show(line: dict, roof: float) -> None:
     """One row of the table: ms and share of the read roof."""
     floor = line["weight_bytes"] / roof / 1e6
-    cells = [f"{line[key]:7.3f} ms {floor / line[key]:4.0%}" for key in LINE]
+    cells = [f"{line[key]:7.3f} ms {floor / line[key]:4.0%}" if line[key] else f"{'-':>15}" for key in LINE]
     gain = line["cublas_ms"] / line["new_ms"]
     print(f"{line['size']:>5} {line['rows']:4} rows | " + " | ".join(cells) + f" | {gain:.2f}x", flush=True)
 
@@ -658,8 +641,9 @@ def main() -> None:
     compile_all(given.workers, given.seconds * 0.4)
     tried = subprocess.run([sys.executable, __file__, "--probe"], capture_output=True, text=True)
     if tried.returncode:
-        say(f"NO dependent launches in CUDA graphs here, all figures are without: {tried.stderr[-300:]}")
-        sys.modules["orthrus_kernels.linear"].pdl_supported = lambda device: False  # type: ignore[attr-defined]
+        global PDL
+        PDL = False
+        say(f"NO dependent launches in CUDA graphs here: {tried.stderr[-300:]}")
     roof = bandwidth()
     say(f"read bandwidth {roof:.0f} GB/s")
     bad: set = set()
@@ -691,7 +675,7 @@ def main() -> None:
     print(f"\n{machine['gpu']}, triton {machine['triton']}, read roof {roof:.0f} GB/s. All linears in "
           f"one CUDA graph, bf16.\nBits: {sum(b['checks'] for b in bits.values())} comparisons, "
           f"{sum(b['failures'] for b in bits.values())} failures.\n"
-          f"{'':16} | {'cuBLAS':>15} | {'table, no PDL':>15} | {'table':>15} | {'new table':>15} | "
+          f"{'':16} | {'cuBLAS':>15} | {'table':>15} | {'table, PDL':>15} | {'new table':>15} | "
           "cuBLAS / new table")  # fmt: skip
     for line in lines:
         show(line, roof)

@@ -70,7 +70,7 @@ FUSED_HEADS = 16  # rows times query heads of a key head that it folds: a kernel
 FUSED_UNROLL = 16  # partials it has in flight, fewer where they are more than 64 numbers a thread
 COMBINE_UNROLL = 8  # partials a combining program has in flight; they are folded in order all the same
 # Start the combine's programs while the last partials are computed (CUDA from sm_90 on): they wait in place.
-OVERLAP = True
+OVERLAP = False
 
 
 @triton.jit

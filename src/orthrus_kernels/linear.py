@@ -26,7 +26,7 @@ from torch import Tensor
 
 from . import tables
 from ._triton import TensorDescriptor, tl, triton
-from .pdl import launch_dependents, pdl_supported, prefetch_to_l2, wait
+from .pdl import launch_dependents, prefetch_to_l2, wait
 from .tiles import by_row_tile
 
 # Row tiles that walk down the weight together: their weight tiles are read from DRAM once and shared in L2.
@@ -267,14 +267,14 @@ def linear_triton(
     out: Tensor | None = None,
     entry: tables.LinearEntry | None = None,
     space: Workspace | None = None,
-    pdl: bool | None = None,
+    pdl: bool = False,
 ) -> Tensor:
     """`linear` as one Triton launch, or one a view; `out` [T, N] takes the result. x and weights share one
     dtype.
 
-    entry: in place of the table's, for tuning. space: for launches on a second stream. pdl: whether the
-    launch may start before the kernel in front of it has ended; None: where the GPU can. Columns of x,
-    weights and `out` must be contiguous.
+    entry: in place of the table's, for tuning. space: for launches on a second stream. pdl: let the
+    launch start before the kernel in front of it has ended, on a GPU that can (pdl.py); it did not pay
+    (bench/LOG.md). Columns of x, weights and `out` must be contiguous.
     """
     _check_shapes(x, weight, weight_diff)
     rows, (n, k) = x.shape[0], weight.shape
@@ -292,7 +292,6 @@ def linear_triton(
     if rows == 0:
         return out
     entry = entry or tables.linear_entry(n, k, x.dtype, tables.device_key(x.device))
-    pdl = pdl_supported(x.device) if pdl is None else pdl
     if 0 < n_ar < rows and entry.apart is not None and max(n_ar, rows - n_ar) > entry.apart:
         linear_triton(x[:n_ar], weight, out=out[:n_ar], entry=entry, space=space, pdl=pdl)
         linear_triton(x[n_ar:], weight_diff, out=out[n_ar:], entry=entry, space=space, pdl=pdl)

@@ -228,7 +228,7 @@ def test_the_last_program_folds_as_the_combine_does(dtype, n, context, arrivals)
 
 
 def test_fused_rows_of_a_block_and_odd_groups(arrivals):
-    """A diffusion block; 5 query heads to a key head, whose fold has places to spare; a strided output."""
+    """A diffusion block; 5 query heads to a key head, whose fold has spare places; a strided output."""
     rows = Rows.block(1, 3, 530, 96)
     q, k, v, k_cache, v_cache = (t.to(DEVICE) for t in twin.inputs(rows, torch.bfloat16, "massive"))
     q = hard("heavy", 3, 5, DIM).bfloat16().to(DEVICE)
