@@ -76,7 +76,7 @@ def main() -> None:
             dtype = "bf16" if size == 2 else "fp32"
             tall = a.TALL if size == 2 else 1
             # (kernel, tiles side by side, query heads and rows that the last program folds)
-            folds = (0, 4, a.FUSED_HEADS) if (d, size) == (128, 2) else (0, 4)
+            folds = ((0, 4, a.FUSED_HEADS) if (d, size) == (128, 2) else (0, 4)) if arch == "90" else (4,)
             jobs = [(a._partial_kernel, 1, fused) for fused in folds]
             for kernel, height, fused in [*jobs, (a._whole_kernel, tall, None)]:
                 group, rows = 4, height * folded

@@ -213,7 +213,7 @@ def arrivals(monkeypatch):
 
 
 @pytest.mark.parametrize("context", [0, 256, 1100])
-@pytest.mark.parametrize("dtype, n", [(torch.bfloat16, n) for n in (1, 3, 7)] + [(torch.float32, 2)])
+@pytest.mark.parametrize("dtype, n", [(torch.bfloat16, 1), (torch.bfloat16, 7), (torch.float32, 2)])
 def test_the_last_program_folds_as_the_combine_does(dtype, n, context, arrivals):
     """Fused: the same bits from partials in poisoned memory, and arrivals back at zero."""
     rows = Rows.chain([1] * n, context)
@@ -222,7 +222,7 @@ def test_the_last_program_folds_as_the_combine_does(dtype, n, context, arrivals)
     want = run(*args, packed, form="partial")
     space = torch.full((workspace_size(packed, HEADS, DIM),), float("nan"), device=DEVICE)
     items = torch.cat([packed.items, packed.items.new_full((2, 2), -1)])
-    for tables in (packed, replace(packed, items=items), packed):
+    for tables in (packed, replace(packed, items=items)):
         assert torch.equal(run(*args, tables, form="fused", workspace=space.fill_(float("nan"))), want)
         assert not arrivals.any()
 
