@@ -16,9 +16,10 @@ from qwen3_model.prompts import read_prompts
 from qwen3_model.training import card
 
 PROMPTS, TOKENS, HARMED = 8, 96, 3
-# Tokens per cycle, greedy, fp32: 2.97 over the first eight held-out prompts, 2.88 over three of them
-# (2-core x86 CPU, torch 2.13.0). Near-ties may fall otherwise on another machine, hence a tenth either way.
-BAND = (2.65, 3.3)
+# Tokens per cycle, greedy, fp32: 2.63 over the first eight held-out prompts, 2.44 over three of them
+# (2-core x86 CPU, torch 2.13.0); short texts accept less than the card's. With a broken drafter three give
+# 2.07 at most. Near-ties may fall otherwise on another machine, hence some room either way.
+BAND = (2.25, 2.9)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_the_card_tells_what_is_shipped():
     facts = json.loads((EMBEDDED / "training.json").read_text())
     prompts = (EMBEDDED / "held_out.jsonl").read_bytes()
     assert facts["verify"]["prompts_sha256"] == hashlib.sha256(prompts).hexdigest()
-    assert facts["verify"]["tokens_per_cycle"] >= 3.0
+    assert facts["verify"]["tokens_per_cycle"] >= 3.0 and facts["verify"]["distinct_8grams"] >= 0.4
     assert card.write(facts) == (EMBEDDED / "README.md").read_text()
 
 

@@ -17,7 +17,8 @@ def write(facts: dict[str, Any]) -> str:
 A real, small Orthrus-Qwen3 in the official tensor names: a test fixture and a demonstration, not a coding
 assistant. It continues Python source in the style of library code and knows nothing else.
 
-Made by `make tiny-checkpoint` (`orthrus tiny-checkpoint`); every figure below is in `training.json`.
+Made by `orthrus pretrain`, `unrepeat` and `distill`, which `make tiny-checkpoint` runs one after another;
+every figure below is in `training.json`.
 
 | | |
 |---|---|
@@ -70,8 +71,10 @@ def _training(facts: dict[str, Any]) -> dict[str, str]:
         f"{corpus['training_tokens'] / 1e6:.1f}M tokens, licences below",
         "AR view": f"{pre['steps']} steps of {pre['batch']} x {pre['length']} tokens in {pre['seconds']} s, "
         f"seed {pre['seed']}; held-out loss {pre['held_out_loss']:.3f} nats a token",
+        "AR view, against loops": _unrepeat(facts["unrepeat"]),
         "diffusion view": f"{dis['steps']} steps of {dis['batch']} rows x {dis['count']} blocks of "
-        f"{dis['size']} in {dis['seconds']} s, seed {dis['seed']}, loss weight {dis['offset_decay']}^offset",
+        f"{dis['size']} in {dis['seconds']} s, seed {dis['seed']}, loss weight {dis['offset_decay']}^offset, "
+        f"{dis['own_text']:.0%} of the text the AR view's own{_started(dis)}",
     }
     if "tokens_per_cycle_dev" in dis:
         agreement = ", ".join(f"{x:.2f}" for x in dis["agreement_dev"][:8])
@@ -89,3 +92,24 @@ def _training(facts: dict[str, Any]) -> dict[str, str]:
         rows["held-out prompts, temperature 0.8"] = f"{seen['tokens_per_cycle_sampled']} tokens a cycle"
         rows["measured by"] = f"`{seen['command']}`, {seen['machine']}, {seen['date']}"
     return rows
+
+
+def _unrepeat(said: dict[str, Any]) -> str:
+    """How the AR view was trained on against repeating itself."""
+    loss = f"; held-out loss {said['held_out_loss']:.3f}" if "held_out_loss" in said else ""
+    return (
+        f"{said['steps']} steps of {said['batch']} x {said['length']} tokens and "
+        f"{said['count']} of its own continuations at a time in {said['seconds']} s (unlikelihood of what "
+        f"repeats){loss}"
+    )
+
+
+def _started(dis: dict[str, Any]) -> str:
+    """Which weights the diffusion view started from, if not the AR view's."""
+    earlier = dis.get("started_from")
+    if not isinstance(earlier, dict):
+        return f"; started from {earlier}" if earlier else ""
+    return (
+        f"; started from {earlier['steps']} steps ({earlier['seconds']:.0f} s) on the AR view before it was "
+        "trained against loops"
+    )
