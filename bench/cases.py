@@ -124,7 +124,8 @@ def attention(
     caches = [(pool.take(1, g, context + t, d), pool.take(1, g, context + t, d)) for _ in range(copies)]
     for k_cache, v_cache in caches:
         k_cache[0, :, context:], v_cache[0, :, context:] = k.transpose(0, 1), v.transpose(0, 1)
-    rows = pack(Rows.chain([0] * t, context), tile_rows(h, g), pool.device)
+    chain = Rows.chain([0] * t, context)
+    rows = pack(chain, tile_rows(h, g, d, q.dtype, chain), pool.device)
     out = torch.empty_like(q)
     plain = q.transpose(0, 1)[None]  # [1, H, T, D]
     folded = q.view(t, g, h // g, d).permute(1, 0, 2, 3).reshape(1, g, t * (h // g), d)

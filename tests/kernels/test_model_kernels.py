@@ -31,10 +31,10 @@ def test_the_kernels_compute_what_the_twins_do(model_of, dtype, near):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_row_has_the_bits_of_plain_decoding_in_any_pass(model_of, dtype):
     found = check_model(
-        model_of(dtype, num_hidden_layers=1), [1, 30], passes=3, trunk_length=3, most=8, graphs=True
+        model_of(dtype, num_hidden_layers=1), [1, 20], passes=2, trunk_length=3, most=6, graphs=True
     )
     assert found.different == 0, found
-    assert found.passes == 6 and found.rows >= 6
+    assert found.passes == 4 and found.rows >= 4
 
 
 def test_the_check_sees_kernels_that_are_not_row_invariant(model_of, monkeypatch):
@@ -49,15 +49,14 @@ def test_the_check_sees_kernels_that_are_not_row_invariant(model_of, monkeypatch
     assert check_model(model, [5], passes=3, trunk_length=3, most=6).different > 0
 
 
-@pytest.mark.parametrize("repeat", [1, 3])
-def test_a_captured_pass_takes_each_passs_numbers(model_of, repeat):
+def test_a_captured_pass_takes_each_passs_numbers(model_of):
     """Passes of one shape run from the same tensors: other tokens, positions and tables each time."""
     model, logits = model_of("float32", num_hidden_layers=1), {}
     for graphs in (False, True):
         cache = model.new_cache(40)
         model.prefill(list(range(5, 25)), cache)
         cache.passes = CapturedPasses(model, cache) if graphs else None
-        passes = [Rows.tree([t, 7, 8], [-1, 0, t % 2], 18 + t % 3) for t in range(30, 30 + repeat)]
+        passes = [Rows.tree([t, 7, 8], [-1, 0, t % 2], 18 + t % 3) for t in (30, 31, 32)]
         logits[graphs] = []
         for rows in passes:
             cache.lengths[0] = rows.contexts[0]
