@@ -13,8 +13,9 @@ import pytest
 import torch
 from tiny_folder import PROMPTS, edit_config, write_tiny
 
-from qwen3_model import Qwen3, checkpoint
+from qwen3_model import InputError, Qwen3, checkpoint
 from qwen3_model.cli import VERBS, main
+from qwen3_model.comparison import compare
 from qwen3_model.decode import STRATEGIES, autoregressive
 from qwen3_model.decode.state import Decoding, Run
 
@@ -198,6 +199,22 @@ def test_verify_in_several_processes_says_the_same(embedded, orthrus):
         found.append(json.loads(out))
     same = "identical", "compared", "tokens", "cycles", "forwards", "accepted_histogram", "distinct_8grams"
     assert [found[0][name] for name in same] == [found[1][name] for name in same] and found[1]["jobs"] == 2
+
+
+@pytest.mark.parametrize("jobs", [0, -1, 1000])
+def test_impossible_jobs(orthrus, jobs):
+    code, out, err = orthrus("verify", "--limit", 1, "--jobs", jobs)
+    assert code == 2 and out == "" and err.count("\n") == 1 and "--jobs" in err
+
+
+def broken_load():
+    raise MemoryError
+
+
+def test_a_worker_that_cannot_start_ends_the_comparison(tiny):
+    model = Qwen3.from_pretrained(tiny, device="cpu", progress=False)
+    with pytest.raises(InputError, match="--jobs 2"):
+        compare(model, [[5, 6], [7, 8]], "two-pass", load=broken_load, jobs=2, max_new_tokens=4)
 
 
 def test_verify_prints_tables(tiny, orthrus):

@@ -4,12 +4,19 @@ nothing written.
 
 import argparse
 import dataclasses
+import json
+import shutil
 
 import pytest
-from trained import PLAN, TEXT, files_of, make_base, make_orthrus, sharded_copy
+import torch
+from safetensors.torch import load_file
+from trained import BLOCKS, PLAN, TEXT, files_of, make_base, make_orthrus, sharded_copy
 
 from qwen3_model import InputError, Qwen3Config
-from qwen3_model.cli import distill, pretrain, tiny_checkpoint
+from qwen3_model.checkpoint import EMBEDDED
+from qwen3_model.cli import distill, pretrain, tiny_checkpoint, unrepeat
+from qwen3_model.training import recipe
+from qwen3_model.training.corpus import own_texts
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +27,7 @@ def base(tmp_path_factory):
 def parsed(*argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     subparsers = parser.add_subparsers()
-    for verb in (pretrain, distill, tiny_checkpoint):
+    for verb in (pretrain, unrepeat, distill, tiny_checkpoint):
         verb.add(subparsers)
     return parser.parse_args(argv)
 
@@ -115,3 +122,69 @@ def test_what_may_not_be_written_or_distilled(base, tmp_path):
     with pytest.raises(InputError, match="tokenizer"):
         run_verb("distill", str(broken), str(tmp_path / "new"), *steps, *text)
     assert not (tmp_path / "new").exists() and not (tmp_path / "twice").exists()
+
+
+def test_a_distillation_goes_on_from_an_earlier_one(base, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    blocks = ("--blocks", "2", "--block-size", "4", *SMALL)
+    assert run_verb("distill", str(base), str(first), "--steps", "2", *blocks) == 0
+    none = ("--steps", "1", "--lr", "1e-9")
+    assert run_verb("distill", str(base), str(second), "--start", str(first), *none, *blocks) == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (first, second))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    facts = json.loads((second / "training.json").read_text())
+    assert facts["distill"]["started_from"]["steps"] == 2
+    assert "2 earlier steps" in (second / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--start", "nowhere"), "nowhere"),
+        (("--start", "BASE"), "no diffusion weights"),
+        (("--start", str(EMBEDDED)), "hidden_size"),
+        (("--own-text", "1"), "own text"),
+        (("--own-text", "-0.1"), "own text"),
+        (("--own-text", "nan"), "own text"),
+        (("--start", "LYING"), "no diffusion weights"),
+    ],
+)
+def test_impossible_starts_and_shares(base, tmp_path, options, words):
+    lying = tmp_path / "lying"  # its config speaks of a diffusion view, its tensors do not
+    shutil.copytree(base, lying)
+    config = json.loads((lying / "config.json").read_text())
+    config |= {"architectures": ["OrthrusLM"], "block_size": 8, "mask_token_id": 3}
+    (lying / "config.json").write_text(json.dumps(config))
+    named = {"BASE": str(base), "LYING": str(lying)}
+    with pytest.raises(InputError, match=words):
+        run_verb("distill", str(base), str(tmp_path / "out"), *(named.get(o, o) for o in options), *SMALL)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_is_an_orthrus_by_its_tensors_too(base, tmp_path):
+    make_orthrus(base, tmp_path / "orthrus", plan=dataclasses.replace(PLAN, steps=1))
+    config = json.loads((tmp_path / "orthrus/config.json").read_text())
+    config["architectures"] = ["Qwen3ForCausalLM"]
+    (tmp_path / "orthrus/config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="Orthrus already"):
+        run_verb("distill", str(tmp_path / "orthrus"), str(tmp_path / "out"), *SMALL)
+
+
+@pytest.mark.parametrize("distinct", ["0", "2", "nan"])
+def test_unrepeat_refuses_an_impossible_share(base, tmp_path, distinct):
+    with pytest.raises(InputError, match="distinct is"):
+        run_verb("unrepeat", str(base), str(tmp_path / "out"), "--distinct", distinct, *SMALL)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pretrained_base_with_held_out_prompts_gets_a_card(base, tmp_path, monkeypatch):
+    """No step of `unrepeat` is needed before a distillation."""
+    files = own_texts(TEXT)
+    monkeypatch.setattr(recipe, "corpus_files", lambda *_: files)
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    rows = [{"split": "dev", "prompt": file.path.read_text()[:900]} for file in files[:4]]
+    (folder / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan = dataclasses.replace(PLAN, steps=1)
+    recipe.run_distill(folder, tmp_path / "out", None, plan=plan, blocks=BLOCKS)
+    assert "Tiny Orthrus" in (tmp_path / "out/README.md").read_text()

@@ -16,7 +16,7 @@ from qwen3_model.training.base import load_tokenizer
 from qwen3_model.training.corpus import own_texts
 from qwen3_model.training.folder import load_network
 from qwen3_model.training.network import Network
-from qwen3_model.training.rollout import distinct_share, repeats, rollout, with_own_text
+from qwen3_model.training.rollout import check_own_text, distinct_share, repeats, rollout, with_own_text
 from qwen3_model.training.unlikelihood import unlikelihood
 
 
@@ -84,4 +84,6 @@ def test_own_text_is_the_share_asked_for(base, monkeypatch):
     assert first[-1] == 0 and torch.equal(rollout(network, first[None, :8], 12)[0], first[:20])
     assert with_own_text(network, text, 0.0, 0, 0) is text
     with pytest.raises(InputError, match="own text"):
-        with_own_text(network, text, 1.0, 0, 0)
+        check_own_text(1.0, 512)
+    with pytest.raises(InputError, match="context of 16"):
+        check_own_text(0.5, 16)

@@ -4,7 +4,7 @@ One operation a file. The names here are the plain twins: the definition of each
 order included, readable and row-invariant on any device. `backend_ops` gives the Triton kernels by these
 names."""
 
-from ._triton import triton_runs_on
+from ._triton import triton_interprets, triton_runs_on
 from .attention import attention
 from .backends import Ops, backend_ops
 from .choice import Sampling, choose, log_probability
@@ -26,5 +26,5 @@ __all__ = [
     "MaskedRows", "Ops", "PackedRows", "Path", "Rows", "Sampling", "add_rms_norm", "attention", "backend_ops",
     "choose", "commit", "cos_sin", "embedding", "head", "inverse_frequencies", "key_segments", "linear",
     "log_probability", "pack", "paths", "qk_norm_rope", "rms_norm", "rope", "swiglu", "top_k",
-    "triton_runs_on", "unpack", "verify", "visible",
+    "triton_interprets", "triton_runs_on", "unpack", "verify", "visible",
 ]  # fmt: skip

@@ -31,11 +31,16 @@ except ImportError:
     triton = tl = TensorDescriptor = _Absent()
 
 
+def triton_interprets() -> bool:
+    """Whether kernels are interpreted (TRITON_INTERPRET=1), for debugging: bf16 is wrong there, unless
+    repaired as tests/interpreter.py does.
+    """
+    return not isinstance(triton, _Absent) and bool(triton.knobs.runtime.interpret)
+
+
 def triton_runs_on(device: torch.device) -> bool:
     """Whether kernels can be launched on a device: CUDA, or any under Triton's interpreter."""
-    if isinstance(triton, _Absent):
-        return False
-    return device.type == "cuda" or bool(triton.knobs.runtime.interpret)
+    return not isinstance(triton, _Absent) and (device.type == "cuda" or triton_interprets())
 
 
-__all__ = ["TensorDescriptor", "tl", "triton", "triton_runs_on"]
+__all__ = ["TensorDescriptor", "tl", "triton", "triton_interprets", "triton_runs_on"]

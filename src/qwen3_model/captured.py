@@ -8,6 +8,7 @@ same kernels on the same numbers."""
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,12 +75,17 @@ class CapturedPasses:
     """The graphs of passes over one cache. On a CPU passes run from the same fixed inputs, uncaptured."""
 
     def __init__(self, model: Qwen3, cache: KVCache) -> None:
-        self._model, self._cache = model, cache
+        # weak: the cache owns its passes and the model the cache, and their memory is to go when they go
+        self._model, self._cache = weakref.proxy(model), weakref.proxy(cache)
         self._seen: Counter[tuple] = Counter()
         self._graphs: OrderedDict[tuple, tuple[PassInputs, torch.cuda.CUDAGraph | None, Output | None]] = (
             OrderedDict()
         )
         self._pool = torch.cuda.graph_pool_handle() if model.device.type == "cuda" else None
+
+    def __len__(self) -> int:
+        """How many shapes are captured."""
+        return len(self._graphs)
 
     def run(self, inputs: PassInputs) -> Output:
         """The pass of these inputs, which are on the CPU. The output is valid until the next pass.

@@ -7,13 +7,13 @@ from __future__ import annotations
 import signal
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import zip_longest
 from multiprocessing import get_context
-from multiprocessing.pool import Pool
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -147,12 +147,16 @@ def compare(
     _warm_up(model, prompts[0], strategy, settings)
     tasks = [(nth % len(prompts), seed + nth) for nth in range(seeds * len(prompts))]
     pairs: list[Pair] = []
-    with _workers(jobs, load, prompts, strategy, settings) as pool:
-        one = partial(_pair, model, prompts, strategy, settings)
-        for pair in pool.imap(_pair_of_worker, tasks) if pool else map(one, tasks):
-            pairs.append(pair)
-            if on_pair:
-                on_pair(pair)
+    found: Iterable[Pair]
+    jobs = min(jobs, len(tasks))
+    if jobs > 1 and load is not None:
+        found = _spread(tasks, jobs, load, prompts, strategy, settings)
+    else:
+        found = map(partial(_pair, model, prompts, strategy, settings), tasks)
+    for pair in found:
+        pairs.append(pair)
+        if on_pair:
+            on_pair(pair)
     different = next((pair for pair in pairs if pair.diverges_at is not None), None)
     divergence = _explain(model, different) if different else None
     return Report(pairs[0].drafted.stats.strategy, pairs, divergence)
@@ -184,13 +188,13 @@ _worker: Callable[[tuple[int, int]], Pair]  # of a worker process
 
 def _start_worker(
     load: Callable[[], Qwen3],
+    threads: int,
     prompts: Sequence[Sequence[int]],
     strategy: str,
     settings: Mapping[str, Any],
 ) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to handle
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)  # on a CPU the bits are promised for one number of threads
     model = load()
     _warm_up(model, prompts[0], strategy, settings)
     _worker = partial(_pair, model, prompts, strategy, settings)
@@ -200,14 +204,28 @@ def _pair_of_worker(task: tuple[int, int]) -> Pair:
     return _worker(task)
 
 
-@contextmanager
-def _workers(jobs: int, load: Callable[[], Qwen3] | None, *shared: Any) -> Iterator[Pool | None]:
-    """Processes that compare, or None where this one does it all."""
-    if jobs == 1 or load is None:
-        yield None
-        return
-    with get_context("spawn").Pool(jobs, _start_worker, (load, *shared)) as pool:
-        yield pool
+def _spread(
+    tasks: list[tuple[int, int]], jobs: int, load: Callable[[], Qwen3], *shared: Any
+) -> Iterator[Pair]:
+    """The pairs of the tasks, in order, from `jobs` processes."""
+    context = get_context("spawn")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit it: Ctrl-C is this process's
+    try:
+        pool = ProcessPoolExecutor(jobs, context, _start_worker, (load, torch.get_num_threads(), *shared))
+        waiting = [pool.submit(_pair_of_worker, task) for task in tasks]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        for future in waiting:
+            yield future.result()
+    except BrokenProcessPool:
+        raise InputError(
+            f"a process of --jobs {jobs} ended before its work: memory may not do for so many models"
+        ) from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
 
 
 def _decode(

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from orthrus_kernels import Rows, backend_ops, cos_sin, inverse_frequencies
+from orthrus_kernels import Rows, backend_ops, cos_sin, inverse_frequencies, triton_interprets
 
 from . import checkpoint
 from . import generate as generation
@@ -113,7 +113,7 @@ class Qwen3:
         self.config, self.device, self.dtype, self.backend, self.text = config, device, dtype, backend, text
         self.ops = backend_ops(backend)
         # whether generate replays passes as CUDA graphs; False launches every kernel, for debugging
-        self.use_graphs = backend == "triton" and device.type == "cuda"
+        self.use_graphs = backend == "triton" and device.type == "cuda" and not triton_interprets()
         self.spare_cache: KVCache | None = None  # captured.lent_cache
         self.embedding = new(config.vocab_size, config.hidden_size)
         self.layers = [Layer.empty(config, new) for _ in range(config.num_hidden_layers)]
@@ -136,8 +136,8 @@ class Qwen3:
         bad.
 
         device: CUDA if there, else the CPU. dtype: the checkpoint's on CUDA, fp32 on a CPU. backend:
-        "reference", "triton" or "auto". revision: branch, tag or commit of a hub id. Without a tokenizer.json
-        the model has no `text` and speaks token ids only."""
+        "reference", "triton", "torch" or "auto". revision: branch, tag or commit of a hub id. Without a
+        tokenizer.json the model has no `text` and speaks token ids only."""
         on = pick_device(device)
         if on.type == "meta":
             raise InputError("a checkpoint cannot run on device meta: use cpu, cuda or cuda:N")

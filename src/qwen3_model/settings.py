@@ -43,15 +43,25 @@ def pick_dtype(dtype: str | torch.dtype | None, device: torch.device, stored: st
 
 
 def pick_backend(backend: str, device: torch.device) -> str:
-    """Resolve "auto". Raises InputError for a backend that is unknown or not there."""
+    """Resolve "auto". Raises InputError for a backend that is unknown or cannot run on the device."""
     if backend not in BACKENDS:
         raise InputError(f"unknown backend {backend!r}: use {', '.join(BACKENDS)}")
     can = triton_runs_on(device)
     if backend == "triton" and not can:
         raise InputError(
-            f"backend triton cannot run on {device} here: it takes a CUDA device and the package triton "
-            "(or TRITON_INTERPRET=1, for debugging); use --backend reference"
+            f"backend triton cannot run on {device} here: it takes a CUDA device and the package triton; use "
+            "--backend reference"
         )
+    chosen = backend
     if backend == "auto":
-        return "triton" if can and device.type == "cuda" else "reference"
-    return backend
+        chosen = "triton" if can and device.type == "cuda" else "reference"
+    if (
+        chosen == "triton"
+        and device.type == "cuda"
+        and device.index not in (None, torch.cuda.current_device())
+    ):
+        raise InputError(
+            f"backend triton runs on the current CUDA device, not on {device}: choose it with "
+            f"CUDA_VISIBLE_DEVICES={device.index}"
+        )
+    return chosen

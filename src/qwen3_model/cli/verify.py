@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..comparison import Pair
     from ..model import Qwen3
 
-BAR_WIDTH = 30
+BAR_WIDTH, MOST_JOBS = 30, 128
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.seeds < 1:
         raise InputError(f"--seeds is {args.seeds}; it must be at least 1")
-    if args.jobs < 1:
-        raise InputError(f"--jobs is {args.jobs}; it must be at least 1")
+    if not 1 <= args.jobs <= MOST_JOBS:
+        raise InputError(f"--jobs is {args.jobs}; 1 to {MOST_JOBS} was expected")
     prompts = _prompts(args)
     model = options.load_model(args)
     prompt_ids = [options.encode(model, prompt) for prompt in prompts]
@@ -144,7 +144,8 @@ def _print(figures: dict[str, Any]) -> None:
     table.add_row("tokens, forward passes", f"{figures['tokens']}, {figures['forwards']}")
     table.add_row("distinct 8-grams", _number(figures["distinct_8grams"]))
     plain = figures["tokens_per_second_plain"]
-    table.add_row("tok/s", f"{figures['tokens_per_second']:.1f}, plainly {plain:.1f}")
+    beside = f" (each of {figures['jobs']} at once)" if figures["jobs"] > 1 else ""
+    table.add_row("tok/s", f"{figures['tokens_per_second']:.1f}, plainly {plain:.1f}{beside}")
     table.add_row("on", "{device}, torch {torch}, {threads} threads, {dtype}, {backend}".format(**figures))
     console.print(table)
     if figures["accepted_histogram"]:

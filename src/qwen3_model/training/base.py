@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from .. import checkpoint
 from ..config import Qwen3Config, one_line
 from ..errors import InputError
 from .held_out import PROMPT_TOKENS
@@ -18,8 +19,8 @@ HELD_OUT = "held_out.jsonl"
 
 
 def base_config(base: Path) -> Qwen3Config:
-    """The base's config. Raises InputError when it is an Orthrus already."""
-    config = Qwen3Config.from_folder(base)
+    """The base's config. Raises InputError when it is an Orthrus already, by its config or its tensors."""
+    config = Qwen3Config.from_folder(base, checkpoint.tensor_names(base))
     if config.has_diffusion_view:
         raise InputError(f"{base} is an Orthrus already: distil from a plain dense Qwen3")
     return config

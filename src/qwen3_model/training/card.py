@@ -17,8 +17,8 @@ def write(facts: dict[str, Any]) -> str:
 A real, small Orthrus-Qwen3 in the official tensor names: a test fixture and a demonstration, not a coding
 assistant. It continues Python source in the style of library code and knows nothing else.
 
-Made by `orthrus pretrain`, `unrepeat` and `distill`, which `make tiny-checkpoint` runs one after another;
-every figure below is in `training.json`.
+Made by `orthrus pretrain`, `unrepeat` and `distill`; `make tiny-checkpoint` runs these one after another and
+makes one like it. Every setting and figure below is in `training.json`.
 
 | | |
 |---|---|
@@ -56,6 +56,7 @@ Only the `_diff` weights were trained; every figure below is in `training.json`.
 - machine: {facts["machine"]}, torch {facts["torch"]}, Python {facts["python"]}, {facts["date"]}
 - {text}, {dis["count"]} blocks of {dis["size"]} a row
 - learning rate {dis["lr"]}, seed {dis["seed"]}, loss weight {dis["offset_decay"]}^offset
+- {dis.get("own_text", 0):.0%} of the text the base's own{_started(dis)}
 - {estimate}
 
 Greedy and sampled text is the base's whatever these weights are; they change its speed only.
@@ -71,10 +72,10 @@ def _training(facts: dict[str, Any]) -> dict[str, str]:
         f"{corpus['training_tokens'] / 1e6:.1f}M tokens, licences below",
         "AR view": f"{pre['steps']} steps of {pre['batch']} x {pre['length']} tokens in {pre['seconds']} s, "
         f"seed {pre['seed']}; held-out loss {pre['held_out_loss']:.3f} nats a token",
-        "AR view, against loops": _unrepeat(facts["unrepeat"]),
+        **({"AR view, against loops": _unrepeat(facts["unrepeat"])} if "unrepeat" in facts else {}),
         "diffusion view": f"{dis['steps']} steps of {dis['batch']} rows x {dis['count']} blocks of "
         f"{dis['size']} in {dis['seconds']} s, seed {dis['seed']}, loss weight {dis['offset_decay']}^offset, "
-        f"{dis['own_text']:.0%} of the text the AR view's own{_started(dis)}",
+        f"{dis.get('own_text', 0):.0%} of the text the AR view's own{_started(dis)}",
     }
     if "tokens_per_cycle_dev" in dis:
         agreement = ", ".join(f"{x:.2f}" for x in dis["agreement_dev"][:8])
@@ -107,9 +108,6 @@ def _unrepeat(said: dict[str, Any]) -> str:
 def _started(dis: dict[str, Any]) -> str:
     """Which weights the diffusion view started from, if not the AR view's."""
     earlier = dis.get("started_from")
-    if not isinstance(earlier, dict):
-        return f"; started from {earlier}" if earlier else ""
-    return (
-        f"; started from {earlier['steps']} steps ({earlier['seconds']:.0f} s) on the AR view before it was "
-        "trained against loops"
-    )
+    if isinstance(earlier, dict):
+        return f"; started from weights of {earlier['steps']} earlier steps ({earlier['seconds']:.0f} s)"
+    return f"; started from the diffusion weights of {earlier}" if earlier else ""

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint as recompute
 
+from .. import checkpoint
 from ..config import BLOCK_SIZES, Qwen3Config
 from ..errors import InputError
 from .folder import load_network
@@ -21,6 +22,7 @@ from .loop import Plan, Rows, train
 from .network import Network, diffusion_blocks
 from .pretrain import autocast, compiled
 
+SHAPE = "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"
 SHOWN_OFFSETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 31)
 LOGITS_AT_ONCE = 2**25  # entries of one chunk of logits: 256 MiB in fp32 for each of the two views
 
@@ -58,20 +60,26 @@ def start_from_ar(network: Network) -> None:
 
 
 def start_from(network: Network, folder: Path) -> None:
-    """Take the diffusion weights of an Orthrus folder, of whatever AR weights. Raises InputError when it has
-    another shape.
-    """
-    config = Qwen3Config.from_folder(folder)
-    if not config.has_diffusion_view:
+    """Take the diffusion weights of an Orthrus folder that `check_start` has passed."""
+    weights = {name: w for name, w in network.state_dict().items() if "_diff" in name}
+    config = Qwen3Config.from_folder(folder, checkpoint.tensor_names(folder))
+    other = load_network(folder, config).state_dict()
+    for name, weight in weights.items():
+        weight.copy_(other[name])
+
+
+def check_start(folder: Path, base: Qwen3Config) -> None:
+    """Raises InputError when a folder holds no diffusion weights, or ones that do not fit the base."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: name an Orthrus folder to start from")
+    names = checkpoint.tensor_names(folder)
+    config = Qwen3Config.from_folder(folder, names)
+    if not config.has_diffusion_view or not any("_diff" in name for name in names):
         raise InputError(f"{folder} has no diffusion weights to start from: name an Orthrus folder")
-    other, named = load_network(folder, config).state_dict(), dict(network.named_parameters())
-    for name, weight in named.items():
-        if "_diff" in name and (name not in other or other[name].shape != weight.shape):
-            raise InputError(f"{folder}: {name} does not fit the base: start from an Orthrus of its shape")
-    with torch.no_grad():
-        for name, weight in named.items():
-            if "_diff" in name:
-                weight.copy_(other[name])
+    for field in SHAPE:
+        has, wanted = getattr(config, field), getattr(base, field)
+        if has != wanted:
+            raise InputError(f"{folder} has {field} {has}, the base {wanted}: start from an Orthrus like it")
 
 
 def kl_chunk(network: Network, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +98,7 @@ def kl(network: Network, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tens
     """
     size = max(LOGITS_AT_ONCE // network.config.vocab_size, 1)
     parts = [
-        checkpoint(kl_chunk, network, t, s, use_reentrant=False)
+        recompute(kl_chunk, network, t, s, use_reentrant=False)
         for t, s in zip(teacher.split(size), student.split(size), strict=True)
     ]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
@@ -103,8 +111,12 @@ def distill(
     blocks: Blocks,
     state: Path | None = None,
     resume: bool = False,
+    started: str | None = None,
 ) -> tuple[int, float]:
-    """Train the `_diff` weights of a network whose AR weights are loaded. Returns steps and seconds."""
+    """Train the `_diff` weights of a network whose AR weights are loaded. Returns steps and seconds.
+
+    started: what the weights were taken from; a run is resumed from the same only.
+    """
     config, device = network.config, tokens.device
     network.requires_grad_(False)
     weights = {name: w for name, w in network.named_parameters() if "_diff" in name}
@@ -138,6 +150,7 @@ def distill(
         return (loss * weight_of).mean(), lambda: _agreement_words(shares)
 
     about = {"tokens": len(tokens), "mask_token_id": config.mask_token_id, **dataclasses.asdict(blocks)}
+    about |= {"start": started}
     return train("distill", weights, loss_of, plan, about, state, resume)
 
 

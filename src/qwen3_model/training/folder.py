@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import checkpoint
 from ..config import Qwen3Config, read_json_object
 from ..errors import InputError
+from ..settings import DTYPES
 from .network import Network
 from .tokenizer import save_tokenizer
 
@@ -59,10 +60,11 @@ def save_pretrained(
 
 
 def save_retrained(base: Path, out: Path, network: Network, facts: Mapping[str, object]) -> None:
-    """A plain Qwen3 folder like `base` with other weights, in bf16, and another `training.json`."""
+    """A plain Qwen3 folder like `base` with other weights, in its dtype, and another `training.json`."""
 
     def fill(folder: Path) -> None:
-        tensors = {name: w.detach().cpu().bfloat16().contiguous() for name, w in network.state_dict().items()}
+        dtype = DTYPES[network.config.dtype]
+        tensors = {name: w.detach().cpu().to(dtype).contiguous() for name, w in network.state_dict().items()}
         checkpoint.save(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         _copy_others(base, folder)
         _write_configs(folder, network.config, generation=not (folder / "generation_config.json").exists())

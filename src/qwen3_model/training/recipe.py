@@ -34,13 +34,13 @@ from .base import (
     text_prompts,
 )
 from .corpus import HELD_OUT_SHARE, Source, own_texts, sources
-from .distill import Blocks, distill, start_from, start_from_ar
+from .distill import Blocks, check_start, distill, start_from, start_from_ar
 from .folder import check_out, load_network, save_distilled, save_pretrained, save_retrained
 from .held_out import held_out_prompts
 from .loop import Plan, Rows
 from .network import Network
 from .pretrain import held_out_loss, pretrain
-from .rollout import distinct_share, lengths, rollout, with_own_text
+from .rollout import check_own_text, distinct_share, lengths, rollout, with_own_text
 from .tokenizer import train_tokenizer
 from .unlikelihood import Continuations, unrepeat
 
@@ -178,6 +178,9 @@ def run_distill(
     config, tokenizer = base_config(base), load_tokenizer(base)
     plan.check(config.context_length)
     blocks.check(plan.length)
+    check_own_text(own_text, config.context_length)
+    if start is not None:
+        check_start(start, config)
     mask = pick_mask(tokenizer, config.vocab_size, mask_token_id)
     config = dataclasses.replace(config, block_size=blocks.size, mask_token_id=mask)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -194,8 +197,10 @@ def run_distill(
         start_from(network, start)
     network.to(device)
     tokens = with_own_text(network, tokens.to(device), own_text, document_end(tokenizer, config), seed)
-    say(began, f"{(len(tokens) - len(corpus.training)) / 1e6:.1f}M tokens of the base's own text")
-    steps, spent = distill(network, tokens, plan, blocks, state, resume)
+    own_share = 1 - len(corpus.training) / len(tokens)
+    say(began, f"{own_share:.0%} of the text is the base's own")
+    started = None if start is None else str(start.resolve())
+    steps, spent = distill(network, tokens, plan, blocks, state, resume, started)
     say(began, f"distilled {steps} steps in {spent:.0f} s")
     prompts = dev_prompts(base, tokenizer)
     prompts = text_prompts(corpus.held_out) if prompts is None else prompts
@@ -203,7 +208,9 @@ def run_distill(
     if found:
         say(began, _estimate_words(found))
     facts = _distill_facts(base, corpus, plan, blocks, steps, spent, found)
-    facts["distill"] |= {"own_text": own_text} | ({} if start is None else {"started_from": _started(start)})
+    facts["distill"] |= {"own_text": round(own_share, 3)} | (
+        {} if start is None else {"started_from": _started(start)}
+    )
     tiny = "pretrain" in facts and (base / HELD_OUT).exists() and not own and found is not None
     words = card.write(facts) if tiny else card.write_short(facts, name or base.resolve().name)
     save_distilled(base, out, network, facts, words)
@@ -258,8 +265,10 @@ def run_unrepeat(
         say(began, f"dev prompts: distinct 8-grams {found:.3f}")
     path = base / "training.json"
     facts = read_json_object(path) if path.exists() else {}
-    said = dataclasses.asdict(plan) | dataclasses.asdict(own) | figures
-    save_retrained(base, out, network, facts | machine() | {"unrepeat": said})
+    said = dataclasses.asdict(plan) | dataclasses.asdict(own) | figures | machine()
+    if corpus.own or not facts:
+        said["corpus"] = _corpus_facts(corpus)
+    save_retrained(base, out, network, facts | {"unrepeat": said})
     say(began, f"wrote {out}")
 
 

@@ -61,12 +61,21 @@ def distinct_share(text: Tensor, ends: Tensor, gram: int = GRAM) -> float:
     return shares.mean().item() if len(shares) else 1.0
 
 
-def with_own_text(network: Network, tokens: Tensor, share: float, end: int | None, seed: int) -> Tensor:
-    """A long text, and behind it greedy continuations of pieces of it, each `OWN_REPEATED` times, so that
-    they are `share` of the whole: what decoding will meet. Raises InputError for a share outside [0, 1).
-    """
+def check_own_text(share: float, context: int) -> None:
+    """Raises InputError for a share of own text outside [0, 1), or a context too short for a continuation."""
     if not 0 <= share < 1:
         raise InputError(f"the share of the base's own text is {share}; at least 0, below 1 was expected")
+    if share and context < OWN_PROMPT + OWN_TOKENS:
+        raise InputError(
+            f"own text takes {OWN_PROMPT + OWN_TOKENS} tokens a piece, the base has a context of {context}: "
+            "leave out --own-text"
+        )
+
+
+def with_own_text(network: Network, tokens: Tensor, share: float, end: int | None, seed: int) -> Tensor:
+    """A long text, and behind it greedy continuations of pieces of it, each `OWN_REPEATED` times, so that
+    they are `share` of the whole, or less where the text is too short: what decoding will meet.
+    """
     if share == 0:
         return tokens
     rows = Rows(tokens, OWN_PROMPT, seed)
