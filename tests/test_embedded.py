@@ -96,6 +96,7 @@ def test_the_card_tells_what_is_shipped():
     facts = json.loads((EMBEDDED / "training.json").read_text())
     prompts = (EMBEDDED / "held_out.jsonl").read_bytes()
     assert facts["verify"]["prompts_sha256"] == hashlib.sha256(prompts).hexdigest()
+    assert 1 < facts["verify"]["tokens_per_cycle_sampled"] < facts["verify"]["tokens_per_cycle"]
     assert facts["verify"]["tokens_per_cycle"] >= 3.0 and facts["verify"]["distinct_8grams"] >= 0.4
     assert card.write(facts) == (EMBEDDED / "README.md").read_text()
 

@@ -30,6 +30,7 @@ def test_python_snippets(snippet, capsys):
 
 
 def test_there_is_something_to_check():
+    assert not re.search(r"@\w+@", README), "a figure was not filled in"
     assert len(COMMANDS) >= 5 and SNIPPETS
     targets = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`?make ([a-z-]+)", README):

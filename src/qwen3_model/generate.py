@@ -103,6 +103,7 @@ def generate(
     the statistics. stop: the text ends before the first of these strings; token_ids end with the token that
     completed it. on_tokens(ids, text): called with each accepted run; returning False stops. block_size: rows
     of a diffusion block, the checkpoint's at most and by default. Ctrl-C ends a generation with what it has.
+    On CUDA one thread and stream at a time: kernels share a workspace.
     Raises InputError for impossible settings, a prompt that is empty or does not fit, and logits that are not
     numbers."""
     prompt = _checked_prompt(model, prompt_ids)

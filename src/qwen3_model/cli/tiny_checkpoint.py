@@ -11,7 +11,7 @@ from .training_options import add_corpus_options, add_out_options, corpus_bytes_
 def add(subparsers: argparse._SubParsersAction) -> None:
     """Add the verb to the command line."""
     parser = options.new_verb(
-        subparsers, "tiny-checkpoint", "make the embedded checkpoint again, from corpus to model card",
+        subparsers, "tiny-checkpoint", "make a checkpoint like the embedded one, from corpus to model card",
         "orthrus tiny-checkpoint runs/tiny --pretrain-seconds 600 --distill-seconds 600", run,
     )  # fmt: skip
     add_out_options(parser)
