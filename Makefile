@@ -34,7 +34,7 @@ bench: $(VENV)/bench ## every kernel beside its peers on this GPU, 5 minutes; BE
 tune: $(VENV)/bench ## make the linears' launch table anew on this GPU; options in TUNE="..."
 	$(BIN)/python -m bench.tune $(TUNE)
 
-gpu-check: $(VENV)/test ## the kernel tests compiled on this GPU, then compute-sanitizer
+gpu-check: $(VENV)/test ## the kernel tests compiled on this GPU, whole models, then compute-sanitizer; 8 minutes
 	$(BIN)/python -m bench.check
 
 tiny-checkpoint: $(VENV)/core ## train the embedded checkpoint anew into runs/tiny (a GPU, 20 minutes)

@@ -16,19 +16,27 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from orthrus_kernels import Rows, backend_ops, pack, rope, tables
+from orthrus_kernels import Rows, Sampling, backend_ops, pack, rope, tables
 from orthrus_kernels.attention_triton import tile_rows
 from orthrus_kernels.commit_triton import commit_triton
+from orthrus_kernels.head import head_entry
 from orthrus_kernels.verify_triton import verify_triton
 
 from .measure import Call, Pool
 from .models import MODELS, Shape
 
 OURS = "ours"
-OPS = ("linear", "attention", "rms_norm", "add_rms_norm", "qk_norm_rope", "swiglu", "embedding", "commit",
-       "verify")  # fmt: skip
+OPS = ("linear", "attention", "head", "rms_norm", "add_rms_norm", "qk_norm_rope", "swiglu", "embedding",
+       "choose", "log_probability", "top_k", "commit", "verify")  # fmt: skip
 EPS = 1e-6
 KERNELS = backend_ops("triton")
+TWINS = backend_ops("reference")
+LIKELIEST = 16  # tokens of a row that a draft tree asks for
+SETTINGS = {
+    "greedy": Sampling(),
+    "T 0.8": Sampling(temperature=0.8, seed=1),
+    "T 0.8, top-p 0.95": Sampling(temperature=0.8, top_p=0.95, seed=1),
+}
 
 # A peer that is not run, and why.
 NotRun = str
@@ -41,7 +49,7 @@ class Case:
 
     op: str
     model: str
-    name: str  # the weight of a linear, else ""
+    name: str  # the weight of a linear, the setting of a head, choice or top-k, else ""
     rows: int
     context: int | None
     bytes: int  # read and written at least once
@@ -86,6 +94,38 @@ def linear(n: int, k: int, t: int, pool: Pool) -> tuple[int, dict[str, Call | No
         OURS: lambda i: KERNELS.linear(x, weights[i], out=out),
         "cuBLAS": lambda i: torch.mm(x, weights[i].t(), out=peer_out),
     }
+
+
+def head_cases(shape: Shape, rows: Sequence[int], contexts: Sequence[int], device: str) -> Iterator[dict]:
+    entry = head_entry(shape.V, shape.E, torch.bfloat16, device)
+    for k in (1, LIKELIEST):
+        for t in rows:
+            yield {
+                "name": f"k {k}", "rows": t, "context": None,
+                "bytes": 2 * shape.E * (shape.V + t) + t * (12 * k + 4), "flops": 2 * t * shape.V * shape.E,
+                "build": partial(head, shape.V, shape.E, k, t),
+                "kernel": ("head", shape.V, shape.E, k, entry.tile(t)),
+            }  # fmt: skip
+
+
+def head(v: int, e: int, k: int, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
+    """Logits of the k likeliest tokens and log-sum-exp; peer: cuBLAS, topk and logsumexp on its logits in
+    bf16. Ids are left out of the comparison: such logits are often equal."""
+    x = pool.take(t, e)
+    out = tuple(torch.empty(t, k, dtype=d, device=pool.device) for d in (torch.float32, torch.int64))
+    out = *out, torch.empty(t, dtype=torch.float32, device=pool.device)
+    copies = pool.copies(v * e)
+    weights = [pool.take(v, e) for _ in range(copies)]
+
+    def ours(i: int) -> tuple[Tensor, Tensor]:
+        values, _, log_sum_exp = KERNELS.head(x, weights[i], k, out=out)
+        return values, log_sum_exp
+
+    def chain(i: int) -> tuple[Tensor, Tensor]:
+        logits = torch.mm(x, weights[i].t()).float()
+        return logits.topk(k).values, logits.logsumexp(-1)
+
+    return copies, {OURS: ours, "torch chain": chain}
 
 
 def attention_cases(
@@ -266,6 +306,61 @@ def _norm(x: Tensor, weight: Tensor) -> Tensor:
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)).to(x.dtype) * weight
 
 
+def logits_cases(op: str, shape: Shape, rows: Sequence[int]) -> Iterator[dict]:
+    """What reads written logits. Bytes: every logit once, and the results."""
+    v = shape.V
+    build, names, row_bytes = {
+        "choose": (choose, list(SETTINGS), 16),
+        "log_probability": (log_probability, [""], 12),
+        "top_k": (top_k, [f"k {LIKELIEST}"], 12 * LIKELIEST),
+    }[op]
+    for name in names:
+        for t in rows:
+            yield {
+                "name": name, "rows": t, "context": None, "bytes": t * (4 * v + row_bytes), "flops": 0,
+                "build": partial(build, v, name, t), "kernel": (op, v, name),
+            }  # fmt: skip
+
+
+def written_logits(v: int, t: int, pool: Pool) -> list[Tensor]:
+    """Copies of logits [T, V] fp32, of a few units as a model's. Two numbers of the pool are the bits of one:
+    rounded to bf16, many would be equal."""
+    return [2.5 * pool.take(t, 2 * v).view(torch.float32) for _ in range(pool.copies(2 * t * v))]
+
+
+def choose(v: int, name: str, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
+    """Peer: the twin, where a graph can hold it: its noise and its filters ask the host."""
+    sampling, logits = SETTINGS[name], written_logits(v, t, pool)
+    positions = torch.arange(t, device=pool.device)
+    out = torch.empty_like(positions)
+    return len(logits), {
+        OURS: lambda i: KERNELS.choose(logits[i], positions, sampling, out=out),
+        "twin": "asks the host" if sampling.temperature else lambda i: TWINS.choose(
+            logits[i], positions, sampling
+        ),
+    }  # fmt: skip
+
+
+def log_probability(v: int, name: str, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
+    logits = written_logits(v, t, pool)
+    ids = torch.randint(v, (t,), generator=torch.Generator().manual_seed(0)).to(pool.device)
+    out = torch.empty(t, dtype=torch.float32, device=pool.device)
+    return len(logits), {
+        OURS: lambda i: KERNELS.log_probability(logits[i], ids, out=out),
+        "torch chain": lambda i: logits[i].gather(1, ids[:, None])[:, 0] - logits[i].logsumexp(-1),
+    }
+
+
+def top_k(v: int, name: str, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
+    """Compared by log-probabilities alone: torch orders equal ones as it likes."""
+    logits = written_logits(v, t, pool)
+    out = tuple(torch.empty(t, LIKELIEST, dtype=d, device=pool.device) for d in (torch.float32, torch.int64))
+    return len(logits), {
+        OURS: lambda i: KERNELS.top_k(logits[i], LIKELIEST, out=out)[0],
+        "torch chain": lambda i: logits[i].topk(LIKELIEST).values - logits[i].logsumexp(-1, keepdim=True),
+    }
+
+
 def commit_cases(shape: Shape, rows: Sequence[int]) -> Iterator[dict]:
     for t in rows:
         yield {
@@ -316,9 +411,14 @@ def verify(t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
 _OF: dict[str, Callable[[Shape, Sequence[int], Sequence[int], str], Iterator[dict]]] = {
     "linear": linear_cases,
     "attention": attention_cases,
+    "head": head_cases,
     **{
         op: (lambda shape, rows, contexts, device, op=op: row_cases(op, shape, rows))  # type: ignore[misc]
         for op in ("rms_norm", "add_rms_norm", "qk_norm_rope", "swiglu", "embedding")
+    },
+    **{
+        op: (lambda shape, rows, contexts, device, op=op: logits_cases(op, shape, rows))  # type: ignore[misc]
+        for op in ("choose", "log_probability", "top_k")
     },
     "commit": lambda shape, rows, contexts, device: commit_cases(shape, rows),
     "verify": lambda shape, rows, contexts, device: verify_cases(rows),

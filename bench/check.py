@@ -1,4 +1,4 @@
-"""The kernels on this GPU: their tests compiled instead of interpreted, then compute-sanitizer.
+"""The kernels on this GPU: their tests compiled instead of interpreted, whole models, then compute-sanitizer.
 
 The interpreter proves indices, masks and the order of segments; only a GPU proves the order of sums inside
 compiled reductions and tensor-core dots, and that programs do not race. This is what stands behind "bit for
@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = {"test_aot", "test_attention_aot", "test_interpreter", "test_backends"}
 TOOLS = ("memcheck", "racecheck")
 SANITIZER_PROCESSES = 6  # each has a CUDA context of its own
+MODEL_PROCESSES = 3  # each holds a model, the largest of 8B
 ERRORS = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)")
 
 
@@ -46,11 +47,15 @@ class Outcome:
     said: str = ""  # why, where something failed
 
 
-def test_files(root: Path = ROOT) -> list[Path]:
+def kernel_tests(root: Path = ROOT) -> list[Path]:
     """Every kernel test but those that compile for other GPUs or test the interpreter, which prove the same
-    anywhere; then whole models."""
-    kernels = [p for p in (root / "tests/kernels").glob("test_*.py") if p.stem not in LEFT_OUT]
-    return sorted(kernels) + sorted((root / "tests/gpu").glob("test_*.py"))
+    anywhere."""
+    return sorted(p for p in (root / "tests/kernels").glob("test_*.py") if p.stem not in LEFT_OUT)
+
+
+def model_tests(root: Path = ROOT) -> list[Path]:
+    """Whole models, minutes: in a run of their own."""
+    return sorted((root / "tests/gpu").glob("test_*.py"))
 
 
 def environment() -> dict[str, str]:
@@ -73,29 +78,30 @@ def run(command: Sequence[str], limit: float, env: dict[str, str]) -> tuple[int 
     return done.returncode, done.stdout
 
 
-def run_tests(processes: int, limit: float) -> list[Outcome]:
-    """The kernel tests, a line a file."""
+def run_tests(what: str, files: Sequence[Path], processes: int, limit: float, option: str) -> list[Outcome]:
+    """A pytest run of at most `limit` seconds, a line a file. option: the one that sets the limit."""
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder) / "tests.xml"
         command: list[str] = [
             sys.executable,
             "-m",
             "pytest",
-            *map(str, test_files()),
+            *map(str, files),
             f"--junitxml={xml}",
             "-p",
             "no:cacheprovider",
+            f"--timeout={limit:.0f}",
         ]
         if processes > 1 and importlib.util.find_spec("xdist"):
             command += ["-n", str(processes)]
         code, said = run(command, limit, environment())
         if code is None:
-            return [Outcome("kernel tests", 0, 1, f"not done after {limit:.0f} s (--seconds)")]
+            return [Outcome(what, 0, 1, f"not done after {limit:.0f} s ({option})")]
         if not xml.exists():
-            return [Outcome("kernel tests", 0, 1, " ".join(said.split())[-300:])]
+            return [Outcome(what, 0, 1, " ".join(said.split())[-300:])]
         found = outcomes(xml.read_text())
     if code and not any(outcome.failures for outcome in found):
-        found.append(Outcome("pytest", 0, 1, f"exit code {code}: " + " ".join(said.split())[-300:]))
+        found.append(Outcome(what, 0, 1, f"exit code {code}: " + " ".join(said.split())[-300:]))
     return found
 
 
@@ -155,15 +161,26 @@ def _first_error(said: str) -> str:
 def parse(arguments: Sequence[str] | None):
     parser = Parser(
         prog=f"python -m {COMMAND}",
-        description="Run the kernel tests compiled on this GPU, then compute-sanitizer.",
+        description="Run the kernel tests compiled on this GPU, whole models, then compute-sanitizer.",
         epilog="example: python -m bench.check --seconds 600",
     )
-    parser.add_argument("--seconds", type=positive, default=230, help="end after this long; default: 230")
+    parser.add_argument(
+        "--seconds",
+        type=positive,
+        default=230,
+        help="for kernel tests and compute-sanitizer together; default: %(default)s",
+    )
+    parser.add_argument(
+        "--model-seconds",
+        type=positive,
+        default=300,
+        help="for the tests of whole models besides; default: %(default)s",
+    )
     parser.add_argument(
         "--processes",
         type=positive,
         default=min(8, os.cpu_count() or 1),
-        help="of pytest; default: %(default)s",
+        help=f"of pytest, {MODEL_PROCESSES} at most for whole models; default: %(default)s",
     )
     return parser.parse_args(arguments)
 
@@ -181,9 +198,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.perf_counter()
     print(machine_line(machine(f"python -m {COMMAND}")), flush=True)
     program = sanitizer()
-    found = run_tests(given.processes, given.seconds * (0.65 if program else 1))
+    limit = given.seconds * (0.65 if program else 1)
+    found = run_tests("kernel tests", kernel_tests(), given.processes, limit, "--seconds")
+    left = given.seconds - (time.perf_counter() - began)
+    processes = min(given.processes, MODEL_PROCESSES)
+    found += run_tests("whole models", model_tests(), processes, given.model_seconds, "--model-seconds")
     if program:
-        left = given.seconds - (time.perf_counter() - began)
         jobs = [(tool, name) for tool in TOOLS for name in LAUNCHES]
         each = left / -(-len(jobs) // SANITIZER_PROCESSES)
         with ThreadPoolExecutor(SANITIZER_PROCESSES) as pool:

@@ -1,16 +1,20 @@
 """One small launch of every kernel in every form, for compute-sanitizer: `python -m bench.launches NAME...`.
 
-Odd sizes, so that masks matter; the caches hold no more than they must, so that reading past them shows."""
+Odd sizes, so that masks matter; the caches hold no more than they must, so that reading past them shows.
+
+racecheck looks at shared memory only. The arrival counters of split linears and of fused attention lie in
+global memory, where no tool sees a race: equal bits over many launches stand for them (tests/gpu, and the
+tests of both kernels)."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from orthrus_kernels import Rows, backend_ops
-from orthrus_kernels.commit_triton import commit_triton
+from orthrus_kernels import Rows, Sampling, backend_ops
 from orthrus_kernels.tables import LinearEntry, LinearTile
 from orthrus_kernels.verify_triton import verify_triton
 
@@ -32,6 +36,14 @@ def linear(split: bool) -> None:
     entry = LinearEntry(64, 3, (LinearTile(None, 16, 64, split, 4, 3),))
     x, w, w_diff = numbers(21, 328), numbers(70, 328), numbers(70, 328)
     TRITON.linear(x, w, w_diff, 9, entry=entry)
+
+
+def linear_by_tma(split: bool) -> None:
+    """The same, copied by descriptors; a tile of 48 rows is two dots. Then a launch a view."""
+    tile = LinearTile(None, 48, 64, split, 4, 3, tma=True)
+    x, w, w_diff = numbers(70, 328), numbers(70, 328), numbers(70, 328)
+    for apart in (None, 8):
+        TRITON.linear(x, w, w_diff, 9, entry=LinearEntry(64, 3, (tile,), apart=apart))
 
 
 def linear_by_the_table() -> None:
@@ -57,21 +69,77 @@ def attention(form: str) -> None:
     TRITON.attention(q, k, v, numbers(1, 2, 300, 64), numbers(1, 2, 300, 64), rows, 0.125, form=form)
 
 
+def fused_attention() -> None:
+    """One row: the program that arrives last folds."""
+    q, k, v = (numbers(1, heads, 64) for heads in (4, 2, 2))
+    caches = numbers(1, 2, 300, 64), numbers(1, 2, 300, 64)
+    TRITON.attention(q, k, v, *caches, Rows.chain([1], 300), 0.125, form="fused")
+
+
+def mixed_pass() -> None:
+    """The attention half of a layer on 7 nodes and two blocks, rows of both views in every kernel."""
+    rows = Rows.tree_with_blocks([1] * 7, [-1, 0, 0, 1, 1, 3, 2], 37, [2, 5], 4, 2)
+    n, n_ar, h, g, d, e = len(rows), rows.n_ar, 4, 2, 64, 200
+    packed = TRITON.prepare_rows(rows, h, g, d, torch.bfloat16, torch.device(DEVICE))
+    x, w, angle = numbers(n, e), numbers(e), torch.randn(n, d // 2, device=DEVICE)
+    normed = TRITON.rms_norm(x, w, EPS, w, n_ar)
+    qkv = TRITON.linear(normed, numbers((h + 2 * g) * d, e), numbers((h + 2 * g) * d, e), n_ar)
+    qkv, head_norm = qkv.view(n, h + 2 * g, d), numbers(d)
+    q, k = TRITON.qk_norm_rope(
+        qkv, h, head_norm, head_norm, angle.cos(), angle.sin(), EPS, head_norm, head_norm, n_ar
+    )
+    caches = numbers(1, g, 37, d), numbers(1, g, 37, d)
+    o = TRITON.attention(q, k, qkv[:, h + g :], *caches, packed, d**-0.5).view(n, h * d)
+    TRITON.add_rms_norm(TRITON.linear(o, numbers(e, h * d), numbers(e, h * d), n_ar), x, w, EPS)
+
+
+def head() -> None:
+    for k in (1, 16):
+        TRITON.head(numbers(21, 328), numbers(1100, 328), k)
+
+
+def logit_summary() -> None:
+    """Two tiles of the vocabulary, the last one ragged."""
+    logits = torch.randn(3, 5003, device=DEVICE)
+    TRITON.log_probability(logits, torch.tensor([5002, 0, 7], device=DEVICE))
+    TRITON.top_k(logits, 16)
+
+
+def choose(**settings: Any) -> None:
+    """Two blocks of the vocabulary, the last one ragged; rounded logits: ties at every edge."""
+    logits, positions = 2 * torch.randn(3, 9001, device=DEVICE), torch.tensor([5, 0, 40959], device=DEVICE)
+    logits[0] = logits[0].round()
+    TRITON.choose(logits, positions, Sampling(seed=2**40 + 3, **settings), logits > 1)
+
+
+FILTERS = {"temperature": 0.8, "top_k": 200, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.1,
+           "logit_bias": {7: 1.0, 9: float("-inf")}}  # fmt: skip
+
+
 def commit() -> None:
     caches, rows = [numbers(2, 1, 3, 8, 40) for _ in "kv"], [numbers(2, 6, 3, 40) for _ in "kv"]
-    commit_triton(caches[0], caches[1], rows[0], rows[1], table([0, 2, 5, -1]), table([6]))
+    TRITON.commit(caches[0], caches[1], rows[0], rows[1], table([0, 2, 5, -1]), table([6]))
 
 
 LAUNCHES: dict[str, Callable[[], object]] = {
     "linear, split": lambda: linear(True),
     "linear, in one CTA": lambda: linear(False),
+    "linear, TMA, split": lambda: linear_by_tma(True),
+    "linear, TMA, in one CTA": lambda: linear_by_tma(False),
     "linear, table": linear_by_the_table,
     "norms": norms,
     "qk_norm_rope": qk_norm_rope,
     "swiglu": lambda: TRITON.swiglu(numbers(5, 2 * 1100)),
     "embedding": lambda: TRITON.embedding(numbers(50, 1100), table([49, 0, 7])),
     "attention, partial": lambda: attention("partial"),
+    "attention, fused": fused_attention,
     "attention, whole": lambda: attention("whole"),
+    "mixed pass": mixed_pass,
+    "head": head,
+    "logit summary": logit_summary,
+    "choose, greedy": choose,
+    "choose, sampled": lambda: choose(temperature=0.8),
+    "choose, all filters": lambda: choose(**FILTERS),
     "verify": lambda: verify_triton(table([5, 6, 7, 7]), table([-1, 0, 0, 2]), table([7, 1, 7, 3])),
     "commit": commit,
 }

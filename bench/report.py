@@ -58,8 +58,9 @@ def tables(results: Sequence[Result], roofs: Roofs) -> list[tuple[str, list[str]
         if not mine:
             continue
         peers = [n for n in dict.fromkeys(n for r in mine for n in (*r.times, *r.notes)) if n != OURS]
+        what = "weight" if op == "linear" else "setting"
         optional = {
-            "weight": lambda r: f"{r.case.name} {_nk(r.case)}" if r.case.name else "",
+            what: lambda r: f"{r.case.name} {_nk(r.case)}" if r.case.name else "",
             "context": lambda r: f"{r.case.context}" if r.case.context is not None else "",
         }
         shown = {name: of for name, of in optional.items() if any(of(r) for r in mine)}

@@ -1,5 +1,6 @@
 """`make gpu-check` without a GPU: which tests it takes, how it counts, and every launch it would sanitize."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from interpreter import DEVICE
 
 from bench import check, launches
+from orthrus_kernels.backends import _TRITON, REFERENCE, Ops
 
 XML = """<testsuites><testsuite>
 <testcase classname="tests.kernels.test_linear" name="a"/>
@@ -20,14 +22,40 @@ XML = """<testsuites><testsuite>
 
 
 def test_every_kernel_test_is_taken():
-    names = {path.stem for path in check.test_files()}
+    names = {path.stem for path in check.kernel_tests()}
     everything = {path.stem for path in (Path(__file__).parent / "kernels").glob("test_*.py")}
-    assert (
-        {"test_linear", "test_rowwise", "test_attention_kernels"}
-        <= names
-        == (everything - check.LEFT_OUT) | {"test_bits"}
-    )
+    assert {"test_linear", "test_rowwise", "test_attention_kernels"} <= names == everything - check.LEFT_OUT
     assert everything >= check.LEFT_OUT
+    assert [path.stem for path in check.model_tests()] == ["test_bits"]
+
+
+def test_whole_models_have_a_run_of_their_own(monkeypatch, capsys):
+    """Few processes and a limit of their own; what they take is not taken from the sanitizer."""
+    runs = []
+
+    def run_tests(what, files, processes, limit, option):
+        runs.append((files, processes, limit, option))
+        return [check.Outcome(what, 1, 0)]
+
+    monkeypatch.setattr(check, "run_tests", run_tests)
+    monkeypatch.setattr(check, "sanitizer", lambda: None)
+    monkeypatch.setattr(check, "machine", lambda command: {})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert check.main(["--processes", "8", "--seconds", "100", "--model-seconds", "7"]) == 0
+    assert runs == [
+        (check.kernel_tests(), 8, 100, "--seconds"),
+        (check.model_tests(), 3, 7, "--model-seconds"),
+    ]
+
+
+def test_a_run_of_tests_ends_at_its_limit(monkeypatch):
+    said = []
+    monkeypatch.setattr(check, "run", lambda command, limit, env: said.append((command, limit)) or (None, ""))
+    files = check.model_tests()
+    (got,) = check.run_tests("whole models", files, 3, 9, "--model-seconds")
+    assert got.failures == 1 and "after 9 s (--model-seconds)" in got.said
+    ((command, limit),) = said
+    assert limit == 9 and str(files[0]) in command and str(check.kernel_tests()[0]) not in command
 
 
 def test_outcomes_by_file():
@@ -70,6 +98,29 @@ def test_children_run_compiled(monkeypatch):
 def test_every_launch_runs(name, monkeypatch):
     monkeypatch.setattr(launches, "DEVICE", DEVICE)
     launches.main([name])
+
+
+def test_every_kernel_has_a_launch(monkeypatch):
+    """All launches once, on the twins: what they call is what the Triton backend has kernels for."""
+    called = set()
+
+    def twin(name):
+        def call(*arguments, **given):
+            called.add(name)
+            if name == "commit":  # its twin takes the accepted rows alone, nothing returns
+                return None
+            of = getattr(REFERENCE, name)
+            known = inspect.signature(of).parameters
+            return of(*arguments, **{key: value for key, value in given.items() if key in known})
+
+        return call
+
+    monkeypatch.setattr(launches, "DEVICE", "cpu")
+    monkeypatch.setattr(launches, "TRITON", Ops(**{name: twin(name) for name in vars(REFERENCE)}))
+    monkeypatch.setattr(launches, "verify_triton", lambda *arguments: called.add("verify"))
+    launches.main([])
+    kernels = {name for name, op in vars(REFERENCE).items() if getattr(_TRITON, name) is not op}
+    assert called == kernels | {"verify"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where there is no GPU")
