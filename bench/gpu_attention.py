@@ -2,9 +2,9 @@
 
 One 8B layer (32 query heads, 8 key heads, head 128, bf16). Times are medians of CUDA graph replays over as
 many layers as overflow the L2 cache several times, divided by the layers. SDPA runs without a mask over the
-context's keys, which favours it. "fused": the last program of a key head folds; "overlapped" and "apart": a
-combine launched before, and after, the partial kernel ends; "roof": the time that reading the keys and values
-once takes. The run takes about 90 seconds; the last line is JSON."""
+context's keys, which favours it. "fused": the last program of a key head folds; "apart": a second kernel
+does; "roof": the time that reading the keys and values once takes. The run takes about 90 seconds; the last
+line is JSON."""
 
 from __future__ import annotations
 
@@ -152,21 +152,15 @@ def soak(launches: int = 2000) -> None:
 
     Counts the outputs that differ from the first, which is compared with another form's."""
     bench = Bench(4096)
-    for n, form, overlap in (
-        (1, "fused", False),
-        (4, "fused", False),
-        (1, "partial", True),
-        (64, "partial", True),
-    ):
+    for n, form in ((1, "fused"), (4, "fused"), (1, "partial"), (64, "partial")):
         rows = Rows.chain([1] * n, 4096)
-        want, at.OVERLAP = bench.ours(rows, "whole")(0).clone(), overlap
+        want = bench.ours(rows, "whole")(0).clone()
         work = bench.ours(rows, form)
         differ = torch.zeros((), dtype=torch.int64, device=DEVICE)
         for _ in range(launches):
             bench.space.fill_(float("nan"))
             differ += (work(0) != want).any()
         RESULTS.setdefault("soak", {})[f"{n} rows {form}"] = f"{differ.item()} of {launches} differ"
-        at.OVERLAP = False
     print("SOAK", RESULTS["soak"], flush=True)
 
 
@@ -318,19 +312,6 @@ def times(bandwidth: float) -> None:
         torch.cuda.empty_cache()
 
 
-def overlapped(work):
-    """`work` with the combine's programs started early."""
-
-    def call(layer: int):
-        at.OVERLAP = True
-        try:
-            return work(layer)
-        finally:
-            at.OVERLAP = False
-
-    return call
-
-
 def times_at(context: int, bandwidth: float):
     """Entries of one context: chains of rows beside the peers, then the mixed pass."""
     bench = Bench(context)
@@ -344,7 +325,6 @@ def times_at(context: int, bandwidth: float):
         entry = {"context": context, "rows": n, "roof": roof, "ours": time_of("ours", bench.ours(rows))}
         if n <= 4:
             entry["fused"] = time_of("fused", bench.ours(rows, "fused"))
-        entry["overlapped"] = time_of("overlapped", overlapped(bench.ours(rows, "partial")))
         entry["apart"] = time_of("apart", bench.ours(rows, "partial"))
         if n in (1, 64):
             entry["without combine"] = attempt("no combine", lambda: without_combine(bench, rows))  # noqa: B023
@@ -358,7 +338,6 @@ def times_at(context: int, bandwidth: float):
     yield {
         "context": context,
         "33 + 24 x 6 rows": time_of("mixed", bench.ours(mixed)),
-        "overlapped": time_of("mixed", overlapped(bench.ours(mixed))),
         "33 alone": time_of("33", bench.ours(Rows.tree([1] * 33, parents, context))),
         "24 x 6 alone": time_of("24 x 6", bench.ours(blocks_only(24, 6, context))),
     }
@@ -422,7 +401,7 @@ def variants() -> None:
 
 def short_table(bandwidth: float) -> None:
     """What matters, last: bits, then ours over the roof and over the best peer."""
-    columns = ("rows", "roof", "ours", "fused", "overlapped", "apart")
+    columns = ("rows", "roof", "ours", "fused", "apart")
     print(f"\nmicroseconds a layer; read {bandwidth} GB/s")
     print("bits", RESULTS.get("bits"), "\nsoak", RESULTS.get("soak"))
     print(

@@ -32,7 +32,7 @@ from orthrus_kernels import Sampling, choose, tables  # noqa: E402
 from orthrus_kernels._triton import triton  # noqa: E402
 from orthrus_kernels.choice_triton import choose_triton, log_probability_triton  # noqa: E402
 from orthrus_kernels.head import head_entry, head_triton  # noqa: E402
-from orthrus_kernels.linear import linear_triton  # noqa: E402
+from orthrus_kernels.linear_triton import linear_triton  # noqa: E402
 from orthrus_kernels.logit_summary import summary_of_logits  # noqa: E402
 from orthrus_kernels.tables import LinearEntry, LinearTile  # noqa: E402
 

@@ -40,8 +40,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 from orthrus_kernels import tables  # noqa: E402
 from orthrus_kernels._triton import tl, triton  # noqa: E402
 from orthrus_kernels.backends import backend_ops  # noqa: E402
-from orthrus_kernels.linear import Workspace, linear_triton  # noqa: E402
+from orthrus_kernels.linear_triton import linear_triton  # noqa: E402
 from orthrus_kernels.tables import LinearEntry, LinearTile  # noqa: E402
+from orthrus_kernels.workspace import Workspace  # noqa: E402
 
 BEGAN = time.perf_counter()
 BF16 = torch.bfloat16

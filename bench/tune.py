@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from orthrus_kernels import tables
-from orthrus_kernels.linear import linear_triton
+from orthrus_kernels.linear_triton import linear_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
 
 from .command import Parser, fail, in_processes, positive, short, writable

@@ -31,16 +31,15 @@ forms also write and read 4 (D + 2) bytes per row, query head and segment."""
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
 from torch import Tensor
 
 from ._triton import tl, triton
-from .linear import workspace as shared_workspace
 from .packed import PackedRows, pack
 from .visibility import Rows
+from .workspace import workspace as shared_workspace
 
 # (D, bytes of an element) -> (FOLDED, BLOCK_S, warps, stages). FOLDED: rows of a tile once the query heads of
 # a key head are folded in. It, BLOCK_S and the warps decide bits, stages do not. 16 bits: tiles of 64 rows or
@@ -69,8 +68,6 @@ FUSED_BYTES = 1 << 17
 FUSED_HEADS = 16  # rows times query heads of a key head that it folds: a kernel for each power of two
 FUSED_UNROLL = 16  # partials it has in flight, fewer where they are more than 64 numbers a thread
 COMBINE_UNROLL = 8  # partials a combining program has in flight; they are folded in order all the same
-# Start the combine's programs while the last partials are computed (CUDA from sm_90 on): they wait in place.
-OVERLAP = False
 
 
 @triton.jit
@@ -194,15 +191,13 @@ def _partial_kernel(
     acc, stats, arrivals, out, stride_ot, stride_oh,
     T, G, scale,
     D: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr, FOLDED: tl.constexpr, BLOCK_S: tl.constexpr,
-    STAGES: tl.constexpr, FUSED: tl.constexpr, UNROLL: tl.constexpr, OVERLAP: tl.constexpr,
+    STAGES: tl.constexpr, FUSED: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """One (tile, segment) for one key head: acc [C, T, H, D], stats [C, T, H, 2] (maximum, sum).
 
     FUSED >= T * GROUP, a power of two, for a pass of one path tile: the program that arrives last for its key
     head folds the partials into `out`. With FUSED 0 the combine does.
     """
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
     i_g, i_item = tl.program_id(0) % G, tl.program_id(0) // G
     i_tile, i_segment = tl.load(items + 2 * i_item), tl.load(items + 2 * i_item + 1)
     if i_tile < 0:
@@ -249,13 +244,11 @@ def _partial_kernel(
 @triton.jit(do_not_specialize=["T"])
 def _combine_kernel(
     acc, stats, row_segments, out, stride_ot, stride_oh, T, H, scale,
-    D: tl.constexpr, UNROLL: tl.constexpr, OVERLAP: tl.constexpr,
+    D: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Fold one row and head's partials in the order of the segments and divide."""
     i_row, i_h = tl.program_id(0).to(tl.int64), tl.program_id(1)
     n = tl.load(row_segments + i_row)
-    if OVERLAP:
-        tl.extra.cuda.gdc_wait()
     o_one, o_d = tl.arange(0, 1), tl.arange(0, D)
     stride_segment = T.to(tl.int64) * H
     b_out = _fold(acc, stats, i_row * H + i_h + o_one, o_one == 0, stride_segment, n, scale, 1, D, UNROLL)
@@ -360,18 +353,16 @@ def attention_triton(
     assert workspace.numel() >= size and workspace.dtype == torch.float32, (workspace.numel(), size)
     stats = workspace[size * d // (d + 2) : size]
     fused = triton.next_power_of_2(n * group) if form == "fused" else 0
-    overlap = OVERLAP and not fused and _can_overlap(q.device)
     _partial_kernel[(len(rows.items) * groups,)](
         items=rows.items, acc=workspace, stats=stats, T=n,
         arrivals=shared_workspace(q.device).counters if fused else None,
-        FUSED=fused, UNROLL=_fused_unroll(fused, d, warps), OVERLAP=overlap, **shared,
+        FUSED=fused, UNROLL=_fused_unroll(fused, d, warps), **shared,
     )  # fmt: skip
     if not fused:
         _combine_kernel[(n, heads)](
             acc=workspace, stats=stats, row_segments=rows.row_segments,
             out=out, stride_ot=out.stride(0), stride_oh=out.stride(1), T=n, H=heads,
-            scale=shared["scale"], D=d, UNROLL=COMBINE_UNROLL, OVERLAP=overlap, num_warps=1,
-            **({"launch_pdl": True} if overlap else {}),
+            scale=shared["scale"], D=d, UNROLL=COMBINE_UNROLL, num_warps=1,
         )  # fmt: skip
     return out
 
@@ -434,13 +425,6 @@ def _one_tile(rows: PackedRows) -> bool:
 def _fused_unroll(fused: int, d: int, warps: int) -> int:
     """Partials of `fused` rows and heads that the folding program has in flight."""
     return max(1, min(FUSED_UNROLL, 64 * 32 * warps // (fused * d))) if fused else 1
-
-
-@functools.cache
-def _can_overlap(device: torch.device) -> bool:
-    """Whether a kernel may start before the one it depends on ends: CUDA from sm_90 on."""
-    cuda = device.type == "cuda" and torch.version.hip is None
-    return cuda and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _check(

@@ -20,7 +20,8 @@ from .commit import commit
 from .commit_triton import commit_triton
 from .embedding import embedding, embedding_triton
 from .head import head, head_triton
-from .linear import linear, linear_triton
+from .linear import linear
+from .linear_triton import linear_triton
 from .qk_norm_rope import qk_norm_rope, qk_norm_rope_triton
 from .rms_norm import add_rms_norm, add_rms_norm_triton, rms_norm, rms_norm_triton
 from .rope import rope

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from . import tables
 from ._triton import tl, triton
-from .linear import _sum_by_pointers, linear
+from .linear import linear
+from .linear_triton import sum_by_pointers
 from .logit_summary import GROUP, Summary, Tiles, empty_summary, summarise_tile
 from .tables import LinearTile
 
@@ -63,13 +64,13 @@ def _head_kernel(
     o_t = i_t * BLOCK_T + tl.arange(0, BLOCK_T)
     blocks = tl.cdiv(K, BLOCK_K)
     if SEGMENTS == 1:
-        total = _sum_by_pointers(w, sw_n, x, sx_t, o_n, o_t, T, 0, blocks, N, K,
+        total = sum_by_pointers(w, sw_n, x, sx_t, o_n, o_t, T, 0, blocks, N, K,
                                  BLOCK_N, BLOCK_T, BLOCK_K, STAGES, EVEN_K)  # fmt: skip
     else:
         each = tl.cdiv(blocks, SEGMENTS)
         total = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
         for s in range(SEGMENTS):
-            total += _sum_by_pointers(w, sw_n, x, sx_t, o_n, o_t, T, s * each,
+            total += sum_by_pointers(w, sw_n, x, sx_t, o_n, o_t, T, s * each,
                                       tl.minimum((s + 1) * each, blocks), N, K,
                                       BLOCK_N, BLOCK_T, BLOCK_K, STAGES, EVEN_K)  # fmt: skip
     summarise_tile(total, i_n, o_t, T, N, candidates, maxima, sums, TOP, BLOCK_N, BLOCK_T, GROUP)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .linear import linear
+from .linear import by_view
 from .visibility import Rows, visible
 
 
@@ -70,10 +70,4 @@ def linear_torch(
     """`linear` by `torch.mm`, all rows of a view at once; logits are rounded to x's dtype before they are
     widened.
     """
-    if weight_diff is None or n_ar is None:
-        n_ar = len(x)
-    parts = [x[:n_ar] @ weight.t()] if n_ar else []
-    if n_ar < len(x):
-        assert weight_diff is not None
-        parts.append(x[n_ar:] @ weight_diff.t())
-    return torch.cat(parts).to(out_dtype or x.dtype) if parts else linear(x, weight, out_dtype=out_dtype)
+    return by_view(lambda rows, w: (rows @ w.t()).to(out_dtype or x.dtype), x, weight, weight_diff, n_ar)

@@ -92,10 +92,12 @@ class CapturedPasses:
 
         A shape is captured when it comes for the second time: by then its kernels are compiled."""
         assert isinstance(inputs.rows, PackedRows)
+        if inputs.rows.n_rows > MOST_ROWS:
+            return self._model.compute(inputs.on(self._model.device), self._cache)
         wanted = None if inputs.logits_of is None else tuple(inputs.logits_of.tolist())
         shape = (inputs.n_ar, wanted, *inputs.rows.shape)
         self._seen[shape] += 1
-        if self._seen[shape] == 1 or inputs.rows.n_rows > MOST_ROWS:
+        if self._seen[shape] == 1:
             return self._model.compute(inputs.on(self._model.device), self._cache)
         if shape not in self._graphs:
             self._graphs[shape] = self._capture(inputs)

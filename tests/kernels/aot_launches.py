@@ -45,7 +45,7 @@ TMA_ENTRIES = (
 
 def linears() -> Iterator[Launch]:
     """Every tile of the table's entries, and of defaults with every number of segments; equal ones once."""
-    op = module("linear")
+    op = module("linear_triton")
     shapes = ((151936, 4096), (6144, 4096), (4096, 4096), (512, 4096))
     entries = [(dtype, entry) for (_, _, dtype, _), entry in tables.linear_entries().items()]
     entries += [(d, tables.default_entry(*s, d)) for s in shapes for d in (torch.bfloat16, torch.float32)]

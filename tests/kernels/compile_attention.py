@@ -61,7 +61,6 @@ def compiled(kernel, dtype: str, constants: dict, arch: str, **options) -> dict:
         report["registers"] = int(re.search(r"Used (\d+) registers", said).group(1))
         report["spilled"] = int(re.search(r"(\d+) bytes spill stores", said).group(1))
         report["wgmma"] = "wgmma.mma_async" in ptx
-        report["overlap"] = "griddepcontrol" in ptx
         report["pipelined"] = "cp.async" in ptx
     return report
 
@@ -84,17 +83,12 @@ def main() -> None:
                 constants["STAGES"] = stages
                 if fused is not None:
                     unroll = a._fused_unroll(fused, d, warps)
-                    constants |= {"FUSED": fused, "UNROLL": unroll, "OVERLAP": overlaps(arch) and not fused}
+                    constants |= {"FUSED": fused, "UNROLL": unroll}
                     constants |= {} if fused else {"arrivals": None}
                 how = {"num_warps": height * warps, "num_stages": stages}
                 print(json.dumps(compiled(kernel, dtype, constants, arch, **how)), flush=True)
-            constants = {"D": d, "UNROLL": a.COMBINE_UNROLL, "OVERLAP": overlaps(arch)}
+            constants = {"D": d, "UNROLL": a.COMBINE_UNROLL}
             print(json.dumps(compiled(a._combine_kernel, dtype, constants, arch, num_warps=1)), flush=True)
-
-
-def overlaps(arch: str) -> bool:
-    """What the launcher's `_can_overlap` says on such a GPU."""
-    return arch.isdigit() and int(arch) >= 90
 
 
 def others(arch: str) -> None:

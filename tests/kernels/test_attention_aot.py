@@ -40,10 +40,3 @@ def test_dots_run_on_hopper_tensor_cores_from_pipelined_copies(compiled):
     for line in compiled:
         if line["arch"] == "90" and line["dtype"] == "bf16" and "num_stages" in line:
             assert line["wgmma"] and line["pipelined"], line
-
-
-def test_the_combine_overlaps_from_hopper_on_and_nowhere_else(compiled):
-    """And no fused form starts a second kernel."""
-    for line in compiled:
-        two_kernels = line["kernel"] == "_combine_kernel" or line["FUSED"] == 0
-        assert line.get("overlap", False) == (two_kernels and line["arch"] in ("90", "100", "120")), line

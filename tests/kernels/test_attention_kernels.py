@@ -13,8 +13,8 @@ from strategies import KINDS, hard, mixed_passes
 from orthrus_kernels import Rows, attention, commit
 from orthrus_kernels import attention_triton as module
 from orthrus_kernels.attention_triton import attention_triton, tile_rows, workspace_size
-from orthrus_kernels.linear import Workspace
 from orthrus_kernels.packed import pack
+from orthrus_kernels.workspace import Workspace
 
 HEADS, GROUPS, DIM = twin.HEADS, twin.GROUPS, twin.DIM
 # Of the largest output: fp32 in blocks of sums; otherwise rounded probabilities and a rounded output.

@@ -8,7 +8,7 @@ from inputs import DTYPES, examples, given_rows
 from strategies import KINDS, hard
 
 from orthrus_kernels.head import head, head_entry, head_triton
-from orthrus_kernels.linear import linear_triton
+from orthrus_kernels.linear_triton import linear_triton
 from orthrus_kernels.logit_summary import summary_of_logits
 from orthrus_kernels.tables import LinearEntry, LinearTile
 from orthrus_kernels.top_k import top_k, top_k_triton

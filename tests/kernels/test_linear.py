@@ -11,9 +11,10 @@ from limits import assert_close
 from strategies import KINDS, hard
 
 from orthrus_kernels import tables
-from orthrus_kernels.linear import Workspace, linear_triton
+from orthrus_kernels.linear_triton import linear_triton
 from orthrus_kernels.pdl import pdl_supported
 from orthrus_kernels.tables import LinearEntry, LinearTile
+from orthrus_kernels.workspace import Workspace
 
 # K = 200 in segments of 3, 3 and 1 blocks, the last block ragged; few rows split, many one after another.
 TILES = (

@@ -10,7 +10,7 @@ from interpreter import DEVICE
 from strategies import hard
 
 from orthrus_kernels import tables
-from orthrus_kernels.linear import linear_triton
+from orthrus_kernels.linear_triton import linear_triton
 
 
 @given(n=st.integers(1, 200_000), k=st.integers(1, 30_000), rows=st.integers(1, 5000))

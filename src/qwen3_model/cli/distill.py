@@ -7,6 +7,7 @@ from pathlib import Path
 
 from . import options
 from .training_options import (
+    add_base_options,
     add_corpus_options,
     add_out_options,
     add_plan_options,
@@ -25,9 +26,8 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         subparsers, "distill", "train a diffusion view for a dense Qwen3, whose tensors stay bit-identical",
         "orthrus distill Qwen/Qwen3-0.6B runs/orthrus-0.6b --text my-code/ --batch 1 --seconds 3600", run,
     )  # fmt: skip
-    parser.add_argument("base", metavar="BASE", help="checkpoint folder or hub id of a dense Qwen3")
+    add_base_options(parser)
     add_out_options(parser)
-    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
     add_corpus_options(parser)
     add_plan_options(
         parser, batch=8, length=1024, lr=f"{TINY_RATE:g} to hidden size {TINY_HIDDEN}, else {RATE:g}"

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 DEFAULT_SECONDS = 600.0  # when neither --steps nor --seconds is given
 
 
+def add_base_options(parser: argparse.ArgumentParser) -> None:
+    """BASE and its --revision."""
+    parser.add_argument("base", metavar="BASE", help="checkpoint folder or hub id of a dense Qwen3")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
+
+
 def add_out_options(parser: argparse.ArgumentParser) -> None:
     """OUT and --overwrite."""
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, whole or not at all")

@@ -6,6 +6,7 @@ import argparse
 
 from . import options
 from .training_options import (
+    add_base_options,
     add_corpus_options,
     add_out_options,
     add_plan_options,
@@ -21,9 +22,8 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         subparsers, "unrepeat", "train a small Qwen3 against loops in its greedy text (unlikelihood)",
         "orthrus unrepeat runs/base runs/base-2 --seconds 90 --distinct 0.45", run,
     )  # fmt: skip
-    parser.add_argument("base", metavar="BASE", help="checkpoint folder or hub id of a dense Qwen3")
+    add_base_options(parser)
     add_out_options(parser)
-    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
     add_corpus_options(parser)
     add_plan_options(parser, batch=48, length=1024, lr="1e-3", resumable=False)
     parser.add_argument(

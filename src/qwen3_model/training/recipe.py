@@ -5,22 +5,16 @@ model card.
 from __future__ import annotations
 
 import dataclasses
-import platform
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from ..config import Qwen3Config, read_json_object
-from ..errors import InputError
+from ..config import Qwen3Config
 from . import card
 from .agreement import Estimate, estimate
 from .base import (
@@ -33,8 +27,9 @@ from .base import (
     pick_mask,
     text_prompts,
 )
-from .corpus import HELD_OUT_SHARE, Source, own_texts, sources
+from .dataset import Corpus, corpus_files, read_corpus, tokenizer_texts
 from .distill import Blocks, check_start, distill, start_from, start_from_ar
+from .facts import corpus_facts, distill_facts, facts_of, machine, started_from
 from .folder import check_out, load_network, save_distilled, save_pretrained, save_retrained
 from .held_out import held_out_prompts
 from .loop import Plan, Rows
@@ -57,43 +52,7 @@ CONTINUATIONS = Continuations()
 OWN_TEXT = 0.25
 BLOCKS = Blocks(count=32, size=BLOCK_SIZE, offset_decay=0.9)
 CORPUS_BYTES = 200_000_000
-TOKENIZER_BYTES = 15_000_000
 ESTIMATED_TOKENS = 256  # of every prompt
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Token ids of the training and held-out parts, and the files."""
-
-    training: np.ndarray
-    held_out: np.ndarray
-    files: list[Source]
-    own: bool  # the user's text: its end is held out, not files chosen by their content
-
-
-def corpus_files(corpus_bytes: int, text: Sequence[Path] = ()) -> list[Source]:
-    """The user's text, or the corpus every machine has. Raises InputError."""
-    if text:
-        return own_texts(text)
-    if corpus_bytes < 1:
-        raise InputError(f"the corpus is to have {corpus_bytes} bytes; more than none was expected")
-    return sources(corpus_bytes)
-
-
-def read_corpus(files: list[Source], tokenizer: Tokenizer, own: bool = False, end: int | None = 0) -> Corpus:
-    """Tokenise every file, each followed by the end token if there is one."""
-
-    def joined(side: list[Source]) -> np.ndarray:
-        encodings = tokenizer.encode_batch([file.path.read_text("utf-8") for file in side])
-        ends = [] if end is None else [end]
-        return np.concatenate([np.zeros(0, np.int32), *(np.array(e.ids + ends, np.int32) for e in encodings)])
-
-    if own:
-        tokens = joined(files)
-        cut = len(tokens) - len(tokens) // HELD_OUT_SHARE
-        return Corpus(tokens[:cut], tokens[cut:], files, own)
-    sides = [joined([file for file in files if file.held_out == side]) for side in (False, True)]
-    return Corpus(sides[0], sides[1], files, own)
 
 
 def run_pretrain(
@@ -121,7 +80,7 @@ def run_pretrain(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     files, own = corpus_files(corpus_bytes, text), bool(text)
     say(began, f"{len(files)} files, {sum(f.size for f in files) / 1e6:.0f} MB")
-    tokenizer = train_tokenizer(_tokenizer_texts(files, own), config.vocab_size)
+    tokenizer = train_tokenizer(tokenizer_texts(files, own), config.vocab_size)
     say(began, "tokenizer trained")
     corpus = read_corpus(files, tokenizer, own)
     held = len(corpus.held_out)
@@ -135,13 +94,10 @@ def run_pretrain(
     steps, spent = pretrain(network, torch.from_numpy(corpus.training).to(device), plan, state, resume)
     say(began, f"pretrained {steps} steps in {spent:.0f} s")
     figures: dict[str, object] = {"seconds": round(spent), "tokens": steps * plan.batch * plan.length}
-    if Rows.count_in(held, plan.length) > 0:
-        loss = held_out_loss(network, torch.from_numpy(corpus.held_out).to(device), plan.length)
-        figures["held_out_loss"] = round(loss, 4)
-        say(began, f"held-out loss {loss:.3f} nats a token")
+    figures |= _held_out_figures(network, corpus, plan, began)
     facts = machine() | {
         "pretrain": dataclasses.asdict(plan) | {"steps": steps} | figures,
-        "corpus": _corpus_facts(corpus),
+        "corpus": corpus_facts(corpus),
     }
     save_pretrained(out, network, tokenizer, prompts, facts)
     say(began, f"wrote {out}")
@@ -184,10 +140,7 @@ def run_distill(
     mask = pick_mask(tokenizer, config.vocab_size, mask_token_id)
     config = dataclasses.replace(config, block_size=blocks.size, mask_token_id=mask)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    own = bool(text)
-    corpus = read_corpus(corpus_files(corpus_bytes, text), tokenizer, own, document_end(tokenizer, config))
-    say(began, f"{len(corpus.training) / 1e6:.1f}M training tokens")
-    check_ids(corpus.training, config.vocab_size)
+    corpus = _corpus_for(config, tokenizer, corpus_bytes, text, began)
     tokens = torch.from_numpy(corpus.training)
     Rows(tokens, plan.length, seed)  # refuses a text that is too short before the weights are loaded
     network = load_network(base, config)
@@ -207,11 +160,11 @@ def run_distill(
     found = _estimate(network, prompts, device)
     if found:
         say(began, _estimate_words(found))
-    facts = _distill_facts(base, corpus, plan, blocks, steps, spent, found)
+    facts = distill_facts(base, corpus, plan, blocks, steps, spent, found)
     facts["distill"] |= {"own_text": round(own_share, 3)} | (
-        {} if start is None else {"started_from": _started(start)}
+        {} if start is None else {"started_from": started_from(start)}
     )
-    tiny = "pretrain" in facts and (base / HELD_OUT).exists() and not own and found is not None
+    tiny = "pretrain" in facts and (base / HELD_OUT).exists() and not corpus.own and found is not None
     words = card.write(facts) if tiny else card.write_short(facts, name or base.resolve().name)
     save_distilled(base, out, network, facts, words)
     say(began, f"wrote {out}")
@@ -241,10 +194,7 @@ def run_unrepeat(
     plan.check(config.context_length)
     own.check(config.context_length)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    end = document_end(tokenizer, config)
-    corpus = read_corpus(corpus_files(corpus_bytes, text), tokenizer, bool(text), end)
-    say(began, f"{len(corpus.training) / 1e6:.1f}M training tokens")
-    check_ids(corpus.training, config.vocab_size)
+    corpus = _corpus_for(config, tokenizer, corpus_bytes, text, began)
     network = load_network(base, config).to(device)
     tokens = torch.from_numpy(corpus.training).to(device)
     steps, spent, share = unrepeat(network, tokens, plan, own)
@@ -253,21 +203,17 @@ def run_unrepeat(
         f"trained {steps} steps in {spent:.0f} s; distinct 8-grams of the last continuations {share:.3f}",
     )
     figures: dict[str, object] = {"steps": steps, "seconds": round(spent), "share_reached": round(share, 3)}
-    if Rows.count_in(len(corpus.held_out), plan.length) > 0:
-        held_out = torch.from_numpy(corpus.held_out).to(device)
-        figures["held_out_loss"] = round(held_out_loss(network, held_out, plan.length), 4)
-        say(began, f"held-out loss {figures['held_out_loss']} nats a token")
+    figures |= _held_out_figures(network, corpus, plan, began)
     prompts = dev_prompts(base, tokenizer)
     if prompts is not None:
         new = rollout(network, prompts.to(device), ESTIMATED_TOKENS)[:, prompts.shape[1] :]
         found = distinct_share(new, lengths(new, config.eos_token_ids))
         figures["distinct_8grams_dev"] = round(found, 3)
         say(began, f"dev prompts: distinct 8-grams {found:.3f}")
-    path = base / "training.json"
-    facts = read_json_object(path) if path.exists() else {}
+    facts = facts_of(base)
     said = dataclasses.asdict(plan) | dataclasses.asdict(own) | figures | machine()
     if corpus.own or not facts:
-        said["corpus"] = _corpus_facts(corpus)
+        said["corpus"] = corpus_facts(corpus)
     save_retrained(base, out, network, facts | {"unrepeat": said})
     say(began, f"wrote {out}")
 
@@ -303,25 +249,30 @@ def run_tiny(
         )  # fmt: skip
 
 
-def machine() -> dict[str, str]:
-    """What a figure was measured with."""
-    on = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}"
-    return {"machine": on, "torch": torch.__version__, "python": platform.python_version(),
-            "date": time.strftime("%Y-%m-%d")}  # fmt: skip
-
-
 def say(began: float, words: str) -> None:
     """A line of progress on stderr with the seconds since `began`."""
     print(f"[{time.perf_counter() - began:6.1f}] {words}", file=sys.stderr, flush=True)
 
 
-def _tokenizer_texts(files: list[Source], own: bool) -> list[str]:
-    texts, total = [], 0
-    for file in files:
-        if (own or not file.held_out) and total < TOKENIZER_BYTES:
-            texts.append(file.path.read_text("utf-8"))
-            total += file.size
-    return texts
+def _corpus_for(
+    config: Qwen3Config, tokenizer: Tokenizer, corpus_bytes: int, text: Sequence[Path], began: float
+) -> Corpus:
+    """The corpus in the tokens of a base. Raises InputError."""
+    end = document_end(tokenizer, config)
+    corpus = read_corpus(corpus_files(corpus_bytes, text), tokenizer, bool(text), end)
+    say(began, f"{len(corpus.training) / 1e6:.1f}M training tokens")
+    check_ids(corpus.training, config.vocab_size)
+    return corpus
+
+
+def _held_out_figures(network: Network, corpus: Corpus, plan: Plan, began: float) -> dict[str, object]:
+    """The loss on the held-out part, where it is long enough for one."""
+    if Rows.count_in(len(corpus.held_out), plan.length) < 1:
+        return {}
+    held_out = torch.from_numpy(corpus.held_out).to(network.frequencies.device)
+    loss = held_out_loss(network, held_out, plan.length)
+    say(began, f"held-out loss {loss:.3f} nats a token")
+    return {"held_out_loss": round(loss, 4)}
 
 
 def _estimate(network: Network, prompts: torch.Tensor | None, device: torch.device) -> Estimate | None:
@@ -339,43 +290,3 @@ def _estimate_words(found: Estimate) -> str:
         f"distinct 8-grams {found.distinct_8grams:.3f}, "
         f"agreement {[round(x, 3) for x in found.by_offset[:8]]}"
     )
-
-
-def _distill_facts(
-    base: Path, corpus: Corpus, plan: Plan, blocks: Blocks, steps: int, spent: float, found: Estimate | None
-) -> dict[str, Any]:
-    """What `training.json` says: the base's facts if it has any, and those of this training."""
-    path = base / "training.json"
-    facts = read_json_object(path) if path.exists() else {}
-    if not facts or corpus.own:
-        facts["distill_corpus"] = _corpus_facts(corpus)
-    figures: dict[str, object] = {"steps": steps, "seconds": round(spent)}
-    if found:
-        figures |= {
-            "tokens_per_cycle_dev": round(found.tokens_per_cycle, 3),
-            "distinct_8grams_dev": round(found.distinct_8grams, 3),
-            "agreement_dev": [round(x, 3) for x in found.by_offset],
-        }
-    return facts | machine() | {"distill": dataclasses.asdict(plan) | dataclasses.asdict(blocks) | figures}
-
-
-def _started(start: Path) -> object:
-    """The facts of the earlier distillation, or where its weights came from."""
-    path = start / "training.json"
-    return (read_json_object(path) if path.exists() else {}).get("distill", start.name)
-
-
-def _corpus_facts(corpus: Corpus) -> dict[str, object]:
-    return {
-        "bytes": sum(file.size for file in corpus.files),
-        "training_tokens": len(corpus.training),
-        "distributions": _distributions(corpus.files),
-    }
-
-
-def _distributions(files: list[Source]) -> list[dict[str, object]]:
-    sizes, licences = Counter[str](), {}
-    for file in files:
-        sizes[file.distribution] += file.size
-        licences[file.distribution] = file.licence
-    return [{"name": name, "licence": licences[name], "bytes": size} for name, size in sizes.most_common()]

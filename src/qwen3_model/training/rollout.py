@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..comparison import GRAM
 from ..errors import InputError
 from .loop import Rows
 from .network import Network
 from .pretrain import autocast
 
-GRAM = 8  # tokens of the runs that are compared
 OWN_PROMPT, OWN_TOKENS = 128, 256  # tokens of a piece of text and of its continuation
 OWN_REPEATED = 8  # rollouts are slow: each is trained on as often
 
