@@ -236,6 +236,7 @@ def test_verify_sees_a_single_wrong_token(tiny, orthrus, monkeypatch):
     code, out, _ = orthrus(*line, "--json")
     found = json.loads(out)
     assert code == 1 and found["identical"] == 0 and found["different_prompts"] == [0, 1, 2, 3, 4]
+    assert found["same_tokens"] == 0
     where = found["first_divergence"]
     model = Qwen3.from_pretrained(tiny, device="cpu")
     prompt = model.text.encode(PROMPTS[0])

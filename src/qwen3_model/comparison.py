@@ -43,6 +43,11 @@ class Pair:
         both = zip_longest(_bits(self.plain), _bits(self.drafted))
         return next((i for i, (plain, drafted) in enumerate(both) if plain != drafted), None)
 
+    @property
+    def same_tokens(self) -> bool:
+        """Whether the texts agree, whatever the bits of their log-probabilities."""
+        return self.plain.token_ids == self.drafted.token_ids
+
 
 @dataclass(frozen=True)
 class Side:
@@ -107,6 +112,7 @@ class Report:
             "strategy": self.strategy,
             "compared": len(self.pairs),
             "identical": self.identical,
+            "same_tokens": sum(pair.same_tokens for pair in self.pairs),
             "different_prompts": sorted({p.prompt for p in self.pairs if p.diverges_at is not None}),
             "first_divergence": asdict(self.divergence) if self.divergence else None,
             **{name: _ratio(pairs) for name, pairs in per.items()},

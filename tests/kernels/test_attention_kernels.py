@@ -180,18 +180,18 @@ def test_chain_in_place_equals_the_gathered_one(dtype, context):
     args = q[:, :2], k[:, :1], v[:, :1], k_cache[:, :1], v_cache[:, :1]
     short = tile_rows(2, 1, DIM, dtype)
     tall = 2 * short if dtype == torch.bfloat16 else short
-    packed = pack(rows, short)
+    packed = pack(rows, short, DEVICE)
     assert packed.tiles[0, 5:].tolist() == [context, 0, context + 1], "a chain from its first row on"
     want = run(*args, gathered(packed), form="partial")
     assert torch.equal(run(*args, packed, form="partial"), want)
-    assert torch.equal(run(*args, pack(rows, tall), form="whole"), want)
+    assert torch.equal(run(*args, pack(rows, tall, DEVICE), form="whole"), want)
 
 
 def test_chain_in_place_is_what_is_read():
     """With a wrong row for the chain's start the output changes: the tests above reach that path."""
     rows = Rows.chain([1] * 130, 10)
     args = twin.inputs(rows, torch.bfloat16)
-    packed = pack(rows, tile_rows(HEADS, GROUPS, DIM, torch.bfloat16))
+    packed = pack(rows, tile_rows(HEADS, GROUPS, DIM, torch.bfloat16), DEVICE)
     tiles = packed.tiles.clone()
     tiles[:, 6] += 1
     got = run(*args, replace(packed, tiles=tiles))
@@ -204,7 +204,7 @@ def test_chain_in_place_is_what_is_read():
 def test_tall_tiles_give_the_same_bits(rows, kind):
     args = twin.inputs(rows, torch.bfloat16, kind)
     height = tile_rows(HEADS, GROUPS, DIM, torch.bfloat16)
-    short, tall = pack(rows, height), pack(rows, module.TALL * height)
+    short, tall = (pack(rows, h, DEVICE) for h in (height, module.TALL * height))
     assert torch.equal(run(*args, short, form="partial"), run(*args, tall, form="whole"))
     with pytest.raises(AssertionError, match="no tiles"):
         run(*args, tall, form="partial")
@@ -265,7 +265,7 @@ def test_blocks_on_long_paths_read_their_chain_in_place():
     rows = Rows.tree_with_blocks([1] * 81, parents, 33, [79, 80], 70, 96)
     q, k, v, k_cache, v_cache = twin.inputs(rows, torch.bfloat16, "heavy", room=160)
     q, k, v, k_cache, v_cache = q[:, :2], k[:, :1], v[:, :1], k_cache[:, :1], v_cache[:, :1]
-    packed = pack(rows, tile_rows(HEADS, GROUPS, DIM, torch.bfloat16))
+    packed = pack(rows, tile_rows(HEADS, GROUPS, DIM, torch.bfloat16), DEVICE)
     got = run(q, k, v, k_cache, v_cache, packed)
     assert torch.equal(run(q, k, v, k_cache, v_cache, gathered(packed)), got)
     for block in range(2):

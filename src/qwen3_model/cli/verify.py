@@ -138,6 +138,7 @@ def _print(figures: dict[str, Any]) -> None:
         "identical",
         f"{figures['identical']}/{figures['compared']} (tokens and log-probabilities, bit for bit)",
     )
+    table.add_row("same tokens", f"{figures['same_tokens']}/{figures['compared']}")
     for name in ("tokens_per_cycle", "tokens_per_forward"):
         mean = figures[f"{name}_mean_per_prompt"]
         table.add_row(name.replace("_", " "), f"{figures[name]:.3f} (mean of prompts {_number(mean)})")
