@@ -13,6 +13,8 @@ from qwen3_model.model import Output
 class TextCache:
     """Keeps the committed tokens; the 'keys' of a pass are its tokens."""
 
+    cycles = None  # the host's loop
+
     def __init__(self) -> None:
         self.tokens: list[int] = []
 

@@ -368,10 +368,11 @@ def attention_triton(
 
 
 def prepare_rows_triton(
-    rows: Rows, heads: int, groups: int, d: int, dtype: torch.dtype, device: torch.device
+    rows: Rows, heads: int, groups: int, d: int, dtype: torch.dtype, device: torch.device, room: int = 0
 ) -> PackedRows:
-    """The tables of a pass for `attention_triton`, on the device: once a pass, not once a layer."""
-    return pack(rows, tile_rows(heads, groups, d, dtype, rows), device)
+    """The tables of a pass for `attention_triton`, on the device: once a pass, not once a layer. room: as for
+    `pack`."""
+    return pack(rows, tile_rows(heads, groups, d, dtype, rows), device, room=room)
 
 
 def tile_rows(heads: int, groups: int, d: int, dtype: torch.dtype, rows: Rows | None = None) -> int:

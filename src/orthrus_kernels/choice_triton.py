@@ -161,14 +161,20 @@ def _better(b_best, b_id, b, o_v, kept):
     return tl.where(better, key, b_best), tl.where(better, o_v, b_id)
 
 
-@triton.jit(do_not_specialize=["seed_low", "seed_high", "top_k", "penalty", "temperature", "top_p", "min_p"])
+@triton.jit
 def _choose_kernel(
-    logits, s_t, positions, seen, s_seen, bias, scores, choices,
-    V, seed_low, seed_high, top_k, penalty, temperature, top_p, min_p,
+    logits, s_t, positions, seen, s_seen, bias, scores, choices, numbers,
+    V,
     HAS_BIAS: tl.constexpr, HAS_SEEN: tl.constexpr, SAMPLED: tl.constexpr, TOP_K: tl.constexpr,
     TOP_P: tl.constexpr, MIN_P: tl.constexpr, BLOCK: tl.constexpr, NOISE_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Program r: row r. scores: room for [T, V] where there are filters, which read them again."""
+    """Program r: row r. scores: room for [T, V] where there are filters, which read them again. numbers: of
+    the settings, as `choice_numbers` makes them."""
+    seed_low, seed_high, top_k = tl.load(numbers), tl.load(numbers + 1), tl.load(numbers + 2)
+    penalty = tl.load(numbers + 3).to(tl.float32, bitcast=True)
+    temperature = tl.load(numbers + 4).to(tl.float32, bitcast=True)
+    top_p = tl.load(numbers + 5).to(tl.float32, bitcast=True)
+    min_p = tl.load(numbers + 6).to(tl.float32, bitcast=True)
     i_r = tl.program_id(0).to(tl.int64)
     logits += i_r * s_t
     if HAS_SEEN:
@@ -222,12 +228,13 @@ def _choose_kernel(
 
 def choose_triton(
     logits: Tensor, positions: Tensor, sampling: Sampling, seen: Tensor | None = None, *,
-    out: Tensor | None = None,
+    out: Tensor | None = None, numbers: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """`choose` as one Triton launch; `out` [T] int64 takes the result.
 
-    Rows of logits and seen must be contiguous. A logit bias is copied to the device once for (bias,
-    V, device): where it is new, before the capture of a CUDA graph."""
+    numbers: those of `choice_numbers`, on the device already: a captured graph reads whatever lies there, for
+    any settings with the same `choice_form`. Rows of logits and seen must be contiguous. A logit bias is
+    copied to the device once for (bias, V, device): where it is new, before the capture of a CUDA graph."""
     rows, v = logits.shape
     out = torch.empty(rows, dtype=torch.int64, device=logits.device) if out is None else out
     assert logits.dtype == torch.float32 and logits.stride(1) == 1, (logits.dtype, logits.stride())
@@ -240,21 +247,37 @@ def choose_triton(
         seen = seen.view(torch.uint8)
     if rows == 0:
         return out
-    bias = _bias(tuple(sampling.logit_bias.items()), v, logits.device) if sampling.logit_bias else None
+    bias = bias_table(tuple(sampling.logit_bias.items()), v, logits.device) if sampling.logit_bias else None
+    if numbers is None:
+        numbers = choice_numbers(sampling, v).to(logits.device)
+    assert numbers.dtype == torch.int32 and numbers.shape == (8,), (numbers.dtype, numbers.shape)
+    sampled, by_k, by_p, by_min, _ = choice_form(sampling, v)
     block = max(triton.next_power_of_2(v), 64)
     scores = torch.empty(rows, v, device=logits.device) if sampling.filters else None
     _choose_kernel[(rows,)](
         logits=logits, s_t=logits.stride(0) if rows > 1 else v, positions=positions, seen=seen,
         s_seen=seen.stride(0) if seen is not None and rows > 1 else v, bias=bias, scores=scores, choices=out,
-        V=v, seed_low=_signed32(sampling.seed), seed_high=_signed32(sampling.seed >> 32),
-        top_k=min(int(sampling.top_k), v), penalty=float(sampling.repetition_penalty),
-        temperature=float(sampling.temperature), top_p=float(sampling.top_p), min_p=float(sampling.min_p),
-        HAS_BIAS=bias is not None, HAS_SEEN=seen is not None, SAMPLED=sampling.temperature > 0,
-        TOP_K=0 < sampling.top_k < v, TOP_P=sampling.top_p < 1, MIN_P=sampling.min_p > 0,
+        numbers=numbers, V=v, HAS_BIAS=bias is not None, HAS_SEEN=seen is not None, SAMPLED=sampled,
+        TOP_K=by_k, TOP_P=by_p, MIN_P=by_min,
         BLOCK=min(_BLOCK, block), num_warps=16,
         NOISE_BLOCK=min(_NOISE_BLOCK if sampling.temperature > 0 else _BLOCK, block), **NO_CONTRACTION,
     )  # fmt: skip
     return out
+
+
+def choice_form(sampling: Sampling, vocabulary: int) -> tuple[bool, bool, bool, bool, tuple]:
+    """What a launch of the choice follows from: (sampled, by top-k, by top-p, by min-p, logit bias)."""
+    by_k = 0 < sampling.top_k < vocabulary
+    bias = tuple(sampling.logit_bias.items())
+    return sampling.temperature > 0, by_k, sampling.top_p < 1, sampling.min_p > 0, bias
+
+
+def choice_numbers(sampling: Sampling, vocabulary: int) -> Tensor:
+    """The settings as the kernel reads them, [8] int32 on the CPU: seed low and high, top-k, and the bits of
+    repetition penalty, temperature, top-p, min-p in fp32."""
+    whole = [_signed32(sampling.seed), _signed32(sampling.seed >> 32), min(int(sampling.top_k), vocabulary)]
+    parts = [sampling.repetition_penalty, sampling.temperature, sampling.top_p, sampling.min_p, 0.0]
+    return torch.cat([torch.tensor(whole, dtype=torch.int32), torch.tensor(parts).view(torch.int32)])
 
 
 def _signed32(x: int) -> int:
@@ -263,7 +286,7 @@ def _signed32(x: int) -> int:
 
 
 @lru_cache(maxsize=16)
-def _bias(items: tuple[tuple[int, float], ...], vocabulary: int, device: torch.device) -> Tensor:
+def bias_table(items: tuple[tuple[int, float], ...], vocabulary: int, device: torch.device) -> Tensor:
     """[V] fp32: the bias of every token."""
     bias = torch.zeros(vocabulary)
     for token, value in items:

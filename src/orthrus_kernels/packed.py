@@ -7,7 +7,9 @@ Two kinds of row tiles, both of a constant height:
 - **context tiles** hold rows of any path of one sequence and take the segments that lie wholly inside the
   committed context, where all of them see the same keys. A draft tree with blocks has many short paths, and
   its rows would fill few of their tiles: 33 AR rows and 24 blocks of 6 are 177 rows in 12 context tiles of 16
-  rows, but in about 40 path tiles."""
+  rows, but in about 40 path tiles. Rows of one path have none: their path tiles take every segment.
+
+Tables with `room` can be moved along a sequence on the device (`move`): the host need not know the length."""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ class PackedRows:
     # its row, smallest limit. From position `chain` on, the path's rows follow one another from that row.
     slots: Tensor  # of all paths: position p of a tile's path is the row slots[first slot + p - context]
     segments: Tensor  # [C + 1] where the key segments start, and where the last one ends
-    items: Tensor  # [I, 2] (tile, segment) pairs that have keys, widest segments first; -1: nothing to do
+    # [I, 2] (tile, segment) pairs that have keys, widest segments first. Tables with room hold all pairs:
+    # -1 - tile in place of a tile that has no keys there.
+    items: Tensor
     row_segments: Tensor  # [T] how many segments hold keys that the row sees
     path_tiles: int
     n_rows: int
@@ -83,35 +87,49 @@ class PackedRows:
         )  # fmt: skip
 
 
-def pack(rows: Rows, tile_rows: int, device: torch.device | str = "cpu", cuts: Cuts = KEY_CUTS) -> PackedRows:
+def pack(
+    rows: Rows, tile_rows: int, device: torch.device | str = "cpu", cuts: Cuts = KEY_CUTS, room: int = 0
+) -> PackedRows:  # fmt: skip
     """Build the tables of a pass for tiles of `tile_rows` rows and copy them to `device` in one transfer.
 
-    Raises ValueError for a pass without rows.
+    room: for tables that `move` may put where no row sees a position from `room` on; one sequence only.
+    Raises ValueError for a pass without rows, or with room and several sequences or too little of it.
     """
     if not len(rows):
         raise ValueError("a pass needs at least one row")
     limits, tiles, slots = [0] * len(rows), _Tiles(tile_rows), list[int]()
-    for path in paths(rows):
+    all_paths = paths(rows)
+    for path in all_paths:
         for query, limit in zip(path.queries, path.limits, strict=True):
             limits[query] = limit
         tiles.add(path.queries, path.limits, path, len(slots))
         slots += path.slots
     path_tiles = len(tiles.meta)
-    bounds = list(key_segments(max(limits), cuts))
+    if room and (len(rows.contexts) > 1 or room < max(limits)):
+        raise ValueError(f"room is for one sequence and at least {max(limits)} positions, not {room}")
+    bounds = list(key_segments(max(room, *limits), cuts))
     for sequence, context in rows.contexts.items():
         mine = [i for i in range(len(rows)) if rows.sequences[i] == sequence]
-        if context >= bounds[0][1]:
+        one_path = sum(path.sequence == sequence for path in all_paths) == 1
+        if not one_path and (room or context >= bounds[0][1]):
             tiles.add(mine, [context] * len(mine), Path(sequence, context, [], mine, []), 0)
+    in_context_tiles = {meta[0] for meta in tiles.meta[path_tiles:]}
     items = []
     for tile, meta in enumerate(tiles.meta):
-        context, end = meta[1], meta[2]
+        sequence, context, end = meta[:3]
         whole = sum(last <= context for _, last in bounds)
-        reach = sum(first < end for first, _ in bounds)
-        meta[4] = reach
-        items += [(tile, s) for s in (range(whole, reach) if tile < path_tiles else range(whole))]
+        reach = meta[4] = sum(first < end for first, _ in bounds)
+        if tile < path_tiles:
+            with_keys = range(whole if sequence in in_context_tiles else 0, reach)
+        else:
+            with_keys = range(whole)
+        listed = range(len(bounds)) if room else with_keys
+        items += [(tile if s in with_keys else -1 - tile, s) for s in listed]
     # Long segments first, so that none is left to run alone at the end; tiles of a segment side by side, so
     # that all but the first find its keys in the L2 cache.
-    items.sort(key=lambda item: (bounds[item[1]][0] - bounds[item[1]][1], item[1], item[0]))
+    items.sort(
+        key=lambda item: (bounds[item[1]][0] - bounds[item[1]][1], item[1], max(item[0], -1 - item[0]))
+    )
     row_segments = [sum(first < limit for first, _ in bounds) for limit in limits]
     table, tables = _copy(
         [
@@ -174,6 +192,25 @@ def _copy(lists: list[list[int]], device: torch.device | str) -> tuple[Tensor, l
         flat += values + [0] * (-len(values) % 4)
     table = torch.tensor(flat, dtype=torch.int32).to(device)
     return table, [table[start : start + len(values)] for start, values in zip(starts, lists, strict=True)]
+
+
+def move(packed: PackedRows, start: Tensor) -> None:
+    """Put the tables of a pass, made with `room`, on a context of start [1] int32 committed tokens, in place:
+    what `pack` makes of the same rows there. The plain twin of `move_triton`.
+    """
+    tiles, segments, n = packed.tiles, packed.segments, packed.n_segments
+    delta = start - tiles[0, 1]
+    packed.limits.add_(torch.where(packed.rows >= 0, delta, 0))
+    tiles[:, [1, 2, 5, 7]] += delta
+    tiles[:, 4] = (segments[None, :n] < tiles[:, 2, None]).sum(1)
+    mine, at = packed.rows[: packed.path_tiles], packed.limits[: packed.path_tiles]
+    packed.row_segments[mine[mine >= 0].long()] = (segments[:n] < at[mine >= 0][:, None]).sum(1).int()
+    tile = torch.where(packed.items[:, 0] < 0, -1 - packed.items[:, 0], packed.items[:, 0])
+    first, last = segments[:-1][packed.items[:, 1].long()], segments[1:][packed.items[:, 1].long()]
+    inside = last <= start
+    in_path = (first < tiles[tile.long(), 2]) & ~(inside & (len(tiles) > packed.path_tiles))
+    has_keys = torch.where(tile < packed.path_tiles, in_path, inside)
+    packed.items[:, 0] = torch.where(has_keys, tile, -1 - tile)
 
 
 def unpack(packed: PackedRows) -> Tensor:

@@ -8,6 +8,12 @@ from torch import Tensor
 from ._triton import tl, triton
 
 
+@triton.jit
+def first_child(b_token, b_parent, node, choice, o_n, BLOCK: tl.constexpr):
+    """The first node after `node` that is its child and carries `choice`; BLOCK if there is none."""
+    return tl.min(tl.where((b_parent == node) & (b_token == choice) & (o_n > node), o_n, BLOCK))
+
+
 @triton.jit(do_not_specialize=["N"])
 def _verify_kernel(tokens, parents, choices, path, length, bonus, N, BLOCK: tl.constexpr):
     """Nodes lie side by side; each step looks for the first child that carries the choice at its parent."""
@@ -20,12 +26,12 @@ def _verify_kernel(tokens, parents, choices, path, length, bonus, N, BLOCK: tl.c
     tl.debug_barrier()  # the steps below store into what another thread has just cleared
     node, count = 0, 1
     choice = tl.load(choices)
-    child = tl.min(tl.where((b_parent == node) & (b_token == choice) & (o_n > node), o_n, BLOCK))
+    child = first_child(b_token, b_parent, node, choice, o_n, BLOCK)
     while child < BLOCK:
         tl.store(path + count, child)
         node, count = child, count + 1
         choice = tl.load(choices + node)
-        child = tl.min(tl.where((b_parent == node) & (b_token == choice) & (o_n > node), o_n, BLOCK))
+        child = first_child(b_token, b_parent, node, choice, o_n, BLOCK)
     tl.store(length, count)
     tl.store(bonus, choice)
 

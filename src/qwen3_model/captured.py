@@ -12,13 +12,14 @@ import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from orthrus_kernels import MaskedRows, PackedRows, Rows
+from orthrus_kernels import PackedRows
+
+from .decode.device import DeviceCycles
+from .pass_inputs import PassInputs
 
 if TYPE_CHECKING:
     from .kv_cache import KVCache
@@ -27,28 +28,6 @@ if TYPE_CHECKING:
 MOST_GRAPHS = 128  # of a cache; the one not used for longest goes first
 SPARE_STEP = 1024  # capacities of caches that are kept are multiples of it
 MOST_ROWS = 256  # of a pass that is captured: longer ones, prompts, keep the GPU busy by themselves
-
-
-@dataclass(frozen=True)
-class PassInputs:
-    """What a pass reads besides weights and cache, on one device."""
-
-    ids: Tensor  # [2, T] int64: tokens, positions
-    rows: Rows | PackedRows | MaskedRows  # as the backend's attention takes them
-    n_ar: int
-    logits_of: Tensor | None  # int64 indices of the rows whose logits are wanted; None: all
-
-    def on(self, device: torch.device) -> PassInputs:
-        """A copy on a device."""
-        rows = self.rows if isinstance(self.rows, Rows) else self.rows.on(device)
-        wanted = None if self.logits_of is None else self.logits_of.to(device)
-        return replace(self, ids=self.ids.to(device), rows=rows, logits_of=wanted)
-
-    def copy_into(self, other: PassInputs) -> None:
-        """Put the numbers of this pass into the tensors of another one of its shape."""
-        assert isinstance(self.rows, PackedRows) and isinstance(other.rows, PackedRows)
-        other.ids.copy_(self.ids, non_blocking=True)
-        other.rows.table.copy_(self.rows.table, non_blocking=True)
 
 
 @contextmanager
@@ -63,7 +42,7 @@ def lent_cache(model: Qwen3, capacity: int) -> Iterator[KVCache]:
     if cache is None or cache.capacity < capacity:
         cache = None  # frees the memory before more is taken
         cache = model.new_cache(-(-capacity // SPARE_STEP) * SPARE_STEP)
-        cache.passes = CapturedPasses(model, cache)
+        cache.passes, cache.cycles = CapturedPasses(model, cache), DeviceCycles(model, cache)
     cache.lengths = [0]
     try:
         yield cache

@@ -6,7 +6,7 @@ import math
 import operator
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from orthrus_kernels import Sampling
 
 from .captured import lent_cache
 from .config import one_line
-from .decode import STRATEGIES, Decoding
+from .decode import STRATEGIES, Decoding, Run, cycles
 from .decode.stream import OnTokens, TokenStream
 from .errors import InputError
 
@@ -120,11 +120,11 @@ def generate(
     stats = GenerationStats(name, seed)
     with lent_cache(model, len(prompt) + budget) as cache:
         decoding = Decoding(model, cache, prompt, budget, sampling, block_size)
-        logprobs = _run(decoding, STRATEGIES[name], stream, stats)
+        logprobs = _run(decoding, cycles(decoding, name), stream, stats)
     return Result(stream.token_ids, stream.text, logprobs, stats)
 
 
-def _run(decoding: Decoding, cycle, stream: TokenStream, stats: GenerationStats) -> list[float]:
+def _run(decoding: Decoding, runs: Iterator[Run], stream: TokenStream, stats: GenerationStats) -> list[float]:
     """Prefill, then cycles until the stream ends; fills in `stats` and returns the kept tokens' log-
     probabilities.
     """
@@ -136,7 +136,7 @@ def _run(decoding: Decoding, cycle, stream: TokenStream, stats: GenerationStats)
         logprobs += run.logprobs[: stream.push(run.tokens)]
         stream.release()  # last: Ctrl-C in the callback leaves tokens, log-probabilities and counts in step
         while not stream.finish_reason:
-            run = cycle(decoding)
+            run = next(runs)
             stats.forwards += run.forwards
             kept = stream.push(run.tokens)
             stats.count_cycle(kept)

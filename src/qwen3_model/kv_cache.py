@@ -16,6 +16,7 @@ from .errors import InputError
 
 if TYPE_CHECKING:
     from .captured import CapturedPasses
+    from .decode.device import DeviceCycles
 
 
 class KVCache:
@@ -47,6 +48,7 @@ class KVCache:
             ) from None
         self.lengths, self._write = [0] * sequences, write
         self.passes: CapturedPasses | None = None  # replays passes over this cache
+        self.cycles: DeviceCycles | None = None  # and whole cycles
 
     @property
     def capacity(self) -> int:

@@ -17,10 +17,10 @@ from orthrus_kernels import Rows, backend_ops, cos_sin, inverse_frequencies, tri
 
 from . import checkpoint
 from . import generate as generation
-from .captured import PassInputs
 from .config import Qwen3Config
 from .errors import InputError
 from .kv_cache import KVCache
+from .pass_inputs import PassInputs
 from .settings import pick_backend, pick_device, pick_dtype
 from .text import TOKENIZER, Text
 
@@ -239,6 +239,11 @@ class Qwen3:
 
     def compute(self, inputs: PassInputs, cache: KVCache) -> Output:
         """The pass itself, on inputs that lie on the model's device: only launches, nothing from the host."""
+        normed, keys, values = self.states(inputs, cache)
+        return Output(self.ops.linear(normed, self.head, out_dtype=torch.float32), keys, values)
+
+    def states(self, inputs: PassInputs, cache: KVCache) -> tuple[Tensor, Tensor, Tensor]:
+        """The pass without its head: (normalised states [rows asked for, E], keys, values as in Output)."""
         ops, eps, n_ar = self.ops, self.config.rms_norm_eps, inputs.n_ar
         tokens, positions = inputs.ids
         turn = cos_sin(positions, self.frequencies, self.rope_scale)
@@ -255,8 +260,7 @@ class Qwen3:
             values.append(v[:n_ar])
         if inputs.logits_of is not None:
             normed = normed[inputs.logits_of]
-        logits = ops.linear(normed, self.head, out_dtype=torch.float32)
-        return Output(logits, torch.stack(keys), torch.stack(values))
+        return normed, torch.stack(keys), torch.stack(values)
 
     def _attention(
         self,

@@ -1,8 +1,9 @@
-"""Decoding strategies: one file each, with a function `cycle(decoding) -> Run`."""
+"""Decoding strategies: one file each, with a function `cycle(decoding) -> Run`. On a GPU the same cycles run
+without the host between them (device.py)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from . import autoregressive, two_pass
+from . import autoregressive, device, two_pass
 from .state import Decoding, Run
 
 STRATEGIES: dict[str, Callable[[Decoding], Run]] = {
@@ -10,4 +11,14 @@ STRATEGIES: dict[str, Callable[[Decoding], Run]] = {
     "two-pass": two_pass.cycle,
 }
 
-__all__ = ["STRATEGIES", "Decoding", "Run"]
+
+def cycles(decoding: Decoding, strategy: str) -> Iterator[Run]:
+    """What each cycle after the prefill adds to the text, which the caller ends."""
+    on_device = decoding.cache.cycles
+    if on_device is not None and device.serves(decoding.model, strategy, decoding.sampling):
+        yield from on_device.runs(strategy, decoding)
+    while True:
+        yield STRATEGIES[strategy](decoding)
+
+
+__all__ = ["STRATEGIES", "Decoding", "Run", "cycles"]

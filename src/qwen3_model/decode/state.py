@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from ..model import Qwen3
 
 
+NOT_NUMBERS = (
+    "the model's logits are NaN or infinite: the checkpoint is damaged or overflows this dtype; try float32"
+)
+
+
 @dataclass
 class Run:
     """What one cycle adds to the text: accepted proposals, then the bonus token."""
@@ -73,10 +78,7 @@ class Decoding:
         paths[t] are the tokens between the text so far and the chosen token: they place it, and the
         repetition penalty sees them. Raises InputError when the logits are not finite numbers."""
         if not torch.isfinite(logits).all():
-            raise InputError(
-                "the model's logits are NaN or infinite: the checkpoint is damaged or overflows this dtype; "
-                "try float32"
-            )
+            raise InputError(NOT_NUMBERS)
         positions = torch.tensor([len(self.tokens) + len(path) for path in paths], device=logits.device)
         return self.model.ops.choose(logits, positions, self.sampling, self._seen(logits, paths)).tolist()
 

@@ -1,0 +1,89 @@
+"""The end of a cycle on the device: the walk along the target's choices, and where it stops.
+
+State, int32 [4]: **start** (position of the root, which is the committed length), **root** (its token),
+**left** (tokens that may still be added), **finished** (0 or 1). A cycle keeps the choices along the walk up
+to an end token, or until none is left, and moves the state on. After that `finished` is 1, and a further
+cycle keeps nothing and changes nothing: the host may launch it before it knows.
+
+Record of a cycle, int32 [4 + 2 N]: kept, finished, damaged (a log-sum-exp on the path that is not finite:
+logits are not numbers), 0; then N tokens and the bits of their N log-probabilities in fp32, `kept` of them
+good. There is no twin of its own: `verify` and the cut at `left` and end tokens say what is kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._triton import tl, triton
+from .verify_triton import first_child
+
+RECORD = 4  # numbers of a record before its tokens
+
+
+@triton.jit(do_not_specialize=["N", "N_ENDS"])
+def _advance_kernel(
+    state, tokens, parents, choices, logits, log_sum_exp, ends, accepted, start, record,
+    N, N_ENDS,
+    BLOCK: tl.constexpr, BLOCK_ENDS: tl.constexpr,
+):  # fmt: skip
+    """Nodes lie side by side, as in the walk of verify_triton."""
+    o_n, o_e = tl.arange(0, BLOCK), tl.arange(0, BLOCK_ENDS)
+    m_n = o_n < N
+    b_token = tl.load(tokens + o_n, mask=m_n, other=-1).to(tl.int32)
+    b_parent = tl.load(parents + o_n, mask=m_n, other=-2)
+    b_end = tl.load(ends + o_e, mask=o_e < N_ENDS, other=-1)
+    first, root = tl.load(state), tl.load(state + 1)
+    left, finished = tl.load(state + 2), tl.load(state + 3)
+    tl.store(accepted + o_n, tl.full((BLOCK,), -1, tl.int32), mask=m_n)
+    tl.debug_barrier()  # the steps below store into what another thread has just cleared
+    node, count, damaged = 0, 0, 0
+    while (node < BLOCK) & (finished == 0):
+        b_sum = tl.load(log_sum_exp + node)
+        if (b_sum > float("-inf")) & (b_sum < float("inf")):
+            root = tl.load(choices + node).to(tl.int32)
+            tl.store(accepted + count, node)
+            tl.store(record + 4 + count, root)
+            b_log = tl.load(logits + node) - b_sum
+            tl.store(record + 4 + N + count, b_log.to(tl.int32, bitcast=True))
+            count += 1
+            ended = tl.max((b_end == root).to(tl.int32), axis=0)
+            finished = tl.where((ended == 1) | (count >= left), 1, 0)
+            node = first_child(b_token, b_parent, node, root, o_n, BLOCK)
+        else:
+            damaged, finished = 1, 1
+    tl.store(start, first)
+    tl.store(state, first + count)
+    tl.store(state + 1, root)
+    tl.store(state + 2, left - count)
+    tl.store(state + 3, finished)
+    tl.store(record, count)
+    tl.store(record + 1, finished)
+    tl.store(record + 2, damaged)
+
+
+def advance_triton(
+    state: Tensor, tokens: Tensor, parents: Tensor, choices: Tensor, logits: Tensor, log_sum_exp: Tensor,
+    ends: Tensor, accepted: Tensor, start: Tensor, record: Tensor,
+) -> None:  # fmt: skip
+    """Walk a draft tree of N nodes, keep what the target agrees with, and move `state` on. One launch.
+
+    tokens [N] int64, parents [N] int32: the tree, node 0 its root. choices [N] int64: the target's token
+    after each node; logits, log_sum_exp [N] fp32: of that token and of its row, before any setting. ends:
+    int32, end tokens. Written: accepted [N] int32, node indices in the order of the path, then -1, and start
+    [1] int32, where they go: what `commit_triton` takes; record, as above. Up to 4096 nodes."""
+    n = len(tokens)
+    assert 0 < n <= 4096, n
+    assert {len(t) for t in (parents, choices, logits, log_sum_exp, accepted)} == {n}, "one entry a node"
+    assert {tokens.dtype, choices.dtype} == {torch.int64}, (tokens.dtype, choices.dtype)
+    assert {logits.dtype, log_sum_exp.dtype} == {torch.float32}, (logits.dtype, log_sum_exp.dtype)
+    whole = state, parents, ends, accepted, start, record
+    assert {t.dtype for t in whole} == {torch.int32}, [t.dtype for t in whole]
+    assert state.numel() == 4 and record.numel() == RECORD + 2 * n, (state.shape, record.shape)
+    every = *whole, tokens, choices, logits, log_sum_exp
+    assert all(t.is_contiguous() for t in every), [t.stride() for t in every]
+    _advance_kernel[(1,)](
+        state=state, tokens=tokens, parents=parents, choices=choices, logits=logits, log_sum_exp=log_sum_exp,
+        ends=ends, accepted=accepted, start=start, record=record, N=n, N_ENDS=len(ends),
+        BLOCK=max(32, triton.next_power_of_2(n)), BLOCK_ENDS=triton.next_power_of_2(max(len(ends), 1)),
+        num_warps=1,
+    )  # fmt: skip

@@ -1,0 +1,224 @@
+"""Cycles without the host: length, root, end tokens and limit live on the device, and a cycle is one CUDA
+graph from the tables of its passes to the commit.
+
+The host launches cycle n + 1 before it reads what cycle n kept, so that the GPU does not wait for Python; a
+cycle launched after the text has ended changes nothing (orthrus_kernels/advance_triton.py). A graph serves
+all texts, lengths and settings of its key: rows of the cycle, **room** (the passes' tables are laid out for
+that many positions, which changes grids and never key cuts), and form of the choice. On a CPU, under the
+interpreter, cycles run from the same fixed tensors, uncaptured: a test of everything but the capture."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from orthrus_kernels import PackedRows, Rows, Sampling
+from orthrus_kernels.advance_triton import RECORD, advance_triton
+from orthrus_kernels.choice_triton import bias_table, choice_form, choice_numbers, choose_triton
+from orthrus_kernels.logit_summary import summary_of_logits
+from orthrus_kernels.move_triton import move_triton
+
+from ..errors import InputError
+from ..pass_inputs import PassInputs
+from .state import NOT_NUMBERS, Decoding, Run
+
+if TYPE_CHECKING:
+    from ..kv_cache import KVCache
+    from ..model import Qwen3
+
+LEAST_ROOM = 1024  # positions; each larger room is twice the one before
+MOST_GRAPHS = 64  # the one not used for longest goes first
+STRATEGIES = ("autoregressive", "two-pass")  # what has a cycle here
+
+
+def serves(model: Qwen3, strategy: str, sampling: Sampling) -> bool:
+    """Whether a generation can run here. A repetition penalty makes each proposal depend on those before it,
+    which the host follows."""
+    return model.use_graphs and strategy in STRATEGIES and sampling.repetition_penalty == 1.0
+
+
+class MovingPass:
+    """A pass whose rows stand behind wherever the text has got to."""
+
+    def __init__(self, model: Qwen3, rows: Rows, room: int, logits_of: int | None = None) -> None:
+        """rows: on an empty context. logits_of: of the first so many rows; None: of all."""
+        c, device = model.config, model.device
+        packed = model.ops.prepare_rows(
+            rows, c.num_attention_heads, c.num_key_value_heads, c.head_dim, model.dtype, device, room=room
+        )
+        assert isinstance(packed, PackedRows)
+        wanted = None if logits_of is None else torch.arange(logits_of, device=device)
+        self.packed, self.ids = packed, torch.tensor([rows.tokens, rows.positions], device=device)
+        self.inputs = PassInputs(self.ids, packed, rows.n_ar, wanted)
+        self.depths = self.ids[1].clone()
+
+    def move(self, state: Tensor) -> None:
+        """Put the rows behind the text, the root in row 0."""
+        move_triton(self.packed, state[0:1], state[1:2], self.ids, self.depths)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How tokens are chosen from a row of states."""
+
+    sampling: Sampling
+    numbers: Tensor  # of the settings, refilled for each text
+
+    def __call__(
+        self, model: Qwen3, states: Tensor, positions: Tensor, tokens: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Write the token after each of the states [T, E] to tokens [T] int64; positions [T] int64 are
+        theirs. Returns the token's logit and the row's log-sum-exp [T] fp32, before any setting."""
+        n = len(tokens)
+        if self.sampling.temperature == 0 and not self.sampling.logit_bias:  # no logits in memory
+            found, sums = (
+                states.new_empty(n, 1, dtype=torch.float32),
+                states.new_empty(n, dtype=torch.float32),
+            )
+            model.ops.head(states, model.head, 1, out=(found, tokens[:, None], sums))
+            return found[:, 0], sums
+        logits = model.ops.linear(states, model.head, out_dtype=torch.float32)
+        choose_triton(logits, positions, self.sampling, out=tokens, numbers=self.numbers)
+        return logits.gather(1, tokens[:, None])[:, 0], summary_of_logits(logits, 1)[2]
+
+
+class DeviceCycles:
+    """The cycles of one cache, with their graphs."""
+
+    def __init__(self, model: Qwen3, cache: KVCache) -> None:
+        # weak: the cache owns its cycles and the model the cache
+        self._model, self._cache = weakref.proxy(model), weakref.proxy(cache)
+        device = model.device
+        self._state = torch.zeros(4, dtype=torch.int32, device=device)
+        self._numbers = torch.zeros(8, dtype=torch.int32, device=device)
+        self._ends = torch.tensor(model.config.eos_token_ids or (-1,), dtype=torch.int32, device=device)
+        self._cycles: OrderedDict[tuple, Cycle] = OrderedDict()
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+    def __len__(self) -> int:
+        """How many kinds of cycle there are."""
+        return len(self._cycles)
+
+    def runs(self, strategy: str, decoding: Decoding) -> Iterator[Run]:
+        """What each cycle adds to the text, until an end token or the limit. Raises InputError when logits
+        are not numbers."""
+        rows = decoding.block_size if strategy == "two-pass" else 1
+        self._numbers.copy_(choice_numbers(decoding.sampling, self._model.config.vocab_size))
+        begin = [decoding.start, decoding.root, decoding.remaining, 0]
+        self._state.copy_(torch.tensor(begin, dtype=torch.int32))
+        waiting = self._launch(rows, strategy, decoding, unread=0)
+        while True:
+            following = self._launch(rows, strategy, decoding, unread=1)
+            kept, finished, damaged, tokens, logprobs = waiting()
+            decoding.tokens += tokens
+            self._cache.lengths[0] += kept
+            if kept:
+                yield Run(tokens, logprobs, forwards=2 if strategy == "two-pass" else 1)
+            if damaged:
+                raise InputError(NOT_NUMBERS)
+            if finished:
+                return
+            waiting = following
+
+    def _launch(self, rows: int, strategy: str, decoding: Decoding, unread: int) -> Read:
+        """Launch a cycle while `unread` others are not read; returns how to read it."""
+        furthest = min(decoding.start + unread * rows, decoding.limit - 1) + rows
+        room = LEAST_ROOM
+        while room < furthest:
+            room *= 2
+        form = choice_form(decoding.sampling, self._model.config.vocab_size)
+        key = strategy, rows, room, form
+        if key not in self._cycles:
+            choice = Choice(decoding.sampling, self._numbers)
+            self._cycles[key] = Cycle(
+                self._model, self._cache, self._state, self._ends, choice, rows, room, strategy == "two-pass"
+            )
+            while len(self._cycles) > MOST_GRAPHS:
+                self._cycles.popitem(last=False)
+        self._cycles.move_to_end(key)
+        return self._cycles[key].launch(self._pool)
+
+
+Read = Callable[[], tuple[int, int, int, list[int], list[float]]]
+
+
+class Cycle:
+    """A cycle of fixed shape: draft and verify passes, choice, walk, commit."""
+
+    def __init__(
+        self, model: Qwen3, cache: KVCache, state: Tensor, ends: Tensor, choice: Choice, rows: int, room: int,
+        drafted: bool,
+    ) -> None:  # fmt: skip
+        """rows: of the pass to verify, root included."""
+        self.model, self.cache, self.state, self.ends, self.choice = model, cache, state, ends, choice
+        device, config = model.device, model.config
+        biases = tuple(choice.sampling.logit_bias.items())
+        self.bias = (
+            bias_table(biases, config.vocab_size, device) if biases else None
+        )  # a graph has its address
+        self.draft: MovingPass | None = None
+        if drafted:
+            block = Rows.block(0, rows, 0, config.mask_token_id)
+            self.draft = MovingPass(model, block, room, logits_of=rows - 1)
+        chain = Rows.chain([0] * rows, 0)
+        self.check = MovingPass(model, chain, room)
+        self.parents = torch.tensor(chain.parents, dtype=torch.int32, device=device)
+        self.accepted, self.start = self.parents.clone(), state.new_zeros(1)
+        self.choices = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.record = state.new_zeros(RECORD + 2 * rows)
+        pinned = device.type == "cuda"
+        # two: one is read while the next cycle fills the other
+        self.read = [torch.zeros(self.record.shape, dtype=torch.int32, pin_memory=pinned) for _ in "01"]
+        self.launches = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def launch(self, pool: Any) -> Read:
+        """Run the cycle once more, captured when it comes for the second time."""
+        if pool is None or self.launches == 0:
+            self.run()
+        else:
+            if self.graph is None:
+                self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graph, pool=pool):
+                    self.run()
+            self.graph.replay()
+        target = self.read[self.launches % 2]
+        self.launches += 1
+        target.copy_(self.record, non_blocking=True)
+        done = None
+        if pool is not None:
+            done = torch.cuda.Event()
+            done.record()
+
+        def read() -> tuple[int, int, int, list[int], list[float]]:
+            if done is not None:
+                done.synchronize()
+            n = len(self.choices)
+            kept, finished, damaged, _, *tokens = target[: RECORD + n].tolist()
+            logprobs = target[RECORD + n :].view(torch.float32).tolist()
+            return kept, finished, damaged, tokens[:kept], logprobs[:kept]
+
+        return read
+
+    def run(self) -> None:
+        """The launches of a cycle; nothing comes from the host."""
+        model, check = self.model, self.check
+        check.move(self.state)
+        if self.draft is not None:
+            self.draft.move(self.state)
+            states, _, _ = model.states(self.draft.inputs, self.cache)
+            # the proposal of block row i takes the place of verify row i + 1
+            self.choice(model, states, check.ids[1, 1:], check.ids[0, 1:])
+        states, keys, values = model.states(check.inputs, self.cache)
+        logits, sums = self.choice(model, states, check.ids[1] + 1, self.choices)
+        advance_triton(
+            self.state, check.ids[0], self.parents, self.choices, logits.contiguous(), sums, self.ends,
+            self.accepted, self.start, self.record,
+        )  # fmt: skip
+        model.ops.commit(self.cache.keys, self.cache.values, keys, values, self.accepted, self.start)

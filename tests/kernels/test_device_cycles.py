@@ -1,0 +1,129 @@
+"""Cycles on the device keep what the host's loop keeps, bit for bit."""
+
+import pytest
+import torch
+from interpreter import DEVICE
+from small import small_model
+
+from orthrus_kernels import attention_triton
+from qwen3_model import InputError
+from qwen3_model.decode import device
+
+PROMPT = [5, 6, 7]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model("float32", backend="triton", device=DEVICE, num_hidden_layers=1)
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch):
+    """What the interpreter pays for and no bit depends on: unrolled folds, programs without keys."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(attention_triton, "FUSED_UNROLL", 1)
+        monkeypatch.setattr(device, "LEAST_ROOM", 64)
+
+
+def both(model, **settings):
+    """Results of the host's loop and of the device's cycles."""
+    results = []
+    for graphs in (False, True):
+        model.use_graphs, model.spare_cache = graphs, None
+        results.append(model.generate(PROMPT, **({"max_new_tokens": 5, "seed": 3} | settings)))
+    assert model.spare_cache is not None
+    return results, model.spare_cache.cycles
+
+
+@pytest.mark.parametrize("strategy", device.STRATEGIES)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"temperature": 0.8}, {"temperature": 0.8, "top_p": 0.9, "logit_bias": {9: 2.0}}],
+    ids=str,
+)
+def test_same_tokens_and_log_probabilities(model, strategy, settings):
+    (host, on_device), cycles = both(model, strategy=strategy, block_size=3, **settings)
+    assert on_device.token_ids == host.token_ids and on_device.logprobs == host.logprobs
+    assert on_device.stats.finish_reason == host.stats.finish_reason == "length"
+    assert on_device.stats.cycles == host.stats.cycles and len(cycles) == 1
+
+
+def test_a_repetition_penalty_stays_on_the_host(model):
+    (host, other), cycles = both(model, strategy="two-pass", repetition_penalty=1.3)
+    assert other.token_ids == host.token_ids and len(cycles) == 0
+
+
+@pytest.mark.parametrize("strategy", device.STRATEGIES if DEVICE == "cuda" else ["two-pass"])
+def test_end_tokens_end_it_on_the_device(model, strategy, monkeypatch):
+    (host, _), _ = both(model, strategy=strategy, temperature=1.0)
+    end = host.token_ids[3]
+    first = host.token_ids.index(end) + 1
+    changed = type(model.config)(**{**vars(model.config), "eos_token_ids": (end,)})
+    monkeypatch.setattr(model, "config", changed)
+    (host, on_device), cycles = both(model, strategy=strategy, temperature=1.0)
+    assert on_device.token_ids == host.token_ids and len(host.token_ids) == first
+    assert on_device.stats.finish_reason == "end_token"
+    assert first == 1 or int(cycles._state[3]) == 1, "finished on the device, not by the host alone"
+
+
+def test_seeds_and_texts_share_a_cycle(model):
+    model.use_graphs, model.spare_cache = True, None
+    texts = [model.generate(PROMPT, max_new_tokens=5, temperature=1.0, seed=s).token_ids for s in (1, 2, 1)]
+    assert texts[0] == texts[2] != texts[1] and len(model.spare_cache.cycles) == 1
+
+
+def test_rooms_grow_with_the_text(model, monkeypatch):
+    """From one room to the next in the middle of a text, and across the end of a key segment."""
+    monkeypatch.setattr(device, "LEAST_ROOM", 4)
+    (host, on_device), cycles = both(model, strategy="two-pass", block_size=3, max_new_tokens=7)
+    assert on_device.token_ids == host.token_ids and on_device.logprobs == host.logprobs and len(cycles) > 1
+
+
+def test_a_surplus_cycle_leaves_cache_and_state(model):
+    _, cycles = both(model, strategy="two-pass", block_size=3)
+    cache, (cycle,) = model.spare_cache, cycles._cycles.values()
+    before = cache.keys.clone(), cache.values.clone(), cycles._state.clone()
+    with torch.inference_mode():
+        kept, finished, *_ = cycle.launch(cycles._pool)()
+    assert (kept, finished) == (0, 1)
+    for old, new in zip(before, (cache.keys, cache.values, cycles._state), strict=True):
+        torch.testing.assert_close(new, old, rtol=0, atol=0, equal_nan=True)
+
+
+def test_damaged_logits_are_said(model, monkeypatch):
+    damaged = small_model("float32", backend="triton", device=DEVICE, num_hidden_layers=1)
+    damaged.use_graphs = True
+    prefill = damaged.prefill
+
+    def then_damage(*args, **kwargs):
+        logits = prefill(*args, **kwargs).clone()
+        damaged.norm.fill_(float("nan"))
+        return logits
+
+    monkeypatch.setattr(damaged, "prefill", then_damage)
+    with pytest.raises(InputError, match="NaN or infinite"):
+        damaged.generate(PROMPT, max_new_tokens=4)
+
+
+def test_the_cache_holds_what_plain_decoding_commits(model):
+    (host, _), _ = both(model, strategy="two-pass", block_size=3)
+    cache, n = model.spare_cache, len(PROMPT) + len(host.token_ids) - 1
+    model.use_graphs = False
+    plain = model.new_cache(n)
+    model.prefill([*PROMPT, *host.token_ids[:-1]], plain)
+    assert cache.lengths == [n]
+    assert torch.equal(cache.keys[:, :, :, :n], plain.keys) and torch.equal(
+        cache.values[:, :, :, :n], plain.values
+    )
+
+
+def test_a_stopped_text_leaves_the_cache_usable(model):
+    """Ended by the caller with a cycle in flight, then another text from the same cache."""
+    model.use_graphs, model.spare_cache = True, None
+    whole = model.generate(PROMPT, max_new_tokens=4, seed=1)
+    calls = []
+    cut = model.generate(
+        PROMPT, max_new_tokens=4, seed=1, on_tokens=lambda *a: calls.append(a) or len(calls) < 2
+    )
+    assert cut.stats.finish_reason == "callback" and cut.token_ids == whole.token_ids[: len(cut.token_ids)]
+    assert model.generate(PROMPT, max_new_tokens=4, seed=1).token_ids == whole.token_ids
