@@ -85,10 +85,11 @@ def _read_kernel(x, y, n, BLOCK: tl.constexpr):
 
 
 class Meter:
-    """Times calls on one GPU. `seconds`: how long the replays of one call may take, warm-up aside."""
+    """Times calls on one GPU. `seconds`: how long the replays of one call may take, warm-up aside; there are
+    5 to `most` of them."""
 
-    def __init__(self, pool: Pool, seconds: float = 0.03) -> None:
-        self.pool, self.seconds = pool, seconds
+    def __init__(self, pool: Pool, seconds: float = 0.03, most: int = 25) -> None:
+        self.pool, self.seconds, self.most = pool, seconds, most
         self.sm = torch.cuda.get_device_properties(pool.device).multi_processor_count
         self.read = torch.empty(16 * self.sm, dtype=torch.int32, device=pool.device)
         l2 = torch.cuda.get_device_properties(pool.device).L2_cache_size
@@ -111,7 +112,7 @@ class Meter:
             for i in range(copies):
                 call(i)
         first = self._replay(graph)
-        count = max(5, min(25, int(self.seconds * 1e6 / max(first, 1))))
+        count = max(5, min(self.most, int(self.seconds * 1e6 / max(first, 1))))
         return Timing.of([self._replay(graph) / copies for _ in range(count)])
 
     def _replay(self, graph: torch.cuda.CUDAGraph) -> float:
@@ -137,6 +138,18 @@ class Meter:
         a, b = (self.pool.take(size, size) for _ in range(2))
         out = torch.empty_like(a)
         return 2 * size**3 / self.time(lambda i: torch.mm(a, b.t(), out=out), 4).median / 1e6
+
+
+def replayable(call: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
+    """On a GPU the replay of a call that only launches, captured after it ran once; on a CPU the call."""
+    call()
+    if device.type != "cuda":
+        return call
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 def machine(command: str) -> dict[str, str | None]:
