@@ -25,7 +25,7 @@ from . import decode_report, kernels, report
 from .cases import cases
 from .command import Parser, fail, in_processes, positive, writable
 from .decode_run import Run, embedded_prompt, generate_with, passes_of, random_prompt
-from .measure import Meter, Pool, machine, machine_line
+from .measure import Meter, Pool, machine, machine_line, time_in_a_row
 from .models import MODELS
 from .passes import PASSES, Measured, TimeIt, pass_bytes
 from .peers import HUGGING_FACE, hugging_face
@@ -36,6 +36,7 @@ DEFAULT_MODELS, CONTEXTS = ["8B", "1.7B"], [1024, 4096, 16384, 32768]
 MOST_CONTEXT = 40960 - 256  # positions of the models, less the rows of a pass
 NEW_TOKENS = 256
 PEER_CONTEXT = 1024
+PEER_SECONDS = 80  # torch.compile of tens of layers takes about so long: not started with less left
 COMPILED_AHEAD = (
     "linear", "attention", "add_rms_norm", "qk_norm_rope", "swiglu", "choose", "log_probability"
 )  # fmt: skip
@@ -111,7 +112,7 @@ def measure(run: Run, given: Any, time_it: TimeIt, facts: dict[str, Any]) -> Non
     run.attempt("generate with embedded", partial(_embedded, run))
     for name in given.models:
         _free()
-        run.attempt(f"{HUGGING_FACE}, {name}", partial(_hugging_face, run, name))
+        run.attempt(f"{HUGGING_FACE}, {name}", partial(_hugging_face, run, name), PEER_SECONDS)
 
 
 def _model(run: Run, given: Any, name: str, time_it: TimeIt) -> None:
@@ -171,11 +172,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in _compile_ahead(given, launch_tables.device_key(device)):
         print(f"  compiling ahead: {line}", flush=True)
     read = Meter(Pool(device, kernels.POOL)).read_roof()
-    meter = Meter(Pool(device, 128), seconds=0.4, most=100)
-    run = Run(read, lambda: time.perf_counter() - began > given.seconds)
+    _free()
+    run = Run(read, lambda: given.seconds - (time.perf_counter() - began))
     print(f"read roof {read:.0f} GB/s, {time.perf_counter() - began:.0f} s so far", flush=True)
-    time_it: TimeIt = lambda call: meter.time(lambda i: call(), 1)  # noqa: E731
-    measure(run, given, time_it, facts)
+    measure(run, given, partial(time_in_a_row, device=device), facts)
     report.print_tables(run.tables())
     said = [*decode_report.summary(run.passes), *decode_report.reasons(run.passes)]
     print(*said, *(f"note: {note}" for note in run.notes), sep="\n")

@@ -26,8 +26,8 @@ PROFILED_PASSES = 10
 class Run:
     """Everything measured so far, ready for JSON."""
 
-    def __init__(self, read_gb_s: float, out_of_time: Callable[[], bool]) -> None:
-        self.read_gb_s, self.out_of_time = read_gb_s, out_of_time
+    def __init__(self, read_gb_s: float, seconds_left: Callable[[], float]) -> None:
+        self.read_gb_s, self.seconds_left = read_gb_s, seconds_left
         self.passes: list[dict[str, Any]] = []
         self.memory: list[dict[str, Any]] = []
         self.generate: list[dict[str, Any]] = []
@@ -57,9 +57,13 @@ class Run:
             "notes": self.notes, "left_out": self.left_out,
         }  # fmt: skip
 
-    def attempt(self, what: str, work: Callable[[], None]) -> None:
-        """Do it, unless time is out; a failure leaves a note and the run goes on."""
-        if self.out_of_time():
+    def out_of_time(self) -> bool:
+        """Whether nothing more is to be started."""
+        return self.seconds_left() <= 0
+
+    def attempt(self, what: str, work: Callable[[], None], seconds: float = 0) -> None:
+        """Do it, unless fewer seconds are left than that; a failure leaves a note and the run goes on."""
+        if self.seconds_left() <= seconds:
             self.notes.append(f"{what}: no time left")
             return
         try:

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from orthrus_kernels._triton import tl, triton
 
 Call = Callable[[int], Any]  # on copy i of the inputs
 GIB = 1 << 30
+BURST = 10  # replays one behind another that `time_in_a_row` launches before it waits
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,10 @@ def _read_kernel(x, y, n, BLOCK: tl.constexpr):
 
 
 class Meter:
-    """Times calls on one GPU. `seconds`: how long the replays of one call may take, warm-up aside; there are
-    5 to `most` of them."""
+    """Times calls on one GPU. `seconds`: how long the replays of one call may take, warm-up aside."""
 
-    def __init__(self, pool: Pool, seconds: float = 0.03, most: int = 25) -> None:
-        self.pool, self.seconds, self.most = pool, seconds, most
+    def __init__(self, pool: Pool, seconds: float = 0.03) -> None:
+        self.pool, self.seconds = pool, seconds
         self.sm = torch.cuda.get_device_properties(pool.device).multi_processor_count
         self.read = torch.empty(16 * self.sm, dtype=torch.int32, device=pool.device)
         l2 = torch.cuda.get_device_properties(pool.device).L2_cache_size
@@ -112,7 +113,7 @@ class Meter:
             for i in range(copies):
                 call(i)
         first = self._replay(graph)
-        count = max(5, min(self.most, int(self.seconds * 1e6 / max(first, 1))))
+        count = max(5, min(25, int(self.seconds * 1e6 / max(first, 1))))
         return Timing.of([self._replay(graph) / copies for _ in range(count)])
 
     def _replay(self, graph: torch.cuda.CUDAGraph) -> float:
@@ -150,6 +151,33 @@ def replayable(call: Callable[[], Any], device: torch.device) -> Callable[[], An
     with torch.cuda.graph(graph):
         call()
     return graph.replay
+
+
+def time_in_a_row(
+    call: Callable[[], Any], device: torch.device, seconds: float = 0.4, most: int = 100
+) -> Timing:
+    """Time a long call as decoding repeats it: replays one behind another, each between two events.
+
+    The GPU is busy with one replay while the host launches the next, and the L2 cache holds what the last one
+    left. For calls that take longer than their launch and read more than the cache holds."""
+    replay = replayable(call, device)
+    first = min(_burst(replay))
+    samples: list[float] = []
+    while len(samples) < max(BURST, min(most, int(seconds * 1e6 / max(first, 1)))):
+        samples += _burst(replay)
+    return Timing.of(samples)
+
+
+def _burst(replay: Callable[[], Any]) -> list[float]:
+    """Microseconds of each of BURST replays behind one that is not timed."""
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(BURST + 1)]
+    replay()
+    events[0].record()
+    for event in events[1:]:
+        replay()
+        event.record()
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) * 1000 for a, b in pairwise(events)]
 
 
 def machine(command: str) -> dict[str, str | None]:

@@ -148,9 +148,10 @@ def sdpa_token(model: Qwen3, cache: KVCache, what: Pass, context: int) -> Callab
         q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows, scale: float
     ) -> Tensor:
         k_cache[0, :, context], v_cache[0, :, context] = k[0], v[0]
-        folded = q.view(1, k.shape[1], -1, q.shape[2])
+        folded = q.reshape(1, k.shape[1], -1, q.shape[2])
         keys, values = k_cache[:1, :, : context + 1], v_cache[:1, :, : context + 1]
-        return torch.nn.functional.scaled_dot_product_attention(folded, keys, values, scale=scale).view_as(q)
+        out = torch.nn.functional.scaled_dot_product_attention(folded, keys, values, scale=scale)
+        return out.reshape(q.shape)
 
     peer, rows = copy.copy(model), what.rows(model.config, context)
     peer.ops = replace(model.ops, linear=linear_torch, attention=attention)

@@ -24,6 +24,13 @@ def hugging_face(model: Qwen3, context: int, compiled: Callable[..., Any] = torc
 
     Raises ImportError without transformers, ValueError when its logits are not ours. compiled: torch.compile,
     or a stand-in for it."""
+    try:
+        return _steps(model, context, compiled)
+    finally:
+        torch.compiler.reset()  # what was compiled holds the weights
+
+
+def _steps(model: Qwen3, context: int, compiled: Callable[..., Any]) -> Timing:
     import transformers
 
     peer = _with_weights_of(model, transformers)

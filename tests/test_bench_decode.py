@@ -9,7 +9,7 @@ from interpreter import DEVICE
 from small import small_config, small_model
 from torch.autograd import DeviceType
 
-from bench import decode, decode_report, decode_run, passes, peers, step_profile
+from bench import decode, decode_report, decode_run, measure, passes, peers, step_profile
 from bench.measure import Timing, replayable
 from bench.models import MODELS
 from bench.passes import CYCLE, PASSES, SDPA, Pass, measure_passes, pass_bytes, weight_bytes
@@ -20,7 +20,16 @@ gpu_free = pytest.mark.skipif(DEVICE != "cpu", reason="what is said where there 
 TINY = (Pass("token", 1), Pass("draft-8", 0, 1, 8), Pass("verify-8", 8), Pass("mixed", 5, 2, 3))
 
 
-def tiny(backend="triton", dtype="bfloat16", **changes):
+SMALLEST = (Pass("token", 1), Pass("draft-2", 0, 1, 2))  # an interpreted pass takes a second
+
+
+@pytest.fixture(autouse=True)
+def few_host_calls(monkeypatch):
+    monkeypatch.setattr(passes, "HOST_CALLS", 1)
+    monkeypatch.setattr(passes, "HOST_ROUNDS", 1)
+
+
+def tiny(backend="reference", dtype="float32", **changes):
     return small_model(dtype, backend=backend, device=DEVICE, num_hidden_layers=1, **changes)
 
 
@@ -95,15 +104,17 @@ def test_measured_passes():
     assert token.time == Timing(100.0, 90.0, 110.0) and token.peers == {SDPA: Timing(200.0, 180.0, 220.0)}
     assert (draft.time.median, verify.time.median, mixed.time.median) == (300, 400, 500)
     assert cycle.time == Timing(700.0, 630.0, 770.0) and cycle.bytes == draft.bytes + verify.bytes
-    assert all(m.launch_us > 0 and m.forward_us > 0 for m in found)
-    assert mixed.bytes == pass_bytes(model.config, mixed.what, 5)
+    assert mixed.bytes == pass_bytes(model.config, mixed.what, 5, width=4)
+    assert all(m.launch_us is None for m in found), "the twins capture nothing"
 
 
-def test_the_reference_backend_captures_nothing():
-    model = tiny("reference", "float32")
-    cache = passes.filled_cache(model, [9], 8)
-    (token,) = measure_passes(model, cache, [9], TINY[:1], Clock())
-    assert token.time and token.launch_us is None and token.bytes == pass_bytes(model.config, TINY[0], 9, 4)
+def test_host_times_and_peer_of_the_kernels():
+    """The kernels, captured as far as a CPU can, and the peer's own attention in their model."""
+    model = tiny("triton")
+    cache = passes.filled_cache(model, [5], 16)
+    found = list(measure_passes(model, cache, [5], SMALLEST, Clock()))
+    assert all(m.time and m.launch_us > 0 and m.forward_us > 0 and not m.notes for m in found)
+    assert len(found) == 2 and SDPA in found[0].peers and len(cache.passes) == 2
 
 
 def test_no_pass_starts_after_time_is_out():
@@ -116,7 +127,7 @@ def test_no_pass_starts_after_time_is_out():
 
 def test_other_bits_get_no_time():
     """Sums in the order of the rows: the root of a chain differs, and a peer that is far off is not timed."""
-    model = tiny(dtype="float32")
+    model = tiny()
     exact = model.ops.linear
 
     def careless(x, *args, **settings):
@@ -131,7 +142,7 @@ def test_other_bits_get_no_time():
 
 
 def test_a_peer_far_off_is_not_timed():
-    model = tiny("reference", "float32")
+    model = tiny()
     cache, result = passes.filled_cache(model, [5], 16), passes.Measured(TINY[0], 5, 1)
     plain = passes.calls_of(model, cache, TINY[0], 5)
     cache.lengths[0] = 5
@@ -143,10 +154,11 @@ def test_a_peer_far_off_is_not_timed():
 
 
 @gpu_free
-def test_transformers_step_is_ours():
+def test_transformers_step_is_ours(monkeypatch):
     """On our weights, compiled by a stand-in; off weights are refused."""
     pytest.importorskip("transformers")
-    model = tiny("reference", "float32", num_key_value_heads=2)
+    monkeypatch.setattr(peers, "ROUNDS", 2)
+    model = tiny(num_key_value_heads=2)
     calls = []
 
     def compiled(forward, mode):
@@ -154,7 +166,7 @@ def test_transformers_step_is_ours():
         return lambda **given: calls.append(given["position_ids"].item()) or forward(**given)
 
     timing = peers.hugging_face(model, 9, compiled)
-    assert timing.median > 0 and calls == list(range(9, 9 + 4 + 64))
+    assert timing.median > 0 and calls == list(range(9, 9 + 4 + 2 * 8))
     model.prefill = lambda *args: torch.linspace(-1, 1, model.config.vocab_size)
     with pytest.raises(ValueError, match="its logits differ"):
         peers.hugging_face(model, 9, compiled)
@@ -208,13 +220,40 @@ def test_replayable_on_a_cpu_is_the_call():
     assert calls == [1, 1]
 
 
+def test_replays_are_timed_one_behind_another(monkeypatch):
+    """A GPU whose clock goes on by 7 ms a replay: one replay more than intervals, none of them waits."""
+    said, clock = [], [0.0]
+
+    class Event:
+        def __init__(self, enable_timing):
+            self.at = None
+
+        def record(self):
+            self.at = clock[0]
+            said.append("event")
+
+        def elapsed_time(self, later):
+            return later.at - self.at
+
+    def call():
+        clock[0] += 7
+        said.append("replay")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *device: said.append("wait"))
+    timing = measure.time_in_a_row(call, torch.device("cpu"), seconds=0.15)
+    assert timing == Timing(7000.0, 7000.0, 7000.0)
+    burst = ["replay"] + ["event", "replay"] * measure.BURST + ["event", "wait"]
+    assert said == ["replay"] + 4 * burst, "captured; a first look; 21 samples at least"
+
+
 def recorded(call, count):
     call()
     return [Span(s.name, s.start + 20 * i, s.end + 20 * i) for i in range(count) for s in STEP]
 
 
 def a_run(model=None):
-    run = decode_run.Run(3000.0, lambda: False)
+    run = decode_run.Run(3000.0, lambda: 1.0)
     decode_run.passes_of(run, "tiny", model or tiny(), [5], TINY, Clock(), ["token"], recorded)
     return run
 
@@ -225,11 +264,10 @@ def test_rows_tables_and_summary_of_a_run():
     floor = token["bytes"] / 3000e9 * 1e3
     assert token["floor_ms"] == round(floor, 4) and token["share_of_floor"] == round(floor * 1e3 / 100, 4)
     assert token["over_token"] == 1 and draft["over_token"] == 3 and cycle["over_token"] == 7
-    assert token["host_launch_share"] == pytest.approx(token["host_launch_us"] / 100, abs=1e-3)
     assert run.left_out == 0 and not run.notes and not run.wrong
     assert run.profiles[0]["groups_us"]["gaps"] == 2
     generated = decode_run.generate_with
-    generated(run, "tiny", tiny("reference", "float32", eos_token_ids=()), [1, 2, 3], 9)
+    generated(run, "tiny", tiny(eos_token_ids=()), [1, 2, 3], 9)
     assert [r["tokens"] for r in run.generate] == [9, 9] and not run.wrong
     assert run.generate[0]["tokens_per_cycle"] == 1
     for _, head, lines in run.tables():
@@ -241,15 +279,22 @@ def test_rows_tables_and_summary_of_a_run():
     assert run.wrong
 
 
+def test_host_share_of_a_pass():
+    m = passes.Measured(TINY[0], 5, 1000, Timing(100.0, 90.0, 110.0), launch_us=20.0, forward_us=50.0)
+    row = decode_report.pass_row("tiny", m, 3000.0, 50.0)
+    assert row["host_launch_share"] == 0.2 and row["over_token"] == 2
+    assert decode_report.pass_tables([row])[0][2][0][10:13] == ["20.0", "20%", "50.0"]
+
+
 def test_memory_table():
     row = {"model": "8B", "weights_bytes": 6e9, "cache_bytes": 2e9, "peak_bytes": 10e9}
     assert decode_report.memory_table([row])[0][2] == [["8B", "6.00", "2.00", "10.00", "1.250"]]
 
 
 def test_what_fails_leaves_a_note_and_the_run_goes_on():
-    run = decode_run.Run(3000.0, iter([False, True]).__next__)
+    run = decode_run.Run(3000.0, lambda: 60.0)
     run.attempt("a", lambda: 1 // 0)
-    run.attempt("b", lambda: 1 // 0)
+    run.attempt("b", lambda: 1 // 0, seconds=80)
     assert run.notes[0].startswith("a: ZeroDivisionError") and run.notes[1] == "b: no time left"
 
 
@@ -306,15 +351,11 @@ def test_what_is_profiled(arguments, profiled, tmp_path, monkeypatch):
 class FakeMeter:
     """A meter of a GPU that is not there."""
 
-    def __init__(self, pool, seconds=0.0, most=0):
+    def __init__(self, pool):
         pass
 
     def read_roof(self):
         return 3000.0
-
-    def time(self, call, copies):
-        call(0)
-        return Timing(1.0, 1.0, 1.0)
 
 
 @gpu_free
@@ -327,6 +368,7 @@ def test_a_whole_run(other_bits, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(decode, "PASSES", TINY)
     monkeypatch.setattr(decode, "Pool", lambda device, size: None)
     monkeypatch.setattr(decode, "Meter", FakeMeter)
+    monkeypatch.setattr(decode, "time_in_a_row", lambda call, device: Clock()(call))
     monkeypatch.setattr(decode, "machine", lambda said: {"gpu": "fake", "date": "d"})
     monkeypatch.setattr(decode.launch_tables, "device_key", lambda device: "sm_90")
     monkeypatch.setattr(decode, "in_processes", lambda work, arguments, workers, limit: [f"{workers} at it"])
@@ -343,3 +385,4 @@ def test_a_whole_run(other_bits, monkeypatch, tmp_path, capsys):
     assert len(got["passes"]) == (4 if other_bits else 5) and got["left_out"] == 0
     assert [r["model"] for r in got["generate"]] == ["8B", "8B", "embedded", "embedded"]
     assert got["peers"][0]["us"]["median"] == 2.0 and len(got["notes"]) == 1
+    assert "8B, context 1024: 0.00 ms a token" in got["notes"][0]
