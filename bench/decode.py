@@ -112,7 +112,7 @@ def measure(run: Run, given: Any, time_it: TimeIt, facts: dict[str, Any]) -> Non
     run.attempt("generate with embedded", partial(_embedded, run))
     for name in given.models:
         _free()
-        run.attempt(f"{HUGGING_FACE}, {name}", partial(_hugging_face, run, name), PEER_SECONDS)
+        run.attempt(f"{HUGGING_FACE}, {name}", partial(_hugging_face, run, name), PEER_SECONDS, True)
 
 
 def _model(run: Run, given: Any, name: str, time_it: TimeIt) -> None:

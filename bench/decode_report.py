@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .passes import CYCLE, SDPA, Measured
+from .passes import CYCLE, OURS, SDPA, Measured
 from .report import number
 from .step_profile import GAPS, GROUPS, StepProfile
 
@@ -42,7 +42,7 @@ def pass_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
                 r["pass"], str(r["context"]), str(r["rows"]), f"{r['bytes'] / 1e9:.2f}",
                 number(r["floor_ms"]),
                 *([number(us[n] / 1e3) for n in ("median", "p20", "p80")]
-                  if us else [r["notes"].get("ours", "-")[:24], "", ""]),
+                  if us else [r["notes"].get(OURS, "-")[:24], "", ""]),
                 _percent(r["share_of_floor"]), f"{r['over_token']:.2f}" if r["over_token"] else "-",
                 number(r["host_launch_us"]) if r["host_launch_us"] else "-",
                 _percent(r["host_launch_share"]),
@@ -163,7 +163,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def progress(row: dict[str, Any]) -> str:
     """A measured pass in one line."""
-    said = f"{number(row['us']['median'] / 1e3)} ms" if row["us"] else row["notes"].get("ours", "-")
+    said = f"{number(row['us']['median'] / 1e3)} ms" if row["us"] else row["notes"].get(OURS, "-")
     return f"{row['model']}, context {row['context']}, {row['pass']}: {said}"
 
 

@@ -16,7 +16,7 @@ from qwen3_model.prompts import read_prompts
 from . import decode_report
 from .command import short
 from .measure import replayable
-from .passes import CYCLE, Pass, TimeIt, calls_of, filled_cache, measure_passes, pass_bytes
+from .passes import CYCLE, OURS, Pass, TimeIt, calls_of, filled_cache, measure_passes, pass_bytes
 from .step_profile import Span, record, step_profile
 
 PROMPT_TOKENS = 64
@@ -35,13 +35,13 @@ class Run:
         self.peers: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.left_out = 0
+        self.failed = False
 
     @property
     def wrong(self) -> bool:
-        """Whether a pass or a text was not what it must be."""
-        return any("ours" in r["notes"] for r in self.passes) or not all(
-            r["identical"] for r in self.generate
-        )
+        """Whether something of ours failed, or a pass or a text was not what it must be."""
+        passes, texts = (OURS not in r["notes"] for r in self.passes), (r["identical"] for r in self.generate)
+        return self.failed or not all(passes) or not all(texts)
 
     def tables(self) -> list[decode_report.Table]:
         """All tables, in order."""
@@ -61,7 +61,7 @@ class Run:
         """Whether nothing more is to be started."""
         return self.seconds_left() <= 0
 
-    def attempt(self, what: str, work: Callable[[], None], seconds: float = 0) -> None:
+    def attempt(self, what: str, work: Callable[[], None], seconds: float = 0, is_peer: bool = False) -> None:
         """Do it, unless fewer seconds are left than that; a failure leaves a note and the run goes on."""
         if self.seconds_left() <= seconds:
             self.notes.append(f"{what}: no time left")
@@ -70,6 +70,7 @@ class Run:
             work()
         except Exception as error:
             self.notes.append(f"{what}: {short(error)}")
+            self.failed |= not is_peer
 
 
 def passes_of(

@@ -23,6 +23,7 @@ from qwen3_model import Qwen3, Qwen3Config
 from qwen3_model.captured import CapturedPasses, PassInputs
 from qwen3_model.kv_cache import KVCache
 
+from .command import short
 from .measure import Timing
 
 TimeIt = Callable[[Callable[[], Any]], Timing]  # of a call that only launches; µs
@@ -30,7 +31,7 @@ TimeIt = Callable[[Callable[[], Any]], Timing]  # of a call that only launches; 
 # Largest difference of a peer's logits from ours, over the largest logit: sums in other orders, rounded to
 # bf16 in tens of layers. A wrong position, mask or weight is off by about 1.
 PEER_TOLERANCE = 0.1
-SDPA = "cuBLAS + SDPA"
+OURS, SDPA = "ours", "cuBLAS + SDPA"
 HOST_CALLS, HOST_ROUNDS = 5, 3  # few in a row, so that the launch queue never fills and makes the host wait
 
 
@@ -191,24 +192,27 @@ def measure_passes(
         for what in passes:
             if out_of_time():
                 return
-            result = _measure(model, cache, what, context, plain, time_it)
+            result = Measured(what, context, pass_bytes(model.config, what, context, model.dtype.itemsize))
+            try:
+                _measure(result, model, cache, plain, time_it)
+            except Exception as error:  # one pass that does not fit must not end the run
+                result.notes[OURS] = short(error)
             found.append(result)
             yield result
         yield from cycles(found)
 
 
-def _measure(
-    model: Qwen3, cache: KVCache, what: Pass, context: int, plain: Tensor, time_it: TimeIt
-) -> Measured:
-    result = Measured(what, context, pass_bytes(model.config, what, context, model.dtype.itemsize))
+def _measure(result: Measured, model: Qwen3, cache: KVCache, plain: Tensor, time_it: TimeIt) -> None:
+    """Fill in a result. plain: the root's logits in plain decoding."""
+    what, context = result.what, result.context
     calls = calls_of(model, cache, what, context)
     logits = calls.device()
     if not torch.isfinite(logits).all():
-        result.notes["ours"] = "WRONG: logits are not finite"
-        return result
+        result.notes[OURS] = "WRONG: logits are not finite"
+        return
     if what.ar and not torch.equal(logits[0], plain):
-        result.notes["ours"] = "WRONG: the root's logits are not those of plain decoding"
-        return result
+        result.notes[OURS] = "WRONG: the root's logits are not those of plain decoding"
+        return
     del logits  # a gigabyte of them would count as the pass's
     result.time = time_it(calls.device)
     if calls.replay is not None:
@@ -216,7 +220,6 @@ def _measure(
         result.forward_us = host_time(calls.forward, model.device)
     if what.is_token:
         _measure_peer(result, sdpa_token(model, cache, what, context), plain, time_it)
-    return result
 
 
 def _measure_peer(result: Measured, call: Callable[[], Tensor], plain: Tensor, time_it: TimeIt) -> None:
@@ -227,7 +230,7 @@ def _measure_peer(result: Measured, call: Callable[[], Tensor], plain: Tensor, t
         else:
             result.peers[SDPA] = time_it(call)
     except Exception as error:  # a peer that fails must not end the run
-        result.notes[SDPA] = f"{type(error).__name__}: {error}"[:160]
+        result.notes[SDPA] = short(error)
 
 
 def cycles(found: Sequence[Measured]) -> Iterator[Measured]:

@@ -293,9 +293,29 @@ def test_memory_table():
 
 def test_what_fails_leaves_a_note_and_the_run_goes_on():
     run = decode_run.Run(3000.0, lambda: 60.0)
-    run.attempt("a", lambda: 1 // 0)
+    run.attempt("a", lambda: 1 // 0, is_peer=True)
     run.attempt("b", lambda: 1 // 0, seconds=80)
     assert run.notes[0].startswith("a: ZeroDivisionError") and run.notes[1] == "b: no time left"
+    assert not run.wrong
+    run.attempt("c", lambda: 1 // 0)
+    assert run.wrong and len(run.notes) == 3
+
+
+def test_a_pass_that_fails_does_not_end_the_run():
+    model = tiny()
+    exact = model.ops.linear
+
+    def small(x, *args, **settings):
+        if len(x) == 11:
+            raise torch.OutOfMemoryError("no room")
+        return exact(x, *args, **settings)
+
+    model.ops = type(model.ops)(**(vars(model.ops) | {"linear": small}))
+    run = a_run(model)
+    failed = {r["pass"]: r["notes"] for r in run.passes if r["us"] is None}
+    assert failed == {"mixed": {"ours": "OutOfMemoryError: no room"}} and run.wrong
+    (said,) = decode_report.reasons(run.passes)
+    assert said == "not measured: tiny, mixed, context 5, ours: OutOfMemoryError: no room"
 
 
 def test_the_picture_is_drawn(tmp_path):
