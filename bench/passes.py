@@ -213,7 +213,7 @@ def _measure(result: Measured, model: Qwen3, cache: KVCache, plain: Tensor, time
     if what.ar and not torch.equal(logits[0], plain):
         result.notes[OURS] = "WRONG: the root's logits are not those of plain decoding"
         return
-    del logits  # a gigabyte of them would count as the pass's
+    del logits  # up to 117 MB, which would count as memory of the pass
     result.time = time_it(calls.device)
     if calls.replay is not None:
         result.launch_us = host_time(calls.replay, model.device)
