@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint fmt bench tune gpu-check tiny-checkpoint clean
+.PHONY: help demo test test-slow lint fmt bench bench-decode tune gpu-check tiny-checkpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -30,6 +30,9 @@ fmt: $(VENV)/lint ## mend style
 
 bench: $(VENV)/bench ## every kernel beside its peers on this GPU, 5 minutes; BENCH="--quick": one
 	$(BIN)/python -m bench.kernels $(BENCH)
+
+bench-decode: $(VENV)/bench ## whole decoding steps beside their floors on this GPU, 4 minutes; options in BENCH="..."
+	$(BIN)/python -m bench.decode $(BENCH)
 
 tune: $(VENV)/bench ## make the linears' launch table anew on this GPU; options in TUNE="..."
 	$(BIN)/python -m bench.tune $(TUNE)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qwen3_model import Qwen3Config
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -17,6 +19,17 @@ class Shape:
     G: int = 8
     D: int = 128
     V: int = 151936
+    tied: bool = True
+
+    def config(self) -> Qwen3Config:
+        """An Orthrus of this shape, blocks of 32 as published. It has no end token, so that random weights
+        decode as long as they are asked to."""
+        return Qwen3Config(
+            vocab_size=self.V, hidden_size=self.E, intermediate_size=self.F, num_hidden_layers=self.layers,
+            num_attention_heads=self.H, num_key_value_heads=self.G, head_dim=self.D,
+            max_position_embeddings=40960, tie_word_embeddings=self.tied, block_size=32,
+            mask_token_id=self.V - 1,
+        )  # fmt: skip
 
     def weights(self) -> dict[str, tuple[int, int]]:
         """(N, K) of every linear weight of a pass, by name."""
@@ -33,6 +46,6 @@ MODELS = {
     "0.6B": Shape(28, 1024, 16, 3072),
     "1.7B": Shape(28, 2048, 16, 6144),
     "4B": Shape(36, 2560, 32, 9728),
-    "8B": Shape(36, 4096, 32, 12288),
-    "32B": Shape(64, 5120, 64, 25600),
+    "8B": Shape(36, 4096, 32, 12288, tied=False),
+    "32B": Shape(64, 5120, 64, 25600, tied=False),
 }

@@ -1,0 +1,203 @@
+"""Whole decoding steps beside their floors: plain token, draft, verification, mixed pass and cycle.
+
+Random weights at the shapes of Qwen3, bf16, one sequence; every pass is a replay of a CUDA graph. The floor
+is the bytes a pass must read over the read bandwidth of the same run. Also the host's time a pass, memory,
+tokens/s of model.generate, and peers. Without a GPU: bytes and floors."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+
+from orthrus_kernels import tables as launch_tables
+from qwen3_model import Qwen3
+from qwen3_model.checkpoint import EMBEDDED
+
+from . import decode_report, kernels, report
+from .cases import cases
+from .command import Parser, fail, in_processes, positive, writable
+from .decode_run import Run, embedded_prompt, generate_with, passes_of, random_prompt
+from .measure import Meter, Pool, machine, machine_line, time_in_a_row
+from .models import MODELS
+from .passes import PASSES, Measured, TimeIt, pass_bytes
+from .peers import HUGGING_FACE, hugging_face
+
+COMMAND = "bench.decode"
+DEVICE = "cuda"
+DEFAULT_MODELS, CONTEXTS = ["8B", "1.7B"], [1024, 4096, 16384, 32768]
+MOST_CONTEXT = 40960 - 256  # positions of the models, less the rows of a pass
+NEW_TOKENS = 256
+PEER_CONTEXT = 1024
+PEER_SECONDS = 80  # torch.compile of tens of layers takes about so long: not started with less left
+COMPILED_AHEAD = (
+    "linear", "attention", "add_rms_norm", "qk_norm_rope", "swiglu", "choose", "log_probability"
+)  # fmt: skip
+_PASS_NAMES = [what.name for what in PASSES]
+
+
+def parse(arguments: Sequence[str] | None) -> Any:
+    parser = Parser(
+        prog=f"python -m {COMMAND}",
+        description=" ".join(str(__doc__).split("\n\n")[0].split()),
+        epilog="example: python -m bench.decode --models 8B --contexts 1k 32k --profile --json out.json",
+    )
+    parser.add_argument(
+        "--models", nargs="+", choices=list(MODELS), default=DEFAULT_MODELS, help="default: 8B 1.7B"
+    )
+    parser.add_argument(
+        "--contexts", nargs="+", type=positive, default=CONTEXTS, help="cached tokens; default: 1k 4k 16k 32k"
+    )
+    parser.add_argument("--seconds", type=positive, default=220, help="start no new case after this long")
+    parser.add_argument(
+        "--profile", nargs="*", choices=_PASS_NAMES, metavar="PASS",
+        help=f"kernel by kernel, of {', '.join(_PASS_NAMES)}; without a name: of the token",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workers", type=positive, default=min(12, os.cpu_count() or 1), help="processes that compile ahead"
+    )
+    parser.add_argument("--json", type=writable, metavar="FILE", help="write all figures to FILE")
+    parser.add_argument(
+        "--plot", type=writable, metavar="FILE", help="a picture of the profiles; implies --profile"
+    )
+    given = parser.parse_args(arguments)
+    if max(given.contexts) > MOST_CONTEXT:
+        parser.error(f"--contexts {max(given.contexts)} is more than {MOST_CONTEXT}")
+    given.models, given.contexts = list(dict.fromkeys(given.models)), sorted(set(given.contexts))
+    if given.profile == [] or (given.plot and given.profile is None):
+        given.profile = ["token"]
+    return given
+
+
+def card(models: Sequence[str], contexts: Sequence[int]) -> list[dict[str, Any]]:
+    """Every pass with its bytes and floor; nothing measured."""
+    rows = []
+    for name in models:
+        config = MODELS[name].config()
+        for context in contexts:
+            for what in PASSES:
+                m = Measured(what, context, pass_bytes(config, what, context))
+                rows.append(decode_report.pass_row(name, m, kernels.NOMINAL_GB_S, None))
+    return rows
+
+
+def without_gpu(given: Any) -> int:
+    rows = card(given.models, given.contexts)
+    report.print_tables(decode_report.card_tables(rows, kernels.NOMINAL_GB_S))
+    print(
+        "No GPU here: nothing was measured; floors are bytes over the read bandwidth of an H100's data sheet."
+    )
+    if given.plot:
+        print("No GPU here: no picture is drawn.")
+    if given.json:
+        facts = {"machine": machine(_command()), "roof": None, "passes": rows, "left_out": len(rows)}
+        report.write_json(given.json, facts)
+    return 0
+
+
+def measure(run: Run, given: Any, time_it: TimeIt, facts: dict[str, Any]) -> None:
+    """Everything asked for, as far as time allows, into `run`; the JSON file anew after each model."""
+    for name in given.models:
+        run.attempt(name, partial(_model, run, given, name, time_it))
+        _free()
+        if given.json:
+            report.write_json(given.json, run.to_json(facts))
+    run.attempt("generate with embedded", partial(_embedded, run))
+    for name in given.models:
+        _free()
+        run.attempt(f"{HUGGING_FACE}, {name}", partial(_hugging_face, run, name), PEER_SECONDS, True)
+
+
+def _model(run: Run, given: Any, name: str, time_it: TimeIt) -> None:
+    """All figures of one model; its memory goes when this returns."""
+    model = _random(name)
+    profiled = given.profile or ()
+    run.attempt(
+        f"passes of {name}",
+        lambda: passes_of(run, name, model, given.contexts, PASSES, time_it, profiled),
+    )
+    run.attempt(
+        f"generate with {name}", lambda: generate_with(run, name, model, random_prompt(model), NEW_TOKENS)
+    )
+
+
+def _random(name: str) -> Qwen3:
+    return Qwen3.from_config(MODELS[name].config(), device=DEVICE, dtype="bfloat16")
+
+
+def _embedded(run: Run) -> None:
+    model = Qwen3.from_pretrained(EMBEDDED, DEVICE, "bfloat16", progress=False)
+    generate_with(run, "embedded", model, embedded_prompt(model), NEW_TOKENS)
+
+
+def _hugging_face(run: Run, name: str) -> None:
+    timing = hugging_face(_random(name), PEER_CONTEXT)
+    ours = [r["us"] for r in run.passes if (r["model"], r["pass"]) == (name, "token")
+            and r["context"] == PEER_CONTEXT and r["us"]]  # fmt: skip
+    beside = f", {timing.median / ours[0]['median']:.2f} times our pass" if ours else ""
+    run.peers.append({"peer": HUGGING_FACE, "model": name, "context": PEER_CONTEXT, "us": asdict(timing)})
+    run.notes.append(
+        f"{HUGGING_FACE}: {name}, context {PEER_CONTEXT}: {timing.median / 1e3:.2f} ms a token{beside}"
+    )
+
+
+def _compile_ahead(given: Any, key: str) -> list[str]:
+    rows = sorted({len(what) for what in PASSES})
+    wanted = {c.kernel: c for c in cases(COMPILED_AHEAD, given.models, rows, [1024], key)}
+    share = kernels.compile_share, (list(wanted.values()),), min(given.workers, len(wanted))
+    return in_processes(*share, given.seconds / 3)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    began = time.perf_counter()
+    given = parse(arguments)
+    if not torch.cuda.is_available():
+        return without_gpu(given)
+    if given.plot:
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError:
+            fail(COMMAND, "--plot needs matplotlib: pip install -e '.[bench]'")
+    device = torch.device(DEVICE)
+    torch.manual_seed(0)
+    facts = machine(_command())
+    print(machine_line(facts), flush=True)
+    for line in _compile_ahead(given, launch_tables.device_key(device)):
+        print(f"  compiling ahead: {line}", flush=True)
+    read = Meter(Pool(device, kernels.POOL)).read_roof()
+    _free()
+    run = Run(read, lambda: given.seconds - (time.perf_counter() - began))
+    print(f"read roof {read:.0f} GB/s, {time.perf_counter() - began:.0f} s so far", flush=True)
+    measure(run, given, partial(time_in_a_row, device=device), facts)
+    report.print_tables(run.tables())
+    said = [*decode_report.summary(run.passes), *decode_report.reasons(run.passes)]
+    print(*said, *(f"note: {note}" for note in run.notes), sep="\n")
+    if run.left_out:
+        print(f"{run.left_out} passes were left out: {given.seconds} s were up (--seconds)")
+    print(f"{machine_line(facts)}; {time.perf_counter() - began:.0f} s")
+    if given.json:
+        report.write_json(given.json, run.to_json(facts))
+    if given.plot and run.profiles:
+        decode_report.plot(given.plot, run.profiles, f"{facts['gpu']}, {facts['date']}, {read:.0f} GB/s")
+    return 1 if run.wrong else 0
+
+
+def _free() -> None:
+    """Give a dropped model's memory back."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _command() -> str:
+    return " ".join([f"python -m {COMMAND}", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
