@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
-from orthrus_kernels import Rows, Sampling, backend_ops
+from orthrus_kernels import Rows, Sampling, backend_ops, pack
+from orthrus_kernels.advance_triton import RECORD, advance_triton
+from orthrus_kernels.move_triton import move_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
 from orthrus_kernels.verify_triton import verify_triton
 
@@ -116,6 +118,23 @@ FILTERS = {"temperature": 0.8, "top_k": 200, "top_p": 0.95, "min_p": 0.01, "repe
            "logit_bias": {7: 1.0, 9: float("-inf")}}  # fmt: skip
 
 
+def move() -> None:
+    """A tree with blocks, from the first segment to the second."""
+    rows = Rows.tree_with_blocks([1] * 7, [-1, 0, 0, 1, 1, 3, 2], 37, [2, 5], 4, 2)
+    packed = pack(rows, 3, DEVICE, room=700)
+    ids = torch.tensor([rows.tokens, rows.positions], device=DEVICE)
+    move_triton(packed, table([301]), table([5]), ids, ids[1] - 37)
+
+
+def advance() -> None:
+    n, state = 4, table([9, 5, 3, 0])
+    logits = torch.zeros(n, device=DEVICE)
+    advance_triton(
+        state, table([5, 6, 7, 7]).long(), table([-1, 0, 0, 2]), table([7, 1, 7, 3]).long(), logits, logits,
+        table([3]), table([0] * n), table([0]), table([0] * (RECORD + 2 * n)),
+    )  # fmt: skip
+
+
 def commit() -> None:
     caches, rows = [numbers(2, 1, 3, 8, 40) for _ in "kv"], [numbers(2, 6, 3, 40) for _ in "kv"]
     TRITON.commit(caches[0], caches[1], rows[0], rows[1], table([0, 2, 5, -1]), table([6]))
@@ -142,6 +161,8 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "choose, all filters": lambda: choose(**FILTERS),
     "verify": lambda: verify_triton(table([5, 6, 7, 7]), table([-1, 0, 0, 2]), table([7, 1, 7, 3])),
     "commit": commit,
+    "move": move,
+    "advance": advance,
 }
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -21,7 +21,7 @@ ALL = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 
 def module(name: str) -> ModuleType:
     """A module of orthrus_kernels; `orthrus_kernels.linear` as an attribute is the function."""
-    return sys.modules[f"orthrus_kernels.{name}"]
+    return import_module(f"orthrus_kernels.{name}")
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -147,8 +147,29 @@ def choices() -> Iterator[Launch]:
         yield name, op, "_choose_kernel", launch, ALL if name == "all" else HOPPER
 
 
+def cycles() -> Iterator[Launch]:
+    """What a cycle on the device begins and ends with, for a tree with blocks at 32k."""
+    move, advance, packed = module("move_triton"), module("advance_triton"), module("packed")
+    rows = module("visibility").Rows.tree_with_blocks([1] * 33, [-1, *range(32)], 0, range(9, 33), 6, 96)
+    tables = packed.pack(rows, 16, room=32768)
+    tables = tables.on(torch.device("meta"))
+    one, ids = meta(1, dtype=torch.int32), meta(2, len(rows), dtype=torch.int64)
+    yield (
+        "177 rows", move, "_move_kernel",
+        lambda: move.move_triton(tables, one, one, ids, meta(len(rows), dtype=torch.int64)), ALL,
+    )  # fmt: skip
+
+    def end():
+        nodes, chosen, logits = (meta(33, dtype=t) for t in (torch.int32, torch.int64, torch.float32))
+        state, ends, record = (meta(n, dtype=torch.int32) for n in (4, 2, 70))
+        advance.advance_triton(state, chosen, nodes, chosen, logits, logits, ends, nodes, one, record)
+
+    yield "33 nodes", advance, "_advance_kernel", end, ALL
+
+
 def launches() -> Iterator[Launch]:
     yield from linears()
     yield from row_wise()
     yield from heads()
     yield from choices()
+    yield from cycles()
