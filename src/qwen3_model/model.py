@@ -249,7 +249,7 @@ class Qwen3:
         for i, (layer, norm_after) in enumerate(zip(self.layers, norms_after, strict=True)):
             a, k, v = self._attention(layer, normed, turn, inputs, cache.keys[i], cache.values[i])
             normed, x = ops.add_rms_norm(a, x, layer.post_norm, eps)
-            mlp = ops.linear(ops.swiglu(ops.linear(normed, layer.gate_up)), layer.down)
+            mlp = ops.linear(ops.linear_swiglu(normed, layer.gate_up), layer.down)
             normed, x = ops.add_rms_norm(mlp, x, norm_after, eps)
             keys.append(k[:n_ar])
             values.append(v[:n_ar])
