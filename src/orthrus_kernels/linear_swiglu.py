@@ -25,11 +25,16 @@ from . import tables
 from ._triton import TensorDescriptor, tl, triton
 from .linear import check_shapes, linear
 from .linear_triton import GROUP_T, sum_by_pointers
+from .rows import NO_CONTRACTION
 from .swiglu import silu_times, swiglu
 from .tables import LinearEntry, LinearTile
 
 # wgmma takes 64 rows of the weight at least, each of the two dots by descriptors its own.
 _LEAST_TMA_ROWS = 2 * 64
+# In fp32 the accumulator is no tensor core's, and pairing wider tiles spills on sm_90.
+_ROWS_32_BIT = 32
+# Numbers a thread of each accumulator where there are two, a segment's and their sum; 128 spill on sm_90.
+_TWO_ACCUMULATORS = 96
 
 
 def swiglu_entry(n: int, k: int, dtype: torch.dtype, device: str) -> LinearEntry:
@@ -38,9 +43,13 @@ def swiglu_entry(n: int, k: int, dtype: torch.dtype, device: str) -> LinearEntry
     of = tables.linear_entry(n, k, dtype, device)
 
     def own(tile: LinearTile) -> LinearTile:
-        least = _LEAST_TMA_ROWS if tile.tma else 32
         block_t = 1 << tile.block_t.bit_length() - 1
-        return replace(tile, block_t=block_t, block_n=max(tile.block_n, least), split=False)
+        block_n = max(tile.block_n, _LEAST_TMA_ROWS if tile.tma else 32)
+        if dtype == torch.float32:
+            block_n = _ROWS_32_BIT
+        while of.segments > 1 and block_t * block_n > _TWO_ACCUMULATORS * 32 * tile.warps:
+            block_t //= 2
+        return replace(tile, block_t=block_t, block_n=block_n, split=False)
 
     entry = replace(of, tiles=tuple(own(tile) for tile in of.tiles), apart=None)
     return tables.fitted(entry, dtype, "sm_90" if device == "cpu" else device)
@@ -158,14 +167,13 @@ def linear_swiglu_triton(
             TensorDescriptor(m, list(m.shape), [s, 1], [height, entry.block_k])
             for m, s, height in ((x, sx_t, tile.block_t), (gate_up, sw_n, block_h))
         )
-    # Compiled with contraction, as linear_triton is: without it a dot in fp32, which is multiply-adds, could
-    # round each product. swiglu_triton is compiled without; no product of `silu_times` meets a sum, so that
-    # its instructions are the same either way (tests/kernels/test_aot.py).
+    # Without contraction, as swiglu_triton is compiled. The sums are still those of linear_triton, compiled
+    # with it: tensor-core dots have nothing to contract, dots in fp32 are fma.rn by name (test_aot.py).
     _linear_swiglu_kernel[(triton.cdiv(rows, tile.block_t) * triton.cdiv(f, block_h),)](
         x=operands[0], sx_t=sx_t, w=operands[1], sw_n=sw_n, y=out, sy_t=out.stride(0) if rows > 1 else f,
         T=rows, F=f, K=k, SEGMENTS=entry.segments, TMA=tma, EVEN_K=k % entry.block_k == 0, GROUP=GROUP_T,
         BLOCK_H=block_h, BLOCK_T=tile.block_t, BLOCK_K=entry.block_k, STAGES=tile.stages,
-        num_warps=tile.warps, num_stages=tile.stages,
+        num_warps=tile.warps, num_stages=tile.stages, **NO_CONTRACTION,
     )  # fmt: skip
     return out
 
