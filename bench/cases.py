@@ -20,14 +20,15 @@ from orthrus_kernels import Rows, Sampling, backend_ops, pack, rope, tables
 from orthrus_kernels.attention_triton import tile_rows
 from orthrus_kernels.commit_triton import commit_triton
 from orthrus_kernels.head import head_entry
+from orthrus_kernels.linear_swiglu import swiglu_entry
 from orthrus_kernels.verify_triton import verify_triton
 
 from .measure import Call, Pool
 from .models import MODELS, Shape
 
 OURS = "ours"
-OPS = ("linear", "attention", "head", "rms_norm", "add_rms_norm", "qk_norm_rope", "swiglu", "embedding",
-       "choose", "log_probability", "top_k", "commit", "verify")  # fmt: skip
+OPS = ("linear", "linear_swiglu", "attention", "head", "rms_norm", "add_rms_norm", "qk_norm_rope", "swiglu",
+       "embedding", "choose", "log_probability", "top_k", "commit", "verify")  # fmt: skip
 EPS = 1e-6
 KERNELS = backend_ops("triton")
 TWINS = backend_ops("reference")
@@ -93,6 +94,42 @@ def linear(n: int, k: int, t: int, pool: Pool) -> tuple[int, dict[str, Call | No
     return copies, {
         OURS: lambda i: KERNELS.linear(x, weights[i], out=out),
         "cuBLAS": lambda i: torch.mm(x, weights[i].t(), out=peer_out),
+    }
+
+
+def linear_swiglu_cases(
+    shape: Shape, rows: Sequence[int], contexts: Sequence[int], device: str
+) -> Iterator[dict]:
+    f, e = shape.F, shape.E
+    entry = swiglu_entry(2 * f, e, torch.bfloat16, device)
+    for t in rows:
+        yield {
+            "name": "", "rows": t, "context": None, "bytes": 2 * (2 * f * e + t * e + t * f),
+            "flops": 4 * t * f * e, "build": partial(linear_swiglu, f, e, t),
+            "kernel": ("linear_swiglu", entry.block_k, entry.segments, entry.tile(t)),
+        }  # fmt: skip
+
+
+def linear_swiglu(f: int, e: int, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
+    """x [t, E] by gate_up [2F, E]; peers: our two kernels in turn, whose bits it has, and cuBLAS with torch's
+    silu and product."""
+    x = pool.take(t, e)
+    out, two_out = (torch.empty(t, f, dtype=x.dtype, device=x.device) for _ in range(2))
+    own_wide, peer_wide = (torch.empty(t, 2 * f, dtype=x.dtype, device=x.device) for _ in range(2))
+    copies = pool.copies(2 * f * e)
+    weights = [pool.take(2 * f, e) for _ in range(copies)]
+
+    def two_kernels(i: int) -> Tensor:
+        return KERNELS.swiglu(KERNELS.linear(x, weights[i], out=own_wide), out=two_out)
+
+    def chain(i: int) -> Tensor:
+        gate, up = torch.mm(x, weights[i].t(), out=peer_wide).chunk(2, -1)
+        return F.silu(gate) * up
+
+    return copies, {
+        OURS: lambda i: KERNELS.linear_swiglu(x, weights[i], out=out),
+        "two kernels": two_kernels,
+        "cuBLAS + torch": chain,
     }
 
 
@@ -410,6 +447,7 @@ def verify(t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
 
 _OF: dict[str, Callable[[Shape, Sequence[int], Sequence[int], str], Iterator[dict]]] = {
     "linear": linear_cases,
+    "linear_swiglu": linear_swiglu_cases,
     "attention": attention_cases,
     "head": head_cases,
     **{

@@ -53,6 +53,13 @@ def linear_by_the_table() -> None:
         TRITON.linear(numbers(rows, 2048), numbers(200, 2048))
 
 
+def linear_swiglu(tma: bool) -> None:
+    """Three segments, ragged in every direction, a tile of 32 rows or of 64."""
+    height, width = (64, 128) if tma else (32, 64)
+    tile = LinearTile(None, height, width, False, 4, 3, tma)
+    TRITON.linear_swiglu(numbers(70, 328), numbers(2 * 75, 328), entry=LinearEntry(64, 3, (tile,)))
+
+
 def norms() -> None:
     x, w = numbers(5, 1000), numbers(1000)
     TRITON.rms_norm(x, w, EPS, w, 2)
@@ -146,6 +153,8 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "linear, TMA, split": lambda: linear_by_tma(True),
     "linear, TMA, in one CTA": lambda: linear_by_tma(False),
     "linear, table": linear_by_the_table,
+    "linear_swiglu": lambda: linear_swiglu(False),
+    "linear_swiglu, TMA": lambda: linear_swiglu(True),
     "norms": norms,
     "qk_norm_rope": qk_norm_rope,
     "swiglu": lambda: TRITON.swiglu(numbers(5, 2 * 1100)),

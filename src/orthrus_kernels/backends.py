@@ -21,13 +21,14 @@ from .commit_triton import commit_triton
 from .embedding import embedding, embedding_triton
 from .head import head, head_triton
 from .linear import linear
+from .linear_swiglu import linear_swiglu, linear_swiglu_triton
 from .linear_triton import linear_triton
 from .qk_norm_rope import qk_norm_rope, qk_norm_rope_triton
 from .rms_norm import add_rms_norm, add_rms_norm_triton, rms_norm, rms_norm_triton
 from .rope import rope
 from .swiglu import swiglu, swiglu_triton
 from .top_k import top_k, top_k_triton
-from .torch_ops import attention_torch, linear_torch, prepare_rows_torch
+from .torch_ops import attention_torch, linear_swiglu_torch, linear_torch, prepare_rows_torch
 from .verify import verify
 
 Op = Callable[..., Any]
@@ -44,6 +45,7 @@ class Ops:
     embedding: Op
     head: Op
     linear: Op
+    linear_swiglu: Op
     log_probability: Op
     prepare_rows: Op
     qk_norm_rope: Op
@@ -56,8 +58,9 @@ class Ops:
 
 REFERENCE = Ops(
     add_rms_norm=add_rms_norm, attention=attention, choose=choose, commit=commit, embedding=embedding,
-    head=head, linear=linear, log_probability=log_probability, prepare_rows=prepare_rows,
-    qk_norm_rope=qk_norm_rope, rms_norm=rms_norm, rope=rope, swiglu=swiglu, top_k=top_k, verify=verify,
+    head=head, linear=linear, linear_swiglu=linear_swiglu, log_probability=log_probability,
+    prepare_rows=prepare_rows, qk_norm_rope=qk_norm_rope, rms_norm=rms_norm, rope=rope, swiglu=swiglu,
+    top_k=top_k, verify=verify,
 )  # fmt: skip
 
 _TRITON = replace(
@@ -69,6 +72,7 @@ _TRITON = replace(
     embedding=embedding_triton,
     head=head_triton,
     linear=linear_triton,
+    linear_swiglu=linear_swiglu_triton,
     log_probability=log_probability_triton,
     prepare_rows=prepare_rows_triton,
     qk_norm_rope=qk_norm_rope_triton,
@@ -78,7 +82,13 @@ _TRITON = replace(
 )
 
 
-_TORCH = replace(REFERENCE, attention=attention_torch, linear=linear_torch, prepare_rows=prepare_rows_torch)
+_TORCH = replace(
+    REFERENCE,
+    attention=attention_torch,
+    linear=linear_torch,
+    linear_swiglu=linear_swiglu_torch,
+    prepare_rows=prepare_rows_torch,
+)
 
 _BACKENDS = {"reference": REFERENCE, "triton": _TRITON, "torch": _TORCH}
 

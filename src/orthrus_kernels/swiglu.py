@@ -21,17 +21,22 @@ def _launch_metadata(grid, kernel, args):
     }
 
 
+@triton.jit
+def silu_times(gate, up, dtype: tl.constexpr):
+    """Blocks of gate and up, fp32 that hold numbers of `dtype` -> round(silu(gate)) * up in `dtype`."""
+    silu = (gate * tl.sigmoid(gate)).to(dtype).to(tl.float32)
+    return (silu * up).to(dtype)
+
+
 @triton.jit(launch_metadata=_launch_metadata)
 def _swiglu_kernel(gate_up, sg_t, y, sy_t, F, BLOCK_F: tl.constexpr):
     """Program (t, i): columns [i BLOCK_F, (i + 1) BLOCK_F) of row t."""
     i_t = tl.program_id(0).to(tl.int64)
     o_f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     m_f = o_f < F
-    dtype: tl.constexpr = y.dtype.element_ty
     gate = tl.load(gate_up + i_t * sg_t + o_f, mask=m_f, other=0.0).to(tl.float32)
     up = tl.load(gate_up + i_t * sg_t + F + o_f, mask=m_f, other=0.0).to(tl.float32)
-    silu = (gate * tl.sigmoid(gate)).to(dtype).to(tl.float32)
-    tl.store(y + i_t * sy_t + o_f, (silu * up).to(dtype), mask=m_f)
+    tl.store(y + i_t * sy_t + o_f, silu_times(gate, up, y.dtype.element_ty), mask=m_f)
 
 
 def swiglu_triton(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:

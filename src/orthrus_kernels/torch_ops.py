@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .linear import by_view
+from .swiglu import swiglu
 from .visibility import Rows, visible
 
 
@@ -71,3 +72,8 @@ def linear_torch(
     widened.
     """
     return by_view(lambda rows, w: (rows @ w.t()).to(out_dtype or x.dtype), x, weight, weight_diff, n_ar)
+
+
+def linear_swiglu_torch(x: Tensor, gate_up: Tensor) -> Tensor:
+    """`linear_swiglu` by `torch.mm`, then the twin's SwiGLU."""
+    return swiglu(linear_torch(x, gate_up))

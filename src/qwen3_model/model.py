@@ -114,6 +114,8 @@ class Qwen3:
         self.ops = backend_ops(backend)
         # whether generate replays passes as CUDA graphs; False launches every kernel, for debugging
         self.use_graphs = backend == "triton" and device.type == "cuda" and not triton_interprets()
+        # and whole cycles, without the host between them: off until tests/gpu/test_cycles.py has run on a GPU
+        self.use_cycles = False
         self.spare_cache: KVCache | None = None  # captured.lent_cache
         self.embedding = new(config.vocab_size, config.hidden_size)
         self.layers = [Layer.empty(config, new) for _ in range(config.num_hidden_layers)]

@@ -29,7 +29,7 @@ def test_captured_cycles(model, strategy, settings):
     ]
     found = []
     for graphs in (False, True):
-        model.use_graphs, model.spare_cache = graphs, None
+        model.use_graphs, model.use_cycles, model.spare_cache = graphs, graphs, None
         found.append(model.generate(prompt[-900:], strategy, max_new_tokens=250, seed=5, **settings))
     assert found[0].token_ids == found[1].token_ids and found[0].logprobs == found[1].logprobs
     cycles = model.spare_cache.cycles
@@ -37,7 +37,7 @@ def test_captured_cycles(model, strategy, settings):
 
 
 def test_a_surplus_cycle_changes_nothing(model):
-    model.use_graphs, model.spare_cache = True, None
+    model.use_graphs, model.use_cycles, model.spare_cache = True, True, None
     model.generate([5, 6, 7], "two-pass", max_new_tokens=40)
     cache, cycles = model.spare_cache, model.spare_cache.cycles
     (cycle,) = cycles._cycles.values()

@@ -110,6 +110,7 @@ def compile_for(kernel, arguments: dict, target: GPUTarget) -> dict:
         "spill_bytes": sum(int(b) for b in re.findall(r"(\d+) bytes spill", said)),
         "wgmma": "wgmma.mma_async" in ptx,
         "mma": "mma.sync" in ptx,
+        "fma": "fma.rn.f32" in ptx,
         "cp_async_16": "cp.async.cg" in ptx,
         "tma": "cp.async.bulk.tensor" in ptx,
         "before_wait": before_wait(ptx),

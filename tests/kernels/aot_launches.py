@@ -128,6 +128,44 @@ def heads() -> Iterator[Launch]:
         yield f"k {k}", summary, "_merge_kernel", merge, ALL if k == 16 else HOPPER
 
 
+# As bench/gpu_gate_up.py tries them: those with most registers; several segments by either copy.
+SWIGLU_ENTRIES = (
+    tables.LinearEntry(64, 1, (
+        tables.LinearTile(64, 64, 128, False, 4, 9, tma=True),
+        tables.LinearTile(128, 128, 128, False, 4, 7, tma=True),
+        tables.LinearTile(None, 128, 256, False, 8, 4, tma=True),
+    )),
+    tables.LinearEntry(64, 3, (
+        tables.LinearTile(64, 64, 128, False, 8, 4),
+        tables.LinearTile(None, 128, 128, False, 8, 4, tma=True),
+    )),
+)  # fmt: skip
+
+
+def linear_swiglus() -> Iterator[Launch]:
+    """Every tile of gate_up's entries at Qwen3's sizes, 0.6B by default; tiles equal but for stages once."""
+    op = module("linear_swiglu")
+    shapes = ((24576, 4096), (19456, 2560), (12288, 2048), (6144, 1024))
+    entries = [(torch.bfloat16, op.swiglu_entry(*shape, torch.bfloat16, "sm_90")) for shape in shapes]
+    entries += [(torch.bfloat16, entry) for entry in SWIGLU_ENTRIES]
+    entries.append((torch.float32, op.swiglu_entry(6144, 1024, torch.float32, "sm_90")))
+    seen = set()
+    for dtype, entry in entries:
+        for tile in entry.tiles:
+            key = dtype, entry.block_k, entry.segments, replace(tile, rows=None, stages=0)
+            if key in seen:
+                continue
+
+            def launch(dtype=dtype, entry=entry, rows=tile.rows or 512):
+                op.linear_swiglu_triton(
+                    meta(rows, 4096, dtype=dtype), meta(8192, 4096, dtype=dtype), entry=entry
+                )
+
+            name = f"{dtype} segments {entry.segments} block_k {entry.block_k} {tile}"
+            yield name, op, "_linear_swiglu_kernel", launch, HOPPER if seen else ALL
+            seen.add(key)
+
+
 def choices() -> Iterator[Launch]:
     """The choice from Qwen3's vocabulary, with few and with all settings."""
     op, sampling = module("choice_triton"), module("choice").Sampling
@@ -170,6 +208,7 @@ def cycles() -> Iterator[Launch]:
 def launches() -> Iterator[Launch]:
     yield from linears()
     yield from row_wise()
+    yield from linear_swiglus()
     yield from heads()
     yield from choices()
     yield from cycles()

@@ -51,6 +51,19 @@ def test_linear_uses_tensor_cores_and_wide_copies(compiled):
     assert all(line["wgmma"] for line in hopper if "block_n=32" not in line["case"])
 
 
+def test_linear_swiglu_sums_as_linear_does(compiled):
+    """On wgmma in 16 bits, by descriptors where the tile says so; in fp32 by multiply-adds, though it is
+    compiled without contraction."""
+    lines = [line for line in compiled if line["kernel"] == "linear_swiglu_kernel"]
+    hopper = [line for line in lines if line["target"] == "sm_90"]
+    for line in hopper:
+        assert line["tma" if "tma=True" in line["case"] else "cp_async_16"], line
+        assert line["fma" if "float32" in line["case"] else "wgmma"], line
+        assert line["shared"] <= 227 * 1024, line
+    others = [line for line in lines if line["target"] != "gfx942" and "float32" not in line["case"]]
+    assert others and not any(line["fma"] for line in others)  # nothing was contracted
+
+
 def test_dependent_launches_touch_only_the_weights_before_they_wait(compiled):
     """What another kernel may be writing is read after griddepcontrol.wait; a prefetch to L2 may precede."""
     by_pdl = [line for line in compiled if line["case"].startswith("pdl ")]

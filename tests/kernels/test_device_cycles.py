@@ -29,7 +29,7 @@ def both(model, **settings):
     """Results of the host's loop and of the device's cycles."""
     results = []
     for graphs in (False, True):
-        model.use_graphs, model.spare_cache = graphs, None
+        model.use_graphs, model.use_cycles, model.spare_cache = graphs, graphs, None
         results.append(model.generate(PROMPT, **({"max_new_tokens": 5, "seed": 3} | settings)))
     assert model.spare_cache is not None
     return results, model.spare_cache.cycles
@@ -67,7 +67,7 @@ def test_end_tokens_end_it_on_the_device(model, strategy, monkeypatch):
 
 
 def test_seeds_and_texts_share_a_cycle(model):
-    model.use_graphs, model.spare_cache = True, None
+    model.use_graphs, model.use_cycles, model.spare_cache = True, True, None
     texts = [model.generate(PROMPT, max_new_tokens=5, temperature=1.0, seed=s).token_ids for s in (1, 2, 1)]
     assert texts[0] == texts[2] != texts[1] and len(model.spare_cache.cycles) == 1
 
@@ -92,7 +92,7 @@ def test_a_surplus_cycle_leaves_cache_and_state(model):
 
 def test_damaged_logits_are_said(model, monkeypatch):
     damaged = small_model("float32", backend="triton", device=DEVICE, num_hidden_layers=1)
-    damaged.use_graphs = True
+    damaged.use_graphs = damaged.use_cycles = True
     prefill = damaged.prefill
 
     def then_damage(*args, **kwargs):
@@ -119,7 +119,7 @@ def test_the_cache_holds_what_plain_decoding_commits(model):
 
 def test_a_stopped_text_leaves_the_cache_usable(model):
     """Ended by the caller with a cycle in flight, then another text from the same cache."""
-    model.use_graphs, model.spare_cache = True, None
+    model.use_graphs, model.use_cycles, model.spare_cache = True, True, None
     whole = model.generate(PROMPT, max_new_tokens=4, seed=1)
     calls = []
     cut = model.generate(

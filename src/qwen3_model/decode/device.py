@@ -40,7 +40,7 @@ STRATEGIES = ("autoregressive", "two-pass")  # what has a cycle here
 def serves(model: Qwen3, strategy: str, sampling: Sampling) -> bool:
     """Whether a generation can run here. A repetition penalty makes each proposal depend on those before it,
     which the host follows."""
-    return model.use_graphs and strategy in STRATEGIES and sampling.repetition_penalty == 1.0
+    return model.use_cycles and strategy in STRATEGIES and sampling.repetition_penalty == 1.0
 
 
 class MovingPass:

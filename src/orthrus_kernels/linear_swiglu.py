@@ -1,0 +1,192 @@
+"""SwiGLU in the epilogue of the gate and up projections: y = swiglu(x W^T), without the projections in
+memory.
+
+Shapes: x [T, E], gate_up [2F, E] (the gate's F rows, then the up projection's), y [T, F]. Sums in fp32; gate
+and up rounded to x's dtype, then as in swiglu.py. Moves 2 F E weight elements, T E of x for every weight tile
+(from L2) and T F of y.
+
+A row's bits are those of `swiglu_triton(linear_triton(x, gate_up))`: the reduction class of gate_up in the
+linear table, its segments one after another in one CTA, and one definition of the rounding (`silu_times`).
+A tile is of equally many gate rows and up rows, in one CTA against one tile of x:
+
+- by pointers one dot, in which 8 gate rows and the 8 up rows that belong to them take turns: a thread of a
+  tensor-core accumulator holds rows 8 apart, so that it finds both factors in its own registers;
+- by descriptors (TMA) two dots, since a descriptor fetches neighbouring rows only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import tables
+from ._triton import TensorDescriptor, tl, triton
+from .linear import check_shapes, linear
+from .linear_triton import GROUP_T, sum_by_pointers
+from .rows import NO_CONTRACTION
+from .swiglu import silu_times, swiglu
+from .tables import LinearEntry, LinearTile
+
+# wgmma takes 64 rows of the weight at least, each of the two dots by descriptors its own.
+_LEAST_TMA_ROWS = 2 * 64
+# In fp32 the accumulator is no tensor core's, and pairing wider tiles spills on sm_90.
+_ROWS_32_BIT = 32
+# Numbers a thread of each accumulator where there are two, a segment's and their sum; 128 spill on sm_90.
+_TWO_ACCUMULATORS = 96
+
+
+def swiglu_entry(n: int, k: int, dtype: torch.dtype, device: str) -> LinearEntry:
+    """The linear table's entry of gate_up [n, k], its tiles made fit for this kernel: block_n counts gate and
+    up rows together, row tiles are powers of two, segments are never split over CTAs."""
+    of = tables.linear_entry(n, k, dtype, device)
+
+    def own(tile: LinearTile) -> LinearTile:
+        block_t = 1 << tile.block_t.bit_length() - 1
+        block_n = max(tile.block_n, _LEAST_TMA_ROWS if tile.tma else 32)
+        if dtype == torch.float32:
+            block_n = _ROWS_32_BIT
+        while of.segments > 1 and block_t * block_n > _TWO_ACCUMULATORS * 32 * tile.warps:
+            block_t //= 2
+        return replace(tile, block_t=block_t, block_n=block_n, split=False)
+
+    entry = replace(of, tiles=tuple(own(tile) for tile in of.tiles), apart=None)
+    return tables.fitted(entry, dtype, "sm_90" if device == "cpu" else device)
+
+
+def _launch_metadata(grid, kernel, args):
+    """Name, flops and bytes for Triton's profiler."""
+    t, f, k = args["T"], args["F"], args["K"]
+    return {
+        "name": f"linear_swiglu_{t}x{f}x{k}",
+        "flops": 4 * t * f * k,
+        "bytes": args["y"].element_size() * (2 * f * k + t * k + t * f),
+    }
+
+
+@triton.jit
+def _gate_and_up_by_pointers(x, sx_t, w, sw_n, first_h, first_row, T, F, K, SEGMENTS: tl.constexpr,
+                             EVEN_K: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr,
+                             BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+    """Sums of BLOCK_H gate rows and of their up rows: two blocks [BLOCK_H, BLOCK_T] fp32."""
+    o_n = tl.arange(0, 2 * BLOCK_H)
+    o_h = first_h + o_n // 16 * 8 + o_n % 8
+    o_w = tl.where(o_n % 16 < 8, o_h, F + o_h)  # past the gate's last row lie up rows, which nobody stores
+    o_t = first_row + tl.arange(0, BLOCK_T)
+    blocks = tl.cdiv(K, BLOCK_K)
+    each = tl.cdiv(blocks, SEGMENTS)
+    total = tl.zeros((2 * BLOCK_H, BLOCK_T), tl.float32)
+    for i_s in range(SEGMENTS):
+        total += sum_by_pointers(w, sw_n, x, sx_t, o_w, o_t, T, i_s * each,
+                                 tl.minimum((i_s + 1) * each, blocks), 2 * F, K,
+                                 2 * BLOCK_H, BLOCK_T, BLOCK_K, STAGES, EVEN_K)  # fmt: skip
+    pairs = total.reshape(BLOCK_H // 8, 2, 8, BLOCK_T).permute(0, 2, 3, 1)
+    gate, up = tl.split(pairs)
+    return gate.reshape(BLOCK_H, BLOCK_T), up.reshape(BLOCK_H, BLOCK_T)
+
+
+@triton.jit
+def _gate_and_up_by_tma(x, w, first_h, first_row, F, K, SEGMENTS: tl.constexpr, BLOCK_H: tl.constexpr,
+                        BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+    """The same through descriptors of tiles [BLOCK_T, BLOCK_K] and [BLOCK_H, BLOCK_K]; what lies outside the
+    tensors reads as zero."""
+    blocks = tl.cdiv(K, BLOCK_K)
+    each = tl.cdiv(blocks, SEGMENTS)
+    gate = tl.zeros((BLOCK_H, BLOCK_T), tl.float32)
+    up = tl.zeros((BLOCK_H, BLOCK_T), tl.float32)
+    for i_s in range(SEGMENTS):
+        acc_gate = tl.zeros((BLOCK_H, BLOCK_T), tl.float32)
+        acc_up = tl.zeros((BLOCK_H, BLOCK_T), tl.float32)
+        for i_k in tl.range(i_s * each, tl.minimum((i_s + 1) * each, blocks), num_stages=STAGES):
+            b_x = x.load([first_row, i_k * BLOCK_K]).T
+            b_gate = w.load([first_h, i_k * BLOCK_K])
+            acc_gate = tl.dot(b_gate, b_x, acc_gate, input_precision="ieee")
+            b_up = w.load([F + first_h, i_k * BLOCK_K])
+            acc_up = tl.dot(b_up, b_x, acc_up, input_precision="ieee")
+        gate += acc_gate
+        up += acc_up
+    return gate, up
+
+
+@triton.jit(do_not_specialize=["T"], launch_metadata=_launch_metadata)
+def _linear_swiglu_kernel(
+    x, sx_t, w, sw_n, y, sy_t,
+    T, F, K,
+    SEGMENTS: tl.constexpr, TMA: tl.constexpr, EVEN_K: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Program (tile). TMA: x and w are descriptors, else pointers."""
+    tiles_t, tiles_h = tl.cdiv(T, BLOCK_T), tl.cdiv(F, BLOCK_H)
+    i_tile = tl.program_id(0)
+    i_t, i_h = tl.swizzle2d(i_tile // tiles_h, i_tile % tiles_h, tiles_t, tiles_h, GROUP)
+    first_h, first_row = i_h * BLOCK_H, i_t * BLOCK_T
+    if TMA:
+        gate, up = _gate_and_up_by_tma(x, w, first_h, first_row, F, K,
+                                       SEGMENTS, BLOCK_H, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
+    else:
+        gate, up = _gate_and_up_by_pointers(x, sx_t, w, sw_n, first_h, first_row, T, F, K,
+                                            SEGMENTS, EVEN_K, BLOCK_H, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
+    dtype: tl.constexpr = y.dtype.element_ty
+    b_y = silu_times(gate.to(dtype).to(tl.float32), up.to(dtype).to(tl.float32), dtype)
+    o_h, o_t = first_h + tl.arange(0, BLOCK_H), first_row + tl.arange(0, BLOCK_T)
+    p_y = y + o_t.to(tl.int64)[None, :] * sy_t + o_h[:, None]
+    tl.store(p_y, b_y, mask=(o_t < T)[None, :] & (o_h < F)[:, None])
+
+
+def linear_swiglu_triton(
+    x: Tensor, gate_up: Tensor, *, out: Tensor | None = None, entry: LinearEntry | None = None
+) -> Tensor:
+    """`linear_swiglu` as one Triton launch; `out` [T, F] takes the result. x, gate_up and `out` share one
+    dtype, their columns are contiguous.
+
+    entry: in place of `swiglu_entry`, for tuning; its block_n counts gate and up rows together."""
+    _check_shapes(x, gate_up)
+    rows, (n, k) = x.shape[0], gate_up.shape
+    f = n // 2
+    out = x.new_empty(rows, f) if out is None else out
+    assert out.shape == (rows, f), (out.shape, rows, f)
+    assert x.dtype == gate_up.dtype == out.dtype, (x.dtype, gate_up.dtype, out.dtype)
+    assert x.stride(1) == gate_up.stride(1) == out.stride(1) == 1, (
+        x.stride(),
+        gate_up.stride(),
+        out.stride(),
+    )
+    if rows == 0:
+        return out
+    entry = entry or swiglu_entry(n, k, x.dtype, tables.device_key(x.device))
+    tile = entry.tile(rows)
+    block_h = tile.block_n // 2
+    sx_t, sw_n = x.stride(0) if rows > 1 else k, gate_up.stride(0)
+    operands: tuple[Any, ...] = x, gate_up
+    tma = tile.tma and all(
+        m.data_ptr() % 16 == 0 == s * m.element_size() % 16 for m, s in ((x, sx_t), (gate_up, sw_n))
+    )
+    if tma:
+        operands = tuple(
+            TensorDescriptor(m, list(m.shape), [s, 1], [height, entry.block_k])
+            for m, s, height in ((x, sx_t, tile.block_t), (gate_up, sw_n, block_h))
+        )
+    # Without contraction, as swiglu_triton is compiled. The sums are still those of linear_triton, compiled
+    # with it: tensor-core dots have nothing to contract, dots in fp32 are fma.rn by name (test_aot.py).
+    _linear_swiglu_kernel[(triton.cdiv(rows, tile.block_t) * triton.cdiv(f, block_h),)](
+        x=operands[0], sx_t=sx_t, w=operands[1], sw_n=sw_n, y=out, sy_t=out.stride(0) if rows > 1 else f,
+        T=rows, F=f, K=k, SEGMENTS=entry.segments, TMA=tma, EVEN_K=k % entry.block_k == 0, GROUP=GROUP_T,
+        BLOCK_H=block_h, BLOCK_T=tile.block_t, BLOCK_K=entry.block_k, STAGES=tile.stages,
+        num_warps=tile.warps, num_stages=tile.stages, **NO_CONTRACTION,
+    )  # fmt: skip
+    return out
+
+
+def _check_shapes(x: Tensor, gate_up: Tensor) -> None:
+    check_shapes(x, gate_up, None)
+    if len(gate_up) % 2:
+        raise ValueError(f"linear_swiglu: gate_up {tuple(gate_up.shape)} must have as many gate as up rows")
+
+
+def linear_swiglu(x: Tensor, gate_up: Tensor) -> Tensor:
+    """swiglu(linear(x, gate_up)): x [T, E], gate_up [2F, E] -> [T, F] in x's dtype.
+
+    Raises ValueError when shapes disagree or gate_up has an odd number of rows."""
+    _check_shapes(x, gate_up)
+    return swiglu(linear(x, gate_up))
