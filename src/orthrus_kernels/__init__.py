@@ -14,6 +14,7 @@ from .head import head
 from .linear import linear
 from .linear_swiglu import linear_swiglu
 from .packed import PackedRows, key_segments, pack, unpack
+from .pdl import pdl_kinds
 from .qk_norm_rope import qk_norm_rope
 from .rms_norm import add_rms_norm, rms_norm
 from .rope import cos_sin, inverse_frequencies, rope
@@ -26,6 +27,6 @@ from .visibility import Path, Rows, paths, visible
 __all__ = [
     "MaskedRows", "Ops", "PackedRows", "Path", "Rows", "Sampling", "add_rms_norm", "attention", "backend_ops",
     "choose", "commit", "cos_sin", "embedding", "head", "inverse_frequencies", "key_segments", "linear",
-    "linear_swiglu", "log_probability", "pack", "paths", "qk_norm_rope", "rms_norm", "rope", "swiglu",
-    "top_k", "triton_interprets", "triton_runs_on", "unpack", "verify", "visible",
+    "linear_swiglu", "log_probability", "pack", "paths", "pdl_kinds", "qk_norm_rope", "rms_norm", "rope",
+    "swiglu", "top_k", "triton_interprets", "triton_runs_on", "unpack", "verify", "visible",
 ]  # fmt: skip

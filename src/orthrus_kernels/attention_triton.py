@@ -38,6 +38,7 @@ from torch import Tensor
 
 from ._triton import tl, triton
 from .packed import PackedRows, pack
+from .pdl import launch_dependents, launch_options, wait
 from .visibility import Rows
 from .workspace import workspace as shared_workspace
 
@@ -191,13 +192,16 @@ def _partial_kernel(
     acc, stats, arrivals, out, stride_ot, stride_oh,
     T, G, scale,
     D: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr, FOLDED: tl.constexpr, BLOCK_S: tl.constexpr,
-    STAGES: tl.constexpr, FUSED: tl.constexpr, UNROLL: tl.constexpr,
+    STAGES: tl.constexpr, FUSED: tl.constexpr, UNROLL: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One (tile, segment) for one key head: acc [C, T, H, D], stats [C, T, H, 2] (maximum, sum).
 
     FUSED >= T * GROUP, a power of two, for a pass of one path tile: the program that arrives last for its key
     head folds the partials into `out`. With FUSED 0 the combine does.
     """
+    if PDL:
+        launch_dependents()
+        wait()  # first of all, in programs without work too: the tables themselves may be new
     i_g, i_item = tl.program_id(0) % G, tl.program_id(0) // G
     i_tile, i_segment = tl.load(items + 2 * i_item), tl.load(items + 2 * i_item + 1)
     if i_tile < 0:
@@ -244,9 +248,12 @@ def _partial_kernel(
 @triton.jit(do_not_specialize=["T"])
 def _combine_kernel(
     acc, stats, row_segments, out, stride_ot, stride_oh, T, H, scale,
-    D: tl.constexpr, UNROLL: tl.constexpr,
+    D: tl.constexpr, UNROLL: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Fold one row and head's partials in the order of the segments and divide."""
+    if PDL:
+        launch_dependents()
+        wait()
     i_row, i_h = tl.program_id(0).to(tl.int64), tl.program_id(1)
     n = tl.load(row_segments + i_row)
     o_one, o_d = tl.arange(0, 1), tl.arange(0, D)
@@ -264,11 +271,14 @@ def _whole_kernel(
     out, stride_ot, stride_oh,
     N, G, scale,
     D: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr, FOLDED: tl.constexpr, BLOCK_S: tl.constexpr,
-    STAGES: tl.constexpr,
+    STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """All segments of one path tile for one key head, folded in order; the last of the N tiles first, because
     in a prompt it sees most.
     """
+    if PDL:
+        launch_dependents()
+        wait()
     i_g, i_tile = tl.program_id(0) % G, N - 1 - tl.program_id(0) // G
     o_m, o_d = tl.arange(0, FOLDED), tl.arange(0, D)
     m_m = o_m < TILE * GROUP
@@ -307,7 +317,7 @@ def _whole_kernel(
 
 def attention_triton(
     q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows | PackedRows, scale: float,
-    *, out: Tensor | None = None, workspace: Tensor | None = None, form: str = "auto",
+    *, out: Tensor | None = None, workspace: Tensor | None = None, form: str = "auto", pdl: bool = False,
 ) -> Tensor:  # fmt: skip
     """Attend from every row of a pass; returns [T, H, D] in q's dtype. Arguments as for the twin `attention`.
 
@@ -315,7 +325,8 @@ def attention_triton(
     rows: of the pass, or packed already for tiles of `tile_rows(...)` rows: once a pass, not once a layer.
     workspace: at least `workspace_size(...)` fp32 numbers, where nothing may be allocated.
     form: "partial", "fused" (passes of one path tile) or "whole", the same bits; "auto" takes the fastest.
-    "fused" counts arrivals in the device's shared workspace: launches on one stream only."""
+    "fused" counts arrivals in the device's shared workspace: launches on one stream only.
+    pdl: as dependent launches (pdl.py), the combine too."""
     n, heads, d = q.shape
     groups = k.shape[1]
     group = heads // groups
@@ -342,7 +353,7 @@ def attention_triton(
         "segments": rows.segments, "G": groups, "scale": scale * math.log2(math.e),
         "out": out, "stride_ot": out.stride(0), "stride_oh": out.stride(1),
         "D": d, "GROUP": group, "TILE": rows.tile_rows, "FOLDED": tall * folded,
-        "BLOCK_S": block, "STAGES": stages, "num_warps": tall * warps,
+        "BLOCK_S": block, "STAGES": stages, "PDL": pdl, "num_warps": tall * warps, **launch_options(pdl),
     }  # fmt: skip
     if form == "whole":
         _whole_kernel[(rows.path_tiles * groups,)](N=rows.path_tiles, **shared)
@@ -362,7 +373,8 @@ def attention_triton(
         _combine_kernel[(n, heads)](
             acc=workspace, stats=stats, row_segments=rows.row_segments,
             out=out, stride_ot=out.stride(0), stride_oh=out.stride(1), T=n, H=heads,
-            scale=shared["scale"], D=d, UNROLL=COMBINE_UNROLL, num_warps=1,
+            scale=shared["scale"], D=d, UNROLL=COMBINE_UNROLL, PDL=pdl, num_warps=1,
+            **launch_options(pdl),
         )  # fmt: skip
     return out
 

@@ -8,8 +8,9 @@ attention of all its layers: the twin reads the rows themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from .attention import attention, prepare_rows
@@ -93,9 +94,28 @@ _TORCH = replace(
 _BACKENDS = {"reference": REFERENCE, "triton": _TRITON, "torch": _TORCH}
 
 
-def backend_ops(backend: str) -> Ops:
-    """Operations of "reference", "triton" or "torch". Raises ValueError for any other name."""
-    try:
-        return _BACKENDS[backend]
-    except KeyError:
-        raise ValueError(f"backend is one of {', '.join(_BACKENDS)}, not {backend!r}") from None
+# What a kind adds to its operations' arguments. "signals" is "linear" without the early start of its own: a
+# linear in its turn, which lets the small kernel behind it start early.
+_DEPENDENT: dict[str, tuple[tuple[str, ...], dict[str, bool]]] = {
+    "rowwise": (("add_rms_norm", "embedding", "qk_norm_rope", "rms_norm", "swiglu"), {"pdl": True}),
+    "attention": (("attention",), {"pdl": True}),
+    "signals": (("head", "linear"), {"pdl": True, "early": False}),
+    "linear": (("head", "linear"), {"pdl": True}),
+}
+
+
+def backend_ops(backend: str, pdl: Collection[str] = ()) -> Ops:
+    """Operations of "reference", "triton" or "torch". Raises ValueError for any other name.
+
+    pdl: which kinds of Triton kernels are dependent launches (pdl.py): "rowwise", "attention", "linear" or,
+    in place of that, "signals". Only on a device that `pdl_supported` names; other backends have none."""
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend is one of {', '.join(_BACKENDS)}, not {backend!r}")
+    unknown = set(pdl) - set(_DEPENDENT)
+    if unknown or {"signals", "linear"} <= set(pdl):
+        raise ValueError(f"pdl is of {', '.join(_DEPENDENT)}, the last two not together: not {sorted(pdl)}")
+    ops = _BACKENDS[backend]
+    if backend != "triton" or not pdl:
+        return ops
+    settings = [(name, how) for kind in pdl for names, how in [_DEPENDENT[kind]] for name in names]
+    return replace(ops, **{name: partial(getattr(ops, name), **how) for name, how in settings})

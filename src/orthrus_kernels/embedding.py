@@ -6,22 +6,29 @@ import torch
 from torch import Tensor
 
 from ._triton import tl, triton
+from .pdl import launch_dependents, launch_options, wait
 
 BLOCK_E = 1024
 
 
 @triton.jit
-def _embedding_kernel(table, sv, tokens, y, sy_t, E, BLOCK_E: tl.constexpr):
+def _embedding_kernel(table, sv, tokens, y, sy_t, E, PDL: tl.constexpr, BLOCK_E: tl.constexpr):
     """Program (t, i): columns [i BLOCK_E, (i + 1) BLOCK_E) of row t."""
     i_t = tl.program_id(0).to(tl.int64)
     o_e = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
     m_e = o_e < E
+    if PDL:
+        launch_dependents()
+        wait()  # tokens and y may be in use until here
     token = tl.load(tokens + i_t).to(tl.int64)
     tl.store(y + i_t * sy_t + o_e, tl.load(table + token * sv + o_e, mask=m_e, other=0.0), mask=m_e)
 
 
-def embedding_triton(table: Tensor, tokens: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """`embedding` as one Triton launch. Ids are not checked on the device: the caller says 0 <= id < V."""
+def embedding_triton(
+    table: Tensor, tokens: Tensor, *, out: Tensor | None = None, pdl: bool = False
+) -> Tensor:
+    """`embedding` as one Triton launch. Ids are not checked on the device: the caller says 0 <= id < V. pdl:
+    as a dependent launch (pdl.py)."""
     (rows,), e = tokens.shape, table.shape[1]
     out = table.new_empty(rows, e) if out is None else out
     assert out.shape == (rows, e) and out.dtype == table.dtype, (out.shape, out.dtype, table.dtype)
@@ -30,7 +37,7 @@ def embedding_triton(table: Tensor, tokens: Tensor, *, out: Tensor | None = None
     if rows:
         _embedding_kernel[(rows, -(-e // BLOCK_E))](
             table=table, sv=table.stride(0), tokens=tokens, y=out, sy_t=out.stride(0) if rows > 1 else e, E=e,
-            BLOCK_E=BLOCK_E, num_warps=4,
+            PDL=pdl, BLOCK_E=BLOCK_E, num_warps=4, **launch_options(pdl),
         )  # fmt: skip
     return out
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from . import tables
 from ._triton import tl, triton
 from .linear import linear
-from .linear_triton import sum_by_pointers
+from .linear_triton import can_prefetch, prefetch_weight, sum_by_pointers
 from .logit_summary import GROUP, Summary, Tiles, empty_summary, summarise_tile
+from .pdl import launch_dependents, launch_options, wait
 from .tables import LinearTile
 
 # The linear table's tiles leave no registers for the candidates: a tile has 8192 logits at most. Of those,
@@ -50,11 +51,11 @@ def _launch_metadata(grid, kernel, args):
     }
 
 
-@triton.jit(do_not_specialize=["T"], launch_metadata=_launch_metadata)
+@triton.jit(do_not_specialize=["T", "prefetch"], launch_metadata=_launch_metadata)
 def _head_kernel(
     x, sx_t, w, sw_n, candidates, maxima, sums,
-    T, N, K,
-    SEGMENTS: tl.constexpr, EVEN_K: tl.constexpr, TOP: tl.constexpr, GROUP: tl.constexpr,
+    T, N, K, prefetch,
+    SEGMENTS: tl.constexpr, EVEN_K: tl.constexpr, TOP: tl.constexpr, GROUP: tl.constexpr, PDL: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Program (tile): row tiles of one weight tile are neighbours, which share it in L2."""
@@ -63,6 +64,10 @@ def _head_kernel(
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     o_t = i_t * BLOCK_T + tl.arange(0, BLOCK_T)
     blocks = tl.cdiv(K, BLOCK_K)
+    if PDL:
+        launch_dependents()
+        prefetch_weight(w, sw_n, i_n, 0, N, K, prefetch, SEGMENTS, BLOCK_N, BLOCK_K)
+        wait()  # x and the scratch memory written below may be in use until here
     if SEGMENTS == 1:
         total = sum_by_pointers(w, sw_n, x, sx_t, o_n, o_t, T, 0, blocks, N, K,
                                  BLOCK_N, BLOCK_T, BLOCK_K, STAGES, EVEN_K)  # fmt: skip
@@ -78,19 +83,22 @@ def _head_kernel(
 
 def head_triton(
     x: Tensor, weight: Tensor, k: int = 1, *, out: Summary | None = None,
-    entry: tables.LinearEntry | None = None,
+    entry: tables.LinearEntry | None = None, pdl: bool = False, early: bool = True,
 ) -> Summary:  # fmt: skip
     """`head` as two Triton launches; k up to 128. x and weight share one dtype, their columns are contiguous.
 
-    entry: in place of `head_entry`, for tuning; tiles of 64 tokens or a multiple."""
+    entry: in place of `head_entry`, for tuning; tiles of 64 tokens or a multiple. pdl, early: as
+    `linear_triton`."""
     _check_shapes(x, weight)
     out = empty_summary(len(x), len(weight), k, x.device, out)
     if len(x):
-        head_tiles(x, weight, k, entry).merge(out)
+        head_tiles(x, weight, k, entry, pdl, early).merge(out, pdl)
     return out
 
 
-def head_tiles(x: Tensor, weight: Tensor, k: int, entry: tables.LinearEntry | None) -> Tiles:
+def head_tiles(
+    x: Tensor, weight: Tensor, k: int, entry: tables.LinearEntry | None, pdl: bool = False, early: bool = True
+) -> Tiles:
     """The first of the two launches: every tile of the vocabulary, not yet merged."""
     rows, (n, e) = x.shape[0], weight.shape
     assert x.dtype == weight.dtype, (x.dtype, weight.dtype)
@@ -99,12 +107,14 @@ def head_tiles(x: Tensor, weight: Tensor, k: int, entry: tables.LinearEntry | No
     tile = entry.tile(rows)
     assert tile.block_n % GROUP == 0, tile
     tiles = Tiles.new(rows, n, tile.block_n, k, x.device)
+    # what fills the pipeline: more, of all programs that wait, would not fit in L2
+    prefetch = tile.stages * entry.block_k if can_prefetch(weight) and early else 0
     _head_kernel[(triton.cdiv(n, tile.block_n) * triton.cdiv(rows, tile.block_t),)](
         x=x, sx_t=x.stride(0) if rows > 1 else e, w=weight, sw_n=weight.stride(0),
         candidates=tiles.candidates, maxima=tiles.maxima, sums=tiles.sums, T=rows, N=n, K=e,
-        SEGMENTS=entry.segments, EVEN_K=e % entry.block_k == 0, TOP=k, GROUP=GROUP, BLOCK_N=tile.block_n,
-        BLOCK_T=tile.block_t, BLOCK_K=entry.block_k, STAGES=tile.stages, num_warps=tile.warps,
-        num_stages=tile.stages,
+        prefetch=prefetch, SEGMENTS=entry.segments, EVEN_K=e % entry.block_k == 0, TOP=k, GROUP=GROUP,
+        PDL=pdl, BLOCK_N=tile.block_n, BLOCK_T=tile.block_t, BLOCK_K=entry.block_k, STAGES=tile.stages,
+        num_warps=tile.warps, num_stages=tile.stages, **launch_options(pdl and early),
     )  # fmt: skip
     return tiles
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from . import tables
 from ._triton import TensorDescriptor, tl, triton
 from .linear import check_shapes
-from .pdl import launch_dependents, prefetch_to_l2, wait
+from .pdl import launch_dependents, launch_options, prefetch_to_l2, wait
 from .workspace import Workspace, workspace
 
 # Row tiles that walk down the weight together: their weight tiles are read from DRAM once and shared in L2.
@@ -97,8 +97,8 @@ def _sum_by_tma(w, x, x_tail, first_n, first_row, first, last, BLOCK_N: tl.const
 
 
 @triton.jit
-def _prefetch_weight(p_w, sw_n, i_n, i_s, N, K, columns, SEGMENTS: tl.constexpr, BLOCK_N: tl.constexpr,
-                     BLOCK_K: tl.constexpr):  # fmt: skip
+def prefetch_weight(p_w, sw_n, i_n, i_s, N, K, columns, SEGMENTS: tl.constexpr, BLOCK_N: tl.constexpr,
+                    BLOCK_K: tl.constexpr):  # fmt: skip
     """Ask L2 for the first `columns` columns of segment i_s in the weight rows of tile i_n."""
     first = i_s * tl.cdiv(tl.cdiv(K, BLOCK_K), SEGMENTS) * BLOCK_K
     columns = tl.minimum(columns, K - first)
@@ -178,8 +178,8 @@ def _linear_kernel(
 
     if PDL:
         launch_dependents()
-        _prefetch_weight(tl.where(is_ar, p_w, p_w_diff), sw_n, i_n, tl.program_id(1), N, K, prefetch,
-                         SEGMENTS, BLOCK_N, BLOCK_K)  # fmt: skip
+        prefetch_weight(tl.where(is_ar, p_w, p_w_diff), sw_n, i_n, tl.program_id(1), N, K, prefetch,
+                        SEGMENTS, BLOCK_N, BLOCK_K)  # fmt: skip
         wait()  # x, y, partials and counters may be in use until here
     if SPLIT:
         i_s = tl.program_id(1)
@@ -234,13 +234,15 @@ def linear_triton(
     entry: tables.LinearEntry | None = None,
     space: Workspace | None = None,
     pdl: bool = False,
+    early: bool = True,
 ) -> Tensor:
     """`linear` as one Triton launch, or one a view; `out` [T, N] takes the result. x and weights share one
     dtype.
 
-    entry: in place of the table's, for tuning. space: for launches on a second stream. pdl: let the
-    launch start before the kernel in front of it has ended, on a GPU that can (pdl.py); it did not pay
-    (bench/LOG.md). Columns of x, weights and `out` must be contiguous.
+    entry: in place of the table's, for tuning. space: for launches on a second stream. pdl: as a
+    dependent launch (pdl.py); with early=False this one starts in its turn, since early it holds registers
+    and shared memory that the one in front needs (bench/LOG.md), and only lets the next one start early.
+    Columns of x, weights and `out` must be contiguous.
     """
     check_shapes(x, weight, weight_diff)
     rows, (n, k) = x.shape[0], weight.shape
@@ -259,8 +261,9 @@ def linear_triton(
         return out
     entry = entry or tables.linear_entry(n, k, x.dtype, tables.device_key(x.device))
     if 0 < n_ar < rows and entry.apart is not None and max(n_ar, rows - n_ar) > entry.apart:
-        linear_triton(x[:n_ar], weight, out=out[:n_ar], entry=entry, space=space, pdl=pdl)
-        linear_triton(x[n_ar:], weight_diff, out=out[n_ar:], entry=entry, space=space, pdl=pdl)
+        how: dict[str, Any] = {"entry": entry, "space": space, "pdl": pdl, "early": early}
+        linear_triton(x[:n_ar], weight, out=out[:n_ar], **how)
+        linear_triton(x[n_ar:], weight_diff, out=out[n_ar:], **how)
         return out
     tile = entry.tile(max(n_ar, rows - n_ar))
     sx_t, sw_n = x.stride(0) if rows > 1 else k, weight.stride(0) if n > 1 else k
@@ -275,8 +278,7 @@ def linear_triton(
     split = split and space.fits(tiles, tiles * entry.segments * tile.block_n * tile.block_t)
     loads = _LOADS_IN_FLIGHT.get(tile.warps, 32) * 32 * tile.warps
     chunk = _power_of_two_up_to(loads // (entry.segments * tile.block_n))
-    # A prefetch is of 16-byte units.
-    aligned = _describable((weight, sw_n), (weight_diff, sw_n)) and k * x.element_size() % 16 == 0
+    ahead = tile.prefetch * entry.block_k if can_prefetch(weight, weight_diff) and early else 0
     views = 2 if tile.tma and weight_diff is not weight else 1
     operands: tuple[Any, ...] = x, None, weight, weight_diff
     if tile.tma:
@@ -287,13 +289,17 @@ def linear_triton(
         x=operands[0], x_tail=operands[1], sx_t=sx_t, w=operands[2], w_diff=operands[3],
         p_w=weight, p_w_diff=weight_diff, sw_n=sw_n, y=out, sy_t=out.stride(0) if rows > 1 else n,
         partials=space.partials, counters=space.counters, T=rows, n_ar=n_ar, N=n, K=k,
-        prefetch=tile.prefetch * entry.block_k if aligned else 0, SEGMENTS=entry.segments, SPLIT=split,
-        TMA=tile.tma, PDL=pdl, VIEWS=views, EVEN_K=k % entry.block_k == 0, GROUP=GROUP_T,
-        BLOCK_N=tile.block_n, BLOCK_T=block_t, TAIL_T=tail_t, BLOCK_K=entry.block_k,
-        CHUNK_T=min(chunk, tail_t or block_t), STAGES=tile.stages,
-        num_warps=tile.warps, num_stages=tile.stages, **({"launch_pdl": True} if pdl else {}),
+        prefetch=ahead, SEGMENTS=entry.segments, SPLIT=split, TMA=tile.tma, PDL=pdl, VIEWS=views,
+        EVEN_K=k % entry.block_k == 0, GROUP=GROUP_T, BLOCK_N=tile.block_n, BLOCK_T=block_t, TAIL_T=tail_t,
+        BLOCK_K=entry.block_k, CHUNK_T=min(chunk, tail_t or block_t), STAGES=tile.stages,
+        num_warps=tile.warps, num_stages=tile.stages, **launch_options(pdl and early),
     )  # fmt: skip
     return out
+
+
+def can_prefetch(*weights: Tensor) -> bool:
+    """Whether the rows of every weight [N, K] are whole units of 16 bytes, which is what L2 is asked for."""
+    return all(_describable((w, w.stride(0))) and w.shape[1] * w.element_size() % 16 == 0 for w in weights)
 
 
 def _cdiv(a: int, b: int) -> int:

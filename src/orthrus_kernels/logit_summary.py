@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ._triton import tl, triton
+from .pdl import launch_dependents, launch_options, wait
 from .rows import NO_CONTRACTION
 
 GROUP = 64  # tokens; 64 terms of at most 2^24 fit an int32
@@ -90,9 +91,13 @@ def summarise_tile(
 def _merge_kernel(
     candidates, maxima, sums, values, ids, log_sum_exp,
     tiles, groups, tile_width,
-    TOP: tl.constexpr, BLOCK_TOP: tl.constexpr, BLOCK_TILES: tl.constexpr, BLOCK_GROUPS: tl.constexpr,
+    TOP: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_TOP: tl.constexpr, BLOCK_TILES: tl.constexpr, BLOCK_GROUPS: tl.constexpr,
 ):  # fmt: skip
     """Program r: row r."""
+    if PDL:
+        launch_dependents()
+        wait()
     i_r = tl.program_id(0).to(tl.int64)
     o_tile, o_top = tl.arange(0, BLOCK_TILES), tl.arange(0, BLOCK_TOP)
     p_c = candidates + i_r * tiles * TOP
@@ -159,15 +164,16 @@ class Tiles:
             torch.empty(rows, tiles * (width // GROUP), dtype=torch.int32, device=device),
         )
 
-    def merge(self, out: Summary) -> None:
-        """Write the summary of every row to `out`."""
+    def merge(self, out: Summary, pdl: bool = False) -> None:
+        """Write the summary of every row to `out`. pdl: as a dependent launch (pdl.py)."""
         rows, tiles, top = self.candidates.shape
         groups = self.maxima.shape[1]
         _merge_kernel[(rows,)](
             candidates=self.candidates, maxima=self.maxima, sums=self.sums, values=out[0], ids=out[1],
-            log_sum_exp=out[2], tiles=tiles, groups=groups, tile_width=self.width, TOP=top,
+            log_sum_exp=out[2], tiles=tiles, groups=groups, tile_width=self.width, TOP=top, PDL=pdl,
             BLOCK_TOP=triton.next_power_of_2(top), BLOCK_TILES=triton.next_power_of_2(tiles),
             BLOCK_GROUPS=triton.next_power_of_2(groups), num_warps=8, **NO_CONTRACTION,
+            **launch_options(pdl),
         )  # fmt: skip
 
 

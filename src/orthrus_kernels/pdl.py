@@ -1,25 +1,52 @@
 """Programmatic dependent launch (PDL): a kernel's CTAs start while the kernel before it still runs.
 
-A kernel launched with `launch_pdl=True` must call `wait` in every program before it reads or writes any
-memory that an earlier kernel touches; all earlier kernels are complete, and their writes visible, when
-`wait` returns, because each of them waited too. What comes before it costs nothing: indices, and prefetches
-into L2, which is where writes become visible and so never holds a stale line. `launch_dependents` lets the
-next kernel start once every program of this one has called it.
+A launcher's `pdl=True` compiles the two calls below into its kernel and launches it with `launch_pdl=True`.
 
-GPUs from sm_90 on; elsewhere, and in the interpreter, a launcher passes PDL = False."""
+Why no kernel reads what is not yet written. `wait` returns when the grid in front has completed and its
+writes are visible. **Every program calls it, before its first read or write of memory that any kernel of the
+pass touches**, and before any early return: then a grid completes only after the grid in front of it, so all
+earlier kernels are complete too, by induction back to the last ordinary launch, which had itself waited for
+everything. A single program that left without waiting would break the chain only if all of its grid did; the
+rule is for every program, so that nobody has to count. An ordinary launch between two dependent ones holds by
+the order of the stream: it starts when the grid in front has completed, and so may even carry the two calls
+(`wait` returns at once): it then lets the next one start early without starting early itself.
+
+What may come before `wait`: indices; loads of weights, which no kernel of a pass writes (write weights, then
+synchronise or launch anything ordinary); prefetches into L2, which is where writes become visible and so
+never holds a stale line. Tables of a pass, rotary angles and tokens are written by copies and kernels of the
+same pass: never. tests/kernels/test_pdl.py reads the compiled code for that.
+
+`launch_dependents` lets the next kernel start once every program of this one has called it or ended. So
+programs that wait never keep out programs that they wait for: those are all running by then.
+
+GPUs from sm_90 on; elsewhere, and in the interpreter, nothing is launched so (`pdl_supported`)."""
 
 from __future__ import annotations
 
 import torch
 
 from . import tables
-from ._triton import tl, triton
+from ._triton import tl, triton, triton_interprets
+
+# Kinds of operations (backends.py) that a model launches as dependent ones where the device can. None until
+# bench/gpu_pdl.py has shown a gain on the whole pass.
+PDL: frozenset[str] = frozenset()
 
 
 def pdl_supported(device: torch.device) -> bool:
     """Whether kernels on this device may be launched with `launch_pdl=True`."""
     kind, _, arch = tables.device_key(device).partition("_")
-    return kind == "sm" and int(arch) >= 90
+    return not triton_interprets() and kind == "sm" and int(arch) >= 90
+
+
+def pdl_kinds(device: torch.device) -> frozenset[str]:
+    """What a model on this device launches as dependent launches, unless it is told otherwise."""
+    return PDL if pdl_supported(device) else frozenset()
+
+
+def launch_options(pdl: bool) -> dict[str, bool]:
+    """The launch option of a dependent launch; nothing otherwise, as other GPUs do not know it."""
+    return {"launch_pdl": True} if pdl else {}
 
 
 @triton.jit

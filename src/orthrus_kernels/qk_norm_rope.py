@@ -1,7 +1,9 @@
 """q/k-norm and rotary embedding, from the stacked projection: rope(rms_norm(head)) of every q and k head.
 
 Shapes: qkv [T, H + 2G, D], cos and sin [T, D/2] fp32, q [T, H, D], k [T, G, D]. Rounds where `rms_norm` does
-(unit row, then product) and once after the rotation. Moves (H + G) D elements a row in and out."""
+(unit row, then product) and once after the rotation. Moves (H + G) D elements a row in and out.
+
+A dependent launch (pdl.py) loads the norms' weights before it waits; cos and sin are of the pass."""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ._triton import tl, triton
+from .pdl import launch_dependents, launch_options, wait
 from .rms_norm import rms_norm
 from .rope import rope
 from .rows import NO_CONTRACTION, check_weights, row_stride
@@ -30,7 +33,8 @@ def _launch_metadata(grid, kernel, args):
 def _qk_norm_rope_kernel(
     qkv, sqkv_t, q_norm, k_norm, q_norm_diff, k_norm_diff, cos, sin, q, sq_t, k, sk_t,
     n_ar, eps,
-    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
+    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Program (t, i): heads [i BLOCK_H, (i + 1) BLOCK_H) of row t, q heads first; a, b: halves of a head."""
     i_t = tl.program_id(0).to(tl.int64)
@@ -40,9 +44,8 @@ def _qk_norm_rope_kernel(
     m = (o_h < H + G)[:, None] & m_d[None, :]
     o_head = o_h[:, None] * D + o_d[None, :]
     dtype: tl.constexpr = qkv.dtype.element_ty
-    a = tl.load(qkv + i_t * sqkv_t + o_head, mask=m, other=0.0).to(tl.float32)
-    b = tl.load(qkv + i_t * sqkv_t + D // 2 + o_head, mask=m, other=0.0).to(tl.float32)
-    scale = tl.rsqrt(tl.sum(a * a + b * b, axis=1) / D + eps)[:, None]
+    if PDL:
+        launch_dependents()
     is_ar = i_t < n_ar
     p_qw = tl.where(is_ar, q_norm, q_norm_diff) + o_d
     p_kw = tl.where(is_ar, k_norm, k_norm_diff) + o_d
@@ -55,6 +58,11 @@ def _qk_norm_rope_kernel(
         tl.load(p_qw + D // 2, mask=m_d, other=0.0)[None, :],
         tl.load(p_kw + D // 2, mask=m_d, other=0.0)[None, :],
     )
+    if PDL:
+        wait()  # qkv, cos, sin, q and k may be in use until here
+    a = tl.load(qkv + i_t * sqkv_t + o_head, mask=m, other=0.0).to(tl.float32)
+    b = tl.load(qkv + i_t * sqkv_t + D // 2 + o_head, mask=m, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(a * a + b * b, axis=1) / D + eps)[:, None]
     a = ((a * scale).to(dtype).to(tl.float32) * w_a.to(tl.float32)).to(dtype).to(tl.float32)
     b = ((b * scale).to(dtype).to(tl.float32) * w_b.to(tl.float32)).to(dtype).to(tl.float32)
     c = tl.load(cos + i_t * (D // 2) + o_d, mask=m_d, other=0.0)[None, :]
@@ -82,8 +90,10 @@ def qk_norm_rope_triton(
     n_ar: int | None = None,
     *,
     out: tuple[Tensor, Tensor] | None = None,
+    pdl: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`qk_norm_rope` as one Triton launch. `out` = (q, k), a row's heads packed; cos and sin contiguous."""
+    """`qk_norm_rope` as one Triton launch. `out` = (q, k), a row's heads packed; cos and sin contiguous.
+    pdl: as a dependent launch (pdl.py)."""
     rows, stacked, d = qkv.shape
     groups = _groups(stacked, heads)
     q, k = out or (qkv.new_empty(rows, heads, d), qkv.new_empty(rows, groups, d))
@@ -102,7 +112,8 @@ def qk_norm_rope_triton(
         qkv=qkv, sqkv_t=row_stride(qkv, stacked * d), q_norm=q_norm, k_norm=k_norm, q_norm_diff=q_diff,
         k_norm_diff=k_diff, cos=cos, sin=sin, q=q, sq_t=row_stride(q, heads * d), k=k,
         sk_t=row_stride(k, groups * d), n_ar=n_ar if both else rows, eps=eps, H=heads, G=groups, D=d,
-        BLOCK_H=HEADS_A_PROGRAM, BLOCK_D=triton.next_power_of_2(d // 2), num_warps=WARPS, **NO_CONTRACTION,
+        PDL=pdl, BLOCK_H=HEADS_A_PROGRAM, BLOCK_D=triton.next_power_of_2(d // 2), num_warps=WARPS,
+        **NO_CONTRACTION, **launch_options(pdl),
     )  # fmt: skip
     return q, k
 

@@ -3,7 +3,9 @@
 Sum and root in fp32; the normalised row is rounded to x's dtype before the weight multiplies it, and the
 product is rounded again: the order of Hugging Face's Qwen3. Also serves the per-head norms of q and k (last
 dimension D). `add_rms_norm` first adds a layer's output to the residual stream, rounded to its dtype: one
-launch in place of two, the same bits. Moves each tensor once."""
+launch in place of two, the same bits. Moves each tensor once.
+
+A dependent launch (pdl.py) loads its weight before it waits: no kernel of a pass writes weights."""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ._triton import tl, triton
+from .pdl import launch_dependents, launch_options, wait
 from .rows import NO_CONTRACTION, block_and_warps, check_weights, row_stride
 from .tiles import by_row_tile
 
@@ -25,12 +28,17 @@ def _launch_metadata(grid, kernel, args):
 def _rms_norm_kernel(
     x, sx_r, residual, sr_r, weight, weight_diff, y, sy_r, total, st_r,
     first_diff, eps,
-    E: tl.constexpr, ADD: tl.constexpr, BLOCK_E: tl.constexpr,
+    E: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """Program r: row r; rows from first_diff on are multiplied by weight_diff."""
     i_r = tl.program_id(0).to(tl.int64)
     o_e = tl.arange(0, BLOCK_E)
     m_e = o_e < E
+    if PDL:
+        launch_dependents()
+    b_w = tl.load(tl.where(i_r < first_diff, weight, weight_diff) + o_e, mask=m_e, other=0.0).to(tl.float32)
+    if PDL:
+        wait()  # x, residual, y and total may be in use until here
     b_x = tl.load(x + i_r * sx_r + o_e, mask=m_e, other=0.0).to(tl.float32)
     if ADD:
         b_r = tl.load(residual + i_r * sr_r + o_e, mask=m_e, other=0.0).to(tl.float32)
@@ -39,13 +47,12 @@ def _rms_norm_kernel(
         b_x = b_sum.to(tl.float32)
     scale = tl.rsqrt(tl.sum(b_x * b_x, axis=0) / E + eps)
     b_unit = (b_x * scale).to(y.dtype.element_ty).to(tl.float32)
-    b_w = tl.load(tl.where(i_r < first_diff, weight, weight_diff) + o_e, mask=m_e, other=0.0).to(tl.float32)
     tl.store(y + i_r * sy_r + o_e, (b_unit * b_w).to(y.dtype.element_ty), mask=m_e)
 
 
 def _launch(
     x: Tensor, residual: Tensor | None, weight: Tensor, weight_diff: Tensor | None, n_ar: int | None,
-    eps: float, y: Tensor, total: Tensor | None,
+    eps: float, y: Tensor, total: Tensor | None, pdl: bool,
 ) -> None:  # fmt: skip
     """Normalise x [T, ..., E], plus residual when there is one, into y; the sum into total."""
     if x.numel() == 0:
@@ -64,7 +71,8 @@ def _launch(
     _rms_norm_kernel[(rows,)](
         x=x, sx_r=row_stride(x, e), residual=residual, sr_r=row_stride(residual, e), weight=weight,
         weight_diff=weight_diff, y=y, sy_r=row_stride(y, e), total=total, st_r=row_stride(total, e),
-        first_diff=first_diff, eps=eps, E=e, ADD=add, BLOCK_E=block, num_warps=warps, **NO_CONTRACTION,
+        first_diff=first_diff, eps=eps, E=e, ADD=add, PDL=pdl, BLOCK_E=block, num_warps=warps,
+        **NO_CONTRACTION, **launch_options(pdl),
     )  # fmt: skip
 
 
@@ -76,20 +84,28 @@ def rms_norm_triton(
     n_ar: int | None = None,
     *,
     out: Tensor | None = None,
+    pdl: bool = False,
 ) -> Tensor:
     """`rms_norm` as one Triton launch, a program a row (a head, when x has heads). x can be viewed as
-    rows."""
+    rows. pdl: as a dependent launch (pdl.py)."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
-    _launch(x, None, weight, weight_diff, n_ar, eps, out, None)
+    _launch(x, None, weight, weight_diff, n_ar, eps, out, None, pdl)
     return out
 
 
 def add_rms_norm_triton(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, out: tuple[Tensor, Tensor] | None = None
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    eps: float,
+    *,
+    out: tuple[Tensor, Tensor] | None = None,
+    pdl: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`add_rms_norm` as one Triton launch. The sum may be written over x or residual, never the norm."""
+    """`add_rms_norm` as one Triton launch. The sum may be written over x or residual, never the norm. pdl: as
+    a dependent launch (pdl.py)."""
     normed, total = out or (torch.empty_like(x), torch.empty_like(x))
-    _launch(x, residual, weight, None, None, eps, normed, total)
+    _launch(x, residual, weight, None, None, eps, normed, total, pdl)
     return normed, total
 
 

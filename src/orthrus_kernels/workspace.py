@@ -33,6 +33,7 @@ _workspaces: dict[torch.device, Workspace] = {}
 
 def workspace(device: torch.device) -> Workspace:
     """The device's shared workspace, made on first use. Launches that share it must not overlap: one stream.
+    Dependent launches (pdl.py) touch it after they have waited.
 
     Raises RuntimeError when first asked for during the capture of a CUDA graph: run the launch once
     before."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from orthrus_kernels import Rows, backend_ops, cos_sin, inverse_frequencies, triton_interprets
+from orthrus_kernels import Rows, backend_ops, cos_sin, inverse_frequencies, pdl_kinds, triton_interprets
 
 from . import checkpoint
 from . import generate as generation
@@ -111,7 +111,7 @@ class Qwen3:
     ) -> None:
         new = partial(torch.empty, device=device, dtype=dtype)
         self.config, self.device, self.dtype, self.backend, self.text = config, device, dtype, backend, text
-        self.ops = backend_ops(backend)
+        self.ops = backend_ops(backend, pdl_kinds(device))
         # whether generate replays passes as CUDA graphs; False launches every kernel, for debugging
         self.use_graphs = backend == "triton" and device.type == "cuda" and not triton_interprets()
         # and whole cycles, without the host between them: off until tests/gpu/test_cycles.py has run on a GPU

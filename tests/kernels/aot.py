@@ -84,12 +84,21 @@ def specialise(kernel, arguments: dict) -> tuple[dict, dict, dict, dict]:
     return signature, constants, attributes, arguments
 
 
+def built_for(kernel, arguments: dict, target: GPUTarget):
+    """What Triton compiles for a launch, and the names of the compiled kernel's parameters."""
+    signature, constants, attributes, options = specialise(kernel, arguments)
+    source = ASTSource(kernel, signature, constants, attributes)
+    names = [name for name, kind in signature.items() if kind != "constexpr"]
+    return triton.compile(source, target=target, options=options), names
+
+
 def compile_for(kernel, arguments: dict, target: GPUTarget) -> dict:
     """Compile a launch; what came out: registers, spills, shared memory, instructions seen."""
-    signature, constants, attributes, options = specialise(kernel, arguments)
-    built = triton.compile(
-        ASTSource(kernel, signature, constants, attributes), target=target, options=options
-    )
+    return described(built_for(kernel, arguments, target)[0], target)
+
+
+def described(built, target: GPUTarget) -> dict:
+    """Registers, spills, shared memory and instructions seen of a compiled kernel."""
     report = {"shared": built.metadata.shared, "warps": built.metadata.num_warps}
     if target.backend == "hip":
         text = built.asm["amdgcn"]

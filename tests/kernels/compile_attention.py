@@ -80,14 +80,14 @@ def main() -> None:
             for kernel, height, fused in [*jobs, (a._whole_kernel, tall, None)]:
                 group, rows = 4, height * folded
                 constants = {"GROUP": group, "TILE": rows // group, "FOLDED": rows, "D": d, "BLOCK_S": block}
-                constants["STAGES"] = stages
+                constants |= {"STAGES": stages, "PDL": False}
                 if fused is not None:
                     unroll = a._fused_unroll(fused, d, warps)
                     constants |= {"FUSED": fused, "UNROLL": unroll}
                     constants |= {} if fused else {"arrivals": None}
                 how = {"num_warps": height * warps, "num_stages": stages}
                 print(json.dumps(compiled(kernel, dtype, constants, arch, **how)), flush=True)
-            constants = {"D": d, "UNROLL": a.COMBINE_UNROLL}
+            constants = {"D": d, "UNROLL": a.COMBINE_UNROLL, "PDL": False}
             print(json.dumps(compiled(a._combine_kernel, dtype, constants, arch, num_warps=1)), flush=True)
 
 

@@ -12,7 +12,6 @@ from strategies import KINDS, hard
 
 from orthrus_kernels import tables
 from orthrus_kernels.linear_triton import linear_triton
-from orthrus_kernels.pdl import pdl_supported
 from orthrus_kernels.tables import LinearEntry, LinearTile
 from orthrus_kernels.workspace import Workspace
 
@@ -174,14 +173,6 @@ def test_views_apart_give_the_same_bits(n_ar, device):
     got = linear_triton(x, w, w2, n_ar, out=out, entry=replace(TMA, apart=44))
     assert got is out
     assert torch.equal(got, linear_triton(x, w, w2, n_ar, entry=TMA))
-
-
-def test_dependent_launch_is_for_gpus_that_have_it(monkeypatch):
-    keys = {"cpu": False, "meta": False, "gfx942": False, "sm_80": False, "sm_89": False, "sm_90": True,
-            "sm_100": True, "sm_120": True}  # fmt: skip
-    for key, has in keys.items():
-        monkeypatch.setattr(tables, "device_key", lambda _, key=key: key)
-        assert pdl_supported(torch.device("cpu")) is has, key
 
 
 def test_no_rows_and_one_view(device):

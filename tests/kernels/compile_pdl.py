@@ -1,0 +1,116 @@
+"""Compile every kernel of a pass for sm_90 as an ordinary and as a dependent launch; one JSON line a kernel
+and case. Run by test_pdl.py without TRITON_INTERPRET: `python tests/kernels/compile_pdl.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import aot  # noqa: E402
+import torch  # noqa: E402
+from aot_launches import meta, module  # noqa: E402
+from ptx_order import sass_before_wait, touches_before_wait  # noqa: E402
+
+from orthrus_kernels import Rows  # noqa: E402
+
+HOPPER = aot.TARGETS["sm_90"]
+KERNELS = (
+    ("rms_norm", "_rms_norm_kernel"), ("qk_norm_rope", "_qk_norm_rope_kernel"), ("swiglu", "_swiglu_kernel"),
+    ("embedding", "_embedding_kernel"), ("attention_triton", "_partial_kernel"),
+    ("attention_triton", "_combine_kernel"), ("attention_triton", "_whole_kernel"),
+    ("linear_triton", "_linear_kernel"), ("head", "_head_kernel"), ("logit_summary", "_merge_kernel"),
+)  # fmt: skip
+# Instructions that decide a row's bits, so as many of each kind with and without dependent launch.
+_ARITHMETIC = re.compile(r"\b((?:add|sub|mul|fma|div|rsqrt|sqrt|ex2|lg2|max|min|shfl|wgmma|mma)\.[\w.]*)")
+_FLOATING = re.compile(r"f32|f16|shfl|mma")
+
+
+def cases() -> Iterator[tuple[str, Callable[..., object]]]:
+    """(case, launcher call that takes `pdl`) at the shapes of Qwen3-8B."""
+    norm, qk, swiglu, embedding = (module(n) for n in ("rms_norm", "qk_norm_rope", "swiglu", "embedding"))
+    linear, head = module("linear_triton"), module("head")
+    x, w, tokens = meta(33, 4096), meta(4096), meta(33, dtype=torch.int64)
+    yield "norm", partial(norm.rms_norm_triton, x, w, 1e-6, w, 20)
+    yield "add", partial(norm.add_rms_norm_triton, x, x, w, 1e-6)
+    w, cos = meta(128), meta(33, 64, dtype=torch.float32)
+    yield "qk", partial(qk.qk_norm_rope_triton, meta(33, 48, 128), 32, w, w, cos, cos, 1e-6, w, w, 9)
+    yield "swiglu", partial(swiglu.swiglu_triton, meta(33, 24576))
+    yield "embedding", partial(embedding.embedding_triton, meta(151936, 4096), tokens)
+    yield from attentions()
+    # tiles by pointers, by descriptors, in segments, and with a weight for each view
+    for n, k, rows in ((6144, 4096, 1), (4096, 4096, 32), (4096, 12288, 1)):
+        yield f"{n}x{k} {rows} rows", partial(linear.linear_triton, meta(rows, k), meta(n, k))
+    both = partial(linear.linear_triton, meta(40, 4096), meta(6144, 4096), meta(6144, 4096), 8)
+    yield "both views", both
+    yield "head", partial(head.head_triton, meta(64, 4096), meta(151936, 4096), 16)
+
+
+def attentions() -> Iterator[tuple[str, Callable[..., object]]]:
+    """Every form; the tables on the CPU, where nobody reads them."""
+    op, dtype = module("attention_triton"), torch.bfloat16
+    cache = meta(1, 8, 2048, 128)
+    for form, n in (("fused", 1), ("partial", 33), ("whole", 512)):
+        packed = op.prepare_rows_triton(Rows.chain(range(n), 1024), 32, 8, 128, dtype, torch.device("cpu"))
+        q, k = meta(n, 32, 128), meta(n, 8, 128)
+        space = meta(op.workspace_size(packed, 32, 128), dtype=torch.float32)
+        call = partial(op.attention_triton, q, k, k, cache, cache, packed, 1.0, workspace=space, form=form)
+        yield form, call
+
+
+def launched(call: Callable[..., object], **how: bool) -> list[tuple]:
+    """The kernels that a launcher launches, with their arguments."""
+    with ExitStack() as stack:
+        recorders = [stack.enter_context(aot.recorded(module(m), kernel)) for m, kernel in KERNELS]
+        call(**how)
+    return [(r.kernel, arguments) for r in recorders for arguments in r.launches]
+
+
+def arithmetic(ptx: str) -> Counter[str]:
+    return Counter(op for op in _ARITHMETIC.findall(ptx) if _FLOATING.search(op))
+
+
+def disassembled(cubin: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [aot._BIN / "cuobjdump", "-sass", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def line_of(kernel, plain: dict, dependent: dict) -> dict:
+    off, _ = aot.built_for(kernel, plain, HOPPER)
+    on, names = aot.built_for(kernel, dependent, HOPPER)
+    report = aot.described(on, HOPPER)
+    return {
+        "launch_pdl": [plain.get("launch_pdl", False), dependent.get("launch_pdl", False)],
+        "registers": report["registers"], "spill_bytes": report["spill_bytes"],
+        "before_wait": touches_before_wait(on.asm["ptx"], names),
+        "sass_before_wait": sass_before_wait(disassembled(on.asm["cubin"])),
+        "same_arithmetic": arithmetic(on.asm["ptx"]) == arithmetic(off.asm["ptx"]),
+        "arithmetic": sum(arithmetic(on.asm["ptx"]).values()),
+        "waits_off": off.asm["ptx"].count("griddepcontrol"),
+    }  # fmt: skip
+
+
+def main() -> None:
+    for case, call in cases():
+        for (kernel, plain), (_, dependent) in zip(
+            launched(call, pdl=False), launched(call, pdl=True), strict=True
+        ):
+            line = {"kernel": kernel.__name__.strip("_"), "case": case}
+            print(json.dumps(line | line_of(kernel, plain, dependent)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
