@@ -63,6 +63,9 @@ class MovingPass:
         move_triton(self.packed, state[0:1], state[1:2], self.ids, self.depths)
 
 
+Chosen = Callable[[], tuple[Tensor, Tensor]]
+
+
 @dataclass(frozen=True)
 class Choice:
     """How tokens are chosen from a row of states."""
@@ -70,11 +73,10 @@ class Choice:
     sampling: Sampling
     numbers: Tensor  # of the settings, refilled for each text
 
-    def __call__(
-        self, model: Qwen3, states: Tensor, positions: Tensor, tokens: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Write the token after each of the states [T, E] to tokens [T] int64; positions [T] int64 are
-        theirs. Returns the token's logit and the row's log-sum-exp [T] fp32, before any setting."""
+    def __call__(self, model: Qwen3, states: Tensor, positions: Tensor, tokens: Tensor) -> Chosen:
+        """Write the token after each of the states [T, E] to tokens [T] int64; positions [T] int64: what
+        those tokens take. Returns a function for the token's logit and the row's log-sum-exp, [T] fp32, both
+        before any setting; of proposals nobody asks."""
         n = len(tokens)
         if self.sampling.temperature == 0 and not self.sampling.logit_bias:  # no logits in memory
             found, sums = (
@@ -82,10 +84,10 @@ class Choice:
                 states.new_empty(n, dtype=torch.float32),
             )
             model.ops.head(states, model.head, 1, out=(found, tokens[:, None], sums))
-            return found[:, 0], sums
+            return lambda: (found[:, 0], sums)
         logits = model.ops.linear(states, model.head, out_dtype=torch.float32)
         choose_triton(logits, positions, self.sampling, out=tokens, numbers=self.numbers)
-        return logits.gather(1, tokens[:, None])[:, 0], summary_of_logits(logits, 1)[2]
+        return lambda: (logits.gather(1, tokens[:, None])[:, 0], summary_of_logits(logits, 1)[2])
 
 
 class DeviceCycles:
@@ -216,9 +218,9 @@ class Cycle:
             # the proposal of block row i takes the place of verify row i + 1
             self.choice(model, states, check.ids[1, 1:], check.ids[0, 1:])
         states, keys, values = model.states(check.inputs, self.cache)
-        logits, sums = self.choice(model, states, check.ids[1] + 1, self.choices)
+        logits, sums = self.choice(model, states, check.ids[1] + 1, self.choices)()
         advance_triton(
-            self.state, check.ids[0], self.parents, self.choices, logits.contiguous(), sums, self.ends,
+            self.state, check.ids[0], self.parents, self.choices, logits, sums, self.ends,
             self.accepted, self.start, self.record,
         )  # fmt: skip
         model.ops.commit(self.cache.keys, self.cache.values, keys, values, self.accepted, self.start)
