@@ -380,7 +380,7 @@ def attention_triton(
 
 
 def prepare_rows_triton(
-    rows: Rows, heads: int, groups: int, d: int, dtype: torch.dtype, device: torch.device, room: int = 0
+    rows: Rows, heads: int, groups: int, d: int, dtype: torch.dtype, device: torch.device, *, room: int = 0
 ) -> PackedRows:
     """The tables of a pass for `attention_triton`, on the device: once a pass, not once a layer. room: as for
     `pack`."""

@@ -228,13 +228,13 @@ def _choose_kernel(
 
 def choose_triton(
     logits: Tensor, positions: Tensor, sampling: Sampling, seen: Tensor | None = None, *,
-    out: Tensor | None = None, numbers: Tensor | None = None,
+    out: Tensor | None = None, numbers: Tensor | None = None, bias: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """`choose` as one Triton launch; `out` [T] int64 takes the result.
 
-    numbers: those of `choice_numbers`, on the device already: a captured graph reads whatever lies there, for
-    any settings with the same `choice_form`. Rows of logits and seen must be contiguous. A logit bias is
-    copied to the device once for (bias, V, device): where it is new, before the capture of a CUDA graph."""
+    numbers, bias: those of `choice_numbers` and `bias_table`, on the device already: a captured graph reads
+    whatever lies there, for any settings with the same `choice_form`, with a bias or without one. Left out,
+    they are copied there. Rows of logits and seen must be contiguous."""
     rows, v = logits.shape
     out = torch.empty(rows, dtype=torch.int64, device=logits.device) if out is None else out
     assert logits.dtype == torch.float32 and logits.stride(1) == 1, (logits.dtype, logits.stride())
@@ -247,11 +247,12 @@ def choose_triton(
         seen = seen.view(torch.uint8)
     if rows == 0:
         return out
-    bias = bias_table(tuple(sampling.logit_bias.items()), v, logits.device) if sampling.logit_bias else None
+    if bias is None and sampling.logit_bias:
+        bias = bias_table(tuple(sampling.logit_bias.items()), v, logits.device)
     if numbers is None:
         numbers = choice_numbers(sampling, v).to(logits.device)
     assert numbers.dtype == torch.int32 and numbers.shape == (8,), (numbers.dtype, numbers.shape)
-    sampled, by_k, by_p, by_min, _ = choice_form(sampling, v)
+    sampled, by_k, by_p, by_min = choice_form(sampling, v)
     block = max(triton.next_power_of_2(v), 64)
     scores = torch.empty(rows, v, device=logits.device) if sampling.filters else None
     _choose_kernel[(rows,)](
@@ -265,11 +266,9 @@ def choose_triton(
     return out
 
 
-def choice_form(sampling: Sampling, vocabulary: int) -> tuple[bool, bool, bool, bool, tuple]:
-    """What a launch of the choice follows from: (sampled, by top-k, by top-p, by min-p, logit bias)."""
-    by_k = 0 < sampling.top_k < vocabulary
-    bias = tuple(sampling.logit_bias.items())
-    return sampling.temperature > 0, by_k, sampling.top_p < 1, sampling.min_p > 0, bias
+def choice_form(sampling: Sampling, vocabulary: int) -> tuple[bool, bool, bool, bool]:
+    """What a launch of the choice follows from: (sampled, by top-k, by top-p, by min-p)."""
+    return sampling.temperature > 0, 0 < sampling.top_k < vocabulary, sampling.top_p < 1, sampling.min_p > 0
 
 
 def choice_numbers(sampling: Sampling, vocabulary: int) -> Tensor:
@@ -277,7 +276,8 @@ def choice_numbers(sampling: Sampling, vocabulary: int) -> Tensor:
     repetition penalty, temperature, top-p, min-p in fp32."""
     whole = [_signed32(sampling.seed), _signed32(sampling.seed >> 32), min(int(sampling.top_k), vocabulary)]
     parts = [sampling.repetition_penalty, sampling.temperature, sampling.top_p, sampling.min_p, 0.0]
-    return torch.cat([torch.tensor(whole, dtype=torch.int32), torch.tensor(parts).view(torch.int32)])
+    bits = torch.tensor(parts, dtype=torch.float32, device="cpu").view(torch.int32)
+    return torch.cat([torch.tensor(whole, dtype=torch.int32, device="cpu"), bits])
 
 
 def _signed32(x: int) -> int:
@@ -288,7 +288,7 @@ def _signed32(x: int) -> int:
 @lru_cache(maxsize=16)
 def bias_table(items: tuple[tuple[int, float], ...], vocabulary: int, device: torch.device) -> Tensor:
     """[V] fp32: the bias of every token."""
-    bias = torch.zeros(vocabulary)
+    bias = torch.zeros(vocabulary, dtype=torch.float32, device="cpu")
     for token, value in items:
         bias[token] += value
     return bias.to(device)

@@ -27,6 +27,7 @@ def _move_kernel(
         b_row = tl.load(rows + o_p, mask=o_p < N_TILES * TILE, other=-1)
         m_row = b_row >= 0
         b_limit = tl.load(limits + o_p, mask=m_row, other=0) + delta
+        tl.debug_barrier()  # no thread loads again what another has moved
         tl.store(limits + o_p, b_limit, mask=m_row)
         b_count = tl.sum((b_first[None, :] < b_limit[:, None]).to(tl.int32), axis=1)
         tl.store(row_segments + b_row, b_count, mask=m_row & (o_p < PATH_TILES * TILE))
@@ -34,11 +35,14 @@ def _move_kernel(
         m_t = i + o_b < N_TILES
         p_t = tiles + 8 * (i + o_b)
         b_end = tl.load(p_t + 2, mask=m_t, other=0) + delta
+        b_chain = tl.load(p_t + 5, mask=m_t, other=0) + delta
+        b_lowest = tl.load(p_t + 7, mask=m_t, other=0) + delta
+        tl.debug_barrier()
         tl.store(p_t + 1, tl.full((BLOCK,), context, tl.int32), mask=m_t)
         tl.store(p_t + 2, b_end, mask=m_t)
         tl.store(p_t + 4, tl.sum((b_first[None, :] < b_end[:, None]).to(tl.int32), axis=1), mask=m_t)
-        tl.store(p_t + 5, tl.load(p_t + 5, mask=m_t, other=0) + delta, mask=m_t)
-        tl.store(p_t + 7, tl.load(p_t + 7, mask=m_t, other=0) + delta, mask=m_t)
+        tl.store(p_t + 5, b_chain, mask=m_t)
+        tl.store(p_t + 7, b_lowest, mask=m_t)
     tl.debug_barrier()  # the ends are read by other threads than wrote them
     for i in range(0, N_ITEMS, BLOCK):
         o_i = i + o_b

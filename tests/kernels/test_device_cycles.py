@@ -1,15 +1,19 @@
 """Cycles on the device keep what the host's loop keeps, bit for bit."""
 
+from contextlib import contextmanager
+from unittest.mock import MagicMock
+
 import pytest
 import torch
 from interpreter import DEVICE
 from small import small_model
 
-from orthrus_kernels import attention_triton
+from orthrus_kernels import attention_triton, pack
 from qwen3_model import InputError
 from qwen3_model.decode import device
 
 PROMPT = [5, 6, 7]
+CUTS = ((0, 8),)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +34,7 @@ def both(model, **settings):
     results = []
     for graphs in (False, True):
         model.use_graphs, model.use_cycles, model.spare_cache = graphs, graphs, None
-        results.append(model.generate(PROMPT, **({"max_new_tokens": 5, "seed": 3} | settings)))
+        results.append(model.generate(**({"prompt_ids": PROMPT, "max_new_tokens": 5, "seed": 3} | settings)))
     assert model.spare_cache is not None
     return results, model.spare_cache.cycles
 
@@ -66,17 +70,62 @@ def test_end_tokens_end_it_on_the_device(model, strategy, monkeypatch):
     assert first == 1 or int(cycles._state[3]) == 1, "finished on the device, not by the host alone"
 
 
-def test_seeds_and_texts_share_a_cycle(model):
+def test_seeds_biases_and_texts_share_a_cycle(model):
     model.use_graphs, model.use_cycles, model.spare_cache = True, True, None
-    texts = [model.generate(PROMPT, max_new_tokens=5, temperature=1.0, seed=s).token_ids for s in (1, 2, 1)]
+    texts = [model.generate(PROMPT, max_new_tokens=4, temperature=1.0, seed=s).token_ids for s in (1, 2, 1)]
     assert texts[0] == texts[2] != texts[1] and len(model.spare_cache.cycles) == 1
+    for token in (9, 11):
+        text = model.generate(PROMPT, max_new_tokens=2, logit_bias={token: 99.0}).token_ids
+        assert text == [token] * 2 and len(model.spare_cache.cycles) == 2
 
 
 def test_rooms_grow_with_the_text(model, monkeypatch):
-    """From one room to the next in the middle of a text, and across the end of a key segment."""
-    monkeypatch.setattr(device, "LEAST_ROOM", 4)
-    (host, on_device), cycles = both(model, strategy="two-pass", block_size=3, max_new_tokens=7)
-    assert on_device.token_ids == host.token_ids and on_device.logprobs == host.logprobs and len(cycles) > 1
+    """Over several rooms and key segments in a text, with programs that have no keys."""
+    monkeypatch.setattr(pack, "__defaults__", ("cpu", CUTS, 0))
+    monkeypatch.setattr(attention_triton, "DEFAULT_LAUNCH", (64, 8, 4, 2))
+    monkeypatch.setattr(device, "LEAST_ROOM", 16)
+    (host, on_device), cycles = both(
+        model, strategy="two-pass", block_size=3, prompt_ids=list(range(5, 18)), max_new_tokens=6
+    )
+    assert on_device.token_ids == host.token_ids and on_device.logprobs == host.logprobs
+    assert {key[2] for key in cycles._cycles} == {16, 32}
+    items = next(c for key, c in cycles._cycles.items() if key[2] == 32).check.packed.items
+    assert (items[:, 0] < 0).any() and (items[:, 0] >= 0).sum() > 1
+
+
+def test_an_interrupted_capture_is_not_replayed(model, monkeypatch):
+    """The second launch of a cycle captures it; whatever ends that, the next text is right."""
+    captured = []
+
+    class Graph:
+        def replay(self):
+            captured[-1]()
+
+    @contextmanager
+    def graph(graph, pool):
+        yield
+
+    model.use_graphs, model.use_cycles, model.spare_cache = True, True, None
+    want = model.generate(PROMPT, max_new_tokens=4).token_ids
+    model.spare_cache = None
+    run, calls = device.Cycle.run, []
+
+    def run_but_once(self):
+        calls.append(self)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        captured.append(lambda: run(self))
+        if len(calls) == 1:
+            run(self)
+
+    monkeypatch.setattr(device.Cycle, "run", run_but_once)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: MagicMock())
+    launch = device.Cycle.launch
+    monkeypatch.setattr(device.Cycle, "launch", lambda self, pool: launch(self, "a pool"))
+    assert model.generate(PROMPT, max_new_tokens=4).stats.finish_reason == "interrupted"
+    assert model.generate(PROMPT, max_new_tokens=4).token_ids == want and len(calls) == 3
 
 
 def test_a_surplus_cycle_leaves_cache_and_state(model):

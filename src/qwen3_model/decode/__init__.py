@@ -1,5 +1,5 @@
-"""Decoding strategies: one file each, with a function `cycle(decoding) -> Run`. On a GPU the same cycles run
-without the host between them (device.py)."""
+"""Decoding strategies: one file each, with a function `cycle(decoding) -> Run`. With `model.use_cycles` the
+same cycles run without the host between them (device.py)."""
 
 from collections.abc import Callable, Iterator
 

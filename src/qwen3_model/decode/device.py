@@ -4,7 +4,10 @@ graph from the tables of its passes to the commit.
 The host launches cycle n + 1 before it reads what cycle n kept, so that the GPU does not wait for Python; a
 cycle launched after the text has ended changes nothing (orthrus_kernels/advance_triton.py). A graph serves
 all texts, lengths and settings of its key: rows of the cycle, **room** (the passes' tables are laid out for
-that many positions, which changes grids and never key cuts), and form of the choice. On a CPU, under the
+that many positions, which changes grids and never key cuts), and form of the choice. The host's loop and
+these cycles give the same tokens and log-probabilities; they differ in two things. With one token left the
+loop does not draft, and a cycle here does. And the loop refuses logits that are not numbers in any row, a
+cycle only those on the accepted path. On a CPU, under the
 interpreter, cycles run from the same fixed tensors, uncaptured: a test of everything but the capture."""
 
 from __future__ import annotations
@@ -38,9 +41,10 @@ STRATEGIES = ("autoregressive", "two-pass")  # what has a cycle here
 
 
 def serves(model: Qwen3, strategy: str, sampling: Sampling) -> bool:
-    """Whether a generation can run here. A repetition penalty makes each proposal depend on those before it,
-    which the host follows."""
-    return model.use_cycles and strategy in STRATEGIES and sampling.repetition_penalty == 1.0
+    """Whether a generation can run here: the kernels are Triton's. A repetition penalty makes each proposal
+    depend on those before it, which the host follows."""
+    able = model.backend == "triton" and sampling.repetition_penalty == 1.0
+    return able and model.use_cycles and strategy in STRATEGIES
 
 
 class MovingPass:
@@ -70,15 +74,16 @@ Chosen = Callable[[], tuple[Tensor, Tensor]]
 class Choice:
     """How tokens are chosen from a row of states."""
 
-    sampling: Sampling
+    sampling: Sampling  # of its form
     numbers: Tensor  # of the settings, refilled for each text
+    bias: Tensor | None  # [V] fp32, likewise
 
     def __call__(self, model: Qwen3, states: Tensor, positions: Tensor, tokens: Tensor) -> Chosen:
         """Write the token after each of the states [T, E] to tokens [T] int64; positions [T] int64: what
         those tokens take. Returns a function for the token's logit and the row's log-sum-exp, [T] fp32, both
         before any setting; of proposals nobody asks."""
         n = len(tokens)
-        if self.sampling.temperature == 0 and not self.sampling.logit_bias:  # no logits in memory
+        if self.sampling.temperature == 0 and self.bias is None:  # no logits in memory
             found, sums = (
                 states.new_empty(n, 1, dtype=torch.float32),
                 states.new_empty(n, dtype=torch.float32),
@@ -86,7 +91,7 @@ class Choice:
             model.ops.head(states, model.head, 1, out=(found, tokens[:, None], sums))
             return lambda: (found[:, 0], sums)
         logits = model.ops.linear(states, model.head, out_dtype=torch.float32)
-        choose_triton(logits, positions, self.sampling, out=tokens, numbers=self.numbers)
+        choose_triton(logits, positions, self.sampling, out=tokens, numbers=self.numbers, bias=self.bias)
         return lambda: (logits.gather(1, tokens[:, None])[:, 0], summary_of_logits(logits, 1)[2])
 
 
@@ -99,6 +104,7 @@ class DeviceCycles:
         device = model.device
         self._state = torch.zeros(4, dtype=torch.int32, device=device)
         self._numbers = torch.zeros(8, dtype=torch.int32, device=device)
+        self._bias = torch.zeros(model.config.vocab_size, dtype=torch.float32, device=device)
         self._ends = torch.tensor(model.config.eos_token_ids or (-1,), dtype=torch.int32, device=device)
         self._cycles: OrderedDict[tuple, Cycle] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
@@ -111,12 +117,16 @@ class DeviceCycles:
         """What each cycle adds to the text, until an end token or the limit. Raises InputError when logits
         are not numbers."""
         rows = decoding.block_size if strategy == "two-pass" else 1
-        self._numbers.copy_(choice_numbers(decoding.sampling, self._model.config.vocab_size))
+        vocabulary, biases = self._model.config.vocab_size, decoding.sampling.logit_bias
+        form = *choice_form(decoding.sampling, vocabulary), bool(biases)
+        self._numbers.copy_(choice_numbers(decoding.sampling, vocabulary))
+        if biases:
+            self._bias.copy_(bias_table(tuple(biases.items()), vocabulary, self._bias.device))
         begin = [decoding.start, decoding.root, decoding.remaining, 0]
         self._state.copy_(torch.tensor(begin, dtype=torch.int32))
-        waiting = self._launch(rows, strategy, decoding, unread=0)
+        waiting = self._launch(rows, strategy, form, decoding, unread=0)
         while True:
-            following = self._launch(rows, strategy, decoding, unread=1)
+            following = self._launch(rows, strategy, form, decoding, unread=1)
             kept, finished, damaged, tokens, logprobs = waiting()
             decoding.tokens += tokens
             self._cache.lengths[0] += kept
@@ -128,16 +138,16 @@ class DeviceCycles:
                 return
             waiting = following
 
-    def _launch(self, rows: int, strategy: str, decoding: Decoding, unread: int) -> Read:
+    def _launch(self, rows: int, strategy: str, form: tuple, decoding: Decoding, unread: int) -> Read:
         """Launch a cycle while `unread` others are not read; returns how to read it."""
         furthest = min(decoding.start + unread * rows, decoding.limit - 1) + rows
         room = LEAST_ROOM
         while room < furthest:
             room *= 2
-        form = choice_form(decoding.sampling, self._model.config.vocab_size)
         key = strategy, rows, room, form
         if key not in self._cycles:
-            choice = Choice(decoding.sampling, self._numbers)
+            bias = self._bias if decoding.sampling.logit_bias else None
+            choice = Choice(decoding.sampling, self._numbers, bias)
             self._cycles[key] = Cycle(
                 self._model, self._cache, self._state, self._ends, choice, rows, room, strategy == "two-pass"
             )
@@ -160,10 +170,6 @@ class Cycle:
         """rows: of the pass to verify, root included."""
         self.model, self.cache, self.state, self.ends, self.choice = model, cache, state, ends, choice
         device, config = model.device, model.config
-        biases = tuple(choice.sampling.logit_bias.items())
-        self.bias = (
-            bias_table(biases, config.vocab_size, device) if biases else None
-        )  # a graph has its address
         self.draft: MovingPass | None = None
         if drafted:
             block = Rows.block(0, rows, 0, config.mask_token_id)
@@ -186,9 +192,10 @@ class Cycle:
             self.run()
         else:
             if self.graph is None:
-                self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph, pool=pool):
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool):
                     self.run()
+                self.graph = graph  # whole: an interrupted capture leaves none
             self.graph.replay()
         target = self.read[self.launches % 2]
         self.launches += 1
