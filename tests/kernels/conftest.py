@@ -6,7 +6,17 @@ import pytest
 import torch
 from interpreter import DEVICE
 
+from orthrus_kernels import attention_triton
+
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     return torch.device(DEVICE)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cheap_folds():
+    """The interpreter pays for every unrolled step of attention's folds; how many are in flight changes no
+    bit (test_attention_kernels.py::test_partials_in_flight_do_not_touch_the_bits)."""
+    if DEVICE == "cpu":
+        attention_triton.COMBINE_UNROLL = attention_triton.FUSED_UNROLL = 1

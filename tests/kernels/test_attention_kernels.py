@@ -22,15 +22,6 @@ LIMIT = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 SCALE = 0.25
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cheap_combine():
-    """The interpreter pays for every unrolled step; how many are in flight changes no bit (below)."""
-    before = module.COMBINE_UNROLL, module.FUSED_UNROLL
-    module.COMBINE_UNROLL = module.FUSED_UNROLL = 1
-    yield
-    module.COMBINE_UNROLL, module.FUSED_UNROLL = before
-
-
 def run(q, k, v, k_cache, v_cache, rows, **settings):
     """The kernel on the device it is tested on, its output on the CPU."""
     args = (t.to(DEVICE) for t in (q, k, v, k_cache, v_cache))

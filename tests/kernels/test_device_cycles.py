@@ -23,9 +23,8 @@ def model():
 
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch):
-    """What the interpreter pays for and no bit depends on: unrolled folds, programs without keys."""
+    """The interpreter pays for programs without keys."""
     if DEVICE == "cpu":
-        monkeypatch.setattr(attention_triton, "FUSED_UNROLL", 1)
         monkeypatch.setattr(device, "LEAST_ROOM", 64)
 
 
