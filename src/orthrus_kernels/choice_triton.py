@@ -250,7 +250,11 @@ def choose_triton(
     if bias is None and sampling.logit_bias:
         bias = bias_table(tuple(sampling.logit_bias.items()), v, logits.device)
     if numbers is None:
-        numbers = choice_numbers(sampling, v).to(logits.device)
+        numbers = _numbers_on(
+            logits.device, v, seed=sampling.seed, top_k=sampling.top_k, top_p=sampling.top_p,
+            min_p=sampling.min_p, temperature=sampling.temperature,
+            repetition_penalty=sampling.repetition_penalty,
+        )  # fmt: skip
     assert numbers.dtype == torch.int32 and numbers.shape == (8,), (numbers.dtype, numbers.shape)
     sampled, by_k, by_p, by_min = choice_form(sampling, v)
     block = max(triton.next_power_of_2(v), 64)
@@ -278,6 +282,12 @@ def choice_numbers(sampling: Sampling, vocabulary: int) -> Tensor:
     parts = [sampling.repetition_penalty, sampling.temperature, sampling.top_p, sampling.min_p, 0.0]
     bits = torch.tensor(parts, dtype=torch.float32, device="cpu").view(torch.int32)
     return torch.cat([torch.tensor(whole, dtype=torch.int32, device="cpu"), bits])
+
+
+@lru_cache(maxsize=16)
+def _numbers_on(device: torch.device, vocabulary: int, **settings: float) -> Tensor:
+    """`choice_numbers` on a device: copied once for a text, not once a choice."""
+    return choice_numbers(Sampling(**settings), vocabulary).to(device)  # type: ignore[arg-type]
 
 
 def _signed32(x: int) -> int:

@@ -44,13 +44,11 @@ def compiled(tmp_path_factory):
     return [json.loads(line) for line in said.stdout.splitlines()]
 
 
-@pytest.mark.slow  # 40 s of compiling, for launches that are off
 def test_one_argument_makes_every_launch_of_a_pass_a_dependent_one(compiled):
     assert {line["kernel"] for line in compiled} == KERNELS
     assert all(line["launch_pdl"] == [False, True] and line["waits_off"] == 0 for line in compiled)
 
 
-@pytest.mark.slow  # 40 s of compiling, for launches that are off
 def test_before_the_wait_weights_are_read_and_nothing_else(compiled):
     for line in compiled:
         kernel, found = line["kernel"], line["before_wait"]
@@ -64,21 +62,18 @@ def test_before_the_wait_weights_are_read_and_nothing_else(compiled):
         assert bool(found) == (kernel in READS or kernel in ASKS_L2_FOR), line
 
 
-@pytest.mark.slow  # 40 s of compiling, for launches that are off
 def test_the_assembler_moves_nothing_over_the_wait(compiled):
     for line in compiled:
         assert len(line["sass_before_wait"]) == len(line["before_wait"]), line
         assert all(op.startswith(("LDG", "UBLKPF.L2")) for op in line["sass_before_wait"]), line
 
 
-@pytest.mark.slow  # 40 s of compiling, for launches that are off
 def test_dependent_launches_compute_the_same(compiled):
     """As many floating-point and shuffle instructions of each kind: the same layouts, so the same sums."""
     assert all(line["same_arithmetic"] for line in compiled)
     assert all(line["arithmetic"] > 20 for line in compiled if line["kernel"] != "embedding_kernel")
 
 
-@pytest.mark.slow  # 40 s of compiling, for launches that are off
 def test_none_spills(compiled):
     assert not [line for line in compiled if line["spill_bytes"]]
 
