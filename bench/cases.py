@@ -254,11 +254,11 @@ def flex(q: Tensor, caches: list[tuple[Tensor, Tensor]], context: int) -> Call:
 def row_cases(op: str, shape: Shape, rows: Sequence[int]) -> Iterator[dict]:
     """The row-wise kernels. Bytes: every element of every operand once."""
     e, f, stacked = shape.E, shape.F, (shape.H + 2 * shape.G) * shape.D
-    normed = (shape.H + shape.G) * shape.D
+    moved = (shape.H + 2 * shape.G) * shape.D
     width, build, row_bytes = {
         "rms_norm": (e, partial(norm, e), 4 * e),
         "add_rms_norm": (e, partial(add_norm, e), 8 * e),
-        "qk_norm_rope": (stacked, partial(qk, shape.H, shape.G, shape.D), 4 * normed + 4 * shape.D),
+        "qk_norm_rope": (stacked, partial(qk, shape.H, shape.G, shape.D), 4 * moved + 4 * shape.D),
         "swiglu": (f, partial(swiglu, f), 6 * f),
         "embedding": (e, partial(embedding, shape.V, e), 4 * e + 8),
     }[op]
@@ -301,14 +301,14 @@ def qk(h: int, g: int, d: int, t: int, pool: Pool) -> tuple[int, dict[str, Call 
     qkv = [pool.take(t, h + 2 * g, d) for _ in range(copies)]
     angle = pool.take(t, d // 2).float()
     cos, sin = angle.cos(), angle.sin()
-    out = tuple(torch.empty(t, heads, d, dtype=qkv[0].dtype, device=pool.device) for heads in (h, g))
+    out, *keep = (torch.empty(t, n, d, dtype=qkv[0].dtype, device=pool.device) for n in (h, g, g))
 
-    def chain(i: int) -> tuple[Tensor, Tensor]:
-        q, k, _ = qkv[i].split([h, g, g], dim=1)
-        return rope(_norm(q, q_norm), cos, sin), rope(_norm(k, k_norm), cos, sin)
+    def chain(i: int) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = qkv[i].split([h, g, g], dim=1)
+        return rope(_norm(q, q_norm), cos, sin), rope(_norm(k, k_norm), cos, sin), v.clone()
 
     return copies, {
-        OURS: lambda i: KERNELS.qk_norm_rope(qkv[i], h, q_norm, k_norm, cos, sin, EPS, out=out),
+        OURS: lambda i: KERNELS.qk_norm_rope(qkv[i], h, q_norm, k_norm, cos, sin, EPS, keep=keep, out=out),
         "torch chain": chain,
     }
 

@@ -24,7 +24,7 @@ from qwen3_model.checkpoint import EMBEDDED
 from . import decode_report, kernels, report
 from .cases import cases
 from .command import Parser, fail, in_processes, positive, writable
-from .decode_run import Run, embedded_prompt, generate_with, passes_of, random_prompt
+from .decode_run import Run, embedded_prompt, generate_with, memory_of, passes_of, random_prompt
 from .measure import Meter, Pool, machine, machine_line, time_in_a_row
 from .models import MODELS
 from .passes import PASSES, Measured, TimeIt, pass_bytes
@@ -126,6 +126,9 @@ def _model(run: Run, given: Any, name: str, time_it: TimeIt) -> None:
     run.attempt(
         f"generate with {name}", lambda: generate_with(run, name, model, random_prompt(model), NEW_TOKENS)
     )
+    if model.device.type == "cuda":
+        _free()
+        run.attempt(f"memory of {name}", partial(memory_of, run, name, model, max(given.contexts)))
 
 
 def _random(name: str) -> Qwen3:

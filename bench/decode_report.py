@@ -70,21 +70,26 @@ def card_tables(rows: Sequence[dict[str, Any]], read_gb_s: float) -> list[Table]
 
 def memory_table(rows: Sequence[dict[str, Any]]) -> list[Table]:
     """Peak of what torch allocated beside what must be there."""
-    head = ["model", "weights GB", "cache GB", "peak GB", "peak / both"]
+    head = ["model", "context", "weights GB", "cache GB", "peak GB", "more than both MB"]
     lines = [
-        [r["model"], *(f"{r[n] / 1e9:.2f}" for n in ("weights_bytes", "cache_bytes", "peak_bytes")),
-         f"{r['peak_bytes'] / (r['weights_bytes'] + r['cache_bytes']):.3f}"]
+        [r["model"], str(r["context"]),
+         *(f"{r[n] / 1e9:.2f}" for n in ("weights_bytes", "cache_bytes", "peak_bytes")),
+         f"{(r['peak_bytes'] - r['weights_bytes'] - r['cache_bytes']) / 1e6:.0f}"]
         for r in rows
     ]  # fmt: skip
-    return [("memory of the passes", head, lines)] if rows else []
+    return (
+        [("memory of model.generate, two-pass, prefill and captures included", head, lines)] if rows else []
+    )
 
 
 def generate_table(rows: Sequence[dict[str, Any]]) -> list[Table]:
     """model.generate, everything inside the clock."""
-    head = ["model", "strategy", "new tokens", "tokens/s", "ms a cycle", "tokens/cycle", "identical"]
+    head = ["model", "strategy", "captured", "new tokens", "tokens/s", "ms a cycle", "host µs",
+            "tokens/cycle", "identical"]  # fmt: skip
     lines = [
-        [r["model"], r["strategy"], str(r["tokens"]), f"{r['tokens_per_second']:.1f}",
-         number(r["ms_per_cycle"]), f"{r['tokens_per_cycle']:.2f}", "yes" if r["identical"] else "NO"]
+        [r["model"], r["strategy"], r["captured"], str(r["tokens"]), f"{r['tokens_per_second']:.1f}",
+         number(r["ms_per_cycle"]), number(r["host_us_per_cycle"]) if r["host_us_per_cycle"] else "-",
+         f"{r['tokens_per_cycle']:.2f}", "yes" if r["identical"] else "NO"]
         for r in rows
     ]  # fmt: skip
     title = "model.generate after a prompt of 64 tokens, greedy; prefill inside the clock"

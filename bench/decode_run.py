@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -16,7 +17,17 @@ from qwen3_model.prompts import read_prompts
 from . import decode_report
 from .command import short
 from .measure import replayable
-from .passes import CYCLE, OURS, Pass, TimeIt, calls_of, filled_cache, measure_passes, pass_bytes
+from .passes import (
+    CYCLE,
+    OURS,
+    Pass,
+    TimeIt,
+    calls_of,
+    filled_cache,
+    host_time,
+    measure_passes,
+    pass_bytes,
+)  # fmt: skip
 from .step_profile import Span, record, step_profile
 
 PROMPT_TOKENS = 64
@@ -86,10 +97,7 @@ def passes_of(
     """Measure the passes of a model into `run`, then profile those named.
 
     Raises InputError when the cache does not fit."""
-    before = _allocated(model.device) - weights_bytes(model)
     cache = filled_cache(model, contexts, max(map(len, passes)))
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)
     token: float | None = None
     measured = 0
     for m in measure_passes(model, cache, contexts, passes, time_it, run.out_of_time):
@@ -99,12 +107,6 @@ def passes_of(
         run.passes.append(decode_report.pass_row(name, m, run.read_gb_s, token))
         print(f"  {decode_report.progress(run.passes[-1])}", flush=True)
     run.left_out += len(contexts) * len(passes) - measured
-    if model.device.type == "cuda":
-        run.memory.append({
-            "model": name, "weights_bytes": weights_bytes(model),
-            "cache_bytes": cache.keys.nbytes + cache.values.nbytes,
-            "peak_bytes": torch.cuda.max_memory_allocated(model.device) - before,
-        })  # fmt: skip
     for context in contexts:
         for what in (what for what in passes if what.name in profiled):
             run.attempt(
@@ -131,19 +133,52 @@ def _profile(
 
 
 def generate_with(run: Run, name: str, model: Qwen3, prompt: Sequence[int], new_tokens: int) -> None:
-    """tokens/s of model.generate by both strategies; of two runs the second, since the first captures."""
+    """tokens/s of model.generate by both strategies, with passes captured one by one and with whole cycles
+    captured where the model can; of two runs the second, since the first captures."""
     texts: list[list[int]] = []
+    default = model.use_cycles
     for strategy in ("autoregressive", "two-pass"):
-        for _ in range(2):
-            result = model.generate(prompt, strategy, new_tokens, seed=0)
-        texts.append(result.token_ids)
-        s = result.stats
-        run.generate.append({
-            "model": name, "strategy": strategy, "prompt_tokens": len(prompt), "tokens": s.tokens,
-            "seconds": round(s.seconds, 4), "tokens_per_second": round(s.tokens / s.seconds, 2),
-            "ms_per_cycle": round(s.seconds * 1e3 / max(s.cycles, 1), 4),
-            "tokens_per_cycle": round(s.tokens_per_cycle, 4), "identical": result.token_ids == texts[0],
-        })  # fmt: skip
+        for captured in ("passes", "cycles") if model.use_graphs else ("nothing",):
+            model.use_cycles = captured == "cycles"
+            for _ in range(2):
+                result = model.generate(prompt, strategy, new_tokens, seed=0)
+            texts.append(result.token_ids)
+            s = result.stats
+            host_us = cycle_host_us(model) if captured == "cycles" else None
+            run.generate.append({
+                "model": name, "strategy": strategy, "captured": captured, "prompt_tokens": len(prompt),
+                "host_us_per_cycle": host_us,
+                "tokens": s.tokens, "seconds": round(s.seconds, 4),
+                "tokens_per_second": round(s.tokens / s.seconds, 2),
+                "ms_per_cycle": round(s.seconds * 1e3 / max(s.cycles, 1), 4),
+                "tokens_per_cycle": round(s.tokens_per_cycle, 4),
+                "identical": result.token_ids == texts[0],
+            })  # fmt: skip
+    model.use_cycles = default
+
+
+def cycle_host_us(model: Qwen3) -> float:
+    """Median µs of the host's time to launch a captured cycle of the last generation; what that launches
+    comes after its end and changes nothing."""
+    assert model.spare_cache is not None and model.spare_cache.cycles is not None
+    return host_time(model.spare_cache.cycles.again, model.device)
+
+
+def memory_of(run: Run, name: str, model: Qwen3, context: int, new_tokens: int = 64) -> None:
+    """Peak memory of a whole two-pass generation behind a prompt that leaves room for `new_tokens`."""
+    rng = random.Random(0)
+    prompt = [rng.randrange(model.config.vocab_size - 1) for _ in range(context - new_tokens)]
+    model.spare_cache = None
+    before = torch.cuda.memory_allocated(model.device) - weights_bytes(model)
+    torch.cuda.reset_peak_memory_stats(model.device)
+    model.generate(prompt, "two-pass", new_tokens, seed=0)
+    assert model.spare_cache is not None
+    run.memory.append({
+        "model": name, "context": context, "weights_bytes": weights_bytes(model),
+        "cache_bytes": model.spare_cache.keys.nbytes + model.spare_cache.values.nbytes,
+        "peak_bytes": torch.cuda.max_memory_allocated(model.device) - before,
+    })  # fmt: skip
+    model.spare_cache = None
 
 
 def weights_bytes(model: Qwen3) -> int:
@@ -161,7 +196,3 @@ def embedded_prompt(model: Qwen3) -> list[int]:
     assert model.text is not None
     ids = (model.text.encode(text) for text in read_prompts(EMBEDDED / "held_out.jsonl"))
     return next(tokens[:PROMPT_TOKENS] for tokens in ids if len(tokens) >= PROMPT_TOKENS)
-
-
-def _allocated(device: torch.device) -> int:
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

@@ -344,7 +344,7 @@ def check_row_wise_bits(e: int = 4096, heads: int = 32, groups: int = 8, d: int 
     cos, sin = (torch.rand(256, d // 2, device=DEVICE) for _ in range(2))
 
     def qk(a: int, b: int, n_ar: int) -> torch.Tensor:
-        part = ops.qk_norm_rope(qkv[a:b], heads, q, k, cos[a:b], sin[a:b], 1e-6, q2, k2, n_ar)
+        part = ops.qk_norm_rope(qkv[a:b], heads, q, k, cos[a:b], sin[a:b], 1e-6, q2, k2, n_ar)[:2]
         return torch.cat(part, 1)
 
     calls: dict[str, Callable[[int, int, int], torch.Tensor]] = {

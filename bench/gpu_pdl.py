@@ -9,9 +9,10 @@ of `Qwen3.compute` over 1 and 32 AR rows behind 1024 cached tokens, each as one 
     rowwise                      norms, rotary embedding, SwiGLU and embedding as dependent launches
     rowwise, signals             and linears, in their turn, let the kernel behind them start early
     rowwise, attention, signals  and attention
-    all                          and linears start early too, with a prefetch of their weights into L2
-    all, no prefetch             the same without that prefetch
-    linear                       linears alone
+    all                          and linears start early too, with a prefetch of their weights into L2 as the
+                                 launch table says
+    all, N blocks                the same with N blocks of K of each weight row
+    all, SwiGLU apart            all, with SwiGLU as a kernel behind the gate and up projections
 
 1. Bits: logits, keys and values of 50 replays with other tokens each, queued back to back, and of 3 passes
    launched one by one, against those of `off`.
@@ -43,6 +44,7 @@ from models import MODELS  # noqa: E402
 
 from orthrus_kernels import Ops, Rows, backend_ops, tables  # noqa: E402
 from orthrus_kernels._triton import triton  # noqa: E402
+from orthrus_kernels.linear_swiglu import linear_swiglu_triton, swiglu_entry  # noqa: E402
 from orthrus_kernels.linear_triton import linear_triton  # noqa: E402
 from orthrus_kernels.pdl import pdl_supported  # noqa: E402
 from qwen3_model import Qwen3, Qwen3Config  # noqa: E402
@@ -53,28 +55,40 @@ from qwen3_model.model import Output  # noqa: E402
 DEVICE, CONTEXT, ROWS = "cuda", 1024, (1, 32)
 LAYERS = {"8B": (8, 2), "1.7B": (28,)}  # that are timed; the first number is the model's
 REPLAYS, EAGER = 50, 3  # passes whose bits are compared
-ROUNDS, IN_A_ROUND = 15, 4
+ROUNDS, IN_A_ROUND = 11, 4
 VARIANTS = {
     "off": (),
     "rowwise": ("rowwise",),
     "rowwise, signals": ("rowwise", "signals"),
     "rowwise, attention, signals": ("rowwise", "attention", "signals"),
     "all": ("rowwise", "attention", "linear"),
-    "all, no prefetch": ("rowwise", "attention", "linear"),
-    "linear": ("linear",),
 }
+BLOCKS = (0, 1, 4, 8)  # the table says 2
+VARIANTS |= {f"all, {n} blocks": VARIANTS["all"] for n in BLOCKS}
+VARIANTS["all, SwiGLU apart"] = VARIANTS["all"]
 
 
 def ops_of(variant: str) -> Ops:
     ops = backend_ops("triton", VARIANTS[variant])
-    return replace(ops, linear=without_prefetch) if variant.endswith("no prefetch") else ops
+    if variant.endswith("SwiGLU apart"):
+        return replace(ops, linear_swiglu=lambda x, gate_up: ops.swiglu(ops.linear(x, gate_up)))
+    if not variant.endswith(" blocks"):
+        return ops
+    blocks = int(variant.removesuffix(" blocks").split(", ")[-1])
+    return replace(
+        ops,
+        linear=partial(prefetching, blocks, linear_triton, tables.linear_entry),
+        linear_swiglu=partial(prefetching, blocks, linear_swiglu_triton, swiglu_entry),
+    )
 
 
-def without_prefetch(x: torch.Tensor, weight: torch.Tensor, *args, **settings) -> torch.Tensor:
-    """An early linear that asks L2 for nothing."""
-    entry = tables.linear_entry(*weight.shape, x.dtype, tables.device_key(x.device))
-    entry = replace(entry, tiles=tuple(replace(tile, prefetch=0) for tile in entry.tiles))
-    return linear_triton(x, weight, *args, **settings, entry=entry, pdl=True)
+def prefetching(
+    blocks: int, op: Callable, entry_of: Callable, x: torch.Tensor, weight: torch.Tensor, *more, **how
+):
+    """An early linear that asks L2 for so many blocks."""
+    entry = entry_of(*weight.shape, x.dtype, tables.device_key(x.device))
+    entry = replace(entry, tiles=tuple(replace(tile, prefetch=blocks) for tile in entry.tiles))
+    return op(x, weight, *more, entry=entry, pdl=True, **how)
 
 
 def random_model(size: str, layers: int) -> Qwen3:
@@ -236,7 +250,7 @@ def main() -> None:
         "commit": commit(),
     }  # fmt: skip
     say(str(machine))
-    jobs = [(size, v) for size in LAYERS for v in VARIANTS if v != "all, no prefetch"]
+    jobs = [(size, v) for size in LAYERS for v in VARIANTS if not v.endswith("blocks")]
     with get_context("spawn").Pool(given.workers) as pool:
         said = pool.starmap(warm, jobs, chunksize=1)
     bad = {variant: error for (_, variant), error in zip(jobs, said, strict=True) if error}

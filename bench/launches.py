@@ -68,7 +68,8 @@ def norms() -> None:
 
 def qk_norm_rope() -> None:
     w, angle = numbers(64), torch.randn(5, 32, device=DEVICE)
-    TRITON.qk_norm_rope(numbers(5, 9, 64), 5, w, w, angle.cos(), angle.sin(), EPS, w, w, 2)
+    keep = numbers(5, 2, 64), numbers(5, 2, 64)
+    TRITON.qk_norm_rope(numbers(5, 9, 64), 5, w, w, angle.cos(), angle.sin(), EPS, w, w, 2, keep)
 
 
 def attention(form: str) -> None:
@@ -94,11 +95,11 @@ def mixed_pass() -> None:
     normed = TRITON.rms_norm(x, w, EPS, w, n_ar)
     qkv = TRITON.linear(normed, numbers((h + 2 * g) * d, e), numbers((h + 2 * g) * d, e), n_ar)
     qkv, head_norm = qkv.view(n, h + 2 * g, d), numbers(d)
-    q, k = TRITON.qk_norm_rope(
+    q, k, v = TRITON.qk_norm_rope(
         qkv, h, head_norm, head_norm, angle.cos(), angle.sin(), EPS, head_norm, head_norm, n_ar
     )
     caches = numbers(1, g, 37, d), numbers(1, g, 37, d)
-    o = TRITON.attention(q, k, qkv[:, h + g :], *caches, packed, d**-0.5).view(n, h * d)
+    o = TRITON.attention(q, k, v, *caches, packed, d**-0.5).view(n, h * d)
     TRITON.add_rms_norm(TRITON.linear(o, numbers(e, h * d), numbers(e, h * d), n_ar), x, w, EPS)
 
 

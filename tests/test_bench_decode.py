@@ -287,8 +287,8 @@ def test_host_share_of_a_pass():
 
 
 def test_memory_table():
-    row = {"model": "8B", "weights_bytes": 6e9, "cache_bytes": 2e9, "peak_bytes": 10e9}
-    assert decode_report.memory_table([row])[0][2] == [["8B", "6.00", "2.00", "10.00", "1.250"]]
+    row = {"model": "8B", "context": 9, "weights_bytes": 6e9, "cache_bytes": 2e9, "peak_bytes": 10e9}
+    assert decode_report.memory_table([row])[0][2] == [["8B", "9", "6.00", "2.00", "10.00", "2000"]]
 
 
 def test_what_fails_leaves_a_note_and_the_run_goes_on():

@@ -67,7 +67,9 @@ WHOLE_PROGRAMS = 120
 # about as fast as a launch of the combine takes. One row has 520 bytes a query head and segment.
 FUSED_BYTES = 1 << 17
 FUSED_HEADS = 16  # rows times query heads of a key head that it folds: a kernel for each power of two
-FUSED_UNROLL = 16  # partials it has in flight, fewer where they are more than 64 numbers a thread
+FUSED_UNROLL = (
+    4  # partials it has in flight, fewer where they are more than 64 numbers a thread; 16 were no faster
+)
 COMBINE_UNROLL = 8  # partials a combining program has in flight; they are folded in order all the same
 
 
@@ -200,8 +202,8 @@ def _partial_kernel(
     head folds the partials into `out`. With FUSED 0 the combine does.
     """
     if PDL:
-        launch_dependents()
         wait()  # first of all, in programs without work too: the tables themselves may be new
+        launch_dependents()
     i_g, i_item = tl.program_id(0) % G, tl.program_id(0) // G
     i_tile, i_segment = tl.load(items + 2 * i_item), tl.load(items + 2 * i_item + 1)
     if i_tile < 0:
@@ -252,8 +254,8 @@ def _combine_kernel(
 ):  # fmt: skip
     """Fold one row and head's partials in the order of the segments and divide."""
     if PDL:
-        launch_dependents()
         wait()
+        launch_dependents()
     i_row, i_h = tl.program_id(0).to(tl.int64), tl.program_id(1)
     n = tl.load(row_segments + i_row)
     o_one, o_d = tl.arange(0, 1), tl.arange(0, D)
@@ -277,8 +279,8 @@ def _whole_kernel(
     in a prompt it sees most.
     """
     if PDL:
-        launch_dependents()
         wait()
+        launch_dependents()
     i_g, i_tile = tl.program_id(0) % G, N - 1 - tl.program_id(0) // G
     o_m, o_d = tl.arange(0, FOLDED), tl.arange(0, D)
     m_m = o_m < TILE * GROUP

@@ -99,8 +99,8 @@ _BACKENDS = {"reference": REFERENCE, "triton": _TRITON, "torch": _TORCH}
 _DEPENDENT: dict[str, tuple[tuple[str, ...], dict[str, bool]]] = {
     "rowwise": (("add_rms_norm", "embedding", "qk_norm_rope", "rms_norm", "swiglu"), {"pdl": True}),
     "attention": (("attention",), {"pdl": True}),
-    "signals": (("head", "linear"), {"pdl": True, "early": False}),
-    "linear": (("head", "linear"), {"pdl": True}),
+    "signals": (("head", "linear", "linear_swiglu"), {"pdl": True, "early": False}),
+    "linear": (("head", "linear", "linear_swiglu"), {"pdl": True}),
 }
 
 

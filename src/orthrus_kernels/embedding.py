@@ -18,8 +18,8 @@ def _embedding_kernel(table, sv, tokens, y, sy_t, E, PDL: tl.constexpr, BLOCK_E:
     o_e = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
     m_e = o_e < E
     if PDL:
-        launch_dependents()
         wait()  # tokens and y may be in use until here
+        launch_dependents()
     token = tl.load(tokens + i_t).to(tl.int64)
     tl.store(y + i_t * sy_t + o_e, tl.load(table + token * sv + o_e, mask=m_e, other=0.0), mask=m_e)
 

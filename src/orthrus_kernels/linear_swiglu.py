@@ -11,7 +11,9 @@ A tile is of equally many gate rows and up rows, in one CTA against one tile of 
 
 - by pointers one dot, in which 8 gate rows and the 8 up rows that belong to them take turns: a thread of a
   tensor-core accumulator holds rows 8 apart, so that it finds both factors in its own registers;
-- by descriptors (TMA) two dots, since a descriptor fetches neighbouring rows only."""
+- by descriptors (TMA) two dots, since a descriptor fetches neighbouring rows only.
+
+More rows than the entry's `apart` go through the two kernels, whose tiles suit them better."""
 
 from __future__ import annotations
 
@@ -24,9 +26,10 @@ from torch import Tensor
 from . import tables
 from ._triton import TensorDescriptor, tl, triton
 from .linear import check_shapes, linear
-from .linear_triton import GROUP_T, sum_by_pointers
+from .linear_triton import GROUP_T, can_prefetch, linear_triton, prefetch_weight, sum_by_pointers
+from .pdl import launch_dependents, launch_options, wait
 from .rows import NO_CONTRACTION
-from .swiglu import silu_times, swiglu
+from .swiglu import silu_times, swiglu, swiglu_triton
 from .tables import LinearEntry, LinearTile
 
 # wgmma takes 64 rows of the weight at least, each of the two dots by descriptors its own.
@@ -37,10 +40,23 @@ _ROWS_32_BIT = 32
 _TWO_ACCUMULATORS = 96
 
 
+# Fastest or within 2 % of it at 1, 8, 32, 64, 128 rows of 8B, 4B, 1.7B, all ahead of the two kernels (H100,
+# triton 3.6.0, 2026-11-26, bench/gpu_gate_up.py); at 192 rows of 8B the two are ahead by 9 %.
+_TILES_SM_90 = (
+    LinearTile(16, 16, 64, False, 4, 6),
+    LinearTile(32, 32, 64, False, 4, 6),
+    LinearTile(64, 64, 128, False, 4, 4, tma=True),
+    LinearTile(None, 128, 128, False, 4, 3, tma=True),
+)
+_MOST_ROWS = 128
+
+
 def swiglu_entry(n: int, k: int, dtype: torch.dtype, device: str) -> LinearEntry:
-    """The linear table's entry of gate_up [n, k], its tiles made fit for this kernel: block_n counts gate and
-    up rows together, row tiles are powers of two, segments are never split over CTAs."""
+    """The reduction class of gate_up [n, k] with tiles of this kernel: measured ones on sm_90 in 16 bits, or
+    those of the linear table made fit. block_n counts gate and up rows together, row tiles are powers of two,
+    segments are never split over CTAs. apart: rows beyond which the two kernels are taken."""
     of = tables.linear_entry(n, k, dtype, device)
+    device = "sm_90" if device == "cpu" else device
 
     def own(tile: LinearTile) -> LinearTile:
         block_t = 1 << tile.block_t.bit_length() - 1
@@ -51,8 +67,9 @@ def swiglu_entry(n: int, k: int, dtype: torch.dtype, device: str) -> LinearEntry
             block_t //= 2
         return replace(tile, block_t=block_t, block_n=block_n, split=False)
 
-    entry = replace(of, tiles=tuple(own(tile) for tile in of.tiles), apart=None)
-    return tables.fitted(entry, dtype, "sm_90" if device == "cpu" else device)
+    tiles = _TILES_SM_90 if device == "sm_90" and dtype.itemsize == 2 else of.tiles
+    entry = replace(of, tiles=tuple(own(tile) for tile in tiles), apart=_MOST_ROWS)
+    return tables.fitted(entry, dtype, device)
 
 
 def _launch_metadata(grid, kernel, args):
@@ -109,24 +126,31 @@ def _gate_and_up_by_tma(x, w, first_h, first_row, F, K, SEGMENTS: tl.constexpr, 
     return gate, up
 
 
-@triton.jit(do_not_specialize=["T"], launch_metadata=_launch_metadata)
+@triton.jit(do_not_specialize=["T", "prefetch"], launch_metadata=_launch_metadata)
 def _linear_swiglu_kernel(
-    x, sx_t, w, sw_n, y, sy_t,
-    T, F, K,
-    SEGMENTS: tl.constexpr, TMA: tl.constexpr, EVEN_K: tl.constexpr, GROUP: tl.constexpr,
+    x, sx_t, w, p_w, sw_n, y, sy_t,
+    T, F, K, prefetch,
+    SEGMENTS: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr, EVEN_K: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Program (tile). TMA: x and w are descriptors, else pointers."""
+    """Program (tile). TMA: x and w are descriptors, else pointers; p_w: a pointer always. PDL: `prefetch`
+    columns of the weight are asked for while the kernel before this one ends."""
     tiles_t, tiles_h = tl.cdiv(T, BLOCK_T), tl.cdiv(F, BLOCK_H)
     i_tile = tl.program_id(0)
     i_t, i_h = tl.swizzle2d(i_tile // tiles_h, i_tile % tiles_h, tiles_t, tiles_h, GROUP)
     first_h, first_row = i_h * BLOCK_H, i_t * BLOCK_T
+    if PDL:
+        prefetch_weight(p_w, sw_n, i_h, 0, F, K, prefetch, 1, BLOCK_H, BLOCK_K)
+        prefetch_weight(p_w + tl.cast(F, tl.int64) * sw_n, sw_n, i_h, 0, F, K, prefetch, 1, BLOCK_H, BLOCK_K)
+        wait()  # x and y may be in use until here
     if TMA:
         gate, up = _gate_and_up_by_tma(x, w, first_h, first_row, F, K,
                                        SEGMENTS, BLOCK_H, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
     else:
         gate, up = _gate_and_up_by_pointers(x, sx_t, w, sw_n, first_h, first_row, T, F, K,
                                             SEGMENTS, EVEN_K, BLOCK_H, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
+    if PDL:
+        launch_dependents()  # not before: a linear comes next, and would need the place of this one
     dtype: tl.constexpr = y.dtype.element_ty
     b_y = silu_times(gate.to(dtype).to(tl.float32), up.to(dtype).to(tl.float32), dtype)
     o_h, o_t = first_h + tl.arange(0, BLOCK_H), first_row + tl.arange(0, BLOCK_T)
@@ -135,12 +159,19 @@ def _linear_swiglu_kernel(
 
 
 def linear_swiglu_triton(
-    x: Tensor, gate_up: Tensor, *, out: Tensor | None = None, entry: LinearEntry | None = None
+    x: Tensor,
+    gate_up: Tensor,
+    *,
+    out: Tensor | None = None,
+    entry: LinearEntry | None = None,
+    pdl: bool = False,
+    early: bool = True,
 ) -> Tensor:
-    """`linear_swiglu` as one Triton launch; `out` [T, F] takes the result. x, gate_up and `out` share one
-    dtype, their columns are contiguous.
+    """`linear_swiglu` as one Triton launch, or two with many rows; `out` [T, F] takes the result. x, gate_up
+    and `out` share one dtype, their columns are contiguous.
 
-    entry: in place of `swiglu_entry`, for tuning; its block_n counts gate and up rows together."""
+    entry: in place of `swiglu_entry`, for tuning; its block_n counts gate and up rows together. pdl, early:
+    as for `linear_triton`."""
     _check_shapes(x, gate_up)
     rows, (n, k) = x.shape[0], gate_up.shape
     f = n // 2
@@ -155,8 +186,11 @@ def linear_swiglu_triton(
     if rows == 0:
         return out
     entry = entry or swiglu_entry(n, k, x.dtype, tables.device_key(x.device))
+    if entry.apart is not None and rows > entry.apart:
+        return swiglu_triton(linear_triton(x, gate_up, pdl=pdl, early=early), out=out, pdl=pdl)
     tile = entry.tile(rows)
     block_h = tile.block_n // 2
+    ahead = tile.prefetch * entry.block_k if can_prefetch(gate_up) and early else 0
     sx_t, sw_n = x.stride(0) if rows > 1 else k, gate_up.stride(0)
     operands: tuple[Any, ...] = x, gate_up
     tma = tile.tma and all(
@@ -170,10 +204,11 @@ def linear_swiglu_triton(
     # Without contraction, as swiglu_triton is compiled. The sums are still those of linear_triton, compiled
     # with it: tensor-core dots have nothing to contract, dots in fp32 are fma.rn by name (test_aot.py).
     _linear_swiglu_kernel[(triton.cdiv(rows, tile.block_t) * triton.cdiv(f, block_h),)](
-        x=operands[0], sx_t=sx_t, w=operands[1], sw_n=sw_n, y=out, sy_t=out.stride(0) if rows > 1 else f,
-        T=rows, F=f, K=k, SEGMENTS=entry.segments, TMA=tma, EVEN_K=k % entry.block_k == 0, GROUP=GROUP_T,
-        BLOCK_H=block_h, BLOCK_T=tile.block_t, BLOCK_K=entry.block_k, STAGES=tile.stages,
-        num_warps=tile.warps, num_stages=tile.stages, **NO_CONTRACTION,
+        x=operands[0], sx_t=sx_t, w=operands[1], p_w=gate_up, sw_n=sw_n, y=out,
+        sy_t=out.stride(0) if rows > 1 else f, T=rows, F=f, K=k, prefetch=ahead, SEGMENTS=entry.segments,
+        TMA=tma, PDL=pdl, EVEN_K=k % entry.block_k == 0, GROUP=GROUP_T, BLOCK_H=block_h, BLOCK_T=tile.block_t,
+        BLOCK_K=entry.block_k, STAGES=tile.stages, num_warps=tile.warps, num_stages=tile.stages,
+        **NO_CONTRACTION, **launch_options(pdl and early),
     )  # fmt: skip
     return out
 

@@ -102,10 +102,12 @@ def prefetch_weight(p_w, sw_n, i_n, i_s, N, K, columns, SEGMENTS: tl.constexpr, 
     """Ask L2 for the first `columns` columns of segment i_s in the weight rows of tile i_n."""
     first = i_s * tl.cdiv(tl.cdiv(K, BLOCK_K), SEGMENTS) * BLOCK_K
     columns = tl.minimum(columns, K - first)
-    if columns > 0:
-        o_n = tl.minimum(i_n * BLOCK_N + tl.arange(0, BLOCK_N), N - 1)
-        size = columns * (p_w.dtype.element_ty.primitive_bitwidth // 8)
-        prefetch_to_l2(p_w + o_n.to(tl.int64) * sw_n + first, size)
+    LINE: tl.constexpr = 128 // (p_w.dtype.element_ty.primitive_bitwidth // 8)
+    o_n = tl.minimum(i_n * BLOCK_N + tl.arange(0, BLOCK_N), N - 1)
+    p_row = p_w + o_n.to(tl.int64)[:, None] * sw_n + first
+    for c in range(0, columns, 2 * LINE):  # two lines of each row: about one a thread, none twice
+        o_c = tl.minimum(c + tl.arange(0, 2) * LINE, columns - 1)
+        prefetch_to_l2(p_row + o_c[None, :])
 
 
 @triton.jit

@@ -96,8 +96,8 @@ def _merge_kernel(
 ):  # fmt: skip
     """Program r: row r."""
     if PDL:
-        launch_dependents()
         wait()
+        launch_dependents()
     i_r = tl.program_id(0).to(tl.int64)
     o_tile, o_top = tl.arange(0, BLOCK_TILES), tl.arange(0, BLOCK_TOP)
     p_c = candidates + i_r * tiles * TOP

@@ -34,11 +34,10 @@ def _rms_norm_kernel(
     i_r = tl.program_id(0).to(tl.int64)
     o_e = tl.arange(0, BLOCK_E)
     m_e = o_e < E
-    if PDL:
-        launch_dependents()
     b_w = tl.load(tl.where(i_r < first_diff, weight, weight_diff) + o_e, mask=m_e, other=0.0).to(tl.float32)
     if PDL:
         wait()  # x, residual, y and total may be in use until here
+        launch_dependents()
     b_x = tl.load(x + i_r * sx_r + o_e, mask=m_e, other=0.0).to(tl.float32)
     if ADD:
         b_r = tl.load(residual + i_r * sr_r + o_e, mask=m_e, other=0.0).to(tl.float32)

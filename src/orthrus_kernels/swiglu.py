@@ -36,8 +36,8 @@ def _swiglu_kernel(gate_up, sg_t, y, sy_t, F, PDL: tl.constexpr, BLOCK_F: tl.con
     o_f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     m_f = o_f < F
     if PDL:
-        launch_dependents()
         wait()  # gate_up and y may be in use until here
+        launch_dependents()
     gate = tl.load(gate_up + i_t * sg_t + o_f, mask=m_f, other=0.0).to(tl.float32)
     up = tl.load(gate_up + i_t * sg_t + F + o_f, mask=m_f, other=0.0).to(tl.float32)
     tl.store(y + i_t * sy_t + o_f, silu_times(gate, up, y.dtype.element_ty), mask=m_f)

@@ -25,6 +25,7 @@ from .settings import pick_backend, pick_device, pick_dtype
 from .text import TOKENIZER, Text
 
 NewTensor = Callable[..., Tensor]  # torch.empty on the model's device and in its dtype
+ROWS_BEHIND = 256  # positions past the context's end that rows of a draft may take
 
 
 @dataclass
@@ -114,15 +115,17 @@ class Qwen3:
         self.ops = backend_ops(backend, pdl_kinds(device))
         # whether generate replays passes as CUDA graphs; False launches every kernel, for debugging
         self.use_graphs = backend == "triton" and device.type == "cuda" and not triton_interprets()
-        # and whole cycles, without the host between them: off until tests/gpu/test_cycles.py has run on a GPU
-        self.use_cycles = False
+        # and whole cycles, without the host between them
+        self.use_cycles = self.use_graphs
         self.spare_cache: KVCache | None = None  # captured.lent_cache
         self.embedding = new(config.vocab_size, config.hidden_size)
         self.layers = [Layer.empty(config, new) for _ in range(config.num_hidden_layers)]
         self.norm = new(config.hidden_size)
         self.head = self.embedding if config.tie_word_embeddings else torch.empty_like(self.embedding)
-        frequencies, self.rope_scale = inverse_frequencies(config.head_dim, config.rope_theta, config.yarn)
-        self.frequencies = frequencies.to(device)
+        frequencies, scale = inverse_frequencies(config.head_dim, config.rope_theta, config.yarn)
+        positions = torch.arange(config.context_length + ROWS_BEHIND, device=device)
+        # cosine and sine of every position, [2, positions, D/2] fp32: one gather a pass
+        self.turns = torch.stack(cos_sin(positions, frequencies.to(device), scale))
 
     @classmethod
     def from_pretrained(
@@ -248,40 +251,42 @@ class Qwen3:
         """The pass without its head: (normalised states [rows asked for, E], keys, values as in Output)."""
         ops, eps, n_ar = self.ops, self.config.rms_norm_eps, inputs.n_ar
         tokens, positions = inputs.ids
-        turn = cos_sin(positions, self.frequencies, self.rope_scale)
+        turn = self.turns[:, positions]
         x = ops.embedding(self.embedding, tokens)
         normed = ops.rms_norm(x, self.layers[0].input_norm, eps)
         norms_after = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
-        keys, values = [], []
+        shape = len(self.layers), len(x), self.config.num_key_value_heads, self.config.head_dim
+        keys, values = x.new_empty(shape), x.new_empty(shape)
         for i, (layer, norm_after) in enumerate(zip(self.layers, norms_after, strict=True)):
-            a, k, v = self._attention(layer, normed, turn, inputs, cache.keys[i], cache.values[i])
+            a = self._attention(
+                layer, normed, turn, inputs, (keys[i], values[i]), cache.keys[i], cache.values[i]
+            )
             normed, x = ops.add_rms_norm(a, x, layer.post_norm, eps)
-            mlp = ops.linear(ops.swiglu(ops.linear(normed, layer.gate_up)), layer.down)
+            mlp = ops.linear(ops.linear_swiglu(normed, layer.gate_up), layer.down)
             normed, x = ops.add_rms_norm(mlp, x, norm_after, eps)
-            keys.append(k[:n_ar])
-            values.append(v[:n_ar])
         if inputs.logits_of is not None:
             normed = normed[inputs.logits_of]
-        return normed, torch.stack(keys), torch.stack(values)
+        return normed, keys[:, :n_ar], values[:, :n_ar]
 
     def _attention(
         self,
         layer: Layer,
         x: Tensor,
-        turn: tuple[Tensor, Tensor],
+        turn: Tensor,
         inputs: PassInputs,
+        keep: tuple[Tensor, Tensor],
         k_cache: Tensor,
         v_cache: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """A layer's attention over normalised rows x [T, E] against its cache [B, G, S, D]: output [T, E] and
-        the rows' keys and values [T, G, D]. turn: cosine and sine of the rows' positions.
+    ) -> Tensor:
+        """A layer's attention over normalised rows x [T, E] against its cache [B, G, S, D]: output [T, E].
+        turn: cosine and sine of the rows' positions, [2, T, D/2]. keep: takes the rows' keys and values, two
+        [T, G, D].
         """
         c, ops, ar, diff = self.config, self.ops, layer.ar, layer.diffusion or layer.ar
         heads, groups, n_ar = c.num_attention_heads, c.num_key_value_heads, inputs.n_ar
         qkv = ops.linear(x, ar.qkv, diff.qkv, n_ar).view(len(x), heads + 2 * groups, c.head_dim)
-        q, k = ops.qk_norm_rope(
-            qkv, heads, ar.q_norm, ar.k_norm, *turn, c.rms_norm_eps, diff.q_norm, diff.k_norm, n_ar
+        q, k, v = ops.qk_norm_rope(
+            qkv, heads, ar.q_norm, ar.k_norm, *turn, c.rms_norm_eps, diff.q_norm, diff.k_norm, n_ar, keep
         )
-        v = qkv[:, heads + groups :]
         out = ops.attention(q, k, v, k_cache, v_cache, inputs.rows, c.head_dim**-0.5)
-        return ops.linear(out.flatten(1), ar.o, diff.o, n_ar), k, v
+        return ops.linear(out.flatten(1), ar.o, diff.o, n_ar)

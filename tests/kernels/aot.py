@@ -4,21 +4,23 @@ Run by test_aot.py in a process without TRITON_INTERPRET: `python tests/kernels/
 run on meta tensors; a recorder in the kernel's place keeps the arguments of the launch and compiles what
 Triton would have compiled for them. So a launcher and this file cannot disagree.
 
-Registers and spills of the NVIDIA targets are those that the bundled `ptxas -v` reports (cuobjdump:
-fewer)."""
+Registers and spills of the NVIDIA targets are those that `ptxas -v` reports (cuobjdump: fewer), which Triton
+runs and, asked for it, prints."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 assert not os.environ.get("TRITON_INTERPRET"), "this process compiles"
+os.environ["TRITON_DUMP_PTXAS_LOG"] = "1"
 
 import torch  # noqa: E402
 import triton  # noqa: E402
@@ -85,19 +87,51 @@ def specialise(kernel, arguments: dict) -> tuple[dict, dict, dict, dict]:
 
 
 def built_for(kernel, arguments: dict, target: GPUTarget):
-    """What Triton compiles for a launch, and the names of the compiled kernel's parameters."""
+    """What Triton compiles for a launch, what ptxas said, and the names of the compiled kernel's
+    parameters."""
     signature, constants, attributes, options = specialise(kernel, arguments)
     source = ASTSource(kernel, signature, constants, attributes)
     names = [name for name, kind in signature.items() if kind != "constexpr"]
-    return triton.compile(source, target=target, options=options), names
+    return *built_from(source, target, options), names
+
+
+def built_from(source: ASTSource, target: GPUTarget, options: dict):
+    """What Triton compiles, and what ptxas said."""
+    with redirect_stdout(io.StringIO()) as said:
+        built = triton.compile(source, target=target, options=options)
+    log = said.getvalue()
+    if target.backend == "cuda" and "registers" not in log:  # compiled before, and kept in Triton's cache
+        log = assembled(built.asm["ptx"], target)
+    return built, log
+
+
+def assembled(ptx: str, target: GPUTarget) -> str:
+    """What `ptxas -v` says."""
+    name = re.search(r"\.target (\w+)", ptx).group(1)
+    ptxas = _BIN / ("ptxas-blackwell" if target.arch >= 100 else "ptxas")
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [ptxas, "-v", f"--gpu-name={name}", file.name, "-o", os.devnull]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+
+def registers(log: str) -> int:
+    """Registers a thread, as ptxas said."""
+    return int(re.search(r"Used (\d+) registers", log).group(1))
+
+
+def spilled(log: str) -> int:
+    """Bytes of spill stores and loads, as ptxas said."""
+    return sum(int(b) for b in re.findall(r"(\d+) bytes spill", log))
 
 
 def compile_for(kernel, arguments: dict, target: GPUTarget) -> dict:
     """Compile a launch; what came out: registers, spills, shared memory, instructions seen."""
-    return described(built_for(kernel, arguments, target)[0], target)
+    return described(*built_for(kernel, arguments, target)[:2], target)
 
 
-def described(built, target: GPUTarget) -> dict:
+def described(built, log: str, target: GPUTarget) -> dict:
     """Registers, spills, shared memory and instructions seen of a compiled kernel."""
     report = {"shared": built.metadata.shared, "warps": built.metadata.num_warps}
     if target.backend == "hip":
@@ -105,18 +139,9 @@ def described(built, target: GPUTarget) -> dict:
         counts = {n: re.search(rf"\.{n}:\s+(\d+)", text) for n in ("vgpr_count", "vgpr_spill_count")}
         return report | {n: int(m.group(1)) for n, m in counts.items() if m}
     ptx = built.asm["ptx"]
-    name = re.search(r"\.target (\w+)", ptx).group(1)
-    ptxas = _BIN / ("ptxas-blackwell" if target.arch >= 100 else "ptxas")
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(ptx)
-        file.flush()
-        said = subprocess.run(
-            [ptxas, "-v", f"--gpu-name={name}", file.name, "-o", os.devnull],
-            capture_output=True, text=True, check=True,
-        ).stderr  # fmt: skip
     return report | {
-        "registers": int(re.search(r"Used (\d+) registers", said).group(1)),
-        "spill_bytes": sum(int(b) for b in re.findall(r"(\d+) bytes spill", said)),
+        "registers": registers(log),
+        "spill_bytes": spilled(log),
         "wgmma": "wgmma.mma_async" in ptx,
         "mma": "mma.sync" in ptx,
         "fma": "fma.rn.f32" in ptx,
@@ -129,7 +154,7 @@ def described(built, target: GPUTarget) -> dict:
 def before_wait(ptx: str) -> list[str] | None:
     """Instructions of a kernel that touch global memory before its griddepcontrol.wait; None: no wait."""
     head, found, _ = ptx.partition("griddepcontrol.wait")
-    touch = r"\b(?:(?:ld|st|atom|red)\.(?:\w+\.)*?global|cp\.async(?:\.\w+)*)"
+    touch = r"\b(?:(?:ld|st|atom|red)\.(?:\w+\.)*?global|prefetch\.global\.L2|cp\.async(?:\.\w+)*)"
     return sorted(set(re.findall(touch, head))) if found else None
 
 

@@ -54,7 +54,7 @@ def linears() -> Iterator[Launch]:
     seen = set()
     for dtype, entry in entries:
         for tile in entry.tiles:
-            key = dtype, entry.block_k, entry.segments, tile
+            key = dtype, entry.block_k, entry.segments, replace(tile, rows=None, prefetch=0)
             if key in seen:
                 continue
 
@@ -65,9 +65,9 @@ def linears() -> Iterator[Launch]:
                 op.linear_triton(x, w, w2, rows, entry=one, space=space, pdl=pdl)
 
             name = f"{dtype} segments {entry.segments} block_k {entry.block_k} {tile}"
-            yield name, op, "_linear_kernel", partial(launch, False), HOPPER if seen else ALL
-            if entry in TMA_ENTRIES or not seen:
-                yield "pdl " + name, op, "_linear_kernel", partial(launch, True), HOPPER if seen else PDL
+            yield "pdl " + name, op, "_linear_kernel", partial(launch, True), HOPPER if seen else PDL
+            if not seen:
+                yield name, op, "_linear_kernel", partial(launch, False), ALL
             seen.add(key)
 
 
@@ -82,8 +82,9 @@ def row_wise() -> Iterator[Launch]:
     )  # fmt: skip
     for d in (128, 64):
 
-        def launch(qkv=meta(33, 48, d), w=meta(d), cos=meta(33, d // 2, dtype=torch.float32)):  # noqa: B008
-            qk.qk_norm_rope_triton(qkv, 32, w, w, cos, cos, 1e-6, w, w, 9)
+        def launch(d=d):
+            qkv, k, w, cos = meta(33, 48, d), meta(33, 8, d), meta(d), meta(33, d // 2, dtype=torch.float32)
+            qk.qk_norm_rope_triton(qkv, 32, w, w, cos, cos, 1e-6, w, w, 9, (k, k))
 
         yield f"D {d}", qk, "_qk_norm_rope_kernel", launch, ALL if d == 128 else HOPPER
     swiglu, embedding = module("swiglu"), module("embedding")
@@ -143,10 +144,10 @@ SWIGLU_ENTRIES = (
 
 
 def linear_swiglus() -> Iterator[Launch]:
-    """Every tile of gate_up's entries at Qwen3's sizes, 0.6B by default; tiles equal but for stages once."""
+    """Every tile of gate_up's entries at Qwen3's sizes and by default; tiles equal but for stages once."""
     op = module("linear_swiglu")
-    shapes = ((24576, 4096), (19456, 2560), (12288, 2048), (6144, 1024))
-    entries = [(torch.bfloat16, op.swiglu_entry(*shape, torch.bfloat16, "sm_90")) for shape in shapes]
+    keys = "sm_90", "sm_80"
+    entries = [(torch.bfloat16, op.swiglu_entry(24576, 4096, torch.bfloat16, key)) for key in keys]
     entries += [(torch.bfloat16, entry) for entry in SWIGLU_ENTRIES]
     entries.append((torch.float32, op.swiglu_entry(6144, 1024, torch.float32, "sm_90")))
     seen = set()
@@ -156,13 +157,14 @@ def linear_swiglus() -> Iterator[Launch]:
             if key in seen:
                 continue
 
-            def launch(dtype=dtype, entry=entry, rows=tile.rows or 512):
-                op.linear_swiglu_triton(
-                    meta(rows, 4096, dtype=dtype), meta(8192, 4096, dtype=dtype), entry=entry
-                )
+            def launch(pdl, dtype=dtype, entry=entry, rows=tile.rows or 512):
+                x, w = meta(rows, 4096, dtype=dtype), meta(8192, 4096, dtype=dtype)
+                op.linear_swiglu_triton(x, w, entry=replace(entry, apart=None), pdl=pdl)
 
             name = f"{dtype} segments {entry.segments} block_k {entry.block_k} {tile}"
-            yield name, op, "_linear_swiglu_kernel", launch, HOPPER if seen else ALL
+            if not seen:
+                yield name, op, "_linear_swiglu_kernel", partial(launch, False), ALL
+            yield "pdl " + name, op, "_linear_swiglu_kernel", partial(launch, True), HOPPER
             seen.add(key)
 
 

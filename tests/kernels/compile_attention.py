@@ -5,14 +5,12 @@ usage: python compile_attention.py ARCH...   (90 or gfx942)"""
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
 import sys
-import tempfile
+from pathlib import Path
 
-import triton
-from triton.backends.compiler import GPUTarget
+sys.path.insert(0, str(Path(__file__).parent))
+
+import aot
 from triton.compiler import ASTSource
 
 from orthrus_kernels import attention_triton as a
@@ -41,27 +39,15 @@ def compiled(kernel, dtype: str, constants: dict, arch: str, **options) -> dict:
             signature[name] = "fp32" if name == "scale" else "i32"
         if signature[name][0] == "*" or name.startswith("stride"):
             attributes[(i,)] = [["tt.divisibility", 16]]
-    nvidia = arch.isdigit()
-    target = GPUTarget("cuda", int(arch), 32) if nvidia else GPUTarget("hip", arch, 64)
-    source = ASTSource(kernel, signature, constants, attributes)
-    built = triton.compile(source, target=target, options=options)
+    target = aot.TARGETS[f"sm_{arch}" if arch.isdigit() else arch]
+    built, log = aot.built_from(ASTSource(kernel, signature, constants, attributes), target, options)
     report = {"kernel": kernel.__name__, "arch": arch, "dtype": dtype, **options}
     report |= {name: constants.get(name) for name in ("D", "FOLDED", "FUSED")}
     report["shared"] = built.metadata.shared
-    if nvidia:
+    if target.backend == "cuda":
         ptx = built.asm["ptx"]
-        name = re.search(r"\.target (\w+)", ptx).group(1)
-        folder = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
-        tool = os.path.join(folder, "ptxas-blackwell" if int(arch) >= 100 else "ptxas")
-        with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-            file.write(ptx)
-            file.flush()
-            command = [tool, "-v", f"--gpu-name={name}", file.name, "-o", os.devnull]
-            said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-        report["registers"] = int(re.search(r"Used (\d+) registers", said).group(1))
-        report["spilled"] = int(re.search(r"(\d+) bytes spill stores", said).group(1))
-        report["wgmma"] = "wgmma.mma_async" in ptx
-        report["pipelined"] = "cp.async" in ptx
+        report |= {"registers": aot.registers(log), "spilled": aot.spilled(log)}
+        report |= {"wgmma": "wgmma.mma_async" in ptx, "pipelined": "cp.async" in ptx}
     return report
 
 

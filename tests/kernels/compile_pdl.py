@@ -29,7 +29,8 @@ KERNELS = (
     ("rms_norm", "_rms_norm_kernel"), ("qk_norm_rope", "_qk_norm_rope_kernel"), ("swiglu", "_swiglu_kernel"),
     ("embedding", "_embedding_kernel"), ("attention_triton", "_partial_kernel"),
     ("attention_triton", "_combine_kernel"), ("attention_triton", "_whole_kernel"),
-    ("linear_triton", "_linear_kernel"), ("head", "_head_kernel"), ("logit_summary", "_merge_kernel"),
+    ("linear_triton", "_linear_kernel"), ("linear_swiglu", "_linear_swiglu_kernel"),
+    ("head", "_head_kernel"), ("logit_summary", "_merge_kernel"),
 )  # fmt: skip
 # Instructions that decide a row's bits, so as many of each kind with and without dependent launch.
 _ARITHMETIC = re.compile(r"\b((?:add|sub|mul|fma|div|rsqrt|sqrt|ex2|lg2|max|min|shfl|wgmma|mma)\.[\w.]*)")
@@ -39,12 +40,13 @@ _FLOATING = re.compile(r"f32|f16|shfl|mma")
 def cases() -> Iterator[tuple[str, Callable[..., object]]]:
     """(case, launcher call that takes `pdl`) at the shapes of Qwen3-8B."""
     norm, qk, swiglu, embedding = (module(n) for n in ("rms_norm", "qk_norm_rope", "swiglu", "embedding"))
-    linear, head = module("linear_triton"), module("head")
+    linear, fused, head = module("linear_triton"), module("linear_swiglu"), module("head")
     x, w, tokens = meta(33, 4096), meta(4096), meta(33, dtype=torch.int64)
     yield "norm", partial(norm.rms_norm_triton, x, w, 1e-6, w, 20)
     yield "add", partial(norm.add_rms_norm_triton, x, x, w, 1e-6)
     w, cos = meta(128), meta(33, 64, dtype=torch.float32)
-    yield "qk", partial(qk.qk_norm_rope_triton, meta(33, 48, 128), 32, w, w, cos, cos, 1e-6, w, w, 9)
+    yield "qk", partial(qk.qk_norm_rope_triton, meta(33, 48, 128), 32, w, w, cos, cos, 1e-6, w, w, 9,
+                        (meta(33, 8, 128), meta(33, 8, 128)))  # fmt: skip
     yield "swiglu", partial(swiglu.swiglu_triton, meta(33, 24576))
     yield "embedding", partial(embedding.embedding_triton, meta(151936, 4096), tokens)
     yield from attentions()
@@ -53,6 +55,9 @@ def cases() -> Iterator[tuple[str, Callable[..., object]]]:
         yield f"{n}x{k} {rows} rows", partial(linear.linear_triton, meta(rows, k), meta(n, k))
     both = partial(linear.linear_triton, meta(40, 4096), meta(6144, 4096), meta(6144, 4096), 8)
     yield "both views", both
+    for rows in (1, 64):  # by pointers, by descriptors
+        gate_up = partial(fused.linear_swiglu_triton, meta(rows, 4096), meta(24576, 4096))
+        yield f"gate_up {rows} rows", gate_up
     yield "head", partial(head.head_triton, meta(64, 4096), meta(151936, 4096), 16)
 
 
@@ -89,12 +94,11 @@ def disassembled(cubin: bytes) -> str:
 
 
 def line_of(kernel, plain: dict, dependent: dict) -> dict:
-    off, _ = aot.built_for(kernel, plain, HOPPER)
-    on, names = aot.built_for(kernel, dependent, HOPPER)
-    report = aot.described(on, HOPPER)
+    off, _, _ = aot.built_for(kernel, plain, HOPPER)
+    on, log, names = aot.built_for(kernel, dependent, HOPPER)
     return {
         "launch_pdl": [plain.get("launch_pdl", False), dependent.get("launch_pdl", False)],
-        "registers": report["registers"], "spill_bytes": report["spill_bytes"],
+        "registers": aot.registers(log), "spill_bytes": aot.spilled(log),
         "before_wait": touches_before_wait(on.asm["ptx"], names),
         "sass_before_wait": sass_before_wait(disassembled(on.asm["cubin"])),
         "same_arithmetic": arithmetic(on.asm["ptx"]) == arithmetic(off.asm["ptx"]),

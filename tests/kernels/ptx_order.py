@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 WAIT = "griddepcontrol.wait"
-_GLOBAL = re.compile(r"(?:ld|st|atom|red)\.(?:\w+\.)*?global|cp\.(?:async|reduce)(?:\.\w+)*|wgmma|prefetch")
+_GLOBAL = re.compile(
+    r"(?:ld|st|atom|red)\.(?:\w+\.)*?global|cp\.(?:async|reduce)(?:\.\w+)*|wgmma|prefetch\.global\.L2"
+)
 _SASS = re.compile(r"\b(?:LDG|STG|LDGSTS|ATOMG?|REDG?|RED|LD|ST|UTMALDG|UTMASTG|UBLKPF|UBLKCP|CCTL)\b[.\w]*")
 _REGISTER = re.compile(r"%[a-z]+\d+")
 _PARAMETER = re.compile(r"_param_(\d+)\b")

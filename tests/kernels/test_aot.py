@@ -68,6 +68,6 @@ def test_dependent_launches_touch_only_the_weights_before_they_wait(compiled):
     """What another kernel may be writing is read after griddepcontrol.wait; a prefetch to L2 may precede."""
     by_pdl = [line for line in compiled if line["case"].startswith("pdl ")]
     assert {line["target"] for line in by_pdl} == {"sm_90", "sm_100", "sm_120"}
-    assert all(line["before_wait"] == ["cp.async.bulk.prefetch.L2.global"] for line in by_pdl)
+    assert all(line["before_wait"] == ["prefetch.global.L2"] for line in by_pdl)
     others = [line for line in compiled if line["target"] != "gfx942" and line not in by_pdl]
     assert all(line["before_wait"] is None for line in others)

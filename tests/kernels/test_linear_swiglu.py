@@ -1,5 +1,6 @@
 """The fused gate and up projections: the bits of the two kernels they replace, for any rows and tile."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,8 @@ from orthrus_kernels.linear_swiglu import linear_swiglu, linear_swiglu_triton, s
 from orthrus_kernels.linear_triton import linear_triton
 from orthrus_kernels.swiglu import swiglu, swiglu_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
+
+module = sys.modules["orthrus_kernels.linear_swiglu"]  # as an attribute of the package it is the twin
 
 # K = 200 in segments of 3, 3 and 1 blocks, the last block ragged; F is odd and ragged in every tile.
 F, K = 45, 200
@@ -121,8 +124,20 @@ def test_the_entry_keeps_the_class_of_the_weight(shape, dtype, device_key):
 def test_several_segments_leave_registers_for_two_accumulators(monkeypatch):
     wide = LinearEntry(64, 2, (LinearTile(None, 192, 256, True, 8, 4, tma=True),))
     monkeypatch.setattr(tables, "linear_entry", lambda *of: wide)
-    (tile,) = swiglu_entry(24576, 4096, torch.bfloat16, "sm_90").tiles
+    (tile,) = swiglu_entry(24576, 4096, torch.bfloat16, "sm_100").tiles
     assert (tile.block_t, tile.block_n, tile.split) == (64, 256, False)
+    assert swiglu_entry(24576, 4096, torch.bfloat16, "sm_90").tiles[-1].block_t == 64
+
+
+@pytest.mark.parametrize("rows,fused", [(128, True), (129, False)])
+def test_many_rows_take_the_two_kernels(rows, fused, device, monkeypatch):
+    x, w = hard("normal", rows, 32).to(device), hard("normal", 16, 32, seed=1).to(device)
+    wanted = separate(x, w, swiglu_entry(16, 32, torch.float32, "cpu"))
+    calls = []
+    monkeypatch.setattr(
+        module, "linear_triton", lambda *of, **how: calls.append(of) or linear_triton(*of, **how)
+    )
+    assert torch.equal(linear_swiglu_triton(x, w), wanted) and bool(calls) is not fused
 
 
 def test_reads_and_writes_nothing_else(device):

@@ -37,7 +37,7 @@ def operations(dtype, device, width, d=32):
 
     def qk(ops, x, n_ar):
         heads = x[:, : (H + 2 * G) * d].reshape(-1, H + 2 * G, d)
-        pair = ops.qk_norm_rope(heads, H, q, k, cos[: len(x)], sin[: len(x)], EPS, q2, k2, n_ar)
+        pair = ops.qk_norm_rope(heads, H, q, k, cos[: len(x)], sin[: len(x)], EPS, q2, k2, n_ar)[:2]
         return torch.cat(pair, 1)
 
     def qk64(x, n_ar):
@@ -119,7 +119,17 @@ def test_qk_norm_rope_of_qwen3_heads(d, device):
     qkv.copy_(hard("normal", rows, h + 2 * g, d))
     q_w, k_w = hard("normal", d, seed=1).to(device), hard("normal", d, seed=2).to(device)
     angle = hard("normal", rows, d // 2, seed=3).to(device)
-    q, k = TRITON.qk_norm_rope(qkv, h, q_w, k_w, angle.cos(), angle.sin(), EPS)
+    q, k, v = TRITON.qk_norm_rope(qkv, h, q_w, k_w, angle.cos(), angle.sin(), EPS)
+    keep = torch.full((2, rows, g + 1, d), float("nan"), device=device)  # of a larger buffer
+    for ops in (TRITON, TWIN):
+        got = ops.qk_norm_rope(
+            qkv, h, q_w, k_w, angle.cos(), angle.sin(), EPS, keep=(keep[0, :, :g], keep[1, :, :g])
+        )
+        assert_close(got[0], q.double())
+        assert got[1].data_ptr() == keep.data_ptr() and got[2].data_ptr() == keep[1].data_ptr()
+        assert_close(got[1], k.double())
+        assert torch.equal(got[2], v) and torch.equal(v, qkv[:, h + g :])
+        assert keep[:, :, g].isnan().all()
     heads = qkv.double()
     assert_close(q, rope64(norm64(heads[:, :h], q_w.double()), angle.cos(), angle.sin()))
     assert_close(k, rope64(norm64(heads[:, h : h + g], k_w.double()), angle.cos(), angle.sin()))

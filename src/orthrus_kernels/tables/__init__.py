@@ -34,7 +34,7 @@ class LinearTile:
     warps: int
     stages: int
     tma: bool = False
-    prefetch: int = 16
+    prefetch: int = 2
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,10 @@ class DeviceCycles:
         """How many kinds of cycle there are."""
         return len(self._cycles)
 
+    def again(self) -> None:
+        """Launch the last cycle once more; behind the end of a text that changes nothing."""
+        next(reversed(self._cycles.values())).launch(self._pool)
+
     def runs(self, strategy: str, decoding: Decoding) -> Iterator[Run]:
         """What each cycle adds to the text, until an end token or the limit. Raises InputError when logits
         are not numbers."""
