@@ -161,7 +161,8 @@ def cycle_host_us(model: Qwen3) -> float:
     """Median µs of the host's time to launch a captured cycle of the last generation; what that launches
     comes after its end and changes nothing."""
     assert model.spare_cache is not None and model.spare_cache.cycles is not None
-    return host_time(model.spare_cache.cycles.again, model.device)
+    with torch.inference_mode():
+        return host_time(model.spare_cache.cycles.again, model.device)
 
 
 def memory_of(run: Run, name: str, model: Qwen3, context: int, new_tokens: int = 64) -> None:

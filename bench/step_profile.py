@@ -1,4 +1,7 @@
-"""Where the time of a pass goes: torch.profiler over replays, kernel by kernel, and the gaps between them."""
+"""Where the time of a pass goes: torch.profiler over replays, kernel by kernel, and the gaps between them.
+
+A kernel's time is what it adds: from the end of all before it, or its start if that is later, to its own end.
+With dependent launches (orthrus_kernels/pdl.py) a kernel starts, and waits, while those before it run."""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ class Kernel:
     name: str
     group: str
     count: float  # a pass
-    us: float  # a pass
+    us: float  # a pass, what they add
     share: float
 
 
@@ -89,9 +92,10 @@ def step_profile(spans: Sequence[Span], passes: int) -> StepProfile:
     for first in range(0, len(spans), size):
         part = spans[first : first + size]
         extents.append(max(s.end for s in part) - part[0].start)
-        gaps.append(extents[-1] - _busy(part))
-        for span, group in zip(part, _groups(part), strict=True):
-            times.setdefault((_short(span.name), group), []).append(span.end - span.start)
+        added = _added(part)
+        gaps.append(extents[-1] - sum(added))
+        for span, group, us in zip(part, _groups(part), added, strict=True):
+            times.setdefault((_short(span.name), group), []).append(us)
     extent = statistics.median(extents)
     kernels = [
         Kernel(name, group, len(t) / passes, sum(t) / passes, sum(t) / passes / extent)
@@ -100,13 +104,14 @@ def step_profile(spans: Sequence[Span], passes: int) -> StepProfile:
     return StepProfile(sorted(kernels, key=lambda k: -k.us), extent, statistics.median(gaps))
 
 
-def _busy(part: Sequence[Span]) -> float:
-    """Time in which at least one of them ran."""
-    total, until = 0.0, part[0].start
-    for span in part:
-        total += max(span.end - max(span.start, until), 0.0)
-        until = max(until, span.end)
-    return total
+def _added(part: Sequence[Span]) -> list[float]:
+    """What each span adds to the time in which at least one of them ran, in the order of their ends: a kernel
+    that waits for another ends after it, and may well have started first."""
+    added, until = [0.0] * len(part), part[0].start
+    for i in sorted(range(len(part)), key=lambda i: part[i].end):
+        added[i] = max(part[i].end - max(part[i].start, until), 0.0)
+        until = max(until, part[i].end)
+    return added
 
 
 def _groups(part: Sequence[Span]) -> list[str]:

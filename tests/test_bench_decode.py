@@ -183,10 +183,14 @@ def test_a_profile_by_hand():
     later = [Span(s.name, s.start + 20, s.end + 20) for s in STEP]
     made = step_profile.step_profile(STEP + later, 2)
     assert (made.us, made.gaps_us) == (15, 2)
-    assert made.groups() == {"linears": 4, "head": 5, "attention": 2, "norms": 1, "the rest": 2, "gaps": 2}
+    assert made.groups() == {"linears": 4, "head": 5, "attention": 2, "norms": 1, "the rest": 1, "gaps": 2}
     assert [k.group for k in made.kernels][:2] == ["head", "linears"]
     assert made.kernels[0].count == 1 and made.kernels[0].share == 5 / 15
     assert "at::native::copy" in [k.name for k in made.kernels]
+    # a dependent launch waits from 1 on for the linear in front of it, and runs for 1
+    waiting = [*STEP[:2], Span("_rms_norm_kernel", 1, 7), Span("_linear_kernel", 6.5, 10)]
+    made = step_profile.step_profile(sorted(waiting, key=lambda s: s.start), 1)
+    assert made.groups() == {"linears": 4, "head": 3, "attention": 0, "norms": 2, "the rest": 0, "gaps": 1}
     with pytest.raises(ValueError, match="saw 9 kernels in 2"):
         step_profile.step_profile((STEP + later)[:-1], 2)
 

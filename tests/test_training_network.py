@@ -222,17 +222,26 @@ def test_weights_that_are_no_longer_numbers_are_refused():
         pretrain(network, learnable_text(), dataclasses.replace(PLAN, steps=3, lr=1e20))
 
 
+@pytest.fixture(scope="module")
+def own_texts():
+    """A model without end tokens, how many tokens of each text count, prompts, texts a block longer."""
+    model = Qwen3.from_pretrained(EMBEDDED, device="cpu", dtype="float32", progress=False)
+    model.config = dataclasses.replace(model.config, eos_token_ids=())
+    rows = read_prompts(EMBEDDED / "held_out.jsonl", split="dev")[::13]
+    starts = [model.text.encode(row)[-64:] for row in rows]
+    count = 24
+    new = count + 1 + model.config.block_size
+    return model, count, starts, [model.generate(prompt, max_new_tokens=new).token_ids for prompt in starts]
+
+
 @pytest.mark.parametrize("ended", [False, True])
-def test_the_estimate_equals_decoding(ended):
+def test_the_estimate_equals_decoding(ended, own_texts):
     """Tokens per cycle of the simulated table against two-pass decoding, and agreement by offset against a
     block drafted at every position; with texts that an end token cuts short, and without.
     """
-    model = Qwen3.from_pretrained(EMBEDDED, device="cpu", dtype="float32", progress=False)
-    count, size = 24, model.config.block_size
-    rows = read_prompts(EMBEDDED / "held_out.jsonl", split="dev")[::13]
-    starts = [model.text.encode(row)[-64:] for row in rows]
+    model, count, starts, texts = own_texts
+    size = model.config.block_size
     model.config = dataclasses.replace(model.config, eos_token_ids=())
-    texts = [model.generate(prompt, max_new_tokens=count + 1 + size).token_ids for prompt in starts]
     if ended:  # a token that comes in one of the texts, and maybe in others, but is no first root
         roots = {text[0] for text in texts}
         late = next(token for token in texts[1][5:] if token not in roots)
@@ -242,14 +251,15 @@ def test_the_estimate_equals_decoding(ended):
         stats.append(model.generate(prompt, strategy="two-pass", max_new_tokens=count + 1).stats)
         ends = [i for i, token in enumerate(text[1:]) if token in model.config.eos_token_ids]
         whole = prompt + text[: ends[0] + 2 if ends else None]
+        cache = model.new_cache(len(whole))
+        model.prefill(whole[: len(prompt)], cache)
         for at in range(len(prompt), min(len(prompt) + count, len(whole) - 1)):
-            cache = model.new_cache(len(whole))
-            model.prefill(whole[:at], cache)
             block = Rows.block(whole[at], size, at, model.config.mask_token_id)
             proposed = model.forward(block, cache).logits[:-1].argmax(-1)
             wanted = torch.tensor(whole[at + 1 : at + size])
             agrees[: len(wanted)] += proposed[: len(wanted)] == wanted
             known[: len(wanted)] += 1
+            model.prefill(whole[at : at + 1], cache)
     network = load_network(EMBEDDED, model.config)
     prompts = torch.tensor([prompt + text[:1] for prompt, text in zip(starts, texts, strict=True)])
     found = estimate(network, prompts, new_tokens=count)
