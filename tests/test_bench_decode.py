@@ -9,7 +9,7 @@ from interpreter import DEVICE
 from small import small_config, small_model
 from torch.autograd import DeviceType
 
-from bench import decode, decode_report, decode_run, measure, passes, peers, step_profile
+from bench import decode, decode_report, decode_run, measure, passes, peers, performance, step_profile
 from bench.measure import Timing, replayable
 from bench.models import MODELS
 from bench.passes import CYCLE, PASSES, SDPA, Pass, measure_passes, pass_bytes, weight_bytes
@@ -410,3 +410,12 @@ def test_a_whole_run(other_bits, monkeypatch, tmp_path, capsys):
     assert [r["model"] for r in got["generate"]] == ["8B", "8B", "embedded", "embedded"]
     assert got["peers"][0]["us"]["median"] == 2.0 and len(got["notes"]) == 1
     assert "8B, context 1024: 0.00 ms a token" in got["notes"][0]
+
+
+def test_the_page_on_performance_is_made_from_the_recorded_runs():
+    run, peers = (json.loads(path.read_text()) for path in (performance.RUN, performance.PEERS))
+    page = performance.PAGE.read_text()
+    assert performance.rewritten(page, run, peers) == page
+    assert performance.rewritten("<!-- memory -->\nold\n<!-- end -->\n", run, peers).count("| 8B |") == 1
+    with pytest.raises(KeyError):
+        performance.rewritten("<!-- nothing -->\n<!-- end -->", run, peers)

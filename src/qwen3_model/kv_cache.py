@@ -23,8 +23,11 @@ class KVCache:
     """AR keys and values of committed tokens: two tensors [L, B, G, S, D] for L layers, B sequences, S
     positions.
 
-    `lengths[s]` positions of sequence s are committed; what lies behind is never read.
+    `lengths[s]` positions of sequence s are committed; what lies behind is never read. `turns`, set by
+    `Qwen3.new_cache`: cosine and sine of every position, [2, positions, D/2] fp32: one gather a pass.
     """
+
+    turns: Tensor
 
     def __init__(
         self,

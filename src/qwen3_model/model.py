@@ -26,7 +26,7 @@ from .text import TOKENIZER, Text
 
 NewTensor = Callable[..., Tensor]  # torch.empty on the model's device and in its dtype
 PREFILL_ROWS = 384  # of a prompt in a pass: two row tiles of the widest linears; keys and values 113 MB at 8B
-ROWS_BEHIND = 256  # positions past the context's end that rows of a draft may take
+ROWS_BEHIND = 256  # positions past a cache's end that rows of a draft may take
 
 
 @dataclass
@@ -123,10 +123,8 @@ class Qwen3:
         self.layers = [Layer.empty(config, new) for _ in range(config.num_hidden_layers)]
         self.norm = new(config.hidden_size)
         self.head = self.embedding if config.tie_word_embeddings else torch.empty_like(self.embedding)
-        frequencies, scale = inverse_frequencies(config.head_dim, config.rope_theta, config.yarn)
-        positions = torch.arange(config.context_length + ROWS_BEHIND, device=device)
-        # cosine and sine of every position, [2, positions, D/2] fp32: one gather a pass
-        self.turns = torch.stack(cos_sin(positions, frequencies.to(device), scale))
+        frequencies, self.rope_scale = inverse_frequencies(config.head_dim, config.rope_theta, config.yarn)
+        self.frequencies = frequencies.to(device)
 
     @classmethod
     def from_pretrained(
@@ -191,7 +189,10 @@ class Qwen3:
 
     def new_cache(self, capacity: int, sequences: int = 1) -> KVCache:
         """An empty cache for `capacity` positions of each of `sequences` sequences."""
-        return KVCache(self.config, capacity, self.device, self.dtype, sequences, self.ops.commit)
+        cache = KVCache(self.config, capacity, self.device, self.dtype, sequences, self.ops.commit)
+        positions = torch.arange(capacity + ROWS_BEHIND, device=self.device)
+        cache.turns = torch.stack(cos_sin(positions, self.frequencies, self.rope_scale))
+        return cache
 
     generate = generation.generate
 
@@ -254,7 +255,7 @@ class Qwen3:
         """The pass without its head: (normalised states [rows asked for, E], keys, values as in Output)."""
         ops, eps, n_ar = self.ops, self.config.rms_norm_eps, inputs.n_ar
         tokens, positions = inputs.ids
-        turn = self.turns[:, positions]
+        turn = cache.turns[:, positions]
         x = ops.embedding(self.embedding, tokens)
         normed = ops.rms_norm(x, self.layers[0].input_norm, eps)
         norms_after = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
