@@ -192,6 +192,47 @@ def patch_once() -> None:
     interpreter._patch_lang = patch
 
 
+def remember_types() -> None:
+    """Spare it another third: shapes, names and numpy dtypes of types are worked out anew for every value;
+    here once a type."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    block_type, tensor = tl.core.block_type, tl.core.tensor
+    plain_block, plain_tensor, plain_dtype = block_type.__init__, tensor.__init__, interpreter._get_np_dtype
+    blocks: dict[tuple, dict] = {}
+    tensors: dict[str, dict] = {}
+    dtypes: dict[str, np.dtype] = {}
+
+    def block_init(self, element_ty, shape):
+        shape = getattr(shape, "value", shape)  # of a constexpr
+        key = element_ty.name, *(getattr(size, "value", size) for size in shape)
+        if key in blocks:
+            self.__dict__.update(blocks[key])
+            self.element_ty = element_ty
+        else:
+            plain_block(self, element_ty, shape)
+            blocks[key] = dict(self.__dict__)
+
+    def tensor_init(self, handle, type):
+        if type.name in tensors:
+            self.__dict__.update(tensors[type.name])
+            self.handle, self.type, self.dtype = handle, type, type.scalar
+        else:
+            plain_tensor(self, handle, type)
+            own = {"handle", "type", "dtype"}
+            tensors[type.name] = {k: v for k, v in self.__dict__.items() if k not in own}
+
+    def np_dtype(kind):
+        name = kind.element_ty.name if isinstance(kind, block_type) else kind.name
+        if name not in dtypes:
+            dtypes[name] = plain_dtype(kind)
+        return dtypes[name]
+
+    block_type.__init__, tensor.__init__, interpreter._get_np_dtype = block_init, tensor_init, np_dtype
+
+
 if DEVICE == "cpu":
     repair()
     patch_once()
+    remember_types()
