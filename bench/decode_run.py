@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from qwen3_model import Qwen3
+from qwen3_model.captured import MOST_ROWS
 from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.kv_cache import KVCache
+from qwen3_model.model import PREFILL_ROWS
 from qwen3_model.prompts import read_prompts
 
 from . import decode_report
@@ -137,24 +139,26 @@ def generate_with(run: Run, name: str, model: Qwen3, prompt: Sequence[int], new_
     captured where the model can; of two runs the second, since the first captures."""
     texts: list[list[int]] = []
     default = model.use_cycles
-    for strategy in ("autoregressive", "two-pass"):
-        for captured in ("passes", "cycles") if model.use_graphs else ("nothing",):
-            model.use_cycles = captured == "cycles"
-            for _ in range(2):
-                result = model.generate(prompt, strategy, new_tokens, seed=0)
-            texts.append(result.token_ids)
-            s = result.stats
-            host_us = cycle_host_us(model) if captured == "cycles" else None
-            run.generate.append({
-                "model": name, "strategy": strategy, "captured": captured, "prompt_tokens": len(prompt),
-                "host_us_per_cycle": host_us,
-                "tokens": s.tokens, "seconds": round(s.seconds, 4),
-                "tokens_per_second": round(s.tokens / s.seconds, 2),
-                "ms_per_cycle": round(s.seconds * 1e3 / max(s.cycles, 1), 4),
-                "tokens_per_cycle": round(s.tokens_per_cycle, 4),
-                "identical": result.token_ids == texts[0],
-            })  # fmt: skip
-    model.use_cycles = default
+    try:
+        for strategy in ("autoregressive", "two-pass"):
+            for captured in ("passes", "cycles") if model.use_graphs else ("nothing",):
+                model.use_cycles = captured == "cycles"
+                for _ in range(2):
+                    result = model.generate(prompt, strategy, new_tokens, seed=0)
+                texts.append(result.token_ids)
+                s = result.stats
+                host_us = cycle_host_us(model) if captured == "cycles" else None
+                run.generate.append({
+                    "model": name, "strategy": strategy, "captured": captured, "prompt_tokens": len(prompt),
+                    "host_us_per_cycle": host_us,
+                    "tokens": s.tokens, "seconds": round(s.seconds, 4),
+                    "tokens_per_second": round(s.tokens / s.seconds, 2),
+                    "ms_per_cycle": round(s.seconds * 1e3 / max(s.cycles, 1), 4),
+                    "tokens_per_cycle": round(s.tokens_per_cycle, 4),
+                    "identical": result.token_ids == texts[0],
+                })  # fmt: skip
+    finally:
+        model.use_cycles = default
 
 
 def cycle_host_us(model: Qwen3) -> float:
@@ -166,9 +170,12 @@ def cycle_host_us(model: Qwen3) -> float:
 
 
 def memory_of(run: Run, name: str, model: Qwen3, context: int, new_tokens: int = 64) -> None:
-    """Peak memory of a whole two-pass generation behind a prompt that leaves room for `new_tokens`."""
+    """Peak memory of a whole two-pass generation of `new_tokens` behind a long prompt. The last chunk of the
+    prompt has 256 rows, the most of a captured pass."""
     rng = random.Random(0)
-    prompt = [rng.randrange(model.config.vocab_size - 1) for _ in range(context - new_tokens)]
+    chunks = max((context - new_tokens - MOST_ROWS) // PREFILL_ROWS, 0)
+    length = chunks * PREFILL_ROWS + MOST_ROWS
+    prompt = [rng.randrange(model.config.vocab_size - 1) for _ in range(min(length, context - new_tokens))]
     model.spare_cache = None
     before = torch.cuda.memory_allocated(model.device) - weights_bytes(model)
     torch.cuda.reset_peak_memory_stats(model.device)

@@ -9,7 +9,7 @@
    before the one in front has ended, against the same launches one at a time.
 3. Each weight of each size alone, cold (a CUDA graph over more weights than L2 holds): cuBLAS and every tile.
    The class of a weight is the one with the best mean over all numbers of rows among those that lose at most
-   5 % at one row; then how much of the weight to prefetch.
+   5 % at one row.
 4. The layer stack of linears in one CUDA graph: cuBLAS, the committed table with and without dependent
    launches, the new table with them.
 5. A mixed pass (both views' weights in one launch, and one launch a view), and prefill.

@@ -16,6 +16,7 @@ import torch
 
 from orthrus_kernels import Rows, Sampling, backend_ops, pack
 from orthrus_kernels.advance_triton import RECORD, advance_triton
+from orthrus_kernels.grow_triton import grow_triton, tree_tables
 from orthrus_kernels.move_triton import move_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
 from orthrus_kernels.verify_triton import verify_triton
@@ -103,6 +104,13 @@ def mixed_pass() -> None:
     TRITON.add_rms_norm(TRITON.linear(o, numbers(e, h * d), numbers(e, h * d), n_ar), x, w, EPS)
 
 
+def grow() -> None:
+    tables = tree_tables(30, 7, 16, 300, torch.device(DEVICE))
+    scores = torch.randn(7, 5, device=DEVICE).sort(-1, descending=True).values.log_softmax(-1)
+    grow_triton(tables, torch.tensor([250, 1, 9, 0], dtype=torch.int32, device=DEVICE), scores,
+                torch.ones(7, 5, dtype=torch.int64, device=DEVICE))  # fmt: skip
+
+
 def head() -> None:
     for k in (1, 16):
         TRITON.head(numbers(21, 328), numbers(1100, 328), k)
@@ -173,6 +181,7 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "commit": commit,
     "move": move,
     "advance": advance,
+    "grow": grow,
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import decode_report
-from .command import Parser, fail
+from .command import Parser, fail, short
 from .report import number
 
 COMMAND = "bench.performance"
@@ -103,6 +103,9 @@ def rewritten(page: str, run: Found, peers: Found) -> str:
         "generate": generated(run), "memory": memory(run),
     }  # fmt: skip
     tables |= {f"kernels {model} {what}": kernels(run, model, what) for model, what in PICTURED}
+    for name in re.findall(r"<!-- (?!end)(.+?) -->", page):
+        if name not in tables:
+            raise KeyError(f"no table is called {name!r}")
     return re.sub(
         r"<!-- (?!end)(.+?) -->\n.*?<!-- end -->",
         lambda found: f"<!-- {found[1]} -->\n{tables[found[1]]}\n<!-- end -->",
@@ -128,11 +131,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run, peers = (json.loads(path.read_text()) for path in (given.run, given.peers))
         page = rewritten(PAGE.read_text(), run, peers)
-    except (OSError, ValueError, KeyError) as error:
-        fail(COMMAND, f"{type(error).__name__}: {error}: give runs of bench.decode with --profile and --json")
-    pictured = [p for p in run["profiles"] if (p["model"], p["pass"]) in PICTURED and p["context"] == CONTEXT]
-    decode_report.plot(PICTURE, pictured, f"{run['machine']['gpu']}, {run['machine']['date']}")
-    PAGE.write_text(page)
+        pictured = [
+            p for p in run["profiles"] if (p["model"], p["pass"]) in PICTURED and p["context"] == CONTEXT
+        ]
+        decode_report.plot(PICTURE, pictured, f"{run['machine']['gpu']}, {run['machine']['date']}")
+        PAGE.write_text(page)
+    except ImportError:
+        fail(COMMAND, "the picture needs matplotlib: pip install -e '.[bench]'")
+    except (OSError, LookupError, TypeError, ValueError) as error:  # not what bench.decode leaves, in any way
+        fail(
+            COMMAND,
+            f"{short(error)}: give whole runs of bench.decode on a GPU, with --json, of 8B and 1.7B, and "
+            "--profile token verify-64 mixed-33+24x6",
+        )
     print(f"wrote {PAGE.relative_to(ROOT)} and {PICTURE.relative_to(ROOT)}")
     return 0
 

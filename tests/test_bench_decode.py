@@ -417,5 +417,16 @@ def test_the_page_on_performance_is_made_from_the_recorded_runs():
     page = performance.PAGE.read_text()
     assert performance.rewritten(page, run, peers) == page
     assert performance.rewritten("<!-- memory -->\nold\n<!-- end -->\n", run, peers).count("| 8B |") == 1
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match="no table is called 'nothing'"):
         performance.rewritten("<!-- nothing -->\n<!-- end -->", run, peers)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "no JSON", '{"roof": null, "passes": [], "machine": {}}'])
+def test_what_is_no_run_leaves_the_page_alone(text, tmp_path, capsys):
+    before, file = performance.PAGE.read_text(), tmp_path / "run.json"
+    file.write_text(text)
+    with pytest.raises(SystemExit) as end:
+        performance.main(["--run", str(file)])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1 and "give whole runs of bench.decode" in said
+    assert performance.PAGE.read_text() == before

@@ -264,3 +264,17 @@ def test_backend_device_and_dtype_are_checked(monkeypatch):
         with pytest.raises(InputError, match=message) as caught:
             Qwen3.from_config(small_config(), **{"device": "cpu"} | changes)
         assert "\n" not in str(caught.value)
+
+
+def test_what_a_cache_has_no_room_for():
+    """Refused by name, before a table is read past its end."""
+    model = small_model()
+    for tokens in (101, 900):
+        with pytest.raises(ValueError, match=f"positions 0..{tokens - 1} do not fit a cache of 100"):
+            model.prefill([5] * tokens, model.new_cache(100))
+    cache = model.new_cache(4)
+    deepest = cache.turns.shape[1] - 1
+    block = Rows.block(5, deepest + 1, 0, model.config.mask_token_id)
+    assert torch.isfinite(model.forward(block, cache, logits_of=[deepest]).logits).all()
+    with pytest.raises(ValueError, match=f"at position {deepest + 1}; with a cache of 4"):
+        model.forward(Rows.block(5, deepest + 2, 0, model.config.mask_token_id), cache)

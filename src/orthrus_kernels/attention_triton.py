@@ -63,9 +63,9 @@ TALL = 2
 
 # Programs from which on the whole form is taken: about one tall tile for every SM of a large GPU.
 WHOLE_PROGRAMS = 120
-# A prompt in chunks of more than so many rows takes it too when partials would need more memory than that, in
-# bytes: they grow with the context, to hundreds of MB.
-PROMPT_ROWS, PROMPT_BYTES = 256, 1 << 25
+# One path of more than so many rows (a prompt) takes it too when partials would need more memory than that,
+# in bytes: they grow with the context, to hundreds of MB.
+PROMPT_ROWS, PROMPT_BYTES = 128, 1 << 24
 # Partials of a key head, in bytes, up to which the program that arrives last folds them: one SM reads them
 # about as fast as a launch of the combine takes. One row has 520 bytes a query head and segment.
 FUSED_BYTES = 1 << 17
@@ -406,7 +406,7 @@ def tile_rows(heads: int, groups: int, d: int, dtype: torch.dtype, rows: Rows | 
     most_tiles = -(-len(rows) // tall) + n_paths - 1
     if _fills(len(rows), most_tiles, tall, groups):
         return tall
-    segments = sum(1 for _ in key_segments(max(rows.positions) + 1))
+    segments = sum(1 for _ in key_segments(max(rows.positions, default=0) + 1))
     partials = 4 * segments * len(rows) * heads * (d + 2)
     prompt = n_paths == 1 and len(rows) > PROMPT_ROWS and partials > PROMPT_BYTES
     return tall if prompt and dtype.itemsize == 2 else height

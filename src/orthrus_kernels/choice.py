@@ -70,11 +70,20 @@ def choose(logits: Tensor, positions: Tensor, sampling: Sampling, seen: Tensor |
     logits [T, V] fp32; positions [T] int64: the position that the chosen token will take, which keys the
     noise; seen [T, V] bool: tokens the repetition penalty applies to (prompt, committed text and the row's
     own ancestors)."""
+    return candidate_scores(logits, positions, sampling, seen).argmax(-1)
+
+
+def candidate_scores(
+    logits: Tensor, positions: Tensor, sampling: Sampling, seen: Tensor | None = None
+) -> Tensor:
+    """What a drafter ranks the tokens of every row by, [T, V]; arguments as for `choose`, which takes the
+    first. With noise the scores are perturbed: their softmax over a few candidates is the share of each in
+    being chosen, and is below 1, which bare perturbed logits are not."""
     scores = penalise(logits, sampling, seen)
     if sampling.temperature > 0:
         scores = filter_logits(scores / sampling.temperature, sampling)
         scores = scores + gumbel(sampling.seed, positions, scores.shape[1])
-    return scores.argmax(-1)
+    return scores
 
 
 def penalise(logits: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:

@@ -163,13 +163,14 @@ def _better(b_best, b_id, b, o_v, kept):
 
 @triton.jit
 def _choose_kernel(
-    logits, s_t, positions, seen, s_seen, bias, scores, choices, numbers,
+    logits, s_t, positions, seen, s_seen, bias, scores, perturbed, choices, numbers,
     V,
     HAS_BIAS: tl.constexpr, HAS_SEEN: tl.constexpr, SAMPLED: tl.constexpr, TOP_K: tl.constexpr,
-    TOP_P: tl.constexpr, MIN_P: tl.constexpr, BLOCK: tl.constexpr, NOISE_BLOCK: tl.constexpr,
+    TOP_P: tl.constexpr, MIN_P: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr,
+    NOISE_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Program r: row r. scores: room for [T, V] where there are filters, which read them again. numbers: of
-    the settings, as `choice_numbers` makes them."""
+    """Program r: row r. scores: room for [T, V] where there are filters, which read them again. KEEP: what is
+    compared goes to perturbed [T, V]. numbers: of the settings, as `choice_numbers` makes them."""
     seed_low, seed_high, top_k = tl.load(numbers), tl.load(numbers + 1), tl.load(numbers + 2)
     penalty = tl.load(numbers + 3).to(tl.float32, bitcast=True)
     temperature = tl.load(numbers + 4).to(tl.float32, bitcast=True)
@@ -212,9 +213,14 @@ def _choose_kernel(
             if MIN_P:
                 share = tl.exp(unordered(key) - finite_or_zero(top))
                 kept &= (share >= min_p) | (key == top_key) | (not usual)
+            if KEEP:
+                gone = tl.full((NOISE_BLOCK,), float("-inf"), tl.float32)
+                tl.store(perturbed + i_r * V + o_v, gone, mask=(o_v < V) & (kept == 0))
             if tl.max(kept.to(tl.int32), axis=0) > 0:  # most blocks of a filtered row have nothing to perturb
                 b = unordered(key) + _gumbel(seed_low, seed_high, position, first, NOISE_BLOCK)
                 b_best, b_id = _better(b_best, b_id, b, o_v, kept)
+                if KEEP:
+                    tl.store(perturbed + i_r * V + o_v, b, mask=kept)
     else:
         for first in tl.range(0, V, NOISE_BLOCK):
             o_v = first + tl.arange(0, NOISE_BLOCK)
@@ -222,6 +228,8 @@ def _choose_kernel(
             if SAMPLED:
                 b += _gumbel(seed_low, seed_high, position, first, NOISE_BLOCK)
             b_best, b_id = _better(b_best, b_id, b, o_v, o_v < V)
+            if KEEP:
+                tl.store(perturbed + i_r * V + o_v, b, mask=o_v < V)
     choice = tl.min(tl.where(b_best == tl.max(b_best, axis=0), b_id, 0x7FFFFFFF), axis=0)
     tl.store(choices + i_r, choice.to(tl.int64))
 
@@ -229,8 +237,10 @@ def _choose_kernel(
 def choose_triton(
     logits: Tensor, positions: Tensor, sampling: Sampling, seen: Tensor | None = None, *,
     out: Tensor | None = None, numbers: Tensor | None = None, bias: Tensor | None = None,
+    perturbed: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """`choose` as one Triton launch; `out` [T] int64 takes the result.
+    """`choose` as one Triton launch; `out` [T] int64 takes the result, and perturbed [T, V] fp32 the scores
+    that were compared, those of `candidate_scores`.
 
     numbers, bias: those of `choice_numbers` and `bias_table`, on the device already: a captured graph reads
     whatever lies there, for any settings with the same `choice_form`, with a bias or without one. Left out,
@@ -256,14 +266,18 @@ def choose_triton(
             repetition_penalty=sampling.repetition_penalty,
         )  # fmt: skip
     assert numbers.dtype == torch.int32 and numbers.shape == (8,), (numbers.dtype, numbers.shape)
+    if perturbed is not None:
+        assert perturbed.shape == (rows, v) and perturbed.is_contiguous(), (perturbed.shape, rows, v)
+        assert perturbed.dtype == torch.float32, perturbed.dtype
     sampled, by_k, by_p, by_min = choice_form(sampling, v)
     block = max(triton.next_power_of_2(v), 64)
     scores = torch.empty(rows, v, device=logits.device) if sampling.filters else None
     _choose_kernel[(rows,)](
         logits=logits, s_t=logits.stride(0) if rows > 1 else v, positions=positions, seen=seen,
-        s_seen=seen.stride(0) if seen is not None and rows > 1 else v, bias=bias, scores=scores, choices=out,
+        s_seen=seen.stride(0) if seen is not None and rows > 1 else v, bias=bias, scores=scores,
+        perturbed=perturbed, choices=out,
         numbers=numbers, V=v, HAS_BIAS=bias is not None, HAS_SEEN=seen is not None, SAMPLED=sampled,
-        TOP_K=by_k, TOP_P=by_p, MIN_P=by_min,
+        TOP_K=by_k, TOP_P=by_p, MIN_P=by_min, KEEP=perturbed is not None,
         BLOCK=min(_BLOCK, block), num_warps=16,
         NOISE_BLOCK=min(_NOISE_BLOCK if sampling.temperature > 0 else _BLOCK, block), **NO_CONTRACTION,
     )  # fmt: skip

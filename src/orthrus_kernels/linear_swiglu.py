@@ -187,6 +187,8 @@ def linear_swiglu_triton(
         return out
     entry = entry or swiglu_entry(n, k, x.dtype, tables.device_key(x.device))
     if entry.apart is not None and rows > entry.apart:
+        of = tables.linear_entry(n, k, x.dtype, tables.device_key(x.device))
+        assert (entry.block_k, entry.segments) == (of.block_k, of.segments), "another class would change bits"
         return swiglu_triton(linear_triton(x, gate_up, pdl=pdl, early=early), out=out, pdl=pdl)
     tile = entry.tile(rows)
     block_h = tile.block_n // 2

@@ -105,7 +105,7 @@ def prefetch_weight(p_w, sw_n, i_n, i_s, N, K, columns, SEGMENTS: tl.constexpr, 
     LINE: tl.constexpr = 128 // (p_w.dtype.element_ty.primitive_bitwidth // 8)
     o_n = tl.minimum(i_n * BLOCK_N + tl.arange(0, BLOCK_N), N - 1)
     p_row = p_w + o_n.to(tl.int64)[:, None] * sw_n + first
-    for c in range(0, columns, 2 * LINE):  # two lines of each row: about one a thread, none twice
+    for c in range(0, columns, 2 * LINE):  # two lines of each row: about one a thread
         o_c = tl.minimum(c + tl.arange(0, 2) * LINE, columns - 1)
         prefetch_to_l2(p_row + o_c[None, :])
 
@@ -300,7 +300,7 @@ def linear_triton(
 
 
 def can_prefetch(*weights: Tensor) -> bool:
-    """Whether the rows of every weight [N, K] are whole units of 16 bytes, which is what L2 is asked for."""
+    """Whether the rows of every weight [N, K] are whole units of 16 bytes: nothing else was measured."""
     return all(_describable((w, w.stride(0))) and w.shape[1] * w.element_size() % 16 == 0 for w in weights)
 
 

@@ -131,21 +131,29 @@ def pack(
         key=lambda item: (bounds[item[1]][0] - bounds[item[1]][1], item[1], max(item[0], -1 - item[0]))
     )
     row_segments = [sum(first < limit for first, _ in bounds) for limit in limits]
+    return tables_of(
+        [i for tile in tiles.rows for i in tile], [i for tile in tiles.limits for i in tile], tiles.meta,
+        slots, bounds, items, row_segments, tile_rows, path_tiles, device,
+    )  # fmt: skip
+
+
+def tables_of(
+    rows: list[int], limits: list[int], meta: list[list[int]], slots: list[int],
+    bounds: Sequence[tuple[int, int]], items: Sequence[tuple[int, int]], row_segments: list[int],
+    tile_rows: int, path_tiles: int, device: torch.device | str,
+) -> PackedRows:  # fmt: skip
+    """PackedRows on a device from lists in its order; bounds: the key segments, first and last position."""
     table, tables = _copy(
         [
-            [i for tile in tiles.rows for i in tile],
-            [i for tile in tiles.limits for i in tile],
-            [i for meta in tiles.meta for i in meta],
-            slots,
-            [first for first, _ in bounds] + [bounds[-1][1]],
-            [i for item in items for i in item],
+            rows, limits, [i for tile in meta for i in tile], slots,
+            [first for first, _ in bounds] + [bounds[-1][1]], [i for item in items for i in item],
             row_segments,
         ],
         device,
-    )
+    )  # fmt: skip
     return PackedRows(
         tables[0].view(-1, tile_rows), tables[1].view(-1, tile_rows), tables[2].view(-1, 8), tables[3],
-        tables[4], tables[5].view(-1, 2), tables[6], path_tiles, len(rows), len(bounds), table,
+        tables[4], tables[5].view(-1, 2), tables[6], path_tiles, len(row_segments), len(bounds), table,
     )  # fmt: skip
 
 

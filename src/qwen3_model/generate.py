@@ -23,6 +23,8 @@ from .errors import InputError
 if TYPE_CHECKING:
     from .model import Qwen3
 
+MOST_NODES = 255  # of a draft tree, its root besides: rows of a pass that kernels are tuned for
+
 
 @dataclass
 class GenerationStats:
@@ -34,6 +36,7 @@ class GenerationStats:
     cycles: int = 0
     tokens: int = 0  # new tokens kept, the end token included if it came
     cycle_tokens: int = 0  # those of them that cycles committed: all but the prefill's first
+    nodes: int = 0  # proposals verified by cycles
     accepted_histogram: list[int] = field(
         default_factory=list
     )  # [n]: cycles that kept n proposals beside their last token
@@ -50,6 +53,11 @@ class GenerationStats:
         """Tokens committed by cycles / cycles; a cut last cycle counts what was kept."""
         return self.cycle_tokens / self.cycles if self.cycles else 0.0
 
+    @property
+    def nodes_per_cycle(self) -> float:
+        """Proposals verified / cycles."""
+        return self.nodes / self.cycles if self.cycles else 0.0
+
     def count_cycle(self, kept: int) -> None:
         """Record a cycle of which `kept` tokens were kept."""
         self.cycles += 1
@@ -62,6 +70,7 @@ class GenerationStats:
         return asdict(self) | {
             "tokens_per_forward": self.tokens_per_forward,
             "tokens_per_cycle": self.tokens_per_cycle,
+            "nodes_per_cycle": self.nodes_per_cycle,
         }
 
 
@@ -93,6 +102,7 @@ def generate(
     stop: str | Sequence[str] = (),
     on_tokens: OnTokens | None = None,
     block_size: int | None = None,
+    tree_nodes: int = 0,
 ) -> Result:
     """Decode after `prompt_ids`. The text depends on weights, prompt, settings and seed, never on strategy or
     block size.
@@ -102,7 +112,9 @@ def generate(
     repetition_penalty 1 turn these off; logit_bias is added per token id. seed: None draws one, returned in
     the statistics. stop: the text ends before the first of these strings; token_ids end with the token that
     completed it. on_tokens(ids, text): called with each accepted run; returning False stops. block_size: rows
-    of a diffusion block, the checkpoint's at most and by default. Ctrl-C ends a generation with what it has.
+    of a diffusion block, the checkpoint's at most and by default. tree_nodes: proposals of a two-pass cycle's
+    draft tree, the likeliest paths through the block; 0 is the chain. Ctrl-C ends a generation with what it
+    has.
     On CUDA one thread and stream at a time: kernels share a workspace.
     Raises InputError for impossible settings, a prompt that is empty or does not fit, and logits that are not
     numbers."""
@@ -116,10 +128,11 @@ def generate(
         repetition_penalty=repetition_penalty, logit_bias=dict(logit_bias or {}), seed=seed,
     )  # fmt: skip
     block_size = _checked_block_size(model, block_size)
+    tree_nodes = _checked_tree_nodes(tree_nodes)
     stream = TokenStream(model.text, model.config.eos_token_ids, stop, budget, on_tokens)
     stats = GenerationStats(name, seed)
     with lent_cache(model, len(prompt) + budget) as cache:
-        decoding = Decoding(model, cache, prompt, budget, sampling, block_size)
+        decoding = Decoding(model, cache, prompt, budget, sampling, block_size, tree_nodes)
         logprobs = _run(decoding, cycles(decoding, name), stream, stats)
     return Result(stream.token_ids, stream.text, logprobs, stats)
 
@@ -140,6 +153,7 @@ def _run(decoding: Decoding, runs: Iterator[Run], stream: TokenStream, stats: Ge
             stats.forwards += run.forwards
             kept = stream.push(run.tokens)
             stats.count_cycle(kept)
+            stats.nodes += run.nodes
             logprobs += run.logprobs[:kept]
             stream.release()
     except KeyboardInterrupt:
@@ -234,3 +248,11 @@ def _checked_block_size(model: Qwen3, block_size: int | None) -> int:
     if not 2 <= block_size <= most:
         raise InputError(f"block_size is {block_size}; this checkpoint takes 2 to {most}")
     return block_size
+
+
+def _checked_tree_nodes(nodes: int) -> int:
+    if not isinstance(nodes, int) or not 0 <= nodes <= MOST_NODES:
+        raise InputError(
+            f"tree_nodes is {nodes!r}; a whole number from 0 (a chain) to {MOST_NODES} was expected"
+        )
+    return nodes

@@ -23,8 +23,8 @@ class KVCache:
     """AR keys and values of committed tokens: two tensors [L, B, G, S, D] for L layers, B sequences, S
     positions.
 
-    `lengths[s]` positions of sequence s are committed; what lies behind is never read. `turns`, set by
-    `Qwen3.new_cache`: cosine and sine of every position, [2, positions, D/2] fp32: one gather a pass.
+    `lengths[s]` positions of sequence s are committed; what lies behind is never read. `turns`: cosine and
+    sine of every position, [2, positions, D/2] fp32, which a pass gathers in one launch.
     """
 
     turns: Tensor
@@ -37,12 +37,15 @@ class KVCache:
         dtype: torch.dtype,
         sequences: int = 1,
         write: Callable[..., None] = commit,
+        turns: Callable[[], Tensor] | None = None,
     ) -> None:
-        """write: a backend's `commit`."""
+        """write: a backend's `commit`. turns: makes the table of that name, which a model's passes read."""
         shape = (config.num_hidden_layers, sequences, config.num_key_value_heads, capacity, config.head_dim)
         try:
             self.keys = torch.empty(shape, device=device, dtype=dtype)
             self.values = torch.empty(shape, device=device, dtype=dtype)
+            if turns is not None:
+                self.turns = turns()
         except RuntimeError:  # torch.OutOfMemoryError on a GPU is one
             size = 2 * math.prod(shape) * dtype.itemsize / 2**30
             raise InputError(

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from orthrus_kernels import Rows, backend_ops, cos_sin, inverse_frequencies, pdl_kinds, triton_interprets
+from orthrus_kernels.commit import check_room
 
 from . import checkpoint
 from . import generate as generation
-from .config import Qwen3Config
+from .config import BLOCK_SIZES, Qwen3Config
 from .errors import InputError
 from .kv_cache import KVCache
 from .pass_inputs import PassInputs
@@ -25,8 +26,8 @@ from .settings import pick_backend, pick_device, pick_dtype
 from .text import TOKENIZER, Text
 
 NewTensor = Callable[..., Tensor]  # torch.empty on the model's device and in its dtype
-PREFILL_ROWS = 384  # of a prompt in a pass: two row tiles of the widest linears; keys and values 113 MB at 8B
-ROWS_BEHIND = 256  # positions past a cache's end that rows of a draft may take
+PREFILL_ROWS = 384  # of a prompt in a pass: three row tiles of most linears; keys and values are 57 MB at 8B
+ROWS_BEHIND = BLOCK_SIZES[-1]  # positions past a cache's end that rows of a draft may take
 
 
 @dataclass
@@ -189,10 +190,12 @@ class Qwen3:
 
     def new_cache(self, capacity: int, sequences: int = 1) -> KVCache:
         """An empty cache for `capacity` positions of each of `sequences` sequences."""
-        cache = KVCache(self.config, capacity, self.device, self.dtype, sequences, self.ops.commit)
-        positions = torch.arange(capacity + ROWS_BEHIND, device=self.device)
-        cache.turns = torch.stack(cos_sin(positions, self.frequencies, self.rope_scale))
-        return cache
+
+        def turns() -> Tensor:
+            positions = torch.arange(capacity + ROWS_BEHIND, device=self.device)
+            return torch.stack(cos_sin(positions, self.frequencies, self.rope_scale))
+
+        return KVCache(self.config, capacity, self.device, self.dtype, sequences, self.ops.commit, turns)
 
     generate = generation.generate
 
@@ -209,11 +212,12 @@ class Qwen3:
         fp32.
 
         Any chunking gives the same bits. Raises InputError for an empty prompt and for ids past the
-        vocabulary.
+        vocabulary, ValueError for more tokens than the cache has room for.
         """
         if not token_ids:
             raise InputError("the prompt is empty: give at least one token")
         generation.check_ids(token_ids, self.config.vocab_size)
+        check_room(cache.keys, cache.lengths[sequence], len(token_ids))
         for first in range(0, len(token_ids), chunk):
             part = token_ids[first : first + chunk]
             last = first + len(part) == len(token_ids)
@@ -225,10 +229,13 @@ class Qwen3:
         return logits[0]
 
     @torch.inference_mode()
-    def forward(self, rows: Rows, cache: KVCache, logits_of: Sequence[int] | None = None) -> Output:
+    def forward(
+        self, rows: Rows, cache: KVCache, logits_of: Sequence[int] | None = None, repeats: bool = True
+    ) -> Output:
         """One pass over AR rows, diffusion rows or both, against the committed context of their sequences.
 
-        logits_of: indices of the rows whose logits are wanted; None: all. The cache is read, never written:
+        logits_of: indices of the rows whose logits are wanted; None: all. repeats: passes of this shape come
+        again, so that a graph of it pays; no tree is like the one before. The cache is read, never written:
         commit the keys and values of accepted rows afterwards."""
         c, n_ar = self.config, rows.n_ar
         if n_ar < len(rows) and not c.has_diffusion_view:
@@ -237,12 +244,17 @@ class Qwen3:
             )
         for sequence, context in rows.contexts.items():
             assert context == cache.lengths[sequence], (sequence, context, cache.lengths[sequence])
+        if max(rows.positions, default=0) >= cache.turns.shape[1]:
+            raise ValueError(
+                f"a row stands at position {max(rows.positions)}; with a cache of {cache.capacity} positions "
+                f"rows may go to {cache.turns.shape[1] - 1}"
+            )
         prepared = self.ops.prepare_rows(
             rows, c.num_attention_heads, c.num_key_value_heads, c.head_dim, self.dtype, torch.device("cpu")
         )
         wanted = None if logits_of is None else torch.tensor(list(logits_of), dtype=torch.int64)
         inputs = PassInputs(torch.tensor([rows.tokens, rows.positions]), prepared, n_ar, wanted)
-        if cache.passes is not None:
+        if cache.passes is not None and repeats:
             return cache.passes.run(inputs)
         return self.compute(inputs.on(self.device), cache)
 

@@ -181,8 +181,9 @@ def choices() -> Iterator[Launch]:
                  "logit_bias": {5: 1.0}}),
     ):  # fmt: skip
 
-        def launch(settings=settings):
-            op.choose_triton(logits, positions, sampling(**settings), seen)
+        def launch(settings=settings, keeps=name == "top-p"):  # as for a draft tree
+            kept = meta(33, 151936, dtype=torch.float32) if keeps else None
+            op.choose_triton(logits, positions, sampling(**settings), seen, perturbed=kept)
 
         yield name, op, "_choose_kernel", launch, ALL if name == "all" else HOPPER
 
@@ -191,12 +192,19 @@ def cycles() -> Iterator[Launch]:
     """What a cycle on the device begins and ends with, for a tree with blocks at 32k."""
     move, advance, packed = module("move_triton"), module("advance_triton"), module("packed")
     rows = module("visibility").Rows.tree_with_blocks([1] * 33, [-1, *range(32)], 0, range(9, 33), 6, 96)
-    tables = packed.pack(rows, 16, room=32768)
-    tables = tables.on(torch.device("meta"))
+    moved = packed.pack(rows, 16, room=32768).on(torch.device("meta"))
     one, ids = meta(1, dtype=torch.int32), meta(2, len(rows), dtype=torch.int64)
     yield (
         "177 rows", move, "_move_kernel",
-        lambda: move.move_triton(tables, one, one, ids, meta(len(rows), dtype=torch.int64)), ALL,
+        lambda: move.move_triton(moved, one, one, ids, meta(len(rows), dtype=torch.int64)), ALL,
+    )  # fmt: skip
+
+    grow = module("grow_triton")
+    tables = grow.tree_tables(128, 31, 16, 32768, torch.device("meta"))
+    yield (
+        "128 nodes", grow, "_grow_kernel",
+        lambda: grow.grow_triton(tables, meta(4, dtype=torch.int32), meta(31, 16, dtype=torch.float32),
+                                 meta(31, 16, dtype=torch.int64)), ALL,
     )  # fmt: skip
 
     def end():

@@ -296,8 +296,9 @@ def test_the_form_of_a_pass():
         (Rows.chain([1] * 5, 0), (16, "partial")), (tree, (16, "partial")),
         (Rows.batch([Rows.chain([1], 9, 0), Rows.chain([1], 9, 1)]), (16, "partial")),
         (Rows.chain([1] * 448, 0), (16, "partial")), (Rows.chain([1] * 449, 0), (32, "whole")),
-        (Rows.chain([1] * 384, 1024), (16, "partial")), (Rows.chain([1] * 384, 4096), (32, "whole")),
-        (Rows.chain([1] * 192, 40000), (16, "partial")),
+        (Rows.chain([1] * 384, 0), (16, "partial")), (Rows.chain([1] * 384, 4096), (32, "whole")),
+        (Rows.chain([1] * 256, 32448), (32, "whole")), (Rows.chain([1] * 192, 1024), (16, "partial")),
+        (Rows.chain([1] * 128, 40000), (16, "partial")),
         (Rows.tree([1] * 512, [-1, *(i // 2 for i in range(511))], 0), (16, "partial")),
     ):  # fmt: skip
         assert form_of(rows) == form, (len(rows), rows.contexts)

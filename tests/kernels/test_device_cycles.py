@@ -176,3 +176,34 @@ def test_a_stopped_text_leaves_the_cache_usable(model):
     )
     assert cut.stats.finish_reason == "callback" and cut.token_ids == whole.token_ids[: len(cut.token_ids)]
     assert model.generate(PROMPT, max_new_tokens=4, seed=1).token_ids == whole.token_ids
+
+
+@pytest.mark.parametrize("tree_nodes", [1, 6])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"temperature": 0.8}, {"temperature": 0.8, "top_k": 5}, {"logit_bias": {9: 2.0}}],
+    ids=str,
+)
+def test_trees(model, settings, tree_nodes):
+    """Grown on the device: the text of plain decoding, and cycles of the host's trees."""
+    plain = both(model, strategy="autoregressive", **settings)[0][0]
+    (host, on_device), cycles = both(model, strategy="two-pass", tree_nodes=tree_nodes, **settings)
+    for result in (host, on_device):
+        assert result.token_ids == plain.token_ids and result.logprobs == plain.logprobs
+    assert {(key[1], key[-1]) for key in cycles._cycles} == {(tree_nodes + 1, True)}
+    assert on_device.stats.nodes == tree_nodes * on_device.stats.cycles
+    assert on_device.stats.accepted_histogram == host.stats.accepted_histogram
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="blocks of 8 keys, too few for a compiled dot")
+def test_a_tree_walks_past_a_key_segment(model, monkeypatch):
+    """Over two rooms and several segments; blocks deep enough for two tiles on a path."""
+    monkeypatch.setattr(device, "LEAST_ROOM", 16)
+    monkeypatch.setattr("orthrus_kernels.grow_triton.tree_tables.__defaults__", (CUTS,))
+    monkeypatch.setattr(pack, "__defaults__", ("cpu", CUTS, 0))
+    monkeypatch.setattr(attention_triton, "DEFAULT_LAUNCH", (8, 8, 4, 2))  # tiles of 4 rows
+    (host, on_device), cycles = both(
+        model, strategy="two-pass", tree_nodes=12, prompt_ids=list(range(5, 15)), max_new_tokens=8
+    )
+    assert on_device.token_ids == host.token_ids and on_device.logprobs == host.logprobs
+    assert {key[2] for key in cycles._cycles} == {32} or len(cycles._cycles) > 1

@@ -42,7 +42,7 @@ class LinearEntry:
     """The reduction class of a weight and its tiles, by rising number of rows; the last one takes any.
 
     apart: with rows of both views, more than this of one: one launch a view, each with its own tile. None:
-    always one launch."""
+    always one launch. Of an entry of `linear_swiglu`: more rows take the linear and SwiGLU in turn."""
 
     block_k: int
     segments: int

@@ -80,6 +80,17 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_draft_options(group: argparse._ActionsContainer) -> None:
+    """How a cycle drafts."""
+    group.add_argument(
+        "--block-size", type=int, metavar="K", help="rows of a draft (default: the checkpoint's)"
+    )
+    group.add_argument(
+        "--tree-nodes", type=int, default=0, metavar="N",
+        help="verify a tree of the N likeliest nodes in place of a chain (default: 0, the chain)",
+    )  # fmt: skip
+
+
 def add_generation_options(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
     """Everything a single generation takes. The default length is cut to what fits the context."""
     group = parser.add_argument_group("decoding")
@@ -92,9 +103,7 @@ def add_generation_options(parser: argparse.ArgumentParser, max_new_tokens: int)
         help=f"(default: {max_new_tokens}, or what fits the context)",
     )  # fmt: skip
     parser.set_defaults(default_max_new_tokens=max_new_tokens)
-    group.add_argument(
-        "--block-size", type=int, metavar="K", help="rows of a draft (default: the checkpoint's)"
-    )
+    add_draft_options(group)
     group.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end the text before TEXT (repeatable)"
     )
@@ -152,6 +161,7 @@ def generation_settings(args: argparse.Namespace, model: Qwen3, prompt_tokens: i
         "strategy": args.strategy,
         "max_new_tokens": budget,
         "block_size": args.block_size,
+        "tree_nodes": args.tree_nodes,
         "stop": args.stop,
         "seed": args.seed,
     }

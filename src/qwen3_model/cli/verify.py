@@ -40,9 +40,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--strategy", default="two-pass", help="what to compare with plain decoding (default: two-pass)"
     )
-    parser.add_argument(
-        "--block-size", type=int, metavar="K", help="rows of a draft (default: the checkpoint's)"
-    )
+    options.add_draft_options(parser)
     parser.add_argument(
         "--max-new-tokens", type=int, default=256, metavar="N", help="a prompt (default: 256)"
     )
@@ -77,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
         report = compare(
             model, prompt_ids, args.strategy, args.seed, args.seeds, advance,
             load=options.model_loader(args, progress=False), jobs=args.jobs,
-            max_new_tokens=args.max_new_tokens, block_size=args.block_size, **settings,
+            max_new_tokens=args.max_new_tokens, block_size=args.block_size, tree_nodes=args.tree_nodes,
+            **settings,
         )  # fmt: skip
     figures = _circumstances(args, model) | report.to_dict()
     if args.json:
@@ -111,6 +110,7 @@ def _circumstances(args: argparse.Namespace, model: Qwen3) -> dict[str, Any]:
         "max_new_tokens": args.max_new_tokens,
         "jobs": args.jobs,
         "block_size": args.block_size or model.config.block_size,
+        "tree_nodes": args.tree_nodes,
         "seed": args.seed,
         **options.sampling_settings(args),
         # as given: JSON has no -inf

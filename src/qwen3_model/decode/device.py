@@ -23,7 +23,9 @@ from torch import Tensor
 
 from orthrus_kernels import PackedRows, Rows, Sampling
 from orthrus_kernels.advance_triton import RECORD, advance_triton
+from orthrus_kernels.attention_triton import tile_rows
 from orthrus_kernels.choice_triton import bias_table, choice_form, choice_numbers, choose_triton
+from orthrus_kernels.grow_triton import TreeTables, grow_triton, tree_tables
 from orthrus_kernels.logit_summary import summary_of_logits
 from orthrus_kernels.move_triton import move_triton
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from ..model import Qwen3
 
 LEAST_ROOM = 1024  # positions; each larger room is twice the one before
+CANDIDATES = 16  # of a position that a tree may take
 MOST_GRAPHS = 64  # the one not used for longest goes first
 STRATEGIES = ("autoregressive", "two-pass")  # what has a cycle here
 
@@ -67,6 +70,18 @@ class MovingPass:
         move_triton(self.packed, state[0:1], state[1:2], self.ids, self.depths)
 
 
+class GrownPass:
+    """The pass that verifies a draft tree, its shape fixed and its tree grown anew by every cycle."""
+
+    def __init__(self, model: Qwen3, nodes: int, depth: int, room: int) -> None:
+        """nodes: below the root."""
+        c = model.config
+        height = tile_rows(c.num_attention_heads, c.num_key_value_heads, c.head_dim, model.dtype)
+        self.tables: TreeTables = tree_tables(nodes, depth, height, room, model.device)
+        self.ids, self.parents = self.tables.ids, self.tables.parents
+        self.inputs = PassInputs(self.ids, self.tables.packed, nodes + 1, None)
+
+
 Chosen = Callable[[], tuple[Tensor, Tensor]]
 
 
@@ -94,6 +109,21 @@ class Choice:
         choose_triton(logits, positions, self.sampling, out=tokens, numbers=self.numbers, bias=self.bias)
         return lambda: (logits.gather(1, tokens[:, None])[:, 0], summary_of_logits(logits, 1)[2])
 
+    def candidates(self, model: Qwen3, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """What a tree is grown from: log-probabilities [T, K], likeliest first, and tokens [T, K], of the
+        positions [T] behind a root. As `two_pass.grow` has them."""
+        k = min(CANDIDATES, model.config.vocab_size)
+        if self.sampling.temperature == 0 and self.bias is None:
+            scores, ids, sums = model.ops.head(states, model.head, k)
+            return scores - sums[:, None], ids
+        logits = model.ops.linear(states, model.head, out_dtype=torch.float32)
+        perturbed = torch.empty_like(logits)
+        choose_triton(
+            logits, positions, self.sampling, numbers=self.numbers, bias=self.bias, perturbed=perturbed
+        )
+        scores, ids, sums = summary_of_logits(perturbed, k)
+        return (scores.log_softmax(-1) if self.sampling.temperature > 0 else scores - sums[:, None]), ids
+
 
 class DeviceCycles:
     """The cycles of one cache, with their graphs."""
@@ -120,7 +150,9 @@ class DeviceCycles:
     def runs(self, strategy: str, decoding: Decoding) -> Iterator[Run]:
         """What each cycle adds to the text, until an end token or the limit. Raises InputError when logits
         are not numbers."""
-        rows = decoding.block_size if strategy == "two-pass" else 1
+        drafted = strategy == "two-pass"
+        nodes = decoding.tree_nodes if drafted else 0
+        rows = nodes + 1 if nodes else decoding.block_size if drafted else 1
         vocabulary, biases = self._model.config.vocab_size, decoding.sampling.logit_bias
         form = *choice_form(decoding.sampling, vocabulary), bool(biases)
         self._numbers.copy_(choice_numbers(decoding.sampling, vocabulary))
@@ -128,33 +160,38 @@ class DeviceCycles:
             self._bias.copy_(bias_table(tuple(biases.items()), vocabulary, self._bias.device))
         begin = [decoding.start, decoding.root, decoding.remaining, 0]
         self._state.copy_(torch.tensor(begin, dtype=torch.int32))
-        waiting = self._launch(rows, strategy, form, decoding, unread=0)
+        shape = strategy, rows, nodes > 0
+        waiting = self._launch(shape, form, decoding, unread=0)
         while True:
-            following = self._launch(rows, strategy, form, decoding, unread=1)
+            following = self._launch(shape, form, decoding, unread=1)
             kept, finished, damaged, tokens, logprobs = waiting()
             decoding.tokens += tokens
             self._cache.lengths[0] += kept
             if kept:
-                yield Run(tokens, logprobs, forwards=2 if strategy == "two-pass" else 1)
+                yield Run(tokens, logprobs, forwards=2 if drafted else 1, nodes=rows - 1)
             if damaged:
                 raise InputError(NOT_NUMBERS)
             if finished:
                 return
             waiting = following
 
-    def _launch(self, rows: int, strategy: str, form: tuple, decoding: Decoding, unread: int) -> Read:
-        """Launch a cycle while `unread` others are not read; returns how to read it."""
-        furthest = min(decoding.start + unread * rows, decoding.limit - 1) + rows
+    def _launch(self, shape: tuple[str, int, bool], form: tuple, decoding: Decoding, unread: int) -> Read:
+        """Launch a cycle while `unread` others are not read; returns how to read it. shape: strategy, rows to
+        verify, and whether they are a tree."""
+        strategy, rows, tree = shape
+        block = decoding.block_size if strategy == "two-pass" else 1
+        furthest = min(decoding.start + unread * block, decoding.limit - 1) + block
         room = LEAST_ROOM
         while room < furthest:
             room *= 2
-        key = strategy, rows, room, form
+        key = strategy, rows, room, form, block, tree
         if key not in self._cycles:
             bias = self._bias if decoding.sampling.logit_bias else None
             choice = Choice(decoding.sampling, self._numbers, bias)
             self._cycles[key] = Cycle(
-                self._model, self._cache, self._state, self._ends, choice, rows, room, strategy == "two-pass"
-            )
+                self._model, self._cache, self._state, self._ends, choice, rows, room,
+                block if strategy == "two-pass" else 0, tree,
+            )  # fmt: skip
             while len(self._cycles) > MOST_GRAPHS:
                 self._cycles.popitem(last=False)
         self._cycles.move_to_end(key)
@@ -169,19 +206,25 @@ class Cycle:
 
     def __init__(
         self, model: Qwen3, cache: KVCache, state: Tensor, ends: Tensor, choice: Choice, rows: int, room: int,
-        drafted: bool,
+        block: int, tree: bool = False,
     ) -> None:  # fmt: skip
-        """rows: of the pass to verify, root included."""
+        """rows: of the pass to verify, root included. block: rows of the draft, 0 without one. tree: of the
+        likeliest rows - 1 nodes, in place of a chain of the block's length."""
         self.model, self.cache, self.state, self.ends, self.choice = model, cache, state, ends, choice
         device, config = model.device, model.config
         self.draft: MovingPass | None = None
-        if drafted:
-            block = Rows.block(0, rows, 0, config.mask_token_id)
-            self.draft = MovingPass(model, block, room, logits_of=rows - 1)
-        chain = Rows.chain([0] * rows, 0)
-        self.check = MovingPass(model, chain, room)
-        self.parents = torch.tensor(chain.parents, dtype=torch.int32, device=device)
-        self.accepted, self.start = self.parents.clone(), state.new_zeros(1)
+        if block:
+            masks = Rows.block(0, block, 0, config.mask_token_id)
+            self.draft = MovingPass(model, masks, room, logits_of=block - 1)
+        self.check: MovingPass | GrownPass
+        if tree:
+            self.check = GrownPass(model, rows - 1, block - 1, room)
+            self.parents = self.check.parents
+        else:
+            chain = Rows.chain([0] * rows, 0)
+            self.check = MovingPass(model, chain, room)
+            self.parents = torch.tensor(chain.parents, dtype=torch.int32, device=device)
+        self.accepted, self.start = torch.zeros_like(self.parents), state.new_zeros(1)
         self.choices = torch.zeros(rows, dtype=torch.int64, device=device)
         self.record = state.new_zeros(RECORD + 2 * rows)
         pinned = device.type == "cuda"
@@ -222,12 +265,16 @@ class Cycle:
     def run(self) -> None:
         """The launches of a cycle; nothing comes from the host."""
         model, check = self.model, self.check
-        check.move(self.state)
+        if isinstance(check, MovingPass):
+            check.move(self.state)
         if self.draft is not None:
             self.draft.move(self.state)
             states, _, _ = model.states(self.draft.inputs, self.cache)
-            # the proposal of block row i takes the place of verify row i + 1
-            self.choice(model, states, check.ids[1, 1:], check.ids[0, 1:])
+            if isinstance(check, GrownPass):
+                behind = self.draft.ids[1, 1:]
+                grow_triton(check.tables, self.state, *self.choice.candidates(model, states, behind))
+            else:  # the proposal of block row i takes the place of verify row i + 1
+                self.choice(model, states, check.ids[1, 1:], check.ids[0, 1:])
         states, keys, values = model.states(check.inputs, self.cache)
         logits, sums = self.choice(model, states, check.ids[1] + 1, self.choices)()
         advance_triton(

@@ -30,6 +30,7 @@ class Run:
     tokens: list[int]
     logprobs: list[float]
     forwards: int
+    nodes: int = 0  # proposals that were verified
 
 
 class Decoding:
@@ -45,8 +46,11 @@ class Decoding:
         budget: int,
         sampling: Sampling,
         block_size: int,
+        tree_nodes: int = 0,
     ) -> None:
-        self.model, self.sampling, self.block_size = model, sampling, block_size
+        """tree_nodes: proposals of a draft tree; 0: a chain."""
+        self.model, self.sampling = model, sampling
+        self.block_size, self.tree_nodes = block_size, tree_nodes
         self.tokens = list(prompt)
         self.limit = len(prompt) + budget  # length of the finished text at most
         self.cache = cache
@@ -79,15 +83,21 @@ class Decoding:
         repetition penalty sees them. Raises InputError when the logits are not finite numbers."""
         if not torch.isfinite(logits).all():
             raise InputError(NOT_NUMBERS)
-        positions = torch.tensor([len(self.tokens) + len(path) for path in paths], device=logits.device)
-        return self.model.ops.choose(logits, positions, self.sampling, self._seen(logits, paths)).tolist()
+        return self.model.ops.choose(logits, *self.placed(logits, paths)).tolist()
 
-    def extend(self, tokens: list[int], logits: Tensor, forwards: int) -> Run:
+    def placed(
+        self, logits: Tensor, paths: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Sampling, Tensor | None]:
+        """What `choose` and `candidate_scores` take behind logits [T, V]."""
+        positions = torch.tensor([len(self.tokens) + len(path) for path in paths], device=logits.device)
+        return positions, self.sampling, self._seen(logits, paths)
+
+    def extend(self, tokens: list[int], logits: Tensor, forwards: int, nodes: int = 0) -> Run:
         """Append tokens, each chosen from its row of logits, to the text."""
         ids = torch.tensor(tokens, device=logits.device)
         logprobs = self.model.ops.log_probability(logits, ids).tolist()
         self.tokens += tokens
-        return Run(tokens, logprobs, forwards)
+        return Run(tokens, logprobs, forwards, nodes)
 
     def _seen(self, logits: Tensor, paths: Sequence[Sequence[int]]) -> Tensor | None:
         """Tokens that the repetition penalty applies to in each row, bool [T, V]: the text so far and the

@@ -1,0 +1,75 @@
+"""The draft tree: nodes of a diffusion block's proposals, best first by path probability.
+
+A block gives a distribution at each position behind its anchor, and the positions know nothing of each other.
+So a node at depth d is a choice of a candidate at each of d positions; its score is the sum of their
+log-probabilities, the log of the probability that the target walks there if the drafter is right. Log-
+probabilities are not above 0, so no child outranks its parent, and the best nodes are a prefix-closed tree:
+the root with the nodes of highest score (best-first search over products, as in a k-best list).
+
+Order: by score; at equal scores the node whose place was known first, a next sibling before a first child. A
+chain is the tree of one candidate a position."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DraftTree:
+    """A tree of N nodes, node 0 its root, parents before their children: what `Rows.tree` and `verify` take.
+
+    scores: log-probability of the path from the root, by the drafter; 0 at the root."""
+
+    tokens: list[int]
+    parents: list[int]
+    depths: list[int]
+    scores: list[float]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def paths(self) -> list[list[int]]:
+        """Tokens from below the root down to each node, its own last."""
+        found: list[list[int]] = []
+        for token, parent in zip(self.tokens, self.parents, strict=True):
+            found.append([] if parent < 0 else [*found[parent], token])
+        return found
+
+
+def draft_tree(root: int, log_probabilities: Tensor, ids: Tensor, nodes: int) -> DraftTree:
+    """Grow the best `nodes` nodes under `root`.
+
+    log_probabilities [P, K] fp32, likeliest first, not above 0: of candidates ids [P, K] at the positions
+    behind the root. Fewer nodes when there are fewer paths. Scores are summed in fp32 from the root down.
+    Raises ValueError for a negative number of nodes."""
+    if nodes < 0:
+        raise ValueError(f"a draft tree of {nodes} nodes: at least 0 were expected")
+    scores, names = log_probabilities.cpu(), ids.tolist()
+    depth_limit, width = scores.shape
+    tree = DraftTree([root], [-1], [0], [0.0])
+    known = 0  # candidates seen so far, which decides between equal scores
+    frontier: list[tuple[float, int, int, int]] = []  # (-score, when it was known, parent, rank)
+
+    def offer(parent: int, rank: int) -> None:
+        nonlocal known
+        if rank < width and tree.depths[parent] < depth_limit:
+            # the tensor's addition rounds to fp32, as the kernel's does
+            score = (scores.new_tensor(tree.scores[parent]) + scores[tree.depths[parent], rank]).item()
+            heapq.heappush(frontier, (-score, known, parent, rank))
+            known += 1
+
+    offer(0, 0)
+    while frontier and len(tree) <= nodes:
+        score, _, parent, rank = heapq.heappop(frontier)
+        if score == float("inf"):
+            break  # what is left is impossible: banned or filtered out
+        tree.tokens.append(names[tree.depths[parent]][rank])
+        tree.parents.append(parent)
+        tree.depths.append(tree.depths[parent] + 1)
+        tree.scores.append(-score)
+        offer(parent, rank + 1)
+        offer(len(tree) - 1, 0)
+    return tree

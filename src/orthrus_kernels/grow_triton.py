@@ -1,0 +1,264 @@
+"""The draft tree grown on the device, with the tables of the pass that verifies it: one launch, one program.
+
+`draft_tree` says which nodes a tree has; the tables are those of packed.py in a layout of fixed size
+(`tree_tables`), so that a captured graph takes any tree of as many nodes. A **path tile** holds a line of
+first children: a node goes below its parent, in the same tile, if it is the likeliest candidate there, and
+else opens a tile, whose slots begin with those of its parent. So a tile has at least one node, and there are
+at most as many tiles as nodes. Rows behind the context lie in its last key segment or the one after it, which
+are the two that a path tile may have keys in; all nodes share the context tiles.
+
+The frontier of the search lies in registers, an entry a place that is known and not taken, by the order in
+which places became known; a step takes the best entry, the first of equals, and offers two more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._triton import tl, triton
+from .draft_tree import DraftTree
+from .packed import KEY_CUTS, Cuts, PackedRows, key_segments, tables_of
+
+MOST_DEPTH = 64  # of a node: 6 bits
+_ITEMS = 128  # a step
+
+
+@dataclass(frozen=True)
+class TreeTables:
+    """The pass over a tree of N - 1 nodes and its root, refilled for every tree.
+
+    packed: the tables; the first `path_items` items are (path tile, segment) pairs."""
+
+    packed: PackedRows
+    path_items: int
+    ids: Tensor  # [2, N] int64: tokens and positions
+    parents: Tensor  # [N] int32
+
+
+def tree_tables(
+    nodes: int, depth: int, tile_rows: int, room: int, device: torch.device, cuts: Cuts = KEY_CUTS
+) -> TreeTables:
+    """Room for the tables of trees of up to `nodes` nodes below the root and `depth` below it, where no row
+    sees a position from `room` on, for tiles of `tile_rows` rows.
+
+    Raises ValueError for a tree that is empty or too deep."""
+    if not 1 <= nodes <= 4095 or not 1 <= depth < MOST_DEPTH:
+        raise ValueError(
+            f"a tree of {nodes} nodes and {depth} deep: 1 to 4095, 1 to {MOST_DEPTH - 1} expected"
+        )
+    n, bounds = nodes + 1, list(key_segments(room, cuts))
+    context_tiles = -(-n // tile_rows)
+    unused = context_tiles * tile_rows - n
+    meta = [[0, 0, 0, 0, 0, 0, 0, 0] for _ in range(n + context_tiles)]
+    path_items = [item for tile in range(n) for item in ((-1 - tile, 0), (-1 - tile, 0))]
+    wide_first = sorted(range(len(bounds)), key=lambda s: (bounds[s][0] - bounds[s][1], s))
+    items = [(-1 - n - tile, s) for s in wide_first for tile in range(context_tiles)]
+    packed = tables_of(
+        [-1] * (n * tile_rows) + list(range(n)) + [-1] * unused, [0] * ((n + context_tiles) * tile_rows),
+        meta, [0] * (n * (depth + 1)), bounds, [*path_items, *items], [0] * n, tile_rows, n, device,
+    )  # fmt: skip
+    ids = torch.zeros(2, n, dtype=torch.int64, device=device)
+    return TreeTables(packed, len(path_items), ids, torch.zeros(n, dtype=torch.int32, device=device))
+
+
+def plant(tables: TreeTables, tree: DraftTree, start: int) -> None:
+    """Fill the tables, which are on the CPU, with a tree behind `start` committed tokens. The plain twin of
+    `grow_triton`, which grows the tree too."""
+    packed, n = tables.packed, len(tree)
+    depth = len(packed.slots) // packed.n_rows
+    firsts, lasts = packed.segments[:-1].tolist(), packed.segments[1:].tolist()
+    whole = sum(last <= start for last in lasts)
+    packed.rows[: packed.path_tiles], packed.limits[: packed.path_tiles] = -1, 0
+    first_children: set[int] = set()
+    seen_parents: set[int] = set()
+    place: list[tuple[int, int]] = []  # (tile, place) of each node
+    tiles = 0
+    for node, (parent, d) in enumerate(zip(tree.parents, tree.depths, strict=True)):
+        if parent not in seen_parents:
+            first_children.add(node)
+            seen_parents.add(parent)
+        below = place[parent][1] + 1 if node in first_children and parent >= 0 else packed.tile_rows
+        if below < packed.tile_rows:
+            tile = place[parent][0]
+        else:
+            tile, below = tiles, 0
+            tiles += 1
+            packed.tiles[tile, [3, 7]] = torch.tensor([tile * depth, start + d + 1], dtype=torch.int32)
+            if parent >= 0:
+                above = place[parent][0] * depth
+                packed.slots[tile * depth : tile * depth + d] = packed.slots[above : above + d].clone()
+        place.append((tile, below))
+        packed.slots[tile * depth + d] = node
+        packed.rows[tile, below], packed.limits[tile, below] = node, start + d + 1
+        reach = sum(first < start + d + 1 for first in firsts)
+        packed.row_segments[node] = reach
+        packed.tiles[tile, [0, 1, 2, 4, 5, 6]] = torch.tensor(
+            [0, start, start + d + 1, reach, start + d, node], dtype=torch.int32
+        )
+    for tile in range(packed.path_tiles, len(packed.tiles)):
+        packed.tiles[tile] = torch.tensor([0, start, start, 0, whole, start, 0, start], dtype=torch.int32)
+    packed.limits[packed.path_tiles :] = torch.where(packed.rows[packed.path_tiles :] >= 0, start, 0)
+    for i, (tile, segment) in enumerate(packed.items.tolist()):
+        tile = max(tile, -1 - tile)
+        if i < tables.path_items:
+            tile, segment = i // 2, min(whole + i % 2, len(firsts) - 1)
+            has_keys = (
+                tile < tiles and whole + i % 2 < len(firsts) and firsts[segment] < packed.tiles[tile, 2]
+            )
+        else:
+            has_keys = lasts[segment] <= start
+        packed.items[i] = torch.tensor([tile if has_keys else -1 - tile, segment], dtype=torch.int32)
+    tables.ids[0, :n], tables.ids[1, :n] = torch.tensor(tree.tokens), start + torch.tensor(tree.depths)
+    tables.parents[:n] = torch.tensor(tree.parents, dtype=torch.int32)
+
+
+@triton.jit
+def _grow_kernel(
+    start_root, log_probabilities, candidates, tokens, positions, parents,
+    rows, limits, tiles, slots, segments, items, row_segments,
+    N, DEPTH, K, PATH_ITEMS, N_ITEMS, CONTEXT_TILES, N_SEGMENTS,
+    TILE: tl.constexpr, SEGMENTS: tl.constexpr, FRONTIER: tl.constexpr, SLOTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """N nodes, the root one of them. Powers of two: FRONTIER >= 2 N, SLOTS > DEPTH, SEGMENTS of them all."""
+    start, root = tl.load(start_root), tl.load(start_root + 1)
+    o_b, o_f, o_s, o_d = (
+        tl.arange(0, BLOCK), tl.arange(0, FRONTIER), tl.arange(0, SEGMENTS), tl.arange(0, SLOTS)
+    )  # fmt: skip
+    b_first = tl.load(segments + o_s, mask=o_s < N_SEGMENTS, other=0x7FFFFFFF)
+    b_last = tl.load(segments + 1 + o_s, mask=o_s < N_SEGMENTS, other=0x7FFFFFFF)
+    whole = tl.sum((b_last <= start).to(tl.int32), axis=0)  # segments wholly inside the context
+    behind = tl.min(tl.where(b_first > start, b_first, 0x7FFFFFFF), axis=0)  # where the next one starts
+    for i in range(0, N * TILE, BLOCK):
+        tl.store(rows + i + o_b, tl.full((BLOCK,), -1, tl.int32), mask=i + o_b < N * TILE)
+        tl.store(limits + i + o_b, tl.zeros((BLOCK,), tl.int32), mask=i + o_b < N * TILE)
+    tl.debug_barrier()
+
+    # An entry: scores of its node and of its parent; (parent, rank, parent's depth) and (tile, place) packed.
+    b_score = tl.full((FRONTIER,), float("-inf"), tl.float32)
+    b_base = tl.zeros((FRONTIER,), tl.float32)
+    b_node = tl.zeros((FRONTIER,), tl.int32)
+    b_place = tl.zeros((FRONTIER,), tl.int32)
+    known, n_tiles = 0, 1
+    tl.store(tokens, root.to(tl.int64))
+    tl.store(positions, start.to(tl.int64))
+    tl.store(parents, -1)
+    tl.store(rows, 0)
+    tl.store(limits, start + 1)
+    tl.store(slots, 0)
+    tl.store(row_segments, whole + 1)
+    tl.store(tiles + 3, 0)
+    tl.store(tiles + 7, start + 1)
+    tl.store(tiles + 2, start + 1)
+    tl.store(tiles + 6, 0)
+    score, depth, tile, place, node = 0.0, 0, 0, 0, 0
+    for count in range(1, N):
+        # the first child of the node taken last
+        if depth < DEPTH:
+            is_new = o_f == known
+            b_score = tl.where(is_new, score + tl.load(log_probabilities + depth * K), b_score)
+            b_base = tl.where(is_new, score, b_base)
+            b_node = tl.where(is_new, (node << 16) | depth, b_node)
+            b_place = tl.where(is_new, (tile << 8) | place, b_place)
+            known += 1
+        best = tl.max(b_score, axis=0)
+        at = tl.min(tl.where(b_score == best, o_f, FRONTIER), axis=0)
+        is_best = o_f == at
+        base = tl.sum(tl.where(is_best, b_base, 0.0), axis=0)
+        packed_node = tl.sum(tl.where(is_best, b_node, 0), axis=0)
+        packed_place = tl.sum(tl.where(is_best, b_place, 0), axis=0)
+        parent, rank, above = packed_node >> 16, (packed_node >> 8) & 255, packed_node & 255
+        tile, place = packed_place >> 8, packed_place & 255
+        b_score = tl.where(is_best, float("-inf"), b_score)
+        # its next sibling; where nothing is left that is possible, a node is taken again, as a leaf
+        possible = best > float("-inf")
+        if (rank + 1 < K) & possible:
+            is_new = o_f == known
+            sibling = base + tl.load(log_probabilities + above * K + rank + 1)
+            b_score = tl.where(is_new, sibling, b_score)
+            b_base = tl.where(is_new, base, b_base)
+            b_node = tl.where(is_new, (parent << 16) | ((rank + 1) << 8) | above, b_node)
+            b_place = tl.where(is_new, packed_place, b_place)
+            known += 1
+        score, depth, node = best, above + 1, count
+        if (rank > 0) | (place + 1 == TILE) | (possible == 0):
+            tl.debug_barrier()  # the parent's slots are read by other threads than wrote them
+            b_slot = tl.load(slots + tile * (DEPTH + 1) + o_d, mask=o_d < depth, other=0)
+            tile, place = n_tiles, 0
+            n_tiles += 1
+            tl.store(slots + tile * (DEPTH + 1) + o_d, b_slot, mask=o_d < depth)
+            tl.store(tiles + 8 * tile + 3, tile * (DEPTH + 1))
+            tl.store(tiles + 8 * tile + 7, start + depth + 1)
+        else:
+            place += 1
+        end = start + depth + 1
+        tl.store(tokens + node, tl.load(candidates + above * K + rank))
+        tl.store(positions + node, end.to(tl.int64) - 1)
+        tl.store(parents + node, parent)
+        tl.store(slots + tile * (DEPTH + 1) + depth, node)
+        tl.store(rows + tile * TILE + place, node)
+        tl.store(limits + tile * TILE + place, end)
+        tl.store(row_segments + node, whole + 1 + (behind < end).to(tl.int32))
+        tl.store(tiles + 8 * tile + 2, end)
+        tl.store(tiles + 8 * tile + 6, node)
+
+    tl.debug_barrier()  # what follows is read by other threads than wrote it
+    for i in range(0, N + CONTEXT_TILES, BLOCK):
+        o_t = i + o_b
+        m_t, of_path = o_t < N + CONTEXT_TILES, o_t < N
+        p_t = tiles + 8 * o_t
+        b_end = tl.where(of_path, tl.load(p_t + 2, mask=m_t & of_path, other=0), start)
+        b_reach = tl.where(of_path, whole + 1 + (behind < b_end).to(tl.int32), whole)
+        used = m_t & ((o_t < n_tiles) | (o_t >= N))
+        tl.store(p_t + 1, tl.zeros((BLOCK,), tl.int32) + start, mask=used)
+        tl.store(p_t + 2, b_end, mask=used)
+        tl.store(p_t + 4, b_reach, mask=used)
+        tl.store(p_t + 5, tl.where(of_path, b_end - 1, start), mask=used)
+        tl.store(p_t + 7, tl.zeros((BLOCK,), tl.int32) + start, mask=used & (o_t >= N))
+    for i in range(N * TILE, (N + CONTEXT_TILES) * TILE, BLOCK):
+        m_p = i + o_b < (N + CONTEXT_TILES) * TILE
+        b_row = tl.load(rows + i + o_b, mask=m_p, other=-1)
+        tl.store(limits + i + o_b, tl.where(b_row >= 0, start, 0), mask=m_p)
+    tl.debug_barrier()
+    for i in range(0, N_ITEMS, BLOCK):
+        o_i = i + o_b
+        m_i, of_path = o_i < N_ITEMS, o_i < PATH_ITEMS
+        b_tile = tl.load(items + 2 * o_i, mask=m_i, other=0)
+        b_tile = tl.where(of_path, o_i // 2, tl.where(b_tile < 0, -1 - b_tile, b_tile))
+        b_there = tl.load(items + 2 * o_i + 1, mask=m_i, other=0)
+        b_there = tl.where(of_path, tl.minimum(whole + o_i % 2, N_SEGMENTS - 1), b_there)
+        reaches = tl.load(segments + b_there, mask=m_i, other=0) < tl.load(
+            tiles + 8 * b_tile + 2, mask=m_i & of_path, other=0
+        )
+        in_path = (o_i // 2 < n_tiles) & (whole + o_i % 2 < N_SEGMENTS) & reaches
+        in_context = tl.load(segments + b_there + 1, mask=m_i, other=0) <= start
+        has_keys = tl.where(of_path, in_path, in_context)
+        tl.store(items + 2 * o_i, tl.where(has_keys, b_tile, -1 - b_tile), mask=m_i)
+        tl.store(items + 2 * o_i + 1, b_there, mask=m_i)
+
+
+def grow_triton(tables: TreeTables, state: Tensor, log_probabilities: Tensor, candidates: Tensor) -> None:
+    """Grow the tree and fill its tables. One launch.
+
+    state [>= 2] int32: where the root stands and its token. log_probabilities [P, K] fp32, likeliest first,
+    of candidates [P, K] int64 at the positions behind the root. Where there are fewer possible paths than
+    nodes, some come twice: the walk takes the first of equal siblings."""
+    packed, n = tables.packed, tables.packed.n_rows
+    depth, k = log_probabilities.shape
+    slots = len(packed.slots) // n
+    assert slots == depth + 1 and candidates.shape == (depth, k) and k < 256, (slots, candidates.shape)
+    assert (log_probabilities.dtype, candidates.dtype) == (torch.float32, torch.int64), candidates.dtype
+    assert log_probabilities.is_contiguous() and candidates.is_contiguous(), candidates.stride()
+    assert packed.tile_rows <= 256, packed.tile_rows
+    _grow_kernel[(1,)](
+        start_root=state, log_probabilities=log_probabilities, candidates=candidates, tokens=tables.ids[0],
+        positions=tables.ids[1], parents=tables.parents, rows=packed.rows, limits=packed.limits,
+        tiles=packed.tiles, slots=packed.slots, segments=packed.segments, items=packed.items,
+        row_segments=packed.row_segments, N=n, DEPTH=depth, K=k, PATH_ITEMS=tables.path_items,
+        N_ITEMS=len(packed.items), CONTEXT_TILES=len(packed.tiles) - packed.path_tiles,
+        N_SEGMENTS=packed.n_segments, TILE=packed.tile_rows,
+        SEGMENTS=triton.next_power_of_2(packed.n_segments), FRONTIER=triton.next_power_of_2(2 * n),
+        SLOTS=triton.next_power_of_2(depth + 1), BLOCK=_ITEMS, num_warps=1,
+    )  # fmt: skip

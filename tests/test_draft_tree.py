@@ -1,0 +1,114 @@
+"""The draft tree: the best paths through a block's distributions, and text that does not depend on it."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small import small_model
+
+from orthrus_kernels import Rows, draft_tree, visible
+from qwen3_model import InputError, Qwen3
+from qwen3_model.checkpoint import EMBEDDED
+from qwen3_model.prompts import read_prompts
+
+
+def distributions(depth, width, seed):
+    """Sorted log-probabilities and distinct ids of `depth` positions."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(depth, width, generator=generator).sort(-1, descending=True).values
+    ids = torch.stack([torch.randperm(50, generator=generator)[:width] for _ in range(depth)])
+    return logits.log_softmax(-1), ids
+
+
+def every_path(scores, ids):
+    """(score, tokens) of all paths from the root, summed in fp32 from the root down."""
+    found = []
+    for depth in range(1, len(scores) + 1):
+        for ranks in itertools.product(range(scores.shape[1]), repeat=depth):
+            total = torch.zeros(())
+            for d, rank in enumerate(ranks):
+                total = total + scores[d, rank]
+            found.append((total.item(), tuple(ids[d, rank].item() for d, rank in enumerate(ranks))))
+    return sorted(found, key=lambda path: -path[0])
+
+
+@settings(max_examples=60)
+@given(depth=st.integers(1, 4), width=st.integers(1, 4), nodes=st.integers(0, 40), seed=st.integers(0, 10**6))
+def test_it_holds_the_best_paths(depth, width, nodes, seed):
+    scores, ids = distributions(depth, width, seed)
+    tree, wanted = draft_tree(7, scores, ids, nodes), every_path(scores, ids)[:nodes]
+    assert len(tree) == len(wanted) + 1 and (tree.tokens[0], tree.parents[0]) == (7, -1)
+    paths = [tuple(path) for path in tree.paths()[1:]]
+    assert len(set(paths)) == len(paths), "no node twice"
+    assert tree.scores[1:] == [score for score, _ in wanted], "best first"
+    distinct = {score for score, _ in wanted}
+    if len(distinct) == len(wanted):
+        assert paths == [path for _, path in wanted]
+    for i, (parent, depth_of) in enumerate(zip(tree.parents, tree.depths, strict=True)):
+        assert parent < i and depth_of == (tree.depths[parent] + 1 if i else 0)
+    visible(Rows.tree(tree.tokens, tree.parents, 3))  # a tree that a pass takes
+
+
+def test_one_candidate_a_position_is_a_chain():
+    scores, ids = distributions(5, 1, 0)
+    tree = draft_tree(1, scores, ids, 9)
+    assert tree.tokens == [1, *ids[:, 0].tolist()] and tree.parents == [-1, 0, 1, 2, 3, 4]
+
+
+def test_equal_scores_go_by_what_was_known_first():
+    """All paths of a depth are equal; a place is known once its parent or the sibling before is taken."""
+    scores = torch.full((3, 2), -1.0)
+    tree = draft_tree(0, scores, torch.tensor([[1, 2], [3, 4], [5, 6]]), 6)
+    assert tree.tokens == [0, 1, 2, 3, 3, 4, 4] and tree.parents == [-1, 0, 0, 1, 2, 1, 2]
+
+
+def test_impossible_candidates_are_left_out():
+    scores = torch.tensor([[0.0, float("-inf")], [-1.0, float("-inf")]])
+    assert draft_tree(0, scores, torch.tensor([[1, 2], [3, 4]]), 9).tokens == [0, 1, 3]
+    assert len(draft_tree(0, torch.full((2, 2), float("-inf")), torch.zeros(2, 2, dtype=torch.int64), 9)) == 1
+    with pytest.raises(ValueError, match="at least 0"):
+        draft_tree(0, scores, torch.zeros(2, 2, dtype=torch.int64), -1)
+
+
+SETTINGS = [
+    {}, {"temperature": 0.7}, {"temperature": 1.0, "top_p": 0.9, "top_k": 12},
+    {"temperature": 0.9, "repetition_penalty": 1.3, "logit_bias": {5: 2.0, 9: -float("inf")}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_any_tree_gives_the_text_of_plain_decoding(settings, dtype):
+    """Tokens and log-probabilities, bit for bit, with end tokens in it and a context that gets full."""
+    model = small_model(dtype, max_position_embeddings=48)
+    prompt = [5, 6, 7]
+    for seed in range(3):
+        plain = model.generate(prompt, "autoregressive", seed=seed, **settings)
+        for nodes in (1, 5, 30):
+            drafted = model.generate(prompt, "two-pass", seed=seed, tree_nodes=nodes, **settings)
+            assert drafted.token_ids == plain.token_ids and drafted.logprobs == plain.logprobs
+            assert drafted.stats.finish_reason == plain.stats.finish_reason
+            assert drafted.stats.nodes <= nodes * drafted.stats.cycles
+
+
+@pytest.mark.parametrize("nodes", [-1, 256, 1.5, "many"])
+def test_impossible_trees(nodes):
+    with pytest.raises(InputError, match="tree_nodes is .* 0 \\(a chain\\) to 255"):
+        small_model().generate([5], "two-pass", max_new_tokens=2, tree_nodes=nodes)
+
+
+def test_a_tree_accepts_more_than_a_chain():
+    """On the embedded checkpoint: a broken builder keeps the text and loses this."""
+    model = Qwen3.from_pretrained(EMBEDDED, device="cpu", progress=False)
+    prompts = [model.text.encode(p) for p in read_prompts(EMBEDDED / "held_out.jsonl", 2, split="test")]
+    for how, gain in (({}, 1.2), ({"temperature": 1.0, "seed": 1}, 1.2)):
+        cycles = {}
+        for nodes in (0, 24):
+            stats = [
+                model.generate(p, "two-pass", max_new_tokens=48, tree_nodes=nodes, **how).stats
+                for p in prompts
+            ]
+            cycles[nodes] = sum(s.cycles for s in stats) / sum(s.cycle_tokens for s in stats)
+        assert cycles[0] / cycles[24] > gain, how
