@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint fmt bench bench-decode performance tune gpu-check tiny-checkpoint clean
+.PHONY: help demo test test-slow lint fmt bench bench-decode acceptance performance tune gpu-check tiny-checkpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -33,6 +33,9 @@ bench: $(VENV)/bench ## every kernel beside its peers on this GPU, 5 minutes; BE
 
 bench-decode: $(VENV)/bench ## whole decoding steps beside their floors on this GPU, 4 minutes; options in BENCH="..."
 	$(BIN)/python -m bench.decode $(BENCH)
+
+acceptance: $(VENV)/bench ## tokens a cycle of chains and draft trees, with intervals; options in ACCEPTANCE="..."
+	$(BIN)/python -m bench.acceptance $(ACCEPTANCE)
 
 performance: $(VENV)/bench ## docs/performance.md and its picture anew from the recorded runs
 	$(BIN)/python -m bench.performance

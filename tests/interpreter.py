@@ -16,6 +16,7 @@ compiled reductions and dots. Those are the GPU's to prove (`make gpu-check`).""
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cache
 from types import ModuleType, SimpleNamespace
 
@@ -84,14 +85,14 @@ def repair() -> None:
             return source
         if to.scalar == tl.bfloat16:
             return handle_of(narrow(source.data.astype(np.float32)), tl.bfloat16)
-        if is_bf16(source):
+        with np.errstate(over="ignore"):  # what fp16 cannot hold is inf, as on a GPU, and no warning
             return plain["cast_impl"](self, wide(source), to)
-        return plain["cast_impl"](self, source, to)
 
     def fp_to_fp(self, source, to, rounding):
         if is_bf16(source) or to.scalar == tl.bfloat16:
             return cast(self, source, to)
-        return plain["create_fp_to_fp"](self, source, to, rounding)
+        with np.errstate(over="ignore"):
+            return plain["create_fp_to_fp"](self, source, to, rounding)
 
     def binary(self, left, right, op):
         if not (is_bf16(left) and is_bf16(right)):
@@ -193,8 +194,9 @@ def patch_once() -> None:
 
 
 def remember_types() -> None:
-    """Spare it another third: shapes, names and numpy dtypes of types are worked out anew for every value;
-    here once a type."""
+    """Spare it another third: shapes, names and numpy dtypes of types are worked out anew for every value,
+    here once a type; casts to the same type and broadcasts to the same shape take their full course, here
+    none; and integer sums are done once more in 64 bits for a check that only debugging makes."""
     import triton.language as tl
     from triton.runtime import interpreter
 
@@ -230,6 +232,25 @@ def remember_types() -> None:
         return dtypes[name]
 
     block_type.__init__, tensor.__init__, interpreter._get_np_dtype = block_init, tensor_init, np_dtype
+
+    semantic = interpreter.TritonSemantic
+    plain_broadcast, plain_cast = semantic.broadcast_impl_value, semantic.cast
+
+    def broadcast(self, lhs, rhs):
+        left, right = lhs.type, rhs.type
+        same = left is right or left.name == right.name
+        if same or (left.is_block() and right.is_block() and left.shape.values == right.shape.values):
+            return lhs, rhs
+        return plain_broadcast(self, lhs, rhs)
+
+    def cast(self, value, kind, fp_downcast_rounding=None):
+        if fp_downcast_rounding is None and value.type.scalar.name == kind.scalar.name:
+            return value
+        return plain_cast(self, value, kind, fp_downcast_rounding)
+
+    semantic.broadcast_impl_value, semantic.cast = broadcast, cast
+    builder = interpreter.interpreter_builder
+    builder.options = replace(builder.options, sanitize_overflow=False)
 
 
 if DEVICE == "cpu":

@@ -50,7 +50,7 @@ class ScriptedModel:
         cache.tokens += tokens
         return self.target(cache.tokens)
 
-    def forward(self, rows: Rows, cache: TextCache, logits_of=None) -> Output:
+    def forward(self, rows: Rows, cache: TextCache, logits_of=None, repeats=True) -> Output:
         if self.interrupt_after is not None and len(self.passes) >= self.interrupt_after:
             raise KeyboardInterrupt
         self.passes.append(rows)

@@ -1,0 +1,78 @@
+"""bench.acceptance: figures of known statistics, a whole run on the embedded checkpoint, bad options."""
+
+import json
+
+import pytest
+from small import small_model
+
+from bench import acceptance
+from bench.acceptance import Measured, Setting
+from qwen3_model import InputError
+from qwen3_model.generate import GenerationStats
+
+
+def stats(histogram, nodes=0):
+    cycles = sum(histogram)
+    kept = sum(n * (i + 1) for i, n in enumerate(histogram))
+    return GenerationStats("two-pass", 0, 1 + 2 * cycles, cycles, kept + 1, kept, nodes, list(histogram))
+
+
+def test_figures_by_hand():
+    """10 cycles of a token, 5 of two, 5 of four: 40 tokens in 20 cycles and 41 passes."""
+    m = Measured(Setting(0.0, 8), [stats([10, 5, 0, 5], nodes=160)])
+    assert (m.per_cycle, m.nodes_per_cycle) == (2.0, 8.0) and m.per_forward == 41 / 41
+    assert m.agreement() == [0.5, 0.25, 0.25]
+    assert m.interval() == (2.0, 2.0), "one prompt, nothing to resample"
+
+
+def test_the_interval_is_of_prompts():
+    """Over 40 prompts that alternate between 1 and 3 tokens a cycle the mean is 2, give or take 0.3."""
+    m = Measured(Setting(0.0, 0), [stats([10] if i % 2 else [0, 0, 10]) for i in range(40)])
+    low, high = m.interval()
+    assert m.per_cycle == 2 and 1.6 < low < 1.8 and 2.2 < high < 2.4
+    narrow = Measured(Setting(0.0, 0), m.stats * 25).interval()
+    assert narrow[1] - narrow[0] < (high - low) / 3
+
+
+def test_a_whole_run(tmp_path, capsys):
+    out, picture = tmp_path / "a.json", tmp_path / "a.png"
+    arguments = ["--limit", "2", "--max-new-tokens", "24", "--nodes", "0", "16", "--temperatures", "0", "1",
+                 "--device", "cpu", "--json", str(out)]  # fmt: skip
+    assert acceptance.main(arguments) == 0
+    said, got = capsys.readouterr().out, json.loads(out.read_text())
+    assert "tree 16, T 1" in said and "over chain" in said
+    assert [(s["temperature"], s["nodes"]) for s in got["settings"]] == [(0, 0), (0, 16), (1, 0), (1, 16)]
+    chain, tree = got["settings"][:2]
+    assert tree["tokens_per_cycle"] > chain["tokens_per_cycle"] > 1 and chain["nodes_per_cycle"] > 1
+    low, high = chain["interval_95"]
+    assert low <= chain["tokens_per_cycle"] <= high and chain["prompts"] == 2
+    assert got["dtype"] == "float32" and "acceptance" in got["machine"]["command"]
+    pytest.importorskip("matplotlib")
+    acceptance.plot(picture, [Measured(Setting(0.0, n), [stats([3, 2])]) for n in (0, 16)], "t")
+    assert picture.stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    "arguments, word",
+    [
+        (["--nodes", "256"], "'256' is not a number of nodes, 0 (a chain) to 255"),
+        (["--temperatures", "inf"], "'inf' is not a temperature"),
+        (["--temperatures", "hot"], "'hot' is not a temperature, 0 or above"),
+        (["--limit", "0"], "'0' is not a whole number"),
+        (["--json", "/nowhere/at/all.json"], "cannot write"),
+        (["/nowhere/prompts.jsonl"], "there is no file"),
+        (["--top-p", "2", "--limit", "1", "--device", "cpu", "--temperatures", "1"], "top_p"),
+        (["--nonsense"], "unrecognized arguments"),
+    ],
+)
+def test_bad_options_end_with_one_line(arguments, word, capsys):
+    with pytest.raises(SystemExit) as end:
+        acceptance.main(arguments)
+    said = capsys.readouterr()
+    assert end.value.code == 2 and word in said.err and said.err.count("\n") == 1 and not said.out
+
+
+def test_a_plain_qwen3_is_refused():
+    plain = small_model(block_size=0, mask_token_id=None)
+    with pytest.raises(InputError, match="prompt 1: strategy two-pass needs an Orthrus"):
+        list(acceptance.measure(plain, [[5]], [Setting(0.0, 0)], 3, 0))
