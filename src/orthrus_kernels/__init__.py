@@ -18,7 +18,7 @@ from .packed import PackedRows, key_segments, pack, unpack
 from .pdl import pdl_kinds
 from .qk_norm_rope import qk_norm_rope
 from .rms_norm import add_rms_norm, rms_norm
-from .rope import cos_sin, inverse_frequencies, rope
+from .rope import cos_sin, inverse_frequencies, rope, rope_table
 from .swiglu import swiglu
 from .top_k import top_k
 from .torch_ops import MaskedRows
@@ -29,6 +29,6 @@ __all__ = [
     "DraftTree", "MaskedRows", "Ops", "PackedRows", "Path", "Rows", "Sampling", "add_rms_norm", "attention",
     "backend_ops", "candidate_scores", "choose", "commit", "cos_sin", "draft_tree", "embedding", "head",
     "inverse_frequencies", "key_segments", "linear", "linear_swiglu", "log_probability", "pack", "paths",
-    "pdl_kinds", "qk_norm_rope", "rms_norm", "rope", "swiglu", "top_k", "triton_interprets",
+    "pdl_kinds", "qk_norm_rope", "rms_norm", "rope", "rope_table", "swiglu", "top_k", "triton_interprets",
     "triton_runs_on", "unpack", "verify", "visible",
 ]  # fmt: skip

@@ -72,6 +72,11 @@ def cos_sin(positions: Tensor, frequencies: Tensor, scale: float) -> tuple[Tenso
     return angles.cos() * scale, angles.sin() * scale
 
 
+def rope_table(positions: int, frequencies: Tensor, scale: float) -> Tensor:
+    """`cos_sin` of positions 0, 1, ..., on the frequencies' device: [2, positions, head_dim / 2] fp32."""
+    return torch.stack(cos_sin(torch.arange(positions, device=frequencies.device), frequencies, scale))
+
+
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate heads x [T, H, D] by cos, sin [T, D/2]. Returns x's shape and dtype."""
     a, b = x.float().chunk(2, dim=-1)

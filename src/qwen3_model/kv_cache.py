@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from orthrus_kernels import commit
+from orthrus_kernels import Rows, commit
+from orthrus_kernels.commit import check_room
 
 from .config import Qwen3Config
 from .errors import InputError
@@ -60,6 +61,19 @@ class KVCache:
     def capacity(self) -> int:
         """Positions a sequence may hold."""
         return self.keys.shape[3]
+
+    def check_room(self, count: int, sequence: int = 0) -> None:
+        """Raises ValueError when `count` more positions of a sequence do not fit."""
+        check_room(self.keys, self.lengths[sequence], count)
+
+    def check_positions(self, rows: Rows) -> None:
+        """Raises ValueError when a row stands further behind the cache than `turns` goes."""
+        furthest, end = max(rows.positions, default=0), self.turns.shape[1]
+        if furthest >= end:
+            raise ValueError(
+                f"a row stands at position {furthest}; with a cache of {self.capacity} positions "
+                f"rows may go to {end - 1}"
+            )
 
     def commit(self, keys: Tensor, values: Tensor, accepted: Sequence[int], sequence: int = 0) -> None:
         """Append the accepted rows of a pass: keys, values [L, T, G, D]. Raises ValueError when they do not

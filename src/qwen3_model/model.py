@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from orthrus_kernels import Rows, backend_ops, cos_sin, inverse_frequencies, pdl_kinds, triton_interprets
-from orthrus_kernels.commit import check_room
+from orthrus_kernels import Rows, backend_ops, inverse_frequencies, pdl_kinds, rope_table, triton_interprets
 
 from . import checkpoint
 from . import generate as generation
@@ -190,11 +189,7 @@ class Qwen3:
 
     def new_cache(self, capacity: int, sequences: int = 1) -> KVCache:
         """An empty cache for `capacity` positions of each of `sequences` sequences."""
-
-        def turns() -> Tensor:
-            positions = torch.arange(capacity + ROWS_BEHIND, device=self.device)
-            return torch.stack(cos_sin(positions, self.frequencies, self.rope_scale))
-
+        turns = partial(rope_table, capacity + ROWS_BEHIND, self.frequencies, self.rope_scale)
         return KVCache(self.config, capacity, self.device, self.dtype, sequences, self.ops.commit, turns)
 
     generate = generation.generate
@@ -217,7 +212,7 @@ class Qwen3:
         if not token_ids:
             raise InputError("the prompt is empty: give at least one token")
         generation.check_ids(token_ids, self.config.vocab_size)
-        check_room(cache.keys, cache.lengths[sequence], len(token_ids))
+        cache.check_room(len(token_ids), sequence)
         for first in range(0, len(token_ids), chunk):
             part = token_ids[first : first + chunk]
             last = first + len(part) == len(token_ids)
@@ -244,11 +239,7 @@ class Qwen3:
             )
         for sequence, context in rows.contexts.items():
             assert context == cache.lengths[sequence], (sequence, context, cache.lengths[sequence])
-        if max(rows.positions, default=0) >= cache.turns.shape[1]:
-            raise ValueError(
-                f"a row stands at position {max(rows.positions)}; with a cache of {cache.capacity} positions "
-                f"rows may go to {cache.turns.shape[1] - 1}"
-            )
+        cache.check_positions(rows)
         prepared = self.ops.prepare_rows(
             rows, c.num_attention_heads, c.num_key_value_heads, c.head_dim, self.dtype, torch.device("cpu")
         )
