@@ -82,11 +82,11 @@ SETTINGS = [
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_any_tree_gives_the_text_of_plain_decoding(settings, dtype):
     """Tokens and log-probabilities, bit for bit, with end tokens in it and a context that gets full."""
-    model = small_model(dtype, max_position_embeddings=48)
+    model = small_model(dtype, max_position_embeddings=40)
     prompt = [5, 6, 7]
-    for seed in range(3):
+    for seed in range(2):
         plain = model.generate(prompt, "autoregressive", seed=seed, **settings)
-        for nodes in (1, 5, 30):
+        for nodes in (1, 20):
             drafted = model.generate(prompt, "two-pass", seed=seed, tree_nodes=nodes, **settings)
             assert drafted.token_ids == plain.token_ids and drafted.logprobs == plain.logprobs
             assert drafted.stats.finish_reason == plain.stats.finish_reason

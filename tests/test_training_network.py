@@ -227,7 +227,7 @@ def own_texts():
     """A model without end tokens, how many tokens of each text count, prompts, texts a block longer."""
     model = Qwen3.from_pretrained(EMBEDDED, device="cpu", dtype="float32", progress=False)
     model.config = dataclasses.replace(model.config, eos_token_ids=())
-    rows = read_prompts(EMBEDDED / "held_out.jsonl", split="dev")[::13]
+    rows = read_prompts(EMBEDDED / "held_out.jsonl", split="dev")[::20]
     starts = [model.text.encode(row)[-64:] for row in rows]
     count = 24
     new = count + 1 + model.config.block_size

@@ -178,12 +178,12 @@ def test_a_stopped_text_leaves_the_cache_usable(model):
     assert model.generate(PROMPT, max_new_tokens=4, seed=1).token_ids == whole.token_ids
 
 
-@pytest.mark.parametrize("tree_nodes", [1, 6])
 @pytest.mark.parametrize(
-    "settings",
-    [{}, {"temperature": 0.8}, {"temperature": 0.8, "top_k": 5}, {"logit_bias": {9: 2.0}}],
+    "tree_nodes, settings",
+    [(1, {}), (6, {}), (6, {"temperature": 0.8}), (4, {"temperature": 0.8, "top_k": 5}),
+     (4, {"logit_bias": {9: 2.0}})],
     ids=str,
-)
+)  # fmt: skip
 def test_trees(model, settings, tree_nodes):
     """Grown on the device: the text of plain decoding, and cycles of the host's trees."""
     plain = both(model, strategy="autoregressive", **settings)[0][0]
@@ -203,7 +203,7 @@ def test_a_tree_walks_past_a_key_segment(model, monkeypatch):
     monkeypatch.setattr(pack, "__defaults__", ("cpu", CUTS, 0))
     monkeypatch.setattr(attention_triton, "DEFAULT_LAUNCH", (8, 8, 4, 2))  # tiles of 4 rows
     (host, on_device), cycles = both(
-        model, strategy="two-pass", tree_nodes=12, prompt_ids=list(range(5, 15)), max_new_tokens=8
+        model, strategy="two-pass", tree_nodes=12, prompt_ids=list(range(5, 15)), max_new_tokens=5
     )
     assert on_device.token_ids == host.token_ids and on_device.logprobs == host.logprobs
     assert {key[2] for key in cycles._cycles} == {32} or len(cycles._cycles) > 1

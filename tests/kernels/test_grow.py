@@ -29,7 +29,7 @@ def grown(nodes, scores, ids, start, root, tile_rows, room=160):
     return tables
 
 
-@examples(25)
+@examples(15)
 @given(
     depth=st.integers(1, 9), width=st.integers(2, 5), nodes=st.integers(1, 40), seed=st.integers(0, 10**6),
     start=st.integers(0, 140), tile_rows=st.sampled_from([4, 16]), sharp=st.sampled_from([0.3, 1.0, 5.0]),
