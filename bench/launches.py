@@ -127,7 +127,9 @@ def choose(**settings: Any) -> None:
     """Two blocks of the vocabulary, the last one ragged; rounded logits: ties at every edge."""
     logits, positions = 2 * torch.randn(3, 9001, device=DEVICE), torch.tensor([5, 0, 40959], device=DEVICE)
     logits[0] = logits[0].round()
-    TRITON.choose(logits, positions, Sampling(seed=2**40 + 3, **settings), logits > 1)
+    sampling = Sampling(seed=2**40 + 3, **settings)
+    TRITON.choose(logits, positions, sampling, logits > 1)
+    TRITON.candidates(logits, positions, sampling, 16, logits > 1)
 
 
 FILTERS = {"temperature": 0.8, "top_k": 200, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.1,
@@ -177,6 +179,7 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "choose, greedy": choose,
     "choose, sampled": lambda: choose(temperature=0.8),
     "choose, all filters": lambda: choose(**FILTERS),
+    "choose, top-k": lambda: choose(**FILTERS | {"top_k": 20}),
     "verify": lambda: verify_triton(table([5, 6, 7, 7]), table([-1, 0, 0, 2]), table([7, 1, 7, 3])),
     "commit": commit,
     "move": move,

@@ -15,8 +15,8 @@ from typing import Any
 
 from .attention import attention, prepare_rows
 from .attention_triton import attention_triton, prepare_rows_triton
-from .choice import choose, log_probability
-from .choice_triton import choose_triton, log_probability_triton
+from .choice import candidates, choose, log_probability
+from .choice_triton import candidates_triton, choose_triton, log_probability_triton
 from .commit import commit
 from .commit_triton import commit_triton
 from .embedding import embedding, embedding_triton
@@ -41,6 +41,7 @@ class Ops:
 
     add_rms_norm: Op
     attention: Op
+    candidates: Op
     choose: Op
     commit: Op
     embedding: Op
@@ -58,8 +59,8 @@ class Ops:
 
 
 REFERENCE = Ops(
-    add_rms_norm=add_rms_norm, attention=attention, choose=choose, commit=commit, embedding=embedding,
-    head=head, linear=linear, linear_swiglu=linear_swiglu, log_probability=log_probability,
+    add_rms_norm=add_rms_norm, attention=attention, candidates=candidates, choose=choose,
+    commit=commit, embedding=embedding, head=head, linear=linear, linear_swiglu=linear_swiglu, log_probability=log_probability,
     prepare_rows=prepare_rows, qk_norm_rope=qk_norm_rope, rms_norm=rms_norm, rope=rope, swiglu=swiglu,
     top_k=top_k, verify=verify,
 )  # fmt: skip
@@ -68,6 +69,7 @@ _TRITON = replace(
     REFERENCE,
     add_rms_norm=add_rms_norm_triton,
     attention=attention_triton,
+    candidates=candidates_triton,
     choose=choose_triton,
     commit=commit_triton,
     embedding=embedding_triton,

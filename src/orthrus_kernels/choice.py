@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .top_k import top_k
+
 LEAST_TEMPERATURE = 1e-4  # logits over less would leave fp32's range
 _MASK32 = 0xFFFFFFFF
 # Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): round multipliers
@@ -84,6 +86,16 @@ def candidate_scores(
         scores = filter_logits(scores / sampling.temperature, sampling)
         scores = scores + gumbel(sampling.seed, positions, scores.shape[1])
     return scores
+
+
+def candidates(
+    logits: Tensor, positions: Tensor, sampling: Sampling, k: int, seen: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What a draft tree is grown from: (log-probabilities [T, k] fp32, token ids [T, k] int64), likeliest
+    first; arguments as for `choose`. With noise they are shares among these k. Raises ValueError when k is not
+    in 1..V."""
+    scores, ids = top_k(candidate_scores(logits, positions, sampling, seen), k)
+    return (scores.log_softmax(-1) if sampling.temperature > 0 else scores), ids
 
 
 def penalise(logits: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:

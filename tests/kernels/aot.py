@@ -51,14 +51,18 @@ class Recorder:
 
 @contextmanager
 def recorded(module, name: str):
-    """Replace the kernel `name` of a module by a Recorder."""
-    kernel = getattr(module, name)
-    recorder = Recorder(kernel)
-    setattr(module, name, recorder)
+    """Replace the kernel `name` of a module by a Recorder, and all others, which its launcher may launch
+    besides, by ones that nobody reads."""
+    modules = [m for path, m in sys.modules.items() if path.split(".")[0] == "orthrus_kernels"]
+    kernels = [(m, k, v) for m in modules for k, v in vars(m).items() if isinstance(v, triton.JITFunction)]
     try:
-        yield recorder
+        for owner, attribute, kernel in kernels:
+            if attribute.endswith("_kernel"):
+                setattr(owner, attribute, Recorder(kernel))
+        yield getattr(module, name)
     finally:
-        setattr(module, name, kernel)
+        for owner, attribute, kernel in kernels:
+            setattr(owner, attribute, kernel)
 
 
 def specialise(kernel, arguments: dict) -> tuple[dict, dict, dict, dict]:

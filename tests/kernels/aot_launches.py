@@ -169,23 +169,31 @@ def linear_swiglus() -> Iterator[Launch]:
 
 
 def choices() -> Iterator[Launch]:
-    """The choice from Qwen3's vocabulary, with few and with all settings."""
+    """The choice from Qwen3's vocabulary, with few and with all settings; some as for a draft tree."""
     op, sampling = module("choice_triton"), module("choice").Sampling
     logits = meta(33, 151936, dtype=torch.float32)
     positions, seen = meta(33, dtype=torch.int64), meta(33, 151936, dtype=torch.bool)
-    for name, settings in (
-        ("greedy", {}),
-        ("sampled", {"temperature": 0.8}),
-        ("top-p", {"temperature": 0.8, "top_p": 0.95}),
-        ("all", {"temperature": 0.8, "top_p": 0.95, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1,
-                 "logit_bias": {5: 1.0}}),
+    warm = {"temperature": 0.8}
+    everything = {**warm, "top_p": 0.95, "min_p": 0.1, "repetition_penalty": 1.1, "logit_bias": {5: 1.0}}
+    for kernel, cases in (
+        ("_tile_best_kernel", (("greedy", {}, False), ("sampled", warm, True))),
+        ("_row_best_kernel", (("sampled", warm, True),)),
+        ("_group_best_kernel", (("all", {**everything, "top_k": 20}, True),)),
+        ("_choose_top_k_kernel", (("top-k", {**warm, "top_k": 20}, False),
+                                  ("all", {**everything, "top_k": 128}, False),
+                                  ("candidates, all", {**everything, "top_k": 20}, True))),
+        ("_choose_by_edges_kernel", (("top-p", {**warm, "top_p": 0.95}, False),
+                                     ("candidates, all", {**everything, "top_k": 200}, True))),
     ):  # fmt: skip
+        for i, (name, settings, draft) in enumerate(cases):
 
-        def launch(settings=settings, keeps=name == "top-p"):  # as for a draft tree
-            kept = meta(33, 151936, dtype=torch.float32) if keeps else None
-            op.choose_triton(logits, positions, sampling(**settings), seen, perturbed=kept)
+            def launch(settings=settings, draft=draft):
+                if draft:
+                    op.candidates_triton(logits, positions, sampling(**settings), 16, seen)
+                else:
+                    op.choose_triton(logits, positions, sampling(**settings), seen)
 
-        yield name, op, "_choose_kernel", launch, ALL if name == "all" else HOPPER
+            yield name, op, kernel, launch, ALL if i == len(cases) - 1 else HOPPER
 
 
 def cycles() -> Iterator[Launch]:

@@ -12,46 +12,52 @@ from strategies import hard
 
 from orthrus_kernels import Sampling, choose, log_probability
 from orthrus_kernels._triton import tl, triton
-from orthrus_kernels.choice import gumbel, random_bits
+from orthrus_kernels.choice import candidates, gumbel, random_bits
 from orthrus_kernels.choice_triton import (
-    _gumbel,
-    _minus_log1p_minus,
     _signed32,
+    candidates_triton,
     choose_triton,
     log_probability_triton,
 )
 from orthrus_kernels.head import head_triton
+from orthrus_kernels.scores_triton import gumbel_at, gumbel_from, minus_log1p_minus
 
 INF = float("inf")
 
 
 @triton.jit
-def _noise_kernel(y, seed_low, seed_high, position, BLOCK: tl.constexpr):
+def _noise_kernel(y, seed_low, seed_high, position, AT: tl.constexpr, BLOCK: tl.constexpr):
     first = tl.program_id(0) * BLOCK
-    tl.store(y + first + tl.arange(0, BLOCK), _gumbel(seed_low, seed_high, position, first, BLOCK))
+    o = first + tl.arange(0, BLOCK)
+    if AT:
+        noise = gumbel_at(seed_low, seed_high, position, o)
+    else:
+        noise = gumbel_from(seed_low, seed_high, position, first, BLOCK)
+    tl.store(y + o, noise)
 
 
 @triton.jit
 def _log1p_kernel(u, y, BLOCK: tl.constexpr):
     o = tl.arange(0, BLOCK)
-    tl.store(y + o, _minus_log1p_minus(tl.load(u + o)))
+    tl.store(y + o, minus_log1p_minus(tl.load(u + o)))
 
 
+@pytest.mark.parametrize("at", [False, True])
 @pytest.mark.parametrize("seed", [0, 7, 2**33 + 5, 2**64 - 1])
-def test_noise_is_the_twins(seed, device):
+def test_noise_is_the_twins(seed, at, device):
     """Of the same random bits: other bits would be other numbers altogether. Errors in units of 2^-23, of the
     number or of 1 where the logarithm passes 0."""
     position, n = 31_000, 4096
     got = torch.empty(n, device=device)
     _noise_kernel[(4,)](y=got, seed_low=_signed32(seed), seed_high=_signed32(seed >> 32), position=position,
-                        BLOCK=1024, enable_fp_fusion=False)  # fmt: skip
-    at = torch.tensor([position])
-    bits = random_bits(seed, at, torch.arange(n)).numpy()[0]
+                        AT=at, BLOCK=1024, enable_fp_fusion=False)  # fmt: skip
+    place = torch.tensor([position])
+    bits = random_bits(seed, place, torch.arange(n)).numpy()[0]
     u = (bits.astype(np.float32) + np.float32(0.5)) * np.float32(2**-32)
     exact = torch.from_numpy(-np.log(-np.log1p(-np.minimum(u, 1 - 2**-24).astype(np.float64))))
     unit = 2**-23 * exact.abs().clamp(min=1)
     assert ((got.cpu().double() - exact).abs() / unit).max() <= 3
-    assert ((gumbel(seed, at, n)[0].double() - exact).abs() / unit).max() <= 3
+    assert ((gumbel(seed, place, n)[0].double() - exact).abs() / unit).max() <= 3
 
 
 def test_logarithm_of_the_whole_range_of_u(device):
@@ -181,3 +187,28 @@ def test_no_rows(device):
     one = torch.zeros(1, 50, device=device), torch.zeros(1, dtype=torch.int64, device=device)
     assert choose_triton(*one, Sampling(), out=out) is out and out.tolist() == [0]
     assert log_probability_triton(logits, positions).shape == (0,)
+
+
+@examples(10)
+@given(
+    sampling=samplings(), v=st.sampled_from([20, 300, 1111]), k=st.sampled_from([1, 5, 16]),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_the_twins_candidates(sampling, v, k, seed, device):
+    """In the order of their scores, which noise keeps apart; log-probabilities to the noise's rounding."""
+    logits = hard("normal", 3, v, seed=seed) * 3
+    seen = (torch.rand(3, v, generator=torch.Generator().manual_seed(seed)) < 0.3).to(device)
+    positions, logits = torch.tensor([0, 7, 40_000], device=device), logits.to(device)
+    want, want_ids = candidates(logits, positions, sampling, k, seen)
+    got, ids = candidates_triton(logits, positions, sampling, k, seen)
+    possible = want > -INF
+    assert torch.equal(possible, got > -INF) and possible[:, 0].all()
+    assert torch.equal(ids[possible], want_ids[possible])
+    assert (got[possible] - want[possible]).abs().max() <= 2**-16
+    alone, ids_alone = candidates_triton(logits[1:2], positions[1:2], sampling, k, seen[1:2])
+    assert torch.equal(ids_alone, ids[1:2]) and torch.equal(alone.exp(), got[1:2].exp())
+
+
+def test_candidates_past_the_vocabulary_are_refused(device):
+    with pytest.raises(ValueError, match="k is 9"):
+        candidates_triton(torch.zeros(1, 8, device=device), torch.zeros(1, dtype=torch.int64), Sampling(), 9)

@@ -110,19 +110,13 @@ class Choice:
         return lambda: (logits.gather(1, tokens[:, None])[:, 0], summary_of_logits(logits, 1)[2])
 
     def candidates(self, model: Qwen3, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """What a tree is grown from: log-probabilities [T, K], likeliest first, and tokens [T, K], of the
-        positions [T] behind a root. As `two_pass.grow` has them."""
+        """The `candidates` of a tree, for the positions [T] behind a root."""
         k = min(CANDIDATES, model.config.vocab_size)
         if self.sampling.temperature == 0 and self.bias is None:
             scores, ids, sums = model.ops.head(states, model.head, k)
             return scores - sums[:, None], ids
         logits = model.ops.linear(states, model.head, out_dtype=torch.float32)
-        perturbed = torch.empty_like(logits)
-        choose_triton(
-            logits, positions, self.sampling, numbers=self.numbers, bias=self.bias, perturbed=perturbed
-        )
-        scores, ids, sums = summary_of_logits(perturbed, k)
-        return (scores.log_softmax(-1) if self.sampling.temperature > 0 else scores - sums[:, None]), ids
+        return model.ops.candidates(logits, positions, self.sampling, k, numbers=self.numbers, bias=self.bias)
 
 
 class DeviceCycles:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from orthrus_kernels import DraftTree, Rows, candidate_scores, draft_tree, verify
+from orthrus_kernels import DraftTree, Rows, draft_tree, verify
 
 from . import autoregressive
 from .device import CANDIDATES
@@ -43,11 +43,9 @@ def chain(decoding: Decoding, logits: Tensor) -> DraftTree:
 
 def grow(decoding: Decoding, logits: Tensor) -> DraftTree:
     """The likeliest paths of `tree_nodes` nodes."""
-    count, sampling = len(logits), decoding.sampling
-    scores = candidate_scores(logits, *decoding.placed(logits, [[0] * i for i in range(count)]))
-    log_probabilities, ids = decoding.model.ops.top_k(scores, min(CANDIDATES, scores.shape[1]))
-    if sampling.temperature > 0:  # shares of being chosen, among the candidates
-        log_probabilities = log_probabilities.log_softmax(-1)
+    positions, sampling, seen = decoding.placed(logits, [[0] * i for i in range(len(logits))])
+    k = min(CANDIDATES, logits.shape[1])
+    log_probabilities, ids = decoding.model.ops.candidates(logits, positions, sampling, k, seen)
     return draft_tree(decoding.root, log_probabilities, ids, decoding.tree_nodes)
 
 

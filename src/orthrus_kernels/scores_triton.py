@@ -1,0 +1,112 @@
+"""What a choice compares, in Triton: scores (bias, penalty, temperature), masses of the filters, and noise.
+
+Shared by the three forms of the choice (choice_triton.py), which all order tokens by (score falling, id
+rising) through the ordered-integer image of a score. Beside the twin in choice.py: scores are the same bits
+(divisions round to nearest), random bits too; masses are multiples of 2^-40 of the likeliest token's, so that
+their sums have no order, and may move an edge by a token within 2^-20 of it; the noise differs by a few units
+in the last place, measured in tests/kernels/test_choice_kernels.py."""
+
+from __future__ import annotations
+
+from ._triton import tl, triton
+from .logit_summary import ordered, unordered
+
+LEAST = tl.constexpr(-(1 << 31))  # below the image of every number
+MINUS_INFINITY = tl.constexpr(-2139095041)  # images of the infinities
+INFINITY = tl.constexpr(2139095040)
+
+
+@triton.jit
+def settings(numbers):
+    """(seed low, seed high, top-k, penalty, temperature, top-p, min-p) as `choice_numbers` lays them out."""
+    return (
+        tl.load(numbers), tl.load(numbers + 1), tl.load(numbers + 2),
+        tl.load(numbers + 3).to(tl.float32, bitcast=True), tl.load(numbers + 4).to(tl.float32, bitcast=True),
+        tl.load(numbers + 5).to(tl.float32, bitcast=True), tl.load(numbers + 6).to(tl.float32, bitcast=True),
+    )  # fmt: skip
+
+
+@triton.jit
+def scores_of(
+    logits, bias, seen, o_v, m_v, penalty, temperature,
+    HAS_BIAS: tl.constexpr, HAS_SEEN: tl.constexpr, SAMPLED: tl.constexpr,
+):  # fmt: skip
+    """What is ordered and perturbed: logits with bias and penalty, over the temperature."""
+    b = tl.load(logits + o_v, mask=m_v, other=float("-inf"))
+    if HAS_BIAS:
+        b += tl.load(bias + o_v, mask=m_v, other=0.0)
+    if HAS_SEEN:
+        b_seen = tl.load(seen + o_v, mask=m_v, other=0) != 0
+        divided = tl.math.div_rn(b, tl.full(b.shape, penalty, tl.float32))
+        b = tl.where(b_seen, tl.where(b > 0, divided, b * penalty), b)
+    if SAMPLED:
+        b = tl.math.div_rn(b, tl.full(b.shape, temperature, tl.float32))
+    return b
+
+
+@triton.jit
+def mass(key, top):
+    """exp(score - top) in multiples of 2^-40, int64."""
+    return (tl.minimum(tl.exp(unordered(key) - top), 1.0) * 1099511627776.0).to(tl.int64)
+
+
+@triton.jit
+def target_mass(total, top_p):
+    """The mass that top-p's first part must reach, of `total`."""
+    return tl.maximum((total.to(tl.float32) * top_p).to(tl.int64), 1)
+
+
+@triton.jit
+def minus_log1p_minus(u):
+    """-log(1 - u) for u in (0, 1) within 3 units in the last place. w = 1 - u is rounded; log(w) u / (1 - w)
+    mends that, since 1 - w is exact (Kahan)."""
+    w = 1.0 - u
+    return tl.where(w == 1.0, u, -tl.log(w) * tl.math.div_rn(u, tl.where(w == 1.0, 1.0, 1.0 - w)))
+
+
+@triton.jit
+def _noise(bits):
+    u = tl.minimum((bits.to(tl.float32) + 0.5) * 2.3283064365386963e-10, 0.9999999403953552)
+    return -tl.log(minus_log1p_minus(u))
+
+
+@triton.jit
+def _random_words(seed_low, seed_high, position, group):
+    """Four words for tokens 4 group + [0, 4)."""
+    zero = group * 0
+    return tl.philox_impl(
+        group.to(tl.uint32, bitcast=True), (zero + position).to(tl.uint32, bitcast=True),
+        zero.to(tl.uint32, bitcast=True), zero.to(tl.uint32, bitcast=True),
+        (zero + seed_low).to(tl.uint32, bitcast=True), (zero + seed_high).to(tl.uint32, bitcast=True),
+    )  # fmt: skip
+
+
+@triton.jit
+def gumbel_from(seed_low, seed_high, position, first, BLOCK: tl.constexpr):
+    """The twin's noise for tokens first + [0, BLOCK), first a multiple of 4: [BLOCK] fp32."""
+    group = first // 4 + tl.arange(0, BLOCK // 4)
+    a, b, c, d = _random_words(seed_low, seed_high, position, group)
+    return _noise(tl.interleave(tl.interleave(a, c), tl.interleave(b, d)))
+
+
+@triton.jit
+def gumbel_at(seed_low, seed_high, position, ids):
+    """The twin's noise for tokens `ids` int32, fp32 of their shape."""
+    a, b, c, d = _random_words(seed_low, seed_high, position, ids // 4)
+    word = ids % 4
+    return _noise(tl.where(word < 2, tl.where(word == 0, a, b), tl.where(word == 2, c, d)))
+
+
+@triton.jit
+def better(b_best, b_id, b, o_v, kept):
+    """Running (image, id) of each lane's best score: an earlier id stays where scores are equal."""
+    key = tl.where(kept, ordered(b), LEAST)
+    is_better = key > b_best
+    return tl.where(is_better, key, b_best), tl.where(is_better, o_v, b_id)
+
+
+@triton.jit
+def best_of(b_key, b_id):
+    """(image, id) of the best lane, the lowest id where images are equal."""
+    key = tl.max(b_key, axis=0)
+    return key, tl.min(tl.where(b_key == key, b_id, 0x7FFFFFFF), axis=0)
