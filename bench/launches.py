@@ -149,7 +149,7 @@ def advance() -> None:
     logits = torch.zeros(n, device=DEVICE)
     advance_triton(
         state, table([5, 6, 7, 7]).long(), table([-1, 0, 0, 2]), table([7, 1, 7, 3]).long(), logits, logits,
-        table([3]), table([0] * n), table([0]), table([0] * (RECORD + 2 * n)),
+        table([3]), table([0] * n), table([0]), table([0] * (RECORD + 3 * n)),
     )  # fmt: skip
 
 

@@ -5,9 +5,10 @@ State, int32 [4]: **start** (position of the root, which is the committed length
 to an end token, or until none is left, and moves the state on. After that `finished` is 1, and a further
 cycle keeps nothing and changes nothing: the host may launch it before it knows.
 
-Record of a cycle, int32 [4 + 2 N]: kept, finished, damaged (a log-sum-exp on the path that is not finite:
-logits are not numbers), 0; then N tokens and the bits of their N log-probabilities in fp32, `kept` of them
-good. There is no twin of its own: `verify` and the cut at `left` and end tokens say what is kept."""
+Record of a cycle, int32 [4 + 3 N]: kept, finished, damaged (a log-sum-exp on the path that is not finite:
+logits are not numbers), leading (accepted nodes that are first children all the way); then N tokens, the bits
+of their N log-probabilities in fp32 and the N nodes they were chosen at, `kept` of them good. There is no
+twin of its own: `verify` and the cut at `left` and end tokens say what is kept."""
 
 from __future__ import annotations
 
@@ -37,6 +38,7 @@ def _advance_kernel(
     tl.store(accepted + o_n, tl.full((BLOCK,), -1, tl.int32), mask=m_n)
     tl.debug_barrier()  # the steps below store into what another thread has just cleared
     node, count, damaged = 0, 0, 0
+    leading, on_first = 0, 1
     while (node < BLOCK) & (finished == 0):
         b_sum = tl.load(log_sum_exp + node)
         if (b_sum > float("-inf")) & (b_sum < float("inf")):
@@ -45,10 +47,14 @@ def _advance_kernel(
             tl.store(record + 4 + count, root)
             b_log = tl.load(logits + node) - b_sum
             tl.store(record + 4 + N + count, b_log.to(tl.int32, bitcast=True))
+            tl.store(record + 4 + 2 * N + count, node)
             count += 1
             ended = tl.max((b_end == root).to(tl.int32), axis=0)
             finished = tl.where((ended == 1) | (count >= left), 1, 0)
+            eldest = tl.min(tl.where((b_parent == node) & (o_n > node), o_n, BLOCK))
             node = first_child(b_token, b_parent, node, root, o_n, BLOCK)
+            on_first = tl.where((node == eldest) & (node < BLOCK) & (finished == 0), on_first, 0)
+            leading += on_first
         else:
             damaged, finished = 1, 1
     tl.store(start, first)
@@ -59,6 +65,7 @@ def _advance_kernel(
     tl.store(record, count)
     tl.store(record + 1, finished)
     tl.store(record + 2, damaged)
+    tl.store(record + 3, leading)
 
 
 def advance_triton(
@@ -78,7 +85,7 @@ def advance_triton(
     assert {logits.dtype, log_sum_exp.dtype} == {torch.float32}, (logits.dtype, log_sum_exp.dtype)
     whole = state, parents, ends, accepted, start, record
     assert {t.dtype for t in whole} == {torch.int32}, [t.dtype for t in whole]
-    assert state.numel() == 4 and record.numel() == RECORD + 2 * n, (state.shape, record.shape)
+    assert state.numel() == 4 and record.numel() == RECORD + 3 * n, (state.shape, record.shape)
     every = *whole, tokens, choices, logits, log_sum_exp
     assert all(t.is_contiguous() for t in every), [t.stride() for t in every]
     _advance_kernel[(1,)](

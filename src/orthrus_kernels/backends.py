@@ -60,9 +60,9 @@ class Ops:
 
 REFERENCE = Ops(
     add_rms_norm=add_rms_norm, attention=attention, candidates=candidates, choose=choose,
-    commit=commit, embedding=embedding, head=head, linear=linear, linear_swiglu=linear_swiglu, log_probability=log_probability,
-    prepare_rows=prepare_rows, qk_norm_rope=qk_norm_rope, rms_norm=rms_norm, rope=rope, swiglu=swiglu,
-    top_k=top_k, verify=verify,
+    commit=commit, embedding=embedding, head=head, linear=linear, linear_swiglu=linear_swiglu,
+    log_probability=log_probability, prepare_rows=prepare_rows, qk_norm_rope=qk_norm_rope, rms_norm=rms_norm,
+    rope=rope, swiglu=swiglu, top_k=top_k, verify=verify,
 )  # fmt: skip
 
 _TRITON = replace(

@@ -92,8 +92,8 @@ def candidates(
     logits: Tensor, positions: Tensor, sampling: Sampling, k: int, seen: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """What a draft tree is grown from: (log-probabilities [T, k] fp32, token ids [T, k] int64), likeliest
-    first; arguments as for `choose`. With noise they are shares among these k. Raises ValueError when k is not
-    in 1..V."""
+    first; arguments as for `choose`. With noise they are shares among these k. Raises ValueError when k is
+    not in 1..V."""
     scores, ids = top_k(candidate_scores(logits, positions, sampling, seen), k)
     return (scores.log_softmax(-1) if sampling.temperature > 0 else scores), ids
 

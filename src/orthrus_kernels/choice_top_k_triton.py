@@ -61,7 +61,7 @@ def _choose_top_k_kernel(
     CANDIDATES: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_GROUPS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Program r: row r. CANDIDATES: so many of the tokens kept, best first, with what was compared go to
-    candidate_scores fp32 and candidate_ids int64 [T, CANDIDATES], -inf where fewer are kept. 0: the choice."""
+    candidate_scores fp32 and candidate_ids int64 [T, CANDIDATES]; -inf where fewer are kept. 0: choose."""
     seed_low, seed_high, top_k, penalty, temperature, top_p, min_p = settings(numbers)
     i_r = tl.program_id(0).to(tl.int64)
     logits += i_r * s_t

@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -102,7 +102,7 @@ def generate(
     stop: str | Sequence[str] = (),
     on_tokens: OnTokens | None = None,
     block_size: int | None = None,
-    tree_nodes: int = 0,
+    tree_nodes: int | Literal["auto"] = 0,
 ) -> Result:
     """Decode after `prompt_ids`. The text depends on weights, prompt, settings and seed, never on strategy or
     block size.
@@ -113,7 +113,8 @@ def generate(
     the statistics. stop: the text ends before the first of these strings; token_ids end with the token that
     completed it. on_tokens(ids, text): called with each accepted run; returning False stops. block_size: rows
     of a diffusion block, the checkpoint's at most and by default. tree_nodes: proposals of a two-pass cycle's
-    draft tree, the likeliest paths through the block; 0 is the chain. Ctrl-C ends a generation with what it
+    draft tree, the likeliest paths through the block; 0 is the chain, "auto" chooses for speed from cycle to
+    cycle, plain ones where drafting does not pay. Ctrl-C ends a generation with what it
     has.
     On CUDA one thread and stream at a time: kernels share a workspace.
     Raises InputError for impossible settings, a prompt that is empty or does not fit, and logits that are not
@@ -250,9 +251,11 @@ def _checked_block_size(model: Qwen3, block_size: int | None) -> int:
     return block_size
 
 
-def _checked_tree_nodes(nodes: int) -> int:
+def _checked_tree_nodes(nodes: int | str) -> int | Literal["auto"]:
+    if nodes == "auto":
+        return "auto"
     if not isinstance(nodes, int) or not 0 <= nodes <= MOST_NODES:
         raise InputError(
-            f"tree_nodes is {nodes!r}; a whole number from 0 (a chain) to {MOST_NODES} was expected"
+            f'tree_nodes is {nodes!r}; "auto" or a whole number from 0 (a chain) to {MOST_NODES} was expected'
         )
     return nodes

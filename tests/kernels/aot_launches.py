@@ -217,7 +217,7 @@ def cycles() -> Iterator[Launch]:
 
     def end():
         nodes, chosen, logits = (meta(33, dtype=t) for t in (torch.int32, torch.int64, torch.float32))
-        state, ends, record = (meta(n, dtype=torch.int32) for n in (4, 2, 70))
+        state, ends, record = (meta(n, dtype=torch.int32) for n in (4, 2, 103))
         advance.advance_triton(state, chosen, nodes, chosen, logits, logits, ends, nodes, one, record)
 
     yield "33 nodes", advance, "_advance_kernel", end, ALL

@@ -8,6 +8,7 @@ from strategies import parent_lists
 
 from orthrus_kernels import verify
 from orthrus_kernels.advance_triton import RECORD, advance_triton
+from qwen3_model.decode.budget import first_children
 
 
 def table(values, dtype=torch.int32) -> torch.Tensor:
@@ -17,7 +18,7 @@ def table(values, dtype=torch.int32) -> torch.Tensor:
 def run(state, tokens, parents, choices, ends=(), sums=None):
     """(state, accepted, start, record) after a cycle; node i's logit is i, its log-sum-exp 2 i."""
     n = len(tokens)
-    accepted, start, record = table([9] * n), table([-5]), table([77] * (RECORD + 2 * n))
+    accepted, start, record = table([9] * n), table([-5]), table([77] * (RECORD + 3 * n))
     sums = [2.0 * i for i in range(n)] if sums is None else sums
     state = table(state)
     advance_triton(
@@ -45,8 +46,10 @@ def test_a_cycle_keeps_the_walk_up_to_an_end(parents, data):
     assert state == [10 + kept, text[kept - 1], left - kept, finished] and start == 10
     assert accepted == path[:kept] + [-1] * (n - kept)
     assert record[:3].tolist() == [kept, finished, 0] and record[RECORD:][:kept].tolist() == text[:kept]
-    logs = record[RECORD + n :].view(torch.float32)[:kept].tolist()
+    logs = record[RECORD + n : RECORD + 2 * n].view(torch.float32)[:kept].tolist()
     assert logs == [-float(node) for node in path[:kept]]
+    assert record[RECORD + 2 * n :][:kept].tolist() == path[:kept]
+    assert record[3] == first_children(parents, path[:kept])
 
 
 def test_a_surplus_cycle_changes_nothing():

@@ -11,6 +11,7 @@ from small import small_model
 from orthrus_kernels import attention_triton, pack
 from qwen3_model import InputError
 from qwen3_model.decode import device
+from qwen3_model.decode.budget import CHAIN, PLAIN, Budget
 
 PROMPT = [5, 6, 7]
 CUTS = ((0, 8),)
@@ -88,8 +89,8 @@ def test_rooms_grow_with_the_text(model, monkeypatch):
         model, strategy="two-pass", block_size=3, prompt_ids=list(range(5, 18)), max_new_tokens=6
     )
     assert on_device.token_ids == host.token_ids and on_device.logprobs == host.logprobs
-    assert {key[2] for key in cycles._cycles} == {16, 32}
-    items = next(c for key, c in cycles._cycles.items() if key[2] == 32).check.packed.items
+    assert {key[1] for key in cycles._cycles} == {16, 32}
+    items = next(c for key, c in cycles._cycles.items() if key[1] == 32).check.packed.items
     assert (items[:, 0] < 0).any() and (items[:, 0] >= 0).sum() > 1
 
 
@@ -121,7 +122,7 @@ def test_an_interrupted_capture_is_not_replayed(model, monkeypatch):
     monkeypatch.setattr(device.Cycle, "run", run_but_once)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", graph)
-    monkeypatch.setattr(torch.cuda, "Event", lambda: MagicMock())
+    monkeypatch.setattr(torch.cuda, "Event", lambda **timed: MagicMock())
     launch = device.Cycle.launch
     monkeypatch.setattr(device.Cycle, "launch", lambda self, pool: launch(self, "a pool"))
     assert model.generate(PROMPT, max_new_tokens=4).stats.finish_reason == "interrupted"
@@ -133,8 +134,8 @@ def test_a_surplus_cycle_leaves_cache_and_state(model):
     cache, (cycle,) = model.spare_cache, cycles._cycles.values()
     before = cache.keys.clone(), cache.values.clone(), cycles._state.clone()
     with torch.inference_mode():
-        kept, finished, *_ = cycle.launch(cycles._pool)()
-    assert (kept, finished) == (0, 1)
+        end = cycle.launch(cycles._pool)()
+    assert end.finished and not end.run.tokens
     for old, new in zip(before, (cache.keys, cache.values, cycles._state), strict=True):
         torch.testing.assert_close(new, old, rtol=0, atol=0, equal_nan=True)
 
@@ -190,9 +191,23 @@ def test_trees(model, settings, tree_nodes):
     (host, on_device), cycles = both(model, strategy="two-pass", tree_nodes=tree_nodes, **settings)
     for result in (host, on_device):
         assert result.token_ids == plain.token_ids and result.logprobs == plain.logprobs
-    assert {(key[1], key[-1]) for key in cycles._cycles} == {(tree_nodes + 1, True)}
+    assert {key[0] for key in cycles._cycles} == {tree_nodes}
     assert on_device.stats.nodes == tree_nodes * on_device.stats.cycles
     assert on_device.stats.accepted_histogram == host.stats.accepted_histogram
+
+
+def test_a_budget_changes_the_kind_of_cycle(model, monkeypatch):
+    """Plain cycles, chains and trees in one text, each in its turn."""
+    plain = both(model, strategy="autoregressive")[0][0]
+    turns = iter([15, PLAIN, CHAIN, PLAIN, 15, CHAIN] * 9)
+    monkeypatch.setattr(Budget, "next", lambda self: next(turns))
+    observed = []
+    monkeypatch.setattr(Budget, "observe", lambda self, known: observed.append(known))
+    (_, on_device), cycles = both(model, strategy="two-pass", tree_nodes="auto", block_size=3)
+    assert on_device.token_ids == plain.token_ids and on_device.logprobs == plain.logprobs
+    assert {key[0] for key in cycles._cycles} == {15, PLAIN, CHAIN}
+    assert on_device.stats.forwards < 1 + 2 * on_device.stats.cycles
+    assert [max(known) for known in observed[-3:]] != [15] * 3 and {PLAIN: 1} in observed
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="blocks of 8 keys, too few for a compiled dot")
@@ -206,4 +221,4 @@ def test_a_tree_walks_past_a_key_segment(model, monkeypatch):
         model, strategy="two-pass", tree_nodes=12, prompt_ids=list(range(5, 15)), max_new_tokens=5
     )
     assert on_device.token_ids == host.token_ids and on_device.logprobs == host.logprobs
-    assert {key[2] for key in cycles._cycles} == {32} or len(cycles._cycles) > 1
+    assert {key[1] for key in cycles._cycles} == {32} or len(cycles._cycles) > 1

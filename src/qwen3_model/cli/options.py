@@ -86,8 +86,9 @@ def add_draft_options(group: argparse._ActionsContainer) -> None:
         "--block-size", type=int, metavar="K", help="rows of a draft (default: the checkpoint's)"
     )
     group.add_argument(
-        "--tree-nodes", type=int, default=0, metavar="N",
-        help="verify a tree of the N likeliest nodes in place of a chain (default: 0, the chain)",
+        "--tree-nodes", type=_tree_nodes, default=0, metavar="N",
+        help="verify a tree of the N likeliest nodes in place of a chain; auto: what is fastest, from cycle "
+        "to cycle (default: 0, the chain)",
     )  # fmt: skip
 
 
@@ -165,6 +166,15 @@ def generation_settings(args: argparse.Namespace, model: Qwen3, prompt_tokens: i
         "stop": args.stop,
         "seed": args.seed,
     }
+
+
+def _tree_nodes(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a whole number") from None
 
 
 def _bias(text: str) -> tuple[int, float]:

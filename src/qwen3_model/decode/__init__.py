@@ -1,14 +1,14 @@
-"""Decoding strategies: one file each, with a function `cycle(decoding) -> Run`. With `model.use_cycles` the
-same cycles run without the host between them (device.py)."""
+"""Decoding strategies: one file each, with a function `cycles(decoding)` that yields runs. With
+`model.use_cycles` the same cycles run without the host between them (device.py)."""
 
 from collections.abc import Callable, Iterator
 
 from . import autoregressive, device, two_pass
 from .state import Decoding, Run
 
-STRATEGIES: dict[str, Callable[[Decoding], Run]] = {
-    "autoregressive": autoregressive.cycle,
-    "two-pass": two_pass.cycle,
+STRATEGIES: dict[str, Callable[[Decoding], Iterator[Run]]] = {
+    "autoregressive": autoregressive.cycles,
+    "two-pass": two_pass.cycles,
 }
 
 
@@ -17,8 +17,7 @@ def cycles(decoding: Decoding, strategy: str) -> Iterator[Run]:
     on_device = decoding.cache.cycles
     if on_device is not None and device.serves(decoding.model, strategy, decoding.sampling):
         yield from on_device.runs(strategy, decoding)
-    while True:
-        yield STRATEGIES[strategy](decoding)
+    yield from STRATEGIES[strategy](decoding)
 
 
 __all__ = ["STRATEGIES", "Decoding", "Run", "cycles"]

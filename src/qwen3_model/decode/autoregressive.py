@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from orthrus_kernels import Rows
 
 from .state import Decoding, Run
+
+
+def cycles(decoding: Decoding) -> Iterator[Run]:
+    """One token after the other."""
+    while True:
+        yield cycle(decoding)
 
 
 def cycle(decoding: Decoding) -> Run:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class Run:
     logprobs: list[float]
     forwards: int
     nodes: int = 0  # proposals that were verified
+    path: Sequence[int] = (0,)  # accepted nodes, the root first
+    leading: int = 0  # those of them that are first children all the way
 
 
 class Decoding:
@@ -46,11 +48,11 @@ class Decoding:
         budget: int,
         sampling: Sampling,
         block_size: int,
-        tree_nodes: int = 0,
+        tree_nodes: int | Literal["auto"] = 0,
     ) -> None:
-        """tree_nodes: proposals of a draft tree; 0: a chain."""
-        self.model, self.sampling = model, sampling
-        self.block_size, self.tree_nodes = block_size, tree_nodes
+        """tree_nodes: proposals of a draft tree; 0: a chain; "auto": what a `Budget` says, cycle by cycle."""
+        self.model, self.sampling, self.block_size = model, sampling, block_size
+        self.tree_nodes = tree_nodes
         self.tokens = list(prompt)
         self.limit = len(prompt) + budget  # length of the finished text at most
         self.cache = cache
@@ -92,12 +94,12 @@ class Decoding:
         positions = torch.tensor([len(self.tokens) + len(path) for path in paths], device=logits.device)
         return positions, self.sampling, self._seen(logits, paths)
 
-    def extend(self, tokens: list[int], logits: Tensor, forwards: int, nodes: int = 0) -> Run:
+    def extend(self, tokens: list[int], logits: Tensor, forwards: int) -> Run:
         """Append tokens, each chosen from its row of logits, to the text."""
         ids = torch.tensor(tokens, device=logits.device)
         logprobs = self.model.ops.log_probability(logits, ids).tolist()
         self.tokens += tokens
-        return Run(tokens, logprobs, forwards, nodes)
+        return Run(tokens, logprobs, forwards)
 
     def _seen(self, logits: Tensor, paths: Sequence[Sequence[int]]) -> Tensor | None:
         """Tokens that the repetition penalty applies to in each row, bool [T, V]: the text so far and the

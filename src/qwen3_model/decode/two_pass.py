@@ -4,26 +4,43 @@ AR pass verifies.
 Proposals are chosen, or ranked, from the diffusion view's logits by the same settings and the same noise as
 the target's choices, which makes the two agree as often as they can; the text is the target's whatever they
 are. A chain takes one token of each of the block's distributions; a tree of `tree_nodes` nodes the likeliest
-paths through them (orthrus_kernels/draft_tree.py)."""
+paths through them (orthrus_kernels/draft_tree.py); "auto" what pays most, cycle by cycle (budget.py)."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from torch import Tensor
 
 from orthrus_kernels import DraftTree, Rows, draft_tree, verify
 
 from . import autoregressive
-from .device import CANDIDATES
+from .budget import CHAIN, KINDS, PLAIN, Budget, first_children, known_tokens, rows_cost
+from .cycle import CANDIDATES
 from .state import Decoding, Run
 
 
-def cycle(decoding: Decoding) -> Run:
-    """Draft a block after the root, verify it, commit what the target agrees with and the bonus token."""
+def cycles(decoding: Decoding) -> Iterator[Run]:
+    """One cycle after the other, each of the kind that `tree_nodes` says."""
+    if decoding.tree_nodes != "auto":
+        while True:
+            yield cycle(decoding, decoding.tree_nodes)
+    budget = Budget({kind: rows_cost(kind, decoding.block_size) for kind in KINDS})
+    while True:
+        kind = budget.next()
+        run = cycle(decoding, kind)
+        budget.observe(known_tokens(kind if run.nodes else PLAIN, run.path, run.leading))
+        yield run
+
+
+def cycle(decoding: Decoding, kind: int) -> Run:
+    """Draft a block after the root, verify a chain of it or a tree of `kind` nodes, commit what the target
+    agrees with and the bonus token. Without a draft where the kind says so."""
     count = min(decoding.block_size, decoding.remaining) - 1
-    if count < 1:  # room for the bonus token only: nothing to propose
+    if count < 1 or kind == PLAIN:  # room for the bonus token only: nothing to propose
         return autoregressive.cycle(decoding)
     logits = draft(decoding, count)
-    tree = grow(decoding, logits) if decoding.tree_nodes else chain(decoding, logits)
+    tree = chain(decoding, logits) if kind == CHAIN else grow(decoding, logits, kind)
     return verify_tree(decoding, tree)
 
 
@@ -41,12 +58,12 @@ def chain(decoding: Decoding, logits: Tensor) -> DraftTree:
     return DraftTree([decoding.root, *proposals], list(range(-1, n - 1)), list(range(n)), [0.0] * n)
 
 
-def grow(decoding: Decoding, logits: Tensor) -> DraftTree:
-    """The likeliest paths of `tree_nodes` nodes."""
+def grow(decoding: Decoding, logits: Tensor, nodes: int) -> DraftTree:
+    """The likeliest `nodes` nodes."""
     positions, sampling, seen = decoding.placed(logits, [[0] * i for i in range(len(logits))])
     k = min(CANDIDATES, logits.shape[1])
     log_probabilities, ids = decoding.model.ops.candidates(logits, positions, sampling, k, seen)
-    return draft_tree(decoding.root, log_probabilities, ids, decoding.tree_nodes)
+    return draft_tree(decoding.root, log_probabilities, ids, nodes)
 
 
 def _choices(decoding: Decoding, logits: Tensor) -> list[int]:
@@ -62,9 +79,12 @@ def _choices(decoding: Decoding, logits: Tensor) -> list[int]:
 def verify_tree(decoding: Decoding, tree: DraftTree) -> Run:
     """Run the tree through the AR view, commit the path that the target walks and choose the bonus token."""
     rows = Rows.tree(tree.tokens, tree.parents, decoding.start)
-    out = decoding.model.forward(rows, decoding.cache, repeats=not decoding.tree_nodes)
+    is_chain = tree.parents == list(range(-1, len(tree) - 1))  # the shape of a tree hardly comes again
+    out = decoding.model.forward(rows, decoding.cache, repeats=is_chain)
     choices = decoding.choose(out.logits, tree.paths())
     path, bonus = verify(tree.tokens, tree.parents, choices)
     decoding.cache.commit(out.keys, out.values, path)
     tokens = [tree.tokens[i] for i in path[1:]] + [bonus]
-    return decoding.extend(tokens, out.logits[path], forwards=2, nodes=len(tree) - 1)
+    run = decoding.extend(tokens, out.logits[path], forwards=2)
+    run.nodes, run.path, run.leading = len(tree) - 1, path, first_children(tree.parents, path)
+    return run

@@ -1,0 +1,204 @@
+"""A cycle of fixed shape on the device: its passes, the choice of tokens, the walk and the commit, as one
+CUDA graph. Nothing in it comes from the host; what it reads of the text lies in the state that cycles share
+(orthrus_kernels/advance_triton.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from orthrus_kernels import PackedRows, Rows, Sampling
+from orthrus_kernels.advance_triton import RECORD, advance_triton
+from orthrus_kernels.attention_triton import tile_rows
+from orthrus_kernels.choice_triton import choose_triton
+from orthrus_kernels.grow_triton import TreeTables, grow_triton, tree_tables
+from orthrus_kernels.logit_summary import summary_of_logits
+from orthrus_kernels.move_triton import move_triton
+
+from ..pass_inputs import PassInputs
+from .budget import CHAIN
+from .state import Run
+
+if TYPE_CHECKING:
+    from ..kv_cache import KVCache
+    from ..model import Qwen3
+
+CANDIDATES = 16  # of a position that a tree may take
+
+
+class MovingPass:
+    """A pass whose rows stand behind wherever the text has got to."""
+
+    def __init__(self, model: Qwen3, rows: Rows, room: int, logits_of: int | None = None) -> None:
+        """rows: on an empty context. logits_of: of the first so many rows; None: of all."""
+        c, device = model.config, model.device
+        packed = model.ops.prepare_rows(
+            rows, c.num_attention_heads, c.num_key_value_heads, c.head_dim, model.dtype, device, room=room
+        )
+        assert isinstance(packed, PackedRows)
+        wanted = None if logits_of is None else torch.arange(logits_of, device=device)
+        self.packed, self.ids = packed, torch.tensor([rows.tokens, rows.positions], device=device)
+        self.inputs = PassInputs(self.ids, packed, rows.n_ar, wanted)
+        self.depths = self.ids[1].clone()
+
+    def move(self, state: Tensor) -> None:
+        """Put the rows behind the text, the root in row 0."""
+        move_triton(self.packed, state[0:1], state[1:2], self.ids, self.depths)
+
+
+class GrownPass:
+    """The pass that verifies a draft tree, its shape fixed and its tree grown anew by every cycle."""
+
+    def __init__(self, model: Qwen3, nodes: int, depth: int, room: int) -> None:
+        """nodes: below the root."""
+        c = model.config
+        height = tile_rows(c.num_attention_heads, c.num_key_value_heads, c.head_dim, model.dtype)
+        self.tables: TreeTables = tree_tables(nodes, depth, height, room, model.device)
+        self.ids, self.parents = self.tables.ids, self.tables.parents
+        self.inputs = PassInputs(self.ids, self.tables.packed, nodes + 1, None)
+
+
+Chosen = Callable[[], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How tokens are chosen from a row of states."""
+
+    sampling: Sampling  # of its form
+    numbers: Tensor  # of the settings, refilled for each text
+    bias: Tensor | None  # [V] fp32, likewise
+
+    def __call__(self, model: Qwen3, states: Tensor, positions: Tensor, tokens: Tensor) -> Chosen:
+        """Write the token after each of the states [T, E] to tokens [T] int64; positions [T] int64: what
+        those tokens take. Returns a function for the token's logit and the row's log-sum-exp, [T] fp32, both
+        before any setting; of proposals nobody asks."""
+        n = len(tokens)
+        if self.sampling.temperature == 0 and self.bias is None:  # no logits in memory
+            found, sums = (
+                states.new_empty(n, 1, dtype=torch.float32),
+                states.new_empty(n, dtype=torch.float32),
+            )
+            model.ops.head(states, model.head, 1, out=(found, tokens[:, None], sums))
+            return lambda: (found[:, 0], sums)
+        logits = model.ops.linear(states, model.head, out_dtype=torch.float32)
+        choose_triton(logits, positions, self.sampling, out=tokens, numbers=self.numbers, bias=self.bias)
+        return lambda: (logits.gather(1, tokens[:, None])[:, 0], summary_of_logits(logits, 1)[2])
+
+    def candidates(self, model: Qwen3, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The `candidates` of a tree, for the positions [T] behind a root."""
+        k = min(CANDIDATES, model.config.vocab_size)
+        if self.sampling.temperature == 0 and self.bias is None:
+            scores, ids, sums = model.ops.head(states, model.head, k)
+            return scores - sums[:, None], ids
+        logits = model.ops.linear(states, model.head, out_dtype=torch.float32)
+        return model.ops.candidates(logits, positions, self.sampling, k, numbers=self.numbers, bias=self.bias)
+
+
+@dataclass(frozen=True)
+class End:
+    """What the host reads of a cycle. milliseconds: of its graph; None where it was not one."""
+
+    run: Run
+    finished: bool
+    damaged: bool
+    milliseconds: float | None
+
+
+Read = Callable[[], End]
+
+
+class Cycle:
+    """A cycle of fixed shape: draft and verify passes, choice, walk, commit."""
+
+    def __init__(
+        self, model: Qwen3, cache: KVCache, state: Tensor, ends: Tensor, choice: Choice, kind: int, room: int,
+        block: int,
+    ) -> None:  # fmt: skip
+        """kind: of budget.py. block: rows of the draft, 0 without one."""
+        rows = kind + 1 if kind > CHAIN else max(block, 1)
+        self.model, self.cache, self.state, self.ends, self.choice = model, cache, state, ends, choice
+        device, config = model.device, model.config
+        self.draft: MovingPass | None = None
+        if block:
+            masks = Rows.block(0, block, 0, config.mask_token_id)
+            self.draft = MovingPass(model, masks, room, logits_of=block - 1)
+        self.check: MovingPass | GrownPass
+        if kind > CHAIN:
+            self.check = GrownPass(model, kind, block - 1, room)
+            self.parents = self.check.parents
+        else:
+            chain = Rows.chain([0] * rows, 0)
+            self.check = MovingPass(model, chain, room)
+            self.parents = torch.tensor(chain.parents, dtype=torch.int32, device=device)
+        self.accepted, self.start = torch.zeros_like(self.parents), state.new_zeros(1)
+        self.choices = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.record = state.new_zeros(RECORD + 3 * rows)
+        pinned = device.type == "cuda"
+        # two: one is read while the next cycle fills the other
+        self.read = [torch.zeros(self.record.shape, dtype=torch.int32, pin_memory=pinned) for _ in "01"]
+        self.launches = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def launch(self, pool: Any) -> Read:
+        """Run the cycle once more, captured when it comes for the second time."""
+        timed = self.graph is not None
+        began, done = (
+            (torch.cuda.Event(enable_timing=True) for _ in "01") if pool is not None else (None, None)
+        )
+        if began is not None:
+            began.record()
+        if pool is None or self.launches == 0:
+            self.run()
+        else:
+            if self.graph is None:
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool):
+                    self.run()
+                self.graph = graph  # whole: an interrupted capture leaves none
+            self.graph.replay()
+        target = self.read[self.launches % 2]
+        self.launches += 1
+        target.copy_(self.record, non_blocking=True)
+        if done is not None:
+            done.record()
+
+        def read() -> End:
+            milliseconds = None
+            if began is not None and done is not None:
+                done.synchronize()
+                milliseconds = began.elapsed_time(done) if timed else None
+            kept, finished, damaged, leading = target[:RECORD].tolist()
+            tokens, logprobs, path = (part[:kept] for part in target[RECORD:].view(3, -1))
+            run = Run(
+                tokens.tolist(), logprobs.view(torch.float32).tolist(), 1 if self.draft is None else 2,
+                len(self.choices) - 1, path.tolist(), leading,
+            )  # fmt: skip
+            return End(run, bool(finished), bool(damaged), milliseconds)
+
+        return read
+
+    def run(self) -> None:
+        """The launches of a cycle; nothing comes from the host."""
+        model, check = self.model, self.check
+        if isinstance(check, MovingPass):
+            check.move(self.state)
+        if self.draft is not None:
+            self.draft.move(self.state)
+            states, _, _ = model.states(self.draft.inputs, self.cache)
+            if isinstance(check, GrownPass):
+                behind = self.draft.ids[1, 1:]
+                grow_triton(check.tables, self.state, *self.choice.candidates(model, states, behind))
+            else:  # the proposal of block row i takes the place of verify row i + 1
+                self.choice(model, states, check.ids[1, 1:], check.ids[0, 1:])
+        states, keys, values = model.states(check.inputs, self.cache)
+        logits, sums = self.choice(model, states, check.ids[1] + 1, self.choices)()
+        advance_triton(
+            self.state, check.ids[0], self.parents, self.choices, logits, sums, self.ends,
+            self.accepted, self.start, self.record,
+        )  # fmt: skip
+        model.ops.commit(self.cache.keys, self.cache.values, keys, values, self.accepted, self.start)

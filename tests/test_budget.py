@@ -1,0 +1,129 @@
+"""How much to draft: what cycles tell of each other, and tokens a second against every fixed kind."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orthrus_kernels import draft_tree, verify
+from qwen3_model.decode.budget import (
+    CHAIN,
+    KINDS,
+    PLAIN,
+    TREES,
+    Budget,
+    first_children,
+    known_tokens,
+    rows_cost,
+)
+
+# Times of cycles as an 8B and a 0.6B model have them, about: in plain tokens.
+LARGE = {PLAIN: 1.0, CHAIN: 2.1, 15: 2.1, 31: 2.15, 63: 2.3, 127: 2.6}
+SMALL = {PLAIN: 1.0, CHAIN: 2.2, 15: 2.5, 31: 2.6, 63: 3.0, 127: 3.6}
+
+
+@given(kind=st.sampled_from(TREES), sure=st.floats(0.2, 4), seed=st.integers(0, 10**6))
+def test_a_walk_tells_what_smaller_trees_and_a_chain_would_keep(kind, sure, seed):
+    """One text, which a target and trees of all sizes from the same distributions see."""
+    generator = torch.Generator().manual_seed(seed)
+    depth = 31
+    logits = sure * torch.randn(depth, 16, generator=generator).sort(-1, descending=True).values
+    scores, ids = logits.log_softmax(-1), torch.arange(16).expand(depth, 16)
+    text = torch.multinomial(scores.exp(), 1, generator=generator)[:, 0].tolist() + [16]
+
+    def walk(nodes):
+        tree = draft_tree(0, scores, ids, nodes)
+        path, _ = verify(tree.tokens, tree.parents, [text[d] for d in tree.depths])
+        return tree, path
+
+    tree, path = walk(kind)
+    known = known_tokens(kind, path, first_children(tree.parents, path))
+    assert set(known) == {CHAIN, *(n for n in TREES if n <= kind)}
+    assert all(known[n] == len(walk(n)[1]) for n in TREES if n <= kind)
+    chain = next(d for d in range(depth + 1) if d == depth or text[d] != 0) + 1
+    grown = max(d for d, path in zip(tree.depths, tree.paths(), strict=True) if not any(path)) + 1
+    assert known[CHAIN] == min(chain, grown), "as far as the tree follows the chain"
+
+
+def test_chains_and_plain_cycles_tell_of_themselves():
+    assert known_tokens(CHAIN, [0, 1, 2], 2) == {CHAIN: 3} and known_tokens(PLAIN, [0], 0) == {PLAIN: 1}
+
+
+class Source:
+    """What every kind would keep, place by place of a text, from a drafter that knows its own strength. sure:
+    how often its likeliest proposal is right; wide: how often one of its 15 others is."""
+
+    def __init__(self, sure, wide, seed):
+        self.chances, self.rng = [sure, *(wide / 15 for _ in range(15))], random.Random(seed)
+        scores = torch.tensor(self.chances).log().expand(31, 16)
+        tree = draft_tree(0, scores, torch.arange(16).expand(31, 16), TREES[-1])
+        places = zip(tree.parents, tree.tokens, strict=True)
+        self.children = {place: node for node, place in enumerate(places)}
+
+    def cycle(self):
+        ranks = self.rng.choices(range(17), [*self.chances, 1 - sum(self.chances)], k=31)
+        path = [0]
+        while len(path) < 32 and (node := self.children.get((path[-1], ranks[len(path) - 1]))):
+            path.append(node)
+        chain = next((depth for depth, rank in enumerate(ranks, 1) if rank), 32)
+        return {PLAIN: 1, CHAIN: chain} | {n: sum(node <= n for node in path) for n in TREES}
+
+    def known(self, kind, kept):
+        """What a cycle of `kind` lets know of them."""
+        if kind <= CHAIN:
+            return {kind: kept[kind]}
+        return {CHAIN: min(kept[CHAIN], kept[kind])} | {n: kept[n] for n in TREES if n <= kind}
+
+
+def rate(costs, source, choose, tokens=8_000, text=500):
+    """Tokens a unit of cost, over several texts."""
+    total, spent, in_text = 0, 0.0, 0
+    budget = choose if isinstance(choose, Budget) else None
+    while total < tokens:
+        kind = budget.next() if budget else choose
+        kept = source.cycle()
+        if budget:
+            budget.observe(source.known(kind, kept))
+        total, spent, in_text = total + kept[kind], spent + costs[kind], in_text + kept[kind]
+        if in_text >= text and budget:
+            in_text = 0
+            budget.begin()
+    return total / spent
+
+
+@pytest.mark.parametrize("costs", [LARGE, SMALL], ids=["8B", "0.6B"])
+@pytest.mark.parametrize(
+    ("sure", "wide"), [(0.02, 0.05), (0.3, 0.2), (0.5, 0.1), (0.6, 0.3), (0.95, 0.03)], ids=str
+)
+def test_near_the_best_fixed_kind(costs, sure, wide):
+    fixed = {kind: rate(costs, Source(sure, wide, 1), kind) for kind in KINDS}
+    got = rate(costs, Source(sure, wide, 1), Budget(costs))
+    assert got > 0.95 * max(fixed.values()), (got, fixed)
+
+
+def test_it_follows_a_text_that_changes():
+    """Noise, then code, then noise: plain cycles, trees, plain cycles."""
+    budget = Budget(LARGE)
+    for sure, wide, plain in ((0.02, 0.02, True), (0.9, 0.05, False), (0.02, 0.02, True)):
+        source, kinds = Source(sure, wide, 3), []
+        for _ in range(200):
+            kind, kept = budget.next(), source.cycle()
+            budget.observe(source.known(kind, kept))
+            kinds.append(kind)
+        late = kinds[-60:]
+        assert late.count(PLAIN) > 50 if plain else late.count(PLAIN) == 0
+
+
+def test_costs_follow_what_is_measured():
+    budget = Budget(LARGE)
+    budget.time(15, None)
+    assert budget.costs[15] == LARGE[15]
+    for _ in range(60):
+        budget.time(15, 9.0)
+    assert budget.costs[15] == pytest.approx(9.0, rel=0.02) and budget.next() != 15
+
+
+def test_costs_by_rows():
+    assert [rows_cost(kind, 32) for kind in KINDS] == [1, 2, 2, 2, 3, 5]
