@@ -43,10 +43,11 @@ MOST_GRAPHS = 64  # the one not used for longest goes first
 STRATEGIES = ("autoregressive", "two-pass")  # what has a cycle here
 
 
-def serves(model: Qwen3, strategy: str, sampling: Sampling) -> bool:
+def serves(strategy: str, decoding: Decoding) -> bool:
     """Whether a generation can run here: the kernels are Triton's. A repetition penalty makes each proposal
-    depend on those before it, which the host follows."""
-    able = model.backend == "triton" and sampling.repetition_penalty == 1.0
+    depend on those before it, which the host follows; rejection sampling has no kernel."""
+    model, coupled = decoding.model, decoding.verify == "coupled"
+    able = model.backend == "triton" and coupled and decoding.sampling.repetition_penalty == 1.0
     return able and model.use_cycles and strategy in STRATEGIES
 
 

@@ -23,6 +23,12 @@ NOT_NUMBERS = (
 )
 
 
+def check_finite(logits: Tensor) -> None:
+    """Raises InputError when logits are not finite numbers."""
+    if not torch.isfinite(logits).all():
+        raise InputError(NOT_NUMBERS)
+
+
 @dataclass
 class Run:
     """What one cycle adds to the text: accepted proposals, then the bonus token."""
@@ -47,10 +53,11 @@ class Decoding:
         sampling: Sampling,
         block_size: int,
         tree_nodes: int = 0,
+        verify: str = "coupled",
     ) -> None:
-        """tree_nodes: proposals of a draft tree; 0: a chain."""
+        """tree_nodes: proposals of a draft tree; 0: a chain. verify: "coupled" or "rejection"."""
         self.model, self.sampling = model, sampling
-        self.block_size, self.tree_nodes = block_size, tree_nodes
+        self.block_size, self.tree_nodes, self.verify = block_size, tree_nodes, verify
         self.tokens = list(prompt)
         self.limit = len(prompt) + budget  # length of the finished text at most
         self.cache = cache
@@ -81,8 +88,7 @@ class Decoding:
 
         paths[t] are the tokens between the text so far and the chosen token: they place it, and the
         repetition penalty sees them. Raises InputError when the logits are not finite numbers."""
-        if not torch.isfinite(logits).all():
-            raise InputError(NOT_NUMBERS)
+        check_finite(logits)
         return self.model.ops.choose(logits, *self.placed(logits, paths)).tolist()
 
     def placed(
