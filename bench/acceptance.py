@@ -148,7 +148,7 @@ def table(found: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]]:
 
 def plot(path: Path, found: Sequence[Measured], title: str) -> None:
     """Tokens a cycle against the tree's nodes, with intervals; agreement of the chains by offset. Rejection
-    sampling is dashed."""
+    sampling is dashed, with crosses."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -160,8 +160,8 @@ def plot(path: Path, found: Sequence[Measured], title: str) -> None:
         mine = sorted((m for m in found if _line(m) == (temperature, verify)), key=lambda m: m.setting.nodes)
         coupled = verify == "coupled"
         label = f"T {temperature:g}" + ("" if coupled else f", {verify}")
-        line = "-" if coupled else "--"
-        style = {"color": colours[temperature], "linestyle": line, "marker": ".", "label": label}
+        line, marker = ("-", ".") if coupled else ("--", "x")
+        style = {"color": colours[temperature], "linestyle": line, "marker": marker, "label": label}
         middle = [m.per_cycle for m in mine]
         ends = [m.interval() for m in mine]
         spread = [[y - e[0] for y, e in zip(middle, ends, strict=True)],
