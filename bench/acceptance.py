@@ -1,8 +1,9 @@
 """Tokens a cycle and a forward pass by draft: a chain, and trees of several sizes, at several temperatures.
+At temperatures above 0 also a chain verified by rejection sampling.
 
-Every prompt is decoded with each setting; texts never depend on it, only the number of cycles does. The
-interval is a bootstrap over prompts. Agreement at offset d: the share of cycles whose first d proposals were
-all the target's own."""
+Every prompt is decoded with each setting; texts never depend on it, only the number of cycles does, but for
+rejection sampling, whose texts are other samples. The interval is a bootstrap over prompts. Agreement at
+offset d: the share of cycles whose first d proposals were all the target's own, or accepted."""
 
 from __future__ import annotations
 
@@ -12,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,20 @@ Progress = Callable[[str, int, int], None]  # setting, prompts done, prompts in 
 
 @dataclass(frozen=True)
 class Setting:
-    """nodes: of the tree; 0 is the chain."""
+    """nodes: of the tree; 0 is the chain. verify: as for `generate`; rejection takes a chain."""
 
     temperature: float
     nodes: int
+    verify: str = "coupled"
+
+    @property
+    def coupled_chain(self) -> bool:
+        """Whether it is what the others are compared with."""
+        return not self.nodes and self.verify == "coupled"
 
     def __str__(self) -> str:
-        return f"{'chain' if not self.nodes else f'tree {self.nodes}'}, T {self.temperature:g}"
+        draft = f"tree {self.nodes}" if self.nodes else "chain"
+        return f"{draft}{'' if self.verify == 'coupled' else f', {self.verify}'}, T {self.temperature:g}"
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,8 @@ class Measured:
         """Ready for JSON."""
         low, high = self.interval()
         return {
-            "temperature": self.setting.temperature, "nodes": self.setting.nodes, "prompts": len(self.stats),
+            "temperature": self.setting.temperature, "nodes": self.setting.nodes,
+            "verify": self.setting.verify, "prompts": len(self.stats),
             "tokens_per_cycle": round(self.per_cycle, 4), "interval_95": [round(low, 4), round(high, 4)],
             "tokens_per_cycle_mean_per_prompt": round(
                 float(np.mean([s.tokens_per_cycle for s in self.stats if s.cycles] or [0.0])), 4
@@ -113,7 +121,7 @@ def measure(
             try:
                 result = model.generate(
                     prompt, "two-pass", new_tokens, temperature=setting.temperature, seed=seed + i,
-                    tree_nodes=setting.nodes, **sampling,
+                    tree_nodes=setting.nodes, verify=setting.verify, **sampling,
                 )  # fmt: skip
             except InputError as error:
                 raise InputError(f"prompt {i + 1}: {error}") from None
@@ -124,7 +132,7 @@ def measure(
 
 def table(found: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]]:
     """A line a setting; the gain is over the chain at the same temperature."""
-    chains = {m.setting.temperature: m.per_cycle for m in found if not m.setting.nodes}
+    chains = {m.setting.temperature: m.per_cycle for m in found if m.setting.coupled_chain}
     lines = []
     for m in found:
         low, high = m.interval()
@@ -139,27 +147,30 @@ def table(found: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]]:
 
 
 def plot(path: Path, found: Sequence[Measured], title: str) -> None:
-    """Tokens a cycle against the tree's nodes, with intervals; agreement of the chain by offset."""
+    """Tokens a cycle against the tree's nodes, with intervals; agreement of the chains by offset. Rejection
+    sampling is dashed, with crosses."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5))
-    for temperature in dict.fromkeys(m.setting.temperature for m in found):
-        mine = sorted(
-            (m for m in found if m.setting.temperature == temperature), key=lambda m: m.setting.nodes
-        )
+    colours = {t: f"C{i}" for i, t in enumerate(dict.fromkeys(m.setting.temperature for m in found))}
+    for temperature, verify in dict.fromkeys(map(_line, found)):
+        mine = sorted((m for m in found if _line(m) == (temperature, verify)), key=lambda m: m.setting.nodes)
+        coupled = verify == "coupled"
+        label = f"T {temperature:g}" + ("" if coupled else f", {verify}")
+        line, marker = ("-", ".") if coupled else ("--", "x")
+        style = {"color": colours[temperature], "linestyle": line, "marker": marker, "label": label}
         middle = [m.per_cycle for m in mine]
         ends = [m.interval() for m in mine]
         spread = [[y - e[0] for y, e in zip(middle, ends, strict=True)],
                   [e[1] - y for y, e in zip(middle, ends, strict=True)]]  # fmt: skip
-        left.errorbar([m.setting.nodes for m in mine], middle, spread, marker="o", capsize=3,
-                      label=f"T {temperature:g}")  # fmt: skip
+        left.errorbar([m.setting.nodes for m in mine], middle, spread, capsize=3, **style)
         for m in mine:
             if not m.setting.nodes:
                 shares = m.agreement()
-                right.plot(range(1, len(shares) + 1), shares, marker=".", label=f"T {temperature:g}")
+                right.plot(range(1, len(shares) + 1), shares, **style)
     left.set(xlabel="nodes of the tree (0: chain)", ylabel="tokens a cycle", ylim=(1, None))
     right.set(xlabel="proposals", ylabel="share of chains accepted so far", ylim=(0, 1))
     left.legend(), right.legend()
@@ -167,6 +178,11 @@ def plot(path: Path, found: Sequence[Measured], title: str) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def _line(m: Measured) -> tuple[float, str]:
+    """Which line of the picture a setting is on."""
+    return m.setting.temperature, m.setting.verify
 
 
 def _temperature(text: str) -> float:
@@ -223,9 +239,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ImportError:
             fail(COMMAND, "--plot needs matplotlib: pip install -e '.[bench]'")
     began = time.perf_counter()
-    settings = [
-        Setting(t, n) for t, n in product(dict.fromkeys(given.temperatures), dict.fromkeys(given.nodes))
-    ]
+    settings = []
+    for t in dict.fromkeys(given.temperatures):
+        settings += [Setting(t, n) for n in dict.fromkeys(given.nodes)]
+        settings += [Setting(t, 0, "rejection")] if t > 0 else []
     found: list[Measured] = []
     try:
         held_out = given.prompts is None

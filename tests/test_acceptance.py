@@ -41,14 +41,18 @@ def test_a_whole_run(tmp_path, capsys):
     assert acceptance.main(arguments) == 0
     said, got = capsys.readouterr().out, json.loads(out.read_text())
     assert "tree 16, T 1" in said and "over chain" in said
-    assert [(s["temperature"], s["nodes"]) for s in got["settings"]] == [(0, 0), (0, 16), (1, 0), (1, 16)]
+    assert [(s["temperature"], s["nodes"], s["verify"]) for s in got["settings"]] == [
+        (0, 0, "coupled"), (0, 16, "coupled"), (1, 0, "coupled"), (1, 16, "coupled"), (1, 0, "rejection")
+    ]  # fmt: skip
+    assert "chain, rejection, T 1" in said and got["settings"][4]["tokens_per_cycle"] > 1
     chain, tree = got["settings"][:2]
     assert tree["tokens_per_cycle"] > chain["tokens_per_cycle"] > 1 and chain["nodes_per_cycle"] > 1
     low, high = chain["interval_95"]
     assert low <= chain["tokens_per_cycle"] <= high and chain["prompts"] == 2
     assert got["dtype"] == "float32" and "acceptance" in got["machine"]["command"]
     pytest.importorskip("matplotlib")
-    acceptance.plot(picture, [Measured(Setting(0.0, n), [stats([3, 2])]) for n in (0, 16)], "t")
+    settings = [Setting(0.0, 0), Setting(0.0, 16), Setting(1.0, 0), Setting(1.0, 0, "rejection")]
+    acceptance.plot(picture, [Measured(setting, [stats([3, 2])]) for setting in settings], "t")
     assert picture.stat().st_size > 5000
 
 
@@ -76,3 +80,11 @@ def test_a_plain_qwen3_is_refused():
     plain = small_model(block_size=0, mask_token_id=None)
     with pytest.raises(InputError, match="prompt 1: strategy two-pass needs an Orthrus"):
         list(acceptance.measure(plain, [[5]], [Setting(0.0, 0)], 3, 0))
+
+
+def test_gains_are_over_the_coupled_chain():
+    settings = [(Setting(1.0, 0, "rejection"), [4, 1]), (Setting(1.0, 0), [3, 2]), (Setting(0.0, 4), [0, 5])]
+    _, _, lines = acceptance.table([Measured(setting, [stats(counts)]) for setting, counts in settings])
+    assert [(line[0], line[-1]) for line in lines] == [
+        ("chain, rejection, T 1", "0.86x"), ("chain, T 1", "1.00x"), ("tree 4, T 0", "-")
+    ]  # fmt: skip

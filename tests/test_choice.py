@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from exact import by_definition
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -54,7 +55,7 @@ def test_sampled_distribution_is_exact(settings, temperature):
     logits = torch.tensor([1.5, 0.0, 2.0, -1.0, 1.0, 0.5, 2.0, -3.0, 0.25])
     n, sampling = 40_000, Sampling(temperature=temperature, seed=11, **settings)
     counts = torch.bincount(_choose_many(logits, n, sampling), minlength=9).double()
-    expected = _by_definition((logits / temperature).tolist(), sampling) * n
+    expected = by_definition((logits / temperature).tolist(), sampling) * n
     assert counts[expected == 0].sum() == 0
     kept = expected > 0
     assert stats.chisquare(counts[kept], expected[kept]).pvalue > 1e-3
@@ -68,25 +69,6 @@ def _choose_many(logits, n, sampling):
     return got
 
 
-def _by_definition(scaled: list[float], sampling: Sampling) -> torch.Tensor:
-    """Probability of each token after top-k, top-p on the rest, and min-p, one token at a time."""
-    order = sorted(range(len(scaled)), key=lambda i: (-scaled[i], i))
-    if sampling.top_k:
-        order = order[: sampling.top_k]
-    total = sum(math.exp(scaled[i]) for i in order)
-    share = {i: math.exp(scaled[i]) / total for i in order}
-    nucleus, mass = [], 0.0
-    for i in order:
-        if mass < sampling.top_p or not nucleus:
-            nucleus.append(i)
-        mass += share[i]
-    kept = [i for i in nucleus if share[i] >= sampling.min_p * share[order[0]]]
-    norm = sum(share[i] for i in kept)
-    return torch.tensor(
-        [share[i] / norm if i in kept else 0.0 for i in range(len(scaled))], dtype=torch.float64
-    )
-
-
 @given(
     st.lists(st.integers(-3, 3), min_size=2, max_size=12),
     st.integers(0, 13),
@@ -97,7 +79,7 @@ def test_filters_by_definition_with_ties(logits, k, p, min_p):
     """Small whole logits tie often: at the edge of top-k and top-p the lowest id stays."""
     sampling = Sampling(temperature=1.0, top_k=k, top_p=p, min_p=min_p)
     got = filter_logits(torch.tensor([logits], dtype=torch.float32), sampling)[0]
-    want = _by_definition([float(x) for x in logits], sampling)
+    want = by_definition([float(x) for x in logits], sampling)
     assert (got > -math.inf).tolist() == (want > 0).tolist()
 
 

@@ -81,11 +81,17 @@ def candidate_scores(
     """What a drafter ranks the tokens of every row by, [T, V]; arguments as for `choose`, which takes the
     first. With noise the scores are perturbed: their softmax over a few candidates is the share of each in
     being chosen, and is below 1, which bare perturbed logits are not."""
-    scores = penalise(logits, sampling, seen)
+    scores = filtered_scores(logits, sampling, seen)
     if sampling.temperature > 0:
-        scores = filter_logits(scores / sampling.temperature, sampling)
         scores = scores + gumbel(sampling.seed, positions, scores.shape[1])
     return scores
+
+
+def filtered_scores(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
+    """Scores [T, V] whose softmax a sampled choice is drawn from: bias, penalty, temperature and filters
+    applied, -inf for what is filtered out. Greedily: bias and penalty alone."""
+    scores = penalise(logits, sampling, seen)
+    return filter_logits(scores / sampling.temperature, sampling) if sampling.temperature > 0 else scores
 
 
 def candidates(
@@ -143,26 +149,26 @@ def _filter_row(row: Tensor, sampling: Sampling) -> Tensor:
     return out
 
 
-def gumbel(seed: int, positions: Tensor, vocabulary: int) -> Tensor:
-    """Gumbel(0, 1) noise [T, vocabulary] fp32 of (seed, position, token id).
+def gumbel(seed: int, positions: Tensor, vocabulary: int, stream: int = 0) -> Tensor:
+    """Gumbel(0, 1) noise [T, vocabulary] fp32 of (seed, position, token id), another one in each stream.
 
     -log(-log1p(-u)) with u = (r + 1/2) 2^-32: large values, where the winner among many tokens lies, come
     from small u, which fp32 resolves finely; the plain -log(-log u) has steps of 1 % there. u is kept below
     1, or the smallest value would be -inf."""
     ids = torch.arange(vocabulary, device=positions.device)
-    r = random_bits(seed, positions, ids)
+    r = random_bits(seed, positions, ids, stream)
     u = ((r.float() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
     return -torch.log(-torch.log1p(-u))
 
 
-def random_bits(seed: int, positions: Tensor, ids: Tensor) -> Tensor:
+def random_bits(seed: int, positions: Tensor, ids: Tensor, stream: int = 0) -> Tensor:
     """32 random bits [T, V] (int64, 0 <= r < 2^32) for positions [T] and token ids [V].
 
-    Philox 4x32-10 with the 64-bit seed as key and the counter (id // 4, position, 0, 0); id % 4 picks the
-    word."""
+    Philox 4x32-10 with the 64-bit seed as key and the counter (id // 4, position, stream, 0); id % 4 picks
+    the word. stream: what the noise is for; 0 is the choice, rejection.py has others."""
     groups = torch.arange(int(ids.max()) // 4 + 1, device=ids.device)
     zeros = torch.zeros(len(positions), len(groups), dtype=torch.int64, device=ids.device)
-    words = _philox(seed, (zeros + groups, zeros + positions[:, None], zeros, zeros))
+    words = _philox(seed, (zeros + groups, zeros + positions[:, None], zeros + stream, zeros))
     return torch.stack(words, dim=-1).flatten(1)[:, ids]
 
 

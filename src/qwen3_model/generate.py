@@ -16,7 +16,7 @@ from orthrus_kernels import Sampling
 
 from .captured import lent_cache
 from .config import one_line
-from .decode import STRATEGIES, Decoding, Run, cycles
+from .decode import STRATEGIES, VERIFY, Decoding, Run, cycles
 from .decode.stream import OnTokens, TokenStream
 from .errors import InputError
 
@@ -42,6 +42,7 @@ class GenerationStats:
     )  # [n]: cycles that kept n proposals beside their last token
     seconds: float = 0.0
     finish_reason: str = ""  # end_token, stop_string, length, callback or interrupted
+    verify: str = "coupled"  # or "rejection"
 
     @property
     def tokens_per_forward(self) -> float:
@@ -103,9 +104,10 @@ def generate(
     on_tokens: OnTokens | None = None,
     block_size: int | None = None,
     tree_nodes: int | Literal["auto"] = 0,
+    verify: str = "coupled",
 ) -> Result:
     """Decode after `prompt_ids`. The text depends on weights, prompt, settings and seed, never on strategy or
-    block size.
+    block size (but for verify="rejection").
 
     strategy: "autoregressive", "two-pass", or "auto": two-pass for an Orthrus, else autoregressive.
     max_new_tokens: None is what fits the context. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and
@@ -114,8 +116,10 @@ def generate(
     completed it. on_tokens(ids, text): called with each accepted run; returning False stops. block_size: rows
     of a diffusion block, the checkpoint's at most and by default. tree_nodes: proposals of a two-pass cycle's
     draft tree, the likeliest paths through the block; 0 is the chain, "auto" chooses for speed from cycle to
-    cycle, plain ones where drafting does not pay. Ctrl-C ends a generation with what it
-    has.
+    cycle, plain ones where drafting does not pay. verify: "coupled" compares proposals with the target's
+    choices; "rejection", for comparison, is rejection sampling (arXiv 2211.17192) of a two-pass chain at a
+    temperature above 0: text distributed as plain sampling's, but not the same for a seed, and dependent on
+    the drafter and the block size. Ctrl-C ends a generation with what it has.
     On CUDA one thread and stream at a time: kernels share a workspace.
     Raises InputError for impossible settings, a prompt that is empty or does not fit, and logits that are not
     numbers."""
@@ -130,10 +134,11 @@ def generate(
     )  # fmt: skip
     block_size = _checked_block_size(model, block_size)
     tree_nodes = _checked_tree_nodes(tree_nodes)
+    _check_verify(verify, name, sampling, tree_nodes)
     stream = TokenStream(model.text, model.config.eos_token_ids, stop, budget, on_tokens)
-    stats = GenerationStats(name, seed)
+    stats = GenerationStats(name, seed, verify=verify)
     with lent_cache(model, len(prompt) + budget) as cache:
-        decoding = Decoding(model, cache, prompt, budget, sampling, block_size, tree_nodes)
+        decoding = Decoding(model, cache, prompt, budget, sampling, block_size, tree_nodes, verify)
         logprobs = _run(decoding, cycles(decoding, name), stream, stats)
     return Result(stream.token_ids, stream.text, logprobs, stats)
 
@@ -259,3 +264,16 @@ def _checked_tree_nodes(nodes: int | str) -> int | Literal["auto"]:
             f'tree_nodes is {nodes!r}; "auto" or a whole number from 0 (a chain) to {MOST_NODES} was expected'
         )
     return nodes
+
+
+def _check_verify(verify: str, strategy: str, sampling: Sampling, tree_nodes: int | str) -> None:
+    if verify not in VERIFY:
+        raise InputError(f"verify is {verify!r}; use {' or '.join(VERIFY)}")
+    if verify == "coupled":
+        return
+    if strategy != "two-pass":
+        raise InputError(f"verify {verify} takes strategy two-pass of an Orthrus, not {strategy}")
+    if sampling.temperature == 0:
+        raise InputError(f"verify {verify} takes a temperature above 0: a greedy choice is not a sample")
+    if tree_nodes != 0:
+        raise InputError(f"verify {verify} takes a chain, not a tree: tree_nodes is {tree_nodes}, use 0")

@@ -106,6 +106,12 @@ def add_generation_options(parser: argparse.ArgumentParser, max_new_tokens: int)
     parser.set_defaults(default_max_new_tokens=max_new_tokens)
     add_draft_options(group)
     group.add_argument(
+        "--verify", default="coupled", metavar="HOW",
+        help="coupled; or rejection, for comparison: rejection sampling of a chain (arXiv 2211.17192) at a "
+        "temperature above 0, whose text is distributed as plain sampling's but is not the same for a seed "
+        "(default: coupled)",
+    )  # fmt: skip
+    group.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end the text before TEXT (repeatable)"
     )
     add_sampling_options(parser)
@@ -163,6 +169,7 @@ def generation_settings(args: argparse.Namespace, model: Qwen3, prompt_tokens: i
         "max_new_tokens": budget,
         "block_size": args.block_size,
         "tree_nodes": args.tree_nodes,
+        "verify": args.verify,
         "stop": args.stop,
         "seed": args.seed,
     }

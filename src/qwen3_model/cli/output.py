@@ -37,8 +37,9 @@ def tokens_per_second(stats: GenerationStats) -> float:
 
 def print_statistics(stats: GenerationStats) -> None:
     """One line of statistics on stderr."""
+    how = stats.strategy if stats.verify == "coupled" else f"{stats.strategy}, {stats.verify}"
     print(
-        f"{stats.strategy}: {stats.tokens} tokens in {stats.forwards} forward passes"
+        f"{how}: {stats.tokens} tokens in {stats.forwards} forward passes"
         f" ({stats.tokens_per_forward:.2f} a pass, {stats.tokens_per_cycle:.2f} a cycle),"
         f" {tokens_per_second(stats):.1f} tok/s, seed {stats.seed}, ended by {stats.finish_reason}",
         file=sys.stderr,

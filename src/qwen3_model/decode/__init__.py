@@ -3,21 +3,23 @@
 
 from collections.abc import Callable, Iterator
 
-from . import autoregressive, device, two_pass
+from . import autoregressive, device, rejection, two_pass
 from .state import Decoding, Run
 
 STRATEGIES: dict[str, Callable[[Decoding], Iterator[Run]]] = {
     "autoregressive": autoregressive.cycles,
     "two-pass": two_pass.cycles,
 }
+VERIFY = ("coupled", "rejection")  # how a two-pass cycle decides on its proposals
 
 
 def cycles(decoding: Decoding, strategy: str) -> Iterator[Run]:
     """What each cycle after the prefill adds to the text, which the caller ends."""
     on_device = decoding.cache.cycles
-    if on_device is not None and device.serves(decoding.model, strategy, decoding.sampling):
+    if on_device is not None and device.serves(strategy, decoding):
         yield from on_device.runs(strategy, decoding)
-    yield from STRATEGIES[strategy](decoding)
+    chosen = rejection.cycles if decoding.verify == "rejection" else STRATEGIES[strategy]
+    yield from chosen(decoding)
 
 
-__all__ = ["STRATEGIES", "Decoding", "Run", "cycles"]
+__all__ = ["STRATEGIES", "VERIFY", "Decoding", "Run", "cycles"]

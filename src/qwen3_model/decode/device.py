@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from orthrus_kernels import Sampling
 from orthrus_kernels.choice_triton import bias_table, choice_form, choice_numbers
 
 from ..errors import InputError
@@ -40,10 +39,11 @@ MOST_GRAPHS = 64  # the one not used for longest goes first
 STRATEGIES = ("autoregressive", "two-pass")  # what has a cycle here
 
 
-def serves(model: Qwen3, strategy: str, sampling: Sampling) -> bool:
+def serves(strategy: str, decoding: Decoding) -> bool:
     """Whether a generation can run here: the kernels are Triton's. A repetition penalty makes each proposal
-    depend on those before it, which the host follows."""
-    able = model.backend == "triton" and sampling.repetition_penalty == 1.0
+    depend on those before it, which the host follows; rejection sampling has no kernel."""
+    model, coupled = decoding.model, decoding.verify == "coupled"
+    able = model.backend == "triton" and coupled and decoding.sampling.repetition_penalty == 1.0
     return able and model.use_cycles and strategy in STRATEGIES
 
 
@@ -59,7 +59,7 @@ class DeviceCycles:
         self._bias = torch.zeros(model.config.vocab_size, dtype=torch.float32, device=device)
         self._ends = torch.tensor(model.config.eos_token_ids or (-1,), dtype=torch.int32, device=device)
         self._cycles: OrderedDict[tuple, Cycle] = OrderedDict()
-        self._budgets: dict[tuple, Budget] = {}
+        self.budgets: dict[tuple, Budget] = {}
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     def __len__(self) -> int:
@@ -107,9 +107,9 @@ class DeviceCycles:
         if decoding.tree_nodes != "auto":
             return repeat(decoding.tree_nodes), None
         key = form, decoding.block_size
-        if key not in self._budgets:
-            self._budgets[key] = Budget(self._costs(form, decoding))
-        budget = self._budgets[key]
+        if key not in self.budgets:
+            self.budgets[key] = Budget(self._costs(form, decoding))
+        budget = self.budgets[key]
         budget.begin()
         return iter(budget.next, None), budget
 

@@ -23,6 +23,12 @@ NOT_NUMBERS = (
 )
 
 
+def check_finite(logits: Tensor) -> None:
+    """Raises InputError when logits are not finite numbers."""
+    if not torch.isfinite(logits).all():
+        raise InputError(NOT_NUMBERS)
+
+
 @dataclass
 class Run:
     """What one cycle adds to the text: accepted proposals, then the bonus token."""
@@ -49,10 +55,12 @@ class Decoding:
         sampling: Sampling,
         block_size: int,
         tree_nodes: int | Literal["auto"] = 0,
+        verify: str = "coupled",
     ) -> None:
-        """tree_nodes: proposals of a draft tree; 0: a chain; "auto": what a `Budget` says, cycle by cycle."""
+        """tree_nodes: proposals of a draft tree; 0: a chain; "auto": what a `Budget` says, cycle by cycle.
+        verify: "coupled" or "rejection"."""
         self.model, self.sampling, self.block_size = model, sampling, block_size
-        self.tree_nodes = tree_nodes
+        self.tree_nodes, self.verify = tree_nodes, verify
         self.tokens = list(prompt)
         self.limit = len(prompt) + budget  # length of the finished text at most
         self.cache = cache
@@ -83,8 +91,7 @@ class Decoding:
 
         paths[t] are the tokens between the text so far and the chosen token: they place it, and the
         repetition penalty sees them. Raises InputError when the logits are not finite numbers."""
-        if not torch.isfinite(logits).all():
-            raise InputError(NOT_NUMBERS)
+        check_finite(logits)
         return self.model.ops.choose(logits, *self.placed(logits, paths)).tolist()
 
     def placed(
