@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint fmt bench bench-decode acceptance performance tune gpu-check tiny-checkpoint clean
+.PHONY: help demo test test-slow lint fmt bench bench-decode acceptance bench-budget performance tune gpu-check tiny-checkpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -36,6 +36,9 @@ bench-decode: $(VENV)/bench ## whole decoding steps beside their floors on this 
 
 acceptance: $(VENV)/bench ## tokens a cycle of chains and draft trees, with intervals; options in ACCEPTANCE="..."
 	$(BIN)/python -m bench.acceptance $(ACCEPTANCE)
+
+bench-budget: $(VENV)/bench ## does tree_nodes="auto" find the fastest draft? on this GPU, 3 minutes; options in BENCH="..."
+	$(BIN)/python -m bench.budget $(BENCH)
 
 performance: $(VENV)/bench ## docs/performance.md and its picture anew from the recorded runs
 	$(BIN)/python -m bench.performance

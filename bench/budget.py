@@ -1,0 +1,115 @@
+"""Does `tree_nodes="auto"` find the fastest draft? Tokens a second of every fixed kind of cycle and of auto,
+on predictable, mixed and noisy prompts.
+
+The embedded checkpoint is decoded; larger models are replayed: the cycles that the embedded checkpoint's
+texts would have, each at the time that a cycle of random weights of that size takes on this GPU."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from qwen3_model import InputError, Qwen3
+from qwen3_model.checkpoint import EMBEDDED
+from qwen3_model.decode.budget import CHAIN, KINDS, PLAIN
+
+from . import report
+from .budget_run import decode, measured_costs, prompt_sets, replayed, trace
+from .command import Parser, fail, positive, writable
+from .measure import machine, machine_line
+from .models import MODELS
+
+COMMAND = "bench.budget"
+NAMES = {str(PLAIN): "plain", str(CHAIN): "chain", "auto": "auto"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = Parser(
+        prog=f"python -m {COMMAND}", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"example: python -m {COMMAND} --prompts 20 --models 1.7B 8B --json runs/budget.json",
+    )  # fmt: skip
+    parser.add_argument("--prompts", type=positive, default=20, metavar="N", help="of each set (default: 20)")
+    parser.add_argument("--tokens", type=positive, default=384, metavar="N", help="new ones (default: 384)")
+    parser.add_argument("--models", nargs="*", choices=list(MODELS), default=["1.7B", "8B"], help="to replay")
+    parser.add_argument("--json", type=writable, metavar="FILE", help="write all figures there")
+    given = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        fail(COMMAND, "times need a GPU, and there is none")
+    try:
+        found = measure(given.prompts, given.tokens, given.models)
+    except InputError as error:
+        fail(COMMAND, str(error))
+    facts = machine(f"python -m {COMMAND} --prompts {given.prompts} --tokens {given.tokens}")
+    console = Console(highlight=False)
+    for row in found:
+        console.print(_table(row))
+    console.print(machine_line(facts), soft_wrap=True)
+    if given.json:
+        report.write_json(given.json, {"machine": facts, "sets": found})
+    return 0 if all(row["identical"] for row in found) else 1
+
+
+def measure(prompts: int, new_tokens: int, models: Sequence[str]) -> list[dict[str, Any]]:
+    """One row a prompt set and model: tokens a second by kind, as a share of the best fixed one."""
+    model = Qwen3.from_pretrained(EMBEDDED, "cuda", "bfloat16", progress=False)
+    sets = prompt_sets(model, prompts)
+    rows, traces = [], {}
+    for prompt_set in sets:
+        kinds = [str(kind) for kind in KINDS] + ["auto"]
+        runs = {}
+        for _ in range(2):  # the first one compiles and captures
+            for kind in kinds:
+                runs[kind] = decode(model, prompt_set, kind if kind == "auto" else int(kind), new_tokens)
+        texts = runs[str(PLAIN)]["texts"]
+        rates = {kind: run["tokens_per_second"] for kind, run in runs.items()}
+        rows.append(_row("embedded", prompt_set.name, rates, all(r["texts"] == texts for r in runs.values())))
+        rows[-1]["tokens_per_cycle"] = {kind: run["tokens_per_cycle"] for kind, run in runs.items()}
+        print(f"  {prompt_set.name}: auto {rows[-1]['auto_of_best']:.3f} of the best", flush=True)
+        traces[prompt_set.name] = [
+            trace(model, prompt, text, prompt_set.temperature)
+            for prompt, text in zip(prompt_set.prompts, texts, strict=True)
+        ]
+    for name in models:
+        del model
+        torch.cuda.empty_cache()
+        model = Qwen3.from_config(MODELS[name].config(), device="cuda", dtype="bfloat16")
+        costs = measured_costs(model, sets[2].prompts[0])
+        for set_name, of_set in traces.items():
+            rates = {kind: 1e3 * rate for kind, rate in replayed(of_set, costs).items()}
+            rows.append(_row(f"{name}, replayed", set_name, rates, True))
+            rows[-1]["ms_a_cycle"] = {str(kind): cost for kind, cost in costs.items()}
+    return rows
+
+
+def _row(model: str, set_name: str, rates: dict[str, float], identical: bool) -> dict[str, Any]:
+    best = max((kind for kind in rates if kind != "auto"), key=lambda kind: rates[kind])
+    return {
+        "model": model, "prompts": set_name, "tokens_per_second": rates, "best": best,
+        "auto_of_best": rates["auto"] / rates[best], "auto_of_plain": rates["auto"] / rates[str(PLAIN)],
+        "identical": identical,
+    }  # fmt: skip
+
+
+def _table(row: dict[str, Any]) -> Table:
+    table = Table(title=f"{row['model']}, {row['prompts']}")
+    for kind in row["tokens_per_second"]:
+        table.add_column(NAMES.get(kind, f"tree {kind}"), justify="right")
+    table.add_column("auto / best", justify="right")
+    table.add_row(
+        *(f"{rate:.0f}" for rate in row["tokens_per_second"].values()), f"{row['auto_of_best']:.3f}"
+    )
+    if "tokens_per_cycle" in row:
+        table.add_row(*(f"{n:.2f} a cycle" for n in row["tokens_per_cycle"].values()), "")
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())
