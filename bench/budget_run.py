@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from orthrus_kernels import Rows, Sampling, draft_tree, verify
-from qwen3_model import Qwen3
+from qwen3_model import InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.decode import Decoding
 from qwen3_model.decode.budget import CHAIN, KINDS, PLAIN, TREES, Budget, first_children, known_tokens
@@ -38,9 +38,9 @@ def prompt_sets(model: Qwen3, count: int) -> list[PromptSet]:
     rng = random.Random(0)
     accessors = []
     for _ in range(count):
-        names = rng.sample(_FIELDS, 5)
-        code = "".join(f"    def get_{n}(self):\n        return self._{n}\n\n" for n in names[:4])
-        accessors.append(model.text.encode(f"class Box:\n{code}    def get_{names[4]}(self):\n"))
+        names = rng.sample(_FIELDS, 4)
+        code = "".join(f"    def get_{n}(self):\n        return self._{n}\n\n" for n in names)
+        accessors.append(model.text.encode(f"class Box:\n{code}    def get_"))
     held_out = [model.text.encode(p) for p in read_prompts(EMBEDDED / "held_out.jsonl", count, split="test")]
     noise = [[rng.randrange(model.config.vocab_size - 8) for _ in range(PROMPT_TOKENS)] for _ in range(count)]
     return [
@@ -63,7 +63,9 @@ def decode(model: Qwen3, prompts: PromptSet, nodes: int | str, new_tokens: int) 
         tokens, seconds = tokens + s.tokens, seconds + s.seconds
         cycles, kept = cycles + s.cycles, kept + s.cycle_tokens
         texts.append(result.token_ids)
-    return {"tokens_per_second": tokens / seconds, "tokens_per_cycle": kept / max(cycles, 1), "texts": texts}
+    if cycles == 0:
+        raise InputError(f"the texts behind the {prompts.name} prompts end with their first token")
+    return {"tokens_per_second": tokens / seconds, "tokens_per_cycle": kept / cycles, "texts": texts}
 
 
 Outcomes = dict[int, int]  # kept tokens of a cycle by its kind

@@ -19,6 +19,7 @@ import torch
 from orthrus_kernels import PackedRows
 
 from .decode.device import DeviceCycles
+from .graphs import capturing
 from .pass_inputs import PassInputs
 
 if TYPE_CHECKING:
@@ -95,6 +96,6 @@ class CapturedPasses:
         if self._pool is None:
             return fixed, None, None
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with capturing(graph, self._pool):
             output = self._model.compute(fixed, self._cache)
         return fixed, graph, output

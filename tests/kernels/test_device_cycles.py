@@ -1,5 +1,6 @@
 """Cycles on the device keep what the host's loop keeps, bit for bit."""
 
+import gc
 from contextlib import contextmanager
 from unittest.mock import MagicMock
 
@@ -12,6 +13,7 @@ from orthrus_kernels import attention_triton, pack
 from qwen3_model import InputError
 from qwen3_model.decode import device
 from qwen3_model.decode.budget import CHAIN, PLAIN, Budget
+from qwen3_model.graphs import capturing
 
 PROMPT = [5, 6, 7]
 CUTS = ((0, 8),)
@@ -222,3 +224,18 @@ def test_a_tree_walks_past_a_key_segment(model, monkeypatch):
     )
     assert on_device.token_ids == host.token_ids and on_device.logprobs == host.logprobs
     assert {key[1] for key in cycles._cycles} == {32} or len(cycles._cycles) > 1
+
+
+def test_nothing_is_collected_during_a_capture(monkeypatch):
+    """A dead graph that the collector found would be destroyed, and the capture with it."""
+    seen = []
+
+    @contextmanager
+    def graph(graph, pool):
+        seen.append(gc.isenabled())
+        yield
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    with pytest.raises(KeyboardInterrupt), capturing(None, None):
+        raise KeyboardInterrupt
+    assert seen == [False] and gc.isenabled()

@@ -19,6 +19,7 @@ from orthrus_kernels.grow_triton import TreeTables, grow_triton, tree_tables
 from orthrus_kernels.logit_summary import summary_of_logits
 from orthrus_kernels.move_triton import move_triton
 
+from ..graphs import capturing
 from ..pass_inputs import PassInputs
 from .budget import CHAIN
 from .state import Run
@@ -157,7 +158,7 @@ class Cycle:
         else:
             if self.graph is None:
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool):
+                with capturing(graph, pool):
                     self.run()
                 self.graph = graph  # whole: an interrupted capture leaves none
             self.graph.replay()
