@@ -1,5 +1,5 @@
-"""Tokens a cycle and a forward pass by draft: a chain, and trees of several sizes, at several temperatures.
-At temperatures above 0 also a chain verified by rejection sampling.
+"""Tokens a cycle and a forward pass by draft: a chain, trees of several sizes, and what "auto" chooses, at
+several temperatures. At temperatures above 0 also a chain verified by rejection sampling.
 
 Every prompt is decoded with each setting; texts never depend on it, only the number of cycles does, but for
 rejection sampling, whose texts are other samples. The interval is a bootstrap over prompts. Agreement at
@@ -11,178 +11,21 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from qwen3_model import InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
-from qwen3_model.generate import MOST_NODES, GenerationStats
+from qwen3_model.generate import MOST_NODES
 from qwen3_model.prompts import read_prompts
 
 from . import report
+from .acceptance_run import Measured, Setting, measure, plot, table
 from .command import Parser, fail, positive, writable
 from .measure import machine, machine_line
 
 COMMAND = "bench.acceptance"
-RESAMPLES = 2000
-Progress = Callable[[str, int, int], None]  # setting, prompts done, prompts in all
-
-
-@dataclass(frozen=True)
-class Setting:
-    """nodes: of the tree; 0 is the chain. verify: as for `generate`; rejection takes a chain."""
-
-    temperature: float
-    nodes: int
-    verify: str = "coupled"
-
-    @property
-    def coupled_chain(self) -> bool:
-        """Whether it is what the others are compared with."""
-        return not self.nodes and self.verify == "coupled"
-
-    def __str__(self) -> str:
-        draft = f"tree {self.nodes}" if self.nodes else "chain"
-        return f"{draft}{'' if self.verify == 'coupled' else f', {self.verify}'}, T {self.temperature:g}"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One setting over all prompts."""
-
-    setting: Setting
-    stats: list[GenerationStats]
-
-    @property
-    def per_cycle(self) -> float:
-        """Tokens / cycles, as a ratio of sums."""
-        return _ratio(np.array([[s.cycle_tokens, s.cycles] for s in self.stats]))
-
-    @property
-    def per_forward(self) -> float:
-        """Tokens / forward passes of all kinds, the prefill's too."""
-        return _ratio(np.array([[s.tokens, s.forwards] for s in self.stats]))
-
-    @property
-    def nodes_per_cycle(self) -> float:
-        """Proposals verified / cycles."""
-        return _ratio(np.array([[s.nodes, s.cycles] for s in self.stats]))
-
-    def interval(self, share: float = 0.95) -> tuple[float, float]:
-        """Of tokens a cycle: bootstrap over prompts, percentiles of the resampled ratio of sums."""
-        pairs = np.array([[s.cycle_tokens, s.cycles] for s in self.stats])
-        draws = np.random.default_rng(0).integers(len(pairs), size=(RESAMPLES, len(pairs)))
-        sums = pairs[draws].sum(1)
-        ratios = sums[:, 0] / np.maximum(sums[:, 1], 1)
-        low, high = np.quantile(ratios, [(1 - share) / 2, (1 + share) / 2])
-        return float(low), float(high)
-
-    def agreement(self) -> list[float]:
-        """Share of cycles that kept at least d proposals, for d = 1, 2, ..."""
-        counts = np.zeros(max((len(s.accepted_histogram) for s in self.stats), default=0))
-        for s in self.stats:
-            counts[: len(s.accepted_histogram)] += s.accepted_histogram
-        return [float(n) for n in counts[::-1].cumsum()[::-1][1:] / max(counts.sum(), 1)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        low, high = self.interval()
-        return {
-            "temperature": self.setting.temperature, "nodes": self.setting.nodes,
-            "verify": self.setting.verify, "prompts": len(self.stats),
-            "tokens_per_cycle": round(self.per_cycle, 4), "interval_95": [round(low, 4), round(high, 4)],
-            "tokens_per_cycle_mean_per_prompt": round(
-                float(np.mean([s.tokens_per_cycle for s in self.stats if s.cycles] or [0.0])), 4
-            ),
-            "tokens_per_forward": round(self.per_forward, 4),
-            "nodes_per_cycle": round(self.nodes_per_cycle, 2),
-            "agreement": [round(share, 4) for share in self.agreement()],
-        }  # fmt: skip
-
-
-def _ratio(pairs: np.ndarray) -> float:
-    over, under = pairs.sum(0)
-    return float(over / under) if under else 0.0
-
-
-def measure(
-    model: Qwen3, prompts: Sequence[Sequence[int]], settings: Sequence[Setting], new_tokens: int, seed: int,
-    progress: Progress = lambda *_: None, **sampling: Any,
-) -> Iterator[Measured]:  # fmt: skip
-    """Decode every prompt with each setting, prompt i with seed + i. Raises InputError, with the prompt's
-    number."""
-    for setting in settings:
-        stats = []
-        for i, prompt in enumerate(prompts):
-            try:
-                result = model.generate(
-                    prompt, "two-pass", new_tokens, temperature=setting.temperature, seed=seed + i,
-                    tree_nodes=setting.nodes, verify=setting.verify, **sampling,
-                )  # fmt: skip
-            except InputError as error:
-                raise InputError(f"prompt {i + 1}: {error}") from None
-            stats.append(result.stats)
-            progress(str(setting), i + 1, len(prompts))
-        yield Measured(setting, stats)
-
-
-def table(found: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]]:
-    """A line a setting; the gain is over the chain at the same temperature."""
-    chains = {m.setting.temperature: m.per_cycle for m in found if m.setting.coupled_chain}
-    lines = []
-    for m in found:
-        low, high = m.interval()
-        chain = chains.get(m.setting.temperature)
-        lines.append([
-            str(m.setting), f"{m.per_cycle:.2f}", f"{low:.2f} to {high:.2f}",
-            f"{m.to_dict()['tokens_per_cycle_mean_per_prompt']:.2f}", f"{m.per_forward:.2f}",
-            f"{m.nodes_per_cycle:.0f}", f"{m.per_cycle / chain:.2f}x" if chain else "-",
-        ])  # fmt: skip
-    head = ["draft", "tokens/cycle", "95 %", "mean of prompts", "tokens/forward", "nodes/cycle", "over chain"]
-    return f"two-pass, {len(found[0].stats)} prompts", head, lines
-
-
-def plot(path: Path, found: Sequence[Measured], title: str) -> None:
-    """Tokens a cycle against the tree's nodes, with intervals; agreement of the chains by offset. Rejection
-    sampling is dashed, with crosses."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5))
-    colours = {t: f"C{i}" for i, t in enumerate(dict.fromkeys(m.setting.temperature for m in found))}
-    for temperature, verify in dict.fromkeys(map(_line, found)):
-        mine = sorted((m for m in found if _line(m) == (temperature, verify)), key=lambda m: m.setting.nodes)
-        coupled = verify == "coupled"
-        label = f"T {temperature:g}" + ("" if coupled else f", {verify}")
-        line, marker = ("-", ".") if coupled else ("--", "x")
-        style = {"color": colours[temperature], "linestyle": line, "marker": marker, "label": label}
-        middle = [m.per_cycle for m in mine]
-        ends = [m.interval() for m in mine]
-        spread = [[y - e[0] for y, e in zip(middle, ends, strict=True)],
-                  [e[1] - y for y, e in zip(middle, ends, strict=True)]]  # fmt: skip
-        left.errorbar([m.setting.nodes for m in mine], middle, spread, capsize=3, **style)
-        for m in mine:
-            if not m.setting.nodes:
-                shares = m.agreement()
-                right.plot(range(1, len(shares) + 1), shares, **style)
-    left.set(xlabel="nodes of the tree (0: chain)", ylabel="tokens a cycle", ylim=(1, None))
-    right.set(xlabel="proposals", ylabel="share of chains accepted so far", ylim=(0, 1))
-    left.legend(), right.legend()
-    figure.suptitle(title)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-
-
-def _line(m: Measured) -> tuple[float, str]:
-    """Which line of the picture a setting is on."""
-    return m.setting.temperature, m.setting.verify
 
 
 def _temperature(text: str) -> float:
@@ -195,9 +38,13 @@ def _temperature(text: str) -> float:
     return value
 
 
-def _nodes(text: str) -> int:
+def _nodes(text: str) -> int | str:
+    if text == "auto":
+        return text
     if not text.isdecimal() or int(text) > MOST_NODES:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of nodes, 0 (a chain) to {MOST_NODES}")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not auto or a number of nodes, 0 (a chain) to {MOST_NODES}"
+        )
     return int(text)
 
 
@@ -219,8 +66,9 @@ def parse(arguments: Sequence[str] | None) -> Any:
     parser.add_argument("--split", help="lines of this split only (default of the held-out ones: test)")
     parser.add_argument("--limit", type=positive, default=100, metavar="N", help="prompts (default: 100)")
     parser.add_argument("--max-new-tokens", type=positive, default=256, metavar="N", help="default: 256")
-    parser.add_argument("--nodes", nargs="+", type=_nodes, default=[0, 16, 32, 64, 128], metavar="N",
-                        help="trees to try; 0 is the chain (default: 0 16 32 64 128)")  # fmt: skip
+    parser.add_argument("--nodes", nargs="+", type=_nodes, metavar="N",
+                        default=[0, 16, 32, 64, 128, "auto"],
+                        help="trees to try; 0 is the chain (default: 0 16 32 64 128 auto)")  # fmt: skip
     parser.add_argument("--temperatures", nargs="+", type=_temperature, default=[0.0, 0.6, 1.0], metavar="T",
                         help="default: 0 0.6 1")  # fmt: skip
     parser.add_argument("--top-k", type=positive, metavar="K")

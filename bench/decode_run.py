@@ -144,7 +144,7 @@ def generate_with(run: Run, name: str, model: Qwen3, prompt: Sequence[int], new_
             for captured in ("passes", "cycles") if model.use_graphs else ("nothing",):
                 model.use_cycles = captured == "cycles"
                 for _ in range(2):
-                    result = model.generate(prompt, strategy, new_tokens, seed=0)
+                    result = model.generate(prompt, strategy, new_tokens, seed=0, tree_nodes=0)
                 texts.append(result.token_ids)
                 s = result.stats
                 host_us = cycle_host_us(model) if captured == "cycles" else None
@@ -170,7 +170,8 @@ def cycle_host_us(model: Qwen3) -> float:
 
 
 def memory_of(run: Run, name: str, model: Qwen3, context: int, new_tokens: int = 64) -> None:
-    """Peak memory of a whole two-pass generation of `new_tokens` behind a long prompt. The last chunk of the
+    """Peak memory of a whole two-pass generation of `new_tokens`, every kind of cycle in it, behind a long
+    prompt. The last chunk of the
     prompt has 256 rows, the most of a captured pass."""
     rng = random.Random(0)
     chunks = max((context - new_tokens - MOST_ROWS) // PREFILL_ROWS, 0)

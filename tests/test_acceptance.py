@@ -6,7 +6,7 @@ import pytest
 from small import small_model
 
 from bench import acceptance
-from bench.acceptance import Measured, Setting
+from bench.acceptance_run import Measured, Setting, measure, plot
 from qwen3_model import InputError
 from qwen3_model.generate import GenerationStats
 
@@ -36,30 +36,31 @@ def test_the_interval_is_of_prompts():
 
 def test_a_whole_run(tmp_path, capsys):
     out, picture = tmp_path / "a.json", tmp_path / "a.png"
-    arguments = ["--limit", "2", "--max-new-tokens", "24", "--nodes", "0", "16", "--temperatures", "0", "1",
-                 "--device", "cpu", "--json", str(out)]  # fmt: skip
+    arguments = ["--limit", "2", "--max-new-tokens", "24", "--nodes", "0", "16", "auto",
+                 "--temperatures", "0", "1", "--device", "cpu", "--json", str(out)]  # fmt: skip
     assert acceptance.main(arguments) == 0
     said, got = capsys.readouterr().out, json.loads(out.read_text())
     assert "tree 16, T 1" in said and "over chain" in said
     assert [(s["temperature"], s["nodes"], s["verify"]) for s in got["settings"]] == [
-        (0, 0, "coupled"), (0, 16, "coupled"), (1, 0, "coupled"), (1, 16, "coupled"), (1, 0, "rejection")
+        (0, 0, "coupled"), (0, 16, "coupled"), (0, "auto", "coupled"),
+        (1, 0, "coupled"), (1, 16, "coupled"), (1, "auto", "coupled"), (1, 0, "rejection")
     ]  # fmt: skip
-    assert "chain, rejection, T 1" in said and got["settings"][4]["tokens_per_cycle"] > 1
+    assert "chain, rejection, T 1" in said and got["settings"][-1]["tokens_per_cycle"] > 1
     chain, tree = got["settings"][:2]
     assert tree["tokens_per_cycle"] > chain["tokens_per_cycle"] > 1 and chain["nodes_per_cycle"] > 1
     low, high = chain["interval_95"]
     assert low <= chain["tokens_per_cycle"] <= high and chain["prompts"] == 2
     assert got["dtype"] == "float32" and "acceptance" in got["machine"]["command"]
     pytest.importorskip("matplotlib")
-    settings = [Setting(0.0, 0), Setting(0.0, 16), Setting(1.0, 0), Setting(1.0, 0, "rejection")]
-    acceptance.plot(picture, [Measured(setting, [stats([3, 2])]) for setting in settings], "t")
+    settings = [Setting(0.0, n) for n in (0, 16, "auto")] + [Setting(1.0, 0), Setting(1.0, 0, "rejection")]
+    plot(picture, [Measured(setting, [stats([3, 2])]) for setting in settings], "t")
     assert picture.stat().st_size > 5000
 
 
 @pytest.mark.parametrize(
     "arguments, word",
     [
-        (["--nodes", "256"], "'256' is not a number of nodes, 0 (a chain) to 255"),
+        (["--nodes", "256"], "'256' is not auto or a number of nodes, 0 (a chain) to 255"),
         (["--temperatures", "inf"], "'inf' is not a temperature"),
         (["--temperatures", "hot"], "'hot' is not a temperature, 0 or above"),
         (["--limit", "0"], "'0' is not a whole number"),
@@ -79,7 +80,7 @@ def test_bad_options_end_with_one_line(arguments, word, capsys):
 def test_a_plain_qwen3_is_refused():
     plain = small_model(block_size=0, mask_token_id=None)
     with pytest.raises(InputError, match="prompt 1: strategy two-pass needs an Orthrus"):
-        list(acceptance.measure(plain, [[5]], [Setting(0.0, 0)], 3, 0))
+        list(measure(plain, [[5]], [Setting(0.0, 0)], 3, 0))
 
 
 def test_gains_are_over_the_coupled_chain():

@@ -103,7 +103,7 @@ def generate(
     stop: str | Sequence[str] = (),
     on_tokens: OnTokens | None = None,
     block_size: int | None = None,
-    tree_nodes: int | Literal["auto"] = 0,
+    tree_nodes: int | Literal["auto"] = "auto",
     verify: str = "coupled",
 ) -> Result:
     """Decode after `prompt_ids`. The text depends on weights, prompt, settings and seed, never on strategy or
@@ -115,8 +115,8 @@ def generate(
     the statistics. stop: the text ends before the first of these strings; token_ids end with the token that
     completed it. on_tokens(ids, text): called with each accepted run; returning False stops. block_size: rows
     of a diffusion block, the checkpoint's at most and by default. tree_nodes: proposals of a two-pass cycle's
-    draft tree, the likeliest paths through the block; 0 is the chain, "auto" chooses for speed from cycle to
-    cycle, plain ones where drafting does not pay. verify: "coupled" compares proposals with the target's
+    draft tree, the likeliest paths through the block; 0 is the chain; "auto" what is fastest, from cycle to
+    cycle, and no draft where none pays. verify: "coupled" compares proposals with the target's
     choices; "rejection", for comparison, is rejection sampling (arXiv 2211.17192) of a two-pass chain at a
     temperature above 0: text distributed as plain sampling's, but not the same for a seed, and dependent on
     the drafter and the block size. Ctrl-C ends a generation with what it has.
@@ -133,7 +133,7 @@ def generate(
         repetition_penalty=repetition_penalty, logit_bias=dict(logit_bias or {}), seed=seed,
     )  # fmt: skip
     block_size = _checked_block_size(model, block_size)
-    tree_nodes = _checked_tree_nodes(tree_nodes)
+    tree_nodes = 0 if verify == "rejection" and tree_nodes == "auto" else _checked_tree_nodes(tree_nodes)
     _check_verify(verify, name, sampling, tree_nodes)
     stream = TokenStream(model.text, model.config.eos_token_ids, stop, budget, on_tokens)
     stats = GenerationStats(name, seed, verify=verify)

@@ -86,9 +86,9 @@ def add_draft_options(group: argparse._ActionsContainer) -> None:
         "--block-size", type=int, metavar="K", help="rows of a draft (default: the checkpoint's)"
     )
     group.add_argument(
-        "--tree-nodes", type=_tree_nodes, default=0, metavar="N",
-        help="verify a tree of the N likeliest nodes in place of a chain; auto: what is fastest, from cycle "
-        "to cycle (default: 0, the chain)",
+        "--tree-nodes", type=_tree_nodes, default="auto", metavar="N",
+        help="verify a tree of the N likeliest nodes, 0: a chain (default: auto, what is fastest from cycle "
+        "to cycle)",
     )  # fmt: skip
 
 
