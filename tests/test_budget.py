@@ -13,10 +13,10 @@ from qwen3_model.decode.budget import (
     KINDS,
     PLAIN,
     TREES,
+    TWIN_COSTS,
     Budget,
     first_children,
     known_tokens,
-    rows_cost,
 )
 
 # Times of cycles as an 8B and a 0.6B model have them, about: in plain tokens.
@@ -125,5 +125,11 @@ def test_costs_follow_what_is_measured():
     assert budget.costs[15] == pytest.approx(9.0, rel=0.02) and budget.next() != 15
 
 
-def test_costs_by_rows():
-    assert [rows_cost(kind, 32) for kind in KINDS] == [1, 2, 2, 2, 3, 5]
+def test_a_tree_that_cannot_pay_is_not_tried():
+    """On the twins a tree costs two chains and more."""
+    budget, source, kinds = Budget(TWIN_COSTS), Source(0.7, 0.2, 1), []
+    for _ in range(100):
+        kind, kept = budget.next(), source.cycle()
+        budget.observe(source.known(kind, kept))
+        kinds.append(kind)
+    assert set(kinds) == {CHAIN}

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -225,11 +226,12 @@ def test_verify_prints_tables(tiny, orthrus):
 
 
 def test_verify_sees_a_single_wrong_token(tiny, orthrus, monkeypatch):
-    def lossy(decoding: Decoding) -> Run:
-        run = autoregressive.cycle(decoding)
-        if len(decoding.tokens) == 12:
-            decoding.tokens[-1] = run.tokens[0] = (run.tokens[0] + 1) % 300
-        return run
+    def lossy(decoding: Decoding) -> Iterator[Run]:
+        while True:
+            run = autoregressive.cycle(decoding)
+            if len(decoding.tokens) == 12:
+                decoding.tokens[-1] = run.tokens[0] = (run.tokens[0] + 1) % 300
+            yield run
 
     monkeypatch.setitem(STRATEGIES, "two-pass", lossy)
     line = ("verify", tiny / "held_out.jsonl", "--model", tiny, "--max-new-tokens", 16)
@@ -249,13 +251,14 @@ def test_verify_sees_a_single_wrong_token(tiny, orthrus, monkeypatch):
 
 
 def test_verify_sees_a_single_wrong_bit_of_a_log_probability(tiny, orthrus, monkeypatch):
-    def lossy(decoding: Decoding) -> Run:
-        run = autoregressive.cycle(decoding)
-        if len(decoding.tokens) == 12:
-            run.logprobs[0] = float(
-                torch.tensor(run.logprobs[0], dtype=torch.float64).nextafter(torch.zeros(()).double())
-            )
-        return run
+    def lossy(decoding: Decoding) -> Iterator[Run]:
+        while True:
+            run = autoregressive.cycle(decoding)
+            if len(decoding.tokens) == 12:
+                run.logprobs[0] = float(
+                    torch.tensor(run.logprobs[0], dtype=torch.float64).nextafter(torch.zeros(()).double())
+                )
+            yield run
 
     monkeypatch.setitem(STRATEGIES, "two-pass", lossy)
     code, out, _ = orthrus(

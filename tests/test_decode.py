@@ -53,22 +53,22 @@ def test_two_pass_equals_plain_decoding(prompt, settings, skill, n, seed, block,
 
 def test_a_perfect_drafter_fills_every_block_and_a_hopeless_one_adds_nothing():
     perfect = ScriptedModel(small_config(eos_token_ids=()), skill=1.0).generate(
-        [1], max_new_tokens=33, strategy="two-pass"
+        [1], max_new_tokens=33, strategy="two-pass", tree_nodes=0
     )
     assert perfect.stats.cycles == 4 and perfect.stats.accepted_histogram == [0] * 7 + [4]
     assert perfect.stats.forwards == 9 and perfect.stats.tokens_per_cycle == 8.0
     hopeless = ScriptedModel(small_config(eos_token_ids=()), skill=0.0).generate(
-        [1], max_new_tokens=33, strategy="two-pass"
+        [1], max_new_tokens=33, strategy="two-pass", tree_nodes=0
     )
     assert hopeless.stats.tokens_per_cycle < 1.2
 
 
 def test_verification_passes_are_as_wide_as_the_room_left():
     model = ScriptedModel(small_config(eos_token_ids=()), skill=1.0)
-    model.generate([1], max_new_tokens=11, strategy="two-pass")
+    model.generate([1], max_new_tokens=11, strategy="two-pass", tree_nodes=0)
     assert [(len(p), p.n_ar) for p in model.passes] == [(8, 0), (8, 8), (8, 0), (2, 2)]
     model = ScriptedModel(small_config(eos_token_ids=()), skill=1.0)
-    model.generate([1], max_new_tokens=2, strategy="two-pass")
+    model.generate([1], max_new_tokens=2, strategy="two-pass", tree_nodes=0)
     assert [(len(p), p.n_ar) for p in model.passes] == [(1, 1)], "one token left: a plain pass"
 
 
@@ -77,7 +77,7 @@ def test_end_token_inside_an_accepted_run():
     free = model.generate([1], max_new_tokens=20, strategy="two-pass").token_ids
     end = free[3]
     stopped = ScriptedModel(small_config(eos_token_ids=(95, end)), skill=1.0).generate(
-        [1], max_new_tokens=20, strategy="two-pass"
+        [1], max_new_tokens=20, strategy="two-pass", tree_nodes=0
     )
     assert stopped.token_ids == free[: free.index(end) + 1] and stopped.stats.finish_reason == "end_token"
     assert stopped.stats.cycle_tokens == len(stopped.token_ids) - 1 and len(stopped.logprobs) == len(

@@ -20,34 +20,37 @@ def model():
     return Qwen3.from_pretrained(EMBEDDED, "cuda", "bfloat16", progress=False)
 
 
-@pytest.mark.parametrize("strategy", ["autoregressive", "two-pass"])
+@pytest.mark.parametrize(
+    ("strategy", "nodes"), [("autoregressive", 0), ("two-pass", 0), ("two-pass", 64), ("two-pass", "auto")]
+)
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.8}, {"temperature": 1.0, "top_p": 0.9}], ids=str)
-def test_captured_cycles(model, strategy, settings):
+def test_captured_cycles(model, strategy, nodes, settings):
     """After 900 tokens of several texts, past 1024 positions, where the room grows."""
     texts = read_prompts(EMBEDDED / "held_out.jsonl", 9, None, "test")
     prompt = [token for text in texts for token in model.text.encode(text)][:900]
-    found = []
+    found, settings = [], {"max_new_tokens": 250, "seed": 5, "tree_nodes": nodes, **settings}
     for graphs in (False, True):
         model.use_graphs, model.use_cycles, model.spare_cache = graphs, graphs, None
-        found.append(model.generate(prompt, strategy, max_new_tokens=250, seed=5, **settings))
+        found.append(model.generate(prompt, strategy, **settings))
     assert found[0].token_ids == found[1].token_ids and found[0].logprobs == found[1].logprobs
     cycles = model.spare_cache.cycles._cycles
-    rooms = {key[2] for key in cycles}
-    assert rooms == {1024, 2048} or (settings and rooms == {1024}), "a sampled text may end early"
-    assert all(cycle.graph is not None for cycle in cycles.values())
-    again = model.generate(prompt, strategy, max_new_tokens=250, seed=5, **settings)
+    rooms = {key[1] for key in cycles}
+    sampled = "temperature" in settings
+    assert rooms == {1024, 2048} or (sampled and rooms == {1024}), "a sampled text may end early"
+    assert nodes == "auto" or all(cycle.graph is not None for cycle in cycles.values())
+    again = model.generate(prompt, strategy, **settings)
     assert again.token_ids == found[0].token_ids, "all of it from the graphs"
 
 
 def test_a_surplus_cycle_changes_nothing(model):
     model.use_graphs, model.use_cycles, model.spare_cache = True, True, None
-    model.generate([5, 6, 7], "two-pass", max_new_tokens=40)
+    model.generate([5, 6, 7], "two-pass", max_new_tokens=40, tree_nodes=0)
     cache, cycles = model.spare_cache, model.spare_cache.cycles
     (cycle,) = cycles._cycles.values()
     before = [t.clone() for t in (cache.keys, cache.values, cycles._state)]
     with torch.inference_mode():
         for _ in range(3):
-            kept, finished, *_ = cycle.launch(cycles._pool)()
-            assert (kept, finished) == (0, 1)
+            end = cycle.launch(cycles._pool)()
+            assert end.finished and not end.run.tokens
     for old, new in zip(before, (cache.keys, cache.values, cycles._state), strict=True):
         torch.testing.assert_close(new, old, rtol=0, atol=0, equal_nan=True)

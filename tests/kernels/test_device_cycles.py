@@ -17,6 +17,7 @@ from qwen3_model.graphs import capturing
 
 PROMPT = [5, 6, 7]
 CUTS = ((0, 8),)
+DEFAULTS = {"prompt_ids": PROMPT, "max_new_tokens": 5, "seed": 3, "tree_nodes": 0}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def both(model, **settings):
     results = []
     for graphs in (False, True):
         model.use_graphs, model.use_cycles, model.spare_cache = graphs, graphs, None
-        results.append(model.generate(**({"prompt_ids": PROMPT, "max_new_tokens": 5, "seed": 3} | settings)))
+        results.append(model.generate(**(DEFAULTS | settings)))
     assert model.spare_cache is not None
     return results, model.spare_cache.cycles
 
@@ -74,10 +75,13 @@ def test_end_tokens_end_it_on_the_device(model, strategy, monkeypatch):
 
 def test_seeds_biases_and_texts_share_a_cycle(model):
     model.use_graphs, model.use_cycles, model.spare_cache = True, True, None
-    texts = [model.generate(PROMPT, max_new_tokens=4, temperature=1.0, seed=s).token_ids for s in (1, 2, 1)]
+    texts = [
+        model.generate(PROMPT, tree_nodes=0, max_new_tokens=4, temperature=1.0, seed=s).token_ids
+        for s in (1, 2, 1)
+    ]
     assert texts[0] == texts[2] != texts[1] and len(model.spare_cache.cycles) == 1
     for token in (9, 11):
-        text = model.generate(PROMPT, max_new_tokens=2, logit_bias={token: 99.0}).token_ids
+        text = model.generate(PROMPT, tree_nodes=0, max_new_tokens=2, logit_bias={token: 99.0}).token_ids
         assert text == [token] * 2 and len(model.spare_cache.cycles) == 2
 
 
@@ -109,7 +113,7 @@ def test_an_interrupted_capture_is_not_replayed(model, monkeypatch):
         yield
 
     model.use_graphs, model.use_cycles, model.spare_cache = True, True, None
-    want = model.generate(PROMPT, max_new_tokens=4).token_ids
+    want = model.generate(PROMPT, tree_nodes=0, max_new_tokens=4).token_ids
     model.spare_cache = None
     run, calls = device.Cycle.run, []
 
@@ -127,8 +131,8 @@ def test_an_interrupted_capture_is_not_replayed(model, monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", lambda **timed: MagicMock())
     launch = device.Cycle.launch
     monkeypatch.setattr(device.Cycle, "launch", lambda self, pool: launch(self, "a pool"))
-    assert model.generate(PROMPT, max_new_tokens=4).stats.finish_reason == "interrupted"
-    assert model.generate(PROMPT, max_new_tokens=4).token_ids == want and len(calls) == 3
+    assert model.generate(PROMPT, tree_nodes=0, max_new_tokens=4).stats.finish_reason == "interrupted"
+    assert model.generate(PROMPT, tree_nodes=0, max_new_tokens=4).token_ids == want and len(calls) == 3
 
 
 def test_a_surplus_cycle_leaves_cache_and_state(model):
@@ -154,7 +158,7 @@ def test_damaged_logits_are_said(model, monkeypatch):
 
     monkeypatch.setattr(damaged, "prefill", then_damage)
     with pytest.raises(InputError, match="NaN or infinite"):
-        damaged.generate(PROMPT, max_new_tokens=4)
+        damaged.generate(PROMPT, tree_nodes=0, max_new_tokens=4)
 
 
 def test_the_cache_holds_what_plain_decoding_commits(model):
@@ -172,13 +176,13 @@ def test_the_cache_holds_what_plain_decoding_commits(model):
 def test_a_stopped_text_leaves_the_cache_usable(model):
     """Ended by the caller with a cycle in flight, then another text from the same cache."""
     model.use_graphs, model.use_cycles, model.spare_cache = True, True, None
-    whole = model.generate(PROMPT, max_new_tokens=4, seed=1)
+    whole = model.generate(PROMPT, tree_nodes=0, max_new_tokens=4, seed=1)
     calls = []
     cut = model.generate(
-        PROMPT, max_new_tokens=4, seed=1, on_tokens=lambda *a: calls.append(a) or len(calls) < 2
+        PROMPT, tree_nodes=0, max_new_tokens=4, seed=1, on_tokens=lambda *a: calls.append(a) or len(calls) < 2
     )
     assert cut.stats.finish_reason == "callback" and cut.token_ids == whole.token_ids[: len(cut.token_ids)]
-    assert model.generate(PROMPT, max_new_tokens=4, seed=1).token_ids == whole.token_ids
+    assert model.generate(PROMPT, tree_nodes=0, max_new_tokens=4, seed=1).token_ids == whole.token_ids
 
 
 @pytest.mark.parametrize(

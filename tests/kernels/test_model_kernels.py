@@ -67,13 +67,13 @@ def test_a_captured_pass_takes_each_passs_numbers(model_of):
 
 def test_generations_share_a_cache(model_of):
     model = model_of("float32", num_hidden_layers=1)
-    plain = [model.generate([5, 6, t], max_new_tokens=3).token_ids for t in (7, 8)]
+    plain = [model.generate([5, 6, t], max_new_tokens=3, tree_nodes=0).token_ids for t in (7, 8)]
     model.use_graphs = True
-    assert [model.generate([5, 6, t], max_new_tokens=3).token_ids for t in (7, 8)] == plain
+    assert [model.generate([5, 6, t], max_new_tokens=3, tree_nodes=0).token_ids for t in (7, 8)] == plain
     spare = model.spare_cache
     inner = []
-    model.generate([5, 6, 7], max_new_tokens=2, on_tokens=lambda *_: inner.append(
-        model.generate([5, 6, 8], max_new_tokens=3).token_ids))  # fmt: skip
+    model.generate([5, 6, 7], max_new_tokens=2, tree_nodes=0, on_tokens=lambda *_: inner.append(
+        model.generate([5, 6, 8], max_new_tokens=3, tree_nodes=0).token_ids))  # fmt: skip
     assert inner[0] == plain[1] and spare is not None and spare.capacity == 1024
 
 
@@ -86,7 +86,7 @@ def test_two_pass_decoding_is_plain_decoding(model_of, temperature):
     model = model_of("bfloat16", num_hidden_layers=1)
     settings = {"max_new_tokens": 6, "temperature": temperature, "seed": 3}
     plain = model.generate([5, 6, 7], strategy="autoregressive", **settings)
-    drafted = model.generate([5, 6, 7], strategy="two-pass", **settings)
+    drafted = model.generate([5, 6, 7], strategy="two-pass", tree_nodes=0, **settings)
     assert drafted.token_ids == plain.token_ids and drafted.logprobs == plain.logprobs
 
 

@@ -6,7 +6,7 @@ prefixes of each other, so a walk in a large tree tells what a smaller one would
 went along first children what a chain would have (at least). So one number is estimated from few cycles, the
 chain's tokens, and the others by their ratios to each other, which change slowly; all by decayed sums.
 
-Costs are the measured times of the cycles (device.py), or `rows_cost` where nothing is captured. Text never
+Costs are the measured times of the cycles (device.py), or `TWIN_COSTS` where nothing is captured. Text never
 depends on any of this."""
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ PLAIN, CHAIN = -1, 0
 # Rows of the pass, root included, fill the kernels' tiles.
 TREES = (15, 31, 63, 127)
 KINDS = (PLAIN, CHAIN, *TREES)
+# Of cycles on the plain twins, in plain ones: their attention takes a tree path by path. Embedded checkpoint,
+# a 2-core AMD EPYC, 2026-11-26. Constant, so that counts can be repeated.
+TWIN_COSTS = {PLAIN: 1.0, CHAIN: 2.0, 15: 4.8, 31: 6.5, 63: 10.0, 127: 16.0}
 
 _DECAY = 0.97  # of what is known of the text, a cycle
 _RATIO_DECAY = 0.98  # of ratios, an observation
@@ -28,19 +31,12 @@ _PRIOR_RATIO, _PRIOR_WEIGHT = 1.08, 6.0
 _MARGIN = 1.02  # a kind must promise so much more than the one before it to be changed to
 # Cycles until the next larger tree is tried: the first and the longest wait.
 _LOOK, _LONGEST_LOOK = 2, 64
+_CHANCE = 1.5  # a tree is tried if it would be the best with so many times the tokens expected
 # Plain cycles until a draft is tried: the first and the longest wait. A draft that brings nothing costs about
 # one plain token, so that waiting 64 loses under 2 %.
 _WAIT, _LONGEST_WAIT = 8, 64
 _NEW_WAIT = 16  # the longest at the beginning of a text
 _FOLLOW = 0.1  # of a new cost
-
-
-def rows_cost(kind: int, block: int, tile: int = 32) -> float:
-    """Cost of a cycle where time goes by tiles of rows, as the plain twins' does: tiles of its passes."""
-    if kind == PLAIN:
-        return 1.0
-    verified = block if kind == CHAIN else kind + 1
-    return -(-block // tile) + -(-verified // tile)
 
 
 def known_tokens(kind: int, path: Sequence[int], leading: int) -> dict[int, int]:
@@ -109,11 +105,12 @@ class Budget:
             self._last, self._since = best, 0
             self._wait = _WAIT if best == PLAIN else _LOOK
         larger = self._drafts if best == PLAIN else self._drafts[self._drafts.index(best) + 1 :]
+        other = max(larger, key=self.rate, default=best)
         self._since += 1
-        if self._since < self._wait or not larger:
+        if self._since < self._wait or (best != PLAIN and _CHANCE * self.rate(other) < self.rate(best)):
             return best
         self._since, self._wait = 0, min(2 * self._wait, _LONGEST_WAIT if best == PLAIN else _LONGEST_LOOK)
-        return max(larger, key=self.rate)
+        return other
 
     def time(self, kind: int, cost: float | None) -> None:
         """Follow the cost of a kind as the text gets longer; None: not measured."""

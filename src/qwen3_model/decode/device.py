@@ -25,7 +25,7 @@ import torch
 from orthrus_kernels.choice_triton import bias_table, choice_form, choice_numbers
 
 from ..errors import InputError
-from .budget import KINDS, PLAIN, Budget, known_tokens, rows_cost
+from .budget import KINDS, PLAIN, TWIN_COSTS, Budget, known_tokens
 from .cycle import Choice, Cycle, Read
 from .state import NOT_NUMBERS, Decoding, Run
 
@@ -115,9 +115,9 @@ class DeviceCycles:
 
     def _costs(self, form: tuple, decoding: Decoding) -> dict[int, float]:
         """ms of a cycle of each kind at the text's length, measured on cycles that change nothing; without a
-        GPU, what the rows say."""
+        GPU, the twins'."""
         if self._pool is None:
-            return {kind: rows_cost(kind, decoding.block_size) for kind in KINDS}
+            return TWIN_COSTS
         finished = self._state[3:4]
         finished.fill_(1)
         costs = {}

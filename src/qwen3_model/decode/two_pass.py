@@ -15,7 +15,7 @@ from torch import Tensor
 from orthrus_kernels import DraftTree, Rows, draft_tree, verify
 
 from . import autoregressive
-from .budget import CHAIN, KINDS, PLAIN, Budget, first_children, known_tokens, rows_cost
+from .budget import CHAIN, PLAIN, TWIN_COSTS, Budget, first_children, known_tokens
 from .cycle import CANDIDATES
 from .state import Decoding, Run
 
@@ -25,7 +25,7 @@ def cycles(decoding: Decoding) -> Iterator[Run]:
     if decoding.tree_nodes != "auto":
         while True:
             yield cycle(decoding, decoding.tree_nodes)
-    budget = Budget({kind: rows_cost(kind, decoding.block_size) for kind in KINDS})
+    budget = Budget(TWIN_COSTS)
     while True:
         kind = budget.next()
         run = cycle(decoding, kind)
