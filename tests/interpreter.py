@@ -16,9 +16,6 @@ compiled reductions and dots. Those are the GPU's to prove (`make gpu-check`).""
 from __future__ import annotations
 
 import os
-from dataclasses import replace
-from functools import cache
-from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import torch
@@ -50,9 +47,11 @@ def narrow(x: np.ndarray) -> np.ndarray:
 
 def chain_dot(a: np.ndarray, b: np.ndarray, acc: np.ndarray) -> np.ndarray:
     """acc + a @ b in fp32, one product after another along K."""
-    a, b, acc = a.astype(np.float32), b.astype(np.float32), acc.astype(np.float32)
+    a, b, acc = a.astype(np.float32), b.astype(np.float32), acc.astype(np.float32)  # a copy, summed into
+    product = np.empty_like(acc)
     for k in range(a.shape[-1]):
-        acc = acc + a[..., :, k, None] * b[..., None, k, :]
+        np.multiply(a[..., :, k, None], b[..., None, k, :], out=product)
+        np.add(acc, product, out=acc)
     return acc
 
 
@@ -64,7 +63,7 @@ def repair() -> None:
     builder, handle_of = interpreter.InterpreterBuilder, interpreter.TensorHandle
 
     def is_bf16(handle) -> bool:
-        return handle.dtype.scalar == tl.bfloat16
+        return handle.dtype.scalar.name == "bf16"
 
     def wide(handle):
         return handle_of(widen(np.asarray(handle.data)), tl.float32) if is_bf16(handle) else handle
@@ -159,101 +158,8 @@ def repair() -> None:
     reduce_ops.apply_impl = reduce_wide
 
 
-def patch_once() -> None:
-    """Spare the interpreter a third of its time: it puts its own functions into triton.language anew at every
-    call of one jit function by another; here only where they are not in place yet."""
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    plain, patched = interpreter._patch_lang, set()
-    nothing = SimpleNamespace(restore=lambda: None)
-
-    @cache
-    def languages(fn) -> frozenset:
-        """The modules whose functions a jit function may call."""
-        modules = (value for value in fn.__globals__.values() if isinstance(value, ModuleType))
-        return frozenset(module.__name__ for module in modules if module in (tl, tl.core))
-
-    def patch(fn):
-        new = languages(fn) - patched
-        if not new:
-            return nothing
-        scope = plain(fn)
-        patched.update(new)
-        if hasattr(scope, "restore"):  # at the end of a launch
-            restore = scope.restore
-
-            def restore_and_forget() -> None:
-                restore()
-                patched.difference_update(new)
-
-            scope.restore = restore_and_forget
-        return scope
-
-    interpreter._patch_lang = patch
-
-
-def remember_types() -> None:
-    """Spare it another third: shapes, names and numpy dtypes of types are worked out anew for every value,
-    here once a type; casts to the same type and broadcasts to the same shape take their full course, here
-    none; and integer sums are done once more in 64 bits for a check that only debugging makes."""
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    block_type, tensor = tl.core.block_type, tl.core.tensor
-    plain_block, plain_tensor, plain_dtype = block_type.__init__, tensor.__init__, interpreter._get_np_dtype
-    blocks: dict[tuple, dict] = {}
-    tensors: dict[str, dict] = {}
-    dtypes: dict[str, np.dtype] = {}
-
-    def block_init(self, element_ty, shape):
-        shape = getattr(shape, "value", shape)  # of a constexpr
-        key = element_ty.name, *(getattr(size, "value", size) for size in shape)
-        if key in blocks:
-            self.__dict__.update(blocks[key])
-            self.element_ty = element_ty
-        else:
-            plain_block(self, element_ty, shape)
-            blocks[key] = dict(self.__dict__)
-
-    def tensor_init(self, handle, type):
-        if type.name in tensors:
-            self.__dict__.update(tensors[type.name])
-            self.handle, self.type, self.dtype = handle, type, type.scalar
-        else:
-            plain_tensor(self, handle, type)
-            own = {"handle", "type", "dtype"}
-            tensors[type.name] = {k: v for k, v in self.__dict__.items() if k not in own}
-
-    def np_dtype(kind):
-        name = kind.element_ty.name if isinstance(kind, block_type) else kind.name
-        if name not in dtypes:
-            dtypes[name] = plain_dtype(kind)
-        return dtypes[name]
-
-    block_type.__init__, tensor.__init__, interpreter._get_np_dtype = block_init, tensor_init, np_dtype
-
-    semantic = interpreter.TritonSemantic
-    plain_broadcast, plain_cast = semantic.broadcast_impl_value, semantic.cast
-
-    def broadcast(self, lhs, rhs):
-        left, right = lhs.type, rhs.type
-        same = left is right or left.name == right.name
-        if same or (left.is_block() and right.is_block() and left.shape.values == right.shape.values):
-            return lhs, rhs
-        return plain_broadcast(self, lhs, rhs)
-
-    def cast(self, value, kind, fp_downcast_rounding=None):
-        if fp_downcast_rounding is None and value.type.scalar.name == kind.scalar.name:
-            return value
-        return plain_cast(self, value, kind, fp_downcast_rounding)
-
-    semantic.broadcast_impl_value, semantic.cast = broadcast, cast
-    builder = interpreter.interpreter_builder
-    builder.options = replace(builder.options, sanitize_overflow=False)
-
-
 if DEVICE == "cpu":
+    import interpreter_speed
+
     repair()
-    patch_once()
-    remember_types()
+    interpreter_speed.apply()

@@ -1,5 +1,6 @@
 """The repaired interpreter against torch: what tests without a GPU stand on."""
 
+import interpreter_speed
 import numpy as np
 import pytest
 import torch
@@ -47,3 +48,73 @@ def test_chain_dot_is_independent_of_shape():
     whole = chain_dot(a, b, zero)
     assert np.array_equal(whole[:, 5:6], chain_dot(a, b[:, 5:6], zero[:, :1]))
     assert np.array_equal(whole, chain_dot(a[:, 32:], b[32:], chain_dot(a[:, :32], b[:32], zero)))
+
+
+def operands():
+    """Scalars and blocks of every type whose operators are remembered, of shapes that broadcast; one lies in
+    memory by columns; numbers as a program has them."""
+    for dtype, kind in (
+        (np.int32, tl.int32),
+        (np.int64, tl.int64),
+        (np.float32, tl.float32),
+        (bool, tl.int1),
+    ):
+        for shape in ((1,), (4,), (8, 1), (8, 4)) if kind != tl.int64 else ((1,), (8, 4)):
+            data = (np.arange(np.prod(shape)).reshape(shape) % 5 + 1).astype(dtype)
+            yield valued(data, kind)
+        yield valued(np.asfortranarray(data), kind)
+    yield valued(np.ones((8, 4), np.uint16), tl.bfloat16)
+    # a truth as a comparison of two numbers leaves it
+    yield tl.tensor(interpreter_speed.handle_of(np.array([True]), tl.int32), tl.int1)
+    yield from (3, 0, -2, 2**40, 1.5, 0.0, float("nan"), tl.constexpr(2))
+
+
+def valued(data, kind):
+    scalar = data.shape == (1,)
+    handle = interpreter_speed.handle_of(data, kind)
+    return tl.tensor(handle, kind if scalar else tl.block_type(kind, list(data.shape)))
+
+
+def outcome(call, *arguments):
+    """Type, bits and place in memory of what a call gives, or how it fails."""
+    try:
+        with np.errstate(all="ignore"):
+            result = call(*arguments)
+    except Exception as error:
+        return type(error)
+    data = result.handle.data
+    at = data.dtype, data.shape, data.flags.c_contiguous, result.handle.dtype.scalar.name
+    return result.type.name, [size.value for size in result.shape], data.tobytes(), *at
+
+
+def test_remembered_operators_are_the_interpreters_own():
+    """Each operator and cast, the first time that two types meet and after it."""
+    values, semantic, met = list(operands()), interpreter_speed.semantic, 0
+    blocks = [value for value in values if isinstance(value, tl.tensor)]
+    for name, plain in interpreter_speed.PLAIN.items():
+        if name.startswith("__") and name != "__getitem__":
+            remembered = getattr(tl.tensor, name)
+            for left in blocks:
+                for right in values:
+                    want = outcome(plain, left, right)
+                    met += not isinstance(want, type)
+                    for _ in range(2):
+                        assert outcome(remembered, left, right) == want, (name, left.type, right)
+    assert met > 3000
+    for block in blocks:
+        for kind in (tl.int1, tl.int32, tl.int64, tl.float16, tl.bfloat16, tl.float32):
+            want = outcome(interpreter_speed.PLAIN["cast"], semantic, block, kind)
+            assert all(outcome(semantic.cast, block, kind) == want for _ in range(2)), (block.type, kind)
+        for parts in ((None, slice(None)), (slice(None), None), (slice(None), None, slice(None))):
+            want = outcome(interpreter_speed.PLAIN["__getitem__"], block, parts)
+            assert all(outcome(tl.tensor.__getitem__, block, parts) == want for _ in range(2)), parts
+
+
+def test_remembered_selects_are_the_interpreters_own():
+    values, semantic = list(operands()), interpreter_speed.semantic
+    conditions = [value for value in values if isinstance(value, tl.tensor) and value.dtype == tl.int1]
+    for condition in conditions:
+        for x in values[::2]:
+            for y in values[1::2]:
+                want = outcome(interpreter_speed.PLAIN["where"], semantic, condition, x, y)
+                assert all(outcome(semantic.where, condition, x, y) == want for _ in range(2)), (x, y)
