@@ -12,7 +12,7 @@ from small import small_model
 from orthrus_kernels import attention_triton, pack
 from qwen3_model import InputError
 from qwen3_model.decode import device
-from qwen3_model.decode.budget import CHAIN, PLAIN, Budget
+from qwen3_model.decode.budget import CHAIN, KINDS, PLAIN, Budget
 from qwen3_model.graphs import capturing
 
 PROMPT = [5, 6, 7]
@@ -211,7 +211,8 @@ def test_a_budget_changes_the_kind_of_cycle(model, monkeypatch):
     monkeypatch.setattr(Budget, "observe", lambda self, known: observed.append(known))
     (_, on_device), cycles = both(model, strategy="two-pass", tree_nodes="auto", block_size=3)
     assert on_device.token_ids == plain.token_ids and on_device.logprobs == plain.logprobs
-    assert {key[0] for key in cycles._cycles} == {15, PLAIN, CHAIN}
+    kinds = {15, PLAIN, CHAIN} if DEVICE == "cpu" else set(KINDS)  # the costs of all are measured on a GPU
+    assert {key[0] for key in cycles._cycles} == kinds
     assert on_device.stats.forwards < 1 + 2 * on_device.stats.cycles
     assert [max(known) for known in observed[-3:]] != [15] * 3 and {PLAIN: 1} in observed
 
