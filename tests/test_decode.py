@@ -47,6 +47,9 @@ def test_two_pass_equals_plain_decoding(prompt, settings, skill, n, seed, block,
         assert stats.tokens == len(plain.token_ids) == 1 + stats.cycle_tokens
         assert sum(stats.accepted_histogram) == stats.cycles
         assert sum(i * c for i, c in enumerate(stats.accepted_histogram)) == stats.cycle_tokens - stats.cycles
+        shares = stats.time_shares
+        assert sum(shares.values()) == pytest.approx(1.0 if stats.cycles else 0.0) and shares["verify"] >= 0
+    assert plain.stats.time_shares["verify"] == (1.0 if plain.stats.cycles else 0.0)
     assert plain.stats.forwards == len(plain.token_ids) and plain.stats.tokens_per_forward == 1.0
     assert drafted.stats.cycles + 1 <= drafted.stats.forwards <= 1 + 2 * drafted.stats.cycles
 

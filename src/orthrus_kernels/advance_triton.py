@@ -5,8 +5,10 @@ State, int32 [4]: **start** (position of the root, which is the committed length
 to an end token, or until none is left, and moves the state on. After that `finished` is 1, and a further
 cycle keeps nothing and changes nothing: the host may launch it before it knows.
 
-Record of a cycle, int32 [4 + 3 N]: kept, finished, damaged (a log-sum-exp on the path that is not finite:
-logits are not numbers), leading (accepted nodes that are first children all the way); then N tokens, the bits
+Record of a cycle, int32 [8 + 3 N]: kept, finished, damaged (a log-sum-exp on the path that is not finite:
+logits are not numbers), leading (accepted nodes that are first children all the way), four times (of the
+begin, behind the draft, behind the tree, of the end: clock.py; others than the last are not this kernel's);
+then N tokens, the bits
 of their N log-probabilities in fp32 and the N nodes they were chosen at, `kept` of them good. There is no
 twin of its own: `verify` and the cut at `left` and end tokens say what is kept."""
 
@@ -16,16 +18,17 @@ import torch
 from torch import Tensor
 
 from ._triton import tl, triton
+from .clock import mark
 from .verify_triton import first_child
 
-RECORD = 4  # numbers of a record before its tokens
+RECORD = 8  # numbers of a record before its tokens
 
 
 @triton.jit(do_not_specialize=["N", "N_ENDS"])
 def _advance_kernel(
     state, tokens, parents, choices, logits, log_sum_exp, ends, accepted, start, record,
     N, N_ENDS,
-    BLOCK: tl.constexpr, BLOCK_ENDS: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_ENDS: tl.constexpr, CLOCK: tl.constexpr,
 ):  # fmt: skip
     """Nodes lie side by side, as in the walk of verify_triton."""
     o_n, o_e = tl.arange(0, BLOCK), tl.arange(0, BLOCK_ENDS)
@@ -44,10 +47,10 @@ def _advance_kernel(
         if (b_sum > float("-inf")) & (b_sum < float("inf")):
             root = tl.load(choices + node).to(tl.int32)
             tl.store(accepted + count, node)
-            tl.store(record + 4 + count, root)
+            tl.store(record + 8 + count, root)
             b_log = tl.load(logits + node) - b_sum
-            tl.store(record + 4 + N + count, b_log.to(tl.int32, bitcast=True))
-            tl.store(record + 4 + 2 * N + count, node)
+            tl.store(record + 8 + N + count, b_log.to(tl.int32, bitcast=True))
+            tl.store(record + 8 + 2 * N + count, node)
             count += 1
             ended = tl.max((b_end == root).to(tl.int32), axis=0)
             finished = tl.where((ended == 1) | (count >= left), 1, 0)
@@ -66,18 +69,21 @@ def _advance_kernel(
     tl.store(record + 1, finished)
     tl.store(record + 2, damaged)
     tl.store(record + 3, leading)
+    if CLOCK:
+        mark(record, 7)
 
 
 def advance_triton(
     state: Tensor, tokens: Tensor, parents: Tensor, choices: Tensor, logits: Tensor, log_sum_exp: Tensor,
-    ends: Tensor, accepted: Tensor, start: Tensor, record: Tensor,
+    ends: Tensor, accepted: Tensor, start: Tensor, record: Tensor, timed: bool = False,
 ) -> None:  # fmt: skip
     """Walk a draft tree of N nodes, keep what the target agrees with, and move `state` on. One launch.
 
     tokens [N] int64, parents [N] int32: the tree, node 0 its root. choices [N] int64: the target's token
     after each node; logits, log_sum_exp [N] fp32: of that token and of its row, before any setting. ends:
     int32, end tokens. Written: accepted [N] int32, node indices in the order of the path, then -1, and start
-    [1] int32, where they go: what `commit_triton` takes; record, as above. Up to 4096 nodes."""
+    [1] int32, where they go: what `commit_triton` takes; record, as above, with the time of the end if it is
+    timed. Up to 4096 nodes."""
     n = len(tokens)
     assert 0 < n <= 4096, n
     assert {len(t) for t in (parents, choices, logits, log_sum_exp, accepted)} == {n}, "one entry a node"
@@ -92,5 +98,5 @@ def advance_triton(
         state=state, tokens=tokens, parents=parents, choices=choices, logits=logits, log_sum_exp=log_sum_exp,
         ends=ends, accepted=accepted, start=start, record=record, N=n, N_ENDS=len(ends),
         BLOCK=max(32, triton.next_power_of_2(n)), BLOCK_ENDS=triton.next_power_of_2(max(len(ends), 1)),
-        num_warps=1,
+        CLOCK=timed, num_warps=1,
     )  # fmt: skip

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ._triton import tl, triton
+from .clock import mark
 from .draft_tree import DraftTree
 from .packed import KEY_CUTS, Cuts, PackedRows, key_segments, tables_of
 
@@ -117,12 +118,14 @@ def plant(tables: TreeTables, tree: DraftTree, start: int) -> None:
 @triton.jit
 def _grow_kernel(
     start_root, log_probabilities, candidates, tokens, positions, parents,
-    rows, limits, tiles, slots, segments, items, row_segments,
+    rows, limits, tiles, slots, segments, items, row_segments, clock,
     N, DEPTH, K, PATH_ITEMS, N_ITEMS, CONTEXT_TILES, N_SEGMENTS,
     TILE: tl.constexpr, SEGMENTS: tl.constexpr, FRONTIER: tl.constexpr, SLOTS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, CLOCK: tl.constexpr,
 ):  # fmt: skip
     """N nodes, the root one of them. Powers of two: FRONTIER >= 2 N, SLOTS > DEPTH, SEGMENTS of them all."""
+    if CLOCK:
+        mark(clock, 0)
     start, root = tl.load(start_root), tl.load(start_root + 1)
     o_b, o_f, o_s, o_d = (
         tl.arange(0, BLOCK), tl.arange(0, FRONTIER), tl.arange(0, SEGMENTS), tl.arange(0, SLOTS)
@@ -237,14 +240,20 @@ def _grow_kernel(
         has_keys = tl.where(of_path, in_path, in_context)
         tl.store(items + 2 * o_i, tl.where(has_keys, b_tile, -1 - b_tile), mask=m_i)
         tl.store(items + 2 * o_i + 1, b_there, mask=m_i)
+    if CLOCK:
+        mark(clock, 1)
 
 
-def grow_triton(tables: TreeTables, state: Tensor, log_probabilities: Tensor, candidates: Tensor) -> None:
+def grow_triton(
+    tables: TreeTables, state: Tensor, log_probabilities: Tensor, candidates: Tensor,
+    clock: Tensor | None = None,
+) -> None:  # fmt: skip
     """Grow the tree and fill its tables. One launch.
 
     state [>= 2] int32: where the root stands and its token. log_probabilities [P, K] fp32, likeliest first,
     of candidates [P, K] int64 at the positions behind the root. Where there are fewer possible paths than
-    nodes, some come twice: the walk takes the first of equal siblings."""
+    nodes, some come twice: the walk takes the first of equal siblings. clock [2] int32: takes the times of
+    begin and end (clock.py)."""
     packed, n = tables.packed, tables.packed.n_rows
     depth, k = log_probabilities.shape
     slots = len(packed.slots) // n
@@ -256,9 +265,10 @@ def grow_triton(tables: TreeTables, state: Tensor, log_probabilities: Tensor, ca
         start_root=state, log_probabilities=log_probabilities, candidates=candidates, tokens=tables.ids[0],
         positions=tables.ids[1], parents=tables.parents, rows=packed.rows, limits=packed.limits,
         tiles=packed.tiles, slots=packed.slots, segments=packed.segments, items=packed.items,
-        row_segments=packed.row_segments, N=n, DEPTH=depth, K=k, PATH_ITEMS=tables.path_items,
+        row_segments=packed.row_segments, clock=clock, N=n, DEPTH=depth, K=k, PATH_ITEMS=tables.path_items,
         N_ITEMS=len(packed.items), CONTEXT_TILES=len(packed.tiles) - packed.path_tiles,
         N_SEGMENTS=packed.n_segments, TILE=packed.tile_rows,
         SEGMENTS=triton.next_power_of_2(packed.n_segments), FRONTIER=triton.next_power_of_2(2 * n),
-        SLOTS=triton.next_power_of_2(depth + 1), BLOCK=_ITEMS, num_warps=1,
+        SLOTS=triton.next_power_of_2(depth + 1), BLOCK=_ITEMS,
+        CLOCK=clock is not None, num_warps=1,
     )  # fmt: skip

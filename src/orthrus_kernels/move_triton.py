@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ._triton import tl, triton
+from .clock import mark
 from .packed import PackedRows
 
 _BLOCK = 128  # places a step
@@ -12,11 +13,14 @@ _BLOCK = 128  # places a step
 
 @triton.jit(do_not_specialize=["N_TILES", "PATH_TILES", "N_ITEMS", "N_ROWS", "N_SEGMENTS"])
 def _move_kernel(
-    start, root, rows, limits, tiles, segments, items, row_segments, tokens, positions, depths,
+    start, root, rows, limits, tiles, segments, items, row_segments, tokens, positions, depths, clock,
     N_TILES, PATH_TILES, N_ITEMS, N_ROWS, N_SEGMENTS,
-    TILE: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK: tl.constexpr,
+    TILE: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK: tl.constexpr, MARKS: tl.constexpr,
 ):  # fmt: skip
-    """All of it in one program. SEGMENTS >= N_SEGMENTS, a power of two."""
+    """All of it in one program. SEGMENTS >= N_SEGMENTS, a power of two. MARKS: of the clock, set at once."""
+    if MARKS > 0:
+        for i in tl.static_range(MARKS):
+            mark(clock, i)
     context = tl.load(start)
     delta = context - tl.load(tiles + 1)
     o_b, o_s = tl.arange(0, BLOCK), tl.arange(0, SEGMENTS)
@@ -62,18 +66,22 @@ def _move_kernel(
     tl.store(tokens, tl.load(root).to(tl.int64))
 
 
-def move_triton(packed: PackedRows, start: Tensor, root: Tensor, ids: Tensor, depths: Tensor) -> None:
+def move_triton(
+    packed: PackedRows, start: Tensor, root: Tensor, ids: Tensor, depths: Tensor, clock: Tensor | None = None
+) -> None:
     """`move`, and the pass's input ids [2, T] int64 with it: row 0's token is root, positions are start +
     depths. One launch.
 
-    start, root [1] int32; depths [T] int64: how far behind the context each row stands."""
+    start, root [1] int32; depths [T] int64: how far behind the context each row stands. clock int32: takes
+    the time of the launch in all its places (clock.py)."""
     n = packed.n_rows
     assert ids.shape == (2, n) and depths.shape == (n,), (ids.shape, depths.shape, n)
     assert ids.is_contiguous() and depths.is_contiguous(), (ids.stride(), depths.stride())
     _move_kernel[(1,)](
         start=start, root=root, rows=packed.rows, limits=packed.limits, tiles=packed.tiles,
         segments=packed.segments, items=packed.items, row_segments=packed.row_segments,
-        tokens=ids[0], positions=ids[1], depths=depths, N_TILES=len(packed.tiles),
+        tokens=ids[0], positions=ids[1], depths=depths, clock=clock, N_TILES=len(packed.tiles),
         PATH_TILES=packed.path_tiles, N_ITEMS=len(packed.items), N_ROWS=n, N_SEGMENTS=packed.n_segments,
-        TILE=packed.tile_rows, SEGMENTS=triton.next_power_of_2(packed.n_segments), BLOCK=_BLOCK, num_warps=4,
+        TILE=packed.tile_rows, SEGMENTS=triton.next_power_of_2(packed.n_segments), BLOCK=_BLOCK,
+        MARKS=0 if clock is None else len(clock), num_warps=4,
     )  # fmt: skip

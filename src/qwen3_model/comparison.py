@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .errors import InputError
-from .generate import Result
+from .generate import Result, shares_of
 
 if TYPE_CHECKING:
     from .model import Qwen3
@@ -117,6 +117,10 @@ class Report:
             "first_divergence": asdict(self.divergence) if self.divergence else None,
             **{name: _ratio(pairs) for name, pairs in per.items()},
             **{f"{name}_mean_per_prompt": _mean_ratio(pairs) for name, pairs in per.items()},
+            "nodes_per_cycle": _ratio([(s.nodes, s.cycles) for s in stats]),
+            "time_shares": shares_of(
+                [sum(part) for part in zip(*(s.seconds_in for s in stats), strict=True)]
+            ),
             "accepted_histogram": self.accepted_histogram,
             "distinct_8grams": self.distinct_8grams,
             "tokens": sum(s.tokens for s in stats),

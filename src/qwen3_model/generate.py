@@ -41,6 +41,7 @@ class GenerationStats:
         default_factory=list
     )  # [n]: cycles that kept n proposals beside their last token
     seconds: float = 0.0
+    seconds_in: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # drafts, trees, verification
     finish_reason: str = ""  # end_token, stop_string, length, callback or interrupted
     verify: str = "coupled"  # or "rejection"
 
@@ -59,6 +60,11 @@ class GenerationStats:
         """Proposals verified / cycles."""
         return self.nodes / self.cycles if self.cycles else 0.0
 
+    @property
+    def time_shares(self) -> dict[str, float]:
+        """Of the cycles' time: in drafts, in growing trees or choosing a chain, in verification."""
+        return shares_of(self.seconds_in)
+
     def count_cycle(self, kept: int) -> None:
         """Record a cycle of which `kept` tokens were kept."""
         self.cycles += 1
@@ -72,7 +78,14 @@ class GenerationStats:
             "tokens_per_forward": self.tokens_per_forward,
             "tokens_per_cycle": self.tokens_per_cycle,
             "nodes_per_cycle": self.nodes_per_cycle,
+            "time_shares": self.time_shares,
         }
+
+
+def shares_of(seconds: Sequence[float]) -> dict[str, float]:
+    """Shares of seconds spent in drafts, trees and verification."""
+    whole = sum(seconds) or 1.0
+    return {name: part / whole for name, part in zip(("draft", "tree", "verify"), seconds, strict=True)}
 
 
 @dataclass
@@ -160,6 +173,7 @@ def _run(decoding: Decoding, runs: Iterator[Run], stream: TokenStream, stats: Ge
             kept = stream.push(run.tokens)
             stats.count_cycle(kept)
             stats.nodes += run.nodes
+            stats.seconds_in = [a + b for a, b in zip(stats.seconds_in, run.seconds, strict=True)]
             logprobs += run.logprobs[:kept]
             stream.release()
     except KeyboardInterrupt:

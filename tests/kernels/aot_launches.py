@@ -202,25 +202,31 @@ def cycles() -> Iterator[Launch]:
     rows = module("visibility").Rows.tree_with_blocks([1] * 33, [-1, *range(32)], 0, range(9, 33), 6, 96)
     moved = packed.pack(rows, 16, room=32768).on(torch.device("meta"))
     one, ids = meta(1, dtype=torch.int32), meta(2, len(rows), dtype=torch.int64)
-    yield (
-        "177 rows", move, "_move_kernel",
-        lambda: move.move_triton(moved, one, one, ids, meta(len(rows), dtype=torch.int64)), ALL,
-    )  # fmt: skip
+    depths, record = meta(len(rows), dtype=torch.int64), meta(107, dtype=torch.int32)
+    for name, clock, targets in (("177 rows", None, ALL), ("177 rows, timed", record[4:7], HOPPER)):
+        launch = partial(move.move_triton, moved, one, one, ids, depths, clock)
+        yield name, move, "_move_kernel", launch, targets
 
     grow = module("grow_triton")
     tables = grow.tree_tables(128, 31, 16, 32768, torch.device("meta"))
-    yield (
-        "128 nodes", grow, "_grow_kernel",
-        lambda: grow.grow_triton(tables, meta(4, dtype=torch.int32), meta(31, 16, dtype=torch.float32),
-                                 meta(31, 16, dtype=torch.int64)), ALL,
-    )  # fmt: skip
+    state, scores, ids = meta(4, dtype=torch.int32), meta(31, 16, dtype=torch.float32), meta(31, 16).long()
+    for name, clock, targets in (("128 nodes", None, ALL), ("128 nodes, timed", record[5:7], HOPPER)):
+        yield (
+            name,
+            grow,
+            "_grow_kernel",
+            partial(grow.grow_triton, tables, state, scores, ids, clock),
+            targets,
+        )
 
-    def end():
-        nodes, chosen, logits = (meta(33, dtype=t) for t in (torch.int32, torch.int64, torch.float32))
-        state, ends, record = (meta(n, dtype=torch.int32) for n in (4, 2, 103))
-        advance.advance_triton(state, chosen, nodes, chosen, logits, logits, ends, nodes, one, record)
-
-    yield "33 nodes", advance, "_advance_kernel", end, ALL
+    nodes, chosen, logits = (meta(33, dtype=t) for t in (torch.int32, torch.int64, torch.float32))
+    ends = meta(2, dtype=torch.int32)
+    for name, timed, targets in (("33 nodes", False, ALL), ("33 nodes, timed", True, HOPPER)):
+        launch = partial(
+            advance.advance_triton, state, chosen, nodes, chosen, logits, logits, ends, nodes, one, record,
+            timed,
+        )  # fmt: skip
+        yield name, advance, "_advance_kernel", launch, targets
 
 
 def launches() -> Iterator[Launch]:

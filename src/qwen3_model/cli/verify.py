@@ -142,6 +142,9 @@ def _print(figures: dict[str, Any]) -> None:
     for name in ("tokens_per_cycle", "tokens_per_forward"):
         mean = figures[f"{name}_mean_per_prompt"]
         table.add_row(name.replace("_", " "), f"{figures[name]:.3f} (mean of prompts {_number(mean)})")
+    table.add_row("nodes per cycle", f"{figures['nodes_per_cycle']:.1f}")
+    parts = figures["time_shares"].items()
+    table.add_row("time in", ", ".join(f"{name} {share:.0%}" for name, share in parts))
     table.add_row("tokens, forward passes", f"{figures['tokens']}, {figures['forwards']}")
     table.add_row("distinct 8-grams", _number(figures["distinct_8grams"]))
     plain = figures["tokens_per_second_plain"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from orthrus_kernels import Rows
@@ -17,6 +18,9 @@ def cycles(decoding: Decoding) -> Iterator[Run]:
 
 def cycle(decoding: Decoding) -> Run:
     """Decode the token after the root."""
+    began = time.perf_counter()
     out = decoding.model.forward(Rows.chain([decoding.root], decoding.start), decoding.cache)
     decoding.cache.commit(out.keys, out.values, [0])
-    return decoding.extend(decoding.choose(out.logits, [[]]), out.logits, forwards=1)
+    run = decoding.extend(decoding.choose(out.logits, [[]]), out.logits, forwards=1)
+    run.seconds = 0.0, 0.0, time.perf_counter() - began
+    return run

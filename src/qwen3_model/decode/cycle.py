@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from orthrus_kernels import PackedRows, Rows, Sampling
 from orthrus_kernels.advance_triton import RECORD, advance_triton
 from orthrus_kernels.attention_triton import tile_rows
 from orthrus_kernels.choice_triton import choose_triton
+from orthrus_kernels.clock import has_clock, seconds_between
 from orthrus_kernels.grow_triton import TreeTables, grow_triton, tree_tables
 from orthrus_kernels.logit_summary import summary_of_logits
 from orthrus_kernels.move_triton import move_triton
@@ -46,9 +48,9 @@ class MovingPass:
         self.inputs = PassInputs(self.ids, packed, rows.n_ar, wanted)
         self.depths = self.ids[1].clone()
 
-    def move(self, state: Tensor) -> None:
-        """Put the rows behind the text, the root in row 0."""
-        move_triton(self.packed, state[0:1], state[1:2], self.ids, self.depths)
+    def move(self, state: Tensor, clock: Tensor | None = None) -> None:
+        """Put the rows behind the text, the root in row 0; clock: takes the time."""
+        move_triton(self.packed, state[0:1], state[1:2], self.ids, self.depths, clock)
 
 
 class GrownPass:
@@ -139,6 +141,7 @@ class Cycle:
         self.accepted, self.start = torch.zeros_like(self.parents), state.new_zeros(1)
         self.choices = torch.zeros(rows, dtype=torch.int64, device=device)
         self.record = state.new_zeros(RECORD + 3 * rows)
+        self.clock = self.record[4:7] if has_clock(device) else None
         pinned = device.type == "cuda"
         # two: one is read while the next cycle fills the other
         self.read = [torch.zeros(self.record.shape, dtype=torch.int32, pin_memory=pinned) for _ in "01"]
@@ -173,11 +176,12 @@ class Cycle:
             if began is not None and done is not None:
                 done.synchronize()
                 milliseconds = began.elapsed_time(done) if timed else None
-            kept, finished, damaged, leading = target[:RECORD].tolist()
+            kept, finished, damaged, leading, *times = target[:RECORD].tolist()
             tokens, logprobs, path = (part[:kept] for part in target[RECORD:].view(3, -1))
             run = Run(
                 tokens.tolist(), logprobs.view(torch.float32).tolist(), 1 if self.draft is None else 2,
                 len(self.choices) - 1, path.tolist(), leading,
+                [seconds_between(a, b) for a, b in pairwise(times)],
             )  # fmt: skip
             return End(run, bool(finished), bool(damaged), milliseconds)
 
@@ -185,21 +189,22 @@ class Cycle:
 
     def run(self) -> None:
         """The launches of a cycle; nothing comes from the host."""
-        model, check = self.model, self.check
-        if isinstance(check, MovingPass):
-            check.move(self.state)
+        model, check, clock = self.model, self.check, self.clock
         if self.draft is not None:
-            self.draft.move(self.state)
+            self.draft.move(self.state, clock)
             states, _, _ = model.states(self.draft.inputs, self.cache)
+            behind = self.draft.ids[1, 1:]
             if isinstance(check, GrownPass):
-                behind = self.draft.ids[1, 1:]
-                grow_triton(check.tables, self.state, *self.choice.candidates(model, states, behind))
+                drafted = None if clock is None else clock[1:]
+                grow_triton(check.tables, self.state, *self.choice.candidates(model, states, behind), drafted)
             else:  # the proposal of block row i takes the place of verify row i + 1
-                self.choice(model, states, check.ids[1, 1:], check.ids[0, 1:])
+                self.choice(model, states, behind, check.ids[0, 1:])
+        if isinstance(check, MovingPass):
+            check.move(self.state, clock if clock is None or self.draft is None else clock[1:])
         states, keys, values = model.states(check.inputs, self.cache)
         logits, sums = self.choice(model, states, check.ids[1] + 1, self.choices)()
         advance_triton(
             self.state, check.ids[0], self.parents, self.choices, logits, sums, self.ends,
-            self.accepted, self.start, self.record,
+            self.accepted, self.start, self.record, timed=clock is not None,
         )  # fmt: skip
         model.ops.commit(self.cache.keys, self.cache.values, keys, values, self.accepted, self.start)

@@ -39,6 +39,7 @@ class Run:
     nodes: int = 0  # proposals that were verified
     path: Sequence[int] = (0,)  # accepted nodes, the root first
     leading: int = 0  # those of them that are first children all the way
+    seconds: Sequence[float] = (0.0, 0.0, 0.0)  # of draft, tree and verification
 
 
 class Decoding:

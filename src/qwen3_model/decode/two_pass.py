@@ -8,8 +8,11 @@ paths through them (orthrus_kernels/draft_tree.py); "auto" what pays most, cycle
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from orthrus_kernels import DraftTree, Rows, draft_tree, verify
@@ -39,9 +42,22 @@ def cycle(decoding: Decoding, kind: int) -> Run:
     count = min(decoding.block_size, decoding.remaining) - 1
     if count < 1 or kind == PLAIN:  # room for the bonus token only: nothing to propose
         return autoregressive.cycle(decoding)
+    times = [time.perf_counter()]
     logits = draft(decoding, count)
+    times.append(_now(logits))
     tree = chain(decoding, logits) if kind == CHAIN else grow(decoding, logits, kind)
-    return verify_tree(decoding, tree)
+    times.append(_now(logits))
+    run = verify_tree(decoding, tree)
+    times.append(_now(logits))
+    run.seconds = [b - a for a, b in pairwise(times)]
+    return run
+
+
+def _now(x: Tensor) -> float:
+    """The time, when all that was launched on x's device is done."""
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter()
 
 
 def draft(decoding: Decoding, count: int) -> Tensor:
