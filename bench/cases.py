@@ -28,7 +28,8 @@ from .models import MODELS, Shape
 
 OURS = "ours"
 OPS = ("linear", "linear_swiglu", "attention", "head", "rms_norm", "add_rms_norm", "qk_norm_rope", "swiglu",
-       "embedding", "choose", "log_probability", "top_k", "commit", "verify")  # fmt: skip
+       "embedding", "choose", "candidates", "log_probability",
+       "top_k", "commit", "verify")  # fmt: skip
 EPS = 1e-6
 KERNELS = backend_ops("triton")
 TWINS = backend_ops("reference")
@@ -37,6 +38,7 @@ SETTINGS = {
     "greedy": Sampling(),
     "T 0.8": Sampling(temperature=0.8, seed=1),
     "T 0.8, top-p 0.95": Sampling(temperature=0.8, top_p=0.95, seed=1),
+    "T 1, top-p 0.95, top-k 20": Sampling(temperature=1.0, top_p=0.95, top_k=20, seed=1),
 }
 
 # A peer that is not run, and why.
@@ -348,6 +350,7 @@ def logits_cases(op: str, shape: Shape, rows: Sequence[int]) -> Iterator[dict]:
     v = shape.V
     build, names, row_bytes = {
         "choose": (choose, list(SETTINGS), 16),
+        "candidates": (candidates, list(SETTINGS), 12 * LIKELIEST),
         "log_probability": (log_probability, [""], 12),
         "top_k": (top_k, [f"k {LIKELIEST}"], 12 * LIKELIEST),
     }[op]
@@ -375,6 +378,18 @@ def choose(v: int, name: str, t: int, pool: Pool) -> tuple[int, dict[str, Call |
         "twin": "asks the host" if sampling.temperature else lambda i: TWINS.choose(
             logits[i], positions, sampling
         ),
+    }  # fmt: skip
+
+
+def candidates(v: int, name: str, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
+    """Of a draft tree. Peer: the twin, where a graph can hold it."""
+    sampling, logits = SETTINGS[name], written_logits(v, t, pool)
+    positions = torch.arange(t, device=pool.device)
+    return len(logits), {
+        OURS: lambda i: KERNELS.candidates(logits[i], positions, sampling, LIKELIEST)[0],
+        "twin": "asks the host" if sampling.temperature else lambda i: TWINS.candidates(
+            logits[i], positions, sampling, LIKELIEST
+        )[0],
     }  # fmt: skip
 
 
@@ -456,7 +471,7 @@ _OF: dict[str, Callable[[Shape, Sequence[int], Sequence[int], str], Iterator[dic
     },
     **{
         op: (lambda shape, rows, contexts, device, op=op: logits_cases(op, shape, rows))  # type: ignore[misc]
-        for op in ("choose", "log_probability", "top_k")
+        for op in ("choose", "candidates", "log_probability", "top_k")
     },
     "commit": lambda shape, rows, contexts, device: commit_cases(shape, rows),
     "verify": lambda shape, rows, contexts, device: verify_cases(rows),

@@ -131,7 +131,8 @@ def test_a_distillation_goes_on_from_an_earlier_one(base, tmp_path):
     none = ("--steps", "1", "--lr", "1e-9")
     assert run_verb("distill", str(base), str(second), "--start", str(first), *none, *blocks) == 0
     before, after = (load_file(folder / "model.safetensors") for folder in (first, second))
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    for name, weight in before.items():  # but for a step of 1e-9, which a weight near 0 can show
+        torch.testing.assert_close(after[name], weight, rtol=0, atol=2e-9)
     facts = json.loads((second / "training.json").read_text())
     assert facts["distill"]["started_from"]["steps"] == 2
     assert "2 earlier steps" in (second / "README.md").read_text()
