@@ -171,7 +171,9 @@ def plot(path: Path, found: Sequence[Measured], title: str) -> None:
         xlabel="nodes of the tree (0: chain; star: auto's mean)", ylabel="tokens a cycle", ylim=(1, None)
     )
     right.set(xlabel="proposals", ylabel="share of chains accepted so far", ylim=(0, 1))
-    left.legend(), right.legend()
+    for side in (left, right):
+        if side.get_legend_handles_labels()[0]:
+            side.legend()
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=150)

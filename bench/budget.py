@@ -81,10 +81,11 @@ def measure(prompts: int, new_tokens: int, models: Sequence[str]) -> list[dict[s
         del model
         torch.cuda.empty_cache()
         model = Qwen3.from_config(MODELS[name].config(), device="cuda", dtype="bfloat16")
-        costs = measured_costs(model, sets[2].prompts[0])
-        for set_name, of_set in traces.items():
+        for prompt_set in sets:
+            costs = measured_costs(model, sets[2].prompts[0], prompt_set.temperature)
+            of_set = traces[prompt_set.name]
             rates = {kind: 1e3 * rate for kind, rate in replayed(of_set, costs).items()}
-            rows.append(_row(f"{name}, replayed", set_name, rates, True))
+            rows.append(_row(f"{name}, replayed", prompt_set.name, rates, True))
             rows[-1]["ms_a_cycle"] = {str(kind): cost for kind, cost in costs.items()}
     return rows
 

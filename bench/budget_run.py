@@ -13,7 +13,7 @@ from orthrus_kernels import Rows, Sampling, draft_tree, verify
 from qwen3_model import InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.decode import Decoding
-from qwen3_model.decode.budget import CHAIN, KINDS, PLAIN, TREES, Budget, first_children, known_tokens
+from qwen3_model.decode.budget import CHAIN, KINDS, PLAIN, TREES, Budget, first_children, known_tokens, told
 from qwen3_model.decode.cycle import CANDIDATES
 from qwen3_model.prompts import read_prompts
 
@@ -110,12 +110,13 @@ def replay(traces: Sequence[list[Outcomes]], costs: dict[int, float], choose: in
             kind = choose.next() if isinstance(choose, Budget) else choose
             if unread is not None and isinstance(choose, Budget):
                 choose.observe(unread)
-            kept = outcomes[at]
-            if kind <= CHAIN:
-                unread = {kind: kept[kind]}
-            else:
-                unread = {CHAIN: min(kept[CHAIN], kept[kind])} | {n: kept[n] for n in TREES if n <= kind}
+            left = len(outcomes) - at
+            kept = {k: min(n, left) for k, n in outcomes[at].items()}
+            unread = told(kind, kept)
             tokens, spent, at = tokens + kept[kind], spent + costs[kind], at + kept[kind]
+        if unread is not None and isinstance(choose, Budget):
+            choose.next()  # of the cycle that was launched behind the end
+            choose.observe(unread)
     return tokens / spent
 
 
@@ -127,10 +128,10 @@ def replayed(traces: Sequence[list[Outcomes]], costs: dict[int, float]) -> dict[
     return rates | {"auto": replay(traces, costs, budget)}
 
 
-def measured_costs(model: Qwen3, prompt: Sequence[int]) -> dict[int, float]:
+def measured_costs(model: Qwen3, prompt: Sequence[int], temperature: float) -> dict[int, float]:
     """ms of a cycle of every kind, as `generate` measures them for its budget."""
     model.spare_cache = None
-    model.generate(prompt, "two-pass", 2, tree_nodes="auto", seed=0)
+    model.generate(prompt, "two-pass", 2, temperature=temperature, tree_nodes="auto", seed=0)
     assert model.spare_cache is not None and model.spare_cache.cycles is not None
     (budget,) = model.spare_cache.cycles.budgets.values()
     return dict(budget.costs)

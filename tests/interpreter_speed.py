@@ -208,7 +208,7 @@ def operator(name: str, function: Callable, types: frozenset, reflected: bool = 
         if kind is tensor and not reflected:  # which is for a number on the left
             key = left.type.name, right.type.name
         elif kind is int or (kind is float and right == right):  # NaN is no key
-            key = left.type.name, kind, right
+            key = left.type.name, kind, right or str(right)  # 0.0 and -0.0 are equal
         else:
             return plain(left, right)
         if key not in plans:
@@ -296,7 +296,9 @@ def remember_selects() -> None:
 
     def where(self, condition, x, y):
         sides = x, y
-        names = [side.type.name if type(side) is tensor else (type(side), side) for side in sides]
+        names = [
+            side.type.name if type(side) is tensor else (type(side), side or str(side)) for side in sides
+        ]
         key = condition.type.name, *names
         tensors = (type(x) is tensor) + (type(y) is tensor)
         if not tensors or condition.dtype.name != "int1":

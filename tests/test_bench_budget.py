@@ -28,6 +28,8 @@ def test_a_trace_has_the_cycles_of_every_kind(temperature):
 
 
 def test_replaying_counts_tokens_by_cost():
+    """And none past the end of a text."""
+    assert budget_run.replay([[dict.fromkeys(KINDS, 9)] * 4], COSTS, CHAIN) == pytest.approx(4 / 2.1)
     outcomes = [dict.fromkeys(KINDS, 3) | {PLAIN: 1}] * 30
     rates = budget_run.replayed([outcomes] * 20, COSTS)
     assert rates[str(PLAIN)] == 1 and rates[str(CHAIN)] == pytest.approx(3 / 2.1)

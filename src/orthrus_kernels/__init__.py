@@ -7,7 +7,7 @@ names."""
 from ._triton import triton_interprets, triton_runs_on
 from .attention import attention
 from .backends import Ops, backend_ops
-from .choice import Sampling, candidate_scores, choose, log_probability
+from .choice import Sampling, candidates, choose, log_probability
 from .commit import commit
 from .draft_tree import DraftTree, draft_tree
 from .embedding import embedding
@@ -27,7 +27,7 @@ from .visibility import Path, Rows, paths, visible
 
 __all__ = [
     "DraftTree", "MaskedRows", "Ops", "PackedRows", "Path", "Rows", "Sampling", "add_rms_norm", "attention",
-    "backend_ops", "candidate_scores", "choose", "commit", "cos_sin", "draft_tree", "embedding", "head",
+    "backend_ops", "candidates", "choose", "commit", "cos_sin", "draft_tree", "embedding", "head",
     "inverse_frequencies", "key_segments", "linear", "linear_swiglu", "log_probability", "pack", "paths",
     "pdl_kinds", "qk_norm_rope", "rms_norm", "rope", "rope_table", "swiglu", "top_k", "triton_interprets",
     "triton_runs_on", "unpack", "verify", "visible",

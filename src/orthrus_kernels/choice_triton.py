@@ -192,8 +192,9 @@ def _by_edges(
 ) -> None:  # fmt: skip
     logits = shared["logits"]
     block = max(triton.next_power_of_2(logits.shape[1]), 64)
+    scores = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
     _choose_by_edges_kernel[(len(logits),)](
-        **shared, scores=torch.empty(logits.shape, device=logits.device), perturbed=perturbed,
+        **shared, scores=scores, perturbed=perturbed,
         choices=choices, TOP_K=by_k, TOP_P=by_p, MIN_P=by_min, KEEP=perturbed is not None,
         BLOCK=min(_BLOCK, block), NOISE_BLOCK=min(_NOISE_BLOCK, block), num_warps=16,
     )  # fmt: skip

@@ -62,7 +62,7 @@ class GenerationStats:
 
     @property
     def time_shares(self) -> dict[str, float]:
-        """Of the cycles' time: in drafts, in growing trees or choosing a chain, in verification."""
+        """Of the cycles' time: in drafts with what ranks their tokens, in growing trees, in verification."""
         return shares_of(self.seconds_in)
 
     def count_cycle(self, kept: int) -> None:
@@ -73,7 +73,7 @@ class GenerationStats:
         self.accepted_histogram[kept - 1] += 1
 
     def to_dict(self) -> dict[str, object]:
-        """All counts and both ratios, ready for JSON."""
+        """All counts, ratios and shares, ready for JSON."""
         return asdict(self) | {
             "tokens_per_forward": self.tokens_per_forward,
             "tokens_per_cycle": self.tokens_per_cycle,

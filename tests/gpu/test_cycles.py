@@ -1,6 +1,7 @@
 """Cycles captured on a GPU keep what the host's loop keeps: the embedded checkpoint, and rooms that grow."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,3 +55,20 @@ def test_a_surplus_cycle_changes_nothing(model):
             assert end.finished and not end.run.tokens
     for old, new in zip(before, (cache.keys, cache.values, cycles._state), strict=True):
         torch.testing.assert_close(new, old, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_plain_qwen3_past_the_first_room(model):
+    """With the defaults; the AR view of the checkpoint alone."""
+    alone = Qwen3.from_config(
+        replace(model.config, block_size=0, mask_token_id=None), device="cuda", dtype="bfloat16"
+    )
+    mine = model.destinations()
+    for name, weight in alone.destinations().items():
+        weight.copy_(mine[name])
+    prompt = [token for text in read_prompts(EMBEDDED / "held_out.jsonl", 9, None, "test")
+              for token in model.text.encode(text)][:1000]  # fmt: skip
+    model.use_graphs, model.use_cycles, model.spare_cache = False, False, None
+    want = model.generate(prompt, "autoregressive", max_new_tokens=60)
+    got = alone.generate(prompt, max_new_tokens=60)
+    assert got.token_ids == want.token_ids and got.logprobs == want.logprobs
+    assert {key[1] for key in alone.spare_cache.cycles._cycles} == {1024, 2048}

@@ -100,6 +100,32 @@ def test_rooms_grow_with_the_text(model, monkeypatch):
     assert (items[:, 0] < 0).any() and (items[:, 0] >= 0).sum() > 1
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="blocks of 8 keys, too few for a compiled dot: see tests/gpu")
+def test_rooms_grow_without_a_diffusion_view(monkeypatch):
+    """A plain Qwen3 with the default draft, which it has none of: its cycles need room for their root."""
+    monkeypatch.setattr(pack, "__defaults__", ("cpu", CUTS, 0))
+    monkeypatch.setattr(attention_triton, "DEFAULT_LAUNCH", (64, 8, 4, 2))
+    monkeypatch.setattr(device, "LEAST_ROOM", 16)
+    plain = small_model("float32", backend="triton", device=DEVICE, num_hidden_layers=1, block_size=0,
+                        mask_token_id=None)  # fmt: skip
+    (host, on_device), cycles = both(
+        plain, strategy="autoregressive", tree_nodes="auto", prompt_ids=list(range(5, 18)), max_new_tokens=7
+    )
+    assert on_device.token_ids == host.token_ids and on_device.logprobs == host.logprobs
+    assert {key[1] for key in cycles._cycles} == {16, 32}
+
+
+def test_blocks_too_deep_for_the_kernel_that_grows_trees(monkeypatch):
+    """Trees of the host's loop; auto has none. On a GPU the costs of every kind that is left are measured."""
+    deep = small_model("float32", backend="triton", device=DEVICE, num_hidden_layers=1, block_size=80,
+                       max_position_embeddings=256)  # fmt: skip
+    plain = both(deep, strategy="autoregressive", max_new_tokens=2)[0][0]
+    for nodes in (4, "auto"):
+        (_, result), cycles = both(deep, strategy="two-pass", tree_nodes=nodes, max_new_tokens=2)
+        assert result.token_ids == plain.token_ids and result.logprobs == plain.logprobs
+        assert {key[0] for key in cycles._cycles} <= {PLAIN, CHAIN} and (nodes == "auto") == bool(len(cycles))
+
+
 def test_an_interrupted_capture_is_not_replayed(model, monkeypatch):
     """The second launch of a cycle captures it; whatever ends that, the next text is right."""
     captured = []

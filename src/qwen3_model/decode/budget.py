@@ -6,7 +6,7 @@ prefixes of each other, so a walk in a large tree tells what a smaller one would
 went along first children what a chain would have (at least). So one number is estimated from few cycles, the
 chain's tokens, and the others by their ratios to each other, which change slowly; all by decayed sums.
 
-Costs are the measured times of the cycles (device.py), or `TWIN_COSTS` where nothing is captured. Text never
+Costs are the measured times of the cycles (device.py), or `TWIN_COSTS` in the host's loop. Text never
 depends on any of this."""
 
 from __future__ import annotations
@@ -58,6 +58,13 @@ def first_children(parents: Sequence[int], path: Sequence[int]) -> int:
             break
         count += 1
     return count
+
+
+def told(kind: int, kept: Mapping[int, int]) -> dict[int, int]:
+    """What a cycle of `kind` lets know of what every kind would have kept."""
+    if kind <= CHAIN:
+        return {kind: kept[kind]}
+    return {CHAIN: min(kept[CHAIN], kept[kind])} | {n: kept[n] for n in TREES if n <= kind}
 
 
 class Budget:
@@ -113,9 +120,11 @@ class Budget:
         return other
 
     def time(self, kind: int, cost: float | None) -> None:
-        """Follow the cost of a kind as the text gets longer; None: not measured."""
+        """Follow the cost of a kind as the text gets longer; None: not measured. A cycle that was held up
+        counts as twice the cost at most: a kind that is not chosen for it would never be measured again."""
         if cost is not None:
-            self.costs[kind] += _FOLLOW * (cost - self.costs[kind])
+            known = self.costs[kind]
+            self.costs[kind] += _FOLLOW * (min(cost, 2 * known) - known)
 
     def observe(self, known: Mapping[int, int]) -> None:
         """Learn from a cycle, its `known_tokens`."""

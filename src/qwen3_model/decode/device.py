@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from orthrus_kernels.choice_triton import bias_table, choice_form, choice_numbers
+from orthrus_kernels.grow_triton import MOST_DEPTH
 
 from ..errors import InputError
-from .budget import KINDS, PLAIN, TWIN_COSTS, Budget, known_tokens
+from .budget import CHAIN, KINDS, PLAIN, TWIN_COSTS, Budget, known_tokens
 from .cycle import Choice, Cycle, Read
 from .state import NOT_NUMBERS, Decoding, Run
 
@@ -41,8 +42,11 @@ STRATEGIES = ("autoregressive", "two-pass")  # what has a cycle here
 
 def serves(strategy: str, decoding: Decoding) -> bool:
     """Whether a generation can run here: the kernels are Triton's. A repetition penalty makes each proposal
-    depend on those before it, which the host follows; rejection sampling has no kernel."""
+    depend on those before it, which the host follows; rejection sampling has no kernel; the kernel that grows
+    trees takes blocks of 64 rows at most."""
     model, coupled = decoding.model, decoding.verify == "coupled"
+    if decoding.tree_nodes not in ("auto", 0) and decoding.block_size > MOST_DEPTH:
+        return False
     able = model.backend == "triton" and coupled and decoding.sampling.repetition_penalty == 1.0
     return able and model.use_cycles and strategy in STRATEGIES
 
@@ -121,7 +125,7 @@ class DeviceCycles:
         finished = self._state[3:4]
         finished.fill_(1)
         costs = {}
-        for kind in KINDS:
+        for kind in KINDS if decoding.block_size <= MOST_DEPTH else (PLAIN, CHAIN):
             for _ in "01":  # the second is captured
                 self._launch(kind, form, decoding, unread=0)()
             # one behind the other, or the host's time would be in it; the first one waits for the host
@@ -134,7 +138,7 @@ class DeviceCycles:
     def _launch(self, kind: int, form: tuple, decoding: Decoding, unread: int) -> Read:
         """Launch a cycle while `unread` others are not read; returns how to read it."""
         block = 0 if kind == PLAIN else decoding.block_size
-        most = decoding.block_size if decoding.tree_nodes == "auto" else max(block, 1)
+        most = max(decoding.block_size if decoding.tree_nodes == "auto" else block, 1)  # tokens of a cycle
         furthest = min(decoding.start + unread * most, decoding.limit - 1) + most
         room = LEAST_ROOM
         while room < furthest:

@@ -98,7 +98,7 @@ class Decoding:
     def placed(
         self, logits: Tensor, paths: Sequence[Sequence[int]]
     ) -> tuple[Tensor, Sampling, Tensor | None]:
-        """What `choose` and `candidate_scores` take behind logits [T, V]."""
+        """What `choose` and `candidates` take behind logits [T, V]."""
         positions = torch.tensor([len(self.tokens) + len(path) for path in paths], device=logits.device)
         return positions, self.sampling, self._seen(logits, paths)
 

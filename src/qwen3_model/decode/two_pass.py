@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -42,14 +41,17 @@ def cycle(decoding: Decoding, kind: int) -> Run:
     count = min(decoding.block_size, decoding.remaining) - 1
     if count < 1 or kind == PLAIN:  # room for the bonus token only: nothing to propose
         return autoregressive.cycle(decoding)
-    times = [time.perf_counter()]
+    began = time.perf_counter()
     logits = draft(decoding, count)
-    times.append(_now(logits))
-    tree = chain(decoding, logits) if kind == CHAIN else grow(decoding, logits, kind)
-    times.append(_now(logits))
+    if kind == CHAIN:
+        tree = chain(decoding, logits)
+        drafted = grown = _now(logits)
+    else:
+        drafted = _now(logits)
+        tree = grow(decoding, logits, kind)
+        grown = _now(logits)
     run = verify_tree(decoding, tree)
-    times.append(_now(logits))
-    run.seconds = [b - a for a, b in pairwise(times)]
+    run.seconds = drafted - began, grown - drafted, _now(logits) - grown
     return run
 
 
