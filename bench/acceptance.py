@@ -120,7 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }  # fmt: skip
         report.write_json(given.json, figures)
     if given.plot:
-        plot(given.plot, found, line)
+        on = f"{facts['gpu'] or 'CPU'}, {str(model.dtype).removeprefix('torch.')}, {facts['date']}"
+        plot(given.plot, [m.to_dict() for m in found], f"{len(prompts)} prompts, {on}")
     return 0
 
 

@@ -139,34 +139,32 @@ def table(found: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]]:
     return f"two-pass, {len(found[0].stats)} prompts", head, lines
 
 
-def plot(path: Path, found: Sequence[Measured], title: str) -> None:
+def plot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
     """Tokens a cycle against the nodes verified a cycle, with intervals; agreement of the chains by offset.
-    Rejection sampling is dashed, with crosses; "auto" is a star."""
+    Rejection sampling is dashed, with crosses; "auto" is a star. rows: of `Measured.to_dict`."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5))
-    colours = {t: f"C{i}" for i, t in enumerate(dict.fromkeys(m.setting.temperature for m in found))}
-    for m in (m for m in found if m.setting.nodes == "auto"):
-        left.plot(m.nodes_per_cycle, m.per_cycle, "*", color=colours[m.setting.temperature], markersize=11)
-    fixed = [m for m in found if m.setting.nodes != "auto"]
-    for temperature, verify in dict.fromkeys(map(_line, fixed)):
-        mine = sorted((m for m in fixed if _line(m) == (temperature, verify)), key=_nodes_of)
-        coupled = verify == "coupled"
-        label = f"T {temperature:g}" + ("" if coupled else f", {verify}")
-        line, marker = ("-", ".") if coupled else ("--", "x")
+    colours = {t: f"C{i}" for i, t in enumerate(dict.fromkeys(row["temperature"] for row in rows))}
+    for row in (row for row in rows if row["nodes"] == "auto"):
+        star = {"color": colours[row["temperature"]], "markersize": 11}
+        left.plot(row["nodes_per_cycle"], row["tokens_per_cycle"], "*", **star)
+    fixed = sorted((row for row in rows if row["nodes"] != "auto"), key=lambda row: row["nodes"])
+    for temperature, verify in dict.fromkeys((row["temperature"], row["verify"]) for row in rows):
+        mine = [row for row in fixed if (row["temperature"], row["verify"]) == (temperature, verify)]
+        label = f"T {temperature:g}" + ("" if verify == "coupled" else f", {verify}")
+        line, marker = ("-", ".") if verify == "coupled" else ("--", "x")
         style = {"color": colours[temperature], "linestyle": line, "marker": marker, "label": label}
-        middle = [m.per_cycle for m in mine]
-        ends = [m.interval() for m in mine]
-        spread = [[y - e[0] for y, e in zip(middle, ends, strict=True)],
-                  [e[1] - y for y, e in zip(middle, ends, strict=True)]]  # fmt: skip
-        left.errorbar([_nodes_of(m) for m in mine], middle, spread, capsize=3, **style)
-        for m in mine:
-            if m.setting.nodes == 0:
-                shares = m.agreement()
-                right.plot(range(1, len(shares) + 1), shares, **style)
+        middle = [row["tokens_per_cycle"] for row in mine]
+        spread = [[abs(y - row["interval_95"][end]) for y, row in zip(middle, mine, strict=True)]
+                  for end in (0, 1)]  # fmt: skip
+        if mine:
+            left.errorbar([row["nodes"] for row in mine], middle, spread, capsize=3, **style)
+        for row in (row for row in mine if row["nodes"] == 0):
+            right.plot(range(1, len(row["agreement"]) + 1), row["agreement"], **style)
     left.set(
         xlabel="nodes of the tree (0: chain; star: auto's mean)", ylabel="tokens a cycle", ylim=(1, None)
     )
@@ -174,16 +172,7 @@ def plot(path: Path, found: Sequence[Measured], title: str) -> None:
     for side in (left, right):
         if side.get_legend_handles_labels()[0]:
             side.legend()
-    figure.suptitle(title)
+    figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
-
-
-def _line(m: Measured) -> tuple[float, str]:
-    """Which line of the picture a setting is on."""
-    return m.setting.temperature, m.setting.verify
-
-
-def _nodes_of(m: Measured) -> int:
-    return 0 if m.setting.nodes == "auto" else m.setting.nodes

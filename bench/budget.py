@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from .measure import machine, machine_line
 from .models import MODELS
 
 COMMAND = "bench.budget"
+ROUNDS = 5  # over all kinds, of which the median counts
 NAMES = {str(PLAIN): "plain", str(CHAIN): "chain", "auto": "auto"}
 
 
@@ -64,14 +66,17 @@ def measure(prompts: int, new_tokens: int, models: Sequence[str]) -> list[dict[s
     rows, traces = [], {}
     for prompt_set in sets:
         kinds = [str(kind) for kind in KINDS] + ["auto"]
-        runs = {}
-        for _ in range(2):  # the first one compiles and captures
-            for kind in kinds:
-                runs[kind] = decode(model, prompt_set, kind if kind == "auto" else int(kind), new_tokens)
-        texts = runs[str(PLAIN)]["texts"]
-        rates = {kind: run["tokens_per_second"] for kind, run in runs.items()}
-        rows.append(_row("embedded", prompt_set.name, rates, all(r["texts"] == texts for r in runs.values())))
-        rows[-1]["tokens_per_cycle"] = {kind: run["tokens_per_cycle"] for kind, run in runs.items()}
+        rounds = []
+        for _ in range(1 + ROUNDS):  # the first one compiles and captures
+            rounds.append({
+                kind: decode(model, prompt_set, kind if kind == "auto" else int(kind), new_tokens)
+                for kind in kinds
+            })  # fmt: skip
+        texts = rounds[0][str(PLAIN)]["texts"]
+        same = all(run["texts"] == texts for found in rounds for run in found.values())
+        rates = {kind: median(found[kind]["tokens_per_second"] for found in rounds[1:]) for kind in kinds}
+        rows.append(_row("embedded", prompt_set.name, rates, same))
+        rows[-1]["tokens_per_cycle"] = {kind: run["tokens_per_cycle"] for kind, run in rounds[-1].items()}
         print(f"  {prompt_set.name}: auto {rows[-1]['auto_of_best']:.3f} of the best", flush=True)
         traces[prompt_set.name] = [
             trace(model, prompt, text, prompt_set.temperature)

@@ -53,7 +53,7 @@ def test_a_whole_run(tmp_path, capsys):
     assert got["dtype"] == "float32" and "acceptance" in got["machine"]["command"]
     pytest.importorskip("matplotlib")
     settings = [Setting(0.0, n) for n in (0, 16, "auto")] + [Setting(1.0, 0), Setting(1.0, 0, "rejection")]
-    plot(picture, [Measured(setting, [stats([3, 2])]) for setting in settings], "t")
+    plot(picture, [Measured(setting, [stats([3, 2])]).to_dict() for setting in settings], "t")
     assert picture.stat().st_size > 5000
 
 
