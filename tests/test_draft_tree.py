@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import small_model
 
-from orthrus_kernels import Rows, draft_tree, visible
+from orthrus_kernels import Rows, Sampling, draft_tree, visible
 from qwen3_model import InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
+from qwen3_model.decode import Decoding, two_pass
 from qwen3_model.prompts import read_prompts
 
 
@@ -22,14 +23,16 @@ def distributions(depth, width, seed):
     return logits.log_softmax(-1), ids
 
 
-def every_path(scores, ids):
-    """(score, tokens) of all paths from the root, summed in fp32 from the root down."""
+def every_path(scores, ids, again=None):
+    """(score, tokens) of all paths from the root, summed in fp32 from the root down; again: scores of tokens
+    that are on the path already."""
     found = []
     for depth in range(1, len(scores) + 1):
         for ranks in itertools.product(range(scores.shape[1]), repeat=depth):
             total = torch.zeros(())
             for d, rank in enumerate(ranks):
-                total = total + scores[d, rank]
+                old = again is not None and ids[d, rank] in [ids[e, ranks[e]] for e in range(d)]
+                total = total + (again if old else scores)[d, rank]
             found.append((total.item(), tuple(ids[d, rank].item() for d, rank in enumerate(ranks))))
     return sorted(found, key=lambda path: -path[0])
 
@@ -49,6 +52,51 @@ def test_it_holds_the_best_paths(depth, width, nodes, seed):
     for i, (parent, depth_of) in enumerate(zip(tree.parents, tree.depths, strict=True)):
         assert parent < i and depth_of == (tree.depths[parent] + 1 if i else 0)
     visible(Rows.tree(tree.tokens, tree.parents, 3))  # a tree that a pass takes
+
+
+@settings(max_examples=40)
+@given(depth=st.integers(2, 4), width=st.integers(1, 4), nodes=st.integers(1, 30), seed=st.integers(0, 10**6))
+def test_it_holds_the_best_paths_where_repeats_are_penalised(depth, width, nodes, seed):
+    """Six tokens, so that most paths have one twice."""
+    scores, _ = distributions(depth, width, seed)
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.stack([torch.randperm(6, generator=generator)[:width] for _ in range(depth)])
+    again = scores - torch.rand(depth, width, generator=generator) * 2
+    tree, wanted = draft_tree(7, scores, ids, nodes, again), every_path(scores, ids, again)[:nodes]
+    assert tree.scores[1:] == [score for score, _ in wanted], "best first"
+    assert sorted(map(tuple, tree.paths()[1:])) == sorted(path for _, path in wanted)
+
+
+def test_a_penalty_follows_a_nodes_own_path():
+    """Two positions that want one token: behind itself it is divided by the penalty, and another one wins."""
+    model = small_model(eos_token_ids=())
+    decoding = Decoding(model, model.new_cache(64), [5, 6], 20, Sampling(repetition_penalty=2.0), 4)
+    logits = torch.zeros(2, model.config.vocab_size)
+    logits[:, 9], logits[:, 11] = 6.0, 5.0
+    tree = two_pass.grow(decoding, logits, 4)
+    assert (9, 11) in set(map(tuple, tree.paths())) and (9, 9) not in set(map(tuple, tree.paths()))
+    log_z = torch.logsumexp(logits[0], 0).item()
+    by_path = dict(zip(map(tuple, tree.paths()), tree.scores, strict=True))
+    assert by_path[9, 11] == pytest.approx(6 + 5 - 2 * log_z, abs=1e-5)
+    wide = two_pass.grow(decoding, logits, 40)
+    by_path = dict(zip(map(tuple, wide.paths()), wide.scores, strict=True))
+    assert by_path[9, 9] == pytest.approx(6 + 3 - 2 * log_z, abs=1e-5)
+
+
+def test_a_stop_string_inside_a_path():
+    """The text ends where plain decoding ends it, with more of the path accepted than is kept."""
+    model = Qwen3.from_pretrained(EMBEDDED, device="cpu", progress=False)
+    prompt = model.text.encode(read_prompts(EMBEDDED / "held_out.jsonl", 1, split="test")[0])
+    runs = []
+    model.generate(prompt, "two-pass", 40, tree_nodes=24, on_tokens=lambda ids, text: runs.append(ids))
+    longest = max(range(len(runs)), key=lambda i: len(runs[i]))
+    before = [token for run in runs[:longest] for token in run]
+    stop = model.text.decode(before + runs[longest][:2])[len(model.text.decode(before)) :]
+    plain = model.generate(prompt, "autoregressive", 40, stop=stop)
+    drafted = model.generate(prompt, "two-pass", 40, tree_nodes=24, stop=stop)
+    assert plain.stats.finish_reason == drafted.stats.finish_reason == "stop_string"
+    assert drafted.text == plain.text and drafted.token_ids == plain.token_ids
+    assert drafted.logprobs == plain.logprobs
 
 
 def test_one_candidate_a_position_is_a_chain():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from orthrus_kernels import DraftTree, Rows, draft_tree, verify
+from orthrus_kernels.choice import penalise
 
 from . import autoregressive
 from .budget import CHAIN, PLAIN, TWIN_COSTS, Budget, first_children, known_tokens
@@ -81,7 +82,12 @@ def grow(decoding: Decoding, logits: Tensor, nodes: int) -> DraftTree:
     positions, sampling, seen = decoding.placed(logits, [[0] * i for i in range(len(logits))])
     k = min(CANDIDATES, logits.shape[1])
     log_probabilities, ids = decoding.model.ops.candidates(logits, positions, sampling, k, seen)
-    return draft_tree(decoding.root, log_probabilities, ids, nodes)
+    again = None
+    if seen is not None:  # a node's own path is seen too, and differs from node to node
+        step = penalise(logits, sampling, torch.ones_like(seen)) - penalise(logits, sampling, seen)
+        step = step.gather(1, ids).nan_to_num(0.0) / (sampling.temperature or 1.0)
+        again = (log_probabilities + step).clamp(max=0.0)
+    return draft_tree(decoding.root, log_probabilities, ids, nodes, again)
 
 
 def _choices(decoding: Decoding, logits: Tensor) -> list[int]:
