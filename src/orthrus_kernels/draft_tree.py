@@ -40,19 +40,19 @@ class DraftTree:
 
 
 def draft_tree(
-    root: int, log_probabilities: Tensor, ids: Tensor, nodes: int, again: Tensor | None = None
+    root: int, log_probabilities: Tensor, ids: Tensor, nodes: int, repeated: Tensor | None = None
 ) -> DraftTree:
     """Grow the best `nodes` nodes under `root`.
 
     log_probabilities [P, K] fp32, likeliest first, not above 0: of candidates ids [P, K] at the positions
     behind the root. Fewer nodes when there are fewer paths. Scores are summed in fp32 from the root down.
-    again [P, K] fp32, not above 0: log-probabilities where the token is on the node's own path already, for a
-    repetition penalty. Raises ValueError for a negative number of nodes."""
+    repeated [P, K] fp32, not above 0: log-probabilities of tokens that are on the node's own path already,
+    for a repetition penalty. Raises ValueError for a negative number of nodes."""
     if nodes < 0:
         raise ValueError(f"a draft tree of {nodes} nodes: at least 0 were expected")
     scores, names = log_probabilities.cpu(), ids.tolist()
     depth_limit, width = scores.shape
-    seldom = None if again is None else again.cpu()
+    repeated = None if repeated is None else repeated.cpu()
     tree = DraftTree([root], [-1], [0], [0.0])
     paths = [frozenset[int]()]  # tokens of each node's path
     known = 0  # candidates seen so far, which decides between equal scores
@@ -62,8 +62,8 @@ def draft_tree(
         nonlocal known
         depth = tree.depths[parent]
         while rank < width and depth < depth_limit:
-            repeats = seldom is not None and names[depth][rank] in paths[parent]
-            step = seldom[depth, rank] if seldom is not None and repeats else scores[depth, rank]
+            repeats = repeated is not None and names[depth][rank] in paths[parent]
+            step = repeated[depth, rank] if repeated is not None and repeats else scores[depth, rank]
             # the tensor's addition rounds to fp32, as the kernel's does
             score = (scores.new_tensor(tree.scores[parent]) + step).item()
             heapq.heappush(frontier, (-score, known, parent, rank))
@@ -82,7 +82,7 @@ def draft_tree(
         tree.depths.append(tree.depths[parent] + 1)
         tree.scores.append(-score)
         paths.append(paths[parent] | {tree.tokens[-1]})
-        if names[tree.depths[parent]][rank] not in paths[parent] or seldom is None:
+        if names[tree.depths[parent]][rank] not in paths[parent] or repeated is None:
             offer(parent, rank + 1)
         offer(len(tree) - 1, 0)
     return tree

@@ -82,12 +82,12 @@ def grow(decoding: Decoding, logits: Tensor, nodes: int) -> DraftTree:
     positions, sampling, seen = decoding.placed(logits, [[0] * i for i in range(len(logits))])
     k = min(CANDIDATES, logits.shape[1])
     log_probabilities, ids = decoding.model.ops.candidates(logits, positions, sampling, k, seen)
-    again = None
+    repeated = None
     if seen is not None:  # a node's own path is seen too, and differs from node to node
         step = penalise(logits, sampling, torch.ones_like(seen)) - penalise(logits, sampling, seen)
         step = step.gather(1, ids).nan_to_num(0.0) / (sampling.temperature or 1.0)
-        again = (log_probabilities + step).clamp(max=0.0)
-    return draft_tree(decoding.root, log_probabilities, ids, nodes, again)
+        repeated = (log_probabilities + step).clamp(max=0.0)
+    return draft_tree(decoding.root, log_probabilities, ids, nodes, repeated)
 
 
 def _choices(decoding: Decoding, logits: Tensor) -> list[int]:
