@@ -2,7 +2,7 @@
 
 Random weights at the shapes of Qwen3, bf16, one sequence; every pass is a replay of a CUDA graph. The floor
 is the bytes a pass must read over the read bandwidth of the same run. Also the host's time a pass, memory,
-tokens/s of model.generate, and peers. Without a GPU: bytes and floors."""
+tokens/s of model.generate, what sampling and trees cost, and peers. Without a GPU: bytes and floors."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from qwen3_model.checkpoint import EMBEDDED
 from . import decode_report, kernels, report
 from .cases import cases
 from .command import Parser, fail, in_processes, positive, writable
+from .decode_choice import choice_rows
 from .decode_run import Run, embedded_prompt, generate_with, memory_of, passes_of, random_prompt
-from .measure import Meter, Pool, machine, machine_line, time_in_a_row
+from .measure import Meter, Pool, machine, machine_line, time_in_a_row, time_replays
 from .models import MODELS
 from .passes import PASSES, Measured, TimeIt, pass_bytes
 from .peers import HUGGING_FACE, hugging_face
@@ -127,6 +128,7 @@ def _model(run: Run, given: Any, name: str, time_it: TimeIt) -> None:
         f"generate with {name}", lambda: generate_with(run, name, model, random_prompt(model), NEW_TOKENS)
     )
     if model.device.type == "cuda":
+        run.attempt(f"choices of {name}", partial(_choices, run, name, model, random_prompt(model)))
         _free()
         run.attempt(f"memory of {name}", partial(memory_of, run, name, model, max(given.contexts)))
 
@@ -135,9 +137,16 @@ def _random(name: str) -> Qwen3:
     return Qwen3.from_config(MODELS[name].config(), device=DEVICE, dtype="bfloat16")
 
 
+def _choices(run: Run, name: str, model: Qwen3, prompt: Sequence[int]) -> None:
+    run.choices += choice_rows(name, model, prompt, time_replays)
+
+
 def _embedded(run: Run) -> None:
     model = Qwen3.from_pretrained(EMBEDDED, DEVICE, "bfloat16", progress=False)
-    generate_with(run, "embedded", model, embedded_prompt(model), NEW_TOKENS)
+    prompt = embedded_prompt(model)
+    generate_with(run, "embedded", model, prompt, NEW_TOKENS)
+    if model.device.type == "cuda":
+        _choices(run, "embedded", model, prompt)
 
 
 def _hugging_face(run: Run, name: str) -> None:

@@ -18,6 +18,7 @@ from qwen3_model.prompts import read_prompts
 
 from . import decode_report
 from .command import short
+from .decode_choice import choice_table
 from .measure import replayable
 from .passes import (
     CYCLE,
@@ -44,6 +45,7 @@ class Run:
         self.passes: list[dict[str, Any]] = []
         self.memory: list[dict[str, Any]] = []
         self.generate: list[dict[str, Any]] = []
+        self.choices: list[dict[str, Any]] = []
         self.profiles: list[dict[str, Any]] = []
         self.peers: list[dict[str, Any]] = []
         self.notes: list[str] = []
@@ -60,14 +62,14 @@ class Run:
         """All tables, in order."""
         r = decode_report
         return [*r.pass_tables(self.passes), *r.memory_table(self.memory), *r.generate_table(self.generate),
-                *r.profile_tables(self.profiles)]  # fmt: skip
+                *choice_table(self.choices), *r.profile_tables(self.profiles)]  # fmt: skip
 
     def to_json(self, machine: dict[str, Any]) -> dict[str, Any]:
         """The whole run."""
         return {
             "machine": machine, "roof": {"read_gb_s": round(self.read_gb_s, 1)}, "passes": self.passes,
-            "memory": self.memory, "generate": self.generate, "profiles": self.profiles, "peers": self.peers,
-            "notes": self.notes, "left_out": self.left_out,
+            "memory": self.memory, "generate": self.generate, "choices": self.choices,
+            "profiles": self.profiles, "peers": self.peers, "notes": self.notes, "left_out": self.left_out,
         }  # fmt: skip
 
     def out_of_time(self) -> bool:

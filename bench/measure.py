@@ -160,7 +160,11 @@ def time_in_a_row(
 
     The GPU is busy with one replay while the host launches the next, and the L2 cache holds what the last one
     left. For calls that take longer than their launch and read more than the cache holds."""
-    replay = replayable(call, device)
+    return time_replays(replayable(call, device), seconds, most)
+
+
+def time_replays(replay: Callable[[], Any], seconds: float = 0.4, most: int = 100) -> Timing:
+    """`time_in_a_row` of what is a replay already."""
     first = min(_burst(replay))
     samples: list[float] = []
     while len(samples) < max(BURST, min(most, int(seconds * 1e6 / max(first, 1)))):

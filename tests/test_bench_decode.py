@@ -9,7 +9,17 @@ from interpreter import DEVICE
 from small import small_config, small_model
 from torch.autograd import DeviceType
 
-from bench import decode, decode_report, decode_run, measure, passes, peers, performance, step_profile
+from bench import (
+    decode,
+    decode_choice,
+    decode_report,
+    decode_run,
+    measure,
+    passes,
+    peers,
+    performance,
+    step_profile,
+)
 from bench.measure import Timing, replayable
 from bench.models import MODELS
 from bench.passes import CYCLE, PASSES, SDPA, Pass, measure_passes, pass_bytes, weight_bytes
@@ -281,6 +291,31 @@ def test_rows_tables_and_summary_of_a_run():
     assert json.loads(json.dumps(run.to_json({}), allow_nan=False))["roof"] == {"read_gb_s": 3000.0}
     run.generate[1]["identical"] = False
     assert run.wrong
+
+
+def test_rows_of_sampling_and_trees(monkeypatch):
+    """Chain and tree, greedy and sampled; the cycle is timed, and the kernels of the text it ends."""
+    monkeypatch.setattr(decode_choice, "PROFILED_TOKENS", 2)
+    monkeypatch.setattr(decode_choice, "TREE", 3)
+    model, texts = tiny("triton", eos_token_ids=()), []
+    model.use_graphs = model.use_cycles = True
+
+    def text(call, count):
+        texts.append(call())
+        names = ("_grow_kernel", "_linear_kernel", "_advance_kernel", "_commit_kernel", "_grow_kernel_0d1")
+        return [Span(name, 0, 1 + i) for i, name in enumerate(names)]
+
+    rows = decode_choice.choice_rows("tiny", model, [1, 2, 3], Clock(), text)
+    assert [(r["nodes"], r["choice"]) for r in rows] == [
+        (0, "greedy"), (0, "sampled"), (3, "greedy"), (3, "sampled")
+    ]  # fmt: skip
+    assert [t.stats.nodes for t in texts[2:]] and all(len(t.token_ids) == 2 for t in texts)
+    assert rows[0]["tree_kernels_us"] == {"_grow_kernel": 3, "_advance_kernel": 3, "_commit_kernel": 4}
+    assert [r["us"]["median"] for r in rows] == [100, 200, 300, 400] and rows[3]["share"] == 10 / 400
+    ((_, head, lines),) = decode_choice.choice_table(rows)
+    assert all(len(line) == len(head) for line in lines)
+    assert [line[6] for line in lines] == ["1.000", "2.000", "1.000", "1.333"]
+    assert decode_choice.choice_table([]) == []
 
 
 def test_host_share_of_a_pass():

@@ -2,7 +2,6 @@
 
 import gc
 from contextlib import contextmanager
-from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -154,9 +153,8 @@ def test_an_interrupted_capture_is_not_replayed(model, monkeypatch):
     monkeypatch.setattr(device.Cycle, "run", run_but_once)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", graph)
-    monkeypatch.setattr(torch.cuda, "Event", lambda **timed: MagicMock())
     launch = device.Cycle.launch
-    monkeypatch.setattr(device.Cycle, "launch", lambda self, pool: launch(self, "a pool"))
+    monkeypatch.setattr(device.Cycle, "launch", lambda self, pool, timed: launch(self, "a pool", timed))
     assert model.generate(PROMPT, tree_nodes=0, max_new_tokens=4).stats.finish_reason == "interrupted"
     assert model.generate(PROMPT, tree_nodes=0, max_new_tokens=4).token_ids == want and len(calls) == 3
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..model import Qwen3
 
 CANDIDATES = 16  # of a position that a tree may take
+IN_FLIGHT = 4  # launches of a cycle that may be unread
 
 
 class MovingPass:
@@ -104,7 +105,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class End:
-    """What the host reads of a cycle. milliseconds: of its graph; None where it was not one."""
+    """What the host reads of a cycle. milliseconds: of its graph; None where it was not one or not timed."""
 
     run: Run
     finished: bool
@@ -113,6 +114,34 @@ class End:
 
 
 Read = Callable[[], End]
+
+
+class Slot:
+    """Where the host finds the record of one launch. Made once a cycle: making an event takes as long as
+    recording it, and a launch is the host's only work while the GPU runs."""
+
+    def __init__(self, record: Tensor) -> None:
+        """record: int32, of the cycle; only its shape counts."""
+        self.on_gpu = record.is_cuda
+        self.target = torch.zeros(record.shape, dtype=torch.int32, pin_memory=self.on_gpu)
+        if self.on_gpu:
+            self.began, self.done = (torch.cuda.Event(enable_timing=True) for _ in "01")
+
+    def fill(self, record: Tensor) -> None:
+        """Fetch the record behind what was launched so far."""
+        self.target.copy_(record, non_blocking=True)
+        if self.on_gpu:
+            self.done.record()
+
+    def wait(self) -> Tensor:
+        """The record, when it is there."""
+        if self.on_gpu:
+            self.done.synchronize()
+        return self.target
+
+    def milliseconds(self) -> float:
+        """From `began` to the end."""
+        return self.began.elapsed_time(self.done)
 
 
 class Cycle:
@@ -142,20 +171,17 @@ class Cycle:
         self.choices = torch.zeros(rows, dtype=torch.int64, device=device)
         self.record = state.new_zeros(RECORD + 3 * rows)
         self.clock = self.record[4:7] if has_clock(device) else None
-        pinned = device.type == "cuda"
-        # two: one is read while the next cycle fills the other
-        self.read = [torch.zeros(self.record.shape, dtype=torch.int32, pin_memory=pinned) for _ in "01"]
+        self.slots = [Slot(self.record) for _ in range(IN_FLIGHT)]
         self.launches = 0
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def launch(self, pool: Any) -> Read:
-        """Run the cycle once more, captured when it comes for the second time."""
-        timed = self.graph is not None
-        began, done = (
-            (torch.cuda.Event(enable_timing=True) for _ in "01") if pool is not None else (None, None)
-        )
-        if began is not None:
-            began.record()
+    def launch(self, pool: Any, timed: bool = False) -> Read:
+        """Run the cycle once more, captured when it comes for the second time. Returns how to read it, before
+        IN_FLIGHT more launches. timed: take the time of the graph."""
+        slot = self.slots[self.launches % IN_FLIGHT]
+        timed = timed and self.graph is not None
+        if timed:
+            slot.began.record()
         if pool is None or self.launches == 0:
             self.run()
         else:
@@ -165,25 +191,18 @@ class Cycle:
                     self.run()
                 self.graph = graph  # whole: an interrupted capture leaves none
             self.graph.replay()
-        target = self.read[self.launches % 2]
         self.launches += 1
-        target.copy_(self.record, non_blocking=True)
-        if done is not None:
-            done.record()
+        slot.fill(self.record)
 
         def read() -> End:
-            milliseconds = None
-            if began is not None and done is not None:
-                done.synchronize()
-                milliseconds = began.elapsed_time(done) if timed else None
-            kept, finished, damaged, leading, *times = target[:RECORD].tolist()
-            tokens, logprobs, path = (part[:kept] for part in target[RECORD:].view(3, -1))
+            kept, finished, damaged, leading, *times = slot.wait()[:RECORD].tolist()
+            tokens, logprobs, path = (part[:kept] for part in slot.target[RECORD:].view(3, -1))
             run = Run(
                 tokens.tolist(), logprobs.view(torch.float32).tolist(), 1 if self.draft is None else 2,
                 len(self.choices) - 1, path.tolist(), leading,
                 [seconds_between(a, b) for a, b in pairwise(times)],
             )  # fmt: skip
-            return End(run, bool(finished), bool(damaged), milliseconds)
+            return End(run, bool(finished), bool(damaged), slot.milliseconds() if timed else None)
 
         return read
 

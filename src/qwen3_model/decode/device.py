@@ -27,7 +27,7 @@ from orthrus_kernels.grow_triton import MOST_DEPTH
 
 from ..errors import InputError
 from .budget import CHAIN, KINDS, PLAIN, TWIN_COSTS, Budget, known_tokens
-from .cycle import Choice, Cycle, Read
+from .cycle import IN_FLIGHT, Choice, Cycle, Read
 from .state import NOT_NUMBERS, Decoding, Run
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from ..model import Qwen3
 
 LEAST_ROOM = 1024  # positions; each larger room is twice the one before
-MEASURED = 3  # cycles of each kind, for the costs of a budget
 MOST_GRAPHS = 64  # the one not used for longest goes first
 STRATEGIES = ("autoregressive", "two-pass")  # what has a cycle here
 
@@ -85,11 +84,11 @@ class DeviceCycles:
         begin = [decoding.start, decoding.root, decoding.remaining, 0]
         self._state.copy_(torch.tensor(begin, dtype=torch.int32))
         kinds, budget = self._kinds(strategy, decoding, form)
-        kind = next(kinds)
-        waiting = self._launch(kind, form, decoding, unread=0)
+        kind, timed = next(kinds), budget is not None
+        waiting = self._launch(kind, form, decoding, unread=0, timed=timed)
         while True:
             following_kind = next(kinds)
-            following = self._launch(following_kind, form, decoding, unread=1)
+            following = self._launch(following_kind, form, decoding, unread=1, timed=timed)
             end = waiting()
             decoding.tokens += end.run.tokens
             self._cache.lengths[0] += len(end.run.tokens)
@@ -129,13 +128,13 @@ class DeviceCycles:
             for _ in "01":  # the second is captured
                 self._launch(kind, form, decoding, unread=0)()
             # one behind the other, or the host's time would be in it; the first one waits for the host
-            reads = [self._launch(kind, form, decoding, unread=0) for _ in range(1 + MEASURED)]
+            reads = [self._launch(kind, form, decoding, unread=0, timed=True) for _ in range(IN_FLIGHT)]
             times = [read().milliseconds for read in reads[1:]]
             costs[kind] = median(ms for ms in times if ms is not None)
         finished.fill_(0)
         return costs
 
-    def _launch(self, kind: int, form: tuple, decoding: Decoding, unread: int) -> Read:
+    def _launch(self, kind: int, form: tuple, decoding: Decoding, unread: int, timed: bool = False) -> Read:
         """Launch a cycle while `unread` others are not read; returns how to read it."""
         block = 0 if kind == PLAIN else decoding.block_size
         most = max(decoding.block_size if decoding.tree_nodes == "auto" else block, 1)  # tokens of a cycle
@@ -153,4 +152,4 @@ class DeviceCycles:
             while len(self._cycles) > MOST_GRAPHS:
                 self._cycles.popitem(last=False)
         self._cycles.move_to_end(key)
-        return self._cycles[key].launch(self._pool)
+        return self._cycles[key].launch(self._pool, timed)

@@ -1,0 +1,75 @@
+"""What sampling and draft trees cost: whole two-pass cycles, greedy and sampled, and the kernels around their
+passes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from qwen3_model import Qwen3
+
+from .measure import Timing
+from .report import number
+from .step_profile import Span, record
+
+TREE = 63
+SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95, "top_k": 20}
+TREE_KERNELS = ("_grow_kernel", "_advance_kernel", "_commit_kernel")  # grow, walk, commit
+PROFILED_TOKENS = 24
+
+TimeIt = Callable[[Callable[[], Any]], Timing]
+Recorded = Callable[[Callable[[], Any], int], list[Span]]
+
+
+def choice_rows(
+    name: str, model: Qwen3, prompt: Sequence[int], time_it: TimeIt, recorded: Recorded = record
+) -> list[dict[str, Any]]:
+    """A row for each draft and choice, for JSON. time_it: times a call that is a replay already; what it
+    times are cycles behind the end of a text, which do all the work and change nothing. The kernels' times
+    are medians over the cycles of a text."""
+    rows = []
+    for nodes in (0, TREE):
+        for choice, settings in (("greedy", {}), ("sampled", SAMPLED)):
+
+            def text(nodes: int = nodes, settings: dict[str, Any] = settings) -> Any:
+                return model.generate(
+                    prompt, "two-pass", PROFILED_TOKENS, seed=0, tree_nodes=nodes, **settings
+                )
+
+            text(), text()  # the second captures nothing more
+            assert model.spare_cache is not None and model.spare_cache.cycles is not None
+            with torch.inference_mode():
+                us = time_it(model.spare_cache.cycles.again)
+            around = kernel_us(recorded(text, 1))
+            rows.append({
+                "model": name, "nodes": nodes, "choice": choice, "us": asdict(us), "tree_kernels_us": around,
+                "share": round(sum(around.values()) / us.median, 5),
+            })  # fmt: skip
+    return rows
+
+
+def kernel_us(spans: Sequence[Span]) -> dict[str, float]:
+    """Median µs of each of TREE_KERNELS that ran."""
+    times = {k: [s.end - s.start for s in spans if s.name.startswith(k)] for k in TREE_KERNELS}
+    return {k: round(statistics.median(t), 3) for k, t in times.items() if t}
+
+
+def choice_table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """The rows as one table."""
+    head = ["model", "draft", "choice", "ms a cycle", "p20", "p80", "over greedy", "grow µs", "walk µs",
+            "commit µs", "of the cycle"]  # fmt: skip
+    greedy = {(r["model"], r["nodes"]): r["us"]["median"] for r in rows if r["choice"] == "greedy"}
+    lines = [
+        [r["model"], f"tree of {r['nodes']}" if r["nodes"] else "chain", r["choice"],
+         *(number(r["us"][n] / 1e3) for n in ("median", "p20", "p80")),
+         f"{r['us']['median'] / greedy[r['model'], r['nodes']]:.3f}",
+         *(f"{r['tree_kernels_us'][k]:.1f}" if k in r["tree_kernels_us"] else "-" for k in TREE_KERNELS),
+         f"{r['share']:.2%}"]
+        for r in rows
+    ]  # fmt: skip
+    said = ", ".join(f"{k} {v:g}" for k, v in SAMPLED.items())
+    return [(f"two-pass cycles, greedy and sampled ({said})", head, lines)] if rows else []
