@@ -24,8 +24,8 @@ from qwen3_model.checkpoint import EMBEDDED
 from . import decode_report, kernels, report
 from .cases import cases
 from .command import Parser, fail, in_processes, positive, writable
-from .decode_choice import choice_rows
-from .decode_run import Run, embedded_prompt, generate_with, memory_of, passes_of, random_prompt
+from .decode_choice import add_kernels, choice_rows
+from .decode_run import Run, embedded_prompt, generate_with, memory_of, passes_of, profiles_of, random_prompt
 from .measure import Meter, Pool, machine, machine_line, time_in_a_row, time_replays
 from .models import MODELS
 from .passes import PASSES, Measured, TimeIt, pass_bytes
@@ -38,6 +38,7 @@ MOST_CONTEXT = 40960 - 256  # positions of the models, less the rows of a pass
 NEW_TOKENS = 256
 PEER_CONTEXT = 1024
 PEER_SECONDS = 80  # torch.compile of tens of layers takes about so long: not started with less left
+PROFILE_SECONDS = 15  # kept for the profiles of a model
 COMPILED_AHEAD = (
     "linear", "attention", "add_rms_norm", "qk_norm_rope", "swiglu", "choose", "log_probability"
 )  # fmt: skip
@@ -111,26 +112,36 @@ def measure(run: Run, given: Any, time_it: TimeIt, facts: dict[str, Any]) -> Non
         if given.json:
             report.write_json(given.json, run.to_json(facts))
     run.attempt("generate with embedded", partial(_embedded, run))
+    profiles = PROFILE_SECONDS * len(given.models) if given.profile else 0
     for name in given.models:
         _free()
-        run.attempt(f"{HUGGING_FACE}, {name}", partial(_hugging_face, run, name), PEER_SECONDS, True)
+        run.attempt(
+            f"{HUGGING_FACE}, {name}", partial(_hugging_face, run, name), PEER_SECONDS + profiles, True
+        )
+    # last: whatever is launched after the profiler was there takes the host several times as long
+    for name in given.models if given.profile else ():
+        _free()
+        run.attempt(f"profiles of {name}", partial(_profiles, run, given, name))
 
 
 def _model(run: Run, given: Any, name: str, time_it: TimeIt) -> None:
-    """All figures of one model; its memory goes when this returns."""
+    """All figures of one model but profiles; its memory goes when this returns."""
     model = _random(name)
-    profiled = given.profile or ()
-    run.attempt(
-        f"passes of {name}",
-        lambda: passes_of(run, name, model, given.contexts, PASSES, time_it, profiled),
-    )
-    run.attempt(
-        f"generate with {name}", lambda: generate_with(run, name, model, random_prompt(model), NEW_TOKENS)
-    )
+    prompt = random_prompt(model)
+    run.attempt(f"passes of {name}", lambda: passes_of(run, name, model, given.contexts, PASSES, time_it))
+    run.attempt(f"generate with {name}", lambda: generate_with(run, name, model, prompt, NEW_TOKENS))
     if model.device.type == "cuda":
-        run.attempt(f"choices of {name}", partial(_choices, run, name, model, random_prompt(model)))
+        run.attempt(f"choices of {name}", partial(_choices, run, name, model, prompt))
         _free()
         run.attempt(f"memory of {name}", partial(memory_of, run, name, model, max(given.contexts)))
+
+
+def _profiles(run: Run, given: Any, name: str) -> None:
+    model = _random(name)
+    profiles_of(run, name, model, given.contexts, [what for what in PASSES if what.name in given.profile])
+    if model.device.type == "cuda":
+        rows = [row for row in run.choices if row["model"] == name]
+        run.attempt(f"tree kernels of {name}", lambda: add_kernels(rows, model, random_prompt(model)))
 
 
 def _random(name: str) -> Qwen3:

@@ -23,33 +23,41 @@ PROFILED_TOKENS = 24
 
 TimeIt = Callable[[Callable[[], Any]], Timing]
 Recorded = Callable[[Callable[[], Any], int], list[Span]]
+Row = dict[str, Any]
 
 
-def choice_rows(
-    name: str, model: Qwen3, prompt: Sequence[int], time_it: TimeIt, recorded: Recorded = record
-) -> list[dict[str, Any]]:
+def choice_rows(name: str, model: Qwen3, prompt: Sequence[int], time_it: TimeIt) -> list[Row]:
     """A row for each draft and choice, for JSON. time_it: times a call that is a replay already; what it
-    times are cycles behind the end of a text, which do all the work and change nothing. The kernels' times
-    are medians over the cycles of a text."""
-    rows = []
+    times are cycles behind the end of a text, which do all the work and change nothing."""
+    rows: list[Row] = []
     for nodes in (0, TREE):
-        for choice, settings in (("greedy", {}), ("sampled", SAMPLED)):
-
-            def text(nodes: int = nodes, settings: dict[str, Any] = settings) -> Any:
-                return model.generate(
-                    prompt, "two-pass", PROFILED_TOKENS, seed=0, tree_nodes=nodes, **settings
-                )
-
+        for choice in ("greedy", "sampled"):
+            row: Row = {"model": name, "nodes": nodes, "choice": choice}
+            text = _text(model, prompt, row)
             text(), text()  # the second captures nothing more
             assert model.spare_cache is not None and model.spare_cache.cycles is not None
             with torch.inference_mode():
                 us = time_it(model.spare_cache.cycles.again)
-            around = kernel_us(recorded(text, 1))
-            rows.append({
-                "model": name, "nodes": nodes, "choice": choice, "us": asdict(us), "tree_kernels_us": around,
-                "share": round(sum(around.values()) / us.median, 5),
-            })  # fmt: skip
+            rows.append(row | {"us": asdict(us), "tree_kernels_us": {}, "share": None})
     return rows
+
+
+def add_kernels(
+    rows: Sequence[Row], model: Qwen3, prompt: Sequence[int], recorded: Recorded = record
+) -> None:
+    """Into the rows of a model: the kernels that grow, walk and commit, medians over the cycles of a text."""
+    for row in rows:
+        text = _text(model, prompt, row)
+        text(), text()
+        around = kernel_us(recorded(text, 1))
+        row |= {"tree_kernels_us": around, "share": round(sum(around.values()) / row["us"]["median"], 5)}
+
+
+def _text(model: Qwen3, prompt: Sequence[int], row: Row) -> Callable[[], Any]:
+    settings = SAMPLED if row["choice"] == "sampled" else {}
+    return lambda: model.generate(
+        prompt, "two-pass", PROFILED_TOKENS, seed=0, tree_nodes=row["nodes"], **settings
+    )
 
 
 def kernel_us(spans: Sequence[Span]) -> dict[str, float]:
@@ -58,7 +66,7 @@ def kernel_us(spans: Sequence[Span]) -> dict[str, float]:
     return {k: round(statistics.median(t), 3) for k, t in times.items() if t}
 
 
-def choice_table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str], list[list[str]]]]:
+def choice_table(rows: Sequence[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
     """The rows as one table."""
     head = ["model", "draft", "choice", "ms a cycle", "p20", "p80", "over greedy", "grow µs", "walk µs",
             "commit µs", "of the cycle"]  # fmt: skip
@@ -68,7 +76,7 @@ def choice_table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str], l
          *(number(r["us"][n] / 1e3) for n in ("median", "p20", "p80")),
          f"{r['us']['median'] / greedy[r['model'], r['nodes']]:.3f}",
          *(f"{r['tree_kernels_us'][k]:.1f}" if k in r["tree_kernels_us"] else "-" for k in TREE_KERNELS),
-         f"{r['share']:.2%}"]
+         f"{r['share']:.2%}" if r["share"] else "-"]
         for r in rows
     ]  # fmt: skip
     said = ", ".join(f"{k} {v:g}" for k, v in SAMPLED.items())

@@ -95,10 +95,8 @@ def passes_of(
     contexts: Sequence[int],
     passes: Sequence[Pass],
     time_it: TimeIt,
-    profiled: Sequence[str] = (),
-    recorded: Callable[[Callable[[], Any], int], list[Span]] = record,
 ) -> None:
-    """Measure the passes of a model into `run`, then profile those named.
+    """Measure the passes of a model into `run`.
 
     Raises InputError when the cache does not fit."""
     cache = filled_cache(model, contexts, max(map(len, passes)))
@@ -111,8 +109,20 @@ def passes_of(
         run.passes.append(decode_report.pass_row(name, m, run.read_gb_s, token))
         print(f"  {decode_report.progress(run.passes[-1])}", flush=True)
     run.left_out += len(contexts) * len(passes) - measured
+
+
+def profiles_of(
+    run: Run,
+    name: str,
+    model: Qwen3,
+    contexts: Sequence[int],
+    passes: Sequence[Pass],
+    recorded: Callable[[Callable[[], Any], int], list[Span]] = record,
+) -> None:
+    """Profile passes of a model into `run`."""
+    cache = filled_cache(model, contexts, max(map(len, passes)))
     for context in contexts:
-        for what in (what for what in passes if what.name in profiled):
+        for what in passes:
             run.attempt(
                 f"profile of {name}, {what.name}, context {context}",
                 partial(_profile, run, name, model, cache, what, context, recorded),

@@ -268,7 +268,9 @@ def recorded(call, count):
 
 def a_run(model=None):
     run = decode_run.Run(3000.0, lambda: 1.0)
-    decode_run.passes_of(run, "tiny", model or tiny(), [5], TINY, Clock(), ["token"], recorded)
+    model = model or tiny()
+    decode_run.passes_of(run, "tiny", model, [5], TINY, Clock())
+    decode_run.profiles_of(run, "tiny", model, [5], TINY[:1], recorded)
     return run
 
 
@@ -305,7 +307,9 @@ def test_rows_of_sampling_and_trees(monkeypatch):
         names = ("_grow_kernel", "_linear_kernel", "_advance_kernel", "_commit_kernel", "_grow_kernel_0d1")
         return [Span(name, 0, 1 + i) for i, name in enumerate(names)]
 
-    rows = decode_choice.choice_rows("tiny", model, [1, 2, 3], Clock(), text)
+    rows = decode_choice.choice_rows("tiny", model, [1, 2, 3], Clock())
+    assert not texts and decode_choice.choice_table(rows)[0][2][0][-1] == "-"
+    decode_choice.add_kernels(rows, model, [1, 2, 3], text)
     assert [(r["nodes"], r["choice"]) for r in rows] == [
         (0, "greedy"), (0, "sampled"), (3, "greedy"), (3, "sampled")
     ]  # fmt: skip
