@@ -13,6 +13,7 @@ from typing import Any
 
 from . import decode_report
 from .command import Parser, fail, short
+from .decode_choice import choice_table
 from .report import number
 
 COMMAND = "bench.performance"
@@ -87,6 +88,12 @@ def generated(run: Found) -> str:
     return markdown(head, lines)
 
 
+def choices(run: Found) -> str:
+    """What sampling and trees cost; the kernels where they were profiled."""
+    ((_, head, lines),) = choice_table(run["choices"])
+    return markdown(head, lines)
+
+
 def memory(run: Found) -> str:
     """Peaks of whole generations."""
     ((_, head, lines),) = decode_report.memory_table(run["memory"])
@@ -100,7 +107,7 @@ def rewritten(page: str, run: Found, peers: Found) -> str:
         "machine": f"{m['gpu']}, torch {m['torch']}, triton {m['triton']}, {m['date']}, read roof "
         f"{run['roof']['read_gb_s']:.0f} GB/s: `{_command(run)}`",
         "tokens": tokens(run, peers), "passes 8B": passes(run, "8B"), "passes 1.7B": passes(run, "1.7B"),
-        "generate": generated(run), "memory": memory(run),
+        "generate": generated(run), "choices": choices(run), "memory": memory(run),
     }  # fmt: skip
     tables |= {f"kernels {model} {what}": kernels(run, model, what) for model, what in PICTURED}
     for name in re.findall(r"<!-- (?!end)(.+?) -->", page):
