@@ -63,9 +63,11 @@ class ScriptedModel:
     def _row(self, rows: Rows, i: int, context: list[int]) -> torch.Tensor:
         if rows.blocks[i] < 0:
             return self.target(context + [rows.tokens[j] for j in [*rows.ancestors(i), i]])
-        text = [*context, rows.tokens[0]]  # the drafter guesses along its own greedy guesses
-        for _ in range(i):
+        anchor = rows.blocks.index(rows.blocks[i])
+        # the drafter guesses along its own greedy guesses
+        text = [*context, *(rows.tokens[j] for j in rows.ancestors(i)), rows.tokens[anchor]]
+        for _ in range(i - anchor):
             text.append(int(self.target(text).argmax()))
-        g = torch.Generator().manual_seed(hash((self.seed, i, *text[-2:])) % 2**62)
+        g = torch.Generator().manual_seed(hash((self.seed, i - anchor, *text[-2:])) % 2**62)
         skilled = torch.rand((), generator=g) < self.skill
         return self.target(text) if skilled else torch.randn(self.config.vocab_size, generator=g)

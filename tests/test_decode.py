@@ -10,6 +10,7 @@ from scripted import ScriptedModel
 from small import small_config, small_model
 
 from qwen3_model import InputError
+from qwen3_model.decode import one_pass
 
 SETTINGS = st.fixed_dictionaries(
     {},
@@ -24,6 +25,52 @@ SETTINGS = st.fixed_dictionaries(
         ),
     },
 )
+
+
+@given(
+    prompt=st.lists(st.integers(0, 96), min_size=1, max_size=6),
+    settings=SETTINGS,
+    skill=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    n=st.integers(1, 30),
+    seed=st.integers(0, 2**64 - 1),
+    block=st.integers(3, 8),
+    nodes=st.sampled_from(["auto", 0, 1, 5, 12]),
+    world=st.integers(0, 50),
+)
+def test_one_pass_equals_plain_decoding(prompt, settings, skill, n, seed, block, nodes, world):
+    """Whatever ends the tree has, and whether a block stands at the one the walk takes."""
+    model = ScriptedModel(small_config(), skill, seed=world)
+    plain = model.generate(prompt, strategy="autoregressive", max_new_tokens=n, seed=seed, **settings)
+    model.passes.clear()
+    drafted = model.generate(prompt, strategy="one-pass", max_new_tokens=n, seed=seed, block_size=block,
+                             tree_nodes=nodes, **settings)  # fmt: skip
+    assert drafted.token_ids == plain.token_ids and drafted.logprobs == plain.logprobs
+    assert drafted.stats.forwards == 1 + drafted.stats.cycles == 1 + len(model.passes)
+    assert all(len(p) <= one_pass.MOST_ROWS and p.n_ar <= max(13, one_pass.NODES + 1) for p in model.passes)
+    assert drafted.stats.finish_reason == plain.stats.finish_reason
+
+
+def test_one_pass_of_a_perfect_drafter_and_of_a_hopeless_one():
+    """Blocks of 8 give chains of 6 and a bonus token; the first pass has the root alone."""
+    model = ScriptedModel(small_config(eos_token_ids=()), skill=1.0)
+    stats = model.generate([1], max_new_tokens=1 + 1 + 4 * 7, strategy="one-pass", tree_nodes=0).stats
+    assert stats.accepted_histogram == [1, 0, 0, 0, 0, 0, 4] and stats.forwards == 6
+    assert [p.n_ar for p in model.passes] == [1, 7, 7, 7, 7]
+    assert len(set(model.passes[1].blocks)) == 1 + 7, "a block at every node"
+    hopeless = ScriptedModel(small_config(eos_token_ids=()), skill=0.0)
+    assert hopeless.generate([1], max_new_tokens=33, strategy="one-pass").stats.tokens_per_cycle < 1.3
+
+
+def test_a_walk_that_ends_where_no_block_stands_goes_on_with_the_root(monkeypatch):
+    """Blocks at the least likely nodes: the text stays, and the pass behind a miss has one AR row."""
+    settings = {"max_new_tokens": 40, "strategy": "one-pass", "tree_nodes": 5}
+    model = ScriptedModel(small_config(eos_token_ids=()), skill=0.9)
+    want = model.generate([1], **settings)
+    monkeypatch.setattr(one_pass, "choose_anchors", lambda parents, scores, count: [len(parents) - 1])
+    model.passes.clear()
+    got = model.generate([1], **settings)
+    assert got.token_ids == want.token_ids and got.stats.forwards > want.stats.forwards
+    assert {p.n_ar for p in model.passes} == {1, 6}
 
 
 @given(

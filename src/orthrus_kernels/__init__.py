@@ -5,6 +5,7 @@ order included, readable and row-invariant on any device. `backend_ops` gives th
 names."""
 
 from ._triton import triton_interprets, triton_runs_on
+from .anchors import choose_anchors, end_probabilities
 from .attention import attention
 from .backends import Ops, backend_ops
 from .choice import Sampling, candidates, choose, log_probability
@@ -26,9 +27,10 @@ from .verify import verify
 from .visibility import Path, Rows, paths, visible
 
 __all__ = [
-    "DraftTree", "MaskedRows", "Ops", "PackedRows", "Path", "Rows", "Sampling", "add_rms_norm", "attention",
-    "backend_ops", "candidates", "choose", "commit", "cos_sin", "draft_tree", "embedding", "head",
-    "inverse_frequencies", "key_segments", "linear", "linear_swiglu", "log_probability", "pack", "paths",
-    "pdl_kinds", "qk_norm_rope", "rms_norm", "rope", "rope_table", "swiglu", "top_k", "triton_interprets",
-    "triton_runs_on", "unpack", "verify", "visible",
+    "DraftTree", "MaskedRows", "Ops", "PackedRows", "Path", "Rows", "Sampling", "add_rms_norm",
+    "attention", "backend_ops", "candidates", "choose", "choose_anchors", "commit", "cos_sin",
+    "draft_tree", "embedding", "end_probabilities", "head", "inverse_frequencies", "key_segments",
+    "linear", "linear_swiglu", "log_probability", "pack", "paths", "pdl_kinds", "qk_norm_rope",
+    "rms_norm", "rope", "rope_table", "swiglu", "top_k", "triton_interprets", "triton_runs_on", "unpack",
+    "verify", "visible",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from orthrus_kernels import Sampling
 
 from .captured import lent_cache
 from .config import one_line
-from .decode import STRATEGIES, VERIFY, Decoding, Run, cycles
+from .decode import STRATEGIES, VERIFY, Decoding, Run, cycles, one_pass
 from .decode.stream import OnTokens, TokenStream
 from .errors import InputError
 
@@ -122,17 +122,18 @@ def generate(
     """Decode after `prompt_ids`. The text depends on weights, prompt, settings and seed, never on strategy or
     block size (but for verify="rejection").
 
-    strategy: "autoregressive", "two-pass", or "auto": two-pass for an Orthrus, else autoregressive.
-    max_new_tokens: None is what fits the context. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and
-    repetition_penalty 1 turn these off; logit_bias is added per token id. seed: None draws one, returned in
-    the statistics. stop: the text ends before the first of these strings; token_ids end with the token that
-    completed it. on_tokens(ids, text): called with each accepted run; returning False stops. block_size: rows
-    of a diffusion block, the checkpoint's at most and by default. tree_nodes: proposals of a two-pass cycle's
-    draft tree, the likeliest paths through the block; 0 is the chain; "auto" what is fastest, from cycle to
-    cycle, and no draft where none pays. verify: "coupled" compares proposals with the target's
-    choices; "rejection", for comparison, is rejection sampling (arXiv 2211.17192) of a two-pass chain at a
-    temperature above 0: text distributed as plain sampling's, but not the same for a seed, and dependent on
-    the drafter and the block size. Ctrl-C ends a generation with what it has.
+    strategy: "autoregressive", "two-pass", "one-pass" (a pass verifies a draft and makes the next one), or
+    "auto": two-pass for an Orthrus, else autoregressive. max_new_tokens: None is what fits the context.
+    temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 turn these off; logit_bias is
+    added per token id. seed: None draws one, returned in the statistics. stop: the text ends before the
+    first of these strings; token_ids end with the token that completed it. on_tokens(ids, text): called with
+    each accepted run; returning False stops. block_size: rows of a diffusion block, the checkpoint's at most
+    and by default; 8 by default in one-pass. tree_nodes: proposals of a cycle's draft tree, the likeliest
+    paths through the block; 0 is the chain; "auto" what is fastest, from cycle to cycle, and no draft where
+    none pays. verify: "coupled" compares proposals with the target's choices; "rejection", for comparison,
+    is rejection sampling (arXiv 2211.17192) of a two-pass chain at a temperature above 0: text distributed
+    as plain sampling's, but not the same for a seed, and dependent on the drafter and the block size. Ctrl-C
+    ends a generation with what it has.
     On CUDA one thread and stream at a time: kernels share a workspace.
     Raises InputError for impossible settings, a prompt that is empty or does not fit, and logits that are not
     numbers."""
@@ -145,7 +146,7 @@ def generate(
         model, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, logit_bias=dict(logit_bias or {}), seed=seed,
     )  # fmt: skip
-    block_size = _checked_block_size(model, block_size)
+    block_size = _checked_block_size(model, block_size, name)
     tree_nodes = 0 if verify == "rejection" and tree_nodes == "auto" else _checked_tree_nodes(tree_nodes)
     _check_verify(verify, name, sampling, tree_nodes)
     stream = TokenStream(model.text, model.config.eos_token_ids, stop, budget, on_tokens)
@@ -261,12 +262,16 @@ def _checked_sampling(model: Qwen3, **settings) -> Sampling:
     return sampling
 
 
-def _checked_block_size(model: Qwen3, block_size: int | None) -> int:
-    most = model.config.block_size
+def _checked_block_size(model: Qwen3, block_size: int | None, strategy: str) -> int:
+    least, most = 2, model.config.block_size
+    if strategy == "one-pass":  # the first proposal of its blocks is dropped
+        least, most = 3, min(most, one_pass.MOST_BLOCK)
+        if most < least:
+            raise InputError(f"strategy one-pass takes blocks of {least} rows; this checkpoint's have {most}")
     if block_size is None or not most:
-        return most
-    if not 2 <= block_size <= most:
-        raise InputError(f"block_size is {block_size}; this checkpoint takes 2 to {most}")
+        return min(most, one_pass.BLOCK) if strategy == "one-pass" else most
+    if not least <= block_size <= most:
+        raise InputError(f"block_size is {block_size}; {strategy} of this checkpoint takes {least} to {most}")
     return block_size
 
 

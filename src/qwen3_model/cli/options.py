@@ -97,7 +97,7 @@ def add_generation_options(parser: argparse.ArgumentParser, max_new_tokens: int)
     group = parser.add_argument_group("decoding")
     group.add_argument(
         "--strategy", default="auto",
-        help="auto, autoregressive or two-pass; changes speed, never text (default: auto)",
+        help="auto, autoregressive, two-pass or one-pass; changes speed, never text (default: auto)",
     )  # fmt: skip
     group.add_argument(
         "--max-new-tokens", type=int, metavar="N",

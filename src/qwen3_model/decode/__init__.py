@@ -3,12 +3,13 @@
 
 from collections.abc import Callable, Iterator
 
-from . import autoregressive, device, rejection, two_pass
+from . import autoregressive, device, one_pass, rejection, two_pass
 from .state import Decoding, Run
 
 STRATEGIES: dict[str, Callable[[Decoding], Iterator[Run]]] = {
     "autoregressive": autoregressive.cycles,
     "two-pass": two_pass.cycles,
+    "one-pass": one_pass.cycles,
 }
 VERIFY = ("coupled", "rejection")  # how a two-pass cycle decides on its proposals
 

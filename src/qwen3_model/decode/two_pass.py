@@ -46,18 +46,18 @@ def cycle(decoding: Decoding, kind: int) -> Run:
     logits = draft(decoding, count)
     if kind == CHAIN:
         tree = chain(decoding, logits)
-        drafted = grown = _now(logits)
+        drafted = grown = now(logits)
     else:
-        drafted = _now(logits)
+        drafted = now(logits)
         tree = grow(decoding, logits, kind)
-        grown = _now(logits)
+        grown = now(logits)
     run = verify_tree(decoding, tree)
-    run.seconds = drafted - began, grown - drafted, _now(logits) - grown
+    run.seconds = drafted - began, grown - drafted, now(logits) - grown
     return run
 
 
-def _now(x: Tensor) -> float:
-    """The time, when all that was launched on x's device is done."""
+def now(x: Tensor) -> float:
+    """Seconds, when all that was launched on x's device is done."""
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
     return time.perf_counter()
@@ -77,10 +77,10 @@ def chain(decoding: Decoding, logits: Tensor) -> DraftTree:
     return DraftTree([decoding.root, *proposals], list(range(-1, n - 1)), list(range(n)), [0.0] * n)
 
 
-def grow(decoding: Decoding, logits: Tensor, nodes: int) -> DraftTree:
-    """The likeliest `nodes` nodes."""
+def grow(decoding: Decoding, logits: Tensor, nodes: int, width: int = CANDIDATES) -> DraftTree:
+    """The likeliest `nodes` nodes, of `width` candidates a position."""
     positions, sampling, seen = decoding.placed(logits, [[0] * i for i in range(len(logits))])
-    k = min(CANDIDATES, logits.shape[1])
+    k = min(width, logits.shape[1])
     log_probabilities, ids = decoding.model.ops.candidates(logits, positions, sampling, k, seen)
     repeated = None
     if seen is not None:  # a node's own path is seen too, and differs from node to node

@@ -1,0 +1,84 @@
+"""One forward pass a cycle: it verifies this cycle's draft tree and drafts the next one.
+
+Beside the tree's AR rows stand diffusion blocks, anchored at the nodes at which the walk is likeliest to end
+(orthrus_kernels/anchors.py). The walk ends at one node, with a bonus token behind it; the block anchored
+there proposes what follows. It did not know the bonus token: its first proposal stands in that token's place
+and is dropped, so a block of B rows gives a tree B - 2 deep. Where no block stands at that node, the next
+tree is its root alone, with a block: a pass of one token, as in plain decoding, that drafts again.
+
+The text is the target's whatever the anchors are; they decide how often a pass has a tree to verify."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from orthrus_kernels import DraftTree, Rows, choose_anchors, verify
+
+from .budget import CHAIN
+from .state import Decoding, Run
+from .two_pass import CANDIDATES, grow, now
+
+MOST_ROWS = 192  # of a pass: about what an H200 reads the weights for in any case
+BLOCK, MOST_BLOCK = 8, 64  # rows of a block, by default and at most
+# Nodes that "auto" takes: many short blocks beat few long ones for a weak drafter, a tree so small that
+# nearly every node has one beats a larger one. Embedded checkpoint, simulated on its recorded proposals.
+NODES = 23
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a pass holds: the root, `nodes` below it, `anchors` blocks of `block` rows. width: candidates of a
+    position."""
+
+    nodes: int
+    anchors: int
+    block: int
+    width: int = CANDIDATES
+
+    @staticmethod
+    def of(decoding: Decoding) -> Shape:
+        """As the settings say, with as many blocks as MOST_ROWS leaves room for."""
+        block, nodes = decoding.block_size, NODES if decoding.tree_nodes == "auto" else decoding.tree_nodes
+        width = CANDIDATES
+        if nodes == CHAIN:
+            nodes, width = block - 2, 1
+        anchors = min(max((MOST_ROWS - 1 - nodes) // block, 1), nodes + 1)
+        return Shape(nodes, anchors, block, width)
+
+
+def cycles(decoding: Decoding) -> Iterator[Run]:
+    """One pass after the other, the first without a draft."""
+    shape, tree = Shape.of(decoding), alone(decoding)
+    while True:
+        run, tree = cycle(decoding, shape, tree)
+        yield run
+
+
+def alone(decoding: Decoding) -> DraftTree:
+    """The tree of the root."""
+    return DraftTree([decoding.root], [-1], [0], [0.0])
+
+
+def cycle(decoding: Decoding, shape: Shape, tree: DraftTree) -> tuple[Run, DraftTree]:
+    """Verify `tree` and draft behind it in one pass, commit the walk; returns the next tree with the run."""
+    began, config, n = time.perf_counter(), decoding.model.config, len(tree)
+    anchors = choose_anchors(tree.parents, tree.scores, shape.anchors if decoding.remaining > 1 else 0)
+    rows = Rows.tree_with_blocks(
+        tree.tokens, tree.parents, decoding.start, anchors, shape.block, config.mask_token_id or 0
+    )
+    out = decoding.model.forward(rows, decoding.cache, repeats=False)
+    choices = decoding.choose(out.logits[:n], tree.paths())
+    path, bonus = verify(tree.tokens, tree.parents, choices)
+    decoding.cache.commit(out.keys, out.values, path)
+    run = decoding.extend([tree.tokens[i] for i in path[1:]] + [bonus], out.logits[path], forwards=1)
+    run.nodes, run.path = n - 1, path
+    verified = now(out.logits)
+    following = alone(decoding)
+    depth = min(shape.block - 2, decoding.remaining - 1)
+    if path[-1] in anchors and depth > 0:
+        first = n + anchors.index(path[-1]) * shape.block + 1  # row 0's proposal is the bonus token's place
+        following = grow(decoding, out.logits[first : first + depth], shape.nodes, shape.width)
+    run.seconds = 0.0, now(out.logits) - verified, verified - began
+    return run, following
