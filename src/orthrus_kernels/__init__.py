@@ -18,6 +18,7 @@ from .linear_swiglu import linear_swiglu
 from .packed import PackedRows, key_segments, pack, unpack
 from .pdl import pdl_kinds
 from .qk_norm_rope import qk_norm_rope
+from .rerank import rerank
 from .rms_norm import add_rms_norm, rms_norm
 from .rope import cos_sin, inverse_frequencies, rope, rope_table
 from .swiglu import swiglu
@@ -30,7 +31,7 @@ __all__ = [
     "DraftTree", "MaskedRows", "Ops", "PackedRows", "Path", "Rows", "Sampling", "add_rms_norm",
     "attention", "backend_ops", "candidates", "choose", "choose_anchors", "commit", "cos_sin",
     "draft_tree", "embedding", "end_probabilities", "head", "inverse_frequencies", "key_segments",
-    "linear", "linear_swiglu", "log_probability", "pack", "paths", "pdl_kinds", "qk_norm_rope",
+    "linear", "linear_swiglu", "log_probability", "pack", "paths", "pdl_kinds", "qk_norm_rope", "rerank",
     "rms_norm", "rope", "rope_table", "swiglu", "top_k", "triton_interprets", "triton_runs_on", "unpack",
     "verify", "visible",
 ]  # fmt: skip

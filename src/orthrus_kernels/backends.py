@@ -25,6 +25,7 @@ from .linear import linear
 from .linear_swiglu import linear_swiglu, linear_swiglu_triton
 from .linear_triton import linear_triton
 from .qk_norm_rope import qk_norm_rope, qk_norm_rope_triton
+from .rerank import rerank, rerank_triton
 from .rms_norm import add_rms_norm, add_rms_norm_triton, rms_norm, rms_norm_triton
 from .rope import rope
 from .swiglu import swiglu, swiglu_triton
@@ -51,6 +52,7 @@ class Ops:
     log_probability: Op
     prepare_rows: Op
     qk_norm_rope: Op
+    rerank: Op
     rms_norm: Op
     rope: Op
     swiglu: Op
@@ -61,7 +63,8 @@ class Ops:
 REFERENCE = Ops(
     add_rms_norm=add_rms_norm, attention=attention, candidates=candidates, choose=choose,
     commit=commit, embedding=embedding, head=head, linear=linear, linear_swiglu=linear_swiglu,
-    log_probability=log_probability, prepare_rows=prepare_rows, qk_norm_rope=qk_norm_rope, rms_norm=rms_norm,
+    log_probability=log_probability, prepare_rows=prepare_rows, qk_norm_rope=qk_norm_rope, rerank=rerank,
+    rms_norm=rms_norm,
     rope=rope, swiglu=swiglu, top_k=top_k, verify=verify,
 )  # fmt: skip
 
@@ -79,6 +82,7 @@ _TRITON = replace(
     log_probability=log_probability_triton,
     prepare_rows=prepare_rows_triton,
     qk_norm_rope=qk_norm_rope_triton,
+    rerank=rerank_triton,
     rms_norm=rms_norm_triton,
     swiglu=swiglu_triton,
     top_k=top_k_triton,

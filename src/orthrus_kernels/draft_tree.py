@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -40,18 +41,27 @@ class DraftTree:
 
 
 def draft_tree(
-    root: int, log_probabilities: Tensor, ids: Tensor, nodes: int, repeated: Tensor | None = None
-) -> DraftTree:
+    root: int, log_probabilities: Tensor, ids: Tensor, nodes: int, repeated: Tensor | None = None,
+    order: Tensor | None = None,
+) -> DraftTree:  # fmt: skip
     """Grow the best `nodes` nodes under `root`.
 
     log_probabilities [P, K] fp32, likeliest first, not above 0: of candidates ids [P, K] at the positions
-    behind the root. Fewer nodes when there are fewer paths. Scores are summed in fp32 from the root down.
-    repeated [P, K] fp32, not above 0: log-probabilities of tokens that are on the node's own path already,
-    for a repetition penalty. Raises ValueError for a negative number of nodes."""
+    behind the root; with order: [P, K, K], [p, a] behind candidate a of the position before (any before the
+    first), and order [P, K, K] says which candidate each is (rerank.py). Fewer nodes when there are fewer
+    paths. Scores are summed in fp32 from the root down. repeated [P, K] fp32, not above 0: log-probabilities
+    of tokens that are on the node's own path already, for a repetition penalty, not together with order.
+    Raises ValueError for a negative number of nodes."""
     if nodes < 0:
         raise ValueError(f"a draft tree of {nodes} nodes: at least 0 were expected")
-    scores, names = log_probabilities.cpu(), ids.tolist()
-    depth_limit, width = scores.shape
+    names = ids.tolist()
+    depth_limit, width = ids.shape
+    if order is None:
+        order = torch.arange(width).expand(depth_limit, width, width)
+        log_probabilities = log_probabilities[:, None].expand(-1, width, -1)
+    assert order is not None
+    scores, which = log_probabilities.cpu(), order.tolist()
+    chosen = [0]  # which candidate each node is
     repeated = None if repeated is None else repeated.cpu()
     tree = DraftTree([root], [-1], [0], [0.0])
     paths = [frozenset[int]()]  # tokens of each node's path
@@ -63,7 +73,9 @@ def draft_tree(
         depth = tree.depths[parent]
         while rank < width and depth < depth_limit:
             repeats = repeated is not None and names[depth][rank] in paths[parent]
-            step = repeated[depth, rank] if repeated is not None and repeats else scores[depth, rank]
+            step = scores[depth, chosen[parent], rank]
+            if repeated is not None and repeats:
+                step = repeated[depth, rank]
             # the tensor's addition rounds to fp32, as the kernel's does
             score = (scores.new_tensor(tree.scores[parent]) + step).item()
             heapq.heappush(frontier, (-score, known, parent, rank))
@@ -77,7 +89,8 @@ def draft_tree(
         score, _, parent, rank = heapq.heappop(frontier)
         if score == float("inf"):
             break  # what is left is impossible: banned or filtered out
-        tree.tokens.append(names[tree.depths[parent]][rank])
+        chosen.append(which[tree.depths[parent]][chosen[parent]][rank])
+        tree.tokens.append(names[tree.depths[parent]][chosen[-1]])
         tree.parents.append(parent)
         tree.depths.append(tree.depths[parent] + 1)
         tree.scores.append(-score)

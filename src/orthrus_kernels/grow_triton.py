@@ -117,13 +117,14 @@ def plant(tables: TreeTables, tree: DraftTree, start: int) -> None:
 
 @triton.jit
 def _grow_kernel(
-    start_root, log_probabilities, candidates, tokens, positions, parents,
+    start_root, log_probabilities, order, candidates, tokens, positions, parents,
     rows, limits, tiles, slots, segments, items, row_segments, clock,
     N, DEPTH, K, PATH_ITEMS, N_ITEMS, CONTEXT_TILES, N_SEGMENTS,
     TILE: tl.constexpr, SEGMENTS: tl.constexpr, FRONTIER: tl.constexpr, SLOTS: tl.constexpr,
-    BLOCK: tl.constexpr, CLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, ORDERED: tl.constexpr, CLOCK: tl.constexpr,
 ):  # fmt: skip
-    """N nodes, the root one of them. Powers of two: FRONTIER >= 2 N, SLOTS > DEPTH, SEGMENTS of them all."""
+    """N nodes, the root one of them. ORDERED: scores behind each candidate before, and their order.
+    Powers of two: FRONTIER >= 2 N, SLOTS > DEPTH, SEGMENTS of them all."""
     if CLOCK:
         mark(clock, 0)
     start, root = tl.load(start_root), tl.load(start_root + 1)
@@ -139,7 +140,8 @@ def _grow_kernel(
         tl.store(limits + i + o_b, tl.zeros((BLOCK,), tl.int32), mask=i + o_b < N * TILE)
     tl.debug_barrier()
 
-    # An entry: scores of its node and of its parent; (parent, rank, parent's depth) and (tile, place) packed.
+    # An entry: scores of its node and of its parent; (parent, rank, parent's depth) and (which candidate the
+    # parent is, tile, place) packed.
     b_score = tl.full((FRONTIER,), float("-inf"), tl.float32)
     b_base = tl.zeros((FRONTIER,), tl.float32)
     b_node = tl.zeros((FRONTIER,), tl.int32)
@@ -156,15 +158,16 @@ def _grow_kernel(
     tl.store(tiles + 7, start + 1)
     tl.store(tiles + 2, start + 1)
     tl.store(tiles + 6, 0)
-    score, depth, tile, place, node = 0.0, 0, 0, 0, 0
+    score, depth, tile, place, node, which = 0.0, 0, 0, 0, 0, 0
     for count in range(1, N):
         # the first child of the node taken last
         if depth < DEPTH:
             is_new = o_f == known
-            b_score = tl.where(is_new, score + tl.load(log_probabilities + depth * K), b_score)
+            row = (depth * K + which) * K if ORDERED else depth * K
+            b_score = tl.where(is_new, score + tl.load(log_probabilities + row), b_score)
             b_base = tl.where(is_new, score, b_base)
             b_node = tl.where(is_new, (node << 16) | depth, b_node)
-            b_place = tl.where(is_new, (tile << 8) | place, b_place)
+            b_place = tl.where(is_new, (which << 20) | (tile << 8) | place, b_place)
             known += 1
         best = tl.max(b_score, axis=0)
         at = tl.min(tl.where(b_score == best, o_f, FRONTIER), axis=0)
@@ -173,13 +176,14 @@ def _grow_kernel(
         packed_node = tl.sum(tl.where(is_best, b_node, 0), axis=0)
         packed_place = tl.sum(tl.where(is_best, b_place, 0), axis=0)
         parent, rank, above = packed_node >> 16, (packed_node >> 8) & 255, packed_node & 255
-        tile, place = packed_place >> 8, packed_place & 255
+        tile, place = (packed_place >> 8) & 4095, packed_place & 255
+        row = (above * K + (packed_place >> 20)) * K if ORDERED else above * K
         b_score = tl.where(is_best, float("-inf"), b_score)
         # its next sibling; where nothing is left that is possible, a node is taken again, as a leaf
         possible = best > float("-inf")
         if (rank + 1 < K) & possible:
             is_new = o_f == known
-            sibling = base + tl.load(log_probabilities + above * K + rank + 1)
+            sibling = base + tl.load(log_probabilities + row + rank + 1)
             b_score = tl.where(is_new, sibling, b_score)
             b_base = tl.where(is_new, base, b_base)
             b_node = tl.where(is_new, (parent << 16) | ((rank + 1) << 8) | above, b_node)
@@ -197,7 +201,10 @@ def _grow_kernel(
         else:
             place += 1
         end = start + depth + 1
-        tl.store(tokens + node, tl.load(candidates + above * K + rank))
+        which = rank
+        if ORDERED:
+            which = tl.load(order + row + rank)
+        tl.store(tokens + node, tl.load(candidates + above * K + which))
         tl.store(positions + node, end.to(tl.int64) - 1)
         tl.store(parents + node, parent)
         tl.store(slots + tile * (DEPTH + 1) + depth, node)
@@ -246,29 +253,32 @@ def _grow_kernel(
 
 def grow_triton(
     tables: TreeTables, state: Tensor, log_probabilities: Tensor, candidates: Tensor,
-    clock: Tensor | None = None,
+    clock: Tensor | None = None, order: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Grow the tree and fill its tables. One launch.
 
     state [>= 2] int32: where the root stands and its token. log_probabilities [P, K] fp32, likeliest first,
-    of candidates [P, K] int64 at the positions behind the root. Where there are fewer possible paths than
+    of candidates [P, K] int64 at the positions behind the root; with order: both [P, K, K], order int32, of
+    `rerank`. Where there are fewer possible paths than
     nodes, some come twice: the walk takes the first of equal siblings. clock [2] int32: takes the times of
     begin and end (clock.py)."""
     packed, n = tables.packed, tables.packed.n_rows
-    depth, k = log_probabilities.shape
+    depth, k = candidates.shape
+    scored = (depth, k) if order is None else (depth, k, k)
     slots = len(packed.slots) // n
-    assert slots == depth + 1 and candidates.shape == (depth, k) and k < 256, (slots, candidates.shape)
+    assert slots == depth + 1 and log_probabilities.shape == scored and k < 256, (slots, candidates.shape)
+    assert order is None or (order.shape == scored and order.dtype == torch.int32 and order.is_contiguous())
     assert (log_probabilities.dtype, candidates.dtype) == (torch.float32, torch.int64), candidates.dtype
     assert log_probabilities.is_contiguous() and candidates.is_contiguous(), candidates.stride()
     assert packed.tile_rows <= 256, packed.tile_rows
     _grow_kernel[(1,)](
-        start_root=state, log_probabilities=log_probabilities, candidates=candidates, tokens=tables.ids[0],
-        positions=tables.ids[1], parents=tables.parents, rows=packed.rows, limits=packed.limits,
+        start_root=state, log_probabilities=log_probabilities, order=order, candidates=candidates,
+        tokens=tables.ids[0], positions=tables.ids[1], parents=tables.parents, rows=packed.rows, limits=packed.limits,
         tiles=packed.tiles, slots=packed.slots, segments=packed.segments, items=packed.items,
         row_segments=packed.row_segments, clock=clock, N=n, DEPTH=depth, K=k, PATH_ITEMS=tables.path_items,
         N_ITEMS=len(packed.items), CONTEXT_TILES=len(packed.tiles) - packed.path_tiles,
         N_SEGMENTS=packed.n_segments, TILE=packed.tile_rows,
         SEGMENTS=triton.next_power_of_2(packed.n_segments), FRONTIER=triton.next_power_of_2(2 * n),
         SLOTS=triton.next_power_of_2(depth + 1), BLOCK=_ITEMS,
-        CLOCK=clock is not None, num_warps=1,
+        ORDERED=order is not None, CLOCK=clock is not None, num_warps=1,
     )  # fmt: skip

@@ -22,9 +22,9 @@ from .two_pass import CANDIDATES, grow, now
 
 MOST_ROWS = 192  # of a pass: about what an H200 reads the weights for in any case
 BLOCK, MOST_BLOCK = 8, 64  # rows of a block, by default and at most
-# Nodes that "auto" takes: many short blocks beat few long ones for a weak drafter, a tree so small that
-# nearly every node has one beats a larger one. Embedded checkpoint, simulated on its recorded proposals.
-NODES = 23
+# Nodes that "auto" takes: many short blocks beat few long ones for a weak drafter, and a tree in which every
+# node has one beats a larger one (embedded checkpoint, simulated on its recorded proposals, 2026-11-26).
+NODES = 19
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,46 @@ def kl(network: Network, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tens
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 
+@dataclass(frozen=True)
+class Taught:
+    """One step's proposals of N blocks in B rows, with what they should have been."""
+
+    teacher: Tensor  # [B N (K - 1), E] states before the final norm
+    student: Tensor  # likewise
+    before: Tensor  # [B N (K - 1)] int64: the text's token in front of each proposed position
+
+
+class Lessons:
+    """The blocks of every step: a function of (seed, step) alone."""
+
+    def __init__(self, network: Network, tokens: Tensor, plan: Plan, blocks: Blocks) -> None:
+        self.network, self.plan, self.blocks = network, plan, blocks
+        self.rows = Rows(tokens, plan.length, plan.seed)
+        self.offsets = torch.arange(blocks.size - 1, device=tokens.device)
+        weight = blocks.offset_decay ** self.offsets.float()
+        self.weight = weight / weight.mean()  # of the loss, [K - 1]
+        self._ar, self._diffusion = compiled(network.ar), compiled(network.diffusion)
+
+    def step(self, step: int) -> Taught:
+        """Both views over the blocks of a step."""
+        plan, blocks, config = self.plan, self.blocks, self.network.config
+        ids = self.rows.batch(step, plan.batch)[:, :-1]
+        generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
+        # without replacement; the last rows of a block must have a teacher
+        anchors = torch.stack(
+            [torch.randperm(plan.length - blocks.size, generator=generator)[: blocks.count] for _ in ids]
+        ).to(ids.device)
+        block_ids, positions, mask = diffusion_blocks(ids, anchors, blocks.size, config.mask_token_id)
+        with torch.no_grad():
+            teacher, context = self._ar(ids)
+        student = self._diffusion(block_ids, positions, context, mask).unflatten(1, (-1, blocks.size))
+        taught = (anchors[..., None] + self.offsets).flatten(1)
+        teacher = teacher.gather(1, taught[..., None].expand(-1, -1, config.hidden_size))
+        return Taught(
+            teacher.flatten(0, 1), student[:, :, :-1].flatten(0, 2), ids.gather(1, taught).flatten()
+        )
+
+
 def distill(
     network: Network,
     tokens: Tensor,
@@ -117,44 +157,27 @@ def distill(
 
     started: what the weights were taken from; a run is resumed from the same only.
     """
-    config, device = network.config, tokens.device
     network.requires_grad_(False)
     weights = {name: w for name, w in network.named_parameters() if "_diff" in name}
     for weight in weights.values():
         weight.requires_grad_()
-    rows = Rows(tokens, plan.length, plan.seed)
-    offsets = torch.arange(blocks.size - 1, device=device)
-    weight_of = blocks.offset_decay ** offsets.float()
-    weight_of = weight_of / weight_of.mean()
-    ar, diffusion = compiled(network.ar), compiled(network.diffusion)
+    lessons = Lessons(network, tokens, plan, blocks)
 
     def loss_of(step: int):
-        ids = rows.batch(step, plan.batch)[:, :-1]
-        generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
-        # without replacement; the last rows of a block must have a teacher
-        anchors = torch.stack(
-            [torch.randperm(plan.length - blocks.size, generator=generator)[: blocks.count] for _ in ids]
-        ).to(device)
-        block_ids, positions, mask = diffusion_blocks(ids, anchors, blocks.size, config.mask_token_id)
-        with autocast(device):
-            with torch.no_grad():
-                teacher, context = ar(ids)
-            student = diffusion(block_ids, positions, context, mask).unflatten(1, (-1, blocks.size))[
-                :, :, :-1
-            ]
-            taught = (anchors[..., None] + offsets).flatten(1)
-            teacher = teacher.gather(1, taught[..., None].expand(-1, -1, config.hidden_size))
-            loss, agrees = kl(network, teacher.flatten(0, 1), student.flatten(0, 2))
-        loss = loss.unflatten(0, (-1, len(offsets)))
-        shares = agrees.unflatten(0, (-1, len(offsets)))
-        return (loss * weight_of).mean(), lambda: _agreement_words(shares)
+        with autocast(tokens.device):
+            taught = lessons.step(step)
+            loss, agrees = kl(network, taught.teacher, taught.student)
+        loss = loss.unflatten(0, (-1, blocks.size - 1))
+        shares = agrees.unflatten(0, (-1, blocks.size - 1))
+        return (loss * lessons.weight).mean(), lambda: agreement_words(shares)
 
-    about = {"tokens": len(tokens), "mask_token_id": config.mask_token_id, **dataclasses.asdict(blocks)}
+    mask = network.config.mask_token_id
+    about = {"tokens": len(tokens), "mask_token_id": mask, **dataclasses.asdict(blocks)}
     about |= {"start": started}
     return train("distill", weights, loss_of, plan, about, state, resume)
 
 
-def _agreement_words(agrees: Tensor) -> str:
+def agreement_words(agrees: Tensor) -> str:
     """Agreement at the shown offsets, from agrees [n, K - 1]."""
     by_offset = agrees.float().mean(0)
     shown = [f"{by_offset[o - 1].item():.2f}" for o in SHOWN_OFFSETS if o <= len(by_offset)]

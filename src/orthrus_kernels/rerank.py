@@ -1,0 +1,99 @@
+"""Candidates of a draft tree, ranked anew behind each candidate before them: the bigram correction.
+
+A block's positions know nothing of each other, and a tree knows the token in front of every child. A low-rank
+table learnt behind distillation (qwen3_model/training/bigram.py) says what that token changes:
+
+    score[p, a, c] = log_probability[p, c] + scale * u[token before] . w[candidate c]
+
+then normalised so that the candidates of a position and all that is not among them sum to 1 again; a is the
+candidate of position p - 1 that stands before (the root before position 0). Scores stay log-probabilities not
+above 0, which the tree's order needs (draft_tree.py)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._triton import tl, triton
+
+_LEAST_REST = 1e-6  # of probability that is not among the candidates
+
+
+def rerank(
+    log_probabilities: Tensor, ids: Tensor, root: Tensor, before: Tensor, after: Tensor, scale: Tensor,
+    known: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Rank K candidates of P positions behind each candidate before them.
+
+    log_probabilities [P, K] fp32, of candidates ids [P, K] int64, likeliest first. root [1] int32: the token
+    in front of position 0. before, after [V, R]: the tables u and w. scale [1] fp32: 1 / temperature.
+    known: the drafter has seen the root, and position 0 keeps its scores. Returns scores [P, K, K] fp32,
+    likeliest first at equal ones in the old order, and which candidate each is, [P, K, K] int32."""
+    p, k = ids.shape
+    fronts = torch.cat([root.long().expand(1, k), ids[:-1]])  # [P, K]
+    change = torch.einsum("par,pcr->pac", before[fronts].float(), after[ids].float()) * scale
+    if known:
+        change[0] = 0
+    scores = log_probabilities[:, None] + change
+    rest = (1 - log_probabilities.exp().sum(1)).clamp(min=_LEAST_REST)
+    scores = scores - (scores.exp().sum(-1) + rest[:, None]).log()[..., None]
+    scores = torch.where(scores.isnan(), float("-inf"), scores.clamp(max=0.0))  # damaged logits: impossible
+    scores, order = scores.sort(dim=-1, descending=True, stable=True)
+    return scores.contiguous(), order.int()
+
+
+@triton.jit
+def _rerank_kernel(
+    log_probabilities, ids, root, before, after, scale, scores, order,
+    K, R,
+    KNOWN: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr, LEAST_REST: tl.constexpr,
+):  # fmt: skip
+    """One (position, candidate before it)."""
+    i_p, i_a = tl.program_id(0), tl.program_id(1)
+    o_k, o_r = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_R)
+    m_k, m_r = o_k < K, o_r < R
+    b_log = tl.load(log_probabilities + i_p * K + o_k, mask=m_k, other=float("-inf"))
+    b_id = tl.load(ids + i_p * K + o_k, mask=m_k, other=0)
+    front = tl.load(root).to(tl.int64)
+    if i_p > 0:
+        front = tl.load(ids + (i_p - 1) * K + i_a)
+    b_u = tl.load(before + front * R + o_r, mask=m_r, other=0.0).to(tl.float32)
+    b_w = tl.load(after + b_id[:, None] * R + o_r[None, :], mask=m_k[:, None] & m_r[None, :], other=0.0)
+    b_change = tl.sum(b_u[None, :] * b_w.to(tl.float32), axis=1) * tl.load(scale)
+    if KNOWN:
+        b_change = tl.where(i_p == 0, 0.0, b_change)
+    b_score = tl.where(m_k, b_log + b_change, float("-inf"))
+    rest = tl.maximum(1 - tl.sum(tl.exp(b_log), axis=0), LEAST_REST)
+    b_score = tl.minimum(b_score - tl.log(tl.sum(tl.exp(b_score), axis=0) + rest), 0.0)
+    b_score = tl.where(b_score == b_score, b_score, float("-inf"))  # or ranks would not be a permutation
+    # its rank is how many stand before it
+    ahead = (b_score[:, None] > b_score[None, :]) | (
+        (b_score[:, None] == b_score[None, :]) & (o_k[:, None] < o_k[None, :])
+    )
+    b_rank = tl.sum((ahead & m_k[:, None]).to(tl.int32), axis=0)
+    p_out = (i_p * K + i_a) * K + b_rank
+    tl.store(scores + p_out, b_score, mask=m_k)
+    tl.store(order + p_out, o_k, mask=m_k)
+
+
+def rerank_triton(
+    log_probabilities: Tensor, ids: Tensor, root: Tensor, before: Tensor, after: Tensor, scale: Tensor,
+    known: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`rerank` in one launch. Equal up to the rounding of sums and logarithms."""
+    p, k = ids.shape
+    r = before.shape[1]
+    assert log_probabilities.shape == (p, k) and k <= 64 and r <= 256, (log_probabilities.shape, k, r)
+    assert before.shape == after.shape and before.dtype == after.dtype, (before.shape, after.shape)
+    assert (log_probabilities.dtype, ids.dtype) == (torch.float32, torch.int64), ids.dtype
+    assert (root.dtype, scale.dtype) == (torch.int32, torch.float32), (root.dtype, scale.dtype)
+    every = log_probabilities, ids, before, after
+    assert all(t.is_contiguous() for t in every), [t.stride() for t in every]
+    scores = torch.empty(p, k, k, dtype=torch.float32, device=ids.device)
+    order = torch.empty(p, k, k, dtype=torch.int32, device=ids.device)
+    _rerank_kernel[(p, k)](
+        log_probabilities=log_probabilities, ids=ids, root=root, before=before, after=after, scale=scale,
+        scores=scores, order=order, K=k, R=r, KNOWN=known, BLOCK_K=triton.next_power_of_2(k),
+        BLOCK_R=triton.next_power_of_2(r), LEAST_REST=_LEAST_REST, num_warps=1,
+    )  # fmt: skip
+    return scores, order
