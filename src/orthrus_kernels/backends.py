@@ -56,6 +56,7 @@ class Ops:
     swiglu: Op
     top_k: Op
     verify: Op
+    # make new-op: a field
 
 
 REFERENCE = Ops(
@@ -63,6 +64,7 @@ REFERENCE = Ops(
     commit=commit, embedding=embedding, head=head, linear=linear, linear_swiglu=linear_swiglu,
     log_probability=log_probability, prepare_rows=prepare_rows, qk_norm_rope=qk_norm_rope, rms_norm=rms_norm,
     rope=rope, swiglu=swiglu, top_k=top_k, verify=verify,
+    # make new-op: the twin
 )  # fmt: skip
 
 _TRITON = replace(
@@ -82,6 +84,7 @@ _TRITON = replace(
     rms_norm=rms_norm_triton,
     swiglu=swiglu_triton,
     top_k=top_k_triton,
+    # make new-op: the kernel
 )
 
 
