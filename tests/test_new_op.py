@@ -3,44 +3,23 @@ the tree; and when it cannot, nothing is written."""
 
 import json
 import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from tree_copy import copied, said_by
 
 from bench import new_op
 
-ROOT = Path(__file__).parents[1]
 OP, SHORTEST, LONGEST = "squared_relu", "ab", "a" * new_op.LONGEST
 NAMES = (OP, SHORTEST, LONGEST, "relu10", "relu9")  # the last two: imports are sorted by number
-
-
-def copy_of_the_tree(to):
-    without = shutil.ignore_patterns("__pycache__", "embedded", "results", "*.md", "gpu_*.py", "fixtures")
-    for folder in ("src", "bench", "tests"):
-        shutil.copytree(ROOT / folder, to / folder, ignore=without)
-    shutil.copy(ROOT / "pyproject.toml", to)
-    return to
 
 
 def contents(root):
     return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def said_by(root, *command, **variables):
-    """Exit code and output of a Python command in the copy, which imports nothing of this tree's."""
-    paths = os.pathsep.join(str(root / part) for part in ("src", "tests/kernels", "tests", "."))
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": paths}
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=root, env=env | variables, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
-    return done.returncode, done.stdout
-
-
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    return copy_of_the_tree(tmp_path_factory.mktemp("tree"))
+    return copied(tmp_path_factory.mktemp("tree"))
 
 
 @pytest.fixture(scope="module")
