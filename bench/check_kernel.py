@@ -173,16 +173,13 @@ class Found:
 
 
 def figures(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Registers, spilled bytes and shared memory of launches, from the least to the most."""
+    """FIGURES of launches, each from the least to the most: "31 / 0 / 0 to 16384"."""
     if not lines[0]:
         return "-"
     if "error" in lines[0]:
-        return lines[0]["error"][:80]
-    said = []
-    for name, what in FIGURES.items():
-        low, high = min(line[name] for line in lines), max(line[name] for line in lines)
-        said.append(f"{low} {what}" if low == high else f"{low} to {high} {what}")
-    return ", ".join(said)
+        return lines[0]["error"][:40]
+    ends = [(min(line[name] for line in lines), max(line[name] for line in lines)) for name in FIGURES]
+    return " / ".join(f"{low}" if low == high else f"{low} to {high}" for low, high in ends)
 
 
 def micros(times: Sequence[float] | str) -> str:
@@ -281,7 +278,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fail(COMMAND, str(error))
     facts = machine(f"python -m {COMMAND} {given.op}")
     head = ["check", "case", f"before ({given.base})", "after", "verdict"]
-    print_tables([(f"{given.op}: this tree against {given.base}", head, found.lines())])
+    title = f"{given.op}: this tree against {given.base}; for sm_90 {' / '.join(FIGURES.values())}"
+    print_tables([(title, head, found.lines())])
     print(*found.failures, *found.notes, sep="\n")
     print(f"{machine_line(facts)}; {time.perf_counter() - began:.0f} s")
     if given.json:

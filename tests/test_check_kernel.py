@@ -177,13 +177,14 @@ def test_verdicts_on_times(before, after, word):
 
 
 def test_launches_that_stay_the_same_share_a_line():
-    compiled = [Compiled("_k", str(i), LINE, LINE | {"registers": 31 + (i == 2)}) for i in range(3)]
     compiled = [
-        Compiled("_k", c.case, c.after if i < 2 else c.before, c.after) for i, c in enumerate(compiled)
+        Compiled("_k", str(i), LINE | {"registers": 31 + i}, LINE | {"registers": 31 + i}) for i in (0, 1)
     ]
-    lines = check_kernel.Found("swiglu", "main", [], compiled).lines()
-    assert [line[1] for line in lines] == ["2", "2 launches"]
-    assert lines[0][4] == "+1 registers" and lines[1][4] == "same"
+    compiled.append(Compiled("_k", "2", LINE, LINE | {"shared": 64}))
+    assert check_kernel.Found("swiglu", "main", [], compiled).lines() == [
+        ["_k", "2", "31 / 0 / 0", "31 / 0 / 64", "+64 B shared"],
+        ["_k", "2 launches", "31 to 32 / 0 / 0", "31 to 32 / 0 / 0", "same"],
+    ]
 
 
 TAKES_TURNS = """

@@ -9,8 +9,8 @@ from tree_copy import copied, said_by
 
 from bench import new_op
 
-OP, SHORTEST, LONGEST = "squared_relu", "ab", "a" * new_op.LONGEST
-NAMES = (OP, SHORTEST, LONGEST, "relu10", "relu9")  # the last two: imports are sorted by number
+OP, SHORTEST, LONGEST = "probe_op", "pq", "p" * new_op.LONGEST
+NAMES = (OP, SHORTEST, LONGEST, "probe10", "probe9")  # the last two: imports are sorted by number
 
 
 def contents(root):
@@ -31,7 +31,7 @@ def scaffolded(copy):
 
 
 def test_tests_and_bench_pass_as_they_are(scaffolded):
-    tests = ["tests/kernels/test_squared_relu.py", "tests/kernels/test_backends.py", "tests/test_check.py",
+    tests = ["tests/kernels/test_probe_op.py", "tests/kernels/test_backends.py", "tests/test_check.py",
              "tests/test_bench.py"]  # fmt: skip
     chosen = f"{OP} or every_kernel_has or every_operation or print_floors"
     code, said = said_by(scaffolded, "-m", "pytest", *tests, "-k", chosen, "-p", "no:cacheprovider", "-rA")
