@@ -86,7 +86,7 @@ def test_a_marker_that_is_not_there_once(path, marker, copy, monkeypatch, capsys
             (copy / path).write_text(spoiled)
             before = contents(copy)
             with pytest.raises(SystemExit) as end:
-                new_op.main(["another"])
+                new_op.main(["probe_two"])
             said = capsys.readouterr().err
             assert end.value.code == 2 and said.count("\n") == 1 and path in said and marker.strip() in said
             assert contents(copy) == before
@@ -99,7 +99,7 @@ def test_a_file_that_is_no_python_is_named(copy):
     try:
         (copy / new_op.AOT).write_text(text + "def (:\n")
         with pytest.raises(new_op.Refused, match="aot_launches.py, line"):
-            new_op.plan("another", copy)
+            new_op.plan("probe_two", copy)
     finally:
         (copy / new_op.AOT).write_text(text)
 
@@ -116,6 +116,6 @@ def test_a_disk_that_fails_half_way_leaves_everything_as_it_was(copy, monkeypatc
 
     monkeypatch.setattr(new_op.os, "replace", failing)
     with pytest.raises(SystemExit) as end:
-        new_op.main(["another"])
+        new_op.main(["probe_two"])
     assert end.value.code == 2 and "disk full" in capsys.readouterr().err
     assert len(done) == 4 and contents(copy) == before
