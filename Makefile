@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint fmt bench bench-decode acceptance bench-budget performance tune gpu-check tiny-checkpoint clean
+.PHONY: help demo test test-slow lint fmt new-op check-kernel bench bench-decode acceptance bench-budget performance tune gpu-check tiny-checkpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -27,6 +27,12 @@ lint: $(VENV)/lint ## check style and types
 fmt: $(VENV)/lint ## mend style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+new-op: $(VENV)/core ## scaffold an operation: make new-op NAME=squared_relu
+	@$(BIN)/python -m bench.new_op '$(NAME)'
+
+check-kernel: $(VENV)/test ## tests, registers and time of a kernel against main: make check-kernel OP=swiglu; options in CHECK="..."
+	@$(BIN)/python -m bench.check_kernel '$(OP)' $(CHECK)
 
 bench: $(VENV)/bench ## every kernel beside its peers on this GPU, 5 minutes; BENCH="--quick": one
 	$(BIN)/python -m bench.kernels $(BENCH)

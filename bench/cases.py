@@ -1,15 +1,16 @@
 """What is measured: for every kernel, its shapes, the bytes that must move, and its peers on the same inputs.
 
 To add an operation: a function (shape, rows, ...) -> Build that takes inputs from the pool and returns calls
-by name, OURS first, then a line in `cases`. All calls of a case return the same numbers within rounding
-(tensors of one shape, or tuples of them): the bench compares them before it measures, and so does
-tests/test_bench.py, with toy shapes in the interpreter."""
+by name, OURS first, then a line in `_OF` or, for rows, in `ROW_WISE`. All calls of a case return the same
+numbers within rounding (tensors of one shape, or tuples of them): the bench compares them before it measures,
+and so does tests/test_bench.py, with toy shapes in the interpreter."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +28,6 @@ from .measure import Call, Pool
 from .models import MODELS, Shape
 
 OURS = "ours"
-OPS = ("linear", "linear_swiglu", "attention", "head", "rms_norm", "add_rms_norm", "qk_norm_rope", "swiglu",
-       "embedding", "choose", "candidates", "log_probability",
-       "top_k", "commit", "verify")  # fmt: skip
 EPS = 1e-6
 KERNELS = backend_ops("triton")
 TWINS = backend_ops("reference")
@@ -255,15 +253,7 @@ def flex(q: Tensor, caches: list[tuple[Tensor, Tensor]], context: int) -> Call:
 
 def row_cases(op: str, shape: Shape, rows: Sequence[int]) -> Iterator[dict]:
     """The row-wise kernels. Bytes: every element of every operand once."""
-    e, f, stacked = shape.E, shape.F, (shape.H + 2 * shape.G) * shape.D
-    moved = (shape.H + 2 * shape.G) * shape.D
-    width, build, row_bytes = {
-        "rms_norm": (e, partial(norm, e), 4 * e),
-        "add_rms_norm": (e, partial(add_norm, e), 8 * e),
-        "qk_norm_rope": (stacked, partial(qk, shape.H, shape.G, shape.D), 4 * moved + 4 * shape.D),
-        "swiglu": (f, partial(swiglu, f), 6 * f),
-        "embedding": (e, partial(embedding, shape.V, e), 4 * e + 8),
-    }[op]
+    width, build, row_bytes = ROW_WISE[op](shape)
     for t in rows:
         yield {
             "name": "", "rows": t, "context": None, "bytes": t * row_bytes, "flops": 0,
@@ -343,6 +333,9 @@ def _norm(x: Tensor, weight: Tensor) -> Tensor:
     """RMSNorm as a chain of torch operations, rounding as `rms_norm` does."""
     wide = x.float()
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)).to(x.dtype) * weight
+
+
+# make new-op: its case
 
 
 def logits_cases(op: str, shape: Shape, rows: Sequence[int]) -> Iterator[dict]:
@@ -460,6 +453,20 @@ def verify(t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
     return 64, {OURS: lambda i: verify_triton(tokens, parents, choices)}
 
 
+# Width of a row, the case of t rows, bytes a row.
+ROW_WISE: dict[str, Callable[[Shape], tuple[int, Callable[..., Any], int]]] = {
+    "rms_norm": lambda s: (s.E, partial(norm, s.E), 4 * s.E),
+    "add_rms_norm": lambda s: (s.E, partial(add_norm, s.E), 8 * s.E),
+    "qk_norm_rope": lambda s: (
+        stacked := (s.H + 2 * s.G) * s.D,
+        partial(qk, s.H, s.G, s.D),
+        4 * stacked + 4 * s.D,
+    ),
+    "swiglu": lambda s: (s.F, partial(swiglu, s.F), 6 * s.F),
+    "embedding": lambda s: (s.E, partial(embedding, s.V, s.E), 4 * s.E + 8),
+    # make new-op: its shapes
+}
+
 _OF: dict[str, Callable[[Shape, Sequence[int], Sequence[int], str], Iterator[dict]]] = {
     "linear": linear_cases,
     "linear_swiglu": linear_swiglu_cases,
@@ -467,7 +474,7 @@ _OF: dict[str, Callable[[Shape, Sequence[int], Sequence[int], str], Iterator[dic
     "head": head_cases,
     **{
         op: (lambda shape, rows, contexts, device, op=op: row_cases(op, shape, rows))  # type: ignore[misc]
-        for op in ("rms_norm", "add_rms_norm", "qk_norm_rope", "swiglu", "embedding")
+        for op in ROW_WISE
     },
     **{
         op: (lambda shape, rows, contexts, device, op=op: logits_cases(op, shape, rows))  # type: ignore[misc]
@@ -476,3 +483,4 @@ _OF: dict[str, Callable[[Shape, Sequence[int], Sequence[int], str], Iterator[dic
     "commit": lambda shape, rows, contexts, device: commit_cases(shape, rows),
     "verify": lambda shape, rows, contexts, device: verify_cases(rows),
 }
+OPS = tuple(_OF)

@@ -58,11 +58,11 @@ def model_tests(root: Path = ROOT) -> list[Path]:
     return sorted((root / "tests/gpu").glob("test_*.py"))
 
 
-def environment() -> dict[str, str]:
-    """For child processes: this repository's sources, compiled kernels, tensors on the GPU."""
+def environment(device: str = "cuda") -> dict[str, str]:
+    """For child processes: this repository's sources, tensors on `device`; kernels are compiled on a GPU."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     paths = [str(ROOT / "src"), str(ROOT), env.get("PYTHONPATH", "")]
-    return env | {"ORTHRUS_TEST_DEVICE": "cuda", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    return env | {"ORTHRUS_TEST_DEVICE": device, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def run(command: Sequence[str], limit: float, env: dict[str, str]) -> tuple[int | None, str]:
@@ -78,8 +78,12 @@ def run(command: Sequence[str], limit: float, env: dict[str, str]) -> tuple[int 
     return done.returncode, done.stdout
 
 
-def run_tests(what: str, files: Sequence[Path], processes: int, limit: float, option: str) -> list[Outcome]:
-    """A pytest run of at most `limit` seconds, a line a file. option: the one that sets the limit."""
+def run_tests(
+    what: str, files: Sequence[Path], processes: int, limit: float, option: str,
+    device: str = "cuda", marked: str = "",
+) -> list[Outcome]:  # fmt: skip
+    """A pytest run of at most `limit` seconds, a line a file. option: the one that sets the limit; marked:
+    what pytest's -m selects by."""
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder) / "tests.xml"
         command: list[str] = [
@@ -92,9 +96,10 @@ def run_tests(what: str, files: Sequence[Path], processes: int, limit: float, op
             "no:cacheprovider",
             f"--timeout={limit:.0f}",
         ]
+        command += ["-m", marked] if marked else []
         if processes > 1 and importlib.util.find_spec("xdist"):
             command += ["-n", str(processes)]
-        code, said = run(command, limit, environment())
+        code, said = run(command, limit, environment(device))
         if code is None:
             return [Outcome(what, 0, 1, f"not done after {limit:.0f} s ({option})")]
         if not xml.exists():
@@ -158,6 +163,13 @@ def _first_error(said: str) -> str:
     return next((line for line in lines if "Invalid" in line or "hazard" in line.lower()), "")[:200]
 
 
+def need_pytest(command: str) -> None:
+    """End with one line where the `test` extra is not installed."""
+    missing = [n for n in ("pytest", "pytest_timeout", "hypothesis") if not importlib.util.find_spec(n)]
+    if missing:
+        fail(command, f"{', '.join(missing)} missing: pip install -e '.[test]'")
+
+
 def parse(arguments: Sequence[str] | None):
     parser = Parser(
         prog=f"python -m {COMMAND}",
@@ -192,9 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             COMMAND,
             "this checks compiled kernels on a GPU, and there is none here; `make test` interprets them",
         )
-    missing = [n for n in ("pytest", "pytest_timeout", "hypothesis") if not importlib.util.find_spec(n)]
-    if missing:
-        fail(COMMAND, f"{', '.join(missing)} missing: pip install -e '.[test]'")
+    need_pytest(COMMAND)
     began = time.perf_counter()
     print(machine_line(machine(f"python -m {COMMAND}")), flush=True)
     program = sanitizer()

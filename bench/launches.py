@@ -185,6 +185,7 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "move": move,
     "advance": advance,
     "grow": grow,
+    # make new-op: a launch
 }
 
 

@@ -34,4 +34,5 @@ __all__ = [
     "linear", "linear_swiglu", "log_probability", "pack", "paths", "pdl_kinds", "qk_norm_rope", "rerank",
     "rms_norm", "rope", "rope_table", "swiglu", "top_k", "triton_interprets", "triton_runs_on", "unpack",
     "verify", "visible",
+    # make new-op: the name
 ]  # fmt: skip

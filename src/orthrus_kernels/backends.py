@@ -58,14 +58,15 @@ class Ops:
     swiglu: Op
     top_k: Op
     verify: Op
+    # make new-op: a field
 
 
 REFERENCE = Ops(
     add_rms_norm=add_rms_norm, attention=attention, candidates=candidates, choose=choose,
     commit=commit, embedding=embedding, head=head, linear=linear, linear_swiglu=linear_swiglu,
     log_probability=log_probability, prepare_rows=prepare_rows, qk_norm_rope=qk_norm_rope, rerank=rerank,
-    rms_norm=rms_norm,
-    rope=rope, swiglu=swiglu, top_k=top_k, verify=verify,
+    rms_norm=rms_norm, rope=rope, swiglu=swiglu, top_k=top_k, verify=verify,
+    # make new-op: the twin
 )  # fmt: skip
 
 _TRITON = replace(
@@ -86,6 +87,7 @@ _TRITON = replace(
     rms_norm=rms_norm_triton,
     swiglu=swiglu_triton,
     top_k=top_k_triton,
+    # make new-op: the kernel
 )
 
 

@@ -273,8 +273,8 @@ def grow_triton(
     assert packed.tile_rows <= 256, packed.tile_rows
     _grow_kernel[(1,)](
         start_root=state, log_probabilities=log_probabilities, order=order, candidates=candidates,
-        tokens=tables.ids[0], positions=tables.ids[1], parents=tables.parents, rows=packed.rows, limits=packed.limits,
-        tiles=packed.tiles, slots=packed.slots, segments=packed.segments, items=packed.items,
+        tokens=tables.ids[0], positions=tables.ids[1], parents=tables.parents, rows=packed.rows,
+        limits=packed.limits, tiles=packed.tiles, slots=packed.slots, segments=packed.segments, items=packed.items,
         row_segments=packed.row_segments, clock=clock, N=n, DEPTH=depth, K=k, PATH_ITEMS=tables.path_items,
         N_ITEMS=len(packed.items), CONTEXT_TILES=len(packed.tiles) - packed.path_tiles,
         N_SEGMENTS=packed.n_segments, TILE=packed.tile_rows,

@@ -1,0 +1,75 @@
+"""Compile kernels for sm_90 and print a JSON line each: `python bench/compile_op.py _swiglu_kernel ...`.
+
+Launches, launchers and kernels are those of the tree whose src and tests/kernels are on PYTHONPATH, which
+need not be this file's: bench/check_kernel.py compares two."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import redirect_stdout
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # bench/ of this file's tree
+
+import aot  # noqa: E402
+import aot_launches  # noqa: E402
+import compile_attention  # noqa: E402
+
+SMALL = {"_commit_kernel", "_verify_kernel"}
+BY_SIGNATURE = {"_partial_kernel", "_combine_kernel", "_whole_kernel"} | SMALL  # compile_attention.py's
+FIGURES = ("registers", "spill_bytes", "shared")
+
+
+def by_launch(wanted: Collection[str]) -> Iterator[dict]:
+    """What the launches of aot_launches.py compile."""
+    for case, module, kernel, launch, targets in aot_launches.launches():
+        if kernel not in wanted or "sm_90" not in targets:
+            continue
+        line = {"kernel": kernel, "case": case}
+        try:
+            with aot.recorded(module, kernel) as recorder:
+                launch()
+            (arguments,) = recorder.launches
+            line |= aot.compile_for(recorder.kernel, arguments, aot.TARGETS["sm_90"])
+        except Exception as error:  # the others still report
+            line["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        yield line
+
+
+def by_signature(wanted: Collection[str]) -> Iterator[dict]:
+    """What compile_attention.py prints; it compiles the large ones together."""
+    said = io.StringIO()
+    with redirect_stdout(said):
+        if SMALL.issuperset(wanted):
+            compile_attention.others("90")
+        else:
+            sys.argv = ["compile_attention.py", "90"]
+            compile_attention.main()
+    for line in map(json.loads, said.getvalue().splitlines()):
+        names = {"D": line["D"], "rows": line["FOLDED"], "folds": line["FUSED"]}
+        sizes = ", ".join(f"{name} {value}" for name, value in names.items() if value is not None)
+        yield {
+            "kernel": line["kernel"], "case": f"{line['dtype']} {sizes}".strip(),
+            "registers": line["registers"], "spill_bytes": line["spilled"], "shared": line["shared"],
+        }  # fmt: skip
+
+
+def main(wanted: list[str]) -> None:
+    found = list(by_launch(wanted))
+    if BY_SIGNATURE.intersection(wanted):
+        found += [line for line in by_signature(wanted) if line["kernel"] in wanted]
+    seen: dict[tuple[str, str], int] = {}
+    for line in found:
+        key = line["kernel"], line["case"]
+        seen[key] = seen.get(key, 0) + 1
+        if seen[key] > 1:
+            line["case"] += f", {seen[key]}"
+        kept = {name: line[name] for name in ("kernel", "case", "error", *FIGURES) if name in line}
+        print(json.dumps(kept), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
