@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from orthrus_kernels import Rows, Sampling, draft_tree, verify
+from orthrus_kernels import Rows, Sampling, verify
 from qwen3_model import InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.decode import Decoding
 from qwen3_model.decode.budget import CHAIN, KINDS, PLAIN, TREES, Budget, first_children, known_tokens, told
-from qwen3_model.decode.cycle import CANDIDATES
+from qwen3_model.decode.two_pass import grow
 from qwen3_model.prompts import read_prompts
 
 PROMPT_TOKENS = 64
@@ -87,10 +87,9 @@ def trace(model: Qwen3, prompt: Sequence[int], text: Sequence[int], temperature:
         block = Rows.block(whole[start], count + 1, start, model.config.mask_token_id)
         logits = model.forward(block, cache, logits_of=range(count)).logits
         placed = decoding.placed(logits, [[0] * i for i in range(count)])
-        log_probabilities, ids = model.ops.candidates(logits, placed[0], sampling, CANDIDATES)
         ahead = whole[start + 1 :] + [-1]
         chain = model.ops.choose(logits, *placed).tolist()
-        tree = draft_tree(whole[start], log_probabilities, ids, TREES[-1])
+        tree = grow(decoding, logits, TREES[-1])
         path, _ = verify(tree.tokens, tree.parents, [ahead[min(d, len(ahead) - 1)] for d in tree.depths])
         agreed = next((i for i, (a, b) in enumerate(zip(chain, ahead, strict=False)) if a != b), count)
         known = known_tokens(TREES[-1], path, first_children(tree.parents, path))

@@ -32,6 +32,7 @@ EPS = 1e-6
 KERNELS = backend_ops("triton")
 TWINS = backend_ops("reference")
 LIKELIEST = 16  # tokens of a row that a draft tree asks for
+BLOCK, RANK = 32, 32  # rows of a draft; of a bigram correction
 SETTINGS = {
     "greedy": Sampling(),
     "T 0.8": Sampling(temperature=0.8, seed=1),
@@ -446,6 +447,26 @@ def verify_cases(rows: Sequence[int]) -> Iterator[dict]:
         }  # fmt: skip
 
 
+def rerank_cases(shape: Shape) -> Iterator[dict]:
+    """The candidates of a block. Bytes: scores and ids, the rows of the tables, what is written."""
+    p, k, r = BLOCK - 1, LIKELIEST, RANK
+    moved = p * k * (12 + 4 * r) + 8 * p * k * k
+    yield {
+        "name": f"{p} x {k}", "rows": p, "context": None, "bytes": moved, "flops": 0,
+        "build": partial(rerank, shape.V, p, k, r),
+    }  # fmt: skip
+
+
+def rerank(v: int, p: int, k: int, r: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
+    before, after = pool.take(v, r), pool.take(v, r)
+    scores = torch.randn(p, k, device=pool.device).sort(-1, descending=True).values.log_softmax(-1)
+    ids = torch.randint(0, v, (p, k), device=pool.device)
+    root = torch.zeros(1, dtype=torch.int32, device=pool.device)
+    scale = torch.ones(1, device=pool.device)
+    arguments = scores, ids, root, before, after, scale, True
+    return 16, {OURS: lambda i: KERNELS.rerank(*arguments)[0], "twin": lambda i: TWINS.rerank(*arguments)[0]}
+
+
 def verify(t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
     """A chain whose every token is accepted: the longest walk. No peer works without the host."""
     tokens = torch.arange(t, dtype=torch.int32, device=pool.device)
@@ -480,6 +501,7 @@ _OF: dict[str, Callable[[Shape, Sequence[int], Sequence[int], str], Iterator[dic
         op: (lambda shape, rows, contexts, device, op=op: logits_cases(op, shape, rows))  # type: ignore[misc]
         for op in ("choose", "candidates", "log_probability", "top_k")
     },
+    "rerank": lambda shape, rows, contexts, device: rerank_cases(shape),
     "commit": lambda shape, rows, contexts, device: commit_cases(shape, rows),
     "verify": lambda shape, rows, contexts, device: verify_cases(rows),
 }

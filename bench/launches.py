@@ -111,6 +111,12 @@ def grow() -> None:
                 torch.ones(7, 5, dtype=torch.int64, device=DEVICE))  # fmt: skip
 
 
+def rerank() -> None:
+    scores = torch.randn(7, 5, device=DEVICE).sort(-1, descending=True).values.log_softmax(-1)
+    ids, one = torch.randint(0, 90, (7, 5)).to(DEVICE), torch.ones(1, device=DEVICE)
+    TRITON.rerank(scores, ids, table([3]), numbers(90, 12), numbers(90, 12), one, known=False)
+
+
 def head() -> None:
     for k in (1, 16):
         TRITON.head(numbers(21, 328), numbers(1100, 328), k)
@@ -185,6 +191,7 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "move": move,
     "advance": advance,
     "grow": grow,
+    "rerank": rerank,
     # make new-op: a launch
 }
 

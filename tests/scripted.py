@@ -33,6 +33,7 @@ class ScriptedModel:
         self.config, self.skill, self.text, self.seed = config, skill, text, seed
         self.ops, self.use_graphs = backend_ops("reference"), False
         self.passes: list[Rows] = []
+        self.bigram = None
         self.interrupt_after: int | None = None
 
     def new_cache(self, capacity: int) -> TextCache:

@@ -223,9 +223,12 @@ def test_the_whole_recipe_on_the_common_corpus(tmp_path, monkeypatch):
     plan = dataclasses.replace(PLAN, steps=3)
     own = Continuations(count=4, prompt=32, tokens=32, steps=2)
     recipe.run_tiny(
-        tmp_path / "out", 60, 60, 60, config=CONFIG, plans=(plan, plan, plan), own=own, blocks=BLOCKS
+        tmp_path / "out", 60, 60, 60, 60, config=CONFIG, plans=(plan,) * 4, own=own, blocks=BLOCKS
     )
     card = (tmp_path / "out" / "README.md").read_text()
+    assert "rank 32, 3 steps of 4 rows" in card
+    model = Qwen3.from_pretrained(tmp_path / "out", "cpu", progress=False)
+    assert model.bigram is not None and model.bigram.after.any()
     assert "| pkg1 1 | MIT |" in card and "3 steps of 4 x 64 tokens" in card and "tokens a cycle" in card
     prompts = [json.loads(line) for line in (tmp_path / "out" / "held_out.jsonl").read_text().splitlines()]
     assert {row["source"] for row in prompts} <= {f.name for f in files if f.held_out}

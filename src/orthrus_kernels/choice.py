@@ -118,6 +118,11 @@ def penalise(logits: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:
     return logits
 
 
+def correction_scale(sampling: Sampling) -> float:
+    """What `rerank` multiplies a change of logits with: 1 / temperature, 1 for greedy choice."""
+    return 1.0 / sampling.temperature if sampling.temperature > 0 else 1.0
+
+
 def filter_logits(scaled: Tensor, sampling: Sampling) -> Tensor:
     """Set tokens outside top-k, top-p and min-p to -inf. scaled [T, V]: logits over temperature.
 

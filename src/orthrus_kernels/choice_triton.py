@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ._triton import tl, triton
-from .choice import Sampling
+from .choice import Sampling, correction_scale
 from .choice_edges_triton import _choose_by_edges_kernel
 from .choice_top_k_triton import GROUP, MOST, _choose_top_k_kernel, _group_best_kernel
 from .logit_summary import summary_of_logits
@@ -213,9 +213,10 @@ def choice_form(sampling: Sampling, vocabulary: int) -> tuple[bool, int, bool, b
 
 def choice_numbers(sampling: Sampling, vocabulary: int) -> Tensor:
     """The settings as the kernel reads them, [8] int32 on the CPU: seed low and high, top-k, and the bits of
-    repetition penalty, temperature, top-p, min-p in fp32."""
+    repetition penalty, temperature, top-p, min-p and `correction_scale` in fp32."""
     whole = [_signed32(sampling.seed), _signed32(sampling.seed >> 32), min(int(sampling.top_k), vocabulary)]
-    parts = [sampling.repetition_penalty, sampling.temperature, sampling.top_p, sampling.min_p, 0.0]
+    parts = [sampling.repetition_penalty, sampling.temperature, sampling.top_p, sampling.min_p]
+    parts.append(correction_scale(sampling))
     bits = torch.tensor(parts, dtype=torch.float32, device="cpu").view(torch.int32)
     return torch.cat([torch.tensor(whole, dtype=torch.int32, device="cpu"), bits])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +145,21 @@ def load_into(folder: Path, destinations: Mapping[str, Tensor], progress: bool =
                     if name in wanted:
                         wanted[name].copy_(tensors.get_tensor(name))
                         advance(wanted[name].nbytes)
+
+
+def load_tables(file: Path, names: Sequence[str], rows: int, most: int) -> list[Tensor]:
+    """Tensors of one shape [rows, 1 to most], as stored, from a safetensors file that holds these alone.
+    Raises InputError."""
+    headers = _file_headers(file)
+    if set(headers) != set(names):
+        raise InputError(f"{file} holds {_listed(set(headers))}; {', '.join(names)} were expected")
+    shape = headers[names[0]].shape
+    if len(shape) != 2 or not 1 <= shape[1] <= most:
+        raise InputError(f"{file}: {names[0]} has shape {list(shape)}; [{rows}, 1 to {most}] was expected")
+    for name in names:
+        _check_tensor(name, headers[name], (rows, shape[1]))
+    with _open(file, "pt") as tensors:
+        return [tensors.get_tensor(name) for name in names]
 
 
 def _read_headers(folder: Path) -> dict[str, Header]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from orthrus_kernels import Rows, backend_ops, inverse_frequencies, pdl_kinds, rope_table, triton_interprets
 
-from . import checkpoint
+from . import bigram, checkpoint
 from . import generate as generation
 from .config import BLOCK_SIZES, Qwen3Config
 from .errors import InputError
@@ -96,9 +96,7 @@ class Layer:
 
 @dataclass
 class Output:
-    """What a pass returns: logits of the rows asked for, and the in-flight keys and values of its AR rows, to
-    be committed.
-    """
+    """What a pass returns; the keys and values are those of its AR rows, to be committed."""
 
     logits: Tensor  # [rows asked for, V] fp32
     keys: Tensor  # [L, T_ar, G, D]
@@ -119,6 +117,7 @@ class Qwen3:
         # and whole cycles, without the host between them
         self.use_cycles = self.use_graphs
         self.spare_cache: KVCache | None = None  # captured.lent_cache
+        self.bigram: bigram.Bigram | None = None  # corrects the ranks of a draft tree's candidates
         self.embedding = new(config.vocab_size, config.hidden_size)
         self.layers = [Layer.empty(config, new) for _ in range(config.num_hidden_layers)]
         self.norm = new(config.hidden_size)
@@ -155,6 +154,7 @@ class Qwen3:
         text = Text(folder) if (folder / TOKENIZER).exists() else None
         model = cls(config, on, chosen, run, text)
         checkpoint.load_into(folder, model.destinations(), progress=progress)
+        model.bigram = bigram.load(folder, config, on, chosen)
         return model
 
     @classmethod
@@ -166,9 +166,7 @@ class Qwen3:
         dtype: str | torch.dtype | None = None,
         backend: str = "auto",
     ) -> Qwen3:
-        """A model with random weights for tests and benchmarks: matrices N(0, 0.02^2), norm weights N(1,
-        0.1^2).
-        """
+        """A model of random weights, for tests and benchmarks: matrices N(0, 0.02^2), norms N(1, 0.1^2)."""
         on = pick_device(device)
         model = cls(config, on, pick_dtype(dtype, on, config.dtype), pick_backend(backend, on), None)
         if on.type != "meta":

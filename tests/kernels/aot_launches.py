@@ -220,6 +220,15 @@ def cycles() -> Iterator[Launch]:
             targets,
         )
 
+    order = meta(31, 16, 16, dtype=torch.int32)
+    launch = partial(grow.grow_triton, tables, state, meta(31, 16, 16, dtype=torch.float32), ids, None, order)
+    yield "128 nodes, re-ranked", grow, "_grow_kernel", launch, HOPPER
+    rerank, bigram = module("rerank"), meta(151936, 32)
+    launch = partial(
+        rerank.rerank_triton, scores, ids, one, bigram, bigram, meta(1, dtype=torch.float32), True
+    )
+    yield "31 x 16, rank 32", rerank, "_rerank_kernel", launch, ALL
+
     nodes, chosen, logits = (meta(33, dtype=t) for t in (torch.int32, torch.int64, torch.float32))
     ends = meta(2, dtype=torch.int32)
     for name, timed, targets in (("33 nodes", False, ALL), ("33 nodes, timed", True, HOPPER)):

@@ -10,6 +10,7 @@ from small import small_model
 
 from orthrus_kernels import attention_triton, pack
 from qwen3_model import InputError
+from qwen3_model.bigram import Bigram
 from qwen3_model.decode import device
 from qwen3_model.decode.budget import CHAIN, KINDS, PLAIN, Budget
 from qwen3_model.graphs import capturing
@@ -123,6 +124,21 @@ def test_blocks_too_deep_for_the_kernel_that_grows_trees(monkeypatch):
         (_, result), cycles = both(deep, strategy="two-pass", tree_nodes=nodes, max_new_tokens=2)
         assert result.token_ids == plain.token_ids and result.logprobs == plain.logprobs
         assert {key[0] for key in cycles._cycles} <= {PLAIN, CHAIN} and (nodes == "auto") == bool(len(cycles))
+
+
+def test_a_bigram_correction_changes_drafts_alone(model):
+    """The same text; host and cycle verify other nodes than without it, and the same ones as each other."""
+    settings = {"strategy": "two-pass", "tree_nodes": 4, "block_size": 4}
+    plain = both(model, **settings)[0]
+    g = torch.Generator().manual_seed(1)
+    tables = [2 * torch.randn(model.config.vocab_size, 5, generator=g).to(DEVICE, model.dtype) for _ in "uw"]
+    model.bigram = Bigram(*tables)
+    try:
+        host, cycle = both(model, **settings)[0]
+    finally:
+        model.bigram = None
+    assert host.token_ids == cycle.token_ids == plain[0].token_ids and host.logprobs == cycle.logprobs
+    assert host.stats.accepted_histogram == cycle.stats.accepted_histogram
 
 
 def test_an_interrupted_capture_is_not_replayed(model, monkeypatch):

@@ -20,6 +20,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         ("pretrain", "of the AR view", 600.0),
         ("unrepeat", "of the AR view against loops in its text", 100.0),
         ("distill", "of the diffusion view", 600.0),
+        ("bigram", "of its bigram correction", 75.0),
     ):
         parser.add_argument(
             f"--{name}-seconds", type=float, default=seconds, metavar="S",
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from ..training import recipe
 
     recipe.run_tiny(
-        args.out, args.pretrain_seconds, args.unrepeat_seconds, args.distill_seconds, corpus_bytes_of(args),
-        args.seed, overwrite=args.overwrite,
+        args.out, args.pretrain_seconds, args.unrepeat_seconds, args.distill_seconds, args.bigram_seconds,
+        corpus_bytes_of(args), args.seed, overwrite=args.overwrite,
     )  # fmt: skip
     return 0

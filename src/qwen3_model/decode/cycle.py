@@ -93,6 +93,19 @@ class Choice:
         choose_triton(logits, positions, self.sampling, out=tokens, numbers=self.numbers, bias=self.bias)
         return lambda: (logits.gather(1, tokens[:, None])[:, 0], summary_of_logits(logits, 1)[2])
 
+    def ranked(
+        self, model: Qwen3, states: Tensor, positions: Tensor, root: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Scores and ids of the candidates of a tree under `root` [1] int32, and their order if the model
+        has a bigram correction, as `grow_triton` takes them. The block has seen the root."""
+        scores, ids = self.candidates(model, states, positions)
+        if model.bigram is None:
+            return scores, ids, None
+        scale = self.numbers[7:8].view(torch.float32)
+        tables = model.bigram.before, model.bigram.after
+        scores, order = model.ops.rerank(scores, ids, root, *tables, scale, known=True)
+        return scores, ids, order
+
     def candidates(self, model: Qwen3, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """The `candidates` of a tree, for the positions [T] behind a root."""
         k = min(CANDIDATES, model.config.vocab_size)
@@ -215,7 +228,8 @@ class Cycle:
             behind = self.draft.ids[1, 1:]
             if isinstance(check, GrownPass):
                 drafted = None if clock is None else clock[1:]
-                grow_triton(check.tables, self.state, *self.choice.candidates(model, states, behind), drafted)
+                scores, ids, order = self.choice.ranked(model, states, behind, self.state[1:2])
+                grow_triton(check.tables, self.state, scores, ids, drafted, order)
             else:  # the proposal of block row i takes the place of verify row i + 1
                 self.choice(model, states, behind, check.ids[0, 1:])
         if isinstance(check, MovingPass):

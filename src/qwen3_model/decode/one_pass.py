@@ -79,6 +79,6 @@ def cycle(decoding: Decoding, shape: Shape, tree: DraftTree) -> tuple[Run, Draft
     depth = min(shape.block - 2, decoding.remaining - 1)
     if path[-1] in anchors and depth > 0:
         first = n + anchors.index(path[-1]) * shape.block + 1  # row 0's proposal is the bonus token's place
-        following = grow(decoding, out.logits[first : first + depth], shape.nodes, shape.width)
+        following = grow(decoding, out.logits[first : first + depth], shape.nodes, shape.width, known=False)
     run.seconds = 0.0, now(out.logits) - verified, verified - began
     return run, following

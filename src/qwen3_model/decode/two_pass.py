@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from orthrus_kernels import DraftTree, Rows, draft_tree, verify
-from orthrus_kernels.choice import penalise
+from orthrus_kernels.choice import correction_scale, penalise
 
 from . import autoregressive
 from .budget import CHAIN, PLAIN, TWIN_COSTS, Budget, first_children, known_tokens
@@ -77,17 +77,26 @@ def chain(decoding: Decoding, logits: Tensor) -> DraftTree:
     return DraftTree([decoding.root, *proposals], list(range(-1, n - 1)), list(range(n)), [0.0] * n)
 
 
-def grow(decoding: Decoding, logits: Tensor, nodes: int, width: int = CANDIDATES) -> DraftTree:
-    """The likeliest `nodes` nodes, of `width` candidates a position."""
+def grow(
+    decoding: Decoding, logits: Tensor, nodes: int, width: int = CANDIDATES, known: bool = True
+) -> DraftTree:
+    """The likeliest `nodes` nodes, of `width` candidates a position. known: the block has seen the root."""
     positions, sampling, seen = decoding.placed(logits, [[0] * i for i in range(len(logits))])
     k = min(width, logits.shape[1])
     log_probabilities, ids = decoding.model.ops.candidates(logits, positions, sampling, k, seen)
-    repeated = None
+    repeated = order = None
+    tables = decoding.model.bigram
+    if tables is not None and seen is None:
+        root = torch.tensor([decoding.root], dtype=torch.int32, device=ids.device)
+        scale = torch.tensor([correction_scale(sampling)], device=ids.device)
+        log_probabilities, order = decoding.model.ops.rerank(
+            log_probabilities, ids, root, tables.before, tables.after, scale, known
+        )
     if seen is not None:  # a node's own path is seen too, and differs from node to node
         step = penalise(logits, sampling, torch.ones_like(seen)) - penalise(logits, sampling, seen)
         step = step.gather(1, ids).nan_to_num(0.0) / (sampling.temperature or 1.0)
         repeated = (log_probabilities + step).clamp(max=0.0)
-    return draft_tree(decoding.root, log_probabilities, ids, nodes, repeated)
+    return draft_tree(decoding.root, log_probabilities, ids, nodes, repeated, order)
 
 
 def _choices(decoding: Decoding, logits: Tensor) -> list[int]:

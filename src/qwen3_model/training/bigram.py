@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
+from ..bigram import MOST_RANK
 from ..errors import InputError
 from .distill import LOGITS_AT_ONCE, Blocks, Lessons, agreement_words
 from .loop import Plan, train
 from .network import Network
 from .pretrain import autocast
-
-MOST_RANK = 256
 
 
 def check_rank(rank: int, vocabulary: int) -> None:

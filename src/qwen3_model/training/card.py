@@ -17,8 +17,8 @@ def write(facts: dict[str, Any]) -> str:
 A real, small Orthrus-Qwen3 in the official tensor names: a test fixture and a demonstration, not a coding
 assistant. It continues Python source in the style of library code and knows nothing else.
 
-Made by `orthrus pretrain`, `unrepeat` and `distill`; `make tiny-checkpoint` runs these one after another and
-makes one like it. Every setting and figure below is in `training.json`.
+Made by `orthrus pretrain`, `unrepeat`, `distill` and `bigram`; `make tiny-checkpoint` runs these one after
+another and makes one like it. Every setting and figure below is in `training.json`.
 
 | | |
 |---|---|
@@ -77,6 +77,13 @@ def _training(facts: dict[str, Any]) -> dict[str, str]:
         f"{dis['size']} in {dis['seconds']} s, seed {dis['seed']}, loss weight {dis['offset_decay']}^offset, "
         f"{dis.get('own_text', 0):.0%} of the text the AR view's own{_started(dis)}",
     }
+    if "bigram" in facts:
+        big = facts["bigram"]
+        rows["bigram correction"] = (
+            f"rank {big['rank']}, {big['steps']} steps of {big['batch']} rows x {big['count']} blocks of "
+            f"{big['size']} in {big['seconds']} s; {big['machine']}, {big['date']}; its corpus is in "
+            "`training.json`"
+        )
     if "tokens_per_cycle_dev" in dis:
         agreement = ", ".join(f"{x:.2f}" for x in dis["agreement_dev"][:8])
         rows["estimate on the dev prompts"] = (

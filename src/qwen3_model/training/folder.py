@@ -14,7 +14,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from .. import checkpoint
+from .. import bigram, checkpoint
 from ..config import Qwen3Config, read_json_object
 from ..errors import InputError
 from ..settings import DTYPES
@@ -91,6 +91,24 @@ def save_distilled(
         _write_configs(folder, network.config, generation=not (folder / "generation_config.json").exists())
         _write_json(folder / "training.json", facts)
         (folder / "README.md").write_text(card)
+
+    replace_folder(out, fill)
+
+
+def save_corrected(
+    base: Path, out: Path, tables: Mapping[str, Tensor], facts: Mapping[str, object], card: str | None
+) -> None:
+    """A folder with all files of the Orthrus `base`, bit for bit, and the tables of a bigram correction.
+    card: a new model card, None: the base's."""
+
+    def fill(folder: Path) -> None:
+        for file in base.iterdir():
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)
+        bigram.save(folder, tables["before"], tables["after"])
+        _write_json(folder / "training.json", facts)
+        if card is not None:
+            (folder / "README.md").write_text(card)
 
     replace_folder(out, fill)
 
