@@ -65,15 +65,14 @@ def _rerank_kernel(
     b_score = tl.where(m_k, b_log + b_change, float("-inf"))
     rest = tl.maximum(1 - tl.sum(tl.exp(b_log), axis=0), LEAST_REST)
     b_score = tl.minimum(b_score - tl.log(tl.sum(tl.exp(b_score), axis=0) + rest), 0.0)
-    b_score = tl.where(b_score == b_score, b_score, float("-inf"))  # or ranks would not be a permutation
-    # its rank is how many stand before it
-    ahead = (b_score[:, None] > b_score[None, :]) | (
-        (b_score[:, None] == b_score[None, :]) & (o_k[:, None] < o_k[None, :])
-    )
-    b_rank = tl.sum((ahead & m_k[:, None]).to(tl.int32), axis=0)
-    p_out = (i_p * K + i_a) * K + b_rank
-    tl.store(scores + p_out, b_score, mask=m_k)
-    tl.store(order + p_out, o_k, mask=m_k)
+    b_score = tl.where(b_score == b_score, b_score, float("-inf"))  # damaged logits: impossible
+    # Sorted as numbers of one tensor: scores compared pair by pair in two layouts may have been computed
+    # twice, not alike to the last bit. Bits of numbers not below 0 are in their order.
+    b_key = ((0.0 - b_score).to(tl.int32, bitcast=True).to(tl.int64) << 8) | o_k
+    b_key = tl.sort(tl.where(m_k, b_key, 0x7FFFFFFFFFFFFFFF))
+    p_out = (i_p * K + i_a) * K + o_k
+    tl.store(scores + p_out, 0.0 - (b_key >> 8).to(tl.int32).to(tl.float32, bitcast=True), mask=m_k)
+    tl.store(order + p_out, (b_key & 255).to(tl.int32), mask=m_k)
 
 
 def rerank_triton(
