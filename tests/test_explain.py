@@ -10,14 +10,13 @@ import torch
 from rich.cells import cell_len
 from scripted import ScriptedModel
 from small import small_config
-from test_cli import stop_after
 from tiny_folder import PROMPTS, write_tiny
 
 from orthrus_kernels import DraftTree, Sampling
 from qwen3_model import Qwen3, checkpoint
 from qwen3_model.cli import main
 from qwen3_model.cli.explain_page import draw, visible
-from qwen3_model.decode import Decoding, Run, two_pass
+from qwen3_model.decode import Decoding, Run, autoregressive, two_pass
 from qwen3_model.explain import Cycle, explain
 from qwen3_model.text import on_one_line
 
@@ -193,7 +192,14 @@ def test_labels_do_not_reach_the_terminal_as_commands(model):
 
 
 def test_ctrl_c_tells_what_there_is(tiny, orthrus, monkeypatch, tmp_path):
-    stop_after(monkeypatch, 6)
+    cycle, count = autoregressive.cycle, iter(range(5))
+
+    def interrupted(decoding):
+        if next(count, None) is None:
+            raise KeyboardInterrupt
+        return cycle(decoding)
+
+    monkeypatch.setattr(autoregressive, "cycle", interrupted)
     page = tmp_path / "page.html"
     code, out, err = orthrus(
         "explain", PROMPTS[0], "--model", tiny, "--strategy", "autoregressive", "--html", page
