@@ -6,7 +6,7 @@ import math
 import operator
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +22,8 @@ from .errors import InputError
 
 if TYPE_CHECKING:
     from .model import Qwen3
+
+OnRun = Callable[[Run, int], None]
 
 MOST_NODES = 255  # of a draft tree, its root besides: rows of a pass that kernels are tuned for
 
@@ -118,6 +120,7 @@ def generate(
     block_size: int | None = None,
     tree_nodes: int | Literal["auto"] = "auto",
     verify: str = "coupled",
+    on_run: OnRun | None = None,
 ) -> Result:
     """Decode after `prompt_ids`. The text depends on weights, prompt, settings and seed, never on strategy or
     block size (but for verify="rejection").
@@ -132,8 +135,10 @@ def generate(
     paths through the block; 0 is the chain; "auto" what is fastest, from cycle to cycle, and no draft where
     none pays. verify: "coupled" compares proposals with the target's choices; "rejection", for comparison,
     is rejection sampling (arXiv 2211.17192) of a two-pass chain at a temperature above 0: text distributed
-    as plain sampling's, but not the same for a seed, and dependent on the drafter and the block size. Ctrl-C
-    ends a generation with what it has.
+    as plain sampling's, but not the same for a seed, and dependent on the drafter and the block size.
+    on_run(run, kept): called with the prefill and each cycle and how many of its tokens were kept, before
+    on_tokens; cycles are then the host's loop, which tells their trees and the target's choices
+    (decode/state.py). Ctrl-C ends a generation with what it has.
     On CUDA one thread and stream at a time: kernels share a workspace.
     Raises InputError for impossible settings, a prompt that is empty or does not fit, and logits that are not
     numbers."""
@@ -153,11 +158,18 @@ def generate(
     stats = GenerationStats(name, seed, verify=verify)
     with lent_cache(model, len(prompt) + budget) as cache:
         decoding = Decoding(model, cache, prompt, budget, sampling, block_size, tree_nodes, verify)
-        logprobs = _run(decoding, cycles(decoding, name), stream, stats)
+        decoding.watched = on_run is not None
+        logprobs = _run(decoding, cycles(decoding, name), stream, stats, on_run)
     return Result(stream.token_ids, stream.text, logprobs, stats)
 
 
-def _run(decoding: Decoding, runs: Iterator[Run], stream: TokenStream, stats: GenerationStats) -> list[float]:
+def _run(
+    decoding: Decoding,
+    runs: Iterator[Run],
+    stream: TokenStream,
+    stats: GenerationStats,
+    on_run: OnRun | None,
+) -> list[float]:
     """Prefill, then cycles until the stream ends; fills in `stats` and returns the kept tokens' log-
     probabilities.
     """
@@ -166,7 +178,10 @@ def _run(decoding: Decoding, runs: Iterator[Run], stream: TokenStream, stats: Ge
     try:
         run = decoding.prefill()
         stats.forwards += run.forwards
-        logprobs += run.logprobs[: stream.push(run.tokens)]
+        kept = stream.push(run.tokens)
+        logprobs += run.logprobs[:kept]
+        if on_run is not None:
+            on_run(run, kept)
         stream.release()  # last: Ctrl-C in the callback leaves tokens, log-probabilities and counts in step
         while not stream.finish_reason:
             run = next(runs)
@@ -176,6 +191,8 @@ def _run(decoding: Decoding, runs: Iterator[Run], stream: TokenStream, stats: Ge
             stats.nodes += run.nodes
             stats.seconds_in = [a + b for a, b in zip(stats.seconds_in, run.seconds, strict=True)]
             logprobs += run.logprobs[:kept]
+            if on_run is not None:
+                on_run(run, kept)
             stream.release()
     except KeyboardInterrupt:
         stream.finish("interrupted")

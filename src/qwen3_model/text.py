@@ -53,6 +53,12 @@ class Text:
         """Whether a token has text of its own: it is in the vocabulary and not special."""
         return token not in self._special and self._tokenizer.id_to_token(token) is not None
 
+    def label(self, token: int) -> str:
+        """A token on one line: · for a space, ↵ for a line end, its name if it has no text, unprintable
+        characters escaped."""
+        text = self.decode([token]) or self._tokenizer.id_to_token(token) or f"<{token}>"
+        return on_one_line(text)
+
     def chat(self, messages: Sequence[Mapping[str, Any]], thinking: bool | None = None) -> str:
         """A conversation as the prompt of its next answer, by the checkpoint's chat template in a sandbox.
 
@@ -72,6 +78,12 @@ class Text:
             )
         except Exception as error:  # a template is a program: it can raise anything
             raise InputError(f"the chat template of {self._folder} failed: {one_line(error)}") from None
+
+
+def on_one_line(text: str) -> str:
+    """Text with visible spaces and line ends, and unprintable characters escaped."""
+    text = text.replace(" ", "·").replace("\n", "↵").replace("\t", "⇥")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class Detokenizer:

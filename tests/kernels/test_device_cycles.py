@@ -60,6 +60,14 @@ def test_a_repetition_penalty_stays_on_the_host(model):
     assert other.token_ids == host.token_ids and len(cycles) == 0
 
 
+def test_one_who_watches_gets_the_hosts_loop(model):
+    """on_run: a record of the device does not tell the tree."""
+    runs = []
+    (host, other), cycles = both(model, strategy="two-pass", on_run=lambda run, kept: runs.append(run))
+    assert len(cycles) == 0 and other.token_ids == host.token_ids
+    assert [len(run.tree) for run in runs if run.nodes] == [run.rows[1] for run in runs if run.nodes] != []
+
+
 @pytest.mark.parametrize("strategy", device.STRATEGIES if DEVICE == "cuda" else ["two-pass"])
 def test_end_tokens_end_it_on_the_device(model, strategy, monkeypatch):
     (host, _), _ = both(model, strategy=strategy, temperature=1.0)

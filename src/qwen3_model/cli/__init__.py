@@ -15,10 +15,22 @@ from collections.abc import Sequence
 
 from ..config import one_line
 from ..errors import InputError
-from . import bigram, chat, demo, distill, generate, info, pretrain, tiny_checkpoint, unrepeat, verify
+from . import (
+    bigram,
+    chat,
+    demo,
+    distill,
+    explain,
+    generate,
+    info,
+    pretrain,
+    tiny_checkpoint,
+    unrepeat,
+    verify,
+)
 from .options import Parser
 
-VERBS = (generate, chat, verify, info, demo, pretrain, unrepeat, distill, bigram, tiny_checkpoint)
+VERBS = (generate, explain, chat, verify, info, demo, pretrain, unrepeat, distill, bigram, tiny_checkpoint)
 INTERRUPTED, BROKEN_PIPE = 130, 141  # what a shell reports for SIGINT and SIGPIPE
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from ..errors import InputError
 from . import options, output
 
 
@@ -30,7 +28,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate once; 130 when Ctrl-C ended it."""
-    prompt = _read_stdin() if args.prompt == "-" else args.prompt
+    prompt = options.read_prompt(args.prompt)
     model = options.load_model(args)
     prompt_ids = options.encode(model, prompt)
     settings = options.generation_settings(args, model, len(prompt_ids))
@@ -42,10 +40,3 @@ def run(args: argparse.Namespace) -> int:
         writer.finish()
     output.print_statistics(result.stats)
     return 130 if result.stats.finish_reason == "interrupted" else 0
-
-
-def _read_stdin() -> str:
-    try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise InputError(f"stdin is not text: {error}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -140,6 +141,14 @@ def load_model(args: argparse.Namespace) -> Qwen3:
     if small and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
     return model
+
+
+def read_prompt(prompt: str) -> str:
+    """The prompt, or stdin as it is for "-". Raises InputError when stdin is not text."""
+    try:
+        return sys.stdin.read() if prompt == "-" else prompt
+    except UnicodeDecodeError as error:
+        raise InputError(f"stdin is not text: {error}") from None
 
 
 def encode(model: Qwen3, prompt: str) -> list[int]:

@@ -42,8 +42,10 @@ STRATEGIES = ("autoregressive", "two-pass")  # what has a cycle here
 def serves(strategy: str, decoding: Decoding) -> bool:
     """Whether a generation can run here: the kernels are Triton's. A repetition penalty makes each proposal
     depend on those before it, which the host follows; rejection sampling has no kernel; the kernel that grows
-    trees takes blocks of 64 rows at most."""
+    trees takes blocks of 64 rows at most; a record does not tell the tree to one who watches."""
     model, coupled = decoding.model, decoding.verify == "coupled"
+    if decoding.watched:
+        return False
     if decoding.tree_nodes not in ("auto", 0) and decoding.block_size > MOST_DEPTH:
         return False
     able = model.backend == "triton" and coupled and decoding.sampling.repetition_penalty == 1.0

@@ -74,6 +74,7 @@ def cycle(decoding: Decoding, shape: Shape, tree: DraftTree) -> tuple[Run, Draft
     decoding.cache.commit(out.keys, out.values, path)
     run = decoding.extend([tree.tokens[i] for i in path[1:]] + [bonus], out.logits[path], forwards=1)
     run.nodes, run.path = n - 1, path
+    run.rows, run.tree, run.choices = (len(rows),), tree, choices
     verified = now(out.logits)
     following = alone(decoding)
     depth = min(shape.block - 2, decoding.remaining - 1)

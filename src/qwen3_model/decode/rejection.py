@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from orthrus_kernels import Rows
+from orthrus_kernels import DraftTree, Rows
 from orthrus_kernels.rejection import DRAFT, filtered_probabilities, reject, sample
 
 from . import autoregressive, two_pass
@@ -30,6 +30,7 @@ def cycle(decoding: Decoding) -> Run:
     count = min(decoding.block_size, decoding.remaining) - 1
     if count < 1:  # room for the bonus token only: nothing to propose
         return autoregressive.cycle(decoding)
+    root = decoding.root
     proposals, draft = propose(decoding, two_pass.draft(decoding, count))
     rows = Rows.chain([decoding.root, *proposals], decoding.start)
     out = decoding.model.forward(rows, decoding.cache)
@@ -41,6 +42,12 @@ def cycle(decoding: Decoding) -> Run:
     tokens = [*proposals[:accepted], int(last)]
     run = decoding.extend(tokens, out.logits[: accepted + 1], forwards=2)
     run.nodes, run.path, run.leading = count, range(accepted + 1), accepted
+    run.rows, run.choices = (decoding.block_size, count + 1), tokens
+    if decoding.watched:
+        scores = draft.gather(1, chain.T).log().cumsum(0)[:, 0].tolist()
+        run.tree = DraftTree(
+            [root, *proposals], list(range(-1, count)), list(range(count + 1)), [0.0, *scores]
+        )
     return run
 
 

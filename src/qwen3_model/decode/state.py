@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from orthrus_kernels import Sampling
+from orthrus_kernels import DraftTree, Sampling
 
 from ..errors import InputError
 
@@ -40,6 +40,10 @@ class Run:
     path: Sequence[int] = (0,)  # accepted nodes, the root first
     leading: int = 0  # those of them that are first children all the way
     seconds: Sequence[float] = (0.0, 0.0, 0.0)  # of draft, tree and verification
+    # for those who watch, not told by cycles on the device
+    rows: Sequence[int] = (1,)  # of each forward pass
+    tree: DraftTree | None = None  # what was verified
+    choices: Sequence[int] = ()  # the target's token after each node
 
 
 class Decoding:
@@ -65,6 +69,7 @@ class Decoding:
         self.tokens = list(prompt)
         self.limit = len(prompt) + budget  # length of the finished text at most
         self.cache = cache
+        self.watched = False  # whether someone reads what runs tell beside their tokens
 
     @property
     def root(self) -> int:
@@ -84,8 +89,10 @@ class Decoding:
     def prefill(self) -> Run:
         """Run the prompt through the AR view and choose the first token."""
         logits = self.model.prefill(self.tokens, self.cache)[None]
-        tokens = self.choose(logits, [[]])
-        return self.extend(tokens, logits, forwards=1)
+        rows, tokens = len(self.tokens), self.choose(logits, [[]])
+        run = self.extend(tokens, logits, forwards=1)
+        run.rows = (rows,)
+        return run
 
     def choose(self, logits: Tensor, paths: Sequence[Sequence[int]]) -> list[int]:
         """Choose the token after each row of logits [T, V].

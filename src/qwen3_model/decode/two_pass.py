@@ -74,7 +74,16 @@ def chain(decoding: Decoding, logits: Tensor) -> DraftTree:
     """The token chosen at each position, one below the other."""
     proposals = _choices(decoding, logits)
     n = len(proposals) + 1
-    return DraftTree([decoding.root, *proposals], list(range(-1, n - 1)), list(range(n)), [0.0] * n)
+    scores = _scores(decoding, logits, proposals) if decoding.watched else [0.0] * n
+    return DraftTree([decoding.root, *proposals], list(range(-1, n - 1)), list(range(n)), scores)
+
+
+def _scores(decoding: Decoding, logits: Tensor, proposals: list[int]) -> list[float]:
+    """A chain's scores; nothing in a cycle but who watches it needs them."""
+    positions, sampling, seen = decoding.placed(logits, [proposals[:i] for i in range(len(proposals))])
+    k = min(CANDIDATES, logits.shape[1])
+    log_probabilities, _ = decoding.model.ops.candidates(logits, positions, sampling, k, seen)
+    return [0.0, *log_probabilities[:, 0].cumsum(0).tolist()]
 
 
 def grow(
@@ -120,4 +129,5 @@ def verify_tree(decoding: Decoding, tree: DraftTree) -> Run:
     tokens = [tree.tokens[i] for i in path[1:]] + [bonus]
     run = decoding.extend(tokens, out.logits[path], forwards=2)
     run.nodes, run.path, run.leading = len(tree) - 1, path, first_children(tree.parents, path)
+    run.rows, run.tree, run.choices = (decoding.block_size, len(tree)), tree, choices
     return run
