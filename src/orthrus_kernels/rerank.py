@@ -34,11 +34,12 @@ def rerank(
     change = torch.einsum("par,pcr->pac", before[fronts].float(), after[ids].float()) * scale
     if known:
         change[0] = 0
+    log_probabilities = torch.where(log_probabilities.isnan(), float("-inf"), log_probabilities)
     scores = log_probabilities[:, None] + change
+    scores = torch.where(scores.isnan(), float("-inf"), scores)  # damaged logits: impossible
     rest = (1 - log_probabilities.exp().sum(1)).clamp(min=_LEAST_REST)
     scores = scores - (scores.exp().sum(-1) + rest[:, None]).log()[..., None]
-    scores = torch.where(scores.isnan(), float("-inf"), scores.clamp(max=0.0))  # damaged logits: impossible
-    scores, order = scores.sort(dim=-1, descending=True, stable=True)
+    scores, order = scores.clamp(max=0.0).sort(dim=-1, descending=True, stable=True)
     return scores.contiguous(), order.int()
 
 
@@ -62,10 +63,11 @@ def _rerank_kernel(
     b_change = tl.sum(b_u[None, :] * b_w.to(tl.float32), axis=1) * tl.load(scale)
     if KNOWN:
         b_change = tl.where(i_p == 0, 0.0, b_change)
+    b_log = tl.where(b_log == b_log, b_log, float("-inf"))
     b_score = tl.where(m_k, b_log + b_change, float("-inf"))
+    b_score = tl.where(b_score == b_score, b_score, float("-inf"))  # damaged logits: impossible
     rest = tl.maximum(1 - tl.sum(tl.exp(b_log), axis=0), LEAST_REST)
     b_score = tl.minimum(b_score - tl.log(tl.sum(tl.exp(b_score), axis=0) + rest), 0.0)
-    b_score = tl.where(b_score == b_score, b_score, float("-inf"))  # damaged logits: impossible
     # Sorted as numbers of one tensor: scores compared pair by pair in two layouts may have been computed
     # twice, not alike to the last bit. Bits of numbers not below 0 are in their order.
     b_key = ((0.0 - b_score).to(tl.int32, bitcast=True).to(tl.int64) << 8) | o_k
