@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint fmt new-op check-kernel bench bench-decode acceptance bench-budget performance tune gpu-check tiny-checkpoint clean
+.PHONY: help demo test test-slow lint fmt new-op check-kernel bench bench-decode acceptance bench-budget performance tune mutations gpu-check tiny-checkpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -51,6 +51,9 @@ performance: $(VENV)/bench ## docs/performance.md and its picture anew from the 
 
 tune: $(VENV)/bench ## make the linears' launch table anew on this GPU; options in TUNE="..."
 	$(BIN)/python -m bench.tune $(TUNE)
+
+mutations: $(VENV)/test ## plant known bugs in a copy, each to be caught by its test, 4 minutes; options in MUTATIONS="..."
+	$(BIN)/python -m bench.mutations $(MUTATIONS)
 
 gpu-check: $(VENV)/test ## the kernel tests compiled on this GPU, whole models, then compute-sanitizer; 8 minutes
 	$(BIN)/python -m bench.check

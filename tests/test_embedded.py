@@ -33,11 +33,20 @@ def prompts(model) -> list[list[int]]:
     return [model.text.encode(text) for text in texts]
 
 
-@pytest.fixture(scope="module")
-def drafted(model, prompts) -> list[Result]:
+def draft(model, prompts) -> list[Result]:
     return [
         model.generate(prompt, strategy="two-pass", max_new_tokens=TOKENS, tree_nodes=0) for prompt in prompts
     ]
+
+
+@pytest.fixture(scope="module")
+def three(model, prompts) -> list[Result]:
+    return draft(model, prompts[:HARMED])
+
+
+@pytest.fixture(scope="module")
+def drafted(model, prompts, three) -> list[Result]:
+    return three + draft(model, prompts[HARMED:])
 
 
 def tokens_per_cycle(results: list[Result]) -> float:
@@ -54,7 +63,11 @@ def test_it_is_an_orthrus_of_at_most_16_mib(model):
 
 def test_acceptance_is_within_its_band(drafted):
     assert BAND[0] < tokens_per_cycle(drafted) < BAND[1]
-    assert BAND[0] < tokens_per_cycle(drafted[:HARMED]), "fewer prompts show harm as well"
+
+
+def test_three_prompts_show_harm(three):
+    """They are enough to see a broken drafter, below."""
+    assert BAND[0] < tokens_per_cycle(three)
 
 
 @pytest.mark.parametrize("harm", ["mask token", "q_proj_diff", "v_proj_diff", "o_proj_diff"])
@@ -67,10 +80,7 @@ def test_the_band_sees_a_broken_drafter(prompts, harm):
     for name, weight in weights.items():
         if harm in name:
             weight.copy_(weights[name.replace("_diff", "")])
-    results = [
-        broken.generate(p, strategy="two-pass", max_new_tokens=TOKENS, tree_nodes=0) for p in prompts[:HARMED]
-    ]
-    assert tokens_per_cycle(results) < BAND[0]
+    assert tokens_per_cycle(draft(broken, prompts[:HARMED])) < BAND[0]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

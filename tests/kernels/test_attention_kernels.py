@@ -79,11 +79,13 @@ def test_tree_node_equals_decoding_its_path_alone(rows, dtype, kind, data):
 
 
 @settings(max_examples=8)
-@given(rows=mixed_passes(max_start=270), kind=st.sampled_from(KINDS), data=st.data())
+@given(
+    rows=mixed_passes(max_start=270).filter(lambda rows: rows.n_ar < len(rows)),
+    kind=st.sampled_from(KINDS),
+    data=st.data(),
+)
 def test_block_equals_drafting_it_alone(rows, kind, data):
     """Commit the strict ancestors of a block's anchor and run the block alone: the bits of the mixed pass."""
-    if rows.n_ar == len(rows):
-        return
     q, k, v, k_cache, v_cache = twin.inputs(rows, torch.bfloat16, kind)
     block = data.draw(st.integers(0, rows.blocks[-1]))
     mine = [i for i, b in enumerate(rows.blocks) if b == block]
