@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint fmt new-op check-kernel bench bench-decode acceptance bench-budget performance tune mutations gpu-check tiny-checkpoint clean
+.PHONY: help demo test test-slow lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-budget performance tune mutations gpu-check tiny-checkpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -33,6 +33,9 @@ new-op: $(VENV)/core ## scaffold an operation: make new-op NAME=squared_relu
 
 check-kernel: $(VENV)/test ## tests, registers and time of a kernel against main: make check-kernel OP=swiglu; options in CHECK="..."
 	@$(BIN)/python -m bench.check_kernel '$(OP)' $(CHECK)
+
+notebooks: $(VENV)/notebooks ## execute the notebooks on the CPU into runs/notebooks, with pictures, as .ipynb and .html
+	$(BIN)/python -m notebooks.run
 
 bench: $(VENV)/bench ## every kernel beside its peers on this GPU, 5 minutes; BENCH="--quick": one
 	$(BIN)/python -m bench.kernels $(BENCH)
@@ -77,7 +80,11 @@ $(VENV)/core: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/test: $(VENV)/core
-	@$(PIP) install -c constraints.txt -e '.[test]'
+	@$(PIP) install -c constraints.txt -e '.[test,notebooks]'
+	@touch $@
+
+$(VENV)/notebooks: $(VENV)/core
+	@$(PIP) install -c constraints.txt -e '.[notebooks]'
 	@touch $@
 
 $(VENV)/lint: $(VENV)/core

@@ -140,14 +140,23 @@ def table(found: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]]:
 
 
 def plot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
-    """Tokens a cycle against the nodes verified a cycle, with intervals; agreement of the chains by offset.
-    Rejection sampling is dashed, with crosses; "auto" is a star. rows: of `Measured.to_dict`."""
+    """`draw_acceptance` as a picture. rows: of `Measured.to_dict`."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5))
+    figure, sides = pyplot.subplots(1, 2, figsize=(11, 4.5))
+    draw_acceptance(*sides, rows)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def draw_acceptance(left: Any, right: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """Tokens a cycle against the nodes verified a cycle, with intervals; agreement of the chains by offset.
+    Rejection sampling is dashed, with crosses; "auto" is a star. left, right: matplotlib's axes."""
     colours = {t: f"C{i}" for i, t in enumerate(dict.fromkeys(row["temperature"] for row in rows))}
     for row in (row for row in rows if row["nodes"] == "auto"):
         star = {"color": colours[row["temperature"]], "markersize": 11}
@@ -172,7 +181,3 @@ def plot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
     for side in (left, right):
         if side.get_legend_handles_labels()[0]:
             side.legend()
-    figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)

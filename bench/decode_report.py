@@ -127,13 +127,23 @@ def profile_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
 
 
 def plot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
-    """A stacked bar a profile: ms of a pass by group, and its floor as a line across the bar."""
+    """`draw_steps` of profiles as a picture."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(max(6, 1.4 * len(rows) + 3), 5))
+    draw_steps(axes, rows)
+    axes.set_title(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def draw_steps(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """A stacked bar a profile on matplotlib's axes: ms of a pass by group, and its floor as a line across the
+    bar."""
     bottoms = [0.0] * len(rows)
     for group in (*GROUPS, GAPS):
         heights = [r["groups_us"][group] / 1e3 for r in rows]
@@ -145,11 +155,8 @@ def plot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
         axes.hlines(r["floor_ms"], i - 0.45, i + 0.45, color="black", linestyle="--", label=label)
     names = [f"{r['model']}, {r['pass']}\ncontext {r['context']}" for r in rows]
     axes.set_xticks(range(len(rows)), names, fontsize=8)
-    axes.set(ylabel="ms a pass, profiled", title=title)
+    axes.set_ylabel("ms a pass, profiled")
     axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[str]:

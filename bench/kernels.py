@@ -207,10 +207,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if left_out:
         print(f"{left_out} of {len(wanted)} cases were left out: {given.seconds} s were up (--seconds)")
     print(f"{machine_line(facts)}; {time.perf_counter() - began:.0f} s")
+    run = report.to_json(facts, roofs, results, left_out)
     if given.json:
-        report.write_json(given.json, report.to_json(facts, roofs, results, left_out))
+        report.write_json(given.json, run)
     if given.plot:
-        report.plot(given.plot, results, roofs, f"{facts['gpu']}, triton {facts['triton']}, {facts['date']}")
+        report.plot(given.plot, run, f"{facts['gpu']}, triton {facts['triton']}, {facts['date']}")
     wrong = [r for r in results if OURS in r.notes]
     return 1 if wrong else 0
 

@@ -168,40 +168,45 @@ def write_json(path: Path, value: object) -> None:
     write_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def plot(path: Path, results: Sequence[Result], roofs: Roofs, title: str) -> None:
-    """Roofline: FLOP a byte against TFLOP/s, one point a case of linear and attention, its best peer hollow;
-    the lines are the roofs of the same run."""
+def plot(path: Path, run: dict[str, Any], title: str) -> None:
+    """`draw_roofline` of a run as a picture."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    timed = [r for r in results if r.case.flops and OURS in r.times]
     figure, axes = pyplot.subplots(figsize=(9, 6))
-    ridge = roofs.matmul * 1e3 / roofs.read
-    top = max([2 * ridge, *(r.case.flops / r.case.bytes for r in timed)])
-    axes.plot([0.5, ridge, top], [0.5 * roofs.read / 1e3, roofs.matmul, roofs.matmul], color="black", lw=1)
-    axes.annotate(f"read roof {roofs.read:.0f} GB/s, matmul roof {roofs.matmul:.0f} TFLOP/s",
-                  (ridge, roofs.matmul), ha="right", va="bottom")  # fmt: skip
-    colours = {"linear": "tab:blue", "attention": "tab:orange"}
-    for op, colour in colours.items():
-        points = [r for r in timed if r.case.op == op]
-        if not points:
-            continue
-        x = [r.case.flops / r.case.bytes for r in points]
-        y = [r.case.flops / r.times[OURS].median / 1e6 for r in points]
-        axes.scatter(x, y, s=18, color=colour, label=f"{op}, ours", zorder=3)
-        peers = [
-            (a, r.case.flops / r.best_peer[1] / 1e6) for a, r in zip(x, points, strict=True) if r.best_peer
-        ]
-        axes.scatter(*zip(*peers, strict=True) if peers else ([], []), s=30, facecolors="none",
-                     edgecolors=colour, label=f"{op}, best peer")  # fmt: skip
-    axes.set(xscale="log", yscale="log", xlabel="FLOP a byte that must move", ylabel="TFLOP/s", title=title)
-    axes.grid(True, which="both", alpha=0.2)
-    axes.legend(loc="lower right")
+    draw_roofline(axes, run)
+    axes.set_title(title)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def draw_roofline(axes: Any, run: dict[str, Any]) -> None:
+    """FLOP a byte against TFLOP/s on matplotlib's axes, one point a case of linear and attention, its best
+    peer hollow; the lines are the roofs of the same run, a dict as of `to_json`."""
+    read, matmul = run["roof"]["read_gb_s"], run["roof"]["bf16_tflop_s"]
+    timed = [case for case in run["cases"] if case["flops"] and OURS in case["us"]]
+    ridge = matmul * 1e3 / read
+    top = max([2 * ridge, *(case["flops"] / case["bytes"] for case in timed)])
+    axes.plot([0.5, ridge, top], [0.5 * read / 1e3, matmul, matmul], color="black", lw=1)
+    axes.annotate(f"read roof {read:.0f} GB/s, matmul roof {matmul:.0f} TFLOP/s",
+                  (ridge, matmul), ha="right", va="bottom")  # fmt: skip
+    for op, colour in {"linear": "tab:blue", "attention": "tab:orange"}.items():
+        points = [case for case in timed if case["op"] == op]
+        if not points:
+            continue
+        x = [case["flops"] / case["bytes"] for case in points]
+        y = [case["flops"] / case["us"][OURS]["median"] / 1e6 for case in points]
+        axes.scatter(x, y, s=18, color=colour, label=f"{op}, ours", zorder=3)
+        peers = [(a, b / case["best_peer_over_ours"]) for a, b, case in zip(x, y, points, strict=True)
+                 if case["best_peer_over_ours"]]  # fmt: skip
+        axes.scatter(*zip(*peers, strict=True) if peers else ([], []), s=30, facecolors="none",
+                     edgecolors=colour, label=f"{op}, best peer")  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="FLOP a byte that must move", ylabel="TFLOP/s")
+    axes.grid(True, which="both", alpha=0.2)
+    axes.legend(loc="lower right")
 
 
 def number(value: float) -> str:

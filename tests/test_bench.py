@@ -159,7 +159,7 @@ def test_json_of_a_run(monkeypatch, tmp_path):
 
 def test_the_picture_is_drawn(monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
-    report.plot(tmp_path / "roof.png", fake_results(monkeypatch), ROOFS, "fake")
+    report.plot(tmp_path / "roof.png", report.to_json({}, ROOFS, fake_results(monkeypatch), 0), "fake")
     assert (tmp_path / "roof.png").read_bytes()[:4] == b"\x89PNG"
 
 
