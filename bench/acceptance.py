@@ -1,9 +1,10 @@
 """Tokens a cycle and a forward pass by draft: a chain, trees of several sizes, and what "auto" chooses, at
 several temperatures. At temperatures above 0 also a chain verified by rejection sampling.
 
-Every prompt is decoded with each setting; texts never depend on it, only the number of cycles does, but for
-rejection sampling, whose texts are other samples. The interval is a bootstrap over prompts. Agreement at
-offset d: the share of cycles whose first d proposals were all the target's own, or accepted."""
+With --one-pass also cycles of one pass. Every prompt is decoded with each setting; texts never depend on it,
+only the number of cycles does, but for rejection sampling, whose texts are other samples. The interval is a
+bootstrap over prompts. Agreement at offset d: the share of cycles whose first d proposals were all the
+target's own, or accepted."""
 
 from __future__ import annotations
 
@@ -69,6 +70,8 @@ def parse(arguments: Sequence[str] | None) -> Any:
     parser.add_argument("--nodes", nargs="+", type=_nodes, metavar="N",
                         default=[0, 16, 32, 64, 128, "auto"],
                         help="trees to try; 0 is the chain (default: 0 16 32 64 128 auto)")  # fmt: skip
+    parser.add_argument("--one-pass", nargs="*", type=_nodes, default=[], metavar="N",
+                        help="also one-pass cycles with such trees; auto: of their default size")  # fmt: skip
     parser.add_argument("--temperatures", nargs="+", type=_temperature, default=[0.0, 0.6, 1.0], metavar="T",
                         help="default: 0 0.6 1")  # fmt: skip
     parser.add_argument("--top-k", type=positive, metavar="K")
@@ -91,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for t in dict.fromkeys(given.temperatures):
         settings += [Setting(t, n) for n in dict.fromkeys(given.nodes)]
         settings += [Setting(t, 0, "rejection")] if t > 0 else []
+        settings += [Setting(t, n, strategy="one-pass") for n in dict.fromkeys(given.one_pass)]
     found: list[Measured] = []
     try:
         held_out = given.prompts is None

@@ -24,14 +24,16 @@ class Setting:
     temperature: float
     nodes: int | Literal["auto"]
     verify: str = "coupled"
+    strategy: str = "two-pass"
 
     @property
     def coupled_chain(self) -> bool:
         """Whether it is what the others are compared with."""
-        return self.nodes == 0 and self.verify == "coupled"
+        return (self.nodes, self.verify, self.strategy) == (0, "coupled", "two-pass")
 
     def __str__(self) -> str:
         draft = "auto" if self.nodes == "auto" else f"tree {self.nodes}" if self.nodes else "chain"
+        draft = draft if self.strategy == "two-pass" else f"{self.strategy}, {draft}"
         return f"{draft}{'' if self.verify == 'coupled' else f', {self.verify}'}, T {self.temperature:g}"
 
 
@@ -83,7 +85,7 @@ class Measured:
         low, high = self.interval()
         return {
             "temperature": self.setting.temperature, "nodes": self.setting.nodes,
-            "verify": self.setting.verify, "prompts": len(self.stats),
+            "verify": self.setting.verify, "strategy": self.setting.strategy, "prompts": len(self.stats),
             "tokens_per_cycle": round(self.per_cycle, 4), "interval_95": [round(low, 4), round(high, 4)],
             "tokens_per_cycle_mean_per_prompt": round(
                 float(np.mean([s.tokens_per_cycle for s in self.stats if s.cycles] or [0.0])), 4
@@ -111,7 +113,7 @@ def measure(
         for i, prompt in enumerate(prompts):
             try:
                 result = model.generate(
-                    prompt, "two-pass", new_tokens, temperature=setting.temperature, seed=seed + i,
+                    prompt, setting.strategy, new_tokens, temperature=setting.temperature, seed=seed + i,
                     tree_nodes=setting.nodes, verify=setting.verify, **sampling,
                 )  # fmt: skip
             except InputError as error:
@@ -122,8 +124,8 @@ def measure(
 
 
 def table(found: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]]:
-    """A line a setting; the gain is over the chain at the same temperature."""
-    chains = {m.setting.temperature: m.per_cycle for m in found if m.setting.coupled_chain}
+    """A line a setting; gains are over the two-pass chain at the same temperature."""
+    chains = {m.setting.temperature: m for m in found if m.setting.coupled_chain}
     lines = []
     for m in found:
         low, high = m.interval()
@@ -132,11 +134,12 @@ def table(found: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]]:
             str(m.setting), f"{m.per_cycle:.2f}", f"{low:.2f} to {high:.2f}",
             f"{m.to_dict()['tokens_per_cycle_mean_per_prompt']:.2f}", f"{m.per_forward:.2f}",
             f"{m.nodes_per_cycle:.0f}", f"{m.per_second:.0f}",
-            f"{m.per_cycle / chain:.2f}x" if chain else "-",
+            *((f"{m.per_cycle / chain.per_cycle:.2f}x", f"{m.per_forward / chain.per_forward:.2f}x")
+              if chain else ("-", "-")),
         ])  # fmt: skip
     head = ["draft", "tokens/cycle", "95 %", "mean of prompts", "tokens/forward", "nodes/cycle",
-            "tokens/s", "over chain"]  # fmt: skip
-    return f"two-pass, {len(found[0].stats)} prompts", head, lines
+            "tokens/s", "cycle, over chain", "forward, over chain"]  # fmt: skip
+    return f"drafts, {len(found[0].stats)} prompts", head, lines
 
 
 def plot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
@@ -156,7 +159,9 @@ def plot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
 
 def draw_acceptance(left: Any, right: Any, rows: Sequence[dict[str, Any]]) -> None:
     """Tokens a cycle against the nodes verified a cycle, with intervals; agreement of the chains by offset.
-    Rejection sampling is dashed, with crosses; "auto" is a star. left, right: matplotlib's axes."""
+    Rejection sampling is dashed, with crosses; "auto" is a star. Of two-pass cycles. left, right:
+    matplotlib's axes."""
+    rows = [row for row in rows if row.get("strategy", "two-pass") == "two-pass"]
     colours = {t: f"C{i}" for i, t in enumerate(dict.fromkeys(row["temperature"] for row in rows))}
     for row in (row for row in rows if row["nodes"] == "auto"):
         star = {"color": colours[row["temperature"]], "markersize": 11}
