@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import checkpoint
 from .config import Qwen3Config
+from .errors import InputError
 
 FILE = "bigram.safetensors"
 MOST_RANK = 256
@@ -30,6 +31,8 @@ def load(folder: Path, config: Qwen3Config, device: torch.device, dtype: torch.d
     if not (folder / FILE).exists() or not config.has_diffusion_view:
         return None
     tables = checkpoint.load_tables(folder / FILE, ("before", "after"), config.vocab_size, MOST_RANK)
+    if not all(table.isfinite().all() for table in tables):
+        raise InputError(f"{folder / FILE}: the tables are not finite numbers: learn them anew")
     return Bigram(*(table.to(device, dtype).contiguous() for table in tables))
 
 
