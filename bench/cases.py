@@ -32,7 +32,7 @@ EPS = 1e-6
 KERNELS = backend_ops("triton")
 TWINS = backend_ops("reference")
 LIKELIEST = 16  # tokens of a row that a draft tree asks for
-BLOCK, RANK = 32, 32  # rows of a draft; of a bigram correction
+RANK = 32  # of a bigram correction
 SETTINGS = {
     "greedy": Sampling(),
     "T 0.8": Sampling(temperature=0.8, seed=1),
@@ -447,14 +447,14 @@ def verify_cases(rows: Sequence[int]) -> Iterator[dict]:
         }  # fmt: skip
 
 
-def rerank_cases(shape: Shape) -> Iterator[dict]:
+def rerank_cases(shape: Shape, rows: Sequence[int]) -> Iterator[dict]:
     """The candidates of a block. Bytes: scores and ids, the rows of the tables, what is written."""
-    p, k, r = BLOCK - 1, LIKELIEST, RANK
-    moved = p * k * (12 + 4 * r) + 8 * p * k * k
-    yield {
-        "name": f"{p} x {k}", "rows": p, "context": None, "bytes": moved, "flops": 0,
-        "build": partial(rerank, shape.V, p, k, r),
-    }  # fmt: skip
+    k, r = LIKELIEST, RANK
+    for t in rows:
+        yield {
+            "name": f"{k} candidates", "rows": t, "context": None, "flops": 0,
+            "bytes": t * k * (12 + 4 * r) + 8 * t * k * k, "build": partial(rerank, shape.V, t, k, r),
+        }  # fmt: skip
 
 
 def rerank(v: int, p: int, k: int, r: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
@@ -501,7 +501,7 @@ _OF: dict[str, Callable[[Shape, Sequence[int], Sequence[int], str], Iterator[dic
         op: (lambda shape, rows, contexts, device, op=op: logits_cases(op, shape, rows))  # type: ignore[misc]
         for op in ("choose", "candidates", "log_probability", "top_k")
     },
-    "rerank": lambda shape, rows, contexts, device: rerank_cases(shape),
+    "rerank": lambda shape, rows, contexts, device: rerank_cases(shape, rows),
     "commit": lambda shape, rows, contexts, device: commit_cases(shape, rows),
     "verify": lambda shape, rows, contexts, device: verify_cases(rows),
 }
