@@ -80,7 +80,10 @@ def test_the_verb_adds_tables_and_leaves_the_weights(folder, tmp_path, capsys):
     assert model.bigram.before.shape == (2048, 3) and model.bigram.after.any()
     assert (out / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     capsys.readouterr()
-    for wrong, word in ((["--rank", "0"], "bigram rank is 0"), (["--block-size", "100"], "no block of 100")):
+    for wrong, word in (
+        (["--rank", "0"], "bigram rank is 0"),
+        (["--block-size", "2"], "block size is 2: the correction begins"),
+    ):
         assert main(["bigram", str(folder), str(tmp_path / "no"), *small, *wrong]) == 2
         said = capsys.readouterr().err
         assert word in said.splitlines()[-1] and not (tmp_path / "no").exists()

@@ -49,6 +49,7 @@ def test_embedding_copies_rows(device):
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="the base is a commit")
+@pytest.mark.slow
 def test_an_edit_seen_whole(tmp_path):
     """One that needs more registers and gives wrong rows, against the commit before it."""
     root = copied(tmp_path / "tree")

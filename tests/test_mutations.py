@@ -99,6 +99,7 @@ def toy(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_command(toy, capsys):
     source = (toy / "src/toy.py").read_text()
     assert mutations.main(["--json", "--processes", "2"]) == 1

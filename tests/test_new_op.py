@@ -30,6 +30,7 @@ def scaffolded(copy):
     return copy
 
 
+@pytest.mark.slow
 def test_tests_and_bench_pass_as_they_are(scaffolded):
     tests = ["tests/kernels/test_probe_op.py", "tests/kernels/test_backends.py", "tests/test_check.py",
              "tests/test_bench.py"]  # fmt: skip
@@ -49,6 +50,7 @@ def test_lint_passes_with_names_of_any_length(scaffolded):
         assert code == 0, said
 
 
+@pytest.mark.slow
 def test_it_compiles_for_hopper(scaffolded):
     code, said = said_by(scaffolded, "bench/compile_op.py", f"_{OP}_kernel")
     line = json.loads(said)

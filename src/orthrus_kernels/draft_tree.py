@@ -61,6 +61,7 @@ def draft_tree(
         log_probabilities = log_probabilities[:, None].expand(-1, width, -1)
     assert order is not None
     scores, which = log_probabilities.cpu(), order.tolist()
+    scores = torch.where(scores.isnan(), float("-inf"), scores)  # damaged logits: impossible
     chosen = [0]  # which candidate each node is
     repeated = None if repeated is None else repeated.cpu()
     tree = DraftTree([root], [-1], [0], [0.0])

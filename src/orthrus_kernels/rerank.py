@@ -17,6 +17,7 @@ from torch import Tensor
 from ._triton import tl, triton
 
 _LEAST_REST = 1e-6  # of probability that is not among the candidates
+_MOST = 1e30  # a change beyond it, or none at all, comes of damaged tables
 
 
 def rerank(
@@ -32,13 +33,15 @@ def rerank(
     p, k = ids.shape
     fronts = torch.cat([root.long().expand(1, k), ids[:-1]])  # [P, K]
     change = torch.einsum("par,pcr->pac", before[fronts].float(), after[ids].float()) * scale
+    change = change.nan_to_num(0.0).clamp(-_MOST, _MOST)
     if known:
         change[0] = 0
     log_probabilities = torch.where(log_probabilities.isnan(), float("-inf"), log_probabilities)
     scores = log_probabilities[:, None] + change
     scores = torch.where(scores.isnan(), float("-inf"), scores)  # damaged logits: impossible
-    rest = (1 - log_probabilities.exp().sum(1)).clamp(min=_LEAST_REST)
-    scores = scores - (scores.exp().sum(-1) + rest[:, None]).log()[..., None]
+    rest = (1 - log_probabilities.exp().sum(1)).clamp(min=_LEAST_REST).log()
+    rest = rest[:, None, None].expand(p, k, 1)
+    scores = scores - torch.cat([scores, rest], -1).logsumexp(-1, keepdim=True)
     scores, order = scores.clamp(max=0.0).sort(dim=-1, descending=True, stable=True)
     return scores.contiguous(), order.int()
 
@@ -48,6 +51,7 @@ def _rerank_kernel(
     log_probabilities, ids, root, before, after, scale, scores, order,
     K, R,
     KNOWN: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr, LEAST_REST: tl.constexpr,
+    MOST: tl.constexpr,
 ):  # fmt: skip
     """One (position, candidate before it)."""
     i_p, i_a = tl.program_id(0), tl.program_id(1)
@@ -61,13 +65,17 @@ def _rerank_kernel(
     b_u = tl.load(before + front * R + o_r, mask=m_r, other=0.0).to(tl.float32)
     b_w = tl.load(after + b_id[:, None] * R + o_r[None, :], mask=m_k[:, None] & m_r[None, :], other=0.0)
     b_change = tl.sum(b_u[None, :] * b_w.to(tl.float32), axis=1) * tl.load(scale)
+    b_change = tl.where(b_change == b_change, b_change, 0.0)
+    b_change = tl.minimum(tl.maximum(b_change, -MOST), MOST)
     if KNOWN:
         b_change = tl.where(i_p == 0, 0.0, b_change)
     b_log = tl.where(b_log == b_log, b_log, float("-inf"))
     b_score = tl.where(m_k, b_log + b_change, float("-inf"))
     b_score = tl.where(b_score == b_score, b_score, float("-inf"))  # damaged logits: impossible
     rest = tl.maximum(1 - tl.sum(tl.exp(b_log), axis=0), LEAST_REST)
-    b_score = tl.minimum(b_score - tl.log(tl.sum(tl.exp(b_score), axis=0) + rest), 0.0)
+    most = tl.maximum(tl.max(b_score, axis=0), tl.log(rest))
+    total = tl.sum(tl.exp(b_score - most), axis=0) + tl.exp(tl.log(rest) - most)
+    b_score = tl.minimum(b_score - (most + tl.log(total)), 0.0)
     # Sorted as numbers of one tensor: scores compared pair by pair in two layouts may have been computed
     # twice, not alike to the last bit. Bits of numbers not below 0 are in their order.
     b_key = ((0.0 - b_score).to(tl.int32, bitcast=True).to(tl.int64) << 8) | o_k
@@ -95,6 +103,6 @@ def rerank_triton(
     _rerank_kernel[(p, k)](
         log_probabilities=log_probabilities, ids=ids, root=root, before=before, after=after, scale=scale,
         scores=scores, order=order, K=k, R=r, KNOWN=known, BLOCK_K=triton.next_power_of_2(k),
-        BLOCK_R=triton.next_power_of_2(r), LEAST_REST=_LEAST_REST, num_warps=1,
+        BLOCK_R=triton.next_power_of_2(r), LEAST_REST=_LEAST_REST, MOST=_MOST, num_warps=1,
     )  # fmt: skip
     return scores, order

@@ -151,7 +151,7 @@ def generate(
         model, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, logit_bias=dict(logit_bias or {}), seed=seed,
     )  # fmt: skip
-    block_size = _checked_block_size(model, block_size, name)
+    block_size = checked_block_size(model, block_size, name)
     tree_nodes = 0 if verify == "rejection" and tree_nodes == "auto" else _checked_tree_nodes(tree_nodes)
     _check_verify(verify, name, sampling, tree_nodes)
     stream = TokenStream(model.text, model.config.eos_token_ids, stop, budget, on_tokens)
@@ -279,12 +279,15 @@ def _checked_sampling(model: Qwen3, **settings) -> Sampling:
     return sampling
 
 
-def _checked_block_size(model: Qwen3, block_size: int | None, strategy: str) -> int:
+def checked_block_size(model: Qwen3, block_size: int | None, strategy: str) -> int:
+    """Rows of a strategy's blocks, its default for None. Raises InputError."""
     least, most = 2, model.config.block_size
     if strategy == "one-pass":  # the first proposal of its blocks is dropped
         least, most = 3, min(most, one_pass.MOST_BLOCK)
         if most < least:
-            raise InputError(f"strategy one-pass takes blocks of {least} rows; this checkpoint's have {most}")
+            raise InputError(
+                f"strategy one-pass takes blocks of {least} rows or more, this checkpoint's have {most}"
+            )
     if block_size is None or not most:
         return min(most, one_pass.BLOCK) if strategy == "one-pass" else most
     if not least <= block_size <= most:

@@ -76,6 +76,17 @@ def test_what_is_not_possible_stays_so(nothing):
         assert torch.equal(order.sort(-1).values, torch.arange(6).expand(3, 6, 6).int())
 
 
+@pytest.mark.parametrize("scale", [1e4, 1e7])
+def test_a_temperature_near_0_leaves_one_candidate(scale):
+    """No sum overflows: the best one keeps all the probability, in twin and kernel."""
+    arguments = (*candidates(4, 6, 3)[:5], torch.tensor([scale]))
+    scores, order = rerank(*arguments, False)
+    got, got_order = kernel(arguments, False)
+    best = scores[..., 0] > math.log(0.5)
+    assert best.float().mean() > 0.8 and torch.equal(best, got[..., 0] > math.log(0.5))
+    assert torch.equal(order[..., 0][best], got_order[..., 0][best]) and not got.isnan().any()
+
+
 def test_without_tables_of_any_size_nothing_changes():
     arguments = candidates(4, 5, 2)
     arguments[3].zero_()

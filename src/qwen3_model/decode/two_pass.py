@@ -89,13 +89,16 @@ def _scores(decoding: Decoding, logits: Tensor, proposals: list[int]) -> list[fl
 def grow(
     decoding: Decoding, logits: Tensor, nodes: int, width: int = CANDIDATES, known: bool = True
 ) -> DraftTree:
-    """The likeliest `nodes` nodes, of `width` candidates a position. known: the block has seen the root."""
+    """The likeliest `nodes` nodes, of `width` candidates a position. known: the block has seen the root.
+    Fewer candidates than CANDIDATES are those of the block itself, without a bigram correction."""
     positions, sampling, seen = decoding.placed(logits, [[0] * i for i in range(len(logits))])
-    k = min(width, logits.shape[1])
+    k = min(CANDIDATES, logits.shape[1])
     log_probabilities, ids = decoding.model.ops.candidates(logits, positions, sampling, k, seen)
+    # when sampling, probabilities are shares among the candidates: first all of them
+    log_probabilities, ids = log_probabilities[:, :width].contiguous(), ids[:, :width].contiguous()
     repeated = order = None
     tables = decoding.model.bigram
-    if tables is not None and seen is None:
+    if tables is not None and seen is None and width >= CANDIDATES:
         root = torch.tensor([decoding.root], dtype=torch.int32, device=ids.device)
         scale = torch.tensor([correction_scale(sampling)], device=ids.device)
         log_probabilities, order = decoding.model.ops.rerank(

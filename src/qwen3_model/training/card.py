@@ -37,6 +37,14 @@ Files of 2 to 200 kB from distributions that declare a permissive licence and no
 """
 
 
+def write_if_whole(facts: dict[str, Any]) -> str | None:
+    """The same, None where the facts of a training are missing or are not what they should be."""
+    try:
+        return write(facts)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+
+
 def write_short(facts: dict[str, Any], base: str) -> str:
     """Markdown for a diffusion view distilled onto any other base."""
     dis = facts["distill"]

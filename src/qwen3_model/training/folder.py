@@ -117,6 +117,8 @@ def check_out(out: Path, overwrite: bool, base: Path | None = None) -> None:
     """Raises InputError, before anything is trained, when a checkpoint could not be written to `out`."""
     if base is not None and out.resolve() == base.resolve():
         raise InputError(f"{out} is the base itself: choose another folder")
+    if base is not None and base.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"{out} holds the base {base}: choose another folder")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: choose a folder that is not there yet")
     if out.is_dir() and any(out.iterdir()):

@@ -240,7 +240,14 @@ def run_bigram(
     if not config.has_diffusion_view:
         raise InputError(f"{base} is a plain Qwen3: a bigram correction takes an Orthrus (orthrus distill)")
     plan.check(config.context_length)
+    blocks = dataclasses.replace(blocks, size=min(blocks.size, config.block_size))
     blocks.check(plan.length)
+    if blocks.size < 3:
+        raise InputError(
+            f"block size is {blocks.size}: the correction begins at a block's second proposal; use 3"
+        )
+    facts = facts_of(base)  # refused before the training if it cannot be read
+    facts.pop("verify", None)  # measured without these tables
     check_rank(rank, config.vocab_size)
     check_own_text(own_text, config.context_length)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -255,9 +262,9 @@ def run_bigram(
         "steps": steps, "seconds": round(spent), "rank": rank, "own_text": own_share,
         "corpus": corpus_facts(corpus),
     }  # fmt: skip
-    facts = facts_of(base) | {"bigram": said}
-    tiny = "pretrain" in facts and "corpus" in facts and not corpus.own and (base / HELD_OUT).exists()
-    save_corrected(base, out, tables, facts, card.write(facts) if tiny else None)
+    facts |= {"bigram": said}
+    tiny = not corpus.own and "distill_corpus" not in facts and (base / HELD_OUT).exists()
+    save_corrected(base, out, tables, facts, card.write_if_whole(facts) if tiny else None)
     say(began, f"wrote {out}")
 
 
