@@ -15,10 +15,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from qwen3_model.cli.output import write_atomically
+
 from .command import Parser, fail, positive
 from .mutation_run import Outcome, check_all, prove
 from .mutation_table import BUGS, Bug
-from .report import print_tables, write_atomically
+from .report import print_tables
 
 COMMAND = "bench.mutations"
 ROOT = Path(__file__).resolve().parents[1]

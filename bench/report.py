@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from qwen3_model.cli.output import write_atomically
 
 from .cases import OPS, OURS, Case
 from .measure import Timing
@@ -152,16 +153,6 @@ def to_json(
         ],
         "left_out": left_out,
     }  # fmt: skip
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that whoever reads it finds the old text or the new one, never half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -23,12 +23,13 @@ import torch
 from orthrus_kernels import tables
 from orthrus_kernels.linear_triton import linear_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
+from qwen3_model.cli.output import write_atomically
 
 from .command import Parser, fail, in_processes, positive, short, writable
 from .kernels import POOL
 from .measure import Meter, Pool, machine, machine_line
 from .models import MODELS
-from .report import print_tables, write_atomically, write_json
+from .report import print_tables, write_json
 
 COMMAND = "bench.tune"
 TABLE = Path(tables.__file__).parent / "linear.json"

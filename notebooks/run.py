@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.command import Parser, fail, short
-from bench.report import write_atomically
+from qwen3_model.cli.output import write_atomically
 
 COMMAND = "notebooks.run"
 ROOT = Path(__file__).resolve().parents[1]

@@ -27,16 +27,17 @@ SETTINGS = st.fixed_dictionaries(
 )
 
 
-@given(
-    prompt=st.lists(st.integers(0, 96), min_size=1, max_size=6),
-    settings=SETTINGS,
-    skill=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
-    n=st.integers(1, 30),
-    seed=st.integers(0, 2**64 - 1),
-    block=st.integers(3, 8),
-    nodes=st.sampled_from(["auto", 0, 1, 5, 12]),
-    world=st.integers(0, 50),
-)
+CASES = {
+    "prompt": st.lists(st.integers(0, 96), min_size=1, max_size=6),
+    "settings": SETTINGS,
+    "skill": st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    "n": st.integers(1, 30),
+    "seed": st.integers(0, 2**64 - 1),
+    "world": st.integers(0, 50),
+}
+
+
+@given(**CASES, block=st.integers(3, 8), nodes=st.sampled_from(["auto", 0, 1, 5, 12]))
 def test_one_pass_equals_plain_decoding(prompt, settings, skill, n, seed, block, nodes, world):
     """Whatever ends the tree has, and whether a block stands at the one the walk takes."""
     model = ScriptedModel(small_config(), skill, seed=world)
@@ -73,15 +74,7 @@ def test_a_walk_that_ends_where_no_block_stands_goes_on_with_the_root(monkeypatc
     assert {p.n_ar for p in model.passes} == {1, 6}
 
 
-@given(
-    prompt=st.lists(st.integers(0, 96), min_size=1, max_size=6),
-    settings=SETTINGS,
-    skill=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
-    n=st.integers(1, 30),
-    seed=st.integers(0, 2**64 - 1),
-    block=st.integers(2, 8),
-    world=st.integers(0, 50),
-)
+@given(**CASES, block=st.integers(2, 8))
 def test_two_pass_equals_plain_decoding(prompt, settings, skill, n, seed, block, world):
     model = ScriptedModel(small_config(), skill, seed=world)
     plain = model.generate(prompt, strategy="autoregressive", max_new_tokens=n, seed=seed, **settings)
