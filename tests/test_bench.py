@@ -168,7 +168,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(monkeypatch, tmp_path):
     path.write_text("old")
     with pytest.raises(ValueError, match="not JSON compliant"):
         report.write_json(path, {"x": float("nan")})
-    monkeypatch.setattr(report.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
     with pytest.raises(OSError, match="disk"):
         report.write_json(path, {"x": 1})
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["t.json"]
