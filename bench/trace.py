@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog=f"python -m {COMMAND}", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"example: python -m {COMMAND} --prompts 100 --tokens 256 --json bench/runs/trace.json",
+        epilog=f"example: python -m {COMMAND} --prompts 100 --tokens 256 --json runs/trace.json",
     )  # fmt: skip
     parser.add_argument("file", nargs="?", type=Path, metavar="PROMPTS.jsonl",
                         help="a prompt a line (default: embedded held-out ones)")  # fmt: skip
@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", default="auto", help="reference, triton, torch or auto")
     parser.add_argument("--prompts", type=positive, default=100, metavar="N", help="default: 100")
     parser.add_argument("--tokens", type=positive, default=256, metavar="N", help="of a text (default: 256)")
+    parser.add_argument("--blocks", nargs="*", type=positive, default=[16, 24], metavar="ROWS",
+                        help="further sizes of blocks to count agreement of (default: 16 24)")  # fmt: skip
     parser.add_argument("--json", type=writable, metavar="FILE", help="write the trace to FILE")
     given = parser.parse_args(arguments)
     began = time.perf_counter()
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError("this checkpoint has no tokenizer.json, which prompts need")
         name = "embedded" if given.model == EMBEDDED else str(given.model)
         prompts = [model.text.encode(text) for text in texts]
-        trace = trace_run.record(model, prompts, given.tokens, name, _said)
+        trace = trace_run.record(model, prompts, given.tokens, name, given.blocks, _said)
     except InputError as error:
         fail(COMMAND, str(error))
     facts = machine(" ".join([f"python -m {COMMAND}", *sys.argv[1:]]))

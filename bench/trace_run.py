@@ -77,7 +77,7 @@ class Tally:
         if right < count:
             self.misses[ranks[right] - 1 if right < len(ranks) else -1] += 1
 
-    def agreement(self, least: int = 30) -> list[float]:
+    def agreement(self, least: int = 100) -> list[float]:
         """Share of hits by offset, as far as there are `least` trials."""
         hits = [*self.hits, *[0] * (len(self.trials) - len(self.hits))]
         return [a / b for a, b in zip(hits, self.trials, strict=True) if b >= least]
@@ -111,7 +111,7 @@ class Trace:
         for t in self.tallies:
             if (t.rows, t.knows_root, t.corrected) == wanted:
                 return t
-        raise InputError(f"the trace has no tally of {wanted}: blocks of {rows} rows were not recorded")
+        raise InputError(f"the trace has no tally of {wanted}: record it with --blocks {rows}")
 
     def mean(self, kind: str) -> float:
         """Tokens a cycle, cycle after cycle through all texts."""
@@ -253,21 +253,23 @@ def ranked(
 
 @dataclass(frozen=True)
 class Recorder:
-    """Records texts of one model. rows: of the blocks; short: of those of one-pass cycles."""
+    """Records texts of one model. rows: of the blocks; short: of those of one-pass cycles; sizes: all that
+    are tallied."""
 
     model: Qwen3
     rows: int
     short: int
+    sizes: list[int]
     tallies: dict[tuple[int, bool, bool], Tally]
 
     @staticmethod
-    def of(model: Qwen3) -> Recorder:
-        """Raises InputError for a model without blocks of 3 rows."""
-        short = checked_block_size(model, None, "one-pass")
-        rows = model.config.block_size
-        kinds = [(size, known, corrected) for size in sorted({rows, short}) for known in (True, False)
+    def of(model: Qwen3, also: Sequence[int] = ()) -> Recorder:
+        """also: sizes of blocks. Raises InputError for a model whose blocks are smaller, or below 3 rows."""
+        short, rows = checked_block_size(model, None, "one-pass"), model.config.block_size
+        sizes = sorted({rows, short, *(checked_block_size(model, size, "one-pass") for size in also)})
+        kinds = [(size, known, corrected) for size in sizes for known in (True, False)
                  for corrected in (False, True) if model.bigram or not corrected]  # fmt: skip
-        return Recorder(model, rows, short, {kind: Tally(*kind) for kind in kinds})
+        return Recorder(model, rows, short, sizes, {kind: Tally(*kind) for kind in kinds})
 
     @torch.inference_mode()
     def text(self, prompt: Sequence[int], tokens: int) -> Text:
@@ -278,7 +280,7 @@ class Recorder:
         cache = model.new_cache(len(whole) + self.rows)
         model.prefill(whole, cache)
         kept: dict[str, list[int]] = {kind: [] for kind in KINDS}
-        for size in sorted({self.rows, self.short}) if len(text) > 1 else ():
+        for size in self.sizes if len(text) > 1 else ():
             blocks = drafts(model, cache, whole, n - 1, len(whole) - 1, size)
             for known in (True, False):
                 self._follow(text, blocks, size, known, kept)
@@ -313,11 +315,12 @@ class Recorder:
 
 
 def record(
-    model: Qwen3, prompts: Sequence[Sequence[int]], tokens: int, checkpoint: str,
+    model: Qwen3, prompts: Sequence[Sequence[int]], tokens: int, checkpoint: str, also: Sequence[int] = (),
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Trace:  # fmt: skip
-    """The trace of `tokens` greedy tokens behind each prompt. Raises InputError, with the prompt's number."""
-    recorder, texts = Recorder.of(model), list[Text]()
+    """The trace of `tokens` greedy tokens behind each prompt. also: further sizes of blocks to tally. Raises
+    InputError, with the prompt's number."""
+    recorder, texts = Recorder.of(model, also), list[Text]()
     for i, prompt in enumerate(prompts):
         try:
             texts.append(recorder.text(prompt, tokens))
