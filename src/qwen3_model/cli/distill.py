@@ -36,6 +36,11 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     group.add_argument("--blocks", type=int, default=32, help="blocks a row (default: %(default)s)")
     group.add_argument("--block-size", type=int, default=32, metavar="K", help="(default: %(default)s)")
     group.add_argument(
+        "--short-blocks", type=int, default=0, metavar="K",
+        help="every other step's blocks have K rows: for one-pass decoding, whose blocks are short "
+        "(default: none)",
+    )  # fmt: skip
+    group.add_argument(
         "--offset-decay", type=float, default=0.9, metavar="D",
         help="the loss at offset j weighs D^(j-1); 1 is the paper's (default: %(default)s)",
     )  # fmt: skip
@@ -65,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     base = checkpoint.resolve(args.base, args.revision)
     rate = TINY_RATE if base_config(base).hidden_size <= TINY_HIDDEN else RATE
     plan = plan_of(args, recipe.DISTILL, rate)
-    blocks = Blocks(args.blocks, args.block_size, args.offset_decay)
+    blocks = Blocks(args.blocks, args.block_size, args.offset_decay, args.short_blocks)
     with state_of(args) as state:
         recipe.run_distill(
             base, args.out, seconds_of(args), corpus_bytes_of(args), args.seed, plan=plan, blocks=blocks,

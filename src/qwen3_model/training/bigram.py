@@ -48,8 +48,8 @@ def learn_bigram(
         with autocast(device):
             taught = lessons.step(step)
             loss, agrees = _kl(network, taught.teacher, taught.student, before[taught.before], after)
-        loss, agrees = (x.unflatten(0, (-1, blocks.size - 1)) for x in (loss, agrees))
-        return (loss * lessons.weight)[:, 1:].mean(), lambda: agreement_words(agrees)
+        shares = agrees.unflatten(0, (-1, blocks.sized(step).size - 1))
+        return lessons.weighted(loss, step)[:, 1:].mean(), lambda: agreement_words(shares)
 
     weights = {"embed_before": before, "embed_after": after}
     mask = network.config.mask_token_id

@@ -34,6 +34,13 @@ class Blocks:
     count: int = 32
     size: int = 32
     offset_decay: float = 1.0  # the loss at offset j weighs decay^(j - 1); 1 is the paper's
+    short: int = 0  # rows of the blocks of every other step, as one-pass cycles have them; 0: no such steps
+
+    def sized(self, step: int) -> Blocks:
+        """The blocks of a step: `size` rows, or as many rows in short ones."""
+        if not self.short or step % 2 == 0:
+            return self
+        return dataclasses.replace(self, count=self.count * self.size // self.short, size=self.short)
 
     def check(self, length: int) -> None:
         """Raises InputError for blocks that a row of `length` tokens cannot hold."""
@@ -41,7 +48,9 @@ class Blocks:
             raise InputError(f"blocks is {self.count}; at least one a row was expected")
         if self.size not in BLOCK_SIZES:
             raise InputError(f"block size is {self.size}; {BLOCK_SIZES[0]} to {BLOCK_SIZES[-1]} was expected")
-        if length <= self.size:
+        if self.short and not 2 <= self.short <= self.size:
+            raise InputError(f"short blocks are of {self.short} rows; 2 to {self.size} was expected")
+        if length <= self.size or length <= self.size + self.sized(1).count:
             raise InputError(
                 f"rows of {length} tokens hold no block of {self.size}: use a longer --length or a smaller "
                 "--block-size"
@@ -119,14 +128,18 @@ class Lessons:
     def __init__(self, network: Network, tokens: Tensor, plan: Plan, blocks: Blocks) -> None:
         self.network, self.plan, self.blocks = network, plan, blocks
         self.rows = Rows(tokens, plan.length, plan.seed)
-        self.offsets = torch.arange(blocks.size - 1, device=tokens.device)
-        weight = blocks.offset_decay ** self.offsets.float()
-        self.weight = weight / weight.mean()  # of the loss, [K - 1]
         self._ar, self._diffusion = compiled(network.ar), compiled(network.diffusion)
+
+    def weighted(self, loss: Tensor, step: int) -> Tensor:
+        """The loss [n (K - 1)] of a step's proposals as [n, K - 1], weighed by offset."""
+        offsets = torch.arange(self.blocks.sized(step).size - 1, device=loss.device)
+        weight = self.blocks.offset_decay ** offsets.float()
+        return loss.unflatten(0, (-1, len(offsets))) * (weight / weight.mean())
 
     def step(self, step: int) -> Taught:
         """Both views over the blocks of a step."""
-        plan, blocks, config = self.plan, self.blocks, self.network.config
+        plan, blocks, config = self.plan, self.blocks.sized(step), self.network.config
+        offsets = torch.arange(blocks.size - 1, device=self.rows.tokens.device)
         ids = self.rows.batch(step, plan.batch)[:, :-1]
         generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
         # without replacement; the last rows of a block must have a teacher
@@ -137,7 +150,7 @@ class Lessons:
         with torch.no_grad():
             teacher, context = self._ar(ids)
         student = self._diffusion(block_ids, positions, context, mask).unflatten(1, (-1, blocks.size))
-        taught = (anchors[..., None] + self.offsets).flatten(1)
+        taught = (anchors[..., None] + offsets).flatten(1)
         teacher = teacher.gather(1, taught[..., None].expand(-1, -1, config.hidden_size))
         return Taught(
             teacher.flatten(0, 1), student[:, :, :-1].flatten(0, 2), ids.gather(1, taught).flatten()
@@ -167,9 +180,8 @@ def distill(
         with autocast(tokens.device):
             taught = lessons.step(step)
             loss, agrees = kl(network, taught.teacher, taught.student)
-        loss = loss.unflatten(0, (-1, blocks.size - 1))
-        shares = agrees.unflatten(0, (-1, blocks.size - 1))
-        return (loss * lessons.weight).mean(), lambda: agreement_words(shares)
+        shares = agrees.unflatten(0, (-1, blocks.sized(step).size - 1))
+        return lessons.weighted(loss, step).mean(), lambda: agreement_words(shares)
 
     mask = network.config.mask_token_id
     about = {"tokens": len(tokens), "mask_token_id": mask, **dataclasses.asdict(blocks)}
