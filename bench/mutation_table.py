@@ -21,7 +21,7 @@ class Bug:
     unseen: str = ""
 
 
-_ATTENTION = "orthrus_kernels/attention_triton.py"
+_ATTENTION = "orthrus_kernels/attention_kernels.py"
 _LINEAR = "orthrus_kernels/linear_triton.py"
 _VISIBILITY = "orthrus_kernels/visibility.py"
 _TEXT_STAYS = "test_embedded.py::test_lossless[0.0-float32]"
