@@ -1,5 +1,5 @@
-"""What the guides tell a reader to type is taken by the command line, their links lead somewhere, the strategy
-that docs/adding.md shows is one, and files and functions are as short as CONTRIBUTING.md says."""
+"""What the guides tell a reader to type is taken by the command line, their links lead somewhere, the
+strategy that docs/adding.md shows is one, and files and functions are as short as CONTRIBUTING.md says."""
 
 import ast
 import re
