@@ -16,7 +16,7 @@ from qwen3_model import cli, decode
 ROOT = Path(__file__).parents[1]
 GUIDES = [
     ROOT / "CONTRIBUTING.md",
-    *(ROOT / f"docs/{name}.md" for name in ("adding", "checkpoints", "metrics")),
+    *(ROOT / f"docs/{name}.md" for name in ("adding", "checkpoints", "figures", "metrics")),
 ]
 TEXTS = {path.name: path.read_text() for path in GUIDES}
 VERBS, MADE = (
