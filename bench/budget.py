@@ -1,8 +1,5 @@
-"""Does `tree_nodes="auto"` find the fastest draft? Tokens a second of every fixed kind of cycle and of auto,
-on predictable, mixed and noisy prompts.
-
-The embedded checkpoint is decoded; larger models are replayed: the cycles that the embedded checkpoint's
-texts would have, each at the time that a cycle of random weights of that size takes on this GPU."""
+"""Does strategy "auto" find the fastest cycle? Tokens a second of every fixed kind of cycle and of auto, on
+predictable, mixed and noisy prompts, with the embedded checkpoint. Larger models: bench.decode --replay."""
 
 from __future__ import annotations
 
@@ -18,17 +15,17 @@ from rich.table import Table
 
 from qwen3_model import InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
-from qwen3_model.decode.budget import CHAIN, KINDS, PLAIN
+from qwen3_model.decode.budget import CHAIN, ONE_PASS, PLAIN, TREES
 
 from . import report
-from .budget_run import decode, measured_costs, prompt_sets, replayed, trace
+from .budget_run import decode, prompt_sets
 from .command import Parser, fail, positive, writable
 from .measure import machine, machine_line
-from .models import MODELS
 
 COMMAND = "bench.budget"
 ROUNDS = 5  # over all kinds, of which the median counts
-NAMES = {str(PLAIN): "plain", str(CHAIN): "chain", "auto": "auto"}
+FIXED = (PLAIN, CHAIN, *TREES, ONE_PASS)
+NAMES = {str(PLAIN): "plain", str(CHAIN): "chain", str(ONE_PASS): "one-pass", "auto": "auto"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,17 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog=f"python -m {COMMAND}", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"example: python -m {COMMAND} --prompts 20 --models 1.7B 8B --json runs/budget.json",
+        epilog=f"example: python -m {COMMAND} --prompts 20 --json runs/budget.json",
     )  # fmt: skip
     parser.add_argument("--prompts", type=positive, default=20, metavar="N", help="of each set (default: 20)")
     parser.add_argument("--tokens", type=positive, default=384, metavar="N", help="new ones (default: 384)")
-    parser.add_argument("--models", nargs="*", choices=list(MODELS), default=["1.7B", "8B"], help="to replay")
     parser.add_argument("--json", type=writable, metavar="FILE", help="write all figures there")
     given = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         fail(COMMAND, "times need a GPU, and there is none")
     try:
-        found = measure(given.prompts, given.tokens, given.models)
+        found = measure(given.prompts, given.tokens)
     except InputError as error:
         fail(COMMAND, str(error))
     facts = machine(f"python -m {COMMAND} --prompts {given.prompts} --tokens {given.tokens}")
@@ -59,13 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(row["identical"] for row in found) else 1
 
 
-def measure(prompts: int, new_tokens: int, models: Sequence[str]) -> list[dict[str, Any]]:
-    """One row a prompt set and model: tokens a second by kind, as a share of the best fixed one."""
+def measure(prompts: int, new_tokens: int) -> list[dict[str, Any]]:
+    """One row a prompt set: tokens a second by kind, as a share of the best fixed one."""
     model = Qwen3.from_pretrained(EMBEDDED, "cuda", "bfloat16", progress=False)
-    sets = prompt_sets(model, prompts)
-    rows, traces = [], {}
-    for prompt_set in sets:
-        kinds = [str(kind) for kind in KINDS] + ["auto"]
+    rows = []
+    for prompt_set in prompt_sets(model, prompts):
+        kinds = [str(kind) for kind in FIXED] + ["auto"]
         rounds = []
         for _ in range(1 + ROUNDS):  # the first one compiles and captures
             rounds.append({
@@ -77,21 +72,8 @@ def measure(prompts: int, new_tokens: int, models: Sequence[str]) -> list[dict[s
         rates = {kind: median(found[kind]["tokens_per_second"] for found in rounds[1:]) for kind in kinds}
         rows.append(_row("embedded", prompt_set.name, rates, same))
         rows[-1]["tokens_per_cycle"] = {kind: run["tokens_per_cycle"] for kind, run in rounds[-1].items()}
+        rows[-1]["cycles_of"] = rounds[-1]["auto"]["cycles_of"]
         print(f"  {prompt_set.name}: auto {rows[-1]['auto_of_best']:.3f} of the best", flush=True)
-        traces[prompt_set.name] = [
-            trace(model, prompt, text, prompt_set.temperature)
-            for prompt, text in zip(prompt_set.prompts, texts, strict=True)
-        ]
-    for name in models:
-        del model
-        torch.cuda.empty_cache()
-        model = Qwen3.from_config(MODELS[name].config(), device="cuda", dtype="bfloat16")
-        for prompt_set in sets:
-            costs = measured_costs(model, sets[2].prompts[0], prompt_set.temperature)
-            of_set = traces[prompt_set.name]
-            rates = {kind: 1e3 * rate for kind, rate in replayed(of_set, costs).items()}
-            rows.append(_row(f"{name}, replayed", prompt_set.name, rates, True))
-            rows[-1]["ms_a_cycle"] = {str(kind): cost for kind, cost in costs.items()}
     return rows
 
 

@@ -1,20 +1,15 @@
-"""What `bench.budget` measures: prompts, tokens a second, outcomes of every kind of cycle along a text."""
+"""What `bench.budget` measures: prompts, and tokens a second of a kind of cycle."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from orthrus_kernels import Rows, Sampling, verify
 from qwen3_model import InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
-from qwen3_model.decode import Decoding
-from qwen3_model.decode.budget import CHAIN, KINDS, PLAIN, TREES, Budget, first_children, known_tokens, told
-from qwen3_model.decode.two_pass import grow
+from qwen3_model.decode.budget import ONE_PASS, PLAIN
 from qwen3_model.prompts import read_prompts
 
 PROMPT_TOKENS = 64
@@ -50,8 +45,11 @@ def prompt_sets(model: Qwen3, count: int) -> list[PromptSet]:
 
 
 def decode(model: Qwen3, prompts: PromptSet, nodes: int | str, new_tokens: int) -> dict[str, Any]:
-    """Tokens a second of a whole set and tokens a cycle; nodes: PLAIN, or what `generate` takes."""
-    strategy, tree = ("autoregressive", 0) if nodes == PLAIN else ("two-pass", nodes)
+    """Tokens a second of a whole set, tokens a cycle and how many cycles of each kind. nodes: a kind of
+    qwen3_model/decode/budget.py, or "auto"."""
+    of_kind = {PLAIN: ("autoregressive", 0), ONE_PASS: ("one-pass", "auto"), "auto": ("auto", "auto")}
+    strategy, tree = of_kind.get(nodes, ("two-pass", nodes))
+    cycles_of: Counter[str] = Counter()
     tokens = cycles = kept = 0
     seconds = 0.0
     texts = []
@@ -62,75 +60,11 @@ def decode(model: Qwen3, prompts: PromptSet, nodes: int | str, new_tokens: int) 
         s = result.stats
         tokens, seconds = tokens + s.tokens, seconds + s.seconds
         cycles, kept = cycles + s.cycles, kept + s.cycle_tokens
+        cycles_of.update(s.cycles_of)
         texts.append(result.token_ids)
     if cycles == 0:
         raise InputError(f"the texts behind the {prompts.name} prompts end with their first token")
-    return {"tokens_per_second": tokens / seconds, "tokens_per_cycle": kept / cycles, "texts": texts}
-
-
-Outcomes = dict[int, int]  # kept tokens of a cycle by its kind
-
-
-@torch.inference_mode()
-def trace(model: Qwen3, prompt: Sequence[int], text: Sequence[int], temperature: float) -> list[Outcomes]:
-    """What a cycle of every kind keeps whose root is text[i], for every i but the last; a text is the same
-    whatever decodes it, so a cycle's end is where its draft leaves the text."""
-    whole = [*prompt, *text]
-    cache = model.new_cache(len(whole) + model.config.block_size)
-    model.prefill(whole, cache)
-    sampling = Sampling(temperature=temperature, seed=SEED)
-    found = []
-    for start in range(len(prompt), len(whole) - 1):
-        cache.lengths[0] = start
-        decoding = Decoding(model, cache, whole[: start + 1], len(text), sampling, model.config.block_size)
-        count = model.config.block_size - 1
-        block = Rows.block(whole[start], count + 1, start, model.config.mask_token_id)
-        logits = model.forward(block, cache, logits_of=range(count)).logits
-        placed = decoding.placed(logits, [[0] * i for i in range(count)])
-        ahead = whole[start + 1 :] + [-1]
-        chain = model.ops.choose(logits, *placed).tolist()
-        tree = grow(decoding, logits, TREES[-1])
-        path, _ = verify(tree.tokens, tree.parents, [ahead[min(d, len(ahead) - 1)] for d in tree.depths])
-        agreed = next((i for i, (a, b) in enumerate(zip(chain, ahead, strict=False)) if a != b), count)
-        known = known_tokens(TREES[-1], path, first_children(tree.parents, path))
-        found.append({PLAIN: 1, **known, CHAIN: agreed + 1})
-    return found
-
-
-def replay(traces: Sequence[list[Outcomes]], costs: dict[int, float], choose: int | Budget) -> float:
-    """Tokens a unit of cost over the texts of traces; a budget learns of a cycle when the next one has been
-    launched, as on the device."""
-    tokens, spent = 0, 0.0
-    for outcomes in traces:
-        if isinstance(choose, Budget):
-            choose.begin()
-        at, unread = 0, None
-        while at < len(outcomes):
-            kind = choose.next() if isinstance(choose, Budget) else choose
-            if unread is not None and isinstance(choose, Budget):
-                choose.observe(unread)
-            left = len(outcomes) - at
-            kept = {k: min(n, left) for k, n in outcomes[at].items()}
-            unread = told(kind, kept)
-            tokens, spent, at = tokens + kept[kind], spent + costs[kind], at + kept[kind]
-        if unread is not None and isinstance(choose, Budget):
-            choose.next()  # of the cycle that was launched behind the end
-            choose.observe(unread)
-    return tokens / spent
-
-
-def replayed(traces: Sequence[list[Outcomes]], costs: dict[int, float]) -> dict[str, float]:
-    """Tokens a unit of cost of every kind, and of "auto" on the second time through, as in a long run."""
-    rates: dict[str, float] = {str(kind): replay(traces, costs, kind) for kind in KINDS}
-    budget = Budget(costs)
-    replay(traces, costs, budget)
-    return rates | {"auto": replay(traces, costs, budget)}
-
-
-def measured_costs(model: Qwen3, prompt: Sequence[int], temperature: float) -> dict[int, float]:
-    """ms of a cycle of every kind, as `generate` measures them for its budget."""
-    model.spare_cache = None
-    model.generate(prompt, "two-pass", 2, temperature=temperature, tree_nodes="auto", seed=0)
-    assert model.spare_cache is not None and model.spare_cache.cycles is not None
-    (budget,) = model.spare_cache.cycles.budgets.values()
-    return dict(budget.costs)
+    return {
+        "tokens_per_second": tokens / seconds, "tokens_per_cycle": kept / cycles, "texts": texts,
+        "cycles_of": dict(cycles_of),
+    }  # fmt: skip

@@ -65,6 +65,7 @@ KNOWN = {
     "top_k": Op(("kernels/test_head.py",), ("_logits_kernel", "_merge_kernel")),
     "commit": Op(_ACCEPT, ("_commit_kernel",)),
     "verify": Op(_ACCEPT, ("_verify_kernel",)),
+    "blocks": Op(("kernels/test_blocks.py", "test_anchors.py"), ("_place_kernel", "_follow_kernel")),
     "rerank": Op(("kernels/test_rerank.py",), ("_rerank_kernel",)),
     "grow": Op(("kernels/test_grow.py", "test_draft_tree.py"), ("_grow_kernel",)),
     "move": Op(("kernels/test_move.py",), ("_move_kernel",)),

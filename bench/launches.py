@@ -16,6 +16,7 @@ import torch
 
 from orthrus_kernels import Rows, Sampling, backend_ops, pack
 from orthrus_kernels.advance_triton import RECORD, advance_triton
+from orthrus_kernels.blocks_triton import follow_triton, place_blocks_triton
 from orthrus_kernels.grow_triton import grow_triton, tree_tables
 from orthrus_kernels.move_triton import move_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
@@ -111,6 +112,18 @@ def grow() -> None:
                 torch.ones(7, 5, dtype=torch.int64, device=DEVICE))  # fmt: skip
 
 
+def blocks() -> None:
+    """A tree of 12 nodes with blocks at 7 of them, and the block where a walk has ended."""
+    tables = tree_tables(12, 6, 16, 300, torch.device(DEVICE), blocks=7, block_size=8, mask_token=2)
+    scores = torch.randn(6, 5, device=DEVICE).sort(-1, descending=True).values.log_softmax(-1)
+    state, anchors, record = table([250, 1, 9, 0]), table([0] * 7), table([0] * (RECORD + 3 * 13))
+    grow_triton(tables, state, scores, torch.ones(6, 5, dtype=torch.int64, device=DEVICE))
+    place_blocks_triton(tables, state, anchors)
+    record[0] = 1
+    rows, positions = torch.zeros(2, 6, dtype=torch.int64, device=DEVICE)
+    follow_triton(record, state, anchors, 8, rows, positions, table([0]))
+
+
 def rerank() -> None:
     scores = torch.randn(7, 5, device=DEVICE).sort(-1, descending=True).values.log_softmax(-1)
     ids, one = torch.randint(0, 90, (7, 5)).to(DEVICE), torch.ones(1, device=DEVICE)
@@ -191,6 +204,7 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "move": move,
     "advance": advance,
     "grow": grow,
+    "blocks": blocks,
     "rerank": rerank,
     # make new-op: a launch
 }

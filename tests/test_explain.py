@@ -249,7 +249,7 @@ def test_a_drawing_has_every_node_once_and_none_upon_another(model):
 def test_a_cycle_needs_nothing_but_its_run():
     """What another strategy must fill in: rows of its passes, tree, choices and path."""
     tree = DraftTree([5, 6, 7], [-1, 0, 0], [0, 1, 1], [0.0, -0.5, -1.0])
-    run = Run([7, 9], [-0.1, -0.2], 1, 2, [0, 2], 0, rows=(99,), tree=tree, choices=[7, 8, 9])
+    run = Run([7, 9], [-0.1, -0.2], 2, "two-pass", 2, [0, 2], rows=(99,), tree=tree, choices=[7, 8, 9])
     cycle = Cycle(run, 2)
     assert (cycle.kind, cycle.passes, cycle.outcome) == (
         "tree of 2 nodes",

@@ -6,11 +6,11 @@ to an end token, or until none is left, and moves the state on. After that `fini
 cycle keeps nothing and changes nothing: the host may launch it before it knows.
 
 Record of a cycle, int32 [8 + 3 N]: kept, finished, damaged (a log-sum-exp on the path that is not finite:
-logits are not numbers), leading (accepted nodes that are first children all the way), four times (of the
-begin, behind the draft, behind the tree, of the end: clock.py; others than the last are not this kernel's);
-then N tokens, the bits
-of their N log-probabilities in fp32 and the N nodes they were chosen at, `kept` of them good. There is no
-twin of its own: `verify` and the cut at `left` and end tokens say what is kept."""
+logits are not numbers), drafted (whether its tree came of a draft), four times (of the begin, behind the
+draft, behind the tree, of the end: clock.py); of these the drafted flag and all times but the last are not
+this kernel's. Then N tokens, the bits of their N log-probabilities in fp32 and the N nodes they were chosen
+at, `kept` of them good. There is no twin of its own: `verify` and the cut at `left` and end tokens say what
+is kept."""
 
 from __future__ import annotations
 
@@ -41,7 +41,6 @@ def _advance_kernel(
     tl.store(accepted + o_n, tl.full((BLOCK,), -1, tl.int32), mask=m_n)
     tl.debug_barrier()  # the steps below store into what another thread has just cleared
     node, count, damaged = 0, 0, 0
-    leading, on_first = 0, 1
     while (node < BLOCK) & (finished == 0):
         b_sum = tl.load(log_sum_exp + node)
         if (b_sum > float("-inf")) & (b_sum < float("inf")):
@@ -54,10 +53,7 @@ def _advance_kernel(
             count += 1
             ended = tl.max((b_end == root).to(tl.int32), axis=0)
             finished = tl.where((ended == 1) | (count >= left), 1, 0)
-            eldest = tl.min(tl.where((b_parent == node) & (o_n > node), o_n, BLOCK))
             node = first_child(b_token, b_parent, node, root, o_n, BLOCK)
-            on_first = tl.where((node == eldest) & (node < BLOCK) & (finished == 0), on_first, 0)
-            leading += on_first
         else:
             damaged, finished = 1, 1
     tl.store(start, first)
@@ -68,7 +64,6 @@ def _advance_kernel(
     tl.store(record, count)
     tl.store(record + 1, finished)
     tl.store(record + 2, damaged)
-    tl.store(record + 3, leading)
     if CLOCK:
         mark(record, 7)
 

@@ -5,7 +5,8 @@
 first children: a node goes below its parent, in the same tile, if it is the likeliest candidate there, and
 else opens a tile, whose slots begin with those of its parent. So a tile has at least one node, and there are
 at most as many tiles as nodes. Rows behind the context lie in its last key segment or the one after it, which
-are the two that a path tile may have keys in; all nodes share the context tiles.
+are the two that a path tile may have keys in; all nodes share the context tiles. A one-pass cycle has the
+tiles of its blocks between the two, which `place_blocks_triton` fills (blocks_triton.py).
 
 The frontier of the search lies in registers, an entry a place that is known and not taken, by the order in
 which places became known; a step takes the best entry, the first of equals, and offers two more."""
@@ -28,21 +29,31 @@ _ITEMS = 128  # a step
 
 @dataclass(frozen=True)
 class TreeTables:
-    """The pass over a tree of N - 1 nodes and its root, refilled for every tree.
+    """The pass over a tree of N - 1 nodes and its root, refilled for every tree, and over blocks.
 
-    packed: the tables; the first `path_items` items are (path tile, segment) pairs."""
+    packed: the tables, N path tiles of the tree first, then those of the blocks. The first items are (path
+    tile, segment) pairs, two a tile."""
 
     packed: PackedRows
-    path_items: int
-    ids: Tensor  # [2, N] int64: tokens and positions
+    ids: Tensor  # [2, T] int64: tokens and positions, those of the N nodes first
     parents: Tensor  # [N] int32
+    scores: Tensor  # [N] fp32: of the path to each node, as in `DraftTree`
+    path_tile: Tensor  # [N] int32: which one holds each node
+    depth: int  # of a node, at most
+
+    @property
+    def block_tiles(self) -> int:
+        """Path tiles that hold blocks."""
+        return self.packed.path_tiles - len(self.parents)
 
 
 def tree_tables(
-    nodes: int, depth: int, tile_rows: int, room: int, device: torch.device, cuts: Cuts = KEY_CUTS
-) -> TreeTables:
+    nodes: int, depth: int, tile_rows: int, room: int, device: torch.device, cuts: Cuts = KEY_CUTS,
+    blocks: int = 0, block_size: int = 0, mask_token: int = 0,
+) -> TreeTables:  # fmt: skip
     """Room for the tables of trees of up to `nodes` nodes below the root and `depth` below it, where no row
-    sees a position from `room` on, for tiles of `tile_rows` rows.
+    sees a position from `room` on, for tiles of `tile_rows` rows; with `blocks` diffusion blocks of
+    `block_size` rows, each in tiles of its own.
 
     Raises ValueError for a tree that is empty or too deep."""
     if not 1 <= nodes <= 4095 or not 1 <= depth < MOST_DEPTH:
@@ -50,25 +61,32 @@ def tree_tables(
             f"a tree of {nodes} nodes and {depth} deep: 1 to 4095, 1 to {MOST_DEPTH - 1} expected"
         )
     n, bounds = nodes + 1, list(key_segments(room, cuts))
-    context_tiles = -(-n // tile_rows)
-    unused = context_tiles * tile_rows - n
-    meta = [[0, 0, 0, 0, 0, 0, 0, 0] for _ in range(n + context_tiles)]
-    path_items = [item for tile in range(n) for item in ((-1 - tile, 0), (-1 - tile, 0))]
+    all_rows = n + blocks * block_size
+    of_blocks: list[int] = []
+    for first in range(n, all_rows, block_size or 1):
+        own = [*range(first, first + block_size)]
+        of_blocks += own + [-1] * (-block_size % tile_rows)
+    path_tiles, context_tiles = n + len(of_blocks) // tile_rows, -(-all_rows // tile_rows)
+    in_context = [*range(all_rows)] + [-1] * (-all_rows % tile_rows)
+    path_items = [item for tile in range(path_tiles) for item in ((-1 - tile, 0), (-1 - tile, 0))]
     wide_first = sorted(range(len(bounds)), key=lambda s: (bounds[s][0] - bounds[s][1], s))
-    items = [(-1 - n - tile, s) for s in wide_first for tile in range(context_tiles)]
+    items = [(-1 - path_tiles - tile, s) for s in wide_first for tile in range(context_tiles)]
     packed = tables_of(
-        [-1] * (n * tile_rows) + list(range(n)) + [-1] * unused, [0] * ((n + context_tiles) * tile_rows),
-        meta, [0] * (n * (depth + 1)), bounds, [*path_items, *items], [0] * n, tile_rows, n, device,
+        [-1] * (n * tile_rows) + of_blocks + in_context, [0] * ((path_tiles + context_tiles) * tile_rows),
+        [[0] * 8 for _ in range(path_tiles + context_tiles)],
+        [0] * (n * (depth + 1) + blocks * (depth + block_size)), bounds, [*path_items, *items],
+        [0] * all_rows, tile_rows, path_tiles, device,
     )  # fmt: skip
-    ids = torch.zeros(2, n, dtype=torch.int64, device=device)
-    return TreeTables(packed, len(path_items), ids, torch.zeros(n, dtype=torch.int32, device=device))
+    ids = torch.full((2, all_rows), mask_token, dtype=torch.int64, device=device)
+    parents, path_tile = (torch.zeros(n, dtype=torch.int32, device=device) for _ in "01")
+    return TreeTables(packed, ids, parents, torch.zeros(n, device=device), path_tile, depth)
 
 
 def plant(tables: TreeTables, tree: DraftTree, start: int) -> None:
-    """Fill the tables, which are on the CPU, with a tree behind `start` committed tokens. The plain twin of
-    `grow_triton`, which grows the tree too."""
+    """Fill the tables, which are on the CPU and without blocks, with a tree behind `start` committed tokens.
+    The plain twin of `grow_triton`, which grows the tree too."""
     packed, n = tables.packed, len(tree)
-    depth = len(packed.slots) // packed.n_rows
+    depth = tables.depth + 1  # slots of a tile
     firsts, lasts = packed.segments[:-1].tolist(), packed.segments[1:].tolist()
     whole = sum(last <= start for last in lasts)
     packed.rows[: packed.path_tiles], packed.limits[: packed.path_tiles] = -1, 0
@@ -103,7 +121,7 @@ def plant(tables: TreeTables, tree: DraftTree, start: int) -> None:
     packed.limits[packed.path_tiles :] = torch.where(packed.rows[packed.path_tiles :] >= 0, start, 0)
     for i, (tile, segment) in enumerate(packed.items.tolist()):
         tile = max(tile, -1 - tile)
-        if i < tables.path_items:
+        if i < 2 * packed.path_tiles:
             tile, segment = i // 2, min(whole + i % 2, len(firsts) - 1)
             has_keys = (
                 tile < tiles and whole + i % 2 < len(firsts) and firsts[segment] < packed.tiles[tile, 2]
@@ -113,17 +131,20 @@ def plant(tables: TreeTables, tree: DraftTree, start: int) -> None:
         packed.items[i] = torch.tensor([tile if has_keys else -1 - tile, segment], dtype=torch.int32)
     tables.ids[0, :n], tables.ids[1, :n] = torch.tensor(tree.tokens), start + torch.tensor(tree.depths)
     tables.parents[:n] = torch.tensor(tree.parents, dtype=torch.int32)
+    tables.scores[:n] = torch.tensor(tree.scores)
+    tables.path_tile[:n] = torch.tensor([tile for tile, _ in place], dtype=torch.int32)
 
 
 @triton.jit
 def _grow_kernel(
-    start_root, log_probabilities, order, candidates, tokens, positions, parents,
+    start_root, log_probabilities, order, candidates, tokens, positions, parents, scores, path_tile,
     rows, limits, tiles, slots, segments, items, row_segments, clock,
-    N, DEPTH, K, PATH_ITEMS, N_ITEMS, CONTEXT_TILES, N_SEGMENTS,
+    N, DEPTH, K, N_ITEMS, BLOCK_TILES, CONTEXT_TILES, N_SEGMENTS,
     TILE: tl.constexpr, SEGMENTS: tl.constexpr, FRONTIER: tl.constexpr, SLOTS: tl.constexpr,
     BLOCK: tl.constexpr, ORDERED: tl.constexpr, CLOCK: tl.constexpr,
 ):  # fmt: skip
-    """N nodes, the root one of them. ORDERED: scores behind each candidate before, and their order.
+    """N nodes, the root one of them. BLOCK_TILES: of blocks, between its path tiles and the context tiles.
+    ORDERED: scores behind each candidate before, and their order.
     Powers of two: FRONTIER >= 2 N, SLOTS > DEPTH, SEGMENTS of them all."""
     if CLOCK:
         mark(clock, 0)
@@ -150,6 +171,8 @@ def _grow_kernel(
     tl.store(tokens, root.to(tl.int64))
     tl.store(positions, start.to(tl.int64))
     tl.store(parents, -1)
+    tl.store(scores, 0.0)
+    tl.store(path_tile, 0)
     tl.store(rows, 0)
     tl.store(limits, start + 1)
     tl.store(slots, 0)
@@ -207,6 +230,8 @@ def _grow_kernel(
         tl.store(tokens + node, tl.load(candidates + above * K + which))
         tl.store(positions + node, end.to(tl.int64) - 1)
         tl.store(parents + node, parent)
+        tl.store(scores + node, score)
+        tl.store(path_tile + node, tile)
         tl.store(slots + tile * (DEPTH + 1) + depth, node)
         tl.store(rows + tile * TILE + place, node)
         tl.store(limits + tile * TILE + place, end)
@@ -218,7 +243,7 @@ def _grow_kernel(
     for i in range(0, N + CONTEXT_TILES, BLOCK):
         o_t = i + o_b
         m_t, of_path = o_t < N + CONTEXT_TILES, o_t < N
-        p_t = tiles + 8 * o_t
+        p_t = tiles + 8 * tl.where(of_path, o_t, o_t + BLOCK_TILES)
         b_end = tl.where(of_path, tl.load(p_t + 2, mask=m_t & of_path, other=0), start)
         b_reach = tl.where(of_path, whole + 1 + (behind < b_end).to(tl.int32), whole)
         used = m_t & ((o_t < n_tiles) | (o_t >= N))
@@ -227,14 +252,15 @@ def _grow_kernel(
         tl.store(p_t + 4, b_reach, mask=used)
         tl.store(p_t + 5, tl.where(of_path, b_end - 1, start), mask=used)
         tl.store(p_t + 7, tl.zeros((BLOCK,), tl.int32) + start, mask=used & (o_t >= N))
-    for i in range(N * TILE, (N + CONTEXT_TILES) * TILE, BLOCK):
-        m_p = i + o_b < (N + CONTEXT_TILES) * TILE
+    for i in range((N + BLOCK_TILES) * TILE, (N + BLOCK_TILES + CONTEXT_TILES) * TILE, BLOCK):
+        m_p = i + o_b < (N + BLOCK_TILES + CONTEXT_TILES) * TILE
         b_row = tl.load(rows + i + o_b, mask=m_p, other=-1)
         tl.store(limits + i + o_b, tl.where(b_row >= 0, start, 0), mask=m_p)
     tl.debug_barrier()
     for i in range(0, N_ITEMS, BLOCK):
         o_i = i + o_b
-        m_i, of_path = o_i < N_ITEMS, o_i < PATH_ITEMS
+        of_path = o_i < 2 * N
+        m_i = (o_i < N_ITEMS) & (of_path | (o_i >= 2 * (N + BLOCK_TILES)))
         b_tile = tl.load(items + 2 * o_i, mask=m_i, other=0)
         b_tile = tl.where(of_path, o_i // 2, tl.where(b_tile < 0, -1 - b_tile, b_tile))
         b_there = tl.load(items + 2 * o_i + 1, mask=m_i, other=0)
@@ -262,21 +288,20 @@ def grow_triton(
     `rerank`. Where there are fewer possible paths than
     nodes, some come twice: the walk takes the first of equal siblings. clock [2] int32: takes the times of
     begin and end (clock.py)."""
-    packed, n = tables.packed, tables.packed.n_rows
+    packed, n = tables.packed, len(tables.parents)
     depth, k = candidates.shape
     scored = (depth, k) if order is None else (depth, k, k)
-    slots = len(packed.slots) // n
-    assert slots == depth + 1 and log_probabilities.shape == scored and k < 256, (slots, candidates.shape)
+    assert depth == tables.depth and log_probabilities.shape == scored and k < 256, candidates.shape
     assert order is None or (order.shape == scored and order.dtype == torch.int32 and order.is_contiguous())
     assert (log_probabilities.dtype, candidates.dtype) == (torch.float32, torch.int64), candidates.dtype
     assert log_probabilities.is_contiguous() and candidates.is_contiguous(), candidates.stride()
     assert packed.tile_rows <= 256, packed.tile_rows
     _grow_kernel[(1,)](
         start_root=state, log_probabilities=log_probabilities, order=order, candidates=candidates,
-        tokens=tables.ids[0], positions=tables.ids[1], parents=tables.parents, rows=packed.rows,
-        limits=packed.limits, tiles=packed.tiles, slots=packed.slots, segments=packed.segments,
-        items=packed.items, row_segments=packed.row_segments, clock=clock, N=n, DEPTH=depth, K=k,
-        PATH_ITEMS=tables.path_items, N_ITEMS=len(packed.items),
+        tokens=tables.ids[0], positions=tables.ids[1], parents=tables.parents, scores=tables.scores,
+        path_tile=tables.path_tile, rows=packed.rows, limits=packed.limits, tiles=packed.tiles,
+        slots=packed.slots, segments=packed.segments, items=packed.items, row_segments=packed.row_segments,
+        clock=clock, N=n, DEPTH=depth, K=k, N_ITEMS=len(packed.items), BLOCK_TILES=tables.block_tiles,
         CONTEXT_TILES=len(packed.tiles) - packed.path_tiles, N_SEGMENTS=packed.n_segments,
         TILE=packed.tile_rows,
         SEGMENTS=triton.next_power_of_2(packed.n_segments), FRONTIER=triton.next_power_of_2(2 * n),

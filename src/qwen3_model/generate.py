@@ -46,6 +46,7 @@ class GenerationStats:
     seconds_in: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # drafts, trees, verification
     finish_reason: str = ""  # end_token, stop_string, length, callback or interrupted
     verify: str = "coupled"  # or "rejection"
+    cycles_of: dict[str, int] = field(default_factory=dict)  # by kind: plain, two-pass, one-pass
 
     @property
     def tokens_per_forward(self) -> float:
@@ -67,9 +68,10 @@ class GenerationStats:
         """Of the cycles' time: in drafts with what ranks their tokens, in growing trees, in verification."""
         return shares_of(self.seconds_in)
 
-    def count_cycle(self, kept: int) -> None:
+    def count_cycle(self, kept: int, kind: str) -> None:
         """Record a cycle of which `kept` tokens were kept."""
         self.cycles += 1
+        self.cycles_of[kind] = self.cycles_of.get(kind, 0) + 1
         self.cycle_tokens += kept
         self.accepted_histogram += [0] * (kept - len(self.accepted_histogram))
         self.accepted_histogram[kept - 1] += 1
@@ -126,7 +128,8 @@ def generate(
     block size (but for verify="rejection").
 
     strategy: "autoregressive", "two-pass", "one-pass" (a pass verifies a draft and makes the next one), or
-    "auto": two-pass for an Orthrus, else autoregressive. max_new_tokens: None is what fits the context.
+    "auto": for an Orthrus what is fastest, from cycle to cycle (the statistics' cycles_of tell what it was),
+    else autoregressive. max_new_tokens: None is what fits the context.
     temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 turn these off; logit_bias is
     added per token id. seed: None draws one, returned in the statistics. stop: the text ends before the
     first of these strings; token_ids end with the token that completed it. on_tokens(ids, text): called with
@@ -187,7 +190,7 @@ def _run(
             run = next(runs)
             stats.forwards += run.forwards
             kept = stream.push(run.tokens)
-            stats.count_cycle(kept)
+            stats.count_cycle(kept, run.kind)
             stats.nodes += run.nodes
             stats.seconds_in = [a + b for a, b in zip(stats.seconds_in, run.seconds, strict=True)]
             logprobs += run.logprobs[:kept]
@@ -242,9 +245,9 @@ def _checked_budget(model: Qwen3, prompt: int, max_new_tokens: int | None) -> in
 
 def _checked_strategy(model: Qwen3, strategy: str) -> str:
     if strategy == "auto":
-        return "two-pass" if model.config.has_diffusion_view else "autoregressive"
+        return "auto" if model.config.has_diffusion_view else "autoregressive"
     if strategy not in STRATEGIES:
-        raise InputError(f"unknown strategy {strategy!r}: use auto, {', '.join(STRATEGIES)}")
+        raise InputError(f"unknown strategy {strategy!r}: use {', '.join(STRATEGIES)}")
     if strategy != "autoregressive" and not model.config.has_diffusion_view:
         raise InputError(
             f"strategy {strategy} needs an Orthrus; this is a plain Qwen3 without a diffusion view: "
@@ -283,7 +286,7 @@ def checked_block_size(model: Qwen3, block_size: int | None, strategy: str) -> i
     """Rows of a strategy's blocks, its default for None. Raises InputError."""
     least, most = 2, model.config.block_size
     if strategy == "one-pass":  # the first proposal of its blocks is dropped
-        least, most = 3, min(most, one_pass.MOST_BLOCK)
+        least, most = one_pass.LEAST_BLOCK, min(most, one_pass.MOST_BLOCK)
         if most < least:
             raise InputError(
                 f"strategy one-pass takes blocks of {least} rows or more, this checkpoint's have {most}"
@@ -310,7 +313,7 @@ def _check_verify(verify: str, strategy: str, sampling: Sampling, tree_nodes: in
         raise InputError(f"verify is {verify!r}; use {' or '.join(VERIFY)}")
     if verify == "coupled":
         return
-    if strategy != "two-pass":
+    if strategy not in ("two-pass", "auto"):
         raise InputError(f"verify {verify} takes strategy two-pass of an Orthrus, not {strategy}")
     if sampling.temperature == 0:
         raise InputError(f"verify {verify} takes a temperature above 0: a greedy choice is not a sample")

@@ -22,7 +22,15 @@ def model():
 
 
 @pytest.mark.parametrize(
-    ("strategy", "nodes"), [("autoregressive", 0), ("two-pass", 0), ("two-pass", 64), ("two-pass", "auto")]
+    ("strategy", "nodes"),
+    [
+        ("autoregressive", 0),
+        ("two-pass", 0),
+        ("two-pass", 64),
+        ("one-pass", "auto"),
+        ("one-pass", 40),
+        ("auto", "auto"),
+    ],
 )
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.8}, {"temperature": 1.0, "top_p": 0.9}], ids=str)
 def test_captured_cycles(model, strategy, nodes, settings):

@@ -229,6 +229,14 @@ def cycles() -> Iterator[Launch]:
     )
     yield "31 x 16, rank 32", rerank, "_rerank_kernel", launch, ALL
 
+    blocks, at = module("blocks_triton"), meta(20, dtype=torch.int32)
+    placed = grow.tree_tables(19, 6, 16, 32768, torch.device("meta"), blocks=20, block_size=8, mask_token=96)
+    launch = partial(blocks.place_blocks_triton, placed, state, at)
+    yield "20 nodes, 20 blocks", blocks, "_place_kernel", launch, ALL
+    rows, of = (meta(6, dtype=torch.int64) for _ in "01")
+    launch = partial(blocks.follow_triton, meta(68, dtype=torch.int32), state, at, 8, rows, of, one)
+    yield "20 blocks", blocks, "_follow_kernel", launch, ALL
+
     nodes, chosen, logits = (meta(33, dtype=t) for t in (torch.int32, torch.int64, torch.float32))
     ends = meta(2, dtype=torch.int32)
     for name, timed, targets in (("33 nodes", False, ALL), ("33 nodes, timed", True, HOPPER)):

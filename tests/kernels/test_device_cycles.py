@@ -1,7 +1,8 @@
 """Cycles on the device keep what the host's loop keeps, bit for bit."""
 
 import gc
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import accumulate
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from small import small_model
 from orthrus_kernels import attention_triton, pack
 from qwen3_model import InputError
 from qwen3_model.bigram import Bigram
-from qwen3_model.decode import device
-from qwen3_model.decode.budget import CHAIN, KINDS, PLAIN, Budget
+from qwen3_model.decode import device, one_pass
+from qwen3_model.decode.budget import CHAIN, KINDS, ONE_PASS, PLAIN, Budget
 from qwen3_model.graphs import capturing
 
 PROMPT = [5, 6, 7]
@@ -134,17 +135,24 @@ def test_blocks_too_deep_for_the_kernel_that_grows_trees(monkeypatch):
         assert {key[0] for key in cycles._cycles} <= {PLAIN, CHAIN} and (nodes == "auto") == bool(len(cycles))
 
 
+@contextmanager
+def corrected_by(model, seed):
+    """With random tables of a bigram correction."""
+    g = torch.Generator().manual_seed(seed)
+    tables = [2 * torch.randn(model.config.vocab_size, 5, generator=g).to(DEVICE, model.dtype) for _ in "uw"]
+    model.bigram = Bigram(*tables)
+    try:
+        yield
+    finally:
+        model.bigram = None
+
+
 def test_a_bigram_correction_changes_drafts_alone(model):
     """The same text; host and cycle verify other nodes than without it, and the same ones as each other."""
     settings = {"strategy": "two-pass", "tree_nodes": 4, "block_size": 4}
     plain = both(model, **settings)[0]
-    g = torch.Generator().manual_seed(1)
-    tables = [2 * torch.randn(model.config.vocab_size, 5, generator=g).to(DEVICE, model.dtype) for _ in "uw"]
-    model.bigram = Bigram(*tables)
-    try:
+    with corrected_by(model, 1):
         host, cycle = both(model, **settings)[0]
-    finally:
-        model.bigram = None
     assert host.token_ids == cycle.token_ids == plain[0].token_ids and host.logprobs == cycle.logprobs
     assert host.stats.accepted_histogram == cycle.stats.accepted_histogram
 
@@ -164,7 +172,7 @@ def test_an_interrupted_capture_is_not_replayed(model, monkeypatch):
     model.use_graphs, model.use_cycles, model.spare_cache = True, True, None
     want = model.generate(PROMPT, tree_nodes=0, max_new_tokens=4).token_ids
     model.spare_cache = None
-    run, calls = device.Cycle.run, []
+    run, calls = device.TwoPassCycle.run, []
 
     def run_but_once(self):
         calls.append(self)
@@ -174,7 +182,7 @@ def test_an_interrupted_capture_is_not_replayed(model, monkeypatch):
         if len(calls) == 1:
             run(self)
 
-    monkeypatch.setattr(device.Cycle, "run", run_but_once)
+    monkeypatch.setattr(device.TwoPassCycle, "run", run_but_once)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", graph)
     launch = device.Cycle.launch
@@ -250,30 +258,76 @@ def test_trees(model, settings, tree_nodes):
     assert on_device.stats.accepted_histogram == host.stats.accepted_histogram
 
 
+@pytest.mark.parametrize(
+    "tree_nodes, rows, settings",
+    [(6, 192, {}), (6, 16, {}), (0, 192, {"temperature": 0.8}), (4, 14, {"temperature": 0.8, "top_k": 5}),
+     (3, 192, {"logit_bias": {9: 2.0}})],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("corrected", [False, True])
+def test_one_pass(model, monkeypatch, tree_nodes, rows, settings, corrected):
+    """A block at every node, or at two: the text of plain decoding, and as many tokens in each cycle as in
+    the host's loop, misses too."""
+    monkeypatch.setattr(one_pass, "MOST_ROWS", rows)
+    plain = both(model, strategy="autoregressive", max_new_tokens=9, **settings)[0][0]
+    kept = []
+    with corrected_by(model, 3) if corrected else nullcontext():
+        (host, on_device), cycles = both(
+            model, strategy="one-pass", tree_nodes=tree_nodes, block_size=5, max_new_tokens=9,
+            on_tokens=lambda ids, text: kept.append(len(ids)), **settings,
+        )  # fmt: skip
+    for result in (host, on_device):
+        assert result.token_ids == plain.token_ids and result.logprobs == plain.logprobs
+    assert {key[0] for key in cycles._cycles} == {ONE_PASS}
+    ends = list(accumulate(kept))  # of the loop's cycles, then of the device's
+    loop, cycle = ends[: ends.index(9)], [end - 9 for end in ends[ends.index(9) + 1 :]]
+    # with fewer tokens left than a tree is deep, the loop's is less deep
+    assert [end for end in loop if end <= 5] == [end for end in cycle if end <= 5]
+    assert on_device.stats.forwards == 1 + on_device.stats.cycles and "one-pass" in on_device.stats.cycles_of
+
+
+def test_a_draft_is_not_taken_into_another_text(model):
+    """The second text begins where the first one has left a draft behind."""
+    settings = {"strategy": "one-pass", "tree_nodes": 4, "block_size": 5, "max_new_tokens": 4}
+    fresh = both(model, **settings | {"prompt_ids": [8, 7, 9]})[0][1]
+    model.use_graphs, model.use_cycles, model.spare_cache = True, True, None
+    model.generate(**DEFAULTS | settings)
+    again = model.generate(**DEFAULTS | settings | {"prompt_ids": [8, 7, 9]})
+    assert again.token_ids == fresh.token_ids
+    assert again.stats.accepted_histogram == fresh.stats.accepted_histogram
+
+
 def test_a_budget_changes_the_kind_of_cycle(model, monkeypatch):
-    """Plain cycles, chains and trees in one text, each in its turn."""
-    plain = both(model, strategy="autoregressive")[0][0]
-    turns = iter([15, PLAIN, CHAIN, PLAIN, 15, CHAIN] * 9)
+    """Plain, two-pass and one-pass cycles in one text, each in its turn; a one-pass cycle behind another kind
+    has no draft."""
+    plain = both(model, strategy="autoregressive", max_new_tokens=12)[0][0]
+    turns = iter([15, PLAIN, ONE_PASS, ONE_PASS, 15, ONE_PASS] * 9)
     monkeypatch.setattr(Budget, "next", lambda self: next(turns))
     observed = []
     monkeypatch.setattr(Budget, "observe", lambda self, known: observed.append(known))
-    (_, on_device), cycles = both(model, strategy="two-pass", tree_nodes="auto", block_size=3)
+    model.use_graphs, model.use_cycles, model.spare_cache = True, True, None
+    settings = DEFAULTS | {"strategy": "auto", "tree_nodes": "auto", "block_size": 5, "max_new_tokens": 12}
+    on_device = model.generate(**settings)
+    cycles = model.spare_cache.cycles
     assert on_device.token_ids == plain.token_ids and on_device.logprobs == plain.logprobs
-    kinds = {15, PLAIN, CHAIN} if DEVICE == "cpu" else set(KINDS)  # the costs of all are measured on a GPU
-    assert {key[0] for key in cycles._cycles} == kinds
-    assert on_device.stats.forwards < 1 + 2 * on_device.stats.cycles
-    assert [max(known) for known in observed[-3:]] != [15] * 3 and {PLAIN: 1} in observed
+    # the costs of all are measured on a GPU
+    assert {key[0] for key in cycles._cycles} == ({15, PLAIN, ONE_PASS} if DEVICE == "cpu" else set(KINDS))
+    of = on_device.stats.cycles_of
+    assert set(of) == {"plain", "two-pass", "one-pass"} and sum(of.values()) == on_device.stats.cycles
+    assert on_device.stats.forwards == 1 + on_device.stats.cycles + of["two-pass"]
+    assert observed[1:3] == [{PLAIN: 1}, {}] and list(observed[3]) == [ONE_PASS]
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="blocks of 8 keys, too few for a compiled dot")
-def test_a_tree_walks_past_a_key_segment(model, monkeypatch):
+@pytest.mark.parametrize("strategy", ["two-pass", "one-pass"])
+def test_a_tree_walks_past_a_key_segment(model, monkeypatch, strategy):
     """Over two rooms and several segments; blocks deep enough for two tiles on a path."""
     monkeypatch.setattr(device, "LEAST_ROOM", 16)
-    monkeypatch.setattr("orthrus_kernels.grow_triton.tree_tables.__defaults__", (CUTS,))
+    monkeypatch.setattr("orthrus_kernels.grow_triton.tree_tables.__defaults__", (CUTS, 0, 0, 0))
     monkeypatch.setattr(pack, "__defaults__", ("cpu", CUTS, 0))
     monkeypatch.setattr(attention_triton, "DEFAULT_LAUNCH", (8, 8, 4, 2))  # tiles of 4 rows
     (host, on_device), cycles = both(
-        model, strategy="two-pass", tree_nodes=12, prompt_ids=list(range(5, 15)), max_new_tokens=5
+        model, strategy=strategy, tree_nodes=12, prompt_ids=list(range(5, 15)), max_new_tokens=5
     )
     assert on_device.token_ids == host.token_ids and on_device.logprobs == host.logprobs
     assert {key[1] for key in cycles._cycles} == {32} or len(cycles._cycles) > 1

@@ -60,6 +60,8 @@ def tokens_per_second(stats: GenerationStats) -> float:
 def print_statistics(stats: GenerationStats) -> None:
     """One line of statistics on stderr."""
     how = stats.strategy if stats.verify == "coupled" else f"{stats.strategy}, {stats.verify}"
+    if stats.strategy == "auto" and stats.cycles_of:  # what it was
+        how += f" ({', '.join(f'{count} {kind}' for kind, count in stats.cycles_of.items())})"
     print(
         f"{how}: {stats.tokens} tokens in {stats.forwards} forward passes"
         f" ({stats.tokens_per_forward:.2f} a pass, {stats.tokens_per_cycle:.2f} a cycle),"

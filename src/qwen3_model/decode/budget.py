@@ -1,10 +1,11 @@
-"""How much to draft, cycle by cycle: the kind of cycle that makes the most tokens a second.
+"""How to draft, cycle by cycle: the kind of cycle that makes the most tokens a second.
 
-A **kind** is what a cycle verifies: `PLAIN` decodes without a draft, `CHAIN` verifies one token a position,
-n > 0 the draft tree of n nodes. Tokens of kinds are known from each other's cycles: best-first trees are
-prefixes of each other, so a walk in a large tree tells what a smaller one would have kept, and how far it
-went along first children what a chain would have (at least). So one number is estimated from few cycles, the
-chain's tokens, and the others by their ratios to each other, which change slowly; all by decayed sums.
+A **kind** is what a cycle does: `PLAIN` decodes without a draft, `CHAIN` verifies one token a position, n > 0
+the draft tree of n nodes; `ONE_PASS` drafts in the pass that verifies. Tokens of trees are known from each
+other's cycles: best-first trees are prefixes of each other, so a walk in a large tree tells what a smaller
+one would have kept. So one number is estimated from few cycles, the tokens of the smallest draft, and the
+others by their ratios to each other, which change slowly; all by decayed sums. A one-pass cycle's draft comes
+of the cycle before, so this kind is tried a few cycles in a row, and its ratio known from those.
 
 Costs are the measured times of the cycles (device.py), or `TWIN_COSTS` in the host's loop. Text never
 depends on any of this."""
@@ -14,13 +15,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-PLAIN, CHAIN = -1, 0
+ONE_PASS, PLAIN, CHAIN = -2, -1, 0
 # Rows of the pass, root included, fill the kernels' tiles.
 TREES = (15, 31, 63, 127)
-KINDS = (PLAIN, CHAIN, *TREES)
-# Of cycles on the plain twins, in plain ones: their attention takes a tree path by path. Embedded checkpoint,
-# a 2-core AMD EPYC, 2026-11-26. Constant, so that counts can be repeated.
-TWIN_COSTS = {PLAIN: 1.0, CHAIN: 2.0, 15: 4.8, 31: 6.5, 63: 10.0, 127: 16.0}
+# What a budget on the device may choose. No chain: a tree of as many rows holds it where the drafter is sure,
+# and keeps more where it is not.
+KINDS = (PLAIN, *TREES, ONE_PASS)
+# Of cycles on the plain twins, in plain ones; their attention takes a tree path by path, and one costs more
+# than it brings. Embedded checkpoint, 2-core AMD EPYC, 2026-11-26. Constant, so that counts can be repeated.
+TWIN_COSTS = {PLAIN: 1.0, CHAIN: 2.0}
 
 _DECAY = 0.97  # of what is known of the text, a cycle
 _RATIO_DECAY = 0.98  # of ratios, an observation
@@ -37,34 +40,25 @@ _CHANCE = 1.5  # a tree is tried if it would be the best with so many times the 
 _WAIT, _LONGEST_WAIT = 8, 64
 _NEW_WAIT = 16  # the longest at the beginning of a text
 _FOLLOW = 0.1  # of a new cost
+# One-pass: its tokens a cycle in those of the smallest draft, how many cycles a try has (the first is without
+# a draft), when one is worth it, and cycles until it.
+_PRIOR_SHARE, _SHARE_WEIGHT = 0.7, 12.0
+_TRY, _TRY_CHANCE = 7, 1.25
+_TRY_WAIT, _LONGEST_TRY_WAIT = 32, 1024
 
 
-def known_tokens(kind: int, path: Sequence[int], leading: int) -> dict[int, int]:
+def known_tokens(kind: int, path: Sequence[int]) -> dict[int, int]:
     """What each kind would have kept in a cycle of `kind`, where that can be told.
 
-    path: indices of the accepted nodes, the root's 0 first; a tree's are in the order of its growth. leading:
-    how many of them, without the root, are first children all the way."""
+    path: indices of the accepted nodes, the root's 0 first; a tree's are in the order of its growth."""
     if kind <= CHAIN:
         return {kind: len(path)}
-    smaller = {n: sum(node <= n for node in path) for n in TREES if n <= kind}
-    return {CHAIN: 1 + leading, **smaller, kind: len(path)}
-
-
-def first_children(parents: Sequence[int], path: Sequence[int]) -> int:
-    """How many nodes of a path behind the root are first children all the way down."""
-    count = 0
-    for node in path[1:]:
-        if parents.index(parents[node]) != node:
-            break
-        count += 1
-    return count
+    return {n: sum(node <= n for node in path) for n in TREES if n <= kind} | {kind: len(path)}
 
 
 def told(kind: int, kept: Mapping[int, int]) -> dict[int, int]:
     """What a cycle of `kind` lets know of what every kind would have kept."""
-    if kind <= CHAIN:
-        return {kind: kept[kind]}
-    return {CHAIN: min(kept[CHAIN], kept[kind])} | {n: kept[n] for n in TREES if n <= kind}
+    return {n: kept[n] for n in ((kind,) if kind <= CHAIN else TREES) if n <= kind}
 
 
 class Budget:
@@ -73,10 +67,16 @@ class Budget:
 
     def __init__(self, costs: Mapping[int, float]) -> None:
         self.costs = dict(costs)
-        self._drafts = [kind for kind in KINDS if kind in self.costs and kind != PLAIN]
-        # decayed sums over cycles: 1, the chain's tokens, their squares
+        self._drafts = [kind for kind in (CHAIN, *TREES) if kind in self.costs]
+        # decayed sums over cycles: 1, the tokens of the smallest draft, their squares
         self._sums = [_PRIOR_CYCLES * n for n in (1.0, _PRIOR_TOKENS, 2 * _PRIOR_TOKENS**2)]
         self._above = {kind: [0.0, 0.0] for kind in self._drafts[1:]}  # sums of a kind and of the one below
+        self._share = [0.0, 0.0]  # sums of one-pass tokens and of the smallest draft's beside them
+        self._seen = 0  # cycles that told of the smallest draft
+        self._in_row = 0  # one-pass cycles since then
+        self._one_pass = 0.0  # tokens of theirs, a decayed mean
+        self._tries = 0  # of one-pass that are still to be launched
+        self._since_try, self._try_wait = 0, _TRY_WAIT
         self._last: int | None = None
         self._since = 0  # cycles since something else was tried
         self._wait = _WAIT
@@ -88,6 +88,8 @@ class Budget:
             return 1.0
         cycles, mean, square = self._sums[0], self._sums[1] / self._sums[0], self._sums[2] / self._sums[0]
         expected = mean + _HOPE * math.sqrt(max(square - mean**2, 0.0) / cycles)
+        if kind == ONE_PASS:
+            return self._one_pass_share() * expected
         for draft in self._drafts[1 : self._drafts.index(kind) + 1]:
             above, below = self._above[draft]
             expected *= (above + _PRIOR_WEIGHT * _PRIOR_RATIO) / (below + _PRIOR_WEIGHT)
@@ -102,22 +104,52 @@ class Budget:
         keep = min(1.0, _KEPT_CYCLES / self._sums[0])
         self._sums = [keep * x for x in self._sums]
         self._wait = min(self._wait, _NEW_WAIT)
+        self._tries = self._in_row = 0
 
     def next(self) -> int:
         """The kind of the next cycle: the best one; at times another, to learn what it brings now."""
-        best = max(self.costs, key=self.rate)
+        if self._tries:
+            self._tries -= 1
+            return ONE_PASS
+        able = self.costs if self._seen >= _TRY else [kind for kind in self.costs if kind != ONE_PASS]
+        best = max(able, key=self.rate)
         if self._last in self.costs and self.rate(best) < _MARGIN * self.rate(self._last):
             best = self._last
         if best != self._last:
             self._last, self._since = best, 0
             self._wait = _WAIT if best == PLAIN else _LOOK
-        larger = self._drafts if best == PLAIN else self._drafts[self._drafts.index(best) + 1 :]
+        if best == ONE_PASS:
+            larger = self._drafts
+        else:
+            larger = self._drafts if best == PLAIN else self._drafts[self._drafts.index(best) + 1 :]
+            if self._tries_one_pass(best):
+                return ONE_PASS
         other = max(larger, key=self.rate, default=best)
         self._since += 1
         if self._since < self._wait or (best != PLAIN and _CHANCE * self.rate(other) < self.rate(best)):
             return best
         self._since, self._wait = 0, min(2 * self._wait, _LONGEST_WAIT if best == PLAIN else _LONGEST_LOOK)
         return other
+
+    def _tries_one_pass(self, best: int) -> bool:
+        """Whether one-pass cycles begin here to show what they bring. Seldom: a try is long."""
+        self._since_try += 1
+        if ONE_PASS not in self.costs or self._since_try < self._try_wait:
+            return False
+        if _TRY_CHANCE * self.rate(ONE_PASS) < self.rate(best):
+            return False
+        self._since_try, self._try_wait = 0, min(2 * self._try_wait, _LONGEST_TRY_WAIT)
+        self._tries = _TRY - 1
+        return True
+
+    def _compare(self, one_pass: float, smallest_draft: float) -> None:
+        pair = self._share
+        pair[0] = pair[0] * _RATIO_DECAY + one_pass
+        pair[1] = pair[1] * _RATIO_DECAY + smallest_draft
+
+    def _one_pass_share(self) -> float:
+        tokens, expected = self._share
+        return (tokens + _SHARE_WEIGHT * _PRIOR_SHARE) / (expected + _SHARE_WEIGHT)
 
     def time(self, kind: int, cost: float | None) -> None:
         """Follow the cost of a kind as the text gets longer; None: not measured. A cycle that was held up
@@ -127,10 +159,22 @@ class Budget:
             self.costs[kind] += _FOLLOW * (min(cost, 2 * known) - known)
 
     def observe(self, known: Mapping[int, int]) -> None:
-        """Learn from a cycle, its `known_tokens`."""
+        """Learn from a cycle, its `known_tokens`; nothing of a one-pass cycle that had no draft."""
+        base = float(known.get(self._drafts[0], 0.0))
+        if ONE_PASS in known:
+            kept, self._in_row = known[ONE_PASS], self._in_row + 1
+            self._one_pass += (kept - self._one_pass) / min(self._in_row, 1 / (1 - _DECAY))
+            if self._in_row < _TRY:  # how it compares with drafts that were verified just before
+                self._compare(kept, self._sums[1] / self._sums[0])
+            else:  # how well the text can be drafted now
+                base = kept / self._one_pass_share()
+        elif base:
+            if self._in_row >= _TRY:
+                self._compare(self._one_pass, base)
+            self._seen, self._in_row = self._seen + 1, 0
         self._sums = [_DECAY * x for x in self._sums]
-        if CHAIN in known:
-            self._sums = [x + known[CHAIN] ** i for i, x in enumerate(self._sums)]
+        if base:
+            self._sums = [x + base**i for i, x in enumerate(self._sums)]
         for below, kind in zip(self._drafts, self._drafts[1:], strict=False):
             if below in known and kind in known:
                 pair = self._above[kind]

@@ -1,6 +1,7 @@
 """A cycle of fixed shape on the device: its passes, the choice of tokens, the walk and the commit, as one
 CUDA graph. Nothing in it comes from the host; what it reads of the text lies in the state that cycles share
-(orthrus_kernels/advance_triton.py)."""
+(orthrus_kernels/advance_triton.py). What a cycle's passes are, its strategy says: two_pass_cycle.py,
+one_pass_cycle.py."""
 
 from __future__ import annotations
 
@@ -12,18 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from orthrus_kernels import PackedRows, Rows, Sampling
+from orthrus_kernels import Sampling
 from orthrus_kernels.advance_triton import RECORD, advance_triton
-from orthrus_kernels.attention_triton import tile_rows
 from orthrus_kernels.choice_triton import choose_triton
 from orthrus_kernels.clock import has_clock, seconds_between
-from orthrus_kernels.grow_triton import TreeTables, grow_triton, tree_tables
 from orthrus_kernels.logit_summary import summary_of_logits
-from orthrus_kernels.move_triton import move_triton
 
 from ..graphs import capturing
-from ..pass_inputs import PassInputs
-from .budget import CHAIN
 from .state import Run
 
 if TYPE_CHECKING:
@@ -32,39 +28,7 @@ if TYPE_CHECKING:
 
 CANDIDATES = 16  # of a position that a tree may take
 IN_FLIGHT = 4  # launches of a cycle that may be unread
-
-
-class MovingPass:
-    """A pass whose rows stand behind wherever the text has got to."""
-
-    def __init__(self, model: Qwen3, rows: Rows, room: int, logits_of: int | None = None) -> None:
-        """rows: on an empty context. logits_of: of the first so many rows; None: of all."""
-        c, device = model.config, model.device
-        packed = model.ops.prepare_rows(
-            rows, c.num_attention_heads, c.num_key_value_heads, c.head_dim, model.dtype, device, room=room
-        )
-        assert isinstance(packed, PackedRows)
-        wanted = None if logits_of is None else torch.arange(logits_of, device=device)
-        self.packed, self.ids = packed, torch.tensor([rows.tokens, rows.positions], device=device)
-        self.inputs = PassInputs(self.ids, packed, rows.n_ar, wanted)
-        self.depths = self.ids[1].clone()
-
-    def move(self, state: Tensor, clock: Tensor | None = None) -> None:
-        """Put the rows behind the text, the root in row 0; clock: takes the time."""
-        move_triton(self.packed, state[0:1], state[1:2], self.ids, self.depths, clock)
-
-
-class GrownPass:
-    """The pass that verifies a draft tree, its shape fixed and its tree grown anew by every cycle."""
-
-    def __init__(self, model: Qwen3, nodes: int, depth: int, room: int) -> None:
-        """nodes: below the root."""
-        c = model.config
-        height = tile_rows(c.num_attention_heads, c.num_key_value_heads, c.head_dim, model.dtype)
-        self.tables: TreeTables = tree_tables(nodes, depth, height, room, model.device)
-        self.ids, self.parents = self.tables.ids, self.tables.parents
-        self.inputs = PassInputs(self.ids, self.tables.packed, nodes + 1, None)
-
+Walk = Callable[..., None]  # called as `advance_triton` is
 
 Chosen = Callable[[], tuple[Tensor, Tensor]]
 
@@ -94,16 +58,16 @@ class Choice:
         return lambda: (logits.gather(1, tokens[:, None])[:, 0], summary_of_logits(logits, 1)[2])
 
     def ranked(
-        self, model: Qwen3, states: Tensor, positions: Tensor, root: Tensor
+        self, model: Qwen3, states: Tensor, positions: Tensor, root: Tensor, known: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Scores and ids of the candidates of a tree under `root` [1] int32, and their order if the model
-        has a bigram correction, as `grow_triton` takes them. The block has seen the root."""
+        has a bigram correction, as `grow_triton` takes them. known: the block has seen the root."""
         scores, ids = self.candidates(model, states, positions)
         if model.bigram is None:
             return scores, ids, None
         scale = self.numbers[7:8].view(torch.float32)
         tables = model.bigram.before, model.bigram.after
-        scores, order = model.ops.rerank(scores, ids, root, *tables, scale, known=True)
+        scores, order = model.ops.rerank(scores, ids, root, *tables, scale, known=known)
         return scores, ids, order
 
     def candidates(self, model: Qwen3, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,33 +121,34 @@ class Slot:
         return self.began.elapsed_time(self.done)
 
 
-class Cycle:
-    """A cycle of fixed shape: draft and verify passes, choice, walk, commit."""
+@dataclass(frozen=True)
+class Shared:
+    """What cycles of one cache and form of the choice have in common."""
 
-    def __init__(
-        self, model: Qwen3, cache: KVCache, state: Tensor, ends: Tensor, choice: Choice, kind: int, room: int,
-        block: int,
-    ) -> None:  # fmt: skip
-        """kind: of budget.py. block: rows of the draft, 0 without one."""
-        rows = kind + 1 if kind > CHAIN else max(block, 1)
-        self.model, self.cache, self.state, self.ends, self.choice = model, cache, state, ends, choice
-        device, config = model.device, model.config
-        self.draft: MovingPass | None = None
-        if block:
-            masks = Rows.block(0, block, 0, config.mask_token_id)
-            self.draft = MovingPass(model, masks, room, logits_of=block - 1)
-        self.check: MovingPass | GrownPass
-        if kind > CHAIN:
-            self.check = GrownPass(model, kind, block - 1, room)
-            self.parents = self.check.parents
-        else:
-            chain = Rows.chain([0] * rows, 0)
-            self.check = MovingPass(model, chain, room)
-            self.parents = torch.tensor(chain.parents, dtype=torch.int32, device=device)
-        self.accepted, self.start = torch.zeros_like(self.parents), state.new_zeros(1)
-        self.choices = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.record = state.new_zeros(RECORD + 3 * rows)
+    model: Qwen3
+    cache: KVCache
+    state: Tensor  # int32 [4], of advance_triton.py
+    ends: Tensor  # int32, end tokens
+    choice: Choice
+
+
+class Cycle:
+    """A cycle of fixed shape: what its strategy adds, then choice, walk and commit of N nodes."""
+
+    kind: str  # as in `Run`
+    forwards: int  # passes of it
+
+    def __init__(self, shared: Shared, nodes: int) -> None:
+        """nodes: that it verifies, the root included."""
+        self.model, self.cache, self.state = shared.model, shared.cache, shared.state
+        self.ends, self.choice = shared.ends, shared.choice
+        device = self.model.device
+        self.accepted = torch.zeros(nodes, dtype=torch.int32, device=device)
+        self.start = self.state.new_zeros(1)
+        self.choices = torch.zeros(nodes, dtype=torch.int64, device=device)
+        self.record = self.state.new_zeros(RECORD + 3 * nodes)
         self.clock = self.record[4:7] if has_clock(device) else None
+        self.walk: Walk = advance_triton
         self.slots = [Slot(self.record) for _ in range(IN_FLIGHT)]
         self.launches = 0
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -208,11 +173,11 @@ class Cycle:
         slot.fill(self.record)
 
         def read() -> End:
-            kept, finished, damaged, leading, *times = slot.wait()[:RECORD].tolist()
+            kept, finished, damaged, drafted, *times = slot.wait()[:RECORD].tolist()
             tokens, logprobs, path = (part[:kept] for part in slot.target[RECORD:].view(3, -1))
             run = Run(
-                tokens.tolist(), logprobs.view(torch.float32).tolist(), 1 if self.draft is None else 2,
-                len(self.choices) - 1, path.tolist(), leading,
+                tokens.tolist(), logprobs.view(torch.float32).tolist(), self.forwards, self.kind,
+                len(self.choices) - 1 if drafted else 0, path.tolist(),
                 [seconds_between(a, b) for a, b in pairwise(times)],
             )  # fmt: skip
             return End(run, bool(finished), bool(damaged), slot.milliseconds() if timed else None)
@@ -221,23 +186,14 @@ class Cycle:
 
     def run(self) -> None:
         """The launches of a cycle; nothing comes from the host."""
-        model, check, clock = self.model, self.check, self.clock
-        if self.draft is not None:
-            self.draft.move(self.state, clock)
-            states, _, _ = model.states(self.draft.inputs, self.cache)
-            behind = self.draft.ids[1, 1:]
-            if isinstance(check, GrownPass):
-                drafted = None if clock is None else clock[1:]
-                scores, ids, order = self.choice.ranked(model, states, behind, self.state[1:2])
-                grow_triton(check.tables, self.state, scores, ids, drafted, order)
-            else:  # the proposal of block row i takes the place of verify row i + 1
-                self.choice(model, states, behind, check.ids[0, 1:])
-        if isinstance(check, MovingPass):
-            check.move(self.state, clock if clock is None or self.draft is None else clock[1:])
-        states, keys, values = model.states(check.inputs, self.cache)
-        logits, sums = self.choice(model, states, check.ids[1] + 1, self.choices)()
-        advance_triton(
-            self.state, check.ids[0], self.parents, self.choices, logits, sums, self.ends,
-            self.accepted, self.start, self.record, timed=clock is not None,
+        raise NotImplementedError
+
+    def verify(self, ids: Tensor, parents: Tensor, states: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Choose behind N nodes, walk, and commit what the walk accepted. ids [2, N] int64: tokens and
+        positions; parents [N] int32; states [N, E], keys and values [L, N, G, D] of the pass."""
+        logits, sums = self.choice(self.model, states, ids[1] + 1, self.choices)()
+        self.walk(
+            self.state, ids[0], parents, self.choices, logits, sums, self.ends, self.accepted, self.start,
+            self.record, timed=self.clock is not None,
         )  # fmt: skip
-        model.ops.commit(self.cache.keys, self.cache.values, keys, values, self.accepted, self.start)
+        self.model.ops.commit(self.cache.keys, self.cache.values, keys, values, self.accepted, self.start)

@@ -7,15 +7,15 @@ all texts, lengths and settings of its key: rows of the cycle, **room** (the pas
 that many positions, which changes grids and never key cuts), and form of the choice. The host's loop and
 these cycles give the same tokens and log-probabilities; they differ in two things. With one token left the
 loop does not draft, and a cycle here does. And the loop refuses logits that are not numbers in any row, a
-cycle only those on the accepted path. With `tree_nodes` "auto" a `Budget` (budget.py) names the kind of each
-cycle, from the times of the cycles themselves; it knows every cycle but the one that runs. On a CPU, under
-the interpreter, cycles run from the same fixed tensors, uncaptured: a test of everything but the capture."""
+cycle only those on the accepted path. Where the settings leave it open, a `Budget` (budget.py) names the kind
+of each cycle, from the times of the cycles themselves; it knows every cycle but the one that runs. On a CPU,
+under the interpreter, cycles run from the same fixed tensors, uncaptured: a test of all but the capture."""
 
 from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from statistics import median
 from typing import TYPE_CHECKING
@@ -26,9 +26,12 @@ from orthrus_kernels.choice_triton import bias_table, choice_form, choice_number
 from orthrus_kernels.grow_triton import MOST_DEPTH
 
 from ..errors import InputError
-from .budget import CHAIN, KINDS, PLAIN, TWIN_COSTS, Budget, known_tokens
-from .cycle import IN_FLIGHT, Choice, Cycle, Read
+from .budget import CHAIN, KINDS, ONE_PASS, PLAIN, TWIN_COSTS, Budget, known_tokens
+from .cycle import IN_FLIGHT, Choice, Cycle, Read, Shared, Walk
+from .one_pass import BLOCK, LEAST_BLOCK, Shape
+from .one_pass_cycle import Draft, OnePassCycle
 from .state import NOT_NUMBERS, Decoding, Run
+from .two_pass_cycle import TwoPassCycle
 
 if TYPE_CHECKING:
     from ..kv_cache import KVCache
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 
 LEAST_ROOM = 1024  # positions; each larger room is twice the one before
 MOST_GRAPHS = 64  # the one not used for longest goes first
-STRATEGIES = ("autoregressive", "two-pass")  # what has a cycle here
+STRATEGIES = ("autoregressive", "two-pass", "one-pass", "auto")  # what has cycles here
 
 
 def serves(strategy: str, decoding: Decoding) -> bool:
@@ -64,7 +67,9 @@ class DeviceCycles:
         self._bias = torch.zeros(model.config.vocab_size, dtype=torch.float32, device=device)
         self._ends = torch.tensor(model.config.eos_token_ids or (-1,), dtype=torch.int32, device=device)
         self._cycles: OrderedDict[tuple, Cycle] = OrderedDict()
+        self._drafts: dict[Shape, Draft] = {}  # of one-pass cycles
         self.budgets: dict[tuple, Budget] = {}
+        self.walk_of: Callable[[int], Walk] | None = None  # by kind, in place of the target's choices
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     def __len__(self) -> int:
@@ -85,6 +90,8 @@ class DeviceCycles:
             self._bias.copy_(bias_table(tuple(biases.items()), vocabulary, self._bias.device))
         begin = [decoding.start, decoding.root, decoding.remaining, 0]
         self._state.copy_(torch.tensor(begin, dtype=torch.int32))
+        for draft in self._drafts.values():
+            draft.forget()
         kinds, budget = self._kinds(strategy, decoding, form)
         kind, timed = next(kinds), budget is not None
         waiting = self._launch(kind, form, decoding, unread=0, timed=timed)
@@ -95,7 +102,8 @@ class DeviceCycles:
             decoding.tokens += end.run.tokens
             self._cache.lengths[0] += len(end.run.tokens)
             if budget is not None:
-                budget.observe(known_tokens(kind, end.run.path, end.run.leading))
+                told = kind != ONE_PASS or end.run.nodes
+                budget.observe(known_tokens(kind, end.run.path) if told else {})
                 budget.time(kind, end.milliseconds)
             if end.run.tokens:
                 yield end.run
@@ -109,16 +117,21 @@ class DeviceCycles:
         """The kinds of the cycles to come (budget.py), and who chooses them."""
         if strategy == "autoregressive":
             return repeat(PLAIN), None
+        if strategy == "one-pass":
+            return repeat(ONE_PASS), None
         if decoding.tree_nodes != "auto":
             return repeat(decoding.tree_nodes), None
-        key = form, decoding.block_size
+        kinds: tuple[int, ...] = KINDS if decoding.block_size <= MOST_DEPTH else (PLAIN, CHAIN)
+        if strategy == "two-pass" or decoding.block_size < LEAST_BLOCK:
+            kinds = tuple(kind for kind in kinds if kind != ONE_PASS)
+        key = kinds, form, decoding.block_size
         if key not in self.budgets:
-            self.budgets[key] = Budget(self._costs(form, decoding))
+            self.budgets[key] = Budget(self._costs(kinds, form, decoding))
         budget = self.budgets[key]
         budget.begin()
         return iter(budget.next, None), budget
 
-    def _costs(self, form: tuple, decoding: Decoding) -> dict[int, float]:
+    def _costs(self, kinds: Sequence[int], form: tuple, decoding: Decoding) -> dict[int, float]:
         """ms of a cycle of each kind at the text's length, measured on cycles that change nothing; without a
         GPU, the twins'."""
         if self._pool is None:
@@ -126,7 +139,7 @@ class DeviceCycles:
         finished = self._state[3:4]
         finished.fill_(1)
         costs = {}
-        for kind in KINDS if decoding.block_size <= MOST_DEPTH else (PLAIN, CHAIN):
+        for kind in kinds:
             for _ in "01":  # the second is captured
                 self._launch(kind, form, decoding, unread=0)()
             # one behind the other, or the host's time would be in it; the first one waits for the host
@@ -138,20 +151,41 @@ class DeviceCycles:
 
     def _launch(self, kind: int, form: tuple, decoding: Decoding, unread: int, timed: bool = False) -> Read:
         """Launch a cycle while `unread` others are not read; returns how to read it."""
-        block = 0 if kind == PLAIN else decoding.block_size
-        most = max(decoding.block_size if decoding.tree_nodes == "auto" else block, 1)  # tokens of a cycle
+        shape, block = None, 0 if kind == PLAIN else decoding.block_size
+        if kind == ONE_PASS:
+            shape = one_pass_shape(decoding)
+            block = 2 * shape.block  # rows stand so far behind the root: a block below the deepest node
+        # tokens of a cycle, and how far behind the root its rows stand, at most
+        most = max(decoding.block_size if decoding.tree_nodes == "auto" else block, block, 1)
         furthest = min(decoding.start + unread * most, decoding.limit - 1) + most
         room = LEAST_ROOM
         while room < furthest:
             room *= 2
-        key = kind, room, form, block
+        key = kind, room, form, shape or block
         if key not in self._cycles:
-            bias = self._bias if decoding.sampling.logit_bias else None
-            choice = Choice(decoding.sampling, self._numbers, bias)
-            self._cycles[key] = Cycle(
-                self._model, self._cache, self._state, self._ends, choice, kind, room, block
-            )
+            self._cycles[key] = self._new_cycle(kind, room, decoding, block, shape)
             while len(self._cycles) > MOST_GRAPHS:
                 self._cycles.popitem(last=False)
         self._cycles.move_to_end(key)
         return self._cycles[key].launch(self._pool, timed)
+
+    def _new_cycle(self, kind: int, room: int, decoding: Decoding, block: int, shape: Shape | None) -> Cycle:
+        bias = self._bias if decoding.sampling.logit_bias else None
+        choice = Choice(decoding.sampling, self._numbers, bias)
+        shared = Shared(self._model, self._cache, self._state, self._ends, choice)
+        cycle: Cycle
+        if shape is None:
+            cycle = TwoPassCycle(shared, kind, room, block)
+        else:
+            if shape not in self._drafts:
+                self._drafts[shape] = Draft(self._model, shape)
+            cycle = OnePassCycle(shared, shape, room, self._drafts[shape])
+        if self.walk_of is not None:
+            cycle.walk = self.walk_of(kind)
+        return cycle
+
+
+def one_pass_shape(decoding: Decoding) -> Shape:
+    """Of one-pass cycles; beside others their blocks are short ones."""
+    block = decoding.block_size
+    return Shape.of(min(block, BLOCK) if decoding.tree_nodes == "auto" else block, decoding.tree_nodes)

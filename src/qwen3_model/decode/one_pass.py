@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from orthrus_kernels import DraftTree, Rows, choose_anchors, verify
 
@@ -21,7 +22,7 @@ from .state import Decoding, Run
 from .two_pass import CANDIDATES, grow, now
 
 MOST_ROWS = 192  # of a pass: about what an H200 reads the weights for in any case
-BLOCK, MOST_BLOCK = 8, 64  # rows of a block, by default and at most
+BLOCK, LEAST_BLOCK, MOST_BLOCK = 8, 3, 64  # rows of a block: by default, and what it may have
 # Nodes that "auto" takes: many short blocks beat few long ones for a weak drafter, and a tree in which every
 # node has one beats a larger one (embedded checkpoint, simulated on its recorded proposals, 2026-11-26).
 NODES = 19
@@ -38,10 +39,10 @@ class Shape:
     width: int = CANDIDATES
 
     @staticmethod
-    def of(decoding: Decoding) -> Shape:
-        """As the settings say, with as many blocks as MOST_ROWS leaves room for."""
-        block, nodes = decoding.block_size, NODES if decoding.tree_nodes == "auto" else decoding.tree_nodes
-        width = CANDIDATES
+    def of(block: int, nodes: int | Literal["auto"]) -> Shape:
+        """For blocks of so many rows and trees of so many nodes, with as many blocks as MOST_ROWS leaves room
+        for, and one at least."""
+        nodes, width = NODES if nodes == "auto" else nodes, CANDIDATES
         if nodes == CHAIN:
             nodes, width = block - 2, 1
         anchors = min(max((MOST_ROWS - 1 - nodes) // block, 1), nodes + 1)
@@ -50,7 +51,7 @@ class Shape:
 
 def cycles(decoding: Decoding) -> Iterator[Run]:
     """One pass after the other, the first without a draft."""
-    shape, tree = Shape.of(decoding), alone(decoding)
+    shape, tree = Shape.of(decoding.block_size, decoding.tree_nodes), alone(decoding)
     while True:
         run, tree = cycle(decoding, shape, tree)
         yield run
@@ -73,7 +74,7 @@ def cycle(decoding: Decoding, shape: Shape, tree: DraftTree) -> tuple[Run, Draft
     path, bonus = verify(tree.tokens, tree.parents, choices)
     decoding.cache.commit(out.keys, out.values, path)
     run = decoding.extend([tree.tokens[i] for i in path[1:]] + [bonus], out.logits[path], forwards=1)
-    run.nodes, run.path = n - 1, path
+    run.kind, run.nodes, run.path = "one-pass", n - 1, path
     run.rows, run.tree, run.choices = (len(rows),), tree, choices
     verified = now(out.logits)
     following = alone(decoding)

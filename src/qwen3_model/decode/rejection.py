@@ -41,7 +41,7 @@ def cycle(decoding: Decoding) -> Run:
     decoding.cache.commit(out.keys, out.values, range(accepted + 1))
     tokens = [*proposals[:accepted], int(last)]
     run = decoding.extend(tokens, out.logits[: accepted + 1], forwards=2)
-    run.nodes, run.path, run.leading = count, range(accepted + 1), accepted
+    run.kind, run.nodes, run.path = "two-pass", count, range(accepted + 1)
     run.rows, run.choices = (decoding.block_size, count + 1), tokens
     if decoding.watched:
         scores = draft.gather(1, chain.T).log().cumsum(0)[:, 0].tolist()

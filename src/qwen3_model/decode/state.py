@@ -36,9 +36,9 @@ class Run:
     tokens: list[int]
     logprobs: list[float]
     forwards: int
+    kind: str = "plain"  # of the cycle: or "two-pass", "one-pass"
     nodes: int = 0  # proposals that were verified
     path: Sequence[int] = (0,)  # accepted nodes, the root first
-    leading: int = 0  # those of them that are first children all the way
     seconds: Sequence[float] = (0.0, 0.0, 0.0)  # of draft, tree and verification
     # for those who watch, not told by cycles on the device
     rows: Sequence[int] = (1,)  # of each forward pass

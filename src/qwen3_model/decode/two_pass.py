@@ -18,7 +18,7 @@ from orthrus_kernels import DraftTree, Rows, draft_tree, verify
 from orthrus_kernels.choice import correction_scale, penalise
 
 from . import autoregressive
-from .budget import CHAIN, PLAIN, TWIN_COSTS, Budget, first_children, known_tokens
+from .budget import CHAIN, PLAIN, TWIN_COSTS, Budget, known_tokens
 from .cycle import CANDIDATES
 from .state import Decoding, Run
 
@@ -32,7 +32,7 @@ def cycles(decoding: Decoding) -> Iterator[Run]:
     while True:
         kind = budget.next()
         run = cycle(decoding, kind)
-        budget.observe(known_tokens(kind if run.nodes else PLAIN, run.path, run.leading))
+        budget.observe(known_tokens(kind if run.nodes else PLAIN, run.path))
         yield run
 
 
@@ -131,6 +131,6 @@ def verify_tree(decoding: Decoding, tree: DraftTree) -> Run:
     decoding.cache.commit(out.keys, out.values, path)
     tokens = [tree.tokens[i] for i in path[1:]] + [bonus]
     run = decoding.extend(tokens, out.logits[path], forwards=2)
-    run.nodes, run.path, run.leading = len(tree) - 1, path, first_children(tree.parents, path)
+    run.kind, run.nodes, run.path = "two-pass", len(tree) - 1, path
     run.rows, run.tree, run.choices = (decoding.block_size, len(tree)), tree, choices
     return run
