@@ -24,6 +24,7 @@ class Bug:
 _ATTENTION = "orthrus_kernels/attention_kernels.py"
 _LINEAR = "orthrus_kernels/linear_triton.py"
 _VISIBILITY = "orthrus_kernels/visibility.py"
+_BLOCKS = "orthrus_kernels/blocks_triton.py"
 _RERANK = "orthrus_kernels/rerank.py"
 _ONE_PASS_TEXT = "test_decode.py::test_one_pass_equals_plain_decoding"
 _TEXT_STAYS = "test_embedded.py::test_lossless[0.0-float32]"
@@ -261,6 +262,22 @@ BUGS = (
         "test_decode.py::test_one_pass_of_a_perfect_drafter_and_of_a_hopeless_one",
         "that of another node than the one at which the walk ended",
         unseen=_ONE_PASS_TEXT),
+    Bug("children do not lessen a node's end on the device", _BLOCKS,
+        "b_end -= tl.where(", "b_end -= 0.0 * tl.where(",
+        "kernels/test_blocks.py::test_the_pass_of_the_twins",
+        "blocks would stand where the walk passes by"),
+    Bug("the last row of a block on the device is hidden", _BLOCKS,
+        "tl.zeros((TILE,), tl.int32) + end,", "tl.zeros((TILE,), tl.int32) + end - 1,",
+        "kernels/test_blocks.py::test_the_pass_of_the_twins",
+        "a block sees all of itself; the text would not show it"),
+    Bug("a block on the device turned one position too far", _BLOCKS,
+        "(start + depth + o_d).to(tl.int64)", "(start + depth + 1 + o_d).to(tl.int64)",
+        "kernels/test_blocks.py::test_the_pass_of_the_twins",
+        "RoPE of its rows; the text would not show it"),
+    Bug("a draft on the device keeps its first proposal", _BLOCKS,
+        "tl.where(found, block, 0) * SIZE + 1", "tl.where(found, block, 0) * SIZE",
+        "kernels/test_blocks.py::test_the_block_where_the_walk_ended",
+        "it stands in the bonus token's place"),
     Bug("drafts are taken a row too late", "qwen3_model/decode/two_pass.py",
         "logits_of=range(count)", "logits_of=range(1, count + 1)",
         "test_decode.py::test_a_perfect_drafter_fills_every_block_and_a_hopeless_one_adds_nothing",
