@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from orthrus_kernels import tables as launch_tables
 from qwen3_model import Qwen3
 from qwen3_model.checkpoint import EMBEDDED
 
-from . import decode_report, kernels, report
+from . import decode_report, kernels, replay, report
 from .cases import cases
 from .command import Parser, fail, in_processes, positive, writable
 from .decode_choice import add_kernels, choice_rows
@@ -69,7 +70,18 @@ def parse(arguments: Sequence[str] | None) -> Any:
     parser.add_argument(
         "--plot", type=writable, metavar="FILE", help="a picture of the profiles; implies --profile"
     )
+    replayed = parser.add_argument_group("speed of decoding with acceptance replayed, in place of all that")
+    replayed.add_argument("--replay", type=Path, metavar="TRACE", help="as python -m bench.trace records one")
+    replayed.add_argument("--strong", action="store_true", help="also simulated traces of strong checkpoints")
+    replayed.add_argument("--shape", nargs=2, type=positive, metavar=("NODES", "ROWS"),
+                          help="of their one-pass cycles (python -m bench.strong)")  # fmt: skip
+    replayed.add_argument("--prompts", type=positive, default=10, metavar="N", help="default: 10")
+    replayed.add_argument("--tokens", type=positive, default=256, metavar="N", help="new ones; default: 256")
     given = parser.parse_args(arguments)
+    if given.strong and not given.replay:
+        parser.error("--strong takes ranks and losses from the trace of --replay")
+    if given.shape and not given.strong:
+        parser.error("--shape is of --strong; a recorded trace has the default one")
     if max(given.contexts) > MOST_CONTEXT:
         parser.error(f"--contexts {max(given.contexts)} is more than {MOST_CONTEXT}")
     given.models, given.contexts = list(dict.fromkeys(given.models)), sorted(set(given.contexts))
@@ -181,6 +193,8 @@ def _compile_ahead(given: Any, key: str) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     began = time.perf_counter()
     given = parse(arguments)
+    if given.replay:
+        return replay.main(given)
     if not torch.cuda.is_available():
         return without_gpu(given)
     if given.plot:

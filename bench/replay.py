@@ -1,0 +1,241 @@
+"""`bench.decode --replay`: speed of whole decoding at real shapes, where acceptance is replayed from a trace.
+
+Random weights decode; every kernel of every cycle runs, and only what a cycle keeps is forced
+(forced_walk.py), at each position what the trace says (trace_run.py). Prompts are random tokens, as long as
+the recorded ones. Prefills are outside the clock."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Any, Literal
+
+import torch
+
+from qwen3_model import InputError, Qwen3
+from qwen3_model.bigram import Bigram
+from qwen3_model.captured import lent_cache
+from qwen3_model.decode.one_pass import BLOCK, Shape
+
+from . import report, strong, trace_run
+from .command import fail
+from .forced_walk import Forced
+from .measure import machine, machine_line
+from .models import MODELS
+from .report import number
+from .trace_run import ONE_PASS, Text, Trace
+
+COMMAND = "bench.decode"
+BIGRAM_RANK = 32  # of the embedded checkpoint's tables
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to decode: arguments of `generate`."""
+
+    name: str
+    strategy: str
+    tree_nodes: int | Literal["auto"]
+    block_size: int | None = None
+
+
+# What is compared.
+PLAIN = Way("plain", "autoregressive", 0)
+TWO_PASS_CHAIN = Way("two-pass chain", "two-pass", 0)
+WAYS = (
+    PLAIN,
+    TWO_PASS_CHAIN,
+    Way("two-pass tree 63", "two-pass", 63),
+    Way("two-pass auto", "two-pass", "auto"),
+    Way("one-pass", "one-pass", "auto"),
+    Way("auto", "auto", "auto"),
+)
+
+
+def ways(trace: Trace) -> list[Way]:
+    """WAYS, with one-pass cycles of the shape that a trace was made for. "auto" has none but the default
+    shape's: it is left out for another."""
+    made = trace.made.get("one_pass")
+    if made is None or Shape(**made) == Shape.of(BLOCK, "auto"):
+        return list(WAYS)
+    size = {"tree_nodes": made["nodes"], "block_size": made["block"]}
+    found = [way for way in WAYS if way.strategy != "auto"]
+    return [replace(way, **size) if way.strategy == ONE_PASS else way for way in found]
+
+
+@dataclass
+class Measured:
+    """A way over all texts; one entry a text. Tokens and passes are those of cycles."""
+
+    way: Way
+    seconds: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    cycles: list[int] = field(default_factory=list)
+    forwards: list[int] = field(default_factory=list)
+    nodes: int = 0
+    cycles_of: Counter[str] = field(default_factory=Counter)  # by kind
+
+    @property
+    def per_second(self) -> float:
+        """Tokens / seconds, as a ratio of sums."""
+        return sum(self.tokens) / sum(self.seconds)
+
+    def row(self, name: str, trace: Trace) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "model": name, "acceptance": trace.says, "of": trace.simulated or trace.checkpoint,
+            "way": self.way.name, "texts": len(self.seconds), "tokens": sum(self.tokens),
+            "seconds": round(sum(self.seconds), 4), "tokens_per_second": round(self.per_second, 2),
+            "median_of_texts": round(median(
+                n / s for n, s in zip(self.tokens, self.seconds, strict=True)), 2),
+            "ms_per_cycle": round(1e3 * sum(self.seconds) / sum(self.cycles), 4),
+            "tokens_per_cycle": round(sum(self.tokens) / sum(self.cycles), 4),
+            "tokens_per_forward": round(sum(self.tokens) / sum(self.forwards), 4),
+            "nodes_per_cycle": round(self.nodes / sum(self.cycles), 2), "cycles_of": dict(self.cycles_of),
+        }  # fmt: skip
+
+
+class Replay:
+    """Decodes a trace's texts with one model. Its cache's cycles have forced walks until `close`."""
+
+    def __init__(self, model: Qwen3, longest_prompt: int, tokens: int) -> None:
+        """tokens: new ones of a text at most. Raises InputError for a model that has no device cycles."""
+        if not model.use_cycles:
+            raise InputError("acceptance is replayed in cycles on the device, which take a GPU")
+        self.model, self.tokens = model, tokens
+        self.forced = Forced(model.device, tokens)
+        model.spare_cache = None
+        with lent_cache(model, longest_prompt + tokens) as cache:
+            assert cache.cycles is not None
+            cache.cycles.walk_of = self.forced.walk_of
+
+    def close(self) -> None:
+        """Drop the cache with its cycles: the next text's walks are its own."""
+        self.model.spare_cache = None
+
+    def decode(self, text: Text, way: Way, into: Measured) -> None:
+        """One text, prefill outside the clock, into what was measured."""
+        began: list[float] = []
+
+        def note(tokens: list[int], piece: str) -> None:
+            if not began:  # the prefill's token
+                began.append(time.perf_counter())
+
+        prompt = [(7919 * i + 11) % (self.model.config.vocab_size - 1) for i in range(text.prompt_tokens)]
+        self.forced.begin(text, text.prompt_tokens)
+        stats = self.model.generate(
+            prompt, way.strategy, min(self.tokens, text.tokens), seed=0, tree_nodes=way.tree_nodes,
+            block_size=way.block_size, on_tokens=note,
+        ).stats  # fmt: skip
+        into.seconds.append(time.perf_counter() - began[0])
+        into.tokens.append(stats.cycle_tokens)
+        into.cycles.append(stats.cycles)
+        into.forwards.append(stats.forwards - 1)
+        into.nodes += stats.nodes
+        into.cycles_of.update(stats.cycles_of)
+
+
+def run(model: Qwen3, trace: Trace, prompts: int, tokens: int, compared: Sequence[Way]) -> list[Measured]:
+    """Every way over the first texts of a trace, in turn text by text, after one that compiles and captures.
+    Raises InputError for a model without device cycles or a trace of texts without cycles."""
+    texts = [text for text in trace.texts if text.tokens > 1][:prompts]
+    if not texts:
+        raise InputError("the trace's texts end with their first token")
+    longest = max(texts, key=lambda text: text.prompt_tokens)
+    replay = Replay(model, longest.prompt_tokens, tokens)
+    found = [Measured(way) for way in compared]
+    try:
+        for way in compared:
+            replay.decode(longest, way, Measured(way))
+        for text in texts:
+            for measured in found:
+                replay.decode(text, measured.way, measured)
+    finally:
+        replay.close()
+    return found
+
+
+def random_model(name: str, device: str = "cuda") -> Qwen3:
+    """Random weights of a model's shape, with random tables of a bigram correction: ranking takes its
+    time."""
+    model = Qwen3.from_config(MODELS[name].config(), device=device, dtype="bfloat16")
+    return with_bigram(model)
+
+
+def with_bigram(model: Qwen3, rank: int = BIGRAM_RANK) -> Qwen3:
+    """The model with small random tables."""
+    generator = torch.Generator(model.device).manual_seed(1)
+    shape = model.config.vocab_size, rank
+    tables = [torch.randn(shape, generator=generator, device=model.device) / rank for _ in "uw"]
+    model.bigram = Bigram(*(table.to(model.dtype) for table in tables))
+    return model
+
+
+def tables(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """A table a model and acceptance; gains over the two-pass chain, the published cycle."""
+    head = ["cycles", "acceptance", "tokens/s", "median of texts", "ms/cycle", "tokens/cycle",
+            "tokens/forward", "nodes", "one-pass", "over plain", "over chain"]  # fmt: skip
+    found = []
+    for name, of in dict.fromkeys((row["model"], row["of"]) for row in rows):
+        mine = {row["way"]: row for row in rows if (row["model"], row["of"]) == (name, of)}
+        lines = []
+        for row in mine.values():
+            over = [f"{row['tokens_per_second'] / mine[way.name]['tokens_per_second']:.2f}x"
+                    if way.name in mine else "-" for way in (PLAIN, TWO_PASS_CHAIN)]  # fmt: skip
+            lines.append([
+                row["way"], row["acceptance"], f"{row['tokens_per_second']:.1f}",
+                f"{row['median_of_texts']:.1f}", number(row["ms_per_cycle"]),
+                f"{row['tokens_per_cycle']:.2f}", f"{row['tokens_per_forward']:.2f}",
+                f"{row['nodes_per_cycle']:.0f}", f"{of_one_pass(row):.0%}", *over,
+            ])  # fmt: skip
+        texts = next(iter(mine.values()))["texts"]
+        found.append((f"{name}, random weights, {texts} texts, acceptance of: {of}", head, lines))
+    return found
+
+
+def of_one_pass(row: dict[str, Any]) -> float:
+    """Share of one-pass cycles."""
+    return row["cycles_of"].get(ONE_PASS, 0) / max(sum(row["cycles_of"].values()), 1)
+
+
+def traces(given: Any) -> Iterator[Trace]:
+    """The recorded trace and, if asked for, simulated ones. Raises InputError."""
+    recorded = trace_run.read(given.replay)
+    yield recorded
+    if given.strong:
+        shape = Shape.of(given.shape[1], given.shape[0]) if given.shape else None
+        yield from strong.both(recorded, given.prompts, given.tokens, shape)
+
+
+def main(given: Any) -> int:
+    """What `bench.decode --replay` does with its options."""
+    if not torch.cuda.is_available():
+        fail(COMMAND, "--replay takes times, which need a GPU, and there is none")
+    began, rows = time.perf_counter(), list[dict[str, Any]]()
+    facts = machine(" ".join([f"python -m {COMMAND}", *sys.argv[1:]]))
+    print(machine_line(facts), flush=True)
+    try:
+        wanted = list(traces(given))
+        for name in given.models:
+            model = random_model(name)
+            for trace in wanted:
+                found = run(model, trace, given.prompts, given.tokens, ways(trace))
+                rows += [measured.row(name, trace) for measured in found]
+                print(f"  {name}, {trace.checkpoint}: {time.perf_counter() - began:.0f} s so far", flush=True)
+            report.print_tables(tables([row for row in rows if row["model"] == name]))
+            del model
+            gc.collect()
+            torch.cuda.empty_cache()
+            if given.json:
+                made = [{"checkpoint": t.checkpoint, "simulated": t.simulated, "made": t.made}
+                        for t in wanted]  # fmt: skip
+                report.write_json(given.json, {"machine": facts, "traces": made, "rows": rows})
+    except InputError as error:
+        fail(COMMAND, str(error))
+    print(f"{machine_line(facts)}; {time.perf_counter() - began:.0f} s")
+    return 0

@@ -1,0 +1,149 @@
+"""bench's forced walks: the record and state of `advance_triton`, with the counts of a table, and whole
+decoding that keeps what a trace says."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from interpreter import DEVICE
+from small import small_model
+
+from bench import replay
+from bench.forced_walk import WIDTH, Forced, forced_walk, walk
+from bench.replay import Way, run, tables, with_bigram
+from bench.trace_run import CHAIN, KINDS, ONE_PASS, Text, Trace, followed
+from orthrus_kernels.advance_triton import RECORD, advance_triton
+from qwen3_model import InputError
+from qwen3_model.decode import device
+from qwen3_model.decode.budget import CHAIN as CHAIN_KIND
+from qwen3_model.decode.budget import ONE_PASS as ONE_PASS_KIND
+from qwen3_model.decode.budget import PLAIN, TREES, known_tokens
+from qwen3_model.decode.one_pass import Shape
+
+
+def table(values, dtype=torch.int32) -> torch.Tensor:
+    return torch.tensor(values, dtype=dtype, device=DEVICE)
+
+
+def walked(step, n, state, choices, tokens, **more):
+    """(state, accepted, start, record) after a cycle over a chain."""
+    accepted, start, record = table([9] * n), table([-5]), table([77] * (RECORD + 3 * n))
+    state = table(state)
+    step(
+        state, table(tokens, torch.int64), table(list(range(-1, n - 1))), table(choices, torch.int64),
+        table([i / 3 for i in range(n)], torch.float32), table([2.0] * n, torch.float32), table([-1]),
+        accepted, start, record, **more,
+    )  # fmt: skip
+    return [x.tolist() for x in (state, accepted, start, record)]
+
+
+@settings(max_examples=60)
+@given(n=st.integers(1, 70), at=st.integers(0, 4), left=st.integers(0, 40), data=st.data())
+def test_it_writes_what_a_walk_of_as_many_tokens_would(n, at, left, data):
+    """On a chain, where accepted nodes are those of any walk. With nothing left the text is finished."""
+    count = data.draw(st.integers(1, min(n, WIDTH)))
+    tokens = list(range(100, 100 + n))
+    choices = tokens[1:count] + [7] * (n - count + 1)
+    state = [20 + at, 100, left, int(left == 0)]
+    paths = [[0] + [-1] * (WIDTH - 1)] * 5
+    paths[at] = list(range(count)) + [-1] * (WIDTH - count)
+    forced = walked(forced_walk, n, state, choices, tokens, paths=table(paths), base=table([20]))
+    assert forced == walked(advance_triton, n, state, choices, tokens)
+    assert forced[3][0] == min(count, left) and forced[3][3] == 77, "whether it is drafted is not its to say"
+
+
+@pytest.mark.parametrize("drafted", [0, 1])
+def test_a_cycle_without_a_draft_keeps_one_token(drafted):
+    """At its root, whatever the trace says; with one, the walk of a one-pass tree ends there."""
+    n, paths = 4, table([[1, 2, 0] + [-1] * (WIDTH - 3)])
+    accepted, start, record = table([9] * n), table([0]), table([0, 0, 0, drafted, *[0] * (4 + 3 * n)])
+    state, choices, sums = table([20, 5, 9, 0]), table([6, 7, 8, 9], torch.int64), table([0.0] * n)
+    sums = sums.float()
+    forced_walk(state, choices, accepted, choices, sums, sums, start, accepted, start, record,
+                paths=paths, base=table([20]))  # fmt: skip
+    kept = 3 if drafted else 1
+    assert state.tolist() == [20 + kept, 6, 9 - kept, 0] and record[:4].tolist() == [kept, 0, 0, drafted]
+    assert accepted.tolist() == ([1, 2, 0, -1] if drafted else [0, -1, -1, -1])
+    assert record[RECORD:][:kept].tolist() == ([7, 8, 6] if drafted else [6])
+
+
+@given(steps=st.lists(st.integers(0, 15), min_size=4, max_size=4))
+def test_a_budget_learns_what_the_trace_says_of_smaller_trees(steps):
+    kept = [1 + sum(steps[: i + 1]) for i in range(4)]
+    for kind, sizes in zip(TREES, range(1, 5), strict=True):
+        nodes = walk(kept[:sizes])
+        assert len(nodes) == kept[sizes - 1] and nodes == sorted(set(nodes)) and nodes[-1] <= kind
+        known = known_tokens(kind, nodes)
+        assert [known[size] for size in TREES[:sizes]] == kept[:sizes]
+
+
+TEXTS = [
+    Text(2, {CHAIN: [2, 1, 3, 1, 2, 1], "15": [3, 1, 2, 4, 1, 1], "31": [4, 2, 2, 4, 2, 1],
+             "63": [4, 2, 2, 4, 2, 1], "127": [4] * 6, ONE_PASS: [1, 2, 1, 2, 1, 1]}),
+    Text(3, {kind: [2, 3, 1, 1] for kind in KINDS}),
+]  # fmt: skip
+TRACE = Trace("tiny", 8, 8, True, TEXTS, [])
+
+
+@pytest.fixture()
+def model(monkeypatch):
+    monkeypatch.setattr(device, "LEAST_ROOM", 64)
+    found = small_model("float32", backend="triton", device=DEVICE, num_hidden_layers=1, block_size=4,
+                        eos_token_ids=())  # fmt: skip
+    found.use_graphs = found.use_cycles = True
+    return with_bigram(found, 4)
+
+
+def test_decoding_keeps_what_the_trace_says(model):
+    """Of two texts, in turn with every way; blocks stand at all nodes of the one-pass tree."""
+    compared = [Way("plain", "autoregressive", 0), Way("two-pass chain", "two-pass", 0),
+                Way("tree", "two-pass", 15), Way("one-pass", "one-pass", 3, 3)]  # fmt: skip
+    found = run(model, TRACE, 2, 6, compared)
+    for measured, kind in zip(found, (None, CHAIN, "15", ONE_PASS), strict=True):
+        steps = [followed(text, kind) if kind else [1] * (text.tokens - 1) for text in TEXTS]
+        assert measured.tokens == [5, 3] and measured.cycles == [len(of_text) for of_text in steps]
+        assert measured.forwards == [(2 if kind in (CHAIN, "15") else 1) * n for n in measured.cycles]
+    assert found[2].nodes == 15 * sum(found[2].cycles) and model.spare_cache is None
+    assert found[3].nodes == 3 * (sum(found[3].cycles) - 2), "the first one of a text has no draft"
+    rows = [measured.row("tiny", TRACE) for measured in found]
+    assert rows[1]["tokens_per_cycle"] == 2.0 and rows[2]["tokens_per_forward"] == 1.0
+    ((title, head, lines),) = tables(rows)
+    assert "tiny" in title and all(line[1] == "acceptance replayed" for line in lines)
+    assert len(lines[0]) == len(head) and lines[0][-2] == "1.00x"
+    assert [line[head.index("one-pass")] for line in lines] == ["0%", "0%", "0%", "100%"]
+
+
+def test_a_text_has_its_own_walks_again(model):
+    """Tables of every kind are refilled, those that were made for another text too."""
+    forced = Forced(model.device, 6)
+    forced.begin(TEXTS[1], 3)
+    forced.walk_of(31)
+    forced.begin(TEXTS[0], 2)
+    kept = TEXTS[0].kept
+    wanted = {31: kept["31"], CHAIN_KIND: kept[CHAIN], PLAIN: [1] * 6, ONE_PASS_KIND: kept[ONE_PASS]}
+    for kind, counts in wanted.items():
+        step = forced.walk_of(kind)
+        records = [walked(step, 32, [2 + i, 5, 9, 0], [7] * 32, [5] * 32)[3] for i in range(5)]
+        assert [record[0] for record in records] == counts[:5]
+
+
+def test_what_cannot_be_replayed_is_refused(model):
+    plain = small_model()
+    with pytest.raises(InputError, match="take a GPU"):
+        run(plain, TRACE, 1, 4, replay.ways(TRACE))
+    short = Trace("tiny", 8, 8, True, [Text(2, {kind: [1] for kind in KINDS})], [])
+    with pytest.raises(InputError, match="first token"):
+        run(model, short, 1, 4, replay.ways(TRACE))
+
+
+def test_ways_are_served_by_device_cycles_and_have_the_shape_of_the_trace():
+    assert {way.strategy for way in replay.ways(TRACE)} == set(device.STRATEGIES)
+    assert {way.tree_nodes for way in replay.WAYS} <= {0, *TREES, "auto"}
+    shaped = [
+        Trace("strong", 8, 8, True, TEXTS, [], "simulated", {"one_pass": asdict(shape)})
+        for shape in (Shape.of(24, 11), Shape.of(8, 19))
+    ]
+    assert replay.ways(shaped[0])[-1] == Way("one-pass", "one-pass", 11, 24), "no auto: its shape is fixed"
+    assert replay.ways(shaped[1]) == list(replay.WAYS)

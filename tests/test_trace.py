@@ -1,0 +1,171 @@
+"""bench.trace: what it says cycles keep is what cycles keep."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small import small_model
+
+from bench import trace, trace_run
+from bench.trace_run import CHAIN, KINDS, ONE_PASS, Tally, Text, followed, indices, ranked, ranks_of, record
+from orthrus_kernels import Rows, draft_tree, verify
+from qwen3_model import InputError, Qwen3
+from qwen3_model.bigram import Bigram
+from qwen3_model.checkpoint import EMBEDDED
+from qwen3_model.decode import Decoding
+from qwen3_model.decode.one_pass import NODES
+from qwen3_model.decode.two_pass import grow
+from qwen3_model.prompts import read_prompts
+
+
+@settings(max_examples=100)
+@given(depths=st.integers(1, 6), width=st.integers(1, 5), nodes=st.integers(1, 60), few=st.booleans(),
+       ordered=st.booleans(), banned=st.booleans(), seed=st.integers(0, 10**6))  # fmt: skip
+def test_the_walk_is_that_of_the_grown_tree(depths, width, nodes, few, ordered, banned, seed):
+    """few: log-probabilities of three values, so that scores are often equal. banned: some are impossible."""
+    g = torch.Generator().manual_seed(seed)
+    shape = (depths, width, width) if ordered else (depths, width)
+    scores = -torch.randint(0, 3, shape, generator=g).float() if few else -5 * torch.rand(shape, generator=g)
+    if banned:
+        scores[torch.rand(shape, generator=g) < 0.2] = float("-inf")
+    scores = scores.sort(-1, descending=True).values
+    order = torch.rand(shape, generator=g).argsort(-1).int() if ordered else None
+    ids = torch.stack([torch.randperm(50, generator=g)[:width] for _ in range(depths)])
+    tree = draft_tree(7, scores, ids, nodes, order=order)
+    if not ordered:
+        scores = scores[:, None].expand(depths, width, width)
+        order = torch.arange(width).expand(depths, width, width)
+    truth = [int(names[torch.randint(width, (), generator=g)]) for names in ids]
+    if torch.rand((), generator=g) < 0.5:
+        truth[-1] = 99  # no candidate
+    walked, _ = verify(tree.tokens, tree.parents, [(truth + [-1])[depth] for depth in tree.depths])
+    ranks = ranks_of(ids.tolist(), order.numpy(), truth)
+    assert len(ranks) == depths - (truth[-1] == 99)
+    assert indices(scores.numpy(), order.numpy(), ranks, nodes) == walked[1:]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_blocks_ranked_together_are_those_ranked_alone(known):
+    """Behind their own roots; each number of the one call is that of a call of its own."""
+    model, g = small_model(), torch.Generator().manual_seed(2)
+    model.bigram = Bigram(*(torch.randn(97, 6, generator=g) for _ in "uw"))
+    scores = torch.randn(3, 4, 5, generator=g).sort(-1, descending=True).values.log_softmax(-1)
+    ids = torch.stack([torch.randperm(97, generator=g)[:5] for _ in range(12)]).view(3, 4, 5)
+    together = ranked(model, (scores, ids), [11, 12, 13], known, corrected=True)
+    for i, root in enumerate((11, 12, 13)):
+        front, scale = torch.tensor([root], dtype=torch.int32), torch.ones(1)
+        tables = model.bigram.before, model.bigram.after
+        alone = model.ops.rerank(scores[i], ids[i], front, *tables, scale, known)
+        assert np.array_equal(together[0][i], alone[0]) and np.array_equal(together[1][i], alone[1])
+    plain = ranked(model, (scores, ids), [11, 12, 13], known, corrected=False)
+    assert np.array_equal(plain[0][1, 2, 3], scores[1, 2]) and plain[1][0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    model = Qwen3.from_pretrained(EMBEDDED, "cpu", backend="torch", progress=False)
+    prompts = [model.text.encode(p) for p in read_prompts(EMBEDDED / "held_out.jsonl", 2, split="test")]
+    return model, prompts, record(model, prompts, 24, "embedded")
+
+
+@pytest.mark.parametrize("kind", [CHAIN, "15"])
+def test_a_trace_says_what_two_pass_cycles_keep(embedded, kind):
+    """Cycles of texts longer than the trace by a block, so that none is drafted shorter; what is behind the
+    trace's end does not count."""
+    model, prompts, found = embedded
+    for prompt, text in zip(prompts, found.texts, strict=True):
+        nodes, runs = 0 if kind == CHAIN else int(kind), []
+        model.generate(
+            prompt, "two-pass", 24 + 32, tree_nodes=nodes, seed=0,
+            on_run=lambda run, _, runs=runs: runs.append(run.tokens),
+        )  # fmt: skip
+        at, kept, wanted = 0, [], []
+        for tokens in runs[1:]:
+            if at < 23:
+                kept.append(min(len(tokens), 23 - at))
+                wanted.append(min(text.kept[kind][at], 23 - at))
+            at += len(tokens)
+        assert kept == wanted == followed(text, kind) and sum(kept) == 23 and max(kept) > 2
+        assert text.prompt_tokens == len(prompt) and text.tokens == 24
+
+
+def test_a_trace_says_what_a_tree_of_a_one_pass_cycle_keeps(embedded):
+    """From a block anchored one position before the root, without its first proposal."""
+    model, prompts, found = embedded
+    prompt, text = prompts[0], found.texts[0]
+    tokens = model.generate(prompt, "autoregressive", 24, seed=0).token_ids
+    whole = [*prompt, *tokens]
+    cache = model.new_cache(len(whole))
+    model.prefill(whole, cache)
+    decoding = Decoding(model, cache, whole, 9, trace_run._GREEDY, 8)
+    for i in (0, 5, 11):
+        start = len(prompt) + i
+        cache.lengths[0], decoding.tokens = start - 1, whole[: start + 1]
+        block = Rows.block(whole[start - 1], found.one_pass_rows, start - 1, model.config.mask_token_id)
+        logits = model.forward(block, cache, logits_of=range(1, found.one_pass_rows - 1)).logits
+        tree = grow(decoding, logits, NODES, known=False)
+        path, _ = verify(tree.tokens, tree.parents, [(whole + [-1] * 9)[start + d + 1] for d in tree.depths])
+        assert text.kept[ONE_PASS][i] == len(path)
+
+
+def test_tables_are_of_one_length_and_end_with_the_text(embedded):
+    _, _, found = embedded
+    for text in found.texts:
+        for kind in KINDS:
+            assert len(text.kept[kind]) == 24 and text.kept[kind][-1] == 1
+            assert all(1 <= n <= 24 - i for i, n in enumerate(text.kept[kind]))
+        for small, large in zip(("15", "31", "63"), ("31", "63", "127"), strict=True):
+            assert all(a <= b for a, b in zip(text.kept[small], text.kept[large], strict=True))
+    assert {(t.rows, t.knows_root, t.corrected) for t in found.tallies} == {
+        (rows, known, corrected) for rows in (8, 32) for known in (True, False) for corrected in (True, False)
+    }
+    root, earlier = found.tally(32, True, False), found.tally(32, False, False)
+    assert root.trials[0] == earlier.trials[0] == 46 and root.hits[0] > earlier.hits[0]
+    misses = sum(n - hits for n, hits in zip(root.trials, [*root.hits, 0], strict=False))
+    assert misses == sum(root.misses)
+
+
+def test_a_tally_by_hand():
+    """Right twice, then the third candidate; never right, with none of the candidates; a short text."""
+    tally = Tally(8, True, False)
+    tally.add([0, 0, 2], 7)
+    tally.add([], 7)
+    tally.add([0], 1)
+    assert tally.hits == [2, 1] and tally.trials == [3, 1, 1]
+    assert tally.misses == [0, 1] + [0] * 13 + [1] and tally.shares()[1] == 0.5
+    assert tally.agreement(least=1) == [2 / 3, 1.0, 0.0] and tally.agreement(least=2) == [2 / 3]
+
+
+def test_following_a_trace_by_hand():
+    text = Text(3, {CHAIN: [3, 1, 1, 2, 9, 1], ONE_PASS: [4, 2, 1, 3, 1, 1]})
+    assert followed(text, CHAIN) == [3, 2] and followed(text, ONE_PASS) == [1, 2, 2]
+
+
+def test_a_trace_comes_back_from_its_file(embedded, tmp_path):
+    path = tmp_path / "trace.json"
+    trace_run.write(path, embedded[2])
+    assert trace_run.read(path) == embedded[2]
+    for text in ("[]", "{}", "no json", json.dumps({"texts": [], "tallies": []})):
+        path.write_text(text)
+        with pytest.raises(InputError, match="is no trace"):
+            trace_run.read(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        trace_run.read(tmp_path / "none")
+
+
+def test_the_command(tmp_path, capsys):
+    out = tmp_path / "t.json"
+    assert trace.main(["--prompts", "1", "--tokens", "9", "--device", "cpu", "--json", str(out)]) == 0
+    said, found = capsys.readouterr().out, trace_run.read(out)
+    assert "recorded from embedded" in said and "one-pass" in said and "one earlier" in said
+    assert found.checkpoint == "embedded" and found.made["tokens"] == 9 and found.texts[0].tokens == 9
+    with pytest.raises(SystemExit):
+        trace.main(["--prompts", "0"])
+
+
+def test_a_model_without_a_diffusion_view_is_refused():
+    with pytest.raises(InputError):
+        record(small_model(block_size=0, mask_token_id=None), [[5, 6]], 3, "plain")
