@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-budget performance tune mutations gpu-check tiny-checkpoint clean
+.PHONY: help demo test test-slow coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-budget performance pictures recording tune mutations gpu-check tiny-checkpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -18,6 +18,9 @@ test: $(VENV)/test ## the test suite, no GPU needed
 
 test-slow: $(VENV)/test ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+coverage: $(VENV)/test ## lines of src/ that the suite runs, kernels in the interpreter too; slower than test
+	$(BIN)/python -m pytest -n auto -m "not slow" --cov=src --cov-report=term:skip-covered
 
 lint: $(VENV)/lint ## check style and types
 	$(BIN)/ruff check .
@@ -51,6 +54,12 @@ bench-budget: $(VENV)/bench ## does tree_nodes="auto" find the fastest draft? on
 
 performance: $(VENV)/bench ## docs/performance.md and its picture anew from the recorded runs
 	$(BIN)/python -m bench.performance
+
+pictures: $(VENV)/core ## docs/mask.svg and docs/speed.svg anew, from the definition of visibility and a recorded run
+	$(BIN)/python -m bench.pictures
+
+recording: $(VENV)/core ## docs/demo.svg anew: a terminal recording of `orthrus demo` on this machine
+	$(BIN)/python -m bench.recording
 
 tune: $(VENV)/bench ## make the linears' launch table anew on this GPU; options in TUNE="..."
 	$(BIN)/python -m bench.tune $(TUNE)

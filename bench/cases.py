@@ -3,7 +3,8 @@
 To add an operation: a function (shape, rows, ...) -> Build that takes inputs from the pool and returns calls
 by name, OURS first, then a line in `_OF` or, for rows, in `ROW_WISE`. All calls of a case return the same
 numbers within rounding (tensors of one shape, or tuples of them): the bench compares them before it measures,
-and so does tests/test_bench.py, with toy shapes in the interpreter."""
+and so does tests/test_bench.py, with toy shapes in the interpreter. Linears, head and attention, whose peers
+are libraries, are in cases_dense.py."""
 
 from __future__ import annotations
 
@@ -15,23 +16,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from orthrus_kernels import Rows, Sampling, backend_ops, pack, rope, tables
-from orthrus_kernels.attention_triton import tile_rows
+from orthrus_kernels import Sampling, backend_ops, rope
 from orthrus_kernels.commit_triton import commit_triton
-from orthrus_kernels.head import head_entry
-from orthrus_kernels.linear_swiglu import swiglu_entry
 from orthrus_kernels.verify_triton import verify_triton
 
-from .measure import Call, Pool
+from .cases_dense import KERNELS, LIKELIEST, attention_cases, head_cases, linear_cases, linear_swiglu_cases
+from .measure import OURS, Call, NotRun, Pool
 from .models import MODELS, Shape
 
-OURS = "ours"
 EPS = 1e-6
-KERNELS = backend_ops("triton")
 TWINS = backend_ops("reference")
-LIKELIEST = 16  # tokens of a row that a draft tree asks for
 RANK = 32  # of a bigram correction
 SETTINGS = {
     "greedy": Sampling(),
@@ -40,8 +35,6 @@ SETTINGS = {
     "T 1, top-p 0.95, top-k 20": Sampling(temperature=1.0, top_p=0.95, top_k=20, seed=1),
 }
 
-# A peer that is not run, and why.
-NotRun = str
 Build = Callable[[Pool], "tuple[int, dict[str, Call | NotRun]]"]
 
 
@@ -73,183 +66,6 @@ def cases(
                 found.setdefault(key, ([], case))[0].append(model)
         for names, case in found.values():
             yield Case(op, ", ".join(names), **case)
-
-
-def linear_cases(shape: Shape, rows: Sequence[int], contexts: Sequence[int], device: str) -> Iterator[dict]:
-    for name, (n, k) in shape.weights().items():
-        entry = tables.linear_entry(n, k, torch.bfloat16, device)
-        for t in rows:
-            yield {
-                "name": name, "rows": t, "context": None, "bytes": 2 * (n * k + t * k + t * n),
-                "flops": 2 * t * n * k, "build": partial(linear, n, k, t),
-                "kernel": ("linear", entry.block_k, entry.segments, entry.tile(t)),
-            }  # fmt: skip
-
-
-def linear(n: int, k: int, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
-    """x [t, K] by weight [N, K]; peer: cuBLAS."""
-    x = pool.take(t, k)
-    out, peer_out = (torch.empty(t, n, dtype=x.dtype, device=x.device) for _ in range(2))
-    copies = pool.copies(n * k)
-    weights = [pool.take(n, k) for _ in range(copies)]
-    return copies, {
-        OURS: lambda i: KERNELS.linear(x, weights[i], out=out),
-        "cuBLAS": lambda i: torch.mm(x, weights[i].t(), out=peer_out),
-    }
-
-
-def linear_swiglu_cases(
-    shape: Shape, rows: Sequence[int], contexts: Sequence[int], device: str
-) -> Iterator[dict]:
-    f, e = shape.F, shape.E
-    entry = swiglu_entry(2 * f, e, torch.bfloat16, device)
-    for t in rows:
-        yield {
-            "name": "", "rows": t, "context": None, "bytes": 2 * (2 * f * e + t * e + t * f),
-            "flops": 4 * t * f * e, "build": partial(linear_swiglu, f, e, t),
-            "kernel": ("linear_swiglu", entry.block_k, entry.segments, entry.tile(t)),
-        }  # fmt: skip
-
-
-def linear_swiglu(f: int, e: int, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
-    """x [t, E] by gate_up [2F, E]; peers: our two kernels in turn, whose bits it has, and cuBLAS with torch's
-    silu and product."""
-    x = pool.take(t, e)
-    out, two_out = (torch.empty(t, f, dtype=x.dtype, device=x.device) for _ in range(2))
-    own_wide, peer_wide = (torch.empty(t, 2 * f, dtype=x.dtype, device=x.device) for _ in range(2))
-    copies = pool.copies(2 * f * e)
-    weights = [pool.take(2 * f, e) for _ in range(copies)]
-
-    def two_kernels(i: int) -> Tensor:
-        return KERNELS.swiglu(KERNELS.linear(x, weights[i], out=own_wide), out=two_out)
-
-    def chain(i: int) -> Tensor:
-        gate, up = torch.mm(x, weights[i].t(), out=peer_wide).chunk(2, -1)
-        return F.silu(gate) * up
-
-    return copies, {
-        OURS: lambda i: KERNELS.linear_swiglu(x, weights[i], out=out),
-        "two kernels": two_kernels,
-        "cuBLAS + torch": chain,
-    }
-
-
-def head_cases(shape: Shape, rows: Sequence[int], contexts: Sequence[int], device: str) -> Iterator[dict]:
-    entry = head_entry(shape.V, shape.E, torch.bfloat16, device)
-    for k in (1, LIKELIEST):
-        for t in rows:
-            yield {
-                "name": f"k {k}", "rows": t, "context": None,
-                "bytes": 2 * shape.E * (shape.V + t) + t * (12 * k + 4), "flops": 2 * t * shape.V * shape.E,
-                "build": partial(head, shape.V, shape.E, k, t),
-                "kernel": ("head", shape.V, shape.E, k, entry.tile(t)),
-            }  # fmt: skip
-
-
-def head(v: int, e: int, k: int, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
-    """Logits of the k likeliest tokens and log-sum-exp; peer: cuBLAS, topk and logsumexp on its logits in
-    bf16. Ids are left out of the comparison: such logits are often equal."""
-    x = pool.take(t, e)
-    out = tuple(torch.empty(t, k, dtype=d, device=pool.device) for d in (torch.float32, torch.int64))
-    out = *out, torch.empty(t, dtype=torch.float32, device=pool.device)
-    copies = pool.copies(v * e)
-    weights = [pool.take(v, e) for _ in range(copies)]
-
-    def ours(i: int) -> tuple[Tensor, Tensor]:
-        values, _, log_sum_exp = KERNELS.head(x, weights[i], k, out=out)
-        return values, log_sum_exp
-
-    def chain(i: int) -> tuple[Tensor, Tensor]:
-        logits = torch.mm(x, weights[i].t()).float()
-        return logits.topk(k).values, logits.logsumexp(-1)
-
-    return copies, {OURS: ours, "torch chain": chain}
-
-
-def attention_cases(
-    shape: Shape, rows: Sequence[int], contexts: Sequence[int], device: str
-) -> Iterator[dict]:
-    h, g, d = shape.H, shape.G, shape.D
-    for context in contexts:
-        for t in rows:
-            yield {
-                "name": "", "rows": t, "context": context,
-                "bytes": 2 * d * (2 * g * (context + t) + 2 * h * t),
-                "flops": 4 * d * h * (t * context + t * (t + 1) // 2),
-                "build": partial(attention, h, g, d, t, context), "kernel": ("attention", h // g, d, t > 8),
-            }  # fmt: skip
-
-
-SDPA = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "cuDNN": SDPBackend.CUDNN_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-}
-
-
-def attention(
-    h: int, g: int, d: int, t: int, context: int, pool: Pool
-) -> tuple[int, dict[str, Call | NotRun]]:
-    """A chain of t rows in flight on `context` cached positions; each call returns its last row's [H, D].
-
-    Peers read the chain's keys from the cache behind the context. SDPA runs without a mask, so that its rows
-    see the chain's later keys as well, a little work more and no mask to read; only the last row, which sees
-    everything, is the same. FlexAttention has the causal mask. "folded": query heads of one key head as rows.
-    """
-    q, k, v = (pool.take(t, heads, d) for heads in (h, g, g))
-    size = g * (context + t) * d
-    copies = pool.copies(2 * size)
-    caches = [(pool.take(1, g, context + t, d), pool.take(1, g, context + t, d)) for _ in range(copies)]
-    for k_cache, v_cache in caches:
-        k_cache[0, :, context:], v_cache[0, :, context:] = k.transpose(0, 1), v.transpose(0, 1)
-    chain = Rows.chain([0] * t, context)
-    rows = pack(chain, tile_rows(h, g, d, q.dtype, chain), pool.device)
-    out = torch.empty_like(q)
-    plain = q.transpose(0, 1)[None]  # [1, H, T, D]
-    folded = q.view(t, g, h // g, d).permute(1, 0, 2, 3).reshape(1, g, t * (h // g), d)
-
-    def ours(i: int) -> Tensor:
-        return KERNELS.attention(q, k, v, *caches[i], rows, d**-0.5, out=out)[-1]
-
-    def sdpa(backend: SDPBackend, i: int) -> Tensor:
-        k, v = caches[i]
-        with sdpa_kernel(backend):
-            got = F.scaled_dot_product_attention(plain, k, v, scale=d**-0.5, enable_gqa=h > g)
-        return got[0, :, -1]
-
-    def sdpa_folded(backend: SDPBackend, i: int) -> Tensor:
-        k, v = caches[i]
-        with sdpa_kernel(backend):
-            got = F.scaled_dot_product_attention(folded, k, v, scale=d**-0.5)
-        return got.view(g, t, h // g, d)[:, -1].reshape(h, d)
-
-    calls: dict[str, Call | NotRun] = {OURS: ours}
-    for name, backend in SDPA.items():
-        calls[name] = partial(sdpa, backend)
-        calls[f"{name} folded"] = partial(sdpa_folded, backend)
-    calls["flex"] = flex(plain, caches, context) if t in (1, 32, 128) else "1, 32 and 128 rows only"
-    return copies, calls
-
-
-def flex(q: Tensor, caches: list[tuple[Tensor, Tensor]], context: int) -> Call:
-    """Compiled FlexAttention of q [1, H, T, D] with the chain's causal mask. Compiles on its first call, for
-    seconds."""
-    compiled: list[Callable[..., Tensor]] = []
-
-    def call(i: int) -> Tensor:
-        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-        k, v = caches[i]
-        if not compiled:
-            torch._dynamo.reset()  # else the ninth shape falls back to eager
-            mask = create_block_mask(
-                lambda b, h, i_q, i_k: i_k <= i_q + context, None, None, q.shape[2], k.shape[2], q.device
-            )
-            function = torch.compile(flex_attention, dynamic=False)
-            compiled.append(partial(function, block_mask=mask, enable_gqa=q.shape[1] > k.shape[1]))
-        return compiled[0](q, k, v)[0, :, -1]
-
-    return call
 
 
 def row_cases(op: str, shape: Shape, rows: Sequence[int]) -> Iterator[dict]:

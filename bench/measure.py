@@ -22,6 +22,8 @@ from torch import Tensor
 from orthrus_kernels._triton import tl, triton
 
 Call = Callable[[int], Any]  # on copy i of the inputs
+NotRun = str  # in a call's place: why a peer is not run
+OURS = "ours"  # the name of our call among its peers
 GIB = 1 << 30
 BURST = 10  # replays one behind another that `time_in_a_row` launches before it waits
 

@@ -21,9 +21,12 @@ class Bug:
     unseen: str = ""
 
 
-_ATTENTION = "orthrus_kernels/attention_triton.py"
+_ATTENTION = "orthrus_kernels/attention_kernels.py"
 _LINEAR = "orthrus_kernels/linear_triton.py"
 _VISIBILITY = "orthrus_kernels/visibility.py"
+_BLOCKS = "orthrus_kernels/blocks_triton.py"
+_RERANK = "orthrus_kernels/rerank.py"
+_ONE_PASS_TEXT = "test_decode.py::test_one_pass_equals_plain_decoding"
 _TEXT_STAYS = "test_embedded.py::test_lossless[0.0-float32]"
 
 BUGS = (
@@ -220,6 +223,61 @@ BUGS = (
         "kept &= before < sampling.top_p", "kept &= before + probabilities < sampling.top_p",
         "test_choice.py::test_filters_by_definition_with_ties",
         "the edge of top-p"),
+    Bug("a child is scored behind the likeliest candidate", "orthrus_kernels/grow_triton.py",
+        "row = (depth * K + which) * K", "row = depth * K * K",
+        "kernels/test_rerank.py::test_a_tree_grown_from_it",
+        "a tree with the bigram correction: scores stand behind each candidate of the position before"),
+    Bug("a node takes its rank for its candidate", "orthrus_kernels/grow_triton.py",
+        "which = tl.load(order + row + rank)", "which = rank + 0 * tl.load(order + row + rank)",
+        "kernels/test_rerank.py::test_a_tree_grown_from_it",
+        "the correction ranks candidates anew, and the tree must put in those it ranked"),
+    Bug("a root that the drafter saw is corrected for in the twin", _RERANK,
+        "change[0] = 0", "change[0] *= 1",
+        "kernels/test_rerank.py::test_by_hand",
+        "the block had the root in it: the table would count it twice"),
+    Bug("a root that the drafter saw is corrected for in the kernel", _RERANK,
+        "tl.where(i_p == 0, 0.0, b_change)", "tl.where(i_p < 0, 0.0, b_change)",
+        "kernels/test_rerank.py::test_kernel_and_twin",
+        "the block had the root in it: the table would count it twice"),
+    Bug("a candidate is ranked behind one of its own position", _RERANK,
+        "(i_p - 1) * K + i_a", "i_p * K + i_a",
+        "kernels/test_rerank.py::test_kernel_and_twin",
+        "the token in front of a child is its parent's"),
+    Bug("the two tables of the correction are swapped", "qwen3_model/bigram.py",
+        'folder / FILE, ("before", "after")', 'folder / FILE, ("after", "before")',
+        "test_bigram.py::test_tables_come_in_the_models_dtype",
+        "the shapes are equal, the text stays, and drafts get worse than without"),
+    Bug("children do not lessen a node's end", "orthrus_kernels/anchors.py",
+        "ends[parent] -= math.exp(score)", "ends[parent] -= 0.0",
+        "test_anchors.py::test_ends_of_a_grown_tree_are_a_distribution",
+        "blocks would stand where the walk passes by",
+        unseen=_ONE_PASS_TEXT),
+    Bug("a one-pass draft keeps its first proposal", "qwen3_model/decode/one_pass.py",
+        "shape.block + 1", "shape.block",
+        "test_decode.py::test_one_pass_of_a_perfect_drafter_and_of_a_hopeless_one",
+        "it stands in the bonus token's place, and the whole draft one position too early",
+        unseen=_ONE_PASS_TEXT),
+    Bug("a one-pass draft is read from the first block", "qwen3_model/decode/one_pass.py",
+        "anchors.index(path[-1])", "0",
+        "test_decode.py::test_one_pass_of_a_perfect_drafter_and_of_a_hopeless_one",
+        "that of another node than the one at which the walk ended",
+        unseen=_ONE_PASS_TEXT),
+    Bug("children do not lessen a node's end on the device", _BLOCKS,
+        "b_end -= tl.where(", "b_end -= 0.0 * tl.where(",
+        "kernels/test_blocks.py::test_the_pass_of_the_twins",
+        "blocks would stand where the walk passes by"),
+    Bug("the last row of a block on the device is hidden", _BLOCKS,
+        "tl.zeros((TILE,), tl.int32) + end,", "tl.zeros((TILE,), tl.int32) + end - 1,",
+        "kernels/test_blocks.py::test_the_pass_of_the_twins",
+        "a block sees all of itself; the text would not show it"),
+    Bug("a block on the device turned one position too far", _BLOCKS,
+        "(start + depth + o_d).to(tl.int64)", "(start + depth + 1 + o_d).to(tl.int64)",
+        "kernels/test_blocks.py::test_the_pass_of_the_twins",
+        "RoPE of its rows; the text would not show it"),
+    Bug("a draft on the device keeps its first proposal", _BLOCKS,
+        "tl.where(found, block, 0) * SIZE + 1", "tl.where(found, block, 0) * SIZE",
+        "kernels/test_blocks.py::test_the_block_where_the_walk_ended",
+        "it stands in the bonus token's place"),
     Bug("drafts are taken a row too late", "qwen3_model/decode/two_pass.py",
         "logits_of=range(count)", "logits_of=range(1, count + 1)",
         "test_decode.py::test_a_perfect_drafter_fills_every_block_and_a_hopeless_one_adds_nothing",

@@ -158,6 +158,8 @@ def test_prompts_files(tiny, tmp_path, refusal):
     assert "limit" in verify(held_out, "--limit", 0)
     assert "--seeds" in verify(held_out, "--seeds", 0)
     assert "prompt 1: " in verify(held_out, "--max-new-tokens", 5000)
+    said = verify(held_out, "--strategy", "one-pass", "--block-size", 65)
+    assert "one-pass of this checkpoint takes 3 to" in said, "not plain decoding, which goes beside it"
 
 
 def test_info_and_demo(tiny, tmp_path, refusal, monkeypatch):

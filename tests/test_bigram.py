@@ -41,6 +41,7 @@ def test_tables_come_in_the_models_dtype(folder, dtype):
 @pytest.mark.parametrize(
     "tables, word",
     [
+        ({}, "holds no tensor; before, after were expected"),
         ({"before": table()}, "holds before; before, after were expected"),
         ({"before": table(), "after": table(), "more": table()}, "before, after were expected"),
         ({"before": table(), "after": table(rank=5)}, "after has shape [2048, 5]"),
@@ -66,6 +67,13 @@ def test_a_file_cut_short_is_refused(folder):
     with open(folder / FILE, "r+b") as file:
         file.truncate(1000)
     with pytest.raises(InputError, match="cut short"):
+        Qwen3.from_pretrained(folder, "cpu", progress=False)
+
+
+def test_a_link_to_nowhere_is_refused(folder):
+    """It is a file that someone meant to be there."""
+    (folder / FILE).symlink_to(folder / "gone")
+    with pytest.raises(InputError, match="is not a file"):
         Qwen3.from_pretrained(folder, "cpu", progress=False)
 
 

@@ -24,6 +24,7 @@ VARIANTS = [
     {"strategy": "autoregressive"},
     {"tree_nodes": 0},
     {"tree_nodes": 9},
+    {"strategy": "one-pass", "tree_nodes": 9},
     {"tree_nodes": "auto", "temperature": 0.9},
     {"tree_nodes": 12, "temperature": 0.7, "top_k": 9, "repetition_penalty": 1.2},
     {"tree_nodes": 0, "temperature": 0.7, "repetition_penalty": 1.3},
@@ -252,7 +253,11 @@ def test_a_cycle_needs_nothing_but_its_run():
     cycle = Cycle(run, 2)
     assert (cycle.kind, cycle.passes, cycle.outcome) == (
         "tree of 2 nodes",
-        "1 pass of 99 rows",
+        "1 pass of 99 rows, 96 of them drafting",
         "kept 1 proposed + 1 own",
     )
     assert cycle.bonus == 9 and cycle.path == [0, 2] and cycle.chance(2) == pytest.approx(0.3679, abs=1e-4)
+    run.rows = 32, 3
+    assert cycle.passes == "2 passes of 32 + 3 rows"
+    run.tree, run.rows = DraftTree([5], [-1], [0], [0.0]), (9,)
+    assert (cycle.kind, cycle.passes) == ("no draft", "1 pass of 9 rows, 8 of them drafting")

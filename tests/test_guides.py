@@ -1,6 +1,7 @@
-"""What the guides tell a reader to type is taken by the command line, their links lead somewhere, and the
-strategy that docs/adding.md shows is one."""
+"""What the guides tell a reader to type is taken by the command line, their links lead somewhere, the
+strategy that docs/adding.md shows is one, and files and functions are as short as CONTRIBUTING.md says."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -15,7 +16,7 @@ from qwen3_model import cli, decode
 ROOT = Path(__file__).parents[1]
 GUIDES = [
     ROOT / "CONTRIBUTING.md",
-    *(ROOT / f"docs/{name}.md" for name in ("adding", "checkpoints", "metrics")),
+    *(ROOT / f"docs/{name}.md" for name in ("adding", "checkpoints", "figures", "metrics")),
 ]
 TEXTS = {path.name: path.read_text() for path in GUIDES}
 VERBS, MADE = (
@@ -95,3 +96,18 @@ def test_it_finds_what_repeats(lookup):
     )
     assert looked_up.token_ids == plain.token_ids and looked_up.logprobs == plain.logprobs
     assert looked_up.stats.forwards == 1 + looked_up.stats.cycles and looked_up.stats.tokens_per_cycle > 1.5
+
+
+def test_files_and_functions_are_short():
+    """CONTRIBUTING.md: files of src/ up to 350 lines, functions up to 70, kernels apart."""
+    lengths = {}
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        source = path.read_text()
+        lengths[path.name] = len(source.splitlines())
+        assert lengths[path.name] <= 350, (path, lengths[path.name])
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                is_kernel = any("triton.jit" in ast.unparse(d) for d in node.decorator_list)
+                length = node.end_lineno - node.lineno + 1
+                assert is_kernel or length <= 70, (path, node.name, length)
+    assert len(lengths) > 50

@@ -1,6 +1,7 @@
 """What the README tells a newcomer to type works as it stands there."""
 
 import io
+import json
 import re
 import shlex
 from pathlib import Path
@@ -27,6 +28,31 @@ def test_commands(command, monkeypatch, capsys):
 def test_python_snippets(snippet, capsys):
     exec(compile(snippet, "README.md", "exec"), {})
     assert re.search(r"^\d\.\d+ \[", capsys.readouterr().out, re.M), "statistics after the text"
+
+
+def test_what_it_links_to_is_there():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    for link in links:
+        assert link.startswith("http") or (ROOT / link).exists(), link
+    assert {"docs/demo.svg", "docs/mask.svg", "docs/speed.svg"} <= set(links)
+    assert len(README.splitlines()) <= 200, "detail goes to docs/"
+
+
+def test_the_times_are_those_of_the_record():
+    """The table of times and its picture come of one run of each kind (bench/results)."""
+    folder, models = ROOT / "bench/results", ("8B", "4B", "1.7B", "0.6B")
+    run, peers = (json.loads((folder / f"decode{of}-h100.json").read_text()) for of in ("", "-peers"))
+    ours, beside = (
+        {p["model"]: p for p in found["passes"] if (p["pass"], p["context"]) == ("token", 1024)}
+        for found in (run, peers)
+    )
+    theirs = {p["model"]: p["us"]["median"] for p in peers["peers"]}
+    for line in (
+        [f"{ours[m]['us']['median'] / 1e3:.2f}" for m in models],
+        [f"{100 * ours[m]['share_of_floor']:.0f} %" for m in models],
+        [f"{theirs[m] / beside[m]['us']['median']:.2f}x" for m in models],
+    ):
+        assert f"| {' | '.join(line)} |" in README, line
 
 
 def test_there_is_something_to_check():

@@ -4,7 +4,7 @@ Per row: softmax(q K^T * scale) V over the logical key sequence of the row's pat
 cut at one constant list of absolute positions; each segment gives an fp32 partial (maximum, sum,
 accumulator), and partials are folded in that order. The list never depends on context length, row count or
 device: a token near an edge would get other bits than plain decoding gave it. The list is
-`packed.KEY_CUTS`, the kernels are in `attention_triton.py`. Scores in fp32; probabilities
+`packed.KEY_CUTS`, the kernels are in `attention_kernels.py`. Scores in fp32; probabilities
 are rounded to the values' dtype before they multiply them, their sum is taken unrounded."""
 
 from __future__ import annotations

@@ -254,11 +254,8 @@ def linear_triton(
         weight, n_ar = weight_diff, rows
     if out is None:
         out = torch.empty(rows, n, dtype=out_dtype or x.dtype, device=x.device)
-    assert 0 <= n_ar <= rows and out.shape == (rows, n), (n_ar, rows, out.shape)
-    assert x.dtype == weight.dtype == weight_diff.dtype, (x.dtype, weight.dtype, weight_diff.dtype)
     assert out_dtype is None or out.dtype == out_dtype, (out.dtype, out_dtype)
-    assert x.stride(1) == weight.stride(1) == out.stride(1) == 1, (x.stride(), weight.stride(), out.stride())
-    assert weight.stride() == weight_diff.stride(), (weight.stride(), weight_diff.stride())
+    _check(x, weight, weight_diff, n_ar, out)
     if rows == 0:
         return out
     entry = entry or tables.linear_entry(n, k, x.dtype, tables.device_key(x.device))
@@ -297,6 +294,15 @@ def linear_triton(
         num_warps=tile.warps, num_stages=tile.stages, **launch_options(pdl and early),
     )  # fmt: skip
     return out
+
+
+def _check(x: Tensor, weight: Tensor, weight_diff: Tensor, n_ar: int, out: Tensor) -> None:
+    """What the kernel takes as given."""
+    rows, n = x.shape[0], weight.shape[0]
+    assert 0 <= n_ar <= rows and out.shape == (rows, n), (n_ar, rows, out.shape)
+    assert x.dtype == weight.dtype == weight_diff.dtype, (x.dtype, weight.dtype, weight_diff.dtype)
+    assert x.stride(1) == weight.stride(1) == out.stride(1) == 1, (x.stride(), weight.stride(), out.stride())
+    assert weight.stride() == weight_diff.stride(), (weight.stride(), weight_diff.stride())
 
 
 def can_prefetch(*weights: Tensor) -> bool:

@@ -3,6 +3,7 @@ weights: `orthrus bigram` learns them, other programs need not know it."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,8 @@ class Bigram:
 
 def load(folder: Path, config: Qwen3Config, device: torch.device, dtype: torch.dtype) -> Bigram | None:
     """The tables of a folder, None if it has none or the model no diffusion view. Raises InputError for a
-    file that is damaged or does not fit the config."""
-    if not (folder / FILE).exists() or not config.has_diffusion_view:
+    file that is damaged or does not fit the config, and for a link to nowhere."""
+    if not os.path.lexists(folder / FILE) or not config.has_diffusion_view:
         return None
     tables = checkpoint.load_tables(folder / FILE, ("before", "after"), config.vocab_size, MOST_RANK)
     if not all(table.isfinite().all() for table in tables):

@@ -152,7 +152,8 @@ def load_tables(file: Path, names: Sequence[str], rows: int, most: int) -> list[
     Raises InputError."""
     headers = _file_headers(file)
     if set(headers) != set(names):
-        raise InputError(f"{file} holds {_listed(set(headers))}; {', '.join(names)} were expected")
+        held = _listed(set(headers)) or "no tensor"
+        raise InputError(f"{file} holds {held}; {', '.join(names)} were expected")
     shape = headers[names[0]].shape
     if len(shape) != 2 or not 1 <= shape[1] <= most:
         raise InputError(f"{file}: {names[0]} has shape {list(shape)}; [{rows}, 1 to {most}] was expected")

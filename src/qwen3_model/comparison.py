@@ -174,7 +174,7 @@ def compare(
 
 def _warm_up(model: Qwen3, prompt: Sequence[int], strategy: str, settings: Mapping[str, Any]) -> None:
     short = {**settings, "max_new_tokens": min(4, settings["max_new_tokens"])}
-    for name in ("autoregressive", strategy):
+    for name in (strategy, "autoregressive"):  # a refusal names the strategy that was asked for
         _decode(model, 0, prompt, name, 0, **short)
 
 

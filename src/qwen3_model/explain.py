@@ -53,17 +53,21 @@ class Cycle:
     def kind(self) -> str:
         """What was verified, in words."""
         tree = self.run.tree
-        if tree is None:
+        if tree is None or len(tree) == 1:
             return "no draft"
         shape = "chain" if tree.parents == list(range(-1, len(tree) - 1)) else "tree"
         return f"{shape} of {count_of(len(tree) - 1, 'node')}"
 
     @property
     def passes(self) -> str:
-        """Passes and their rows, in words."""
+        """Passes and their rows, in words. Where one pass holds more rows than the tree has nodes, the others
+        are blocks that draft the next one."""
         *others, last = self.rows
         rows = " + ".join([*map(str, others), count_of(last, "row")])
-        return f"{count_of(len(self.rows), 'pass', 'es')} of {rows}"
+        said = f"{count_of(len(self.rows), 'pass', 'es')} of {rows}"
+        tree = self.run.tree
+        drafting = last - len(tree) if tree is not None and not others else 0
+        return f"{said}, {drafting} of them drafting" if drafting > 0 else said
 
     @property
     def outcome(self) -> str:

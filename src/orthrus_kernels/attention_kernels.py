@@ -1,0 +1,277 @@
+"""Dual-view attention, the kernels: one read of the keys for all rows of a pass, and a row's bits its own.
+`attention_triton.py` launches them.
+
+Per row of query head h over key head g = h // (H / G), with keys cut at `KEY_CUTS` into segments:
+
+    scores:   s_j = q k_j, their maximum and differences raw; e(x) = exp2(x * scale * log2 e)
+    segment:  m = max_j s_j,  l = sum_j e(s_j - m),  a = sum_j round(e(s_j - m)) v_j
+    fold:     M = max(m, m'), l <- l' e(m' - M) + l e(m - M), a likewise, in the order of the positions
+    output:   a (1 / l), rounded once to q's dtype; all else in fp32, but probabilities in v's dtype for a
+
+Why a row's bits do not depend on the pass. Whatever the row's neighbours, its index and where its keys lie,
+it goes through the same tile shape (FOLDED rows, the query heads of a key head folded into them, by
+BLOCK_S keys; the tall tile of the whole form is two side by side), the same dots over the same logical keys
+in the same order, cut at the same absolute positions. Three things vary, and none of them reaches the sum of
+another row or the order within one:
+
+- **where keys come from**: blocks below the context are read in place, and so are blocks of a chain of rows
+  in flight (a prompt) that every row of the tile sees whole; the block that holds the end of the context and
+  all others behind it are gathered by slot(path, position) from cache and in-flight rows into the same tile.
+  Each block continues the (m, l, a) that the segment has reached;
+- **which rows share a tile**: any rows of a sequence in segments wholly inside the context, where all see
+  every key; rows of one path otherwise, a mask hiding positions at and past a row's limit. A hidden key adds
+  exp2(-inf) = 0 and leaves m alone, so a row goes through blocks past its limit unchanged;
+- **who folds**: with few rows one program takes one (tile, segment), and the partials are folded by a second
+  kernel (`_partial_kernel`, `_combine_kernel`) or, where they are few, by the program of a key head that
+  arrives last ("fused"); with many (prefill) one program takes all segments of a tile, each from a fresh
+  state, and folds as it goes (`_whole_kernel`): no partials in memory. All say the fold with explicit
+  `tl.fma`, so that no compiler choice of contraction can tell them apart."""
+
+from __future__ import annotations
+
+from ._triton import tl, triton
+from .pdl import launch_dependents, wait
+
+
+@triton.jit
+def _step(b_s, b_v, b_max, b_sum, b_acc, scale):
+    """One block of keys into the running (maximum, sum, accumulator). b_s: raw scores, -inf where hidden."""
+    b_top, b_keep = _keep(b_max, tl.max(b_s, 1), scale)
+    b_p = tl.exp2((b_s - _finite(b_top)[:, None]) * scale)
+    b_sum = tl.fma(b_sum, b_keep, tl.sum(b_p, 1))
+    b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc * b_keep[:, None], input_precision="ieee")
+    return b_top, b_sum, b_acc
+
+
+@triton.jit
+def _finite(b_max):
+    """0 in place of the maximum of nothing, so that -inf - -inf is not asked for."""
+    return tl.where(b_max == float("-inf"), 0.0, b_max)
+
+
+@triton.jit
+def _keep(b_max, b_next, scale):
+    """Maximum of two states of raw scores, and the factor that the first one's sum and accumulator take.
+
+    Differences are scaled, not maxima subtracted from scaled scores: a fused multiply-add would leave the
+    rounding error of a huge score in the exponent.
+    """
+    b_top = tl.maximum(b_max, b_next)
+    return b_top, tl.exp2((b_max - _finite(b_top)) * scale)
+
+
+@triton.jit
+def _fold_weights(b_max, b_next, scale):
+    """Maximum of two states, and the factors that their sums and accumulators take."""
+    b_top, b_keep = _keep(b_max, b_next, scale)
+    return b_top, b_keep, tl.exp2((b_next - _finite(b_top)) * scale)
+
+
+@triton.jit
+def _fold(acc, stats, o_first, m_m, stride_segment, n, scale, FOLDED: tl.constexpr, D: tl.constexpr,
+          UNROLL: tl.constexpr):  # fmt: skip
+    """Output [FOLDED, D] in fp32 of n partials each, in the order of the segments, the first at o_first."""
+    o_d = tl.arange(0, D)
+    b_max = tl.full((FOLDED,), float("-inf"), tl.float32)
+    b_sum = tl.zeros((FOLDED,), tl.float32)
+    b_acc = tl.zeros((FOLDED, D), tl.float32)
+    for first in range(0, n, UNROLL):
+        for u in tl.static_range(UNROLL):  # a partial past n is empty: folding it changes nothing
+            m_s = m_m & (first + u < n)
+            o_part = o_first + (first + u) * stride_segment
+            # .cg: L1 may hold an older launch's partials
+            b_m = tl.load(stats + o_part * 2, mask=m_s, other=float("-inf"), cache_modifier=".cg")
+            b_l = tl.load(stats + o_part * 2 + 1, mask=m_s, other=0.0, cache_modifier=".cg")
+            p_a = acc + o_part[:, None] * D + o_d[None, :]
+            b_a = tl.load(p_a, mask=m_s[:, None], other=0.0, cache_modifier=".cg")
+            b_max, b_keep, b_add = _fold_weights(b_max, b_m, scale)
+            b_sum = tl.fma(b_l, b_add, b_sum * b_keep)
+            b_acc = tl.fma(b_a, b_add[:, None], b_acc * b_keep[:, None])
+    b_scale = tl.div_rn(1.0, tl.where(m_m, b_sum, 1.0))  # an unused place has seen nothing
+    return b_acc * b_scale[:, None]
+
+
+@triton.jit
+def _segment(
+    b_q, b_limit,
+    k, stride_kt, v, stride_vt, k_cache, stride_ks, v_cache, stride_vs, slots,
+    first, last, context, end, chain, chain_row, lowest, scale,
+    D: tl.constexpr, FOLDED: tl.constexpr, BLOCK_S: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """(maximum [FOLDED], sum [FOLDED], accumulator [FOLDED, D]) of the keys at positions [first, last).
+
+    Pointers stand at the key head and sequence already, `slots` at the slot of position `context`. Positions
+    from `chain` on lie in rows chain_row, chain_row + 1, ...; every row sees the positions below `lowest`.
+    """
+    o_n, o_d = tl.arange(0, BLOCK_S), tl.arange(0, D)
+    b_max = tl.full((FOLDED,), float("-inf"), tl.float32)
+    b_sum = tl.zeros((FOLDED,), tl.float32)
+    b_acc = tl.zeros((FOLDED, D), tl.float32)
+    # Twice a run of blocks read in place and a run of gathered ones: [first, cached) from the cache, gathered
+    # up to `middle`, [middle, masked) from the chain in flight, gathered to the end. Any run may be empty.
+    cached = tl.maximum(first, tl.minimum(last, context // BLOCK_S * BLOCK_S))
+    middle = tl.maximum(cached, tl.cdiv(chain, BLOCK_S) * BLOCK_S)
+    masked = tl.maximum(middle, tl.minimum(last, lowest) // BLOCK_S * BLOCK_S)
+    end = tl.minimum(last, end)
+    # Left in the loop, offsets cost nothing; hoisted out of it they spill (whole form, triton 3.6.0, sm_90).
+    for i_run in tl.range(2, disable_licm=True):
+        in_cache = i_run == 0
+        start, stop = tl.where(in_cache, first, middle), tl.where(in_cache, cached, masked)
+        # Only the start of a block needs 64 bits; offsets within it stay small, which saves registers.
+        i_first = tl.where(in_cache, first, chain_row + (middle - chain)).to(tl.int64)
+        stride_k, stride_v = (
+            tl.where(in_cache, stride_ks, stride_kt),
+            tl.where(in_cache, stride_vs, stride_vt),
+        )
+        p_k = (k_cache if in_cache else k) + i_first * stride_k
+        p_v = (v_cache if in_cache else v) + i_first * stride_v
+        o_k, o_v = o_n[:, None] * stride_k + o_d[None, :], o_n[:, None] * stride_v + o_d[None, :]
+        for _ in tl.range(start, stop, BLOCK_S, num_stages=STAGES):
+            b_s = tl.dot(b_q, tl.trans(tl.load(p_k + o_k)), input_precision="ieee")
+            b_max, b_sum, b_acc = _step(b_s, tl.load(p_v + o_v), b_max, b_sum, b_acc, scale)
+            p_k += BLOCK_S * stride_k
+            p_v += BLOCK_S * stride_v
+        for start in tl.range(stop, tl.where(in_cache, tl.minimum(middle, end), end), BLOCK_S, num_stages=1):
+            o_s = start + o_n
+            m_c, m_s = o_s < context, o_s < end
+            b_slot = tl.load(slots + (o_s - context), mask=m_s & (o_s >= context), other=0).to(tl.int64)
+            o_c = o_s.to(tl.int64)
+            p_ks = tl.where(m_c, k_cache + o_c * stride_ks, k + b_slot * stride_kt)
+            b_k = tl.load(p_ks[:, None] + o_d[None, :], mask=m_s[:, None], other=0.0)
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
+            p_vs = tl.where(m_c, v_cache + o_c * stride_vs, v + b_slot * stride_vt)
+            b_v = tl.load(p_vs[:, None] + o_d[None, :], mask=m_s[:, None], other=0.0)
+            b_s = tl.where(o_s[None, :] < b_limit[:, None], b_s, float("-inf"))
+            b_max, b_sum, b_acc = _step(b_s, b_v, b_max, b_sum, b_acc, scale)
+    return b_max, b_sum, b_acc
+
+
+@triton.jit(do_not_specialize=["T"])
+def _partial_kernel(
+    q, stride_qt, stride_qh, k, stride_kt, stride_kg, v, stride_vt, stride_vg,
+    k_cache, stride_kb, stride_kcg, stride_ks, v_cache, stride_vb, stride_vcg, stride_vs,
+    rows, limits, tiles, slots, segments, items,
+    acc, stats, arrivals, out, stride_ot, stride_oh,
+    T, G, scale,
+    D: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr, FOLDED: tl.constexpr, BLOCK_S: tl.constexpr,
+    STAGES: tl.constexpr, FUSED: tl.constexpr, UNROLL: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One (tile, segment) for one key head: acc [C, T, H, D], stats [C, T, H, 2] (maximum, sum).
+
+    FUSED >= T * GROUP, a power of two, for a pass of one path tile: the program that arrives last for its key
+    head folds the partials into `out`. With FUSED 0 the combine does.
+    """
+    if PDL:
+        wait()  # first of all, in programs without work too: the tables themselves may be new
+        launch_dependents()
+    i_g, i_item = tl.program_id(0) % G, tl.program_id(0) // G
+    i_tile, i_segment = tl.load(items + 2 * i_item), tl.load(items + 2 * i_item + 1)
+    if i_tile < 0:
+        return
+    o_m, o_d = tl.arange(0, FOLDED), tl.arange(0, D)
+    m_m = o_m < TILE * GROUP
+    i_row = tl.load(rows + i_tile * TILE + o_m // GROUP, mask=m_m, other=-1).to(tl.int64)
+    b_limit = tl.load(limits + i_tile * TILE + o_m // GROUP, mask=m_m, other=0)
+    m_m = i_row >= 0
+    i_h = i_g * GROUP + o_m % GROUP
+    p_q = q + (i_row * stride_qt + i_h * stride_qh)[:, None] + o_d[None, :]
+    b_q = tl.load(p_q, mask=m_m[:, None], other=0.0)
+    i_b, context = tl.load(tiles + 8 * i_tile).to(tl.int64), tl.load(tiles + 8 * i_tile + 1)
+    end, first_slot = tl.load(tiles + 8 * i_tile + 2), tl.load(tiles + 8 * i_tile + 3)
+    chain, chain_row = tl.load(tiles + 8 * i_tile + 5), tl.load(tiles + 8 * i_tile + 6)
+    lowest = tl.load(tiles + 8 * i_tile + 7)
+    i_g = i_g.to(tl.int64)
+    b_max, b_sum, b_acc = _segment(
+        b_q, b_limit, k + i_g * stride_kg, stride_kt, v + i_g * stride_vg, stride_vt,
+        k_cache + i_b * stride_kb + i_g * stride_kcg, stride_ks,
+        v_cache + i_b * stride_vb + i_g * stride_vcg, stride_vs, slots + first_slot,
+        tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end,
+        chain, chain_row, lowest, scale,
+        D, FOLDED, BLOCK_S, STAGES,
+    )  # fmt: skip
+    o_part = (i_segment.to(tl.int64) * T + i_row) * (G * GROUP) + i_h
+    tl.store(acc + o_part[:, None] * D + o_d[None, :], b_acc, mask=m_m[:, None])
+    tl.store(stats + o_part * 2, b_max, mask=m_m)
+    tl.store(stats + o_part * 2 + 1, b_sum, mask=m_m)
+    if FUSED:
+        n = tl.load(tiles + 4)  # segments of the one path tile: as many programs as arrive
+        tl.debug_barrier()  # every thread's partial is written before one thread publishes it
+        if tl.atomic_add(arrivals + i_g, 1, sem="acq_rel") == n - 1:
+            o_f = tl.arange(0, FUSED)
+            f_row, f_h = (o_f // GROUP).to(tl.int64), i_g * GROUP + o_f % GROUP
+            m_f = f_row < T
+            o_first, stride_segment = f_row * (G * GROUP) + f_h, T.to(tl.int64) * (G * GROUP)
+            b_out = _fold(acc, stats, o_first, m_f, stride_segment, n, scale, FUSED, D, UNROLL)
+            p_out = out + (f_row * stride_ot + f_h * stride_oh)[:, None] + o_d[None, :]
+            tl.store(p_out, b_out.to(out.dtype.element_ty), mask=m_f[:, None])
+            tl.store(arrivals + i_g, 0)  # ready for the next launch
+
+
+@triton.jit(do_not_specialize=["T"])
+def _combine_kernel(
+    acc, stats, row_segments, out, stride_ot, stride_oh, T, H, scale,
+    D: tl.constexpr, UNROLL: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Fold one row and head's partials in the order of the segments and divide."""
+    if PDL:
+        wait()
+        launch_dependents()
+    i_row, i_h = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    n = tl.load(row_segments + i_row)
+    o_one, o_d = tl.arange(0, 1), tl.arange(0, D)
+    stride_segment = T.to(tl.int64) * H
+    b_out = _fold(acc, stats, i_row * H + i_h + o_one, o_one == 0, stride_segment, n, scale, 1, D, UNROLL)
+    p_out = out + i_row * stride_ot + i_h * stride_oh + o_one[:, None] + o_d[None, :]
+    tl.store(p_out, b_out.to(out.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["N"])
+def _whole_kernel(
+    q, stride_qt, stride_qh, k, stride_kt, stride_kg, v, stride_vt, stride_vg,
+    k_cache, stride_kb, stride_kcg, stride_ks, v_cache, stride_vb, stride_vcg, stride_vs,
+    rows, limits, tiles, slots, segments,
+    out, stride_ot, stride_oh,
+    N, G, scale,
+    D: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr, FOLDED: tl.constexpr, BLOCK_S: tl.constexpr,
+    STAGES: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """All segments of one path tile for one key head, folded in order; the last of the N tiles first, because
+    in a prompt it sees most.
+    """
+    if PDL:
+        wait()
+        launch_dependents()
+    i_g, i_tile = tl.program_id(0) % G, N - 1 - tl.program_id(0) // G
+    o_m, o_d = tl.arange(0, FOLDED), tl.arange(0, D)
+    m_m = o_m < TILE * GROUP
+    i_row = tl.load(rows + i_tile * TILE + o_m // GROUP, mask=m_m, other=-1).to(tl.int64)
+    b_limit = tl.load(limits + i_tile * TILE + o_m // GROUP, mask=m_m, other=0)
+    m_m = i_row >= 0
+    i_h = i_g * GROUP + o_m % GROUP
+    p_q = q + (i_row * stride_qt + i_h * stride_qh)[:, None] + o_d[None, :]
+    b_q = tl.load(p_q, mask=m_m[:, None], other=0.0)
+    i_b, context = tl.load(tiles + 8 * i_tile).to(tl.int64), tl.load(tiles + 8 * i_tile + 1)
+    end, first_slot = tl.load(tiles + 8 * i_tile + 2), tl.load(tiles + 8 * i_tile + 3)
+    chain, chain_row = tl.load(tiles + 8 * i_tile + 5), tl.load(tiles + 8 * i_tile + 6)
+    lowest = tl.load(tiles + 8 * i_tile + 7)
+    n_segments = tl.load(tiles + 8 * i_tile + 4)
+    i_g = i_g.to(tl.int64)
+    b_max = tl.full((FOLDED,), float("-inf"), tl.float32)
+    b_sum = tl.zeros((FOLDED,), tl.float32)
+    b_acc = tl.zeros((FOLDED, D), tl.float32)
+    for i_segment in range(n_segments):
+        b_m, b_l, b_a = _segment(
+            b_q, b_limit, k + i_g * stride_kg, stride_kt, v + i_g * stride_vg, stride_vt,
+            k_cache + i_b * stride_kb + i_g * stride_kcg, stride_ks,
+            v_cache + i_b * stride_vb + i_g * stride_vcg, stride_vs, slots + first_slot,
+            tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end,
+            chain, chain_row, lowest, scale,
+            D, FOLDED, BLOCK_S, STAGES,
+        )  # fmt: skip
+        b_max, b_keep, b_add = _fold_weights(b_max, b_m, scale)
+        b_sum = tl.fma(b_l, b_add, b_sum * b_keep)
+        b_acc = tl.fma(b_a, b_add[:, None], b_acc * b_keep[:, None])
+    b_scale = tl.div_rn(1.0, tl.where(m_m, b_sum, 1.0))  # an unused place has seen nothing
+    b_out = b_acc * b_scale[:, None]
+    p_out = out + (i_row * stride_ot + i_h * stride_oh)[:, None] + o_d[None, :]
+    tl.store(p_out, b_out.to(out.dtype.element_ty), mask=m_m[:, None])
