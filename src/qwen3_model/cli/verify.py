@@ -38,7 +38,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--split", help="use lines of this split only")
     options.add_model_options(parser)
     parser.add_argument(
-        "--strategy", default="two-pass", help="what to compare with plain decoding (default: two-pass)"
+        "--strategy", default="auto", help="what to compare with plain decoding (default: %(default)s)"
     )
     options.add_draft_options(parser)
     parser.add_argument(

@@ -62,7 +62,7 @@ Made by `orthrus distill`: the tensors of the base are those of {base}, bit for 
 Only the `_diff` weights were trained; every figure below is in `training.json`.
 
 - machine: {facts["machine"]}, torch {facts["torch"]}, Python {facts["python"]}, {facts["date"]}
-- {text}, {dis["count"]} blocks of {dis["size"]} a row
+- {text}, {dis["count"]} blocks of {_sizes(dis)} a row
 - learning rate {dis["lr"]}, seed {dis["seed"]}, loss weight {dis["offset_decay"]}^offset
 - {dis.get("own_text", 0):.0%} of the text the base's own{_started(dis)}
 - {estimate}
@@ -82,7 +82,7 @@ def _training(facts: dict[str, Any]) -> dict[str, str]:
         f"seed {pre['seed']}; held-out loss {pre['held_out_loss']:.3f} nats a token",
         **({"AR view, against loops": _unrepeat(facts["unrepeat"])} if "unrepeat" in facts else {}),
         "diffusion view": f"{dis['steps']} steps of {dis['batch']} rows x {dis['count']} blocks of "
-        f"{dis['size']} in {dis['seconds']} s, seed {dis['seed']}, loss weight {dis['offset_decay']}^offset, "
+        f"{_sizes(dis)} in {dis['seconds']} s, seed {dis['seed']}, loss weight {dis['offset_decay']}^offset, "
         f"{dis.get('own_text', 0):.0%} of the text the AR view's own{_started(dis)}",
     }
     if "bigram" in facts:
@@ -108,6 +108,11 @@ def _training(facts: dict[str, Any]) -> dict[str, str]:
         rows["held-out prompts, temperature 0.8"] = f"{seen['tokens_per_cycle_sampled']} tokens a cycle"
         rows["measured by"] = f"`{seen['command']}`, {seen['machine']}, {seen['date']}"
     return rows
+
+
+def _sizes(dis: dict[str, Any]) -> str:
+    """Of blocks, those of every other step too where they are short."""
+    return f"{dis['size']}" + (f" ({dis['short']} in every other step)" if dis.get("short") else "")
 
 
 def _unrepeat(said: dict[str, Any]) -> str:
