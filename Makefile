@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-budget performance pictures recording tune mutations gpu-check tiny-checkpoint clean
+.PHONY: help demo test test-slow coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-budget bench-replay performance pictures recording tune mutations gpu-check tiny-checkpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -49,8 +49,11 @@ bench-decode: $(VENV)/bench ## whole decoding steps beside their floors on this 
 acceptance: $(VENV)/bench ## tokens a cycle of chains and draft trees, with intervals; options in ACCEPTANCE="..."
 	$(BIN)/python -m bench.acceptance $(ACCEPTANCE)
 
-bench-budget: $(VENV)/bench ## does tree_nodes="auto" find the fastest draft? on this GPU, 3 minutes; options in BENCH="..."
+bench-budget: $(VENV)/bench ## does strategy "auto" find the fastest cycle? on this GPU, 3 minutes; options in BENCH="..."
 	$(BIN)/python -m bench.budget $(BENCH)
+
+bench-replay: $(VENV)/bench ## tokens/s at 8B shapes on this GPU, acceptance replayed from a recorded trace; options in BENCH="..."
+	$(BIN)/python -m bench.decode --replay bench/results/trace-h100.json $(if $(BENCH),$(BENCH),--models 8B)
 
 performance: $(VENV)/bench ## docs/performance.md and its picture anew from the recorded runs
 	$(BIN)/python -m bench.performance

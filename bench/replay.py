@@ -61,6 +61,8 @@ def ways(trace: Trace) -> list[Way]:
     """WAYS, with one-pass cycles of the shape that a trace was made for. "auto" has none but the default
     shape's: it is left out for another."""
     made = trace.made.get("one_pass")
+    if made is None and trace.one_pass_rows != BLOCK:
+        raise InputError(f"the trace's one-pass blocks have {trace.one_pass_rows} rows, cycles here {BLOCK}")
     if made is None or Shape(**made) == Shape.of(BLOCK, "auto"):
         return list(WAYS)
     size = {"tree_nodes": made["nodes"], "block_size": made["block"]}

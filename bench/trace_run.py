@@ -144,11 +144,30 @@ def read(path: Path) -> Trace:
         sizes = [{len(text.kept[kind]) for kind in KINDS} for text in texts]
         if not texts or any(len(size) != 1 for size in sizes):
             raise ValueError("no texts, or tables of several lengths")
+        _check(trace)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is no trace ({error}): python -m bench.trace records one") from None
     return trace
+
+
+def _check(trace: Trace) -> None:
+    """Raises ValueError for numbers that no recording gives."""
+    numbers = [trace.block_rows, trace.one_pass_rows]
+    for text in trace.texts:
+        numbers += [text.prompt_tokens, *(n for kept in text.kept.values() for n in kept)]
+    if any(type(n) is not int or n < 1 for n in numbers):
+        raise ValueError("whole numbers above 0 were expected")
+    for tally in trace.tallies:
+        counts = [*tally.hits, *tally.trials, *tally.misses]
+        if any(type(n) is not int or n < 0 for n in counts) or type(tally.rows) is not int:
+            raise ValueError("tallies are of whole numbers")
+        if tally.rows < 2 or len(tally.hits) > len(tally.trials):
+            raise ValueError("a tally has fewer trials than hits, or no rows")
+    shape = trace.made.get("one_pass")
+    if shape is not None and set(shape) != {"nodes", "anchors", "block", "width"}:
+        raise ValueError("a shape of one-pass cycles has nodes, anchors, block and width")
 
 
 def ranks_of(ids: Sequence[Sequence[int]], order: np.ndarray, truth: Sequence[int]) -> list[int]:

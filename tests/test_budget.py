@@ -104,9 +104,11 @@ def rate(costs, source, choose, tokens=8_000, text=500):
     ("sure", "wide"), [(0.02, 0.05), (0.3, 0.2), (0.5, 0.1), (0.6, 0.3), (0.95, 0.03)], ids=str
 )
 def test_near_the_best_fixed_kind(costs, sure, wide):
-    fixed = {kind: rate(costs, Source(sure, wide, 1), kind) for kind in KINDS}
-    got = rate(costs, Source(sure, wide, 1), Budget(costs))
-    assert got > 0.95 * max(fixed.values()), (got, fixed)
+    shares = []
+    for seed in (1, 2, 3):  # one alone scatters by 2 %
+        fixed = {kind: rate(costs, Source(sure, wide, seed), kind) for kind in KINDS}
+        shares.append(rate(costs, Source(sure, wide, seed), Budget(costs)) / max(fixed.values()))
+    assert sum(shares) / 3 > 0.95, shares
 
 
 def test_it_follows_a_text_that_changes():
@@ -152,3 +154,17 @@ def test_a_tree_that_cannot_pay_is_not_tried():
         budget.observe(told(kind, kept))
         kinds.append(kind)
     assert set(kinds) == {CHAIN}
+
+
+@pytest.mark.parametrize("costs", [LARGE, SMALL, WIDE], ids=["8B", "0.6B", "wide"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((0.98, 0.015), (0.6, 0.3)), ((0.5, 0.1), (0.98, 0.015)), ((0.3, 0.2), (0.85, 0.1))], ids=str,
+)  # fmt: skip
+def test_what_it_learnt_of_other_texts_does_not_stay(costs, before, after):
+    """After some texts of the new kind; what one-pass brings beside trees differs most between them."""
+    budget = Budget(costs)
+    rate(costs, Source(*before, 1), budget, 4000)
+    rate(costs, Source(*after, 2), budget, 8000)
+    best = max(rate(costs, Source(*after, 3), kind, 4000) for kind in KINDS)
+    assert rate(costs, Source(*after, 3), budget, 4000) > 0.9 * best

@@ -238,7 +238,7 @@ def test_verify_sees_a_single_wrong_token(tiny, orthrus, monkeypatch):
                 decoding.tokens[-1] = run.tokens[0] = (run.tokens[0] + 1) % 300
             yield run
 
-    monkeypatch.setitem(STRATEGIES, "two-pass", lossy)
+    monkeypatch.setitem(STRATEGIES, "auto", lossy)
     line = ("verify", tiny / "held_out.jsonl", "--model", tiny, "--max-new-tokens", 16)
     code, out, _ = orthrus(*line, "--json")
     found = json.loads(out)
@@ -265,7 +265,7 @@ def test_verify_sees_a_single_wrong_bit_of_a_log_probability(tiny, orthrus, monk
                 )
             yield run
 
-    monkeypatch.setitem(STRATEGIES, "two-pass", lossy)
+    monkeypatch.setitem(STRATEGIES, "auto", lossy)
     code, out, _ = orthrus(
         "verify", tiny / "held_out.jsonl", "--model", tiny, "--max-new-tokens", 16, "--json"
     )

@@ -156,6 +156,27 @@ def test_a_trace_comes_back_from_its_file(embedded, tmp_path):
         trace_run.read(tmp_path / "none")
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [lambda d: d["texts"][0]["kept"].update(chain=[0] * len(d["texts"][0]["kept"]["chain"])),
+     lambda d: d["texts"][0]["kept"]["15"].__setitem__(0, 1.5), lambda d: d.update(block_rows="32"),
+     lambda d: d["texts"][0].update(prompt_tokens="5"), lambda d: d.update(made=None),
+     lambda d: d.update(made={"one_pass": "x"}), lambda d: d["tallies"][0].update(rows=0),
+     lambda d: d["tallies"][0]["hits"].extend([1] * 99)],
+)  # fmt: skip
+def test_numbers_that_no_recording_gives(embedded, tmp_path, harm):
+    path = tmp_path / "trace.json"
+    trace_run.write(path, embedded[2])
+    content = json.loads(path.read_text())
+    harm(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="is no trace"):
+        trace_run.read(path)
+    path.write_text("[" * 200_000)
+    with pytest.raises(InputError, match="is no trace"):
+        trace_run.read(path)
+
+
 def test_the_command(tmp_path, capsys):
     out = tmp_path / "t.json"
     assert trace.main(["--prompts", "1", "--tokens", "9", "--device", "cpu", "--json", str(out)]) == 0

@@ -287,14 +287,46 @@ def test_one_pass(model, monkeypatch, tree_nodes, rows, settings, corrected):
 
 
 def test_a_draft_is_not_taken_into_another_text(model):
-    """The second text begins where the first one has left a draft behind."""
-    settings = {"strategy": "one-pass", "tree_nodes": 4, "block_size": 5, "max_new_tokens": 4}
-    fresh = both(model, **settings | {"prompt_ids": [8, 7, 9]})[0][1]
+    """The second text begins where the first one, ended by its caller, has left a draft behind: every
+    proposal of it would be right there."""
+    settings = DEFAULTS | {"strategy": "one-pass", "tree_nodes": 4, "block_size": 5, "logit_bias": {9: 99.0}}
     model.use_graphs, model.use_cycles, model.spare_cache = True, True, None
-    model.generate(**DEFAULTS | settings)
-    again = model.generate(**DEFAULTS | settings | {"prompt_ids": [8, 7, 9]})
-    assert again.token_ids == fresh.token_ids
-    assert again.stats.accepted_histogram == fresh.stats.accepted_histogram
+    texts = iter([True, False])
+    model.generate(**settings | {"max_new_tokens": 12}, on_tokens=lambda ids, text: next(texts))
+    (draft,) = model.spare_cache.cycles._drafts.values()
+    at = int(draft.at)
+    assert at > 0 and (draft.ids[:, 0] == 9).all(), "a draft is left"
+    kept = []
+    stats = model.generate(
+        **settings | {"prompt_ids": [5] * at, "max_new_tokens": 3},
+        on_tokens=lambda ids, text: kept.append(len(ids)),
+    ).stats
+    assert kept == [1, 1, 1] and stats.nodes == 4, "the prefill's token, one without a draft, one with"
+
+
+def test_other_tables_have_cycles_of_their_own(model):
+    """A correction that comes or goes while the cache lives."""
+    settings = DEFAULTS | {"strategy": "one-pass", "tree_nodes": 4, "block_size": 5, "max_new_tokens": 6}
+    model.use_graphs, model.use_cycles, model.spare_cache = True, True, None
+    plain = model.generate(**settings)
+    with corrected_by(model, 2):
+        corrected = model.generate(**settings)
+    assert model.generate(**settings).stats.accepted_histogram == plain.stats.accepted_histogram
+    assert corrected.token_ids == plain.token_ids
+    assert {len(draft.scores.shape) for draft in model.spare_cache.cycles._drafts.values()} == {2, 3}
+
+
+@pytest.mark.parametrize(("strategy", "rows"), [("one-pass", 7), ("auto", 8)])
+def test_blocks_of_one_pass_cycles(model, strategy, rows, monkeypatch):
+    """As long as asked for; beside others as short as they are best."""
+    wide = type(model.config)(**{**vars(model.config), "block_size": 16})
+    monkeypatch.setattr(model, "config", wide)
+    monkeypatch.setattr(one_pass, "NODES", 2)
+    monkeypatch.setattr(Budget, "next", lambda self: ONE_PASS)
+    model.use_graphs, model.use_cycles, model.spare_cache = True, True, None
+    block = {"block_size": 7} if strategy == "one-pass" else {}
+    model.generate(**DEFAULTS | {"strategy": strategy, "tree_nodes": "auto", "max_new_tokens": 3} | block)
+    assert {key[3].block for key in model.spare_cache.cycles._cycles if key[0] == ONE_PASS} == {rows}
 
 
 def test_a_budget_changes_the_kind_of_cycle(model, monkeypatch):

@@ -26,14 +26,15 @@ KINDS = (PLAIN, *TREES, ONE_PASS)
 TWIN_COSTS = {PLAIN: 1.0, CHAIN: 2.0}
 
 _DECAY = 0.97  # of what is known of the text, a cycle
-_RATIO_DECAY = 0.98  # of ratios, an observation
+_RATIO_DECAY = 0.995  # of ratios, an observation
 _PRIOR_TOKENS, _PRIOR_CYCLES = 3.0, 2.0
 _KEPT_CYCLES = 8.0  # as many of a text count for the next one
 _HOPE = 0.5  # standard errors
-_PRIOR_RATIO, _PRIOR_WEIGHT = 1.08, 6.0
+_PRIOR_RATIO, _PRIOR_WEIGHT = 1.12, 40.0
 _MARGIN = 1.02  # a kind must promise so much more than the one before it to be changed to
-# Cycles until the next larger tree is tried: the first and the longest wait.
-_LOOK, _LONGEST_LOOK = 2, 64
+# Cycles until a larger tree is tried: the first and the longest wait, and how many times longer each is. By
+# replaying traces of the embedded checkpoint and of simulated strong ones (bench/LOG.md, 2026-11-26).
+_LOOK, _LONGEST_LOOK, _LONGER = 2.0, 96.0, 1.3
 _CHANCE = 1.5  # a tree is tried if it would be the best with so many times the tokens expected
 # Plain cycles until a draft is tried: the first and the longest wait. A draft that brings nothing costs about
 # one plain token, so that waiting 64 loses under 2 %.
@@ -43,8 +44,9 @@ _FOLLOW = 0.1  # of a new cost
 # One-pass: its tokens a cycle in those of the smallest draft, how many cycles a try has (the first is without
 # a draft), when one is worth it, and cycles until it.
 _PRIOR_SHARE, _SHARE_WEIGHT = 0.7, 12.0
-_TRY, _TRY_CHANCE = 7, 1.25
-_TRY_WAIT, _LONGEST_TRY_WAIT = 32, 1024
+_TRY, _TRY_CHANCE = 7, 1.15
+_TRY_WAIT, _NEW_TRY_WAIT, _LONGEST_TRY_WAIT = 32, 128, 1024
+_KEPT_SHARE = 30.0  # as many tokens of the smallest draft count for the next text
 
 
 def known_tokens(kind: int, path: Sequence[int]) -> dict[int, int]:
@@ -73,13 +75,14 @@ class Budget:
         self._above = {kind: [0.0, 0.0] for kind in self._drafts[1:]}  # sums of a kind and of the one below
         self._share = [0.0, 0.0]  # sums of one-pass tokens and of the smallest draft's beside them
         self._seen = 0  # cycles that told of the smallest draft
+        self._drafts_in_row = 0  # those of them that no one-pass cycle stood between
         self._in_row = 0  # one-pass cycles since then
         self._one_pass = 0.0  # tokens of theirs, a decayed mean
         self._tries = 0  # of one-pass that are still to be launched
         self._since_try, self._try_wait = 0, _TRY_WAIT
         self._last: int | None = None
         self._since = 0  # cycles since something else was tried
-        self._wait = _WAIT
+        self._wait: float = _WAIT
 
     def tokens(self, kind: int) -> float:
         """Expected tokens of a cycle; of a draft, at the upper end of what its few cycles leave open, so that
@@ -103,7 +106,11 @@ class Budget:
         """A new text: what was learnt of the last one counts less."""
         keep = min(1.0, _KEPT_CYCLES / self._sums[0])
         self._sums = [keep * x for x in self._sums]
-        self._wait = min(self._wait, _NEW_WAIT)
+        if self._last == PLAIN:
+            self._wait = min(self._wait, _NEW_WAIT)
+        keep = min(1.0, _KEPT_SHARE / max(self._share[1], 1.0))
+        self._share = [keep * x for x in self._share]
+        self._try_wait = min(self._try_wait, _NEW_TRY_WAIT)
         self._tries = self._in_row = 0
 
     def next(self) -> int:
@@ -118,25 +125,35 @@ class Budget:
         if best != self._last:
             self._last, self._since = best, 0
             self._wait = _WAIT if best == PLAIN else _LOOK
-        if best == ONE_PASS:
-            larger = self._drafts
-        else:
-            larger = self._drafts if best == PLAIN else self._drafts[self._drafts.index(best) + 1 :]
-            if self._tries_one_pass(best):
-                return ONE_PASS
-        other = max(larger, key=self.rate, default=best)
+        if best not in (PLAIN, ONE_PASS) and self._tries_one_pass(best):
+            return ONE_PASS
         self._since += 1
-        if self._since < self._wait or (best != PLAIN and _CHANCE * self.rate(other) < self.rate(best)):
+        if self._since < self._wait:
             return best
-        self._since, self._wait = 0, min(2 * self._wait, _LONGEST_WAIT if best == PLAIN else _LONGEST_LOOK)
+        other = self._other(best)
+        if other is None:
+            return best
+        self._since, plain = 0, best == PLAIN
+        self._wait = min(2 * self._wait, _LONGEST_WAIT) if plain else min(_LONGER * self._wait, _LONGEST_LOOK)
         return other
+
+    def _other(self, best: int) -> int | None:
+        """What to try: in place of no draft the best one; else the largest that might be better, which tells
+        of all smaller ones."""
+        if best == PLAIN:
+            return max(self._drafts, key=self.rate, default=None)
+        larger = self._drafts if best == ONE_PASS else self._drafts[self._drafts.index(best) + 1 :]
+        might = [kind for kind in larger if _CHANCE * self.rate(kind) >= self.rate(best)]
+        if not might and best == ONE_PASS and self._since >= _LONGEST_LOOK:
+            return max(larger, key=self.rate, default=None)  # what one-pass cycles make of it may be stale
+        return might[-1] if might else None
 
     def _tries_one_pass(self, best: int) -> bool:
         """Whether one-pass cycles begin here to show what they bring. Seldom: a try is long."""
         self._since_try += 1
         if ONE_PASS not in self.costs or self._since_try < self._try_wait:
             return False
-        if _TRY_CHANCE * self.rate(ONE_PASS) < self.rate(best):
+        if _TRY_CHANCE * self.rate(ONE_PASS) < self.rate(best) and self._since_try < _LONGEST_TRY_WAIT:
             return False
         self._since_try, self._try_wait = 0, min(2 * self._try_wait, _LONGEST_TRY_WAIT)
         self._tries = _TRY - 1
@@ -164,14 +181,15 @@ class Budget:
         if ONE_PASS in known:
             kept, self._in_row = known[ONE_PASS], self._in_row + 1
             self._one_pass += (kept - self._one_pass) / min(self._in_row, 1 / (1 - _DECAY))
-            if self._in_row < _TRY:  # how it compares with drafts that were verified just before
+            if self._in_row < _TRY <= self._drafts_in_row:  # how it compares with drafts just before
                 self._compare(kept, self._sums[1] / self._sums[0])
             else:  # how well the text can be drafted now
                 base = kept / self._one_pass_share()
         elif base:
             if self._in_row >= _TRY:
                 self._compare(self._one_pass, base)
-            self._seen, self._in_row = self._seen + 1, 0
+            self._seen, self._drafts_in_row = self._seen + 1, 1 + (0 if self._in_row else self._drafts_in_row)
+            self._in_row = 0
         self._sums = [_DECAY * x for x in self._sums]
         if base:
             self._sums = [x + base**i for i, x in enumerate(self._sums)]

@@ -5,11 +5,12 @@ The host launches cycle n + 1 before it reads what cycle n kept, so that the GPU
 cycle launched after the text has ended changes nothing (orthrus_kernels/advance_triton.py). A graph serves
 all texts, lengths and settings of its key: rows of the cycle, **room** (the passes' tables are laid out for
 that many positions, which changes grids and never key cuts), and form of the choice. The host's loop and
-these cycles give the same tokens and log-probabilities; they differ in two things. With one token left the
-loop does not draft, and a cycle here does. And the loop refuses logits that are not numbers in any row, a
-cycle only those on the accepted path. Where the settings leave it open, a `Budget` (budget.py) names the kind
-of each cycle, from the times of the cycles themselves; it knows every cycle but the one that runs. On a CPU,
-under the interpreter, cycles run from the same fixed tensors, uncaptured: a test of all but the capture."""
+these cycles give the same tokens and log-probabilities; they differ in two things (one-pass:
+one_pass_cycle.py). With one token left the loop does not draft, and a cycle here does. And the loop refuses
+logits that are not numbers in any row, a cycle only those on the accepted path. Where the settings leave it
+open, a `Budget` (budget.py) names the kind of each cycle, from the times of the cycles themselves; it knows
+every cycle but the one that runs. On a CPU, under the interpreter, cycles run from the same fixed tensors,
+uncaptured: a test of all but the capture."""
 
 from __future__ import annotations
 
@@ -67,7 +68,7 @@ class DeviceCycles:
         self._bias = torch.zeros(model.config.vocab_size, dtype=torch.float32, device=device)
         self._ends = torch.tensor(model.config.eos_token_ids or (-1,), dtype=torch.int32, device=device)
         self._cycles: OrderedDict[tuple, Cycle] = OrderedDict()
-        self._drafts: dict[Shape, Draft] = {}  # of one-pass cycles
+        self._drafts: dict[tuple, Draft] = {}  # of one-pass cycles
         self.budgets: dict[tuple, Budget] = {}
         self.walk_of: Callable[[int], Walk] | None = None  # by kind, in place of the target's choices
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
@@ -92,6 +93,7 @@ class DeviceCycles:
         self._state.copy_(torch.tensor(begin, dtype=torch.int32))
         for draft in self._drafts.values():
             draft.forget()
+        self._one_pass = one_pass_shape(strategy, decoding)
         kinds, budget = self._kinds(strategy, decoding, form)
         kind, timed = next(kinds), budget is not None
         waiting = self._launch(kind, form, decoding, unread=0, timed=timed)
@@ -153,7 +155,7 @@ class DeviceCycles:
         """Launch a cycle while `unread` others are not read; returns how to read it."""
         shape, block = None, 0 if kind == PLAIN else decoding.block_size
         if kind == ONE_PASS:
-            shape = one_pass_shape(decoding)
+            shape = self._one_pass
             block = 2 * shape.block  # rows stand so far behind the root: a block below the deepest node
         # tokens of a cycle, and how far behind the root its rows stand, at most
         most = max(decoding.block_size if decoding.tree_nodes == "auto" else block, block, 1)
@@ -161,7 +163,7 @@ class DeviceCycles:
         room = LEAST_ROOM
         while room < furthest:
             room *= 2
-        key = kind, room, form, shape or block
+        key = kind, room, form, shape or block, self._model.bigram
         if key not in self._cycles:
             self._cycles[key] = self._new_cycle(kind, room, decoding, block, shape)
             while len(self._cycles) > MOST_GRAPHS:
@@ -177,15 +179,17 @@ class DeviceCycles:
         if shape is None:
             cycle = TwoPassCycle(shared, kind, room, block)
         else:
-            if shape not in self._drafts:
-                self._drafts[shape] = Draft(self._model, shape)
-            cycle = OnePassCycle(shared, shape, room, self._drafts[shape])
+            of = shape, self._model.bigram
+            if of not in self._drafts:
+                self._drafts[of] = Draft(self._model, shape)
+            cycle = OnePassCycle(shared, shape, room, self._drafts[of])
         if self.walk_of is not None:
             cycle.walk = self.walk_of(kind)
         return cycle
 
 
-def one_pass_shape(decoding: Decoding) -> Shape:
-    """Of one-pass cycles; beside others their blocks are short ones."""
-    block = decoding.block_size
-    return Shape.of(min(block, BLOCK) if decoding.tree_nodes == "auto" else block, decoding.tree_nodes)
+def one_pass_shape(strategy: str, decoding: Decoding) -> Shape:
+    """Of a strategy's one-pass cycles: beside others, whose blocks are long, they have short ones."""
+    if strategy == "one-pass":
+        return Shape.of(decoding.block_size, decoding.tree_nodes)
+    return Shape.of(min(max(decoding.block_size, LEAST_BLOCK), BLOCK), "auto")

@@ -2,8 +2,8 @@
 beside it draft the next one, in one pass. `one_pass.py` says what it does, in the host's loop.
 
 It differs from that in three things, none of which reaches the text. Where nobody drafted a tree there is one
-all the same, of nodes that are not possible, with its blocks. A pass with one token left drafts. And the next
-tree is as deep as the block allows, even near the end of a text."""
+all the same, with its blocks, of nodes that the walk does not find. A pass with one token left drafts. And
+the next tree is as deep as the block allows, even near the end of a text."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ from .one_pass import Shape
 
 if TYPE_CHECKING:
     from ..model import Qwen3
+
+
+_NOBODY = -2  # as a parent: a node that the walk does not find
 
 
 class Draft:
@@ -75,7 +78,8 @@ class OnePassCycle(Cycle):
             self.clock[:1].copy_(self.clock[1:2])
         place_blocks_triton(self.tables, self.state, self.anchors)
         states, keys, values = model.states(self.inputs, self.cache)
-        self.verify(self.tables.ids[:, :n], self.tables.parents, states[:n], keys, values)
+        parents = torch.where(drafted, self.tables.parents, _NOBODY)
+        self.verify(self.tables.ids[:, :n], parents, states[:n], keys, values)
         follow_triton(
             self.record, self.state, self.anchors, self.shape.block, self.rows, self.behind, draft.at
         )

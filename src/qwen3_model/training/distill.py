@@ -50,7 +50,7 @@ class Blocks:
             raise InputError(f"block size is {self.size}; {BLOCK_SIZES[0]} to {BLOCK_SIZES[-1]} was expected")
         if self.short and not 2 <= self.short <= self.size:
             raise InputError(f"short blocks are of {self.short} rows; 2 to {self.size} was expected")
-        if length <= self.size or length <= self.size + self.sized(1).count:
+        if length <= self.size:
             raise InputError(
                 f"rows of {length} tokens hold no block of {self.size}: use a longer --length or a smaller "
                 "--block-size"
