@@ -259,13 +259,12 @@ def test_trees(model, settings, tree_nodes):
 
 
 @pytest.mark.parametrize(
-    "tree_nodes, rows, settings",
-    [(6, 192, {}), (6, 16, {}), (0, 192, {"temperature": 0.8}), (4, 14, {"temperature": 0.8, "top_k": 5}),
-     (3, 192, {"logit_bias": {9: 2.0}})],
+    "tree_nodes, rows, corrected, settings",
+    [(6, 192, True, {}), (6, 16, False, {}), (0, 192, False, {"temperature": 0.8}),
+     (4, 14, True, {"temperature": 0.8, "top_k": 5}), (3, 192, False, {"logit_bias": {9: 2.0}})],
     ids=str,
 )  # fmt: skip
-@pytest.mark.parametrize("corrected", [False, True])
-def test_one_pass(model, monkeypatch, tree_nodes, rows, settings, corrected):
+def test_one_pass(model, monkeypatch, tree_nodes, rows, corrected, settings):
     """A block at every node, or at two: the text of plain decoding, and as many tokens in each cycle as in
     the host's loop, misses too."""
     monkeypatch.setattr(one_pass, "MOST_ROWS", rows)
