@@ -129,7 +129,9 @@ def test_nan_in_the_logits(copy, refusal, monkeypatch, verb):
 def test_two_pass_on_a_plain_qwen3(tmp_path, refusal):
     plain = write_tiny(tmp_path / "plain", block_size=0, mask_token_id=-1)
     assert "plain Qwen3" in refusal("generate", "x", "--model", plain, "--strategy", "two-pass")
-    assert "plain Qwen3" in refusal("verify", plain / "held_out.jsonl", "--model", plain)
+    line = ("verify", plain / "held_out.jsonl", "--model", plain)
+    assert "plain Qwen3" in refusal(*line, "--strategy", "two-pass")
+    assert "compared with itself" in refusal(*line)
     assert main(["generate", "x", "--model", str(plain), "--max-new-tokens", "2"]) == 0
 
 

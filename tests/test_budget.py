@@ -80,7 +80,7 @@ class Source:
         return path
 
 
-def rate(costs, source, choose, tokens=8_000, text=500):
+def rate(costs, source, choose, tokens=4_000, text=500):
     """Tokens a unit of cost, over several texts. A budget learns of a cycle when the next one has been
     launched, as on the device."""
     total, spent, in_text, last, unread = 0, 0.0, 0, PLAIN, None

@@ -148,6 +148,8 @@ def generate(
     prompt = _checked_prompt(model, prompt_ids)
     budget = _checked_budget(model, len(prompt), max_new_tokens)
     name = _checked_strategy(model, strategy)
+    if verify == "rejection" and name == "auto":
+        name = "two-pass"
     stop = _checked_stop(model, stop)
     seed = secrets.randbits(32) if seed is None else seed
     sampling = _checked_sampling(
@@ -313,7 +315,7 @@ def _check_verify(verify: str, strategy: str, sampling: Sampling, tree_nodes: in
         raise InputError(f"verify is {verify!r}; use {' or '.join(VERIFY)}")
     if verify == "coupled":
         return
-    if strategy not in ("two-pass", "auto"):
+    if strategy != "two-pass":
         raise InputError(f"verify {verify} takes strategy two-pass of an Orthrus, not {strategy}")
     if sampling.temperature == 0:
         raise InputError(f"verify {verify} takes a temperature above 0: a greedy choice is not a sample")

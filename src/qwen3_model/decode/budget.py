@@ -38,8 +38,8 @@ _LOOK, _LONGEST_LOOK, _LONGER = 2.0, 96.0, 1.3
 _CHANCE = 1.5  # a tree is tried if it would be the best with so many times the tokens expected
 # Plain cycles until a draft is tried: the first and the longest wait. A draft that brings nothing costs about
 # one plain token, so that waiting 64 loses under 2 %.
-_WAIT, _LONGEST_WAIT = 8, 64
-_NEW_WAIT = 16  # the longest at the beginning of a text
+_WAIT, _LONGEST_WAIT = 12, 64
+_NEW_WAIT = 32  # the longest at the beginning of a text
 _FOLLOW = 0.1  # of a new cost
 # One-pass: its tokens a cycle in those of the smallest draft, how many cycles a try has (the first is without
 # a draft), when one is worth it, and cycles until it.
