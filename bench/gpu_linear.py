@@ -53,7 +53,7 @@ SIZES = {
     "4B": (36, {"qkv": (6144, 2560), "o": (2560, 4096), "gate_up": (19456, 2560), "down": (2560, 9728)}),
     "8B": (36, {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (24576, 4096), "down": (4096, 12288)}),
 }
-ROWS = (1, 8, 32, 64, 128, 192)
+ROWS = (1, 8, 32, 64, 128, 192, 256)
 PREFILL_ROWS = 2048
 # {rows: [(block_t, block_n, warps, stages, tma)]}. An x tile is read from L2 once for every block_n weight
 # rows: wide tiles save L2 reads where there are many rows, narrow ones fill the GPU where there are few. In
@@ -80,7 +80,11 @@ VARIANTS = {
     192: [
         (64, 64, 4, 6, False), (64, 128, 8, 4, True), (96, 64, 4, 5, True), (96, 128, 8, 4, True),
         (192, 64, 4, 3, True), (192, 64, 4, 6, True), (192, 64, 4, 7, True), (192, 128, 8, 5, True),
-        (192, 256, 16, 4, True),
+        (192, 256, 16, 4, True), (128, 64, 4, 9, True), (64, 64, 4, 6, True),
+    ],
+    256: [
+        (128, 64, 4, 3, True), (128, 64, 4, 6, True), (128, 64, 4, 9, True), (64, 64, 4, 6, True),
+        (128, 128, 8, 6, True), (128, 256, 8, 4, True),
     ],
     PREFILL_ROWS: [(128, 128, 8, 3, True), (128, 128, 8, 6, True), (192, 128, 8, 5, True),
                    (128, 256, 8, 4, True)],
@@ -88,7 +92,7 @@ VARIANTS = {
 PDL = True  # whether dependent launches in CUDA graphs work here; timed beside the others, used by none
 APART = 64  # a mixed pass with more rows of one view may be two launches
 # A tile that was best at so many rows serves up to that many; the tile for prefill serves any number.
-LIMITS = {1: 1, 8: 16, 32: 32, 64: 64, 128: 128, 192: 256, PREFILL_ROWS: None}
+LIMITS = {1: 1, 8: 16, 32: 32, 64: 64, 128: 128, 192: 192, 256: 256, PREFILL_ROWS: None}
 
 
 def say(text: str) -> None:
@@ -476,7 +480,7 @@ def run_size(size: str, bad: set, deadline: float, roof: float) -> dict:
     """All figures of one size."""
     bench = Bench(size, bad, deadline)
     alone: dict[str, dict[int, dict]] = {name: {} for name in bench.shapes}
-    for rows in (1, 64, 192, 128, 32, 8, PREFILL_ROWS):  # should time run out: what says most first
+    for rows in (1, 64, 192, 128, 256, 32, 8, PREFILL_ROWS):  # should time run out: what says most first
         for name in bench.shapes:
             alone[name][rows] = bench.alone(name, rows)
     entries: dict[str, LinearEntry | None] = dict.fromkeys(bench.shapes)

@@ -35,11 +35,11 @@ COMMAND = "bench.tune"
 TABLE = Path(tables.__file__).parent / "linear.json"
 # Rows that a tile of the table serves: (up to, measured at). None: any number, a prompt's chunk.
 BUCKETS: tuple[tuple[int | None, int], ...] = (
-    (16, 8), (32, 32), (64, 64), (128, 128), (256, 192), (None, 1024),
+    (16, 8), (32, 32), (64, 64), (128, 128), (192, 192), (256, 256), (None, 1024),
 )  # fmt: skip
 # Values to try of each field that LinearTile has; what it has beyond these stays as in the committed tile.
 # {least rows measured at: block_t}
-BLOCK_T = {1: (16,), 32: (32,), 64: (64,), 128: (64, 128), 192: (64, 128, 256), 1024: (128, 256)}
+BLOCK_T = {1: (16,), 32: (32,), 64: (64,), 128: (64, 128), 1024: (128, 256)}
 GRID: dict[str, tuple] = {
     "block_n": (32, 64, 128, 256),
     "split": (False, True),

@@ -20,6 +20,7 @@ from ._triton import triton
 from .attention_kernels import _combine_kernel, _partial_kernel, _whole_kernel
 from .packed import PackedRows, key_segments, pack
 from .pdl import launch_options
+from .rows import new_rows
 from .visibility import Rows
 from .workspace import workspace as shared_workspace
 
@@ -75,7 +76,7 @@ def attention_triton(
     if isinstance(rows, Rows):
         rows = pack(rows, tile_rows(heads, groups, d, q.dtype, rows), q.device)
     _check(q, k, v, k_cache, v_cache, rows, scale)
-    out = torch.empty_like(q) if out is None else out
+    out = new_rows(q, *q.shape) if out is None else out
     assert out.shape == q.shape and out.stride(2) == 1, (out.shape, out.stride())
     folded, block, warps, stages = _launch(d, q.dtype)
     if form == "auto":

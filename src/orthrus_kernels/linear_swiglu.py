@@ -24,11 +24,19 @@ import torch
 from torch import Tensor
 
 from . import tables
-from ._triton import TensorDescriptor, tl, triton
+from ._triton import tl, triton
 from .linear import check_shapes, linear
-from .linear_triton import GROUP_T, can_prefetch, linear_triton, prefetch_weight, sum_by_pointers
+from .linear_triton import (
+    GROUP_T,
+    can_prefetch,
+    describable,
+    described,
+    linear_triton,
+    prefetch_weight,
+    sum_by_pointers,
+)
 from .pdl import launch_dependents, launch_options, wait
-from .rows import NO_CONTRACTION
+from .rows import NO_CONTRACTION, new_rows
 from .swiglu import silu_times, swiglu, swiglu_triton
 from .tables import LinearEntry, LinearTile
 
@@ -175,7 +183,7 @@ def linear_swiglu_triton(
     _check_shapes(x, gate_up)
     rows, (n, k) = x.shape[0], gate_up.shape
     f = n // 2
-    out = x.new_empty(rows, f) if out is None else out
+    out = new_rows(x, rows, f) if out is None else out
     assert out.shape == (rows, f), (out.shape, rows, f)
     assert x.dtype == gate_up.dtype == out.dtype, (x.dtype, gate_up.dtype, out.dtype)
     assert x.stride(1) == gate_up.stride(1) == out.stride(1) == 1, (
@@ -195,13 +203,11 @@ def linear_swiglu_triton(
     ahead = tile.prefetch * entry.block_k if can_prefetch(gate_up) and early else 0
     sx_t, sw_n = x.stride(0) if rows > 1 else k, gate_up.stride(0)
     operands: tuple[Any, ...] = x, gate_up
-    tma = tile.tma and all(
-        m.data_ptr() % 16 == 0 == s * m.element_size() % 16 for m, s in ((x, sx_t), (gate_up, sw_n))
-    )
+    tma = tile.tma and describable((x, sx_t), (gate_up, sw_n))
     if tma:
-        operands = tuple(
-            TensorDescriptor(m, list(m.shape), [s, 1], [height, entry.block_k])
-            for m, s, height in ((x, sx_t, tile.block_t), (gate_up, sw_n, block_h))
+        operands = (
+            described(x, sx_t, tile.block_t, entry.block_k),
+            described(gate_up, sw_n, block_h, entry.block_k),
         )
     # Without contraction, as swiglu_triton is compiled. The sums are still those of linear_triton, compiled
     # with it: tensor-core dots have nothing to contract, dots in fp32 are fma.rn by name (test_aot.py).

@@ -266,7 +266,7 @@ def linear_triton(
         return out
     tile = entry.tile(max(n_ar, rows - n_ar))
     sx_t, sw_n = x.stride(0) if rows > 1 else k, weight.stride(0) if n > 1 else k
-    if tile.tma and not _describable((x, sx_t), (weight, sw_n), (weight_diff, sw_n)):
+    if tile.tma and not describable((x, sx_t), (weight, sw_n), (weight_diff, sw_n)):
         tile = replace(tile, tma=False, block_t=tile.block_t & -tile.block_t)  # 3 * 2^k to 2^k
     block_t = _power_of_two_up_to(tile.block_t)
     tail_t = tile.block_t - block_t
@@ -283,7 +283,7 @@ def linear_triton(
     if tile.tma:
         by_rows = [(x, sx_t, block_t), (x, sx_t, tail_t), (weight, sw_n, tile.block_n)]
         by_rows.append((weight_diff, sw_n, tile.block_n if views == 2 else 0))
-        operands = tuple(_described(*matrix, entry.block_k) for matrix in by_rows)
+        operands = tuple(described(*of, entry.block_k) if of[2] else None for of in by_rows)
     _linear_kernel[(tiles, entry.segments if split else 1)](
         x=operands[0], x_tail=operands[1], sx_t=sx_t, w=operands[2], w_diff=operands[3],
         p_w=weight, p_w_diff=weight_diff, sw_n=sw_n, y=out, sy_t=out.stride(0) if rows > 1 else n,
@@ -307,7 +307,7 @@ def _check(x: Tensor, weight: Tensor, weight_diff: Tensor, n_ar: int, out: Tenso
 
 def can_prefetch(*weights: Tensor) -> bool:
     """Whether the rows of every weight [N, K] are whole units of 16 bytes: nothing else was measured."""
-    return all(_describable((w, w.stride(0))) and w.shape[1] * w.element_size() % 16 == 0 for w in weights)
+    return all(describable((w, w.stride(0))) and w.shape[1] * w.element_size() % 16 == 0 for w in weights)
 
 
 def _cdiv(a: int, b: int) -> int:
@@ -318,11 +318,17 @@ def _power_of_two_up_to(n: int) -> int:
     return 1 << max(n, 1).bit_length() - 1
 
 
-def _described(matrix: Tensor, stride: int, height: int, width: int) -> TensorDescriptor | None:
-    """A matrix in tiles of height x width, for TMA; None for tiles without height."""
-    return TensorDescriptor(matrix, list(matrix.shape), [stride, 1], [height, width]) if height else None
+def described(matrix: Tensor, stride: int, height: int, width: int) -> TensorDescriptor:
+    """A matrix in tiles of height x width, for TMA. What its memory holds behind the last row belongs to it,
+    as a tile that reaches past the end is copied slowly (rows.py); nobody stores what comes of those rows."""
+    rows, columns = matrix.shape
+    memory = matrix.untyped_storage().nbytes() // matrix.element_size() - matrix.storage_offset()
+    in_memory = (memory - columns) // stride + 1
+    shape = [min(rows + height, max(in_memory, rows)), columns]
+    return TensorDescriptor(matrix, shape, [stride, 1], [height, width])
 
 
-def _describable(*matrices: tuple[Tensor, int]) -> bool:
-    """Whether (matrix, row stride) pairs start at a multiple of 16 bytes, each row too: what TMA asks for."""
-    return all(m.data_ptr() % 16 == 0 == stride * m.element_size() % 16 for m, stride in matrices)
+def describable(*matrices: tuple[Tensor, int]) -> bool:
+    """Whether (matrix, row stride) pairs are what TMA asks for: every row begins at its own multiple of 16
+    bytes."""
+    return all(m.data_ptr() % 16 == 0 == s * m.element_size() % 16 and s > 0 for m, s in matrices)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._triton import tl, triton
 from .pdl import launch_dependents, launch_options, wait
-from .rows import NO_CONTRACTION, block_and_warps, check_weights, row_stride
+from .rows import NO_CONTRACTION, block_and_warps, check_weights, new_rows, row_stride
 from .tiles import by_row_tile
 
 
@@ -87,7 +87,7 @@ def rms_norm_triton(
 ) -> Tensor:
     """`rms_norm` as one Triton launch, a program a row (a head, when x has heads). x can be viewed as
     rows. pdl: as a dependent launch (pdl.py)."""
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
+    out = new_rows(x, *x.shape) if out is None else out
     _launch(x, None, weight, weight_diff, n_ar, eps, out, None, pdl)
     return out
 
@@ -103,7 +103,7 @@ def add_rms_norm_triton(
 ) -> tuple[Tensor, Tensor]:
     """`add_rms_norm` as one Triton launch. The sum may be written over x or residual, never the norm. pdl: as
     a dependent launch (pdl.py)."""
-    normed, total = out or (torch.empty_like(x), torch.empty_like(x))
+    normed, total = out or (new_rows(x, *x.shape), torch.empty_like(x))
     _launch(x, residual, weight, None, None, eps, normed, total, pdl)
     return normed, total
 

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+# A linear copies its operand in tiles of rows, by descriptors. One that reaches past the end of memory takes
+# up to 1.8 times as long (H200, bench/LOG.md, 2026-11-26): so memory goes on by the tallest tile.
+ROWS_BEHIND = 192
+
 # Row-wise kernels are compiled without multiply-add contraction, which may differ between specialisations;
 # where a fused multiply-add is meant, the kernel says tl.fma.
 NO_CONTRACTION = {"enable_fp_fusion": False}
@@ -17,6 +21,12 @@ def block_and_warps(width: int) -> tuple[int, int]:
     """Block (a power of two) and warps for rows of `width`: 8 to 32 numbers a thread up to 8192."""
     block = 1 << max(width - 1, 15).bit_length()
     return block, min(max(block // 512, 1), 8)
+
+
+def new_rows(like: Tensor, *shape: int) -> Tensor:
+    """Uninitialised [T, ...] of `like`'s dtype and device, for a linear to read: ROWS_BEHIND more rows of
+    memory stand behind it."""
+    return like.new_empty(shape[0] + ROWS_BEHIND, *shape[1:])[: shape[0]]
 
 
 def row_stride(x: Tensor, width: int) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._triton import tl, triton
 from .pdl import launch_dependents, launch_options, wait
-from .rows import NO_CONTRACTION
+from .rows import NO_CONTRACTION, new_rows
 
 BLOCK_F = 1024  # 8 numbers a thread at 4 warps: 16-byte loads in 16 bits
 
@@ -47,7 +47,7 @@ def swiglu_triton(gate_up: Tensor, *, out: Tensor | None = None, pdl: bool = Fal
     """`swiglu` as one Triton launch; columns of gate_up and `out` [T, F] must be contiguous. pdl: as a
     dependent launch (pdl.py)."""
     rows, f = gate_up.shape[0], gate_up.shape[1] // 2
-    out = gate_up.new_empty(rows, f) if out is None else out
+    out = new_rows(gate_up, rows, f) if out is None else out
     assert out.shape == (rows, f) and out.dtype == gate_up.dtype, (out.shape, gate_up.shape, out.dtype)
     assert gate_up.stride(1) == out.stride(1) == 1, (gate_up.stride(), out.stride())
     if rows:

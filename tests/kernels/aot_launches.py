@@ -48,9 +48,11 @@ def linears() -> Iterator[Launch]:
     op = module("linear_triton")
     shapes = ((151936, 4096), (6144, 4096), (4096, 4096), (512, 4096))
     entries = [(dtype, entry) for (_, _, dtype, _), entry in tables.linear_entries().items()]
-    entries += [(d, tables.default_entry(*s, d)) for s in shapes for d in (torch.bfloat16, torch.float32)]
+    entries += [
+        (d, tables.default_entry(*s, d, "sm_90")) for s in shapes for d in (torch.bfloat16, torch.float32)
+    ]
     entries += [(torch.bfloat16, entry) for entry in TMA_ENTRIES]
-    entries += [(torch.float16, tables.default_entry(*shapes[1], torch.float16))]
+    entries += [(torch.float16, tables.default_entry(*shapes[1], torch.float16, "sm_90"))]
     seen = set()
     for dtype, entry in entries:
         for tile in entry.tiles:

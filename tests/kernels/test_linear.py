@@ -11,7 +11,8 @@ from limits import assert_close
 from strategies import KINDS, hard
 
 from orthrus_kernels import tables
-from orthrus_kernels.linear_triton import linear_triton
+from orthrus_kernels.linear_triton import described, linear_triton
+from orthrus_kernels.rows import ROWS_BEHIND, new_rows
 from orthrus_kernels.tables import LinearEntry, LinearTile
 from orthrus_kernels.workspace import Workspace
 
@@ -108,7 +109,7 @@ def entries():
                  for (n, k, dtype, device), e in tables.linear_entries().items()]  # fmt: skip
     shapes = [(16384, 4096), (6144, 4096), (4096, 4096), (512, 4096)]
     return committed + [
-        pytest.param(tables.default_entry(n, k, dtype), dtype, id=f"default-{n}x{k}-{dtype}")
+        pytest.param(tables.default_entry(n, k, dtype, "sm_90"), dtype, id=f"default-{n}x{k}-{dtype}")
         for n, k in shapes
         for dtype in (torch.float32, torch.bfloat16)
     ]
@@ -157,6 +158,38 @@ def test_reads_and_writes_nothing_else(entry, rows, device):
     whole = y._base
     assert whole.isnan().sum() == whole.numel() - y.numel()
     assert not space.counters.any()
+
+
+@pytest.mark.parametrize("rows, n_ar", [(3, 0), (37, 20), (70, 70)])
+def test_memory_behind_an_operand_changes_no_bits(rows, n_ar, device):
+    """Tiles by descriptors read on behind x where there is memory, whatever it holds, and end with x else."""
+    x, (w, w2) = hard("heavy", rows, K).to(device), weights(torch.float32, device)
+    followed = new_rows(x, rows, K)
+    followed._base.fill_(float("nan"))
+    followed.copy_(x)
+    got = linear_triton(followed, w, w2, n_ar, entry=TMA)
+    assert torch.equal(got, linear_triton(x, w, w2, n_ar, entry=TMA))
+
+
+def test_descriptors_end_with_memory(device):
+    """A tile's height behind the last row at most, and no row that memory holds in part."""
+    of = torch.zeros(10 * 64, device=device).view(10, 64)
+    strided = torch.zeros(640, device=device)[8:].view(79, 8)[:5].as_strided((5, 16), (64, 1))
+    for matrix, stride, height, rows in [
+        (of, 64, 16, 10), (of[:4], 64, 16, 10), (of[:4], 64, 2, 6), (of[4:6], 64, 16, 6),
+        (of[:4, 32:], 64, 16, 10), (strided, 64, 32, 10), (strided[:, 8:], 64, 32, 10),
+    ]:  # fmt: skip
+        descriptor = described(matrix, stride, height, 16)
+        assert list(descriptor.shape) == [rows, matrix.shape[1]]
+        end = matrix.storage_offset() + (rows - 1) * stride + matrix.shape[1]
+        assert end <= matrix.untyped_storage().nbytes() // matrix.element_size()
+    cut = torch.zeros(9 * 64 + 63, device=device).as_strided((4, 64), (64, 1))
+    assert list(described(cut, 64, 16, 16).shape) == [9, 64]
+
+
+def test_memory_goes_on_by_the_tallest_tile():
+    entries = [*tables.linear_entries().values(), tables.default_entry(4096, 4096, torch.bfloat16)]
+    assert max(tile.block_t for entry in entries for tile in entry.tiles) <= ROWS_BEHIND
 
 
 def test_a_full_workspace_changes_no_bits(device):

@@ -6,6 +6,7 @@ from promise import check_model, check_prefill
 from small import small_model
 
 from orthrus_kernels import Rows
+from orthrus_kernels.rows import ROWS_BEHIND
 from qwen3_model.captured import CapturedPasses
 
 
@@ -47,6 +48,28 @@ def test_the_check_sees_kernels_that_are_not_row_invariant(model_of, monkeypatch
 
     monkeypatch.setattr(model, "ops", type(model.ops)(**(vars(model.ops) | {"linear": careless})))
     assert check_model(model, [5], passes=3, trunk_length=3, most=6).different > 0
+
+
+def test_what_a_linear_reads_has_memory_behind_it(model_of, monkeypatch):
+    """A tile that reaches past the end of memory is copied slowly, which no result shows."""
+    model, behind = model_of("bfloat16", num_hidden_layers=1), []
+
+    def noted(op):
+        def run(x, *args, **settings):
+            memory = x.untyped_storage().nbytes() // x.element_size() - x.storage_offset()
+            behind.append(memory // x.stride(0) - len(x))
+            return op(x, *args, **settings)
+
+        return run
+
+    ops = {name: noted(getattr(model.ops, name)) for name in ("linear", "linear_swiglu")}
+    monkeypatch.setattr(model, "ops", type(model.ops)(**(vars(model.ops) | ops)))
+    cache = model.new_cache(30)
+    model.prefill([1, 2, 3], cache)
+    rows = Rows.tree_with_blocks([5, 6, 7], [-1, 0, 0], 3, [0, 2], 4, 96)
+    behind.clear()
+    model.forward(rows, cache)
+    assert len(behind) >= 4 and min(behind[:4]) >= ROWS_BEHIND, behind
 
 
 def test_a_captured_pass_takes_each_passs_numbers(model_of):
