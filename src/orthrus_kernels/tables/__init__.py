@@ -64,13 +64,6 @@ _TILES_16_BIT = (
     LinearTile(128, 128, 128, True, 8, 3),
     LinearTile(None, 128, 128, False, 8, 3),
 )
-# On sm_90. From 33 rows on 0.2 to 0.8 of the time of those above (weights of 0.6B, H200, bench/LOG.md).
-_TILES_SM_90 = (
-    LinearTile(16, 16, 64, True, 4, 6),
-    LinearTile(32, 32, 64, True, 4, 6),
-    LinearTile(256, 64, 64, True, 4, 6, tma=True),
-    LinearTile(None, 128, 128, False, 8, 3),
-)
 _TILES_32_BIT = (
     LinearTile(16, 16, 64, True, 4, 3),
     LinearTile(64, 32, 64, True, 4, 3),
@@ -93,7 +86,21 @@ def default_entry(n: int, k: int, dtype: torch.dtype, device: str = "") -> Linea
         segments *= 2
     if dtype == torch.float32:
         return LinearEntry(32, segments, _TILES_32_BIT)
-    return LinearEntry(64, segments, _TILES_SM_90 if device == "sm_90" else _TILES_16_BIT)
+    if device == "sm_90":
+        return LinearEntry(64, segments, _tiles_sm_90(segments))
+    return LinearEntry(64, segments, _TILES_16_BIT)
+
+
+def _tiles_sm_90(segments: int) -> tuple[LinearTile, ...]:
+    """From 33 rows on 0.3 to 0.8 of the time of the tiles of other devices (weights of 0.6B, H200,
+    bench/LOG.md, 2026-11-26). Two segments fill the GPU with one row tile; with more, CTAs wait for CTAs."""
+    return (
+        LinearTile(16, 16, 64, True, 4, 6),
+        LinearTile(32, 32, 64, True, 4, 6),
+        LinearTile(64, 64, 64, True, 4, 6, tma=True),
+        LinearTile(256, 64, 64, segments > 2, 4, 6, tma=True),
+        LinearTile(None, 128, 128, False, 8, 3),
+    )
 
 
 def fitted(entry: LinearEntry, dtype: torch.dtype, device: str) -> LinearEntry:
