@@ -1,6 +1,6 @@
 """The linear kernel on a GPU: first its bits, then its time beside cuBLAS in the same run.
 
-    PYTHONPATH=src python bench/gpu_linear.py --out found   # under 150 s on an H100; writes found/linear.json
+    PYTHONPATH=src python bench/gpu_linear.py --out found   # minutes on an H100; writes found/linear.json
     PYTHONPATH=src python bench/gpu_linear.py --table found/gpu_linear.json     # anywhere: that table again
 
 1. Read bandwidth: a plain Triton kernel that reads 4 GB once. All shares are of this figure.
@@ -123,7 +123,7 @@ def variants(rows: int, n: int, segments: int) -> list[LinearTile]:
         forms = [segments > 1 and rows <= ROWS[-1]]
         # One after another, segments need two accumulators: over 96 registers a thread each would spill.
         whole_fits = block_t * block_n <= 96 * 32 * warps
-        if forms[0] and whole_fits and n // block_n * -(-rows // block_t) >= 90:
+        if forms[0] and whole_fits and n // block_n * -(-rows // block_t) >= 80:
             forms.append(False)
         if segments == 1 or forms[0] or whole_fits:
             tiles += [LinearTile(None, block_t, block_n, split, warps, stages, tma) for split in forms]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ._triton import tl, triton
 from .pdl import launch_dependents, launch_options, wait
+from .rows import new_rows
 
 BLOCK_E = 1024
 
@@ -30,7 +31,7 @@ def embedding_triton(
     """`embedding` as one Triton launch. Ids are not checked on the device: the caller says 0 <= id < V. pdl:
     as a dependent launch (pdl.py)."""
     (rows,), e = tokens.shape, table.shape[1]
-    out = table.new_empty(rows, e) if out is None else out
+    out = new_rows(table, rows, e) if out is None else out
     assert out.shape == (rows, e) and out.dtype == table.dtype, (out.shape, out.dtype, table.dtype)
     assert table.stride(1) == out.stride(1) == 1 and tokens.is_contiguous(), (table.stride(), out.stride())
     assert tokens.dtype in (torch.int32, torch.int64), tokens.dtype

@@ -114,8 +114,8 @@ def _gate_and_up_by_pointers(x, sx_t, w, sw_n, first_h, first_row, T, F, K, SEGM
 @triton.jit
 def _gate_and_up_by_tma(x, w, first_h, first_row, F, K, SEGMENTS: tl.constexpr, BLOCK_H: tl.constexpr,
                         BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
-    """The same through descriptors of tiles [BLOCK_T, BLOCK_K] and [BLOCK_H, BLOCK_K]; what lies outside the
-    tensors reads as zero."""
+    """The same through descriptors of tiles [BLOCK_T, BLOCK_K] and [BLOCK_H, BLOCK_K]; what they read behind
+    the tensors, nobody stores."""
     blocks = tl.cdiv(K, BLOCK_K)
     each = tl.cdiv(blocks, SEGMENTS)
     gate = tl.zeros((BLOCK_H, BLOCK_T), tl.float32)

@@ -27,6 +27,7 @@ from . import tables
 from ._triton import TensorDescriptor, tl, triton
 from .linear import check_shapes
 from .pdl import launch_dependents, launch_options, prefetch_to_l2, wait
+from .rows import ROWS_BEHIND
 from .workspace import Workspace, workspace
 
 # Row tiles that walk down the weight together: their weight tiles are read from DRAM once and shared in L2.
@@ -78,8 +79,8 @@ def _sum_by_tma(w, x, x_tail, first_n, first_row, first, last, BLOCK_N: tl.const
                 TAIL_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """The same sum through descriptors, and that of the TAIL_T rows that follow (if none, the first again).
 
-    What lies outside the tensors reads as zero. Rows of the other view may be read: they are columns of the
-    accumulator that nobody stores."""
+    Rows of the other view, what memory holds behind x, and zeros behind that may be read: they are columns of
+    the accumulator that nobody stores."""
     acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
     if TAIL_T:
         tail = tl.zeros((BLOCK_N, TAIL_T), tl.float32)
@@ -324,7 +325,7 @@ def described(matrix: Tensor, stride: int, height: int, width: int) -> TensorDes
     rows, columns = matrix.shape
     memory = matrix.untyped_storage().nbytes() // matrix.element_size() - matrix.storage_offset()
     in_memory = (memory - columns) // stride + 1
-    shape = [min(rows + height, max(in_memory, rows)), columns]
+    shape = [min(rows + ROWS_BEHIND, max(in_memory, rows)), columns]
     return TensorDescriptor(matrix, shape, [stride, 1], [height, width])
 
 

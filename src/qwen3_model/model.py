@@ -270,7 +270,7 @@ class Qwen3:
             mlp = ops.linear(ops.linear_swiglu(normed, layer.gate_up), layer.down)
             normed, x = ops.add_rms_norm(mlp, x, norm_after, eps)
         if inputs.logits_of is not None:
-            normed = normed[inputs.logits_of]
+            normed = ops.embedding(normed, inputs.logits_of)
         return normed, keys[:, :n_ar], values[:, :n_ar]
 
     def _attention(

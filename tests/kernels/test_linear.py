@@ -11,8 +11,11 @@ from limits import assert_close
 from strategies import KINDS, hard
 
 from orthrus_kernels import tables
-from orthrus_kernels.linear_triton import described, linear_triton
+from orthrus_kernels.embedding import embedding_triton
+from orthrus_kernels.linear_swiglu import linear_swiglu_triton, swiglu_entry
+from orthrus_kernels.linear_triton import describable, described, linear_triton
 from orthrus_kernels.rows import ROWS_BEHIND, new_rows
+from orthrus_kernels.swiglu import swiglu_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
 from orthrus_kernels.workspace import Workspace
 
@@ -95,6 +98,9 @@ def test_operands_that_descriptors_do_not_take_go_by_pointers(device):
     wide = torch.zeros(70, K + 1, device=device)[:, 1:]
     wide.copy_(x)
     assert torch.equal(linear_triton(wide, w, entry=TMA), linear_triton(x, w, entry=TMA))
+    repeated = x[:1].expand(70, K)  # rows in one place
+    assert not describable((repeated, 0))
+    assert torch.equal(linear_triton(repeated, w, entry=TMA), linear_triton(repeated.clone(), w, entry=TMA))
 
 
 def test_a_wide_tile_without_descriptors_is_refused(device):
@@ -109,9 +115,9 @@ def entries():
                  for (n, k, dtype, device), e in tables.linear_entries().items()]  # fmt: skip
     shapes = [(16384, 4096), (6144, 4096), (4096, 4096), (512, 4096)]
     return committed + [
-        pytest.param(tables.default_entry(n, k, dtype, "sm_90"), dtype, id=f"default-{n}x{k}-{dtype}")
+        pytest.param(tables.default_entry(n, k, dtype, of), dtype, id=f"default-{n}x{k}-{dtype}-{of}")
         for n, k in shapes
-        for dtype in (torch.float32, torch.bfloat16)
+        for dtype, of in ((torch.float32, ""), (torch.bfloat16, ""), (torch.bfloat16, "sm_90"))
     ]
 
 
@@ -172,24 +178,37 @@ def test_memory_behind_an_operand_changes_no_bits(rows, n_ar, device):
 
 
 def test_descriptors_end_with_memory(device):
-    """A tile's height behind the last row at most, and no row that memory holds in part."""
+    """Never behind it, and no row that it holds in part."""
     of = torch.zeros(10 * 64, device=device).view(10, 64)
-    strided = torch.zeros(640, device=device)[8:].view(79, 8)[:5].as_strided((5, 16), (64, 1))
-    for matrix, stride, height, rows in [
-        (of, 64, 16, 10), (of[:4], 64, 16, 10), (of[:4], 64, 2, 6), (of[4:6], 64, 16, 6),
-        (of[:4, 32:], 64, 16, 10), (strided, 64, 32, 10), (strided[:, 8:], 64, 32, 10),
-    ]:  # fmt: skip
-        descriptor = described(matrix, stride, height, 16)
-        assert list(descriptor.shape) == [rows, matrix.shape[1]]
-        end = matrix.storage_offset() + (rows - 1) * stride + matrix.shape[1]
-        assert end <= matrix.untyped_storage().nbytes() // matrix.element_size()
+    strided = torch.zeros(640, device=device).as_strided((5, 16), (64, 1), 8)
     cut = torch.zeros(9 * 64 + 63, device=device).as_strided((4, 64), (64, 1))
-    assert list(described(cut, 64, 16, 16).shape) == [9, 64]
+    for matrix, rows in [
+        (of, 10), (of[:4], 10), (of[4:6], 6), (of[:4, 32:], 10), (strided, 10), (cut, 9),
+        (new_rows(of, 3, 64), 3 + ROWS_BEHIND), (torch.zeros(3 * ROWS_BEHIND, 64)[:5], 5 + ROWS_BEHIND),
+    ]:  # fmt: skip
+        assert list(described(matrix, 64, 16, 16).shape) == [rows, matrix.shape[1]]
+        end = matrix.storage_offset() + (rows - 1) * 64 + matrix.shape[1]
+        assert end <= matrix.untyped_storage().nbytes() // matrix.element_size()
 
 
 def test_memory_goes_on_by_the_tallest_tile():
-    entries = [*tables.linear_entries().values(), tables.default_entry(4096, 4096, torch.bfloat16)]
-    assert max(tile.block_t for entry in entries for tile in entry.tiles) <= ROWS_BEHIND
+    """A tile begins at one of x's rows, so it ends that far behind them at most."""
+    linears = [*tables.linear_entries().values(), *(entry.values[0] for entry in entries())]
+    fused = [swiglu_entry(n, k, torch.bfloat16, "sm_90") for n, k, *_ in tables.linear_entries()]
+    assert max(tile.block_t for entry in linears + fused for tile in entry.tiles) <= ROWS_BEHIND
+
+
+def room_behind(x):
+    """Rows that x's memory holds behind it."""
+    return (x.untyped_storage().nbytes() // x.element_size() - x.storage_offset()) // x.stride(0) - len(x)
+
+
+@pytest.mark.parametrize("rows", [5, 130], ids=["fused", "two kernels"])
+def test_outputs_have_memory_behind_them(rows, device):
+    """Of what may stand in front of a linear; whole passes: test_model_kernels.py."""
+    x, w = hard("normal", rows, 32).to(device), hard("normal", 64, 32, seed=1).to(device)
+    for out in (swiglu_triton(x), linear_swiglu_triton(x, w), embedding_triton(x, torch.arange(rows - 1))):
+        assert room_behind(out) == ROWS_BEHIND
 
 
 def test_a_full_workspace_changes_no_bits(device):

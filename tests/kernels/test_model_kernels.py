@@ -50,8 +50,10 @@ def test_the_check_sees_kernels_that_are_not_row_invariant(model_of, monkeypatch
     assert check_model(model, [5], passes=3, trunk_length=3, most=6).different > 0
 
 
-def test_what_a_linear_reads_has_memory_behind_it(model_of, monkeypatch):
-    """A tile that reaches past the end of memory is copied slowly, which no result shows."""
+@pytest.mark.parametrize("logits_of", [None, [3, 1]])
+def test_what_a_linear_reads_has_memory_behind_it(model_of, monkeypatch, logits_of):
+    """A tile that reaches past the end of memory is copied slowly, which no result shows. More than 32 rows:
+    tiles by descriptors."""
     model, behind = model_of("bfloat16", num_hidden_layers=1), []
 
     def noted(op):
@@ -66,10 +68,10 @@ def test_what_a_linear_reads_has_memory_behind_it(model_of, monkeypatch):
     monkeypatch.setattr(model, "ops", type(model.ops)(**(vars(model.ops) | ops)))
     cache = model.new_cache(30)
     model.prefill([1, 2, 3], cache)
-    rows = Rows.tree_with_blocks([5, 6, 7], [-1, 0, 0], 3, [0, 2], 4, 96)
+    rows = Rows.tree_with_blocks([5, 6, 7], [-1, 0, 0], 3, [0, 2], 17, 96)
     behind.clear()
-    model.forward(rows, cache)
-    assert len(behind) >= 4 and min(behind[:4]) >= ROWS_BEHIND, behind
+    model.forward(rows, cache, logits_of=logits_of)
+    assert len(behind) == 5 and min(behind) >= ROWS_BEHIND, behind  # qkv, o, gate_up, down, head
 
 
 def test_a_captured_pass_takes_each_passs_numbers(model_of):

@@ -20,6 +20,9 @@ def test_a_default_depends_on_the_weight_alone(n, k, rows):
         tile = entry.tile(rows)
         assert tile.rows is None or rows <= tile.rows
         assert entry.segments in (1, 2, 4, 8) and k >= (entry.segments > 1) * 512 * entry.segments
+        for device in ("sm_80", "sm_90", "gfx942"):  # tiles may be others, what decides bits may not
+            other = tables.default_entry(n, k, dtype, device)
+            assert (other.block_k, other.segments) == (entry.block_k, entry.segments)
 
 
 def test_entries_are_well_formed():
@@ -45,12 +48,12 @@ def test_a_malformed_table_is_refused(tiles, monkeypatch, tmp_path):
 def test_defaults_fit_the_device_and_keep_their_class():
     for device, kib in (("sm_75", 64), ("gfx942", 64), ("sm_120", 99), ("sm_90", 227)):
         for dtype in (torch.float32, torch.bfloat16):
-            got, plain = tables.linear_entry(33, 70, dtype, device), tables.default_entry(33, 70, dtype)
+            got, plain = tables.linear_entry(512, 4096, dtype, device), tables.default_entry(512, 4096, dtype)
             assert (got.block_k, got.segments) == (plain.block_k, plain.segments)
             for tile in got.tiles:
                 stage = (tile.block_n + tile.block_t) * got.block_k * dtype.itemsize
                 assert tile.stages * stage <= kib * 1024, (device, tile)
-    assert got == tables.default_entry(33, 70, dtype, "sm_90"), "an H100 takes the default as it is"
+    assert got == tables.default_entry(512, 4096, dtype, "sm_90"), "an H100 takes the default as it is"
 
 
 def classes():

@@ -86,14 +86,15 @@ def default_entry(n: int, k: int, dtype: torch.dtype, device: str = "") -> Linea
         segments *= 2
     if dtype == torch.float32:
         return LinearEntry(32, segments, _TILES_32_BIT)
-    if device == "sm_90":
+    if device == "sm_90" and segments > 1:
         return LinearEntry(64, segments, _tiles_sm_90(segments))
     return LinearEntry(64, segments, _TILES_16_BIT)
 
 
 def _tiles_sm_90(segments: int) -> tuple[LinearTile, ...]:
-    """From 33 rows on 0.3 to 0.8 of the time of the tiles of other devices (weights of 0.6B, H200,
-    bench/LOG.md, 2026-11-26). Two segments fill the GPU with one row tile; with more, CTAs wait for CTAs."""
+    """From 33 rows on 0.3 to 1 of the time of the tiles of other devices (weights of 0.6B, H200,
+    bench/LOG.md, 2026-11-26). Two segments fill the GPU with one row tile; with more, CTAs would wait for
+    CTAs. One segment, of many outputs: not measured."""
     return (
         LinearTile(16, 16, 64, True, 4, 6),
         LinearTile(32, 32, 64, True, 4, 6),
