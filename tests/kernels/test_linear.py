@@ -207,7 +207,11 @@ def room_behind(x):
 def test_outputs_have_memory_behind_them(rows, device):
     """Of what may stand in front of a linear; whole passes: test_model_kernels.py."""
     x, w = hard("normal", rows, 32).to(device), hard("normal", 64, 32, seed=1).to(device)
-    for out in (swiglu_triton(x), linear_swiglu_triton(x, w), embedding_triton(x, torch.arange(rows - 1))):
+    for out in (
+        swiglu_triton(x),
+        linear_swiglu_triton(x, w),
+        embedding_triton(x, torch.arange(rows - 1, device=device)),
+    ):
         assert room_behind(out) == ROWS_BEHIND
 
 
