@@ -68,7 +68,8 @@ class Source:
         draft."""
         ranks = self.rng.choices(range(17), [*self.chances, 1 - sum(self.chances)], k=31)
         lost = [rank if self.rng.random() < 0.8 else 16 for rank in ranks[:6]]
-        kept = {n: sum(node <= n for node in self.walk(ranks)) for n in TREES}
+        walked = self.walk(ranks)
+        kept = {n: sum(node <= n for node in walked) for n in TREES}
         one_pass = sum(node <= 15 for node in self.walk(lost)) if drafted else 1
         chain = next((depth for depth, rank in enumerate(ranks, 1) if rank), 32)
         return {PLAIN: 1, CHAIN: chain, **kept, ONE_PASS: one_pass}
