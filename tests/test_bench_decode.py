@@ -24,6 +24,7 @@ from bench.measure import Timing, replayable
 from bench.models import MODELS
 from bench.passes import CYCLE, PASSES, SDPA, Pass, measure_passes, pass_bytes, weight_bytes
 from bench.step_profile import Span
+from orthrus_kernels import attention_triton
 from qwen3_model import Qwen3
 from qwen3_model.decode import device
 
@@ -301,7 +302,9 @@ def test_rows_of_sampling_and_trees(monkeypatch):
     monkeypatch.setattr(decode_choice, "PROFILED_TOKENS", 2)
     monkeypatch.setattr(decode_choice, "TREE", 3)
     monkeypatch.setattr(device, "LEAST_ROOM", 64)  # the interpreter pays for programs without keys
-    model, texts = tiny("triton", eos_token_ids=(), block_size=3), []
+    monkeypatch.setattr(attention_triton, "COMBINE_UNROLL", 1)  # and for unrolled steps
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    model, texts = tiny("triton", eos_token_ids=(), block_size=3, **heads), []
     model.use_graphs = model.use_cycles = True
 
     def text(call, count):

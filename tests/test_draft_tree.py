@@ -130,9 +130,9 @@ SETTINGS = [
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_any_tree_gives_the_text_of_plain_decoding(settings, dtype):
     """Tokens and log-probabilities, bit for bit, with end tokens in it and a context that gets full."""
-    model = small_model(dtype, max_position_embeddings=40)
+    model = small_model(dtype, max_position_embeddings=32)
     prompt = [5, 6, 7]
-    for seed in range(2):
+    for seed in range(2 if settings else 1):  # without a temperature a seed is nothing
         plain = model.generate(prompt, "autoregressive", seed=seed, **settings)
         for nodes in (1, 20, "auto"):
             drafted = model.generate(prompt, "two-pass", seed=seed, tree_nodes=nodes, **settings)
@@ -155,7 +155,7 @@ def test_a_tree_accepts_more_than_a_chain():
         cycles = {}
         for nodes in (0, 24):
             stats = [
-                model.generate(p, "two-pass", max_new_tokens=48, tree_nodes=nodes, **how).stats
+                model.generate(p, "two-pass", max_new_tokens=36, tree_nodes=nodes, **how).stats
                 for p in prompts
             ]
             cycles[nodes] = sum(s.cycles for s in stats) / sum(s.cycle_tokens for s in stats)

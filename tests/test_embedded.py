@@ -16,10 +16,10 @@ from qwen3_model.cli import main
 from qwen3_model.prompts import read_prompts
 from qwen3_model.training import card
 
-PROMPTS, TOKENS, HARMED = 8, 96, 3
-# Tokens per cycle, greedy, fp32: 2.70 over the first eight held-out prompts, 2.44 over three of them
+PROMPTS, TOKENS, HARMED = 6, 64, 3
+# Tokens per cycle, greedy, fp32: 2.66 over the first six held-out prompts, 2.42 over three of them
 # (2-core x86 CPU, torch 2.13.0); short texts accept less than the card's. With a broken drafter three give
-# 2.04 at most. Near-ties may fall otherwise on another machine, hence some room either way.
+# 1.99 at most. Near-ties may fall otherwise on another machine, hence some room either way.
 BAND = (2.25, 2.9)
 
 
@@ -110,7 +110,7 @@ def test_the_limit_sees_a_broken_correction(prompts):
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_lossless(prompts, dtype, temperature):
     model = Qwen3.from_pretrained(EMBEDDED, device="cpu", dtype=dtype, progress=False)
-    settings = {"max_new_tokens": 40, "temperature": temperature, "seed": 1}
+    settings = {"max_new_tokens": 24, "temperature": temperature, "seed": 1}
     for prompt in prompts[:2]:
         plain = model.generate(prompt, strategy="autoregressive", **settings)
         drafted = model.generate(prompt, strategy="two-pass", tree_nodes=0, **settings)
@@ -119,13 +119,14 @@ def test_lossless(prompts, dtype, temperature):
 
 
 def test_text_is_not_a_loop(drafted):
-    """Distinct runs of eight tokens in greedy text; the model card has the figure over 100 prompts."""
+    """Distinct runs of eight tokens in greedy text, of which short texts have more: 0.84 here. The model card
+    has the figure over 100 prompts."""
     shares = []
     for result in drafted:
         ids = result.token_ids
         grams = [tuple(ids[i : i + 8]) for i in range(len(ids) - 7)]
         shares += [len(set(grams)) / len(grams)] if grams else []
-    assert statistics.mean(shares) >= 0.4
+    assert statistics.mean(shares) >= 0.6
 
 
 def test_the_card_tells_what_is_shipped():

@@ -81,6 +81,7 @@ def test_a_trace_says_what_two_pass_cycles_keep(embedded, kind):
         model.generate(
             prompt, "two-pass", 24 + 32, tree_nodes=nodes, seed=0,
             on_run=lambda run, _, runs=runs: runs.append(run.tokens),
+            on_tokens=lambda *_, runs=runs: sum(map(len, runs)) < 24,
         )  # fmt: skip
         at, kept, wanted = 0, [], []
         for tokens in runs[1:]:

@@ -227,9 +227,9 @@ def own_texts():
     """A model without end tokens, how many tokens of each text count, prompts, texts a block longer."""
     model = Qwen3.from_pretrained(EMBEDDED, device="cpu", dtype="float32", progress=False)
     model.config = dataclasses.replace(model.config, eos_token_ids=())
-    rows = read_prompts(EMBEDDED / "held_out.jsonl", split="dev")[::20]
+    rows = read_prompts(EMBEDDED / "held_out.jsonl", split="dev")[::25]
     starts = [model.text.encode(row)[-64:] for row in rows]
-    count = 24
+    count = 16
     new = count + 1 + model.config.block_size
     return model, count, starts, [model.generate(prompt, max_new_tokens=new).token_ids for prompt in starts]
 

@@ -218,8 +218,11 @@ def test_the_mask_token():
 
 def test_the_whole_recipe_on_the_common_corpus(tmp_path, monkeypatch):
     """run_tiny in small: held-out prompts by file, an estimate on them, the model card."""
-    files = [source(tmp_path / f"{i}.py", functions(i), f"pkg{i % 9} 1") for i in range(250)]
+    files = [source(tmp_path / f"{i}.py", functions(i, 6), f"pkg{i % 9} 1") for i in range(250)]
     monkeypatch.setattr(corpus, "_candidates", lambda: iter(files))
+    monkeypatch.setattr(recipe, "ESTIMATED_TOKENS", 40)
+    monkeypatch.setattr("qwen3_model.training.rollout.OWN_PROMPT", 16)
+    monkeypatch.setattr("qwen3_model.training.rollout.OWN_TOKENS", 48)
     plan = dataclasses.replace(PLAN, steps=3)
     own = Continuations(count=4, prompt=32, tokens=32, steps=2)
     recipe.run_tiny(

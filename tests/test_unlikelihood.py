@@ -45,7 +45,7 @@ def test_unlikelihood_is_exact_and_its_gradient_does_not_vanish_where_a_token_is
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return make_base(tmp_path_factory.mktemp("base") / "base")
+    return make_base(tmp_path_factory.mktemp("base") / "base", steps=5)
 
 
 def test_a_step_makes_repeated_tokens_less_likely():

@@ -1,4 +1,4 @@
-"""A tiny base and its Orthrus, trained for seconds on this project's own source: real files for tests."""
+"""A tiny base and its Orthrus, trained for seconds on some of this project's source: real files for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qwen3_model.training import recipe
 from qwen3_model.training.distill import Blocks
 from qwen3_model.training.loop import Plan
 
-TEXT = (Path(__file__).parent.parent / "src",)
+TEXT = (Path(__file__).parent.parent / "src/qwen3_model/training",)
 CONFIG = dataclasses.replace(
     recipe.TINY, vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
     num_attention_heads=2, num_key_value_heads=1, head_dim=32, max_position_embeddings=512,
