@@ -41,16 +41,20 @@ def test_what_it_links_to_is_there():
 def test_the_times_are_those_of_the_record():
     """The table of times and its picture come of one run of each kind (bench/results)."""
     folder, models = ROOT / "bench/results", ("8B", "4B", "1.7B", "0.6B")
-    run, peers = (json.loads((folder / f"decode{of}-h100.json").read_text()) for of in ("", "-peers"))
-    ours, beside = (
+    run, peers, h200 = (
+        json.loads((folder / f"decode{of}.json").read_text()) for of in ("-h100", "-peers-h100", "-h200")
+    )
+    ours, beside, there = (
         {p["model"]: p for p in found["passes"] if (p["pass"], p["context"]) == ("token", 1024)}
-        for found in (run, peers)
+        for found in (run, peers, h200)
     )
     theirs = {p["model"]: p["us"]["median"] for p in peers["peers"]}
     for line in (
         [f"{ours[m]['us']['median'] / 1e3:.2f}" for m in models],
         [f"{100 * ours[m]['share_of_floor']:.0f} %" for m in models],
         [f"{theirs[m] / beside[m]['us']['median']:.2f}x" for m in models],
+        [f"{there[m]['us']['median'] / 1e3:.2f}" for m in models],
+        [f"{100 * there[m]['share_of_floor']:.0f} %" for m in models],
     ):
         assert f"| {' | '.join(line)} |" in README, line
 
