@@ -165,7 +165,7 @@ def test_a_whole_generation(bias, monkeypatch):
     """Each token given the one before it, over one long text."""
     for name, value in PLANTED.get(bias, {}).items():
         monkeypatch.setattr(rejection, name, value)
-    result = markov().generate([0], max_new_tokens=1000, verify="rejection", seed=3, **SETTINGS)
+    result = markov().generate([0], max_new_tokens=1500, verify="rejection", seed=3, **SETTINGS)
     text = torch.tensor([0, *result.token_ids])
     counts = torch.bincount(4 * text[:-1] + text[1:], minlength=16).double().view(4, 4)
     scaled = (Markov.table + torch.tensor([0.0, 0.0, 0.0, 1.0])) / SETTINGS["temperature"]

@@ -1,8 +1,8 @@
 """Compile every kernel ahead of time, for GPUs that are not here, and print one JSON line a compilation.
 
-Run by test_aot.py in a process without TRITON_INTERPRET: `python tests/kernels/aot.py`; --few leaves out
-near-repeats. The real launchers run on meta tensors; a recorder in the kernel's place keeps the arguments of
-the launch and compiles what Triton would have compiled for them. So a launcher and this file cannot disagree.
+Run by test_aot.py in a process without TRITON_INTERPRET: `python tests/kernels/aot.py`. The real launchers
+run on meta tensors; a recorder in the kernel's place keeps the arguments of the launch and compiles what
+Triton would have compiled for them. So a launcher and this file cannot disagree.
 
 Registers and spills of the NVIDIA targets are those that `ptxas -v` reports (cuobjdump: fewer), which Triton
 runs and, asked for it, prints."""
@@ -165,7 +165,7 @@ def before_wait(ptx: str) -> list[str] | None:
 def main() -> None:
     import aot_launches
 
-    for name, module, kernel, launch, targets in aot_launches.launches(every="--few" not in sys.argv):
+    for name, module, kernel, launch, targets in aot_launches.launches():
         with recorded(module, kernel) as recorder:
             launch()
         (arguments,) = recorder.launches

@@ -1,7 +1,4 @@
-"""Every launch that aot.py compiles: (case, module, kernel, launcher call, targets).
-
-`every=False` leaves out near-repeats, tiles of a linear in other numbers of segments than one and the most of
-any entry, and what no table has, the tiles of benches."""
+"""Every launch that aot.py compiles: (case, module, kernel, launcher call, targets)."""
 
 from __future__ import annotations
 
@@ -46,26 +43,20 @@ TMA_ENTRIES = (
 )  # fmt: skip
 
 
-def linears(every: bool) -> Iterator[Launch]:
+def linears() -> Iterator[Launch]:
     """Every tile of the table's entries, and of defaults with every number of segments; equal ones once."""
     op = module("linear_triton")
     shapes = ((151936, 4096), (6144, 4096), (4096, 4096), (512, 4096))
     entries = [(dtype, entry) for (_, _, dtype, _), entry in tables.linear_entries().items()]
     entries += [(d, tables.default_entry(*s, d)) for s in shapes for d in (torch.bfloat16, torch.float32)]
     entries += [(torch.bfloat16, tables.default_entry(*s, torch.bfloat16, "sm_90")) for s in shapes]
-    entries += [(torch.bfloat16, entry) for entry in TMA_ENTRIES if every]
+    entries += [(torch.bfloat16, entry) for entry in TMA_ENTRIES]
     entries += [(torch.float16, tables.default_entry(*shapes[1], torch.float16))]
-    most = {}  # segments of a tile in any entry
-    for dtype, entry in entries:
-        for tile in entry.tiles:
-            of = dtype, entry.block_k, replace(tile, rows=None, prefetch=0)
-            most[of] = max(entry.segments, most.get(of, 0))
     seen = set()
     for dtype, entry in entries:
         for tile in entry.tiles:
-            of = dtype, entry.block_k, replace(tile, rows=None, prefetch=0)
-            key = *of, entry.segments
-            if key in seen or (not every and 1 < entry.segments < most[of]):
+            key = dtype, entry.block_k, entry.segments, replace(tile, rows=None, prefetch=0)
+            if key in seen:
                 continue
 
             def launch(pdl, dtype=dtype, entry=entry, rows=tile.rows or 512):
@@ -154,12 +145,12 @@ SWIGLU_ENTRIES = (
 )  # fmt: skip
 
 
-def linear_swiglus(every: bool) -> Iterator[Launch]:
+def linear_swiglus() -> Iterator[Launch]:
     """Every tile of gate_up's entries at Qwen3's sizes and by default; tiles equal but for stages once."""
     op = module("linear_swiglu")
     keys = "sm_90", "sm_80"
     entries = [(torch.bfloat16, op.swiglu_entry(24576, 4096, torch.bfloat16, key)) for key in keys]
-    entries += [(torch.bfloat16, entry) for entry in SWIGLU_ENTRIES if every]
+    entries += [(torch.bfloat16, entry) for entry in SWIGLU_ENTRIES]
     entries.append((torch.float32, op.swiglu_entry(6144, 1024, torch.float32, "sm_90")))
     seen = set()
     for dtype, entry in entries:
@@ -257,10 +248,10 @@ def cycles() -> Iterator[Launch]:
         yield name, advance, "_advance_kernel", launch, targets
 
 
-def launches(every: bool = True) -> Iterator[Launch]:
-    yield from linears(every)
+def launches() -> Iterator[Launch]:
+    yield from linears()
     yield from row_wise()
-    yield from linear_swiglus(every)
+    yield from linear_swiglus()
     yield from heads()
     yield from choices()
     yield from cycles()

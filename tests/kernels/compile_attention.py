@@ -1,6 +1,6 @@
 """Compile the attention kernels for GPUs that are not here; one JSON line each. Run without TRITON_INTERPRET.
 
-usage: python compile_attention.py ARCH... [--few]   (90 or gfx942; --few: head size 128 alone)"""
+usage: python compile_attention.py ARCH...   (90 or gfx942)"""
 
 from __future__ import annotations
 
@@ -53,11 +53,10 @@ def compiled(kernel, dtype: str, constants: dict, arch: str, **options) -> dict:
 
 def main() -> None:
     """All of the launch table on sm_90, 16-bit head size 128 elsewhere."""
-    few = "--few" in sys.argv
-    for arch in (arch for arch in sys.argv[1:] if arch != "--few"):
+    for arch in sys.argv[1:]:
         others(arch)
         for (d, size), (folded, block, warps, stages) in a.LAUNCH.items():
-            if arch != "90" and (d, size) != (128, 2) or few and d != 128:
+            if arch != "90" and (d, size) != (128, 2):
                 continue
             dtype = "bf16" if size == 2 else "fp32"
             tall = a.TALL if size == 2 else 1

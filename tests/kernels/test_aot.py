@@ -14,20 +14,16 @@ HERE = Path(__file__).parent
 TARGETS = {"sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942"}
 
 
-def lines_of(cache, limit, *options):
-    """The lines of aot.py, run in a process that compiles and has `limit` seconds."""
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env["PYTHONPATH"] = str(Path(orthrus_kernels.__file__).parent.parent)
-    env["TRITON_CACHE_DIR"] = str(cache)
-    command = [sys.executable, HERE / "aot.py", *options]
-    said = subprocess.run(command, env=env, capture_output=True, text=True, timeout=limit)
-    assert said.returncode == 0, said.stderr[-3000:]
-    return [json.loads(line) for line in said.stdout.splitlines()]
-
-
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    return lines_of(tmp_path_factory.mktemp("triton"), 280, "--few")
+    """The lines of aot.py, run in a process that compiles."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = str(Path(orthrus_kernels.__file__).parent.parent)
+    env["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    command = [sys.executable, HERE / "aot.py"]
+    said = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
+    assert said.returncode == 0, said.stderr[-3000:]
+    return [json.loads(line) for line in said.stdout.splitlines()]
 
 
 def test_everything_compiles(compiled):
@@ -41,15 +37,6 @@ def test_every_kernel_meets_every_target(compiled):
 
 def test_nothing_spills_on_hopper(compiled):
     assert not [line for line in compiled if line["target"] == "sm_90" and line["spill_bytes"]]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_every_launch_compiles_and_none_spills_on_hopper(compiled, tmp_path):
-    """Every tile in every number of segments, those that benches try too."""
-    lines = lines_of(tmp_path, 600)
-    assert len(lines) > len(compiled) and not [line for line in lines if "error" in line]
-    assert not [line for line in lines if line["target"] == "sm_90" and line["spill_bytes"]]
 
 
 def test_linear_uses_tensor_cores_and_wide_copies(compiled):

@@ -267,8 +267,7 @@ def test_trees(model, settings, tree_nodes):
 
 @pytest.mark.parametrize(
     "tree_nodes, rows, corrected, settings",
-    # interpreted, the correction takes most of a cycle
-    [(4, 192, DEVICE == "cuda", {}), (6, 16, False, {}), (0, 192, False, {"temperature": 0.8}),
+    [(4, 192, True, {}), (6, 16, False, {}), (0, 192, False, {"temperature": 0.8}),
      (4, 14, True, {"temperature": 0.8, "top_k": 5}), (3, 192, False, {"logit_bias": {9: 2.0}})],
     ids=str,
 )  # fmt: skip
