@@ -14,6 +14,7 @@ from qwen3_model.prompts import read_prompts
 
 PROMPT_TOKENS = 64
 SEED = 1
+SETS = ("predictable", "mixed", "noise")
 _FIELDS = ("name", "size", "colour", "weight", "owner", "index", "label", "parent", "width", "height")
 
 
@@ -38,10 +39,11 @@ def prompt_sets(model: Qwen3, count: int) -> list[PromptSet]:
         accessors.append(model.text.encode(f"class Box:\n{code}    def get_"))
     held_out = [model.text.encode(p) for p in read_prompts(EMBEDDED / "held_out.jsonl", count, split="test")]
     noise = [[rng.randrange(model.config.vocab_size - 8) for _ in range(PROMPT_TOKENS)] for _ in range(count)]
+    at = 0.0, 0.0, 1.5
     return [
-        PromptSet("predictable", accessors, 0.0), PromptSet("mixed", held_out, 0.0),
-        PromptSet("noise", noise, 1.5),
-    ]  # fmt: skip
+        PromptSet(name, prompts, temperature)
+        for name, prompts, temperature in zip(SETS, (accessors, held_out, noise), at, strict=True)
+    ]
 
 
 def decode(model: Qwen3, prompts: PromptSet, nodes: int | str, new_tokens: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import torch
 from orthrus_kernels import tables as launch_tables
 from qwen3_model import Qwen3
 from qwen3_model.checkpoint import EMBEDDED
+from qwen3_model.decode.budget import TREES
 
 from . import decode_report, kernels, replay, report
 from .cases import cases
@@ -71,7 +72,10 @@ def parse(arguments: Sequence[str] | None) -> Any:
         "--plot", type=writable, metavar="FILE", help="a picture of the profiles; implies --profile"
     )
     replayed = parser.add_argument_group("speed of decoding with acceptance replayed, in place of all that")
-    replayed.add_argument("--replay", type=Path, metavar="TRACE", help="as python -m bench.trace records one")
+    replayed.add_argument("--replay", type=Path, nargs="+", metavar="TRACE",
+                          help="as python -m bench.trace records one")  # fmt: skip
+    replayed.add_argument("--trees", type=int, nargs="+", choices=TREES, default=[63], metavar="NODES",
+                          help=f"two-pass trees, of {', '.join(map(str, TREES))} (default: 63)")  # fmt: skip
     replayed.add_argument("--strong", action="store_true", help="also simulated traces of strong checkpoints")
     replayed.add_argument("--shape", nargs=2, type=positive, metavar=("NODES", "ROWS"),
                           help="of their one-pass cycles (python -m bench.strong)")  # fmt: skip
@@ -80,6 +84,8 @@ def parse(arguments: Sequence[str] | None) -> Any:
     given = parser.parse_args(arguments)
     if given.strong and not given.replay:
         parser.error("--strong takes ranks and losses from the trace of --replay")
+    if given.strong and len(given.replay) > 1:
+        parser.error("--strong takes ranks and losses from one trace: give --replay one file")
     if given.shape and not given.strong:
         parser.error("--shape is of --strong; a recorded trace has the default one")
     if max(given.contexts) > MOST_CONTEXT:

@@ -44,29 +44,25 @@ class Way:
     block_size: int | None = None
 
 
-# What is compared.
 PLAIN = Way("plain", "autoregressive", 0)
 TWO_PASS_CHAIN = Way("two-pass chain", "two-pass", 0)
-WAYS = (
-    PLAIN,
-    TWO_PASS_CHAIN,
-    Way("two-pass tree 63", "two-pass", 63),
-    Way("two-pass auto", "two-pass", "auto"),
-    Way("one-pass", "one-pass", "auto"),
-    Way("auto", "auto", "auto"),
-)
 
 
-def ways(trace: Trace) -> list[Way]:
-    """WAYS, with one-pass cycles of the shape that a trace was made for. "auto" has none but the default
-    shape's: it is left out for another."""
+def ways(trace: Trace, trees: Sequence[int] = (63,)) -> list[Way]:
+    """What is compared, with two-pass trees of so many nodes and one-pass cycles of the shape that a trace
+    was made for. "auto" has none but the default shape's: it is left out for another."""
+    found = [
+        PLAIN, TWO_PASS_CHAIN, *(Way(f"two-pass tree {n}", "two-pass", n) for n in trees),
+        Way("two-pass auto", "two-pass", "auto"), Way("one-pass", "one-pass", "auto"),
+        Way("auto", "auto", "auto"),
+    ]  # fmt: skip
     made = trace.made.get("one_pass")
     if made is None and trace.one_pass_rows != BLOCK:
         raise InputError(f"the trace's one-pass blocks have {trace.one_pass_rows} rows, cycles here {BLOCK}")
     if made is None or Shape(**made) == Shape.of(BLOCK, "auto"):
-        return list(WAYS)
+        return found
     size = {"tree_nodes": made["nodes"], "block_size": made["block"]}
-    found = [way for way in WAYS if way.strategy != "auto"]
+    found = [way for way in found if way.strategy != "auto"]
     return [replace(way, **size) if way.strategy == ONE_PASS else way for way in found]
 
 
@@ -105,11 +101,12 @@ class Measured:
 class Replay:
     """Decodes a trace's texts with one model. Its cache's cycles have forced walks until `close`."""
 
-    def __init__(self, model: Qwen3, longest_prompt: int, tokens: int) -> None:
-        """tokens: new ones of a text at most. Raises InputError for a model that has no device cycles."""
+    def __init__(self, model: Qwen3, longest_prompt: int, tokens: int, temperature: float = 0.0) -> None:
+        """tokens: new ones of a text at most. temperature: the choices', which cost what they cost and are
+        then forced. Raises InputError for a model that has no device cycles."""
         if not model.use_cycles:
             raise InputError("acceptance is replayed in cycles on the device, which take a GPU")
-        self.model, self.tokens = model, tokens
+        self.model, self.tokens, self.temperature = model, tokens, temperature
         self.forced = Forced(model.device, tokens)
         model.spare_cache = None
         with lent_cache(model, longest_prompt + tokens) as cache:
@@ -132,7 +129,7 @@ class Replay:
         self.forced.begin(text, text.prompt_tokens)
         stats = self.model.generate(
             prompt, way.strategy, min(self.tokens, text.tokens), seed=0, tree_nodes=way.tree_nodes,
-            block_size=way.block_size, on_tokens=note,
+            block_size=way.block_size, temperature=self.temperature, on_tokens=note,
         ).stats  # fmt: skip
         into.seconds.append(time.perf_counter() - began[0])
         into.tokens.append(stats.cycle_tokens)
@@ -149,7 +146,7 @@ def run(model: Qwen3, trace: Trace, prompts: int, tokens: int, compared: Sequenc
     if not texts:
         raise InputError("the trace's texts end with their first token")
     longest = max(texts, key=lambda text: text.prompt_tokens)
-    replay = Replay(model, longest.prompt_tokens, tokens)
+    replay = Replay(model, longest.prompt_tokens, tokens, trace.temperature)
     found = [Measured(way) for way in compared]
     try:
         for way in compared:
@@ -207,8 +204,9 @@ def of_one_pass(row: dict[str, Any]) -> float:
 
 def traces(given: Any) -> Iterator[Trace]:
     """The recorded trace and, if asked for, simulated ones. Raises InputError."""
-    recorded = trace_run.read(given.replay)
-    yield recorded
+    for path in given.replay:
+        recorded = trace_run.read(path)
+        yield recorded
     if given.strong:
         shape = Shape.of(given.shape[1], given.shape[0]) if given.shape else None
         yield from strong.both(recorded, given.prompts, given.tokens, shape)
@@ -226,7 +224,8 @@ def main(given: Any) -> int:
         for name in given.models:
             model = random_model(name)
             for trace in wanted:
-                found = run(model, trace, given.prompts, given.tokens, ways(trace))
+                compared = ways(trace, given.trees)
+                found = run(model, trace, given.prompts, given.tokens, compared)
                 rows += [measured.row(name, trace) for measured in found]
                 print(f"  {name}, {trace.checkpoint}: {time.perf_counter() - began:.0f} s so far", flush=True)
             report.print_tables(tables([row for row in rows if row["model"] == name]))

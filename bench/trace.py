@@ -1,4 +1,4 @@
-"""Record a trace: tokens that a cycle of each kind would keep at each position of greedy texts.
+"""Record a trace: tokens that a cycle of each kind would keep at each position of texts.
 
 `python -m bench.decode --replay TRACE` states the speed of larger models with it. Also counted: how often
 first candidates are right by offset, with blocks that know their root and with blocks anchored one position
@@ -12,11 +12,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from orthrus_kernels import Sampling
 from qwen3_model import InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.prompts import read_prompts
 
 from . import report, trace_run
+from .budget_run import SEED, SETS, prompt_sets
 from .command import Parser, fail, positive, writable
 from .measure import machine, machine_line
 from .trace_run import CHAIN, KINDS, ONE_PASS, Trace
@@ -34,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("file", nargs="?", type=Path, metavar="PROMPTS.jsonl",
                         help="a prompt a line (default: embedded held-out ones)")  # fmt: skip
+    parser.add_argument(
+        "--set", choices=SETS, help="the prompts and the temperature of a set of bench.budget"
+    )
+    parser.add_argument("--temperature", type=float, metavar="T", help="of the texts (default: 0, greedy)")
     parser.add_argument("--model", default=EMBEDDED, help="an Orthrus-Qwen3: folder or hub id")
     parser.add_argument("--device", help="cuda, cpu (default: CUDA if there)")
     parser.add_argument("--dtype", help="float32, bfloat16 (default: the checkpoint's on CUDA)")
@@ -44,17 +50,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="further sizes of blocks to count agreement of (default: 16 24)")  # fmt: skip
     parser.add_argument("--json", type=writable, metavar="FILE", help="write the trace to FILE")
     given = parser.parse_args(arguments)
+    if given.set and (given.file or given.temperature is not None):
+        parser.error("--set has prompts and a temperature of its own: give it alone")
     began = time.perf_counter()
     try:
-        texts = read_prompts(
+        sampling = _sampling(given.temperature or 0.0)
+        texts = [] if given.set else read_prompts(
             given.file or EMBEDDED / "held_out.jsonl", given.prompts, split=None if given.file else "test"
-        )
+        )  # fmt: skip
         model = Qwen3.from_pretrained(given.model, given.device, given.dtype, given.backend)
         if model.text is None:
             raise InputError("this checkpoint has no tokenizer.json, which prompts need")
         name = "embedded" if given.model == EMBEDDED else str(given.model)
         prompts = [model.text.encode(text) for text in texts]
-        trace = trace_run.record(model, prompts, given.tokens, name, given.blocks, _said)
+        if given.set:
+            chosen = next(of for of in prompt_sets(model, given.prompts) if of.name == given.set)
+            prompts, name, sampling = chosen.prompts, f"{name}, {given.set}", _sampling(chosen.temperature)
+        trace = trace_run.record(model, prompts, given.tokens, name, given.blocks, _said, sampling)
     except InputError as error:
         fail(COMMAND, str(error))
     facts = machine(" ".join([f"python -m {COMMAND}", *sys.argv[1:]]))
@@ -67,6 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.json:
         trace_run.write(given.json, trace)
     return 0
+
+
+def _sampling(temperature: float) -> Sampling:
+    """Raises InputError for a temperature that cannot be."""
+    try:
+        return Sampling(temperature=temperature, seed=SEED)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def tables(trace: Trace) -> list[tuple[str, list[str], list[list[str]]]]:

@@ -1,7 +1,8 @@
 """A trace: how many tokens a cycle of each kind would keep if it began at a position of a recorded text.
 
-Greedy texts, known before: a block anchored at every position drafts in a few mixed passes what cycles would
-draft there, and what the target would say is what comes next in the text. Kinds: "chain" is the first
+Texts are known before: a block anchored at every position drafts in a few mixed passes what cycles would
+draft there, and what the target would say is what comes next in the text: a sampled choice has the noise of
+its position (orthrus_kernels/choice.py), whichever cycle asks. Kinds: "chain" is the first
 candidate of each position; "15" to "127" are draft trees of so many nodes, of which the smaller ones are
 prefixes; "one-pass" is that strategy's default tree, from a short block anchored one position earlier, which
 has not seen the root. The end of a text matches no proposal."""
@@ -35,7 +36,7 @@ KINDS = (CHAIN, *map(str, TREES), ONE_PASS)
 _ROWS = {"cuda": 4096}  # of a pass; elsewhere:
 _CPU_ROWS = 512
 _LOGITS = 1 << 28  # numbers of a pass's logits at most: 1 GiB
-_GREEDY = Sampling()
+GREEDY = Sampling()
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Trace:
     tallies: list[Tally]
     simulated: str | None = None
     made: dict[str, Any] = field(default_factory=dict)  # machine, dtype, command
+    temperature: float = 0.0
 
     @property
     def says(self) -> str:
@@ -159,6 +161,7 @@ def _check(trace: Trace) -> None:
         numbers += [text.prompt_tokens, *(n for kept in text.kept.values() for n in kept)]
     if any(type(n) is not int or n < 1 for n in numbers):
         raise ValueError("whole numbers above 0 were expected")
+    Sampling(temperature=trace.temperature)
     for tally in trace.tallies:
         counts = [*tally.hits, *tally.trials, *tally.misses]
         if any(type(n) is not int or n < 0 for n in counts) or type(tally.rows) is not int:
@@ -223,7 +226,7 @@ Candidates = tuple[Tensor, Tensor]  # of N blocks: log-probabilities [N, P, K] f
 
 
 def drafts(
-    model: Qwen3, cache: KVCache, whole: Sequence[int], first: int, last: int, size: int
+    model: Qwen3, cache: KVCache, whole: Sequence[int], first: int, last: int, size: int, sampling: Sampling
 ) -> Candidates:
     """Candidates of a block of `size` rows anchored at each position from first to before last. The cache
     holds all of `whole`; only its length is changed."""
@@ -239,7 +242,7 @@ def drafts(
         wanted = [n + block * size + i for block in range(n) for i in range(size - 1)]
         logits = model.forward(rows, cache, logits_of=wanted, repeats=False).logits
         positions = torch.tensor([rows.positions[row] + 1 for row in wanted], device=model.device)
-        scores, ids = model.ops.candidates(logits, positions, _GREEDY, width)
+        scores, ids = model.ops.candidates(logits, positions, sampling, width)
         shape = n, size - 1, width
         found.append((scores.view(shape), ids.view(shape)))
     scores, ids = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -247,8 +250,9 @@ def drafts(
 
 
 def ranked(
-    model: Qwen3, blocks: Candidates, roots: Sequence[int], known: bool, corrected: bool
-) -> tuple[np.ndarray, np.ndarray]:
+    model: Qwen3, blocks: Candidates, roots: Sequence[int], known: bool, corrected: bool,
+    sampling: Sampling = GREEDY,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """(scores, order), both [N, P, K, K], of the candidates of N blocks under N roots; not corrected: as they
     are. One `rerank` for all, each block behind a row that holds nothing but its root."""
     scores, ids = blocks
@@ -256,7 +260,7 @@ def ranked(
     if not corrected or model.bigram is None:
         plain, unmoved = scores.cpu().numpy()[:, :, None], np.arange(k)
         return np.broadcast_to(plain, (n, p, k, k)), np.broadcast_to(unmoved, (n, p, k, k))
-    tables, scale = model.bigram, torch.tensor([correction_scale(_GREEDY)], device=ids.device)
+    tables, scale = model.bigram, torch.tensor([correction_scale(sampling)], device=ids.device)
     front = torch.zeros(1, dtype=torch.int32, device=ids.device)
     above = torch.tensor(roots, device=ids.device)[:, None, None].expand(n, 1, k)
     lines = torch.cat([scores[:, :1], scores], 1).flatten(0, 1), torch.cat([above, ids], 1).flatten(0, 1)
@@ -273,34 +277,35 @@ def ranked(
 @dataclass(frozen=True)
 class Recorder:
     """Records texts of one model. rows: of the blocks; short: of those of one-pass cycles; sizes: all that
-    are tallied."""
+    are tallied. sampling: temperature and seed alone."""
 
     model: Qwen3
     rows: int
     short: int
     sizes: list[int]
     tallies: dict[tuple[int, bool, bool], Tally]
+    sampling: Sampling
 
     @staticmethod
-    def of(model: Qwen3, also: Sequence[int] = ()) -> Recorder:
+    def of(model: Qwen3, also: Sequence[int] = (), sampling: Sampling = GREEDY) -> Recorder:
         """also: sizes of blocks. Raises InputError for a model whose blocks are smaller, or below 3 rows."""
         short, rows = checked_block_size(model, None, "one-pass"), model.config.block_size
         sizes = sorted({rows, short, *(checked_block_size(model, size, "one-pass") for size in also)})
         kinds = [(size, known, corrected) for size in sizes for known in (True, False)
                  for corrected in (False, True) if model.bigram or not corrected]  # fmt: skip
-        return Recorder(model, rows, short, sizes, {kind: Tally(*kind) for kind in kinds})
+        return Recorder(model, rows, short, sizes, {kind: Tally(*kind) for kind in kinds}, sampling)
 
     @torch.inference_mode()
     def text(self, prompt: Sequence[int], tokens: int) -> Text:
         """Decode `tokens` behind a prompt and see what cycles at each of them keep."""
-        model = self.model
-        text = model.generate(prompt, "two-pass", tokens, temperature=0.0, seed=0).token_ids
+        model, s = self.model, self.sampling
+        text = model.generate(prompt, "two-pass", tokens, temperature=s.temperature, seed=s.seed).token_ids
         whole, n = [*prompt, *text], len(prompt)
         cache = model.new_cache(len(whole) + self.rows)
         model.prefill(whole, cache)
         kept: dict[str, list[int]] = {kind: [] for kind in KINDS}
         for size in self.sizes if len(text) > 1 else ():
-            blocks = drafts(model, cache, whole, n - 1, len(whole) - 1, size)
+            blocks = drafts(model, cache, whole, n - 1, len(whole) - 1, size, s)
             for known in (True, False):
                 self._follow(text, blocks, size, known, kept)
         for counts in kept.values():
@@ -316,7 +321,7 @@ class Recorder:
         names, roots = ids.tolist(), text[:-1]
         orders = [corrected for corrected in (False, True) if self.model.bigram or not corrected]
         for corrected in orders:
-            trees = ranked(self.model, (scores, ids), roots, known, corrected)
+            trees = ranked(self.model, (scores, ids), roots, known, corrected, self.sampling)
             tally = self.tallies[size, known, corrected]
             for i in range(len(roots)):
                 tree = trees[0][i], trees[1][i]
@@ -335,11 +340,11 @@ class Recorder:
 
 def record(
     model: Qwen3, prompts: Sequence[Sequence[int]], tokens: int, checkpoint: str, also: Sequence[int] = (),
-    progress: Callable[[int, int], None] = lambda done, of: None,
+    progress: Callable[[int, int], None] = lambda done, of: None, sampling: Sampling = GREEDY,
 ) -> Trace:  # fmt: skip
-    """The trace of `tokens` greedy tokens behind each prompt. also: further sizes of blocks to tally. Raises
-    InputError, with the prompt's number."""
-    recorder, texts = Recorder.of(model, also), list[Text]()
+    """The trace of `tokens` tokens behind each prompt. also: further sizes of blocks to tally. sampling:
+    temperature and seed alone. Raises InputError, with the prompt's number."""
+    recorder, texts = Recorder.of(model, also, sampling), list[Text]()
     for i, prompt in enumerate(prompts):
         try:
             texts.append(recorder.text(prompt, tokens))
@@ -347,4 +352,4 @@ def record(
             raise InputError(f"prompt {i + 1}: {error}") from None
         progress(i + 1, len(prompts))
     return Trace(checkpoint, recorder.rows, recorder.short, model.bigram is not None, texts,
-                 list(recorder.tallies.values()))  # fmt: skip
+                 list(recorder.tallies.values()), temperature=sampling.temperature)  # fmt: skip

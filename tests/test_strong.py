@@ -155,7 +155,9 @@ def test_the_same_seed_draws_the_same_trace():
 def test_options_of_bench_decode(monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for arguments, said in ((["--strong"], "--strong takes"), (["--replay", "t.json"], "need a GPU"),
-                            (["--replay", "t.json", "--shape", "11", "24"], "--shape is of")):  # fmt: skip
+                            (["--replay", "t.json", "--shape", "11", "24"], "--shape is of"),
+                            (["--replay", "a.json", "b.json", "--strong"], "from one trace"),
+                            (["--replay", "t.json", "--trees", "20"], "invalid choice")):  # fmt: skip
         with pytest.raises(SystemExit) as ended:
             decode.main(arguments)
         assert ended.value.code == 2 and said in capsys.readouterr().err

@@ -11,7 +11,7 @@ from small import small_model
 
 from bench import trace, trace_run
 from bench.trace_run import CHAIN, KINDS, ONE_PASS, Tally, Text, followed, indices, ranked, ranks_of, record
-from orthrus_kernels import Rows, draft_tree, verify
+from orthrus_kernels import Rows, Sampling, draft_tree, verify
 from qwen3_model import InputError, Qwen3
 from qwen3_model.bigram import Bigram
 from qwen3_model.checkpoint import EMBEDDED
@@ -71,15 +71,23 @@ def embedded():
     return model, prompts, record(model, prompts, 24, "embedded")
 
 
+@pytest.fixture(scope="module")
+def sampled(embedded):
+    model, prompts, _ = embedded
+    sampling = Sampling(temperature=1.2, seed=5)
+    return model, prompts, record(model, prompts, 24, "embedded", sampling=sampling)
+
+
 @pytest.mark.parametrize("kind", [CHAIN, "15"])
-def test_a_trace_says_what_two_pass_cycles_keep(embedded, kind):
+@pytest.mark.parametrize("of", ["embedded", "sampled"])
+def test_a_trace_says_what_two_pass_cycles_keep(of, kind, request):
     """Cycles of texts longer than the trace by a block, so that none is drafted shorter; what is behind the
     trace's end does not count."""
-    model, prompts, found = embedded
+    model, prompts, found = request.getfixturevalue(of)
     for prompt, text in zip(prompts, found.texts, strict=True):
         nodes, runs = 0 if kind == CHAIN else int(kind), []
         model.generate(
-            prompt, "two-pass", 24 + 32, tree_nodes=nodes, seed=0,
+            prompt, "two-pass", 24 + 32, tree_nodes=nodes, seed=5, temperature=found.temperature,
             on_run=lambda run, _, runs=runs: runs.append(run.tokens),
             on_tokens=lambda *_, runs=runs: sum(map(len, runs)) < 24,
         )  # fmt: skip
@@ -101,7 +109,7 @@ def test_a_trace_says_what_a_tree_of_a_one_pass_cycle_keeps(embedded):
     whole = [*prompt, *tokens]
     cache = model.new_cache(len(whole))
     model.prefill(whole, cache)
-    decoding = Decoding(model, cache, whole, 9, trace_run._GREEDY, 8)
+    decoding = Decoding(model, cache, whole, 9, trace_run.GREEDY, 8)
     for i in (0, 5, 11):
         start = len(prompt) + i
         cache.lengths[0], decoding.tokens = start - 1, whole[: start + 1]
@@ -162,7 +170,8 @@ def test_a_trace_comes_back_from_its_file(embedded, tmp_path):
     [lambda d: d["texts"][0]["kept"].update(chain=[0] * len(d["texts"][0]["kept"]["chain"])),
      lambda d: d["texts"][0]["kept"]["15"].__setitem__(0, 1.5), lambda d: d.update(block_rows="32"),
      lambda d: d["texts"][0].update(prompt_tokens="5"), lambda d: d.update(made=None),
-     lambda d: d.update(made={"one_pass": "x"}), lambda d: d["tallies"][0].update(rows=0),
+     lambda d: d.update(made={"one_pass": "x"}), lambda d: d.update(temperature=-1),
+     lambda d: d.update(temperature="1"), lambda d: d["tallies"][0].update(rows=0),
      lambda d: d["tallies"][0]["hits"].extend([1] * 99)],
 )  # fmt: skip
 def test_numbers_that_no_recording_gives(embedded, tmp_path, harm):
@@ -176,6 +185,27 @@ def test_numbers_that_no_recording_gives(embedded, tmp_path, harm):
     path.write_text("[" * 200_000)
     with pytest.raises(InputError, match="is no trace"):
         trace_run.read(path)
+
+
+def test_a_sampled_text_keeps_less(embedded, sampled):
+    """Noise is in the text and in what is drafted: another text, and what comes next is found less often."""
+    assert sampled[2].temperature == 1.2 and embedded[2].temperature == 0.0
+    assert sampled[2].mean(CHAIN) < embedded[2].mean(CHAIN)
+
+
+def test_the_command_records_a_set(tmp_path, capsys):
+    out, options = tmp_path / "t.json", ["--prompts", "1", "--tokens", "9", "--device", "cpu"]
+    assert trace.main([*options, "--set", "noise", "--json", str(out)]) == 0
+    found = trace_run.read(out)
+    assert (found.checkpoint, found.temperature) == ("embedded, noise", 1.5)
+    assert found.texts[0].prompt_tokens == 64 and "embedded, noise" in capsys.readouterr().out
+    for more in (["p.jsonl"], ["--temperature", "1"]):
+        with pytest.raises(SystemExit) as ended:
+            trace.main([*options, "--set", "noise", *more])
+        assert ended.value.code == 2 and "--set has prompts" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        trace.main([*options, "--temperature", "-1"])
+    assert ended.value.code == 2 and "temperature is -1" in capsys.readouterr().err
 
 
 def test_the_command(tmp_path, capsys):
