@@ -42,11 +42,14 @@ _WAIT, _LONGEST_WAIT = 12, 64
 _NEW_WAIT = 32  # the longest at the beginning of a text
 _FOLLOW = 0.1  # of a new cost
 # One-pass: its tokens a cycle in those of the smallest draft, how many cycles a try has (the first is without
-# a draft), when one is worth it, and cycles until it.
+# a draft), when one is worth it, and cycles until it: the first and the longest wait, and the wait for one
+# that is not worth it. One-pass cycles in turn give way to a few drafts. Waits grow slowly: only cycles side
+# by side tell which of the two is better, and a try tells little (bench/LOG.md, 2026-11-27).
 _PRIOR_SHARE, _SHARE_WEIGHT = 0.7, 12.0
 _TRY, _TRY_CHANCE = 7, 1.15
-_TRY_WAIT, _NEW_TRY_WAIT, _LONGEST_TRY_WAIT = 32, 128, 1024
-_KEPT_SHARE = 30.0  # as many tokens of the smallest draft count for the next text
+_TRY_WAIT, _LONGEST_TRY_WAIT, _WORSE_TRY_WAIT = 32, 256, 1024
+_DRAFT_TRY, _DRAFT_WAIT = 4, 16
+_KEPT_SHARE = 100.0  # as many tokens of the smallest draft count for the next text
 
 
 def known_tokens(kind: int, path: Sequence[int]) -> dict[int, int]:
@@ -75,11 +78,12 @@ class Budget:
         self._above = {kind: [0.0, 0.0] for kind in self._drafts[1:]}  # sums of a kind and of the one below
         self._share = [0.0, 0.0]  # sums of one-pass tokens and of the smallest draft's beside them
         self._seen = 0  # cycles that told of the smallest draft
-        self._drafts_in_row = 0  # those of them that no one-pass cycle stood between
-        self._in_row = 0  # one-pass cycles since then
-        self._one_pass = 0.0  # tokens of theirs, a decayed mean
-        self._tries = 0  # of one-pass that are still to be launched
-        self._since_try, self._try_wait = 0, _TRY_WAIT
+        # How many one-pass cycles came in a row, and drafts: of the two the last run and the one before it.
+        self._one_passes, self._drafted = 0, 0
+        self._in_one_pass = False  # which one is the last
+        self._one_pass = 0.0  # tokens of one-pass cycles in a row, a decayed mean
+        self._tried, self._tries = ONE_PASS, 0  # what is tried, and cycles of it still to be launched
+        self._since_try, self._try_wait = 0, float(_TRY_WAIT)
         self._last: int | None = None
         self._since = 0  # cycles since something else was tried
         self._wait: float = _WAIT
@@ -110,21 +114,20 @@ class Budget:
             self._wait = min(self._wait, _NEW_WAIT)
         keep = min(1.0, _KEPT_SHARE / max(self._share[1], 1.0))
         self._share = [keep * x for x in self._share]
-        self._try_wait = min(self._try_wait, _NEW_TRY_WAIT)
-        self._tries = self._in_row = 0
+        self._tries = self._one_passes = self._drafted = 0
 
     def next(self) -> int:
         """The kind of the next cycle: the best one; at times another, to learn what it brings now."""
         if self._tries:
             self._tries -= 1
-            return ONE_PASS
+            return self._tried
         able = self.costs if self._seen >= _TRY else [kind for kind in self.costs if kind != ONE_PASS]
         best = max(able, key=self.rate)
         if self._last in self.costs and self.rate(best) < _MARGIN * self.rate(self._last):
             best = self._last
         if best != self._last:
             self._last, self._since = best, 0
-            self._wait = _WAIT if best == PLAIN else _LOOK
+            self._wait = {PLAIN: _WAIT, ONE_PASS: _DRAFT_WAIT}.get(best, _LOOK)
         if best not in (PLAIN, ONE_PASS) and self._tries_one_pass(best):
             return ONE_PASS
         self._since += 1
@@ -133,19 +136,20 @@ class Budget:
         other = self._other(best)
         if other is None:
             return best
-        self._since, plain = 0, best == PLAIN
+        self._since = 0
+        if best == ONE_PASS:
+            self._tried, self._tries = other, _DRAFT_TRY - 1
+        plain = best == PLAIN
         self._wait = min(2 * self._wait, _LONGEST_WAIT) if plain else min(_LONGER * self._wait, _LONGEST_LOOK)
         return other
 
     def _other(self, best: int) -> int | None:
-        """What to try: in place of no draft the best one; else the largest that might be better, which tells
-        of all smaller ones."""
-        if best == PLAIN:
+        """What to try: in place of no draft and of one-pass the best one; else the largest that might be
+        better, which tells of all smaller ones."""
+        if best in (PLAIN, ONE_PASS):
             return max(self._drafts, key=self.rate, default=None)
-        larger = self._drafts if best == ONE_PASS else self._drafts[self._drafts.index(best) + 1 :]
+        larger = self._drafts[self._drafts.index(best) + 1 :]
         might = [kind for kind in larger if _CHANCE * self.rate(kind) >= self.rate(best)]
-        if not might and best == ONE_PASS and self._since >= _LONGEST_LOOK:
-            return max(larger, key=self.rate, default=None)  # what one-pass cycles make of it may be stale
         return might[-1] if might else None
 
     def _tries_one_pass(self, best: int) -> bool:
@@ -153,10 +157,11 @@ class Budget:
         self._since_try += 1
         if ONE_PASS not in self.costs or self._since_try < self._try_wait:
             return False
-        if _TRY_CHANCE * self.rate(ONE_PASS) < self.rate(best) and self._since_try < _LONGEST_TRY_WAIT:
+        if _TRY_CHANCE * self.rate(ONE_PASS) < self.rate(best) and self._since_try < _WORSE_TRY_WAIT:
             return False
-        self._since_try, self._try_wait = 0, min(2 * self._try_wait, _LONGEST_TRY_WAIT)
-        self._tries = _TRY - 1
+        self._since_try = 0
+        self._try_wait = min(_LONGER * self._try_wait, _LONGEST_TRY_WAIT)
+        self._tried, self._tries = ONE_PASS, _TRY - 1
         return True
 
     def _compare(self, one_pass: float, smallest_draft: float) -> None:
@@ -179,17 +184,21 @@ class Budget:
         """Learn from a cycle, its `known_tokens`; nothing of a one-pass cycle that had no draft."""
         base = float(known.get(self._drafts[0], 0.0))
         if ONE_PASS in known:
-            kept, self._in_row = known[ONE_PASS], self._in_row + 1
-            self._one_pass += (kept - self._one_pass) / min(self._in_row, 1 / (1 - _DECAY))
-            if self._in_row < _TRY <= self._drafts_in_row:  # how it compares with drafts just before
+            kept = known[ONE_PASS]
+            if not self._in_one_pass:
+                self._in_one_pass, self._one_passes, self._one_pass = True, 0, 0.0
+            self._one_passes += 1
+            self._one_pass += (kept - self._one_pass) / min(self._one_passes, 1 / (1 - _DECAY))
+            if self._one_passes < _TRY <= self._drafted:  # how it compares with drafts just before
                 self._compare(kept, self._sums[1] / self._sums[0])
             else:  # how well the text can be drafted now
                 base = kept / self._one_pass_share()
         elif base:
-            if self._in_row >= _TRY:
+            if self._in_one_pass:
+                self._in_one_pass, self._drafted = False, 0
+            self._seen, self._drafted = self._seen + 1, self._drafted + 1
+            if self._drafted < _TRY <= self._one_passes:
                 self._compare(self._one_pass, base)
-            self._seen, self._drafts_in_row = self._seen + 1, 1 + (0 if self._in_row else self._drafts_in_row)
-            self._in_row = 0
         self._sums = [_DECAY * x for x in self._sums]
         if base:
             self._sums = [x + base**i for i, x in enumerate(self._sums)]
