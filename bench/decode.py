@@ -74,7 +74,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
     replayed = parser.add_argument_group("speed of decoding with acceptance replayed, in place of all that")
     replayed.add_argument("--replay", type=Path, nargs="+", metavar="TRACE",
                           help="as python -m bench.trace records one")  # fmt: skip
-    replayed.add_argument("--trees", type=int, nargs="+", choices=TREES, default=[63], metavar="NODES",
+    replayed.add_argument("--trees", type=int, nargs="+", choices=TREES, metavar="NODES",
                           help=f"two-pass trees, of {', '.join(map(str, TREES))} (default: 63)")  # fmt: skip
     replayed.add_argument("--strong", action="store_true", help="also simulated traces of strong checkpoints")
     replayed.add_argument("--shape", nargs=2, type=positive, metavar=("NODES", "ROWS"),
@@ -84,6 +84,10 @@ def parse(arguments: Sequence[str] | None) -> Any:
     given = parser.parse_args(arguments)
     if given.strong and not given.replay:
         parser.error("--strong takes ranks and losses from the trace of --replay")
+    if given.trees and not given.replay:
+        parser.error("--trees is of --replay")
+    given.trees = list(dict.fromkeys(given.trees or [63]))
+    given.replay = list(dict.fromkeys(given.replay or []))
     if given.strong and len(given.replay) > 1:
         parser.error("--strong takes ranks and losses from one trace: give --replay one file")
     if given.shape and not given.strong:

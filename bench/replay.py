@@ -203,9 +203,16 @@ def of_one_pass(row: dict[str, Any]) -> float:
 
 
 def traces(given: Any) -> Iterator[Trace]:
-    """The recorded trace and, if asked for, simulated ones. Raises InputError."""
+    """The recorded traces and, if asked for, simulated ones. Raises InputError, also for two of one name."""
+    seen: dict[str, Any] = {}
     for path in given.replay:
         recorded = trace_run.read(path)
+        if recorded.checkpoint in seen:
+            before = seen[recorded.checkpoint]
+            raise InputError(f"{before} and {path} are both of {recorded.checkpoint}: replay them in turn")
+        if all(text.tokens < 2 for text in recorded.texts):
+            raise InputError(f"{path}: the trace's texts end with their first token")
+        seen[recorded.checkpoint] = path
         yield recorded
     if given.strong:
         shape = Shape.of(given.shape[1], given.shape[0]) if given.shape else None
@@ -220,11 +227,10 @@ def main(given: Any) -> int:
     facts = machine(" ".join([f"python -m {COMMAND}", *sys.argv[1:]]))
     print(machine_line(facts), flush=True)
     try:
-        wanted = list(traces(given))
+        wanted = [(trace, ways(trace, given.trees)) for trace in traces(given)]
         for name in given.models:
             model = random_model(name)
-            for trace in wanted:
-                compared = ways(trace, given.trees)
+            for trace, compared in wanted:
                 found = run(model, trace, given.prompts, given.tokens, compared)
                 rows += [measured.row(name, trace) for measured in found]
                 print(f"  {name}, {trace.checkpoint}: {time.perf_counter() - began:.0f} s so far", flush=True)
@@ -233,8 +239,8 @@ def main(given: Any) -> int:
             gc.collect()
             torch.cuda.empty_cache()
             if given.json:
-                made = [{"checkpoint": t.checkpoint, "simulated": t.simulated, "made": t.made}
-                        for t in wanted]  # fmt: skip
+                made = [{"checkpoint": t.checkpoint, "simulated": t.simulated, "temperature": t.temperature,
+                         "made": t.made} for t, _ in wanted]  # fmt: skip
                 report.write_json(given.json, {"machine": facts, "traces": made, "rows": rows})
     except InputError as error:
         fail(COMMAND, str(error))

@@ -160,6 +160,8 @@ def strong(
 ) -> Trace:  # fmt: skip
     """A simulated trace whose chain is accepted at depth d in survival[d - 1] of the cycles, with prompts as
     long as the recorded ones. shape: of one-pass cycles, that strategy's default if None."""
+    if recorded.temperature > 0:
+        raise InputError("ranks and losses of a greedy trace were expected, not of one at a temperature")
     shape = shape or Shape.of(recorded.one_pass_rows, NODES)
     whole, short = drafters(recorded, survival, shape.block, corrected)
     one_pass = OnePass.of(short, shape)

@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError("this checkpoint has no tokenizer.json, which prompts need")
         name = "embedded" if given.model == EMBEDDED else str(given.model)
         prompts = [model.text.encode(text) for text in texts]
+        if given.temperature:
+            name += f", T {given.temperature:g}"
         if given.set:
             chosen = next(of for of in prompt_sets(model, given.prompts) if of.name == given.set)
             prompts, name, sampling = chosen.prompts, f"{name}, {given.set}", _sampling(chosen.temperature)

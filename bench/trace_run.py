@@ -161,6 +161,8 @@ def _check(trace: Trace) -> None:
         numbers += [text.prompt_tokens, *(n for kept in text.kept.values() for n in kept)]
     if any(type(n) is not int or n < 1 for n in numbers):
         raise ValueError("whole numbers above 0 were expected")
+    if type(trace.temperature) not in (int, float) or trace.temperature > 1e30:
+        raise ValueError("a temperature is a number")
     Sampling(temperature=trace.temperature)
     for tally in trace.tallies:
         counts = [*tally.hits, *tally.trials, *tally.misses]

@@ -157,7 +157,8 @@ def test_options_of_bench_decode(monkeypatch, capsys):
     for arguments, said in ((["--strong"], "--strong takes"), (["--replay", "t.json"], "need a GPU"),
                             (["--replay", "t.json", "--shape", "11", "24"], "--shape is of"),
                             (["--replay", "a.json", "b.json", "--strong"], "from one trace"),
-                            (["--replay", "t.json", "--trees", "20"], "invalid choice")):  # fmt: skip
+                            (["--replay", "t.json", "--trees", "20"], "invalid choice"),
+                            (["--trees", "15"], "--trees is of --replay")):  # fmt: skip
         with pytest.raises(SystemExit) as ended:
             decode.main(arguments)
         assert ended.value.code == 2 and said in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """bench.trace: what it says cycles keep is what cycles keep."""
 
+import dataclasses
 import json
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import small_model
 
-from bench import trace, trace_run
+from bench import replay, trace, trace_run
 from bench.trace_run import CHAIN, KINDS, ONE_PASS, Tally, Text, followed, indices, ranked, ranks_of, record
 from orthrus_kernels import Rows, Sampling, draft_tree, verify
 from qwen3_model import InputError, Qwen3
@@ -171,7 +173,8 @@ def test_a_trace_comes_back_from_its_file(embedded, tmp_path):
      lambda d: d["texts"][0]["kept"]["15"].__setitem__(0, 1.5), lambda d: d.update(block_rows="32"),
      lambda d: d["texts"][0].update(prompt_tokens="5"), lambda d: d.update(made=None),
      lambda d: d.update(made={"one_pass": "x"}), lambda d: d.update(temperature=-1),
-     lambda d: d.update(temperature="1"), lambda d: d["tallies"][0].update(rows=0),
+     lambda d: d.update(temperature="1"), lambda d: d.update(temperature=True),
+     lambda d: d.update(temperature=10**400), lambda d: d["tallies"][0].update(rows=0),
      lambda d: d["tallies"][0]["hits"].extend([1] * 99)],
 )  # fmt: skip
 def test_numbers_that_no_recording_gives(embedded, tmp_path, harm):
@@ -203,6 +206,8 @@ def test_the_command_records_a_set(tmp_path, capsys):
         with pytest.raises(SystemExit) as ended:
             trace.main([*options, "--set", "noise", *more])
         assert ended.value.code == 2 and "--set has prompts" in capsys.readouterr().err
+    assert trace.main([*options, "--temperature", "0.7", "--json", str(out)]) == 0
+    assert trace_run.read(out).checkpoint == "embedded, T 0.7"
     with pytest.raises(SystemExit) as ended:
         trace.main([*options, "--temperature", "-1"])
     assert ended.value.code == 2 and "temperature is -1" in capsys.readouterr().err
@@ -216,6 +221,23 @@ def test_the_command(tmp_path, capsys):
     assert found.checkpoint == "embedded" and found.made["tokens"] == 9 and found.texts[0].tokens == 9
     with pytest.raises(SystemExit):
         trace.main(["--prompts", "0"])
+
+
+def test_traces_that_cannot_be_replayed_together(embedded, tmp_path):
+    """Before any model is made; --strong takes a greedy trace."""
+    paths = [tmp_path / name for name in ("a.json", "b.json")]
+    for path in paths:
+        trace_run.write(path, embedded[2])
+    with pytest.raises(InputError, match="a.json and .*b.json are both of embedded"):
+        list(replay.traces(Namespace(replay=paths, strong=False)))
+    trace_run.write(paths[0], dataclasses.replace(embedded[2], temperature=0.5))
+    given = Namespace(replay=paths[:1], strong=True, shape=None, prompts=1, tokens=9)
+    with pytest.raises(InputError, match="of a greedy trace"):
+        list(replay.traces(given))
+    one = Text(3, {kind: [1] for kind in KINDS})
+    trace_run.write(paths[1], dataclasses.replace(embedded[2], texts=[one]))
+    with pytest.raises(InputError, match="b.json: the trace's texts end"):
+        list(replay.traces(Namespace(replay=paths[1:], strong=False)))
 
 
 def test_a_model_without_a_diffusion_view_is_refused():

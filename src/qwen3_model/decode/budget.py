@@ -5,7 +5,8 @@ the draft tree of n nodes; `ONE_PASS` drafts in the pass that verifies. Tokens o
 other's cycles: best-first trees are prefixes of each other, so a walk in a large tree tells what a smaller
 one would have kept. So one number is estimated from few cycles, the tokens of the smallest draft, and the
 others by their ratios to each other, which change slowly; all by decayed sums. A one-pass cycle's draft comes
-of the cycle before, so this kind is tried a few cycles in a row, and its ratio known from those.
+of the cycle before, so this kind is tried a few cycles in a row, drafts in turn likewise, and its ratio
+known from those.
 
 Costs are the measured times of the cycles (device.py), or `TWIN_COSTS` in the host's loop. Text never
 depends on any of this."""
@@ -44,7 +45,8 @@ _FOLLOW = 0.1  # of a new cost
 # One-pass: its tokens a cycle in those of the smallest draft, how many cycles a try has (the first is without
 # a draft), when one is worth it, and cycles until it: the first and the longest wait, and the wait for one
 # that is not worth it. One-pass cycles in turn give way to a few drafts. Waits grow slowly: only cycles side
-# by side tell which of the two is better, and a try tells little (bench/LOG.md, 2026-11-27).
+# by side tell which of the two is better, and a try tells little (bench/LOG.md, 2026-11-27): both by _LONGER,
+# that until drafts up to _LONGEST_LOOK.
 _PRIOR_SHARE, _SHARE_WEIGHT = 0.7, 12.0
 _TRY, _TRY_CHANCE = 7, 1.15
 _TRY_WAIT, _LONGEST_TRY_WAIT, _WORSE_TRY_WAIT = 32, 256, 1024
@@ -186,7 +188,7 @@ class Budget:
         if ONE_PASS in known:
             kept = known[ONE_PASS]
             if not self._in_one_pass:
-                self._in_one_pass, self._one_passes, self._one_pass = True, 0, 0.0
+                self._in_one_pass, self._one_passes = True, 0
             self._one_passes += 1
             self._one_pass += (kept - self._one_pass) / min(self._one_passes, 1 / (1 - _DECAY))
             if self._one_passes < _TRY <= self._drafted:  # how it compares with drafts just before
@@ -199,6 +201,8 @@ class Budget:
             self._seen, self._drafted = self._seen + 1, self._drafted + 1
             if self._drafted < _TRY <= self._one_passes:
                 self._compare(self._one_pass, base)
+        elif PLAIN in known:  # the text is another one by now
+            self._one_passes = self._drafted = 0
         self._sums = [_DECAY * x for x in self._sums]
         if base:
             self._sums = [x + base**i for i, x in enumerate(self._sums)]
