@@ -201,7 +201,7 @@ class Budget:
             self._seen, self._drafted = self._seen + 1, self._drafted + 1
             if self._drafted < _TRY <= self._one_passes:
                 self._compare(self._one_pass, base)
-        elif PLAIN in known:  # the text is another one by now
+        elif PLAIN in known:  # what came before it is no neighbour any more
             self._one_passes = self._drafted = 0
         self._sums = [_DECAY * x for x in self._sums]
         if base:
