@@ -201,22 +201,23 @@ def replayed(costs, texts, choose):
 @pytest.mark.parametrize(
     ("costs", "least", "mean"),
     [
-        (H100_SMALL, 0.965, 0.985),
+        (H100_SMALL, 0.965, 0.993),
         (H100_LARGE, 0.965, 0.985),
-        (H200_SMALL, 0.988, 0.992),
-        (H100_WIDE, 0.93, 0.96),
+        (H200_SMALL, 0.965, 0.992),
+        (H100_WIDE, 0.87, 0.95),
     ],
     ids=["1.7B", "8B", "1.7B H200", "wide"],
 )
 def test_recorded_texts_in_any_order(costs, least, mean):
-    """What a few lucky cycles say of one-pass does not keep it, nor what a few unlucky ones say drafts."""
+    """What a few lucky cycles say of one-pass does not keep it. Where it is ahead, a few unlucky ones may
+    keep drafts instead."""
     texts = [text for text in read(TRACE).texts if text.tokens > 1]
     best = max(replayed(costs, texts, kind) for kind in costs)
     shares = []
-    for seed in range(16):
+    for seed in range(32):
         random.Random(seed).shuffle(texts)
         shares.append(replayed(costs, texts, Budget(costs)) / best)
-    assert min(shares) > least and sum(shares) / 16 > mean, shares
+    assert min(shares) > least and sum(shares) / len(shares) > mean, shares
 
 
 @pytest.mark.parametrize("costs", [LARGE, SMALL, WIDE], ids=["8B", "0.6B", "wide"])

@@ -47,7 +47,7 @@ _FOLLOW = 0.1  # of a new cost
 # that is not worth it. One-pass cycles in turn give way to a few drafts. Waits grow slowly: only cycles side
 # by side tell which of the two is better, and a try tells little (bench/LOG.md, 2026-11-27): both by _LONGER,
 # that until drafts up to _LONGEST_LOOK.
-_PRIOR_SHARE, _SHARE_WEIGHT = 0.7, 48.0  # so many tokens of the smallest draft: two tries
+_PRIOR_SHARE, _SHARE_WEIGHT = 0.7, 48.0  # tokens of the smallest draft, about two tries
 _TRY, _TRY_CHANCE = 7, 1.15
 _TRY_WAIT, _LONGEST_TRY_WAIT, _WORSE_TRY_WAIT = 32, 256, 1024
 _DRAFT_TRY, _DRAFT_WAIT = 4, 16
@@ -78,7 +78,7 @@ class Budget:
         # decayed sums over cycles: 1, the tokens of the smallest draft, their squares
         self._sums = [_PRIOR_CYCLES * n for n in (1.0, _PRIOR_TOKENS, 2 * _PRIOR_TOKENS**2)]
         self._above = {kind: [0.0, 0.0] for kind in self._drafts[1:]}  # sums of a kind and of the one below
-        # sums of one-pass tokens and of the smallest draft's beside them
+        # decayed sums of one-pass tokens and of the smallest draft's beside them, from the prior on
         self._share = [_SHARE_WEIGHT * _PRIOR_SHARE, _SHARE_WEIGHT]
         self._seen = 0  # cycles that told of the smallest draft
         # How many one-pass cycles came in a row, and drafts: of the two the last run and the one before it.
