@@ -45,24 +45,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", help="float32, bfloat16 (default: the checkpoint's on CUDA)")
     parser.add_argument("--backend", default="auto", help="reference, triton, torch or auto")
     parser.add_argument("--prompts", type=positive, default=100, metavar="N", help="default: 100")
+    parser.add_argument("--skip", type=positive, metavar="N", help="leave out the first N prompts")
     parser.add_argument("--tokens", type=positive, default=256, metavar="N", help="of a text (default: 256)")
     parser.add_argument("--blocks", nargs="*", type=positive, default=[16, 24], metavar="ROWS",
                         help="further sizes of blocks to count agreement of (default: 16 24)")  # fmt: skip
     parser.add_argument("--json", type=writable, metavar="FILE", help="write the trace to FILE")
     given = parser.parse_args(arguments)
-    if given.set and (given.file or given.temperature is not None):
+    if given.set and (given.file or given.skip or given.temperature is not None):
         parser.error("--set has prompts and a temperature of its own: give it alone")
-    began = time.perf_counter()
+    began, skip = time.perf_counter(), given.skip or 0
     try:
         sampling = _sampling(given.temperature or 0.0)
-        texts = [] if given.set else read_prompts(
-            given.file or EMBEDDED / "held_out.jsonl", given.prompts, split=None if given.file else "test"
-        )  # fmt: skip
+        file, split = (given.file, None) if given.file else (EMBEDDED / "held_out.jsonl", "test")
+        texts = [] if given.set else read_prompts(file, skip + given.prompts, split=split)[skip:]
+        if not (texts or given.set):
+            raise InputError(f"{file} has at most {skip} prompts: --skip {skip} leaves none")
         model = Qwen3.from_pretrained(given.model, given.device, given.dtype, given.backend)
         if model.text is None:
             raise InputError("this checkpoint has no tokenizer.json, which prompts need")
         name = "embedded" if given.model == EMBEDDED else str(given.model)
         prompts = [model.text.encode(text) for text in texts]
+        if skip:
+            name += f", after {skip} prompts"
         if given.temperature:
             name += f", T {given.temperature:g}"
         if given.set:

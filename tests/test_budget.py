@@ -204,7 +204,7 @@ def replayed(costs, texts, choose):
         (H100_SMALL, 0.965, 0.993),
         (H100_LARGE, 0.965, 0.985),
         (H200_SMALL, 0.965, 0.992),
-        (H100_WIDE, 0.87, 0.95),
+        (H100_WIDE, 0.95, 0.975),
     ],
     ids=["1.7B", "8B", "1.7B H200", "wide"],
 )

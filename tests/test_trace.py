@@ -202,7 +202,7 @@ def test_the_command_records_a_set(tmp_path, capsys):
     found = trace_run.read(out)
     assert (found.checkpoint, found.temperature) == ("embedded, noise", 1.5)
     assert found.texts[0].prompt_tokens == 64 and "embedded, noise" in capsys.readouterr().out
-    for more in (["p.jsonl"], ["--temperature", "1"]):
+    for more in (["p.jsonl"], ["--temperature", "1"], ["--skip", "1"]):
         with pytest.raises(SystemExit) as ended:
             trace.main([*options, "--set", "noise", *more])
         assert ended.value.code == 2 and "--set has prompts" in capsys.readouterr().err
@@ -211,6 +211,22 @@ def test_the_command_records_a_set(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         trace.main([*options, "--temperature", "-1"])
     assert ended.value.code == 2 and "temperature is -1" in capsys.readouterr().err
+
+
+def test_the_command_leaves_prompts_out(tmp_path, capsys):
+    prompts, rest = tmp_path / "p.jsonl", tmp_path / "rest.jsonl"
+    prompts.write_text('"one, two"\n"def first(x):"\n"# third"\n')
+    rest.write_text('"def first(x):"\n"# third"\n')
+    found = []
+    for options in ([str(prompts), "--skip", "1"], [str(rest)]):
+        out = tmp_path / "t.json"
+        assert trace.main([*options, "--tokens", "9", "--device", "cpu", "--json", str(out)]) == 0
+        found.append(trace_run.read(out))
+    assert found[0].texts == found[1].texts and found[0].checkpoint == "embedded, after 1 prompts"
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        trace.main([str(prompts), "--skip", "3", "--device", "cpu"])
+    assert ended.value.code == 2 and "--skip 3 leaves none" in capsys.readouterr().err
 
 
 def test_the_command(tmp_path, capsys):

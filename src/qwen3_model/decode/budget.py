@@ -47,11 +47,11 @@ _FOLLOW = 0.1  # of a new cost
 # that is not worth it. One-pass cycles in turn give way to a few drafts. Waits grow slowly: only cycles side
 # by side tell which of the two is better, and a try tells little (bench/LOG.md, 2026-11-27): both by _LONGER,
 # that until drafts up to _LONGEST_LOOK.
-_PRIOR_SHARE, _SHARE_WEIGHT = 0.7, 48.0  # tokens of the smallest draft, about two tries
+_PRIOR_SHARE, _SHARE_WEIGHT = 0.7, 96.0  # tokens of the smallest draft, about four tries
 _TRY, _TRY_CHANCE = 7, 1.15
 _TRY_WAIT, _LONGEST_TRY_WAIT, _WORSE_TRY_WAIT = 32, 256, 1024
 _DRAFT_TRY, _DRAFT_WAIT = 4, 16
-_KEPT_SHARE = 100.0  # as many tokens of the smallest draft count for the next text
+_KEPT_SHARE = 300.0  # as many tokens of the smallest draft count for the next text
 
 
 def known_tokens(kind: int, path: Sequence[int]) -> dict[int, int]:
