@@ -10,7 +10,7 @@ A row's bits: maxima and sums of integers, which have no order; one shape whatev
 from __future__ import annotations
 
 from ._triton import tl, triton
-from .logit_summary import finite_or_zero, ordered, unordered
+from .logit_summary import finite_or_zero, in_order, ordered, unordered
 from .scores_triton import (
     INFINITY,
     LEAST,
@@ -48,12 +48,6 @@ def _group_best_kernel(
 
 
 @triton.jit
-def _in_order(key, id):
-    """int64 in the order of (key rising, id falling); ids from 0 to 2^31 - 1."""
-    return (key.to(tl.int64) << 32) | (0x7FFFFFFF - id).to(tl.int64)
-
-
-@triton.jit
 def _choose_top_k_kernel(
     logits, s_t, positions, seen, s_seen, bias, best, choices, candidate_scores, candidate_ids, numbers,
     V, groups,
@@ -69,7 +63,7 @@ def _choose_top_k_kernel(
         seen += i_r * s_seen
     o_g, o_k = tl.arange(0, BLOCK_GROUPS), tl.arange(0, BLOCK_K)
     b_best = tl.load(best + i_r * groups + o_g, mask=o_g < groups, other=LEAST)
-    b_group = _in_order(b_best, o_g)
+    b_group = in_order(b_best, o_g)
 
     b_key, b_id = tl.full((BLOCK_K,), LEAST, tl.int32), tl.full((BLOCK_K,), _NO_TOKEN, tl.int32)
     last_key, last_id = _NO_TOKEN, -1
@@ -83,7 +77,7 @@ def _choose_top_k_kernel(
         left = (o_v < V) & ((key < last_key) | ((key == last_key) & (o_v > last_id)))
         token = tl.min(tl.where(left & (key == wanted), o_v, _NO_TOKEN), axis=0)
         following = tl.max(tl.where(left & (o_v != token), key, LEAST), axis=0)
-        b_group = tl.where(o_g == group, _in_order(following, group), b_group)
+        b_group = tl.where(o_g == group, in_order(following, group), b_group)
         b_key, b_id = tl.where(o_k == j, wanted, b_key), tl.where(o_k == j, token, b_id)
         last_key, last_id = wanted, token
 
@@ -103,7 +97,7 @@ def _choose_top_k_kernel(
     if CANDIDATES:
         # A token's place is the number of those in front of it; no two are equal.
         LAST: tl.constexpr = -(1 << 63)
-        b_order = tl.where(o_k < top_k, _in_order(b_perturbed, b_id), LAST + (BLOCK_K - o_k).to(tl.int64))
+        b_order = tl.where(o_k < top_k, in_order(b_perturbed, b_id), LAST + (BLOCK_K - o_k).to(tl.int64))
         place = tl.sum((b_order[None, :] > b_order[:, None]).to(tl.int32), axis=1)
         out = i_r * CANDIDATES + place
         tl.store(candidate_scores + out, tl.where(kept, b, float("-inf")), mask=place < CANDIDATES)

@@ -1,8 +1,9 @@
-"""Head: of every row its k likeliest tokens and the log-sum-exp of its logits, without the logits in memory.
+"""Head: of every row its k likeliest tokens and the log-sum-exp of its logits, which for k = 1 never reach
+memory.
 
 Shapes: x [T, E] normalised, weight [V, E] -> logits [T, k] fp32, ids [T, k], log-sum-exp [T] fp32. Logits are
-those of `linear(x, weight, out_dtype=float32)`, bit for bit. Moves V E weight elements once, and for each row
-and tile of the vocabulary 8 k bytes of candidates, 1/8 byte a token of group sums.
+those of `linear(x, weight, out_dtype=float32)`, bit for bit. Moves V E weight elements once, for each
+row 12 bytes a group of 64 tokens, and if k > 1 the logits out and those of k groups in.
 
 A row's bits. The logits by the reduction class of the weight's entry in the linear table, its segments one
 after another in one CTA; the rest by reductions without an order (logit_summary.py), so that the tile may
@@ -17,11 +18,11 @@ from . import tables
 from ._triton import tl, triton
 from .linear import linear
 from .linear_triton import can_prefetch, prefetch_weight, sum_by_pointers
-from .logit_summary import GROUP, Summary, Tiles, empty_summary, summarise_tile
+from .logit_summary import GROUP, Groups, Summary, empty_summary, summarise_tile
 from .pdl import launch_dependents, launch_options, wait
 from .tables import LinearTile
 
-# The linear table's tiles leave no registers for the candidates: a tile has 8192 logits at most. Of those,
+# The linear table's tiles leave no registers for the summary: a tile has 8192 logits at most. Of those,
 # these were the fastest on the weight most like a head (12288x2048, H100, 2026-11-25, bench/gpu_linear.py);
 # 128 rows take 8 warps in place of 4, since 4 need 234 registers here.
 _TILES_16_BIT = (
@@ -53,9 +54,9 @@ def _launch_metadata(grid, kernel, args):
 
 @triton.jit(do_not_specialize=["T", "prefetch"], launch_metadata=_launch_metadata)
 def _head_kernel(
-    x, sx_t, w, sw_n, candidates, maxima, sums,
+    x, sx_t, w, sw_n, logits, best, sums,
     T, N, K, prefetch,
-    SEGMENTS: tl.constexpr, EVEN_K: tl.constexpr, TOP: tl.constexpr, GROUP: tl.constexpr, PDL: tl.constexpr,
+    SEGMENTS: tl.constexpr, EVEN_K: tl.constexpr, STORE: tl.constexpr, GROUP: tl.constexpr, PDL: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Program (tile): row tiles of one weight tile are neighbours, which share it in L2."""
@@ -78,7 +79,10 @@ def _head_kernel(
             total += sum_by_pointers(w, sw_n, x, sx_t, o_n, o_t, T, s * each,
                                       tl.minimum((s + 1) * each, blocks), N, K,
                                       BLOCK_N, BLOCK_T, BLOCK_K, STAGES, EVEN_K)  # fmt: skip
-    summarise_tile(total, i_n, o_t, T, N, candidates, maxima, sums, TOP, BLOCK_N, BLOCK_T, GROUP)
+    if STORE:
+        p_l = logits + o_t.to(tl.int64)[None, :] * N + o_n[:, None]
+        tl.store(p_l, total, mask=(o_t < T)[None, :] & (o_n < N)[:, None])
+    summarise_tile(total, i_n, o_t, T, N, best, sums, BLOCK_N, BLOCK_T, GROUP)
 
 
 def head_triton(
@@ -92,31 +96,34 @@ def head_triton(
     _check_shapes(x, weight)
     out = empty_summary(len(x), len(weight), k, x.device, out)
     if len(x):
-        head_tiles(x, weight, k, entry, pdl, early).merge(out, pdl)
+        logits = None if k == 1 else x.new_empty(len(x), len(weight), dtype=torch.float32)
+        head_groups(x, weight, logits, entry, pdl, early).merge(logits, len(weight), out, pdl)
     return out
 
 
-def head_tiles(
-    x: Tensor, weight: Tensor, k: int, entry: tables.LinearEntry | None, pdl: bool = False, early: bool = True
-) -> Tiles:
-    """The first of the two launches: every tile of the vocabulary, not yet merged."""
+def head_groups(
+    x: Tensor, weight: Tensor, logits: Tensor | None, entry: tables.LinearEntry | None, pdl: bool = False,
+    early: bool = True,
+) -> Groups:  # fmt: skip
+    """The first of the two launches: every group of the vocabulary, not yet merged. logits [T, V] fp32: takes
+    them."""
     rows, (n, e) = x.shape[0], weight.shape
     assert x.dtype == weight.dtype, (x.dtype, weight.dtype)
     assert x.stride(1) == weight.stride(1) == 1, (x.stride(), weight.stride())
     entry = entry or head_entry(n, e, x.dtype, tables.device_key(x.device))
     tile = entry.tile(rows)
     assert tile.block_n % GROUP == 0, tile
-    tiles = Tiles.new(rows, n, tile.block_n, k, x.device)
+    groups = Groups.new(rows, n, tile.block_n, x.device)
     # what fills the pipeline: more, of all programs that wait, would not fit in L2
     prefetch = tile.stages * entry.block_k if can_prefetch(weight) and early else 0
     _head_kernel[(triton.cdiv(n, tile.block_n) * triton.cdiv(rows, tile.block_t),)](
         x=x, sx_t=x.stride(0) if rows > 1 else e, w=weight, sw_n=weight.stride(0),
-        candidates=tiles.candidates, maxima=tiles.maxima, sums=tiles.sums, T=rows, N=n, K=e,
-        prefetch=prefetch, SEGMENTS=entry.segments, EVEN_K=e % entry.block_k == 0, TOP=k, GROUP=GROUP,
-        PDL=pdl, BLOCK_N=tile.block_n, BLOCK_T=tile.block_t, BLOCK_K=entry.block_k, STAGES=tile.stages,
-        num_warps=tile.warps, num_stages=tile.stages, **launch_options(pdl and early),
+        logits=logits, best=groups.best, sums=groups.sums, T=rows, N=n, K=e,
+        prefetch=prefetch, SEGMENTS=entry.segments, EVEN_K=e % entry.block_k == 0, STORE=logits is not None,
+        GROUP=GROUP, PDL=pdl, BLOCK_N=tile.block_n, BLOCK_T=tile.block_t, BLOCK_K=entry.block_k,
+        STAGES=tile.stages, num_warps=tile.warps, num_stages=tile.stages, **launch_options(pdl and early),
     )  # fmt: skip
-    return tiles
+    return groups
 
 
 def _check_shapes(x: Tensor, weight: Tensor) -> None:

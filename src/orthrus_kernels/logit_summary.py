@@ -1,8 +1,9 @@
-"""Summary of a row of logits: its `top` likeliest tokens and its log-sum-exp, tile by tile, then merged.
+"""Summary of a row of logits: its `top` likeliest tokens and its log-sum-exp, group by group, then merged.
 
-A tile of the vocabulary leaves its likeliest tokens, and of every GROUP of 64 tokens the largest logit and
-the sum of exponentials below it. The merge, one program a row, takes them together. `head` makes tiles from
-accumulators that never reach memory, `summary_of_logits` from written logits: the same bits.
+Every GROUP of 64 tokens leaves its likeliest one and the sum of exponentials below it. The merge, one program
+a row, takes them together: the `top` likeliest tokens lie in the `top` groups whose likeliest ones are the
+likeliest, and are found there, in the logits. For one token no logits are needed: `head` makes groups from
+accumulators that never reach memory then. `summary_of_logits` takes written logits: the same bits.
 
 A row's bits. Every reduction here has no order: a maximum, or a sum of integers. Exponentials are rounded to
 multiples of 2^-24 of their group's largest, then to multiples of 2^-40 of the row's. So tile, warps and
@@ -25,7 +26,7 @@ from .pdl import launch_dependents, launch_options, wait
 from .rows import NO_CONTRACTION
 
 GROUP = 64  # tokens; 64 terms of at most 2^24 fit an int32
-MOST = 128  # likeliest tokens at most: each one is another pass over the tile's registers
+MOST = 128  # likeliest tokens at most: each one is two steps of the merge
 _LOGITS_TILE = 4096  # tokens a program of summary_of_logits
 _LEAST = tl.constexpr(-(1 << 31))  # below the image of every number: out of range, or taken
 _NAN = tl.constexpr(0x7FFFFFFF)
@@ -51,130 +52,134 @@ def finite_or_zero(x):
 
 
 @triton.jit
+def in_order(key, id):
+    """int64 in the order of (key rising, id falling), ids from 0 to 2^31 - 1."""
+    return (key.to(tl.int64) << 32) | (0x7FFFFFFF - id).to(tl.int64)
+
+
+@triton.jit
 def summarise_tile(
-    b_x, i_n, o_t, T, V, candidates, maxima, sums,
-    TOP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, GROUP: tl.constexpr,
+    b_x, i_n, o_t, T, V, best, sums,
+    BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Write what the merge needs of logits b_x [BLOCK_N, BLOCK_T] fp32: tokens i_n BLOCK_N + [0, BLOCK_N) of
     rows o_t [BLOCK_T].
 
-    candidates [T, tiles, TOP] int64: image of the logit above, 2^31 - 1 - id below. maxima fp32 and sums
-    int32 [T, groups], groups counted in whole tiles."""
-    o_local = tl.arange(0, BLOCK_N)
-    first = i_n * BLOCK_N
-    tiles = tl.cdiv(V, BLOCK_N)
-    o_row = o_t.to(tl.int64)
-    m_t = o_t < T
-    in_range = (first + o_local < V)[:, None]
-
-    # Groups: reshaped, a group is an axis whatever the tile.
+    best int64, image and token of the likeliest as `in_order`, and sums int32 [T, groups], groups counted in
+    whole tiles."""
     GROUPS: tl.constexpr = BLOCK_N // GROUP
-    b_g = tl.reshape(tl.where(in_range & (b_x == b_x), b_x, float("-inf")), (GROUPS, GROUP, BLOCK_T))
-    b_max = tl.max(b_g, axis=1)
-    b_e = tl.minimum(tl.exp(b_g - finite_or_zero(b_max)[:, None, :]), 1.0)
-    b_sum = tl.sum((b_e * 16777216.0 + 0.5).to(tl.int32), axis=1)
     o_g = i_n * GROUPS + tl.arange(0, GROUPS)
-    p_g = o_row[None, :] * (tiles * GROUPS) + o_g[:, None]
-    tl.store(maxima + p_g, b_max, mask=m_t[None, :])
-    tl.store(sums + p_g, b_sum, mask=m_t[None, :])
-
-    b_key = tl.where(in_range, ordered(b_x), _LEAST)
-    p_c = candidates + (o_row * tiles + i_n) * TOP
-    for j in range(TOP):
-        b_top, b_at = tl.max(b_key, axis=0, return_indices=True, return_indices_tie_break_left=True)
-        packed = (b_top.to(tl.int64) << 32) | (0x7FFFFFFF - (first + b_at)).to(tl.int64)
-        tl.store(p_c + j, packed, mask=m_t)
-        b_key = tl.where(o_local[:, None] == b_at[None, :], _LEAST, b_key)
+    o_v = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    in_range = (o_v < V)[:, None]
+    # Reshaped, a group is an axis whatever the tile.
+    b_key = tl.reshape(tl.where(in_range, ordered(b_x), _LEAST), (GROUPS, GROUP, BLOCK_T))
+    b_best, b_at = tl.max(b_key, axis=1, return_indices=True, return_indices_tie_break_left=True)
+    # 0 for a group with a NaN, whose sum nobody asks for, and for one with no token, whose sum is 0
+    b_max = finite_or_zero(unordered(b_best))
+    b_g = tl.reshape(tl.where(in_range & (b_x == b_x), b_x, float("-inf")), (GROUPS, GROUP, BLOCK_T))
+    b_e = tl.minimum(tl.exp(b_g - b_max[:, None, :]), 1.0)
+    b_sum = tl.sum((b_e * 16777216.0 + 0.5).to(tl.int32), axis=1)
+    p_g = o_t.to(tl.int64)[None, :] * (tl.cdiv(V, BLOCK_N) * GROUPS) + o_g[:, None]
+    m_g = (o_t < T)[None, :]
+    tl.store(best + p_g, in_order(b_best, o_g[:, None] * GROUP + b_at), mask=m_g)
+    tl.store(sums + p_g, b_sum, mask=m_g)
 
 
 @triton.jit
 def _merge_kernel(
-    candidates, maxima, sums, values, ids, log_sum_exp,
-    tiles, groups, tile_width,
-    TOP: tl.constexpr, PDL: tl.constexpr,
-    BLOCK_TOP: tl.constexpr, BLOCK_TILES: tl.constexpr, BLOCK_GROUPS: tl.constexpr,
+    logits, s_t, best, sums, values, ids, log_sum_exp,
+    V, groups,
+    TOP: tl.constexpr, PDL: tl.constexpr, BLOCK_TOP: tl.constexpr, BLOCK_GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Program r: row r."""
+    """Program r: row r. logits: not read if TOP is 1."""
     if PDL:
         wait()
         launch_dependents()
     i_r = tl.program_id(0).to(tl.int64)
-    o_tile, o_top = tl.arange(0, BLOCK_TILES), tl.arange(0, BLOCK_TOP)
-    p_c = candidates + i_r * tiles * TOP
+    o_g, o_top = tl.arange(0, BLOCK_GROUPS), tl.arange(0, BLOCK_TOP)
     NOTHING: tl.constexpr = -(1 << 63)
-    # A tile's candidates fall in order, so the best of all is among the tiles' first ones that are left.
-    b_first = tl.load(p_c + o_tile * TOP, mask=o_tile < tiles, other=NOTHING)
-    likeliest = tl.max(b_first, axis=0)
-    for j in range(TOP):
-        best = tl.max(b_first, axis=0)
-        token = 0x7FFFFFFF - (best & 0x7FFFFFFF).to(tl.int32)
-        tl.store(values + i_r * TOP + j, unordered((best >> 32).to(tl.int32)))
-        tl.store(ids + i_r * TOP + j, token.to(tl.int64))
-        i_tile = token // tile_width
-        b_c = tl.load(p_c + i_tile * TOP + o_top, mask=o_top < TOP, other=NOTHING)
-        after = tl.max(tl.where(b_c < best, b_c, NOTHING), axis=0)
-        b_first = tl.where(o_tile == i_tile, after, b_first)
-
-    o_g = tl.arange(0, BLOCK_GROUPS)
-    b_max = tl.load(maxima + i_r * groups + o_g, mask=o_g < groups, other=float("-inf"))
+    b_best = tl.load(best + i_r * groups + o_g, mask=o_g < groups, other=NOTHING)
     b_sum = tl.load(sums + i_r * groups + o_g, mask=o_g < groups, other=0)
-    largest = tl.max(b_max, axis=0)
-    b_share = tl.minimum(tl.exp(b_max - finite_or_zero(largest)), 1.0)
+    likeliest = tl.max(b_best, axis=0)
+    top = unordered((likeliest >> 32).to(tl.int32))
+    if TOP == 1:
+        tl.store(values + i_r, top)
+        tl.store(ids + i_r, 0x7FFFFFFF - (likeliest & 0x7FFFFFFF))
+    else:
+        b_left, b_group = b_best, tl.zeros((BLOCK_TOP,), tl.int32)
+        for j in range(TOP):  # where groups are fewer, one behind all tokens
+            first = tl.max(b_left, axis=0)
+            b_group = tl.where(o_top == j, (0x7FFFFFFF - (first & 0x7FFFFFFF).to(tl.int32)) // GROUP, b_group)
+            b_left = tl.where(b_left == first, NOTHING, b_left)
+        o_v = b_group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+        m_v = (o_top < TOP)[:, None] & (o_v < V)
+        b_x = tl.load(logits + i_r * s_t + o_v, mask=m_v, other=0.0)
+        b_token = tl.reshape(tl.where(m_v, in_order(ordered(b_x), o_v), NOTHING), (BLOCK_TOP * GROUP,))
+        for j in range(TOP):
+            first = tl.max(b_token, axis=0)
+            tl.store(values + i_r * TOP + j, unordered((first >> 32).to(tl.int32)))
+            tl.store(ids + i_r * TOP + j, 0x7FFFFFFF - (first & 0x7FFFFFFF))
+            b_token = tl.where(b_token == first, NOTHING, b_token)
+
+    b_max = unordered((b_best >> 32).to(tl.int32))
+    b_max = tl.where(b_max == b_max, b_max, float("-inf"))  # of no token, or of a NaN, which top is then
+    b_share = tl.minimum(tl.exp(b_max - finite_or_zero(top)), 1.0)
     total = tl.sum((b_sum.to(tl.float32) * b_share * 65536.0).to(tl.int64), axis=0)
     # A total of 0 is a row of -inf alone; log(1) leaves it -inf.
     total = tl.where(total > 0, total.to(tl.float32) * 9.094947017729282e-13, 1.0)
-    answer = largest + tl.log(total)
-    top = unordered((likeliest >> 32).to(tl.int32))
-    tl.store(log_sum_exp + i_r, tl.where(top != top, top, answer))
+    tl.store(log_sum_exp + i_r, top + tl.log(total))
 
 
 @triton.jit(do_not_specialize=["T"])
 def _logits_kernel(
-    logits, s_t, candidates, maxima, sums, T, V,
-    TOP: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr,
+    logits, s_t, best, sums, T, V,
+    BLOCK_N: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Program (tile, row)."""
     i_n, i_r = tl.program_id(0), tl.program_id(1)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     b_x = tl.load(logits + i_r.to(tl.int64) * s_t + o_n, mask=o_n < V, other=float("-inf"))
-    summarise_tile(tl.reshape(b_x, (BLOCK_N, 1)), i_n, i_r + tl.arange(0, 1), T, V, candidates, maxima, sums,
-                   TOP, BLOCK_N, 1, GROUP)  # fmt: skip
+    summarise_tile(tl.reshape(b_x, (BLOCK_N, 1)), i_n, i_r + tl.arange(0, 1), T, V, best, sums,
+                   BLOCK_N, 1, GROUP)  # fmt: skip
 
 
 Summary = tuple[Tensor, Tensor, Tensor]  # logits [T, top] fp32, ids [T, top] int64, log-sum-exp [T] fp32
 
 
 @dataclass(frozen=True)
-class Tiles:
-    """What tiles of `width` tokens leave of `rows` rows for the merge. Nothing to fill: every launch writes
-    all of it."""
+class Groups:
+    """What the groups of `rows` rows leave for the merge. Nothing to fill: every launch writes all of it."""
 
-    width: int
-    candidates: Tensor
-    maxima: Tensor
+    best: Tensor
     sums: Tensor
 
     @staticmethod
-    def new(rows: int, vocabulary: int, width: int, top: int, device: torch.device) -> Tiles:
-        tiles = triton.cdiv(vocabulary, width)
-        return Tiles(
-            width,
-            torch.empty(rows, tiles, top, dtype=torch.int64, device=device),
-            torch.empty(rows, tiles * (width // GROUP), dtype=torch.float32, device=device),
-            torch.empty(rows, tiles * (width // GROUP), dtype=torch.int32, device=device),
-        )
+    def new(rows: int, vocabulary: int, width: int, device: torch.device) -> Groups:
+        """Of tiles of `width` tokens."""
+        groups = triton.cdiv(vocabulary, width) * (width // GROUP)
+        best = torch.empty(rows, groups, dtype=torch.int64, device=device)
+        return Groups(best, torch.empty(rows, groups, dtype=torch.int32, device=device))
 
-    def merge(self, out: Summary, pdl: bool = False) -> None:
-        """Write the summary of every row to `out`. pdl: as a dependent launch (pdl.py)."""
-        rows, tiles, top = self.candidates.shape
-        groups = self.maxima.shape[1]
+    def merge(self, logits: Tensor | None, vocabulary: int, out: Summary, pdl: bool = False) -> None:
+        """Write the summary of every row to `out`. logits [T, V] fp32: None if it has one token. pdl: as a
+        dependent launch (pdl.py)."""
+        rows, groups = self.best.shape
+        top = out[0].shape[1]
+        assert top == 1 or logits is not None
         _merge_kernel[(rows,)](
-            candidates=self.candidates, maxima=self.maxima, sums=self.sums, values=out[0], ids=out[1],
-            log_sum_exp=out[2], tiles=tiles, groups=groups, tile_width=self.width, TOP=top, PDL=pdl,
-            BLOCK_TOP=triton.next_power_of_2(top), BLOCK_TILES=triton.next_power_of_2(tiles),
-            BLOCK_GROUPS=triton.next_power_of_2(groups), num_warps=8, **NO_CONTRACTION,
-            **launch_options(pdl),
+            logits=logits, s_t=_row_stride(logits), best=self.best, sums=self.sums, values=out[0], ids=out[1],
+            log_sum_exp=out[2], V=vocabulary, groups=groups, TOP=top, PDL=pdl,
+            BLOCK_TOP=triton.next_power_of_2(top), BLOCK_GROUPS=triton.next_power_of_2(groups), GROUP=GROUP,
+            num_warps=8, **NO_CONTRACTION, **launch_options(pdl),
         )  # fmt: skip
+
+
+def _row_stride(logits: Tensor | None) -> int:
+    """Always the same where there is no next row: one compilation."""
+    if logits is None:
+        return 0
+    return logits.stride(0) if len(logits) > 1 else logits.shape[1]
 
 
 def empty_summary(rows: int, vocabulary: int, top: int, device: torch.device, out: Summary | None) -> Summary:
@@ -197,19 +202,18 @@ def summary_of_logits(logits: Tensor, top: int, out: Summary | None = None) -> S
     rows, v = logits.shape
     out = empty_summary(rows, v, top, logits.device, out)
     if len(logits):
-        logit_tiles(logits, top).merge(out)
+        groups_of(logits).merge(logits, v, out)
     return out
 
 
-def logit_tiles(logits: Tensor, top: int) -> Tiles:
-    """Every tile of written logits, not yet merged."""
+def groups_of(logits: Tensor) -> Groups:
+    """Every group of written logits, not yet merged."""
     rows, v = logits.shape
     assert logits.dtype == torch.float32 and logits.stride(1) == 1, (logits.dtype, logits.stride())
     width = min(_LOGITS_TILE, max(triton.next_power_of_2(v), GROUP))
-    tiles = Tiles.new(rows, v, width, top, logits.device)
+    groups = Groups.new(rows, v, width, logits.device)
     _logits_kernel[(triton.cdiv(v, width), rows)](
-        logits=logits, s_t=logits.stride(0) if rows > 1 else v, candidates=tiles.candidates,
-        maxima=tiles.maxima, sums=tiles.sums, T=rows, V=v, TOP=top, BLOCK_N=width, GROUP=GROUP, num_warps=4,
-        **NO_CONTRACTION,
+        logits=logits, s_t=_row_stride(logits), best=groups.best, sums=groups.sums, T=rows, V=v,
+        BLOCK_N=width, GROUP=GROUP, num_warps=4, **NO_CONTRACTION,
     )  # fmt: skip
-    return tiles
+    return groups

@@ -108,26 +108,25 @@ def heads() -> Iterator[Launch]:
             for k in (1, 16):
 
                 def launch(dtype=dtype, k=k, entry=entry, rows=tile.rows or 512):
-                    head.head_tiles(meta(rows, e, dtype=dtype), meta(v, e, dtype=dtype), k, entry)
+                    logits = None if k == 1 else meta(rows, v, dtype=torch.float32)
+                    head.head_groups(meta(rows, e, dtype=dtype), meta(v, e, dtype=dtype), logits, entry)
 
                 first = dtype == torch.bfloat16 and tile.rows == 16 and k == 1
                 yield f"{dtype} k {k} {tile}", head, "_head_kernel", launch, ALL if first else HOPPER
 
     def segments():
-        head.head_tiles(meta(33, e), meta(512, e), 16, head.head_entry(512, e, torch.bfloat16, "sm_90"))
+        logits = meta(33, 512, dtype=torch.float32)
+        head.head_groups(meta(33, e), meta(512, e), logits, head.head_entry(512, e, torch.bfloat16, "sm_90"))
 
     yield "8 segments", head, "_head_kernel", segments, HOPPER
-    for k in (1, 16):
-        logits = meta(33, v, dtype=torch.float32)
-
-        def written(logits=logits, k=k):
-            summary.logit_tiles(logits, k)
+    logits = meta(33, v, dtype=torch.float32)
+    yield "", summary, "_logits_kernel", lambda: summary.groups_of(logits), ALL
+    for k in (1, 16, 128):
 
         def merge(k=k):
-            tiles = summary.Tiles.new(33, v, 64, k, torch.device("meta"))
-            tiles.merge(summary.empty_summary(33, v, k, torch.device("meta"), None))
+            groups = summary.Groups.new(33, v, 64, torch.device("meta"))
+            groups.merge(logits, v, summary.empty_summary(33, v, k, torch.device("meta"), None))
 
-        yield f"k {k}", summary, "_logits_kernel", written, ALL if k == 16 else HOPPER
         yield f"k {k}", summary, "_merge_kernel", merge, ALL if k == 16 else HOPPER
 
 
