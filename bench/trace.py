@@ -59,14 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         file, split = (given.file, None) if given.file else (EMBEDDED / "held_out.jsonl", "test")
         texts = [] if given.set else read_prompts(file, skip + given.prompts, split=split)[skip:]
         if not (texts or given.set):
-            raise InputError(f"{file} has at most {skip} prompts: --skip {skip} leaves none")
+            raise InputError(f"--skip {skip} leaves none of the prompts of {file}")
         model = Qwen3.from_pretrained(given.model, given.device, given.dtype, given.backend)
         if model.text is None:
             raise InputError("this checkpoint has no tokenizer.json, which prompts need")
         name = "embedded" if given.model == EMBEDDED else str(given.model)
         prompts = [model.text.encode(text) for text in texts]
         if skip:
-            name += f", after {skip} prompts"
+            name += f", from prompt {skip + 1}"
         if given.temperature:
             name += f", T {given.temperature:g}"
         if given.set:

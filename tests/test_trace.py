@@ -222,11 +222,11 @@ def test_the_command_leaves_prompts_out(tmp_path, capsys):
         out = tmp_path / "t.json"
         assert trace.main([*options, "--tokens", "9", "--device", "cpu", "--json", str(out)]) == 0
         found.append(trace_run.read(out))
-    assert found[0].texts == found[1].texts and found[0].checkpoint == "embedded, after 1 prompts"
+    assert found[0].texts == found[1].texts and found[0].checkpoint == "embedded, from prompt 2"
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         trace.main([str(prompts), "--skip", "3", "--device", "cpu"])
-    assert ended.value.code == 2 and "--skip 3 leaves none" in capsys.readouterr().err
+    assert ended.value.code == 2 and "--skip 3 leaves none of the prompts" in capsys.readouterr().err
 
 
 def test_the_command(tmp_path, capsys):

@@ -24,7 +24,7 @@ from .tables import LinearTile
 
 # The linear table's tiles leave no registers for the summary: a tile has 8192 logits at most. Of those,
 # these were the fastest on the weight most like a head (12288x2048, H100, 2026-11-25, bench/gpu_linear.py);
-# 128 rows take 8 warps in place of 4, since 4 need 234 registers here.
+# 128 rows take 8 warps in place of 4, since 4 need all 255 registers here.
 _TILES_16_BIT = (
     LinearTile(16, 16, 128, False, 4, 5),
     LinearTile(32, 32, 128, False, 4, 5),
@@ -45,10 +45,11 @@ def head_entry(n: int, e: int, dtype: torch.dtype, device: str) -> tables.Linear
 def _launch_metadata(grid, kernel, args):
     """Name, flops and bytes for Triton's profiler."""
     t, n, k = args["T"], args["N"], args["K"]
+    logits = 4 * n * t if args["STORE"] else 0
     return {
         "name": f"head_{t}x{n}x{k}",
         "flops": 2 * t * n * k,
-        "bytes": args["x"].element_size() * (n * k + t * k),
+        "bytes": args["x"].element_size() * (n * k + t * k) + logits,
     }
 
 

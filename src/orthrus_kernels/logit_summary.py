@@ -28,7 +28,7 @@ from .rows import NO_CONTRACTION
 GROUP = 64  # tokens; 64 terms of at most 2^24 fit an int32
 MOST = 128  # likeliest tokens at most: each one is two steps of the merge
 _LOGITS_TILE = 4096  # tokens a program of summary_of_logits
-_LEAST = tl.constexpr(-(1 << 31))  # below the image of every number: out of range, or taken
+_LEAST = tl.constexpr(-(1 << 31))  # below the image of every number: out of range
 _NAN = tl.constexpr(0x7FFFFFFF)
 
 
@@ -162,8 +162,8 @@ class Groups:
         return Groups(best, torch.empty(rows, groups, dtype=torch.int32, device=device))
 
     def merge(self, logits: Tensor | None, vocabulary: int, out: Summary, pdl: bool = False) -> None:
-        """Write the summary of every row to `out`. logits [T, V] fp32: None if it has one token. pdl: as a
-        dependent launch (pdl.py)."""
+        """Write the summary of every row to `out`. logits [T, V] fp32; may be None where `out` holds one
+        token a row. pdl: as a dependent launch (pdl.py)."""
         rows, groups = self.best.shape
         top = out[0].shape[1]
         assert top == 1 or logits is not None

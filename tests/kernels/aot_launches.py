@@ -125,7 +125,8 @@ def heads() -> Iterator[Launch]:
 
         def merge(k=k):
             groups = summary.Groups.new(33, v, 64, torch.device("meta"))
-            groups.merge(logits, v, summary.empty_summary(33, v, k, torch.device("meta"), None))
+            out = summary.empty_summary(33, v, k, torch.device("meta"), None)
+            groups.merge(None if k == 1 else logits, v, out)
 
         yield f"k {k}", summary, "_merge_kernel", merge, ALL if k == 16 else HOPPER
 

@@ -58,7 +58,8 @@ def cases() -> Iterator[tuple[str, Callable[..., object]]]:
     for rows in (1, 64):  # by pointers, by descriptors
         gate_up = partial(fused.linear_swiglu_triton, meta(rows, 4096), meta(24576, 4096))
         yield f"gate_up {rows} rows", gate_up
-    yield "head", partial(head.head_triton, meta(64, 4096), meta(151936, 4096), 16)
+    for k in (1, 16):
+        yield f"head k {k}", partial(head.head_triton, meta(64, 4096), meta(151936, 4096), k)
 
 
 def attentions() -> Iterator[tuple[str, Callable[..., object]]]:
