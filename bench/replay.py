@@ -220,7 +220,8 @@ def traces(given: Any) -> Iterator[Trace]:
 
 
 def main(given: Any) -> int:
-    """What `bench.decode --replay` does with its options."""
+    """What `bench.decode --replay` does with its options. The table and the JSON file come trace by trace: a
+    run that is cut short keeps what it measured."""
     if not torch.cuda.is_available():
         fail(COMMAND, "--replay takes times, which need a GPU, and there is none")
     began, rows = time.perf_counter(), list[dict[str, Any]]()
@@ -228,20 +229,21 @@ def main(given: Any) -> int:
     print(machine_line(facts), flush=True)
     try:
         wanted = [(trace, ways(trace, given.trees)) for trace in traces(given)]
+        made = [{"checkpoint": t.checkpoint, "simulated": t.simulated, "temperature": t.temperature,
+                 "made": t.made} for t, _ in wanted]  # fmt: skip
         for name in given.models:
             model = random_model(name)
             for trace, compared in wanted:
-                found = run(model, trace, given.prompts, given.tokens, compared)
-                rows += [measured.row(name, trace) for measured in found]
-                print(f"  {name}, {trace.checkpoint}: {time.perf_counter() - began:.0f} s so far", flush=True)
-            report.print_tables(tables([row for row in rows if row["model"] == name]))
+                measured = run(model, trace, given.prompts, given.tokens, compared)
+                found = [one.row(name, trace) for one in measured]
+                rows += found
+                report.print_tables(tables(found))
+                print(f"  {time.perf_counter() - began:.0f} s so far", flush=True)
+                if given.json:
+                    report.write_json(given.json, {"machine": facts, "traces": made, "rows": rows})
             del model
             gc.collect()
             torch.cuda.empty_cache()
-            if given.json:
-                made = [{"checkpoint": t.checkpoint, "simulated": t.simulated, "temperature": t.temperature,
-                         "made": t.made} for t, _ in wanted]  # fmt: skip
-                report.write_json(given.json, {"machine": facts, "traces": made, "rows": rows})
     except InputError as error:
         fail(COMMAND, str(error))
     print(f"{machine_line(facts)}; {time.perf_counter() - began:.0f} s")

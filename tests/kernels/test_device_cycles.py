@@ -2,6 +2,7 @@
 
 import gc
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from itertools import accumulate
 
 import pytest
@@ -207,6 +208,45 @@ def test_a_surplus_cycle_leaves_cache_and_state(model):
     assert end.finished and not end.run.tokens
     for old, new in zip(before, (cache.keys, cache.values, cycles._state), strict=True):
         torch.testing.assert_close(new, old, rtol=0, atol=0, equal_nan=True)
+
+
+def test_measuring_costs_changes_nothing(model, monkeypatch):
+    """As on a GPU: cycles of every kind in turn, before the first text. Then auto, which begins with them."""
+    (host, _), cycles = both(model, strategy="auto", block_size=4, temperature=0.8)
+    kinds, costs, launch, seen = (PLAIN, 15, ONE_PASS), device.measured_costs, device.Cycle.launch, []
+    watched = model.spare_cache.keys, model.spare_cache.values, cycles._state
+
+    def measured(of, start):
+        before = [t.clone() for t in watched]
+
+        def timed(kind):
+            read = start(kind)
+
+            def end():
+                found = read()
+                assert found.finished and not found.run.tokens
+                return replace(found, milliseconds=4.0 + kind)
+
+            return end
+
+        found = costs(of, timed, awake=0)
+        for old, new in zip(before, watched, strict=True):
+            torch.testing.assert_close(new, old, rtol=0, atol=0, equal_nan=True)
+        seen.append(found)
+        return found
+
+    monkeypatch.setattr("qwen3_model.decode.costs.ROUNDS", 1)
+    monkeypatch.setattr(device, "KINDS", kinds)
+    monkeypatch.setattr(device, "measured_costs", measured)
+    if DEVICE == "cpu":  # nothing is captured there
+        monkeypatch.setattr(cycles, "_pool", "a pool")
+        monkeypatch.setattr(device.Cycle, "launch", lambda self, pool, timed=False: launch(self, None))
+    cycles.budgets.clear()
+    settings = DEFAULTS | {"strategy": "auto", "block_size": 4, "temperature": 0.8}
+    for _ in "01":
+        again = model.generate(**settings | {"tree_nodes": "auto"})
+        assert again.token_ids == host.token_ids and again.logprobs == host.logprobs
+    assert seen == [{kind: 4.0 + kind for kind in kinds}], "once, for this form of the choice"
 
 
 def test_damaged_logits_are_said(model, monkeypatch):

@@ -8,7 +8,7 @@ others by their ratios to each other, which change slowly; all by decayed sums. 
 of the cycle before, so this kind is tried a few cycles in a row, drafts in turn likewise, and its ratio
 known from those.
 
-Costs are the measured times of the cycles (device.py), or `TWIN_COSTS` in the host's loop. Text never
+Costs are the measured times of the cycles (costs.py), or `TWIN_COSTS` in the host's loop. Text never
 depends on any of this."""
 
 from __future__ import annotations

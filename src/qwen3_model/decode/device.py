@@ -18,7 +18,6 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
-from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,7 +27,8 @@ from orthrus_kernels.grow_triton import MOST_DEPTH
 
 from ..errors import InputError
 from .budget import CHAIN, KINDS, ONE_PASS, PLAIN, TWIN_COSTS, Budget, known_tokens
-from .cycle import IN_FLIGHT, Choice, Cycle, Read, Shared, Walk
+from .costs import measured_costs
+from .cycle import Choice, Cycle, Read, Shared, Walk
 from .one_pass import BLOCK, LEAST_BLOCK, Shape
 from .one_pass_cycle import Draft, OnePassCycle
 from .state import NOT_NUMBERS, Decoding, Run
@@ -140,14 +140,10 @@ class DeviceCycles:
             return TWIN_COSTS
         finished = self._state[3:4]
         finished.fill_(1)
-        costs = {}
         for kind in kinds:
             for _ in "01":  # the second is captured
                 self._launch(kind, form, decoding, unread=0)()
-            # one behind the other, or the host's time would be in it; the first one waits for the host
-            reads = [self._launch(kind, form, decoding, unread=0, timed=True) for _ in range(IN_FLIGHT)]
-            times = [read().milliseconds for read in reads[1:]]
-            costs[kind] = median(ms for ms in times if ms is not None)
+        costs = measured_costs(kinds, lambda kind: self._launch(kind, form, decoding, unread=0, timed=True))
         finished.fill_(0)
         return costs
 
