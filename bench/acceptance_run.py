@@ -115,7 +115,7 @@ def measure(
                 result = model.generate(
                     prompt, setting.strategy, new_tokens, temperature=setting.temperature, seed=seed + i,
                     tree_nodes=setting.nodes, verify=setting.verify, **sampling,
-                )  # fmt: skip
+                ).whole()  # fmt: skip
             except InputError as error:
                 raise InputError(f"prompt {i + 1}: {error}") from None
             stats.append(result.stats)

@@ -58,7 +58,7 @@ def decode(model: Qwen3, prompts: PromptSet, nodes: int | str, new_tokens: int) 
     for prompt in prompts.prompts:
         result = model.generate(
             prompt, strategy, new_tokens, temperature=prompts.temperature, seed=SEED, tree_nodes=tree
-        )
+        ).whole()
         s = result.stats
         tokens, seconds = tokens + s.tokens, seconds + s.seconds
         cycles, kept = cycles + s.cycles, kept + s.cycle_tokens

@@ -57,7 +57,7 @@ def _text(model: Qwen3, prompt: Sequence[int], row: Row) -> Callable[[], Any]:
     settings = SAMPLED if row["choice"] == "sampled" else {}
     return lambda: model.generate(
         prompt, "two-pass", PROFILED_TOKENS, seed=0, tree_nodes=row["nodes"], **settings
-    )
+    ).whole()
 
 
 def kernel_us(spans: Sequence[Span]) -> dict[str, float]:

@@ -156,7 +156,7 @@ def generate_with(run: Run, name: str, model: Qwen3, prompt: Sequence[int], new_
             for captured in ("passes", "cycles") if model.use_graphs else ("nothing",):
                 model.use_cycles = captured == "cycles"
                 for _ in range(2):
-                    result = model.generate(prompt, strategy, new_tokens, seed=0, tree_nodes=0)
+                    result = model.generate(prompt, strategy, new_tokens, seed=0, tree_nodes=0).whole()
                 texts.append(result.token_ids)
                 s = result.stats
                 host_us = cycle_host_us(model) if captured == "cycles" else None
@@ -192,7 +192,7 @@ def memory_of(run: Run, name: str, model: Qwen3, context: int, new_tokens: int =
     model.spare_cache = None
     before = torch.cuda.memory_allocated(model.device) - weights_bytes(model)
     torch.cuda.reset_peak_memory_stats(model.device)
-    model.generate(prompt, "two-pass", new_tokens, seed=0)
+    model.generate(prompt, "two-pass", new_tokens, seed=0).whole()
     assert model.spare_cache is not None
     run.memory.append({
         "model": name, "context": context, "weights_bytes": weights_bytes(model),

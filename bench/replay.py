@@ -130,7 +130,7 @@ class Replay:
         stats = self.model.generate(
             prompt, way.strategy, min(self.tokens, text.tokens), seed=0, tree_nodes=way.tree_nodes,
             block_size=way.block_size, temperature=self.temperature, on_tokens=note,
-        ).stats  # fmt: skip
+        ).whole().stats  # fmt: skip
         into.seconds.append(time.perf_counter() - began[0])
         into.tokens.append(stats.cycle_tokens)
         into.cycles.append(stats.cycles)
@@ -221,7 +221,8 @@ def traces(given: Any) -> Iterator[Trace]:
 
 def main(given: Any) -> int:
     """What `bench.decode --replay` does with its options. The table and the JSON file come trace by trace: a
-    run that is cut short keeps what it measured."""
+    run that is cut short keeps what it measured of whole sets of texts (a model with a trace), and its file
+    says how many were left out."""
     if not torch.cuda.is_available():
         fail(COMMAND, "--replay takes times, which need a GPU, and there is none")
     began, rows = time.perf_counter(), list[dict[str, Any]]()
@@ -231,16 +232,20 @@ def main(given: Any) -> int:
         wanted = [(trace, ways(trace, given.trees)) for trace in traces(given)]
         made = [{"checkpoint": t.checkpoint, "simulated": t.simulated, "temperature": t.temperature,
                  "made": t.made} for t, _ in wanted]  # fmt: skip
+        sets = len(given.models) * len(wanted)
         for name in given.models:
             model = random_model(name)
             for trace, compared in wanted:
                 measured = run(model, trace, given.prompts, given.tokens, compared)
                 found = [one.row(name, trace) for one in measured]
                 rows += found
+                sets -= 1
                 report.print_tables(tables(found))
                 print(f"  {time.perf_counter() - began:.0f} s so far", flush=True)
                 if given.json:
-                    report.write_json(given.json, {"machine": facts, "traces": made, "rows": rows})
+                    report.write_json(
+                        given.json, {"machine": facts, "traces": made, "rows": rows, "sets_left_out": sets}
+                    )
             del model
             gc.collect()
             torch.cuda.empty_cache()

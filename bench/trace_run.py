@@ -301,7 +301,8 @@ class Recorder:
     def text(self, prompt: Sequence[int], tokens: int) -> Text:
         """Decode `tokens` behind a prompt and see what cycles at each of them keep."""
         model, s = self.model, self.sampling
-        text = model.generate(prompt, "two-pass", tokens, temperature=s.temperature, seed=s.seed).token_ids
+        result = model.generate(prompt, "two-pass", tokens, temperature=s.temperature, seed=s.seed)
+        text = result.whole().token_ids
         whole, n = [*prompt, *text], len(prompt)
         cache = model.new_cache(len(whole) + self.rows)
         model.prefill(whole, cache)

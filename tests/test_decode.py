@@ -148,6 +148,11 @@ def test_ctrl_c_keeps_what_was_decoded():
     result = model.generate([1], strategy="two-pass", max_new_tokens=40)
     assert result.stats.finish_reason == "interrupted" and result.token_ids == whole[:9]
     assert result.stats.cycles == 1 and len(result.logprobs) == 9
+    with pytest.raises(KeyboardInterrupt):
+        result.whole()
+    model.interrupt_after = 99
+    whole = model.generate([1], max_new_tokens=4)
+    assert whole.whole() is whole
 
 
 def test_ctrl_c_in_the_callback_leaves_everything_in_step():

@@ -242,12 +242,9 @@ def _decode(
     model: Qwen3, index: int, prompt: Sequence[int], strategy: str, seed: int, **settings: Any
 ) -> Result:
     try:
-        result = model.generate(prompt, strategy=strategy, seed=seed, **settings)
+        return model.generate(prompt, strategy=strategy, seed=seed, **settings).whole()
     except InputError as error:
         raise InputError(f"prompt {index + 1}: {error}") from None
-    if result.stats.finish_reason == "interrupted":  # half a text compares with nothing
-        raise KeyboardInterrupt
-    return result
 
 
 def _bits(result: Result) -> list[tuple[int, bytes]]:

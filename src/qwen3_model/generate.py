@@ -103,6 +103,13 @@ class Result:
     ]  # the model's log-probability of each token, before bias, penalty, temperature and filters
     stats: GenerationStats
 
+    def whole(self) -> Result:
+        """Itself, for who compares or times texts. Raises KeyboardInterrupt for half a text, which Ctrl-C
+        ended."""
+        if self.stats.finish_reason == "interrupted":
+            raise KeyboardInterrupt
+        return self
+
 
 @torch.inference_mode()
 def generate(

@@ -13,7 +13,7 @@ from small import small_model
 from orthrus_kernels import attention_triton, pack
 from qwen3_model import InputError
 from qwen3_model.bigram import Bigram
-from qwen3_model.decode import device, one_pass
+from qwen3_model.decode import costs, device, one_pass
 from qwen3_model.decode.budget import CHAIN, KINDS, ONE_PASS, PLAIN, Budget
 from qwen3_model.graphs import capturing
 
@@ -211,42 +211,48 @@ def test_a_surplus_cycle_leaves_cache_and_state(model):
 
 
 def test_measuring_costs_changes_nothing(model, monkeypatch):
-    """As on a GPU: cycles of every kind in turn, before the first text. Then auto, which begins with them."""
-    (host, _), cycles = both(model, strategy="auto", block_size=4, temperature=0.8)
-    kinds, costs, launch, seen = (PLAIN, 15, ONE_PASS), device.measured_costs, device.Cycle.launch, []
+    """As on a GPU: cycles of three kinds, captured and then timed in turn, behind them the first text."""
+    settings = {"strategy": "auto", "block_size": 4, "temperature": 0.8, "tree_nodes": "auto"}
+    (host, _), cycles = both(model, **settings)
     watched = model.spare_cache.keys, model.spare_cache.values, cycles._state
+    shape = one_pass.Shape.of(4, "auto")
+    of = {1: PLAIN, 16: 15, shape.nodes + 1: ONE_PASS}
+    kinds, launch, launched, before = tuple(of.values()), device.Cycle.launch, [], []
 
-    def measured(of, start):
-        before = [t.clone() for t in watched]
+    def noted(self, pool, timed=False):
+        before[:] = before or [t.clone() for t in watched]
+        kind = of[len(self.choices)]
+        read = launch(self, None if DEVICE == "cpu" else pool, timed)  # a CPU captures nothing
+        launched.append((kind, timed))
 
-        def timed(kind):
-            read = start(kind)
-
-            def end():
-                found = read()
+        def end():
+            found = read()
+            if len(launched) <= 3 * len(kinds):
                 assert found.finished and not found.run.tokens
-                return replace(found, milliseconds=4.0 + kind)
+            assert DEVICE == "cpu" or not timed or found.milliseconds > 0
+            return replace(found, milliseconds=4.0 + kind if timed else None)
 
-            return end
+        return end
 
-        found = costs(of, timed, awake=0)
+    def measured(*given):
+        found = measured_costs(*given)
         for old, new in zip(before, watched, strict=True):
             torch.testing.assert_close(new, old, rtol=0, atol=0, equal_nan=True)
-        seen.append(found)
+        assert found == {kind: 4.0 + kind for kind in kinds}
         return found
 
-    monkeypatch.setattr("qwen3_model.decode.costs.ROUNDS", 1)
-    monkeypatch.setattr(device, "KINDS", kinds)
-    monkeypatch.setattr(device, "measured_costs", measured)
-    if DEVICE == "cpu":  # nothing is captured there
-        monkeypatch.setattr(cycles, "_pool", "a pool")
-        monkeypatch.setattr(device.Cycle, "launch", lambda self, pool, timed=False: launch(self, None))
+    measured_costs = device.measured_costs
+    monkeypatch.setattr(costs, "ROUNDS", 1), monkeypatch.setattr(costs, "AWAKE", 0.0)
+    monkeypatch.setattr(device, "KINDS", kinds), monkeypatch.setattr(device, "measured_costs", measured)
+    monkeypatch.setattr(device.Cycle, "launch", noted)
+    monkeypatch.setattr(cycles, "_pool", cycles._pool or "a pool")
     cycles.budgets.clear()
-    settings = DEFAULTS | {"strategy": "auto", "block_size": 4, "temperature": 0.8}
     for _ in "01":
-        again = model.generate(**settings | {"tree_nodes": "auto"})
+        again = model.generate(**DEFAULTS | settings)
         assert again.token_ids == host.token_ids and again.logprobs == host.logprobs
-    assert seen == [{kind: 4.0 + kind for kind in kinds}], "once, for this form of the choice"
+        assert cycles._state[2:].tolist() == [0, 1], "decoded here, to the end"
+    assert launched[:9] == [(k, False) for k in kinds for _ in "01"] + [(k, True) for k in kinds]
+    assert len(launched) > 9 and all(timed for _, timed in launched[9:]), "measured once"
 
 
 def test_damaged_logits_are_said(model, monkeypatch):

@@ -1,7 +1,9 @@
 """bench's forced walks: the record and state of `advance_triton`, with the counts of a table, and whole
 decoding that keeps what a trace says."""
 
-from dataclasses import asdict
+import json
+from argparse import Namespace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from small import small_model
 
 from bench import replay
 from bench.forced_walk import WIDTH, Forced, forced_walk, walk
-from bench.replay import Way, run, tables, with_bigram
+from bench.replay import Measured, Way, run, tables, with_bigram
 from bench.trace_run import CHAIN, KINDS, ONE_PASS, Text, Trace, followed
 from orthrus_kernels.advance_triton import RECORD, advance_triton
 from qwen3_model import InputError
@@ -128,6 +130,43 @@ def test_a_text_has_its_own_walks_again(model):
         step = forced.walk_of(kind)
         records = [walked(step, 32, [2 + i, 5, 9, 0], [7] * 32, [5] * 32)[3] for i in range(5)]
         assert [record[0] for record in records] == counts[:5]
+
+
+def test_ctrl_c_ends_a_replay(model, monkeypatch):
+    """In the prefill too. A run of the command keeps whole sets; half a text has no speed."""
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    for what in ("prefill", "states"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(model, what, interrupted)
+            run(model, TRACE, 2, 6, [Way("plain", "autoregressive", 0)])
+
+
+def test_what_a_run_that_is_cut_short_keeps(monkeypatch, tmp_path, capsys):
+    file, way = tmp_path / "r.json", Way("plain", "autoregressive", 0)
+    sets = iter([[Measured(way, [2.0], [9], [9], [9], 0)], None])
+
+    def measured(*args):
+        found = next(sets)
+        if found is None:
+            raise KeyboardInterrupt
+        return found
+
+    other = replace(TRACE, checkpoint="other")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(replay, "machine", lambda command: {"gpu": "one", "command": command})
+    monkeypatch.setattr(replay, "machine_line", lambda facts: facts["gpu"])
+    monkeypatch.setattr(replay, "random_model", lambda name: None)
+    monkeypatch.setattr(replay, "traces", lambda given: iter([TRACE, other]))
+    monkeypatch.setattr(replay, "run", measured)
+    with pytest.raises(KeyboardInterrupt):
+        replay.main(Namespace(models=["8B"], trees=[63], prompts=1, tokens=9, json=file))
+    kept = json.loads(file.read_text())
+    assert [row["of"] for row in kept["rows"]] == ["tiny"] and kept["sets_left_out"] == 1
+    assert [trace["checkpoint"] for trace in kept["traces"]] == ["tiny", "other"]
+    assert "4.5" in capsys.readouterr().out
 
 
 def test_what_cannot_be_replayed_is_refused(model):

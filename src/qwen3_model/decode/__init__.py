@@ -20,8 +20,10 @@ def cycles(decoding: Decoding, strategy: str) -> Iterator[Run]:
     on_device = decoding.cache.cycles
     if on_device is not None and device.serves(strategy, decoding):
         yield from on_device.runs(strategy, decoding)
-    chosen = rejection.cycles if decoding.verify == "rejection" else STRATEGIES[strategy]
-    yield from chosen(decoding)
+    elif decoding.verify == "rejection":
+        yield from rejection.cycles(decoding)
+    else:
+        yield from STRATEGIES[strategy](decoding)
 
 
 __all__ = ["STRATEGIES", "VERIFY", "Decoding", "Run", "cycles"]

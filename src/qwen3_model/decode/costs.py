@@ -1,29 +1,28 @@
 """What a cycle of each kind takes on this GPU, before a budget chooses among them (budget.py).
 
 Kinds are timed in turn and not one after another: a GPU that lay idle while a kernel was compiled or a graph
-captured is slow for a while, and what its clock does must meet all kinds alike. It matters, as the budget
-follows only the costs of kinds that it runs: one that looks dear at the beginning is never timed again."""
+captured may be slow for a while, and what its clock does must meet all kinds alike. It matters, as the budget
+follows only the costs of kinds that it runs: a small tree that looks dear at the beginning is hardly ever
+timed again."""
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from statistics import median
+from time import perf_counter
 
 from .cycle import IN_FLIGHT, Read
 
 ROUNDS = 5  # that count: the last ones
-AWAKE = 0.1  # seconds of work before an idle GPU is sure to run at its speed
+AWAKE = 0.1  # seconds of work until a GPU runs at its speed, by far enough; 0.1 s of a cache's first text
 
 
-def measured_costs(
-    kinds: Sequence[int], launch: Callable[[int], Read], awake: float = AWAKE
-) -> dict[int, float]:
-    """ms of a cycle of each kind, medians.
+def measured_costs(kinds: Sequence[int], launch: Callable[[int], Read]) -> dict[int, float]:
+    """ms of a cycle of each kind, medians of the last ROUNDS of as many rounds as take AWAKE.
 
-    launch: starts a timed cycle of a kind that is captured already, one that changes nothing, and returns how
-    to read it. awake: seconds; rounds go on for as long."""
+    kinds: of budget.py. launch: starts a timed cycle of a kind that is captured already, one that changes
+    nothing, and returns how to read it."""
     times: dict[int, list[float]] = {kind: [] for kind in kinds}
     unread: deque[tuple[int, Read]] = deque()
 
@@ -33,11 +32,11 @@ def measured_costs(
         assert milliseconds is not None, "of a captured cycle"
         times[kind].append(milliseconds)
 
-    began, rounds = time.perf_counter(), 0
-    while rounds < ROUNDS or time.perf_counter() - began < awake:
+    began, rounds = perf_counter(), 0
+    while rounds < ROUNDS or perf_counter() - began < AWAKE:
         for kind in kinds:
             unread.append((kind, launch(kind)))
-            if len(unread) == IN_FLIGHT:  # one behind the other, or the host's time would be in it
+            if len(unread) == IN_FLIGHT:  # so many that the GPU never waits for the host: times are its own
                 read_first()
         rounds += 1
     while unread:
