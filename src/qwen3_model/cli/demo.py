@@ -101,12 +101,9 @@ def _decode(
     model: Qwen3, prompt_ids: list[int], strategy: str, max_new_tokens: int, on_tokens: OnTokens | None
 ) -> Result:
     """Decode greedily; Ctrl-C ends the whole demonstration."""
-    result = model.generate(
+    return model.generate(
         prompt_ids, strategy=strategy, max_new_tokens=max_new_tokens, seed=0, on_tokens=on_tokens
-    )
-    if result.stats.finish_reason == "interrupted":
-        raise KeyboardInterrupt
-    return result
+    ).whole()
 
 
 def _complete(args: argparse.Namespace, model: Qwen3, console: Console, i: int, prompt: str) -> Pair:
