@@ -8,13 +8,15 @@ others by their ratios to each other, which change slowly; all by decayed sums. 
 of the cycle before, so this kind is tried a few cycles in a row, drafts in turn likewise, and its ratio
 known from those.
 
-Costs are the measured times of the cycles (costs.py), or `TWIN_COSTS` in the host's loop. Text never
-depends on any of this."""
+Costs are the measured times of the cycles (costs.py), or `TWIN_COSTS` in the host's loop. Only what runs can
+be timed, so now and then a tree of another size does: a cost that is too high would keep it away for ever.
+Text never depends on any of this."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 ONE_PASS, PLAIN, CHAIN = -2, -1, 0
 # Rows of the pass, root included, fill the kernels' tiles.
@@ -33,15 +35,15 @@ _KEPT_CYCLES = 8.0  # as many of a text count for the next one
 _HOPE = 0.5  # standard errors
 _PRIOR_RATIO, _PRIOR_WEIGHT = 1.12, 40.0
 _MARGIN = 1.02  # a kind must promise so much more than the one before it to be changed to
-# Cycles until a larger tree is tried: the first and the longest wait, and how many times longer each is. By
+# Cycles until another tree is tried: the first and the longest wait, and how many times longer each is. By
 # replaying traces of the embedded checkpoint and of simulated strong ones (bench/LOG.md, 2026-11-26).
 _LOOK, _LONGEST_LOOK, _LONGER = 2.0, 96.0, 1.3
-_CHANCE = 1.5  # a tree is tried if it would be the best with so many times the tokens expected
+_CHANCE = 1.5  # a tree is tried if it would be the best with so many times the rate expected
 # Plain cycles until a draft is tried: the first and the longest wait. A draft that brings nothing costs about
 # one plain token, so that waiting 64 loses under 2 %.
 _WAIT, _LONGEST_WAIT = 12, 64
 _NEW_WAIT = 32  # the longest at the beginning of a text
-_FOLLOW = 0.1  # of a new cost
+_FOLLOW = 0.1  # of a new cost, for each cycle since the last one of its kind
 # One-pass: its tokens a cycle in those of the smallest draft, how many cycles a try has (the first is without
 # a draft), when one is worth it, and cycles until it: the first and the longest wait, and the wait for one
 # that is not worth it. One-pass cycles in turn give way to a few drafts. Waits grow slowly: only cycles side
@@ -69,11 +71,12 @@ def told(kind: int, kept: Mapping[int, int]) -> dict[int, int]:
 
 
 class Budget:
-    """Chooses kinds for one text after another. costs: of every kind it may choose, in any unit; may be
-    changed while it runs."""
+    """Chooses kinds for one text after another. costs: of every kind it may choose, in any unit."""
 
     def __init__(self, costs: Mapping[int, float]) -> None:
         self.costs = dict(costs)
+        self._times = {kind: [cost] * 2 for kind, cost in costs.items()}  # the last two
+        self._timed, self._timed_at = 0, dict.fromkeys(costs, 0)  # timed cycles; which one was a kind's last
         self._drafts = [kind for kind in (CHAIN, *TREES) if kind in self.costs]
         # decayed sums over cycles: 1, the tokens of the smallest draft, their squares
         self._sums = [_PRIOR_CYCLES * n for n in (1.0, _PRIOR_TOKENS, 2 * _PRIOR_TOKENS**2)]
@@ -147,13 +150,14 @@ class Budget:
         return other
 
     def _other(self, best: int) -> int | None:
-        """What to try: in place of no draft and of one-pass the best one; else the largest that might be
-        better, which tells of all smaller ones."""
+        """What to try: in place of no draft and of one-pass the best one; else, of the trees that might be
+        better, the one not timed for longest, the largest first, which tells of all smaller ones. A smaller
+        one only where cycles are timed: its cost is all that it tells."""
         if best in (PLAIN, ONE_PASS):
             return max(self._drafts, key=self.rate, default=None)
-        larger = self._drafts[self._drafts.index(best) + 1 :]
-        might = [kind for kind in larger if _CHANCE * self.rate(kind) >= self.rate(best)]
-        return might[-1] if might else None
+        others = [k for k in self._drafts if k > best or (k < best and self._timed)]
+        might = [k for k in others if _CHANCE * self.rate(k) >= self.rate(best)]
+        return min(might, key=lambda kind: (self._timed_at[kind], -kind), default=None)
 
     def _tries_one_pass(self, best: int) -> bool:
         """Whether one-pass cycles begin here to show what they bring. Seldom: a try is long."""
@@ -177,11 +181,15 @@ class Budget:
         return tokens / expected
 
     def time(self, kind: int, cost: float | None) -> None:
-        """Follow the cost of a kind as the text gets longer; None: not measured. A cycle that was held up
-        counts as twice the cost at most: a kind that is not chosen for it would never be measured again."""
-        if cost is not None:
-            known = self.costs[kind]
-            self.costs[kind] += _FOLLOW * (min(cost, 2 * known) - known)
+        """Follow the cost of a kind as texts get longer and the GPU's clock changes, by the median of its
+        last three times: a cycle that was held up says nothing. None: not measured."""
+        if cost is None:
+            return
+        self._timed += 1
+        age, self._timed_at[kind] = self._timed - self._timed_at[kind], self._timed
+        last = median((*self._times[kind], cost))
+        self._times[kind] = [self._times[kind][1], cost]
+        self.costs[kind] += (1 - (1 - _FOLLOW) ** age) * (last - self.costs[kind])
 
     def observe(self, known: Mapping[int, int]) -> None:
         """Learn from a cycle, its `known_tokens`; nothing of a one-pass cycle that had no draft."""
