@@ -146,45 +146,79 @@ def test_costs_follow_what_is_measured():
     assert budget.costs[15] == pytest.approx(9.0, rel=0.02) and budget.next() != 15
 
 
-def test_a_cycle_that_was_held_up_does_not_end_a_kind():
-    """What is not chosen is not measured again."""
+@pytest.mark.parametrize("kind", [PLAIN, 31])
+@pytest.mark.parametrize("late", [0, 400])
+def test_cycles_that_were_held_up_do_not_end_a_kind(kind, late):
+    """What is not chosen is hardly measured. Two in a row say nothing."""
+    sure, wide = (0.02, 0.02) if kind == PLAIN else (0.6, 0.3)
+    costs = {PLAIN: 1.0, 15: 2.1, 31: 2.11, 63: 2.8, 127: 3.0}
+    budget, source, kinds = Budget(costs), Source(sure, wide, 1), []
+    for i in range(late + 300):
+        if i == late:
+            before = budget.costs[kind]
+            budget.time(kind, 1000.0), budget.time(kind, 1000.0)
+            assert budget.costs[kind] == before
+        used, kept = budget.next(), source.cycle()
+        budget.observe(told(used, kept)), budget.time(used, costs[used])
+        kinds.append(used)
+    assert kinds[-100:].count(kind) > 80
+
+
+def test_a_cycle_counts_as_twice_the_cost_at_most():
+    """Three in a row say something: not a thousandfold."""
     budget = Budget(LARGE)
-    budget.time(PLAIN, 1000.0)
-    assert budget.costs[PLAIN] == LARGE[PLAIN]
-    source = Source(0.02, 0.02, 1)
-    kinds = []
-    for _ in range(300):
-        kind, kept = budget.next(), source.cycle()
-        budget.observe(told(kind, kept)), budget.time(kind, LARGE[kind])
-        kinds.append(kind)
-    assert kinds[-100:].count(PLAIN) > 90
+    for _ in range(3):
+        budget.time(PLAIN, 1000.0)
+    assert budget.costs[PLAIN] == pytest.approx(1.1)
 
 
 def test_what_was_not_timed_for_long_is_followed_at_once():
     budget = Budget(LARGE)
-    for _ in range(60):
-        budget.time(31, LARGE[31])
-    budget.time(15, 1.5)
-    assert budget.costs[15] == LARGE[15], "one alone may have been held up"
-    budget.time(31, LARGE[31])
+
+    def others(cycles):
+        for _ in range(cycles):
+            budget.time(31, LARGE[31])
+
+    others(60)
+    budget.time(15, 1.5), budget.time(15, 1.5)
+    assert budget.costs[15] == LARGE[15], "two may have been held up"
+    others(1)
     budget.time(15, 1.5)
     assert budget.costs[15] == pytest.approx(LARGE[15] + 0.19 * (1.5 - LARGE[15])), "two cycles later"
-    for _ in range(60):
-        budget.time(31, LARGE[31])
+    others(60)
     budget.time(15, 1.5)
     assert budget.costs[15] == pytest.approx(1.5, rel=0.01)
 
 
-@pytest.mark.parametrize("dear", [{15: 2.9}, {31: 2.9}, {63: 3.0}, {15: 2.9, 31: 2.9, 63: 3.1}], ids=str)
-def test_a_tree_whose_cost_was_too_high_is_found(dear):
-    """Also beside larger and smaller ones that are nearly as good."""
-    costs = {PLAIN: 1.0, 15: 2.3, 31: 2.35, 63: 2.5, 127: 2.9} | {kind: LARGE[kind] for kind in dear}
+TOO_DEAR = [{15: 2.9}, {31: 2.9}, {63: 3.0}, {15: 2.9, 31: 2.9, 63: 3.1}, {63: 9.0}, {PLAIN: 1.4}]
+
+
+@pytest.mark.parametrize("dear", TOO_DEAR, ids=str)
+def test_a_cost_that_was_too_high_is_found(dear):
+    """Beside trees that are nearly as good, and also where a kind seems too dear to be tried."""
+    costs = LARGE | {31: 2.1}
     budget, source = Budget(costs | dear), Source(0.6, 0.3, 1)
-    for _ in range(600):
+    for _ in range(4000):
         kind, kept = budget.next(), source.cycle()
         budget.observe(told(kind, kept)), budget.time(kind, costs[kind])
     for kind in dear:
         assert budget.costs[kind] == pytest.approx(costs[kind], rel=0.05)
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_which_trees_are_tried(timed):
+    """The largest, which tells of all others; where cycles are timed each in its turn."""
+    costs = {PLAIN: 1.0, 15: 2.1, 31: 2.11, 63: 2.8, 127: 3.0}
+    budget, source, kinds = Budget(costs), Source(0.6, 0.3, 1), []
+    for _ in range(900):
+        kind, kept = budget.next(), source.cycle()
+        budget.observe(told(kind, kept)), budget.time(kind, costs[kind] if timed else None)
+        kinds.append(kind)
+    tried = [kind for kind in kinds[100:] if kind != 31]
+    assert set(tried) == ({15, 63, 127} if timed else {127}) and len(tried) >= 6
+    if timed:
+        assert all(a != b for a, b in zip(tried, tried[1:], strict=False))
+    assert kinds.count(31) > 800
 
 
 def test_a_tree_that_cannot_pay_is_not_tried():
@@ -249,23 +283,35 @@ def test_recorded_texts_in_any_order(costs, least, mean):
     assert min(shares) > least and sum(shares) / len(shares) > mean, shares
 
 
-@pytest.mark.parametrize("costs", [H100_SMALL, H100_LARGE, H200_SMALL], ids=["1.7B", "8B", "1.7B H200"])
+CLOCKED = {
+    "1.7B": (H100_SMALL, 0.95, 0.99),
+    "8B": (H100_LARGE, 0.95, 0.99),
+    "1.7B H200": (H200_SMALL, 0.95, 0.99),
+}
+CLOCKED["wide"] = H100_WIDE, 0.85, 0.91  # one-pass is seldom timed where it seems dear
+
+
+@pytest.mark.parametrize("of", CLOCKED)
+@pytest.mark.parametrize("in_a_row", [1, 2])
 @pytest.mark.parametrize("first", [(0.97, 1.03), (1.0, 1.3), (1.3, 1.3)], ids=str)
-def test_recorded_texts_timed_by_a_clock(costs, first):
+def test_recorded_texts_timed_by_a_clock(of, in_a_row, first):
     """Costs that are wrong by so much at first, cycles that scatter by 0.5 %, one in a hundred held up."""
+    costs, least, mean = CLOCKED[of]
     texts = [text for text in read(TRACE).texts if text.tokens > 1]
     best = max(replayed(costs, texts, kind) for kind in costs)
     shares = []
     for seed in range(12):
         rng = random.Random(seed)
         rng.shuffle(texts)
+        held_up = [0]
 
-        def measured(kind, rng=rng):
-            return costs[kind] * rng.gauss(1, 0.005) * (rng.uniform(1.2, 4) if rng.random() < 0.01 else 1)
+        def measured(kind, rng=rng, held_up=held_up):
+            held_up[0] = held_up[0] - 1 if held_up[0] else in_a_row * (rng.random() < 0.01 / in_a_row)
+            return costs[kind] * rng.gauss(1, 0.005) * (rng.uniform(1.2, 4) if held_up[0] else 1)
 
         budget = Budget({kind: cost * rng.uniform(*first) for kind, cost in costs.items()})
         shares.append(replayed(costs, texts, budget, measured) / best)
-    assert min(shares) > 0.95 and sum(shares) / len(shares) > 0.99, shares
+    assert min(shares) > least and sum(shares) / len(shares) > mean, shares
 
 
 @pytest.mark.parametrize("costs", [LARGE, SMALL, WIDE], ids=["8B", "0.6B", "wide"])

@@ -9,12 +9,13 @@ of the cycle before, so this kind is tried a few cycles in a row, drafts in turn
 known from those.
 
 Costs are the measured times of the cycles (costs.py), or `TWIN_COSTS` in the host's loop. Only what runs can
-be timed, so now and then a tree of another size does: a cost that is too high would keep it away for ever.
-Text never depends on any of this."""
+be timed, and a cost that is too high would keep a kind away for ever: so trees take turns in being tried, and
+beside trees nothing but one-pass stays untimed for long. Text never depends on any of this."""
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from statistics import median
 
@@ -43,7 +44,9 @@ _CHANCE = 1.5  # a tree is tried if it would be the best with so many times the 
 # one plain token, so that waiting 64 loses under 2 %.
 _WAIT, _LONGEST_WAIT = 12, 64
 _NEW_WAIT = 32  # the longest at the beginning of a text
-_FOLLOW = 0.1  # of a new cost, for each cycle since the last one of its kind
+# Of a new cost, compounded over the timed cycles since the last one of its kind; how many times of a kind
+# count, by their median; and how many timed cycles a cost may be old, however dear its kind seems.
+_FOLLOW, _TIMES, _OLD = 0.1, 5, 1000
 # One-pass: its tokens a cycle in those of the smallest draft, how many cycles a try has (the first is without
 # a draft), when one is worth it, and cycles until it: the first and the longest wait, and the wait for one
 # that is not worth it. One-pass cycles in turn give way to a few drafts. Waits grow slowly: only cycles side
@@ -75,7 +78,7 @@ class Budget:
 
     def __init__(self, costs: Mapping[int, float]) -> None:
         self.costs = dict(costs)
-        self._times = {kind: [cost] * 2 for kind, cost in costs.items()}  # the last two
+        self._times = {kind: deque([cost] * _TIMES, _TIMES) for kind, cost in costs.items()}  # the last ones
         self._timed, self._timed_at = 0, dict.fromkeys(costs, 0)  # timed cycles; which one was a kind's last
         self._drafts = [kind for kind in (CHAIN, *TREES) if kind in self.costs]
         # decayed sums over cycles: 1, the tokens of the smallest draft, their squares
@@ -150,11 +153,15 @@ class Budget:
         return other
 
     def _other(self, best: int) -> int | None:
-        """What to try: in place of no draft and of one-pass the best one; else, of the trees that might be
-        better, the one not timed for longest, the largest first, which tells of all smaller ones. A smaller
-        one only where cycles are timed: its cost is all that it tells."""
+        """What to try. In place of no draft and of one-pass the best draft. In place of a tree a kind whose
+        cost is old; else, of the trees that might be better, the one not timed for longest, at first the
+        largest, which tells of all smaller ones. A smaller tree only tells what it costs, so it is tried only
+        where cycles are timed."""
         if best in (PLAIN, ONE_PASS):
             return max(self._drafts, key=self.rate, default=None)
+        oldest = min((PLAIN, *self._drafts), key=self._timed_at.__getitem__)
+        if self._timed - self._timed_at[oldest] > _OLD:
+            return oldest
         others = [k for k in self._drafts if k > best or (k < best and self._timed)]
         might = [k for k in others if _CHANCE * self.rate(k) >= self.rate(best)]
         return min(might, key=lambda kind: (self._timed_at[kind], -kind), default=None)
@@ -182,14 +189,14 @@ class Budget:
 
     def time(self, kind: int, cost: float | None) -> None:
         """Follow the cost of a kind as texts get longer and the GPU's clock changes, by the median of its
-        last three times: a cycle that was held up says nothing. None: not measured."""
+        last times, as cycles may be held up, one or two in a row. None: not measured."""
         if cost is None:
             return
         self._timed += 1
         age, self._timed_at[kind] = self._timed - self._timed_at[kind], self._timed
-        last = median((*self._times[kind], cost))
-        self._times[kind] = [self._times[kind][1], cost]
-        self.costs[kind] += (1 - (1 - _FOLLOW) ** age) * (last - self.costs[kind])
+        known, times = self.costs[kind], self._times[kind]
+        times.append(min(cost, 2 * known))
+        self.costs[kind] += (1 - (1 - _FOLLOW) ** age) * (median(times) - known)
 
     def observe(self, known: Mapping[int, int]) -> None:
         """Learn from a cycle, its `known_tokens`; nothing of a one-pass cycle that had no draft."""

@@ -2,8 +2,8 @@
 
 Kinds are timed in turn and not one after another: a GPU that lay idle while a kernel was compiled or a graph
 captured may be slow for a while, and what its clock does must meet all kinds alike. It matters, as the budget
-follows only the costs of kinds that it runs: a small tree that looks dear at the beginning is hardly ever
-timed again."""
+follows only the costs of kinds that it runs: one that looks dear at the beginning is timed again only when
+its turn to be tried comes."""
 
 from __future__ import annotations
 
