@@ -9,8 +9,8 @@ of the cycle before, so this kind is tried a few cycles in a row, drafts in turn
 known from those.
 
 Costs are the measured times of the cycles (costs.py), or `TWIN_COSTS` in the host's loop. Only what runs can
-be timed, and a cost that is too high would keep a kind away for ever: so trees take turns in being tried, and
-beside trees nothing but one-pass stays untimed for long. Text never depends on any of this."""
+be timed, and a cost that is too high would keep a kind away for ever: so beside a tree the others take turns
+in being tried, and in the end what seems too dear too. Text never depends on any of this."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ _KEPT_CYCLES = 8.0  # as many of a text count for the next one
 _HOPE = 0.5  # standard errors
 _PRIOR_RATIO, _PRIOR_WEIGHT = 1.12, 40.0
 _MARGIN = 1.02  # a kind must promise so much more than the one before it to be changed to
-# Cycles until another tree is tried: the first and the longest wait, and how many times longer each is. By
-# replaying traces of the embedded checkpoint and of simulated strong ones (bench/LOG.md, 2026-11-26).
+# Cycles until something else is tried beside a tree: the first and the longest wait, and how many times
+# longer each is. By replaying traces of the embedded checkpoint and of simulated strong ones (bench/LOG.md,
+# 2026-11-26).
 _LOOK, _LONGEST_LOOK, _LONGER = 2.0, 96.0, 1.3
 _CHANCE = 1.5  # a tree is tried if it would be the best with so many times the rate expected
 # Plain cycles until a draft is tried: the first and the longest wait. A draft that brings nothing costs about
@@ -45,7 +46,8 @@ _CHANCE = 1.5  # a tree is tried if it would be the best with so many times the 
 _WAIT, _LONGEST_WAIT = 12, 64
 _NEW_WAIT = 32  # the longest at the beginning of a text
 # Of a new cost, compounded over the timed cycles since the last one of its kind; how many times of a kind
-# count, by their median; and how many timed cycles a cost may be old, however dear its kind seems.
+# count, by their median; and how many timed cycles pass until a kind is tried, however dear it seems: a cost
+# that is wrong is mended when the median is, after three tries.
 _FOLLOW, _TIMES, _OLD = 0.1, 5, 1000
 # One-pass: its tokens a cycle in those of the smallest draft, how many cycles a try has (the first is without
 # a draft), when one is worth it, and cycles until it: the first and the longest wait, and the wait for one
@@ -79,7 +81,8 @@ class Budget:
     def __init__(self, costs: Mapping[int, float]) -> None:
         self.costs = dict(costs)
         self._times = {kind: deque([cost] * _TIMES, _TIMES) for kind, cost in costs.items()}  # the last ones
-        self._timed, self._timed_at = 0, dict.fromkeys(costs, 0)  # timed cycles; which one was a kind's last
+        # timed cycles; how many there were when a kind was last timed, and when it last ran
+        self._timed, self._timed_at, self._ran_at = 0, dict.fromkeys(costs, 0), dict.fromkeys(costs, 0)
         self._drafts = [kind for kind in (CHAIN, *TREES) if kind in self.costs]
         # decayed sums over cycles: 1, the tokens of the smallest draft, their squares
         self._sums = [_PRIOR_CYCLES * n for n in (1.0, _PRIOR_TOKENS, 2 * _PRIOR_TOKENS**2)]
@@ -126,7 +129,7 @@ class Budget:
         self._tries = self._one_passes = self._drafted = 0
 
     def next(self) -> int:
-        """The kind of the next cycle: the best one; at times another, to learn what it brings now."""
+        """The kind of the next cycle: the best one; at times another, to learn what it is worth now."""
         if self._tries:
             self._tries -= 1
             return self._tried
@@ -153,18 +156,18 @@ class Budget:
         return other
 
     def _other(self, best: int) -> int | None:
-        """What to try. In place of no draft and of one-pass the best draft. In place of a tree a kind whose
-        cost is old; else, of the trees that might be better, the one not timed for longest, at first the
-        largest, which tells of all smaller ones. A smaller tree only tells what it costs, so it is tried only
-        where cycles are timed."""
+        """What to try. In place of no draft and of one-pass the best draft. In place of a tree a kind that
+        has not run for very long; else, of the trees that might be better, the one that ran first, to begin
+        with the largest, which tells of all smaller ones. A smaller tree only tells what it costs, so it is
+        tried only where cycles are timed."""
         if best in (PLAIN, ONE_PASS):
             return max(self._drafts, key=self.rate, default=None)
-        oldest = min((PLAIN, *self._drafts), key=self._timed_at.__getitem__)
-        if self._timed - self._timed_at[oldest] > _OLD:
+        oldest = min((kind for kind in self.costs if kind != ONE_PASS), key=self._ran_at.__getitem__)
+        if self._timed - self._ran_at[oldest] > _OLD:
             return oldest
         others = [k for k in self._drafts if k > best or (k < best and self._timed)]
         might = [k for k in others if _CHANCE * self.rate(k) >= self.rate(best)]
-        return min(might, key=lambda kind: (self._timed_at[kind], -kind), default=None)
+        return min(might, key=lambda kind: (self._ran_at[kind], -kind), default=None)
 
     def _tries_one_pass(self, best: int) -> bool:
         """Whether one-pass cycles begin here to show what they bring. Seldom: a try is long."""
@@ -190,9 +193,10 @@ class Budget:
     def time(self, kind: int, cost: float | None) -> None:
         """Follow the cost of a kind as texts get longer and the GPU's clock changes, by the median of its
         last times, as cycles may be held up, one or two in a row. None: not measured."""
+        self._timed += cost is not None
+        self._ran_at[kind] = self._timed
         if cost is None:
             return
-        self._timed += 1
         age, self._timed_at[kind] = self._timed - self._timed_at[kind], self._timed
         known, times = self.costs[kind], self._times[kind]
         times.append(min(cost, 2 * known))
