@@ -161,7 +161,7 @@ def test_cycles_that_were_held_up_do_not_end_a_kind(kind, late):
         used, kept = budget.next(), source.cycle()
         budget.observe(told(used, kept)), budget.time(used, costs[used])
         kinds.append(used)
-    assert kinds[-100:].count(kind) > 80
+    assert kinds[-100:].count(kind) > 90
 
 
 def test_a_cycle_counts_as_twice_the_cost_at_most():
@@ -298,8 +298,8 @@ CLOCKED = {
     "1.7B": (H100_SMALL, 0.95, 0.99),
     "8B": (H100_LARGE, 0.95, 0.99),
     "1.7B H200": (H200_SMALL, 0.95, 0.99),
+    "wide": (H100_WIDE, 0.85, 0.91),  # one-pass is seldom timed where it seems dear
 }
-CLOCKED["wide"] = H100_WIDE, 0.85, 0.91  # one-pass is seldom timed where it seems dear
 
 
 @pytest.mark.parametrize("of", CLOCKED)

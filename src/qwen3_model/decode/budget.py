@@ -157,9 +157,9 @@ class Budget:
 
     def _other(self, best: int) -> int | None:
         """What to try. In place of no draft and of one-pass the best draft. In place of a tree a kind that
-        has not run for very long; else, of the trees that might be better, the one that ran first, to begin
-        with the largest, which tells of all smaller ones. A smaller tree only tells what it costs, so it is
-        tried only where cycles are timed."""
+        has not run for very long; else, of the trees that might be better, the one that has not run for
+        longest, to begin with the largest, which tells of all smaller ones. A smaller tree only tells what it
+        costs, so it is tried only where cycles are timed."""
         if best in (PLAIN, ONE_PASS):
             return max(self._drafts, key=self.rate, default=None)
         oldest = min((kind for kind in self.costs if kind != ONE_PASS), key=self._ran_at.__getitem__)
