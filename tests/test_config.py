@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from small import small_config
 
 from qwen3_model import InputError, Qwen3Config
-from qwen3_model.config import YarnScaling, read_json_object
+from qwen3_model.config import YarnScaling
+from qwen3_model.errors import quoted
+from qwen3_model.reading import read_json_object
 
 QWEN3 = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -215,7 +217,7 @@ def test_wrong_numbers_are_refused(name):
 @pytest.mark.parametrize("name", ["rms_norm_eps", "rope_theta"])
 def test_wrong_real_numbers_are_refused(name):
     for wrong in (0, -1e-6, "1e-6", True, float("nan"), float("inf"), 10**400):
-        assert f"{name} is {wrong!r}; a finite number" in refusal(QWEN3 | {name: wrong})
+        assert f"{name} is {quoted(wrong)}; a finite number" in refusal(QWEN3 | {name: wrong})
 
 
 @pytest.mark.parametrize("name", ["tie_word_embeddings", "attention_bias", "use_sliding_window"])

@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .config import one_line, read_json_object
-from .errors import InputError
+from .errors import InputError, one_line
+from .reading import read_json_object
 
 EMBEDDED = Path(__file__).parent / "embedded"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
+from .errors import InputError, quoted
+from .reading import read_json_object
 
 DTYPES = ("bfloat16", "float16", "float32")
 BLOCK_SIZES = range(2, 257)
@@ -158,24 +158,6 @@ class Qwen3Config:
         return written
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Parse a JSON file that must hold an object. Raises InputError."""
-    try:
-        parsed = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: a checkpoint folder needs it") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {one_line(error)}") from None
-    if not isinstance(parsed, dict):
-        raise InputError(f"{path} holds a JSON {type(parsed).__name__}; an object was expected")
-    return parsed
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 @dataclass(frozen=True)
 class _Fields:
     """Typed reading of a JSON object's fields."""
@@ -190,7 +172,9 @@ class _Fields:
         if value is None:
             raise InputError(f"{self.where}: {name} is missing")
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
-            raise InputError(f"{self.where}: {name} is {value!r}; a whole number in 1..{most} was expected")
+            raise InputError(
+                f"{self.where}: {name} is {quoted(value)}; a whole number in 1..{most} was expected"
+            )
         return value
 
     def positive(self, name: str, default: float | None = None) -> float:
@@ -201,7 +185,7 @@ class _Fields:
             raise InputError(f"{self.where}: {name} is missing")
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not 0 < value <= 1e30 or not math.isfinite(value):
-            raise InputError(f"{self.where}: {name} is {value!r}; a finite number above 0 was expected")
+            raise InputError(f"{self.where}: {name} is {quoted(value)}; a finite number above 0 was expected")
         return float(value)
 
     def flag(self, name: str, default: bool = False) -> bool:
@@ -210,7 +194,7 @@ class _Fields:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise InputError(f"{self.where}: {name} is {value!r}; true or false was expected")
+            raise InputError(f"{self.where}: {name} is {quoted(value)}; true or false was expected")
         return value
 
 

@@ -15,10 +15,9 @@ import torch
 from orthrus_kernels import Sampling
 
 from .captured import lent_cache
-from .config import one_line
 from .decode import STRATEGIES, VERIFY, Decoding, Run, cycles, one_pass
 from .decode.stream import OnTokens, TokenStream
-from .errors import InputError
+from .errors import InputError, one_line
 
 if TYPE_CHECKING:
     from .model import Qwen3

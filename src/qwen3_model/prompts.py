@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .config import one_line
-from .errors import InputError
+from .errors import InputError, one_line
 
 FIELDS = ("prompt", "question", "text")  # tried in this order
 

@@ -13,8 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ..config import one_line
-from ..errors import InputError
+from ..errors import InputError, one_line
 from . import (
     bigram,
     chat,

@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer
 
 from .. import checkpoint
-from ..config import Qwen3Config, one_line
-from ..errors import InputError
+from ..config import Qwen3Config
+from ..errors import InputError, one_line
 from .held_out import PROMPT_TOKENS
 from .tokenizer import END, MASK
 

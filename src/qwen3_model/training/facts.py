@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..config import read_json_object
+from ..reading import read_json_object
 from .agreement import Estimate
 from .corpus import Source
 from .dataset import Corpus

@@ -15,8 +15,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from .. import bigram, checkpoint
-from ..config import Qwen3Config, read_json_object
+from ..config import Qwen3Config
 from ..errors import InputError
+from ..reading import read_json_object
 from ..settings import DTYPES
 from .network import Network
 from .tokenizer import save_tokenizer

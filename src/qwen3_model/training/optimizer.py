@@ -16,8 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .. import checkpoint
-from ..config import one_line
-from ..errors import InputError
+from ..errors import InputError, one_line
 
 WARM_UP = 0.02  # of the run
 FLOOR = 0.01  # of the peak learning rate, at the end
