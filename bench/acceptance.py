@@ -18,8 +18,8 @@ from typing import Any
 
 from qwen3_model import InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
-from qwen3_model.generate import MOST_NODES
 from qwen3_model.prompts import read_prompts
+from qwen3_model.request import MOST_NODES
 
 from . import report
 from .acceptance_run import Measured, Setting, measure, plot, table

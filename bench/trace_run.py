@@ -28,8 +28,8 @@ from qwen3_model.cli.output import write_atomically
 from qwen3_model.decode.budget import TREES
 from qwen3_model.decode.cycle import CANDIDATES
 from qwen3_model.decode.one_pass import NODES
-from qwen3_model.generate import checked_block_size
 from qwen3_model.kv_cache import KVCache
+from qwen3_model.request import block_rows
 
 CHAIN, ONE_PASS = "chain", "one-pass"
 KINDS = (CHAIN, *map(str, TREES), ONE_PASS)
@@ -291,8 +291,8 @@ class Recorder:
     @staticmethod
     def of(model: Qwen3, also: Sequence[int] = (), sampling: Sampling = GREEDY) -> Recorder:
         """also: sizes of blocks. Raises InputError for a model whose blocks are smaller, or below 3 rows."""
-        short, rows = checked_block_size(model, None, "one-pass"), model.config.block_size
-        sizes = sorted({rows, short, *(checked_block_size(model, size, "one-pass") for size in also)})
+        short, rows = block_rows(model.config, None, "one-pass"), model.config.block_size
+        sizes = sorted({rows, short, *(block_rows(model.config, size, "one-pass") for size in also)})
         kinds = [(size, known, corrected) for size in sizes for known in (True, False)
                  for corrected in (False, True) if model.bigram or not corrected]  # fmt: skip
         return Recorder(model, rows, short, sizes, {kind: Tally(*kind) for kind in kinds}, sampling)

@@ -228,7 +228,7 @@ BAD = [
     ([1], {"repetition_penalty": 1e-300}, "repetition_penalty"),
     ([1], {"max_new_tokens": 4.5}, "whole number"),
     (["def"], {}, "token ids"),
-    ([1], {"stop": [b"x"]}, "strings were expected"),
+    ([1], {"stop": [b"x"]}, "a list of strings was expected"),
     ([1], {"logit_bias": dict.fromkeys(range(97), float("-inf"))}, "bans every token"),
     ([1], {"logit_bias": {97: 1.0}}, "logit_bias names token 97"),
     ([1], {"stop": ["x"]}, "need a tokenizer"),

@@ -5,6 +5,7 @@ MLP size, V vocabulary."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from orthrus_kernels import Rows, backend_ops, inverse_frequencies, pdl_kinds, r
 from . import bigram, checkpoint
 from . import generate as generation
 from .config import BLOCK_SIZES, Qwen3Config
-from .errors import InputError
+from .errors import InputError, in_memory, one_line
 from .kv_cache import KVCache
 from .pass_inputs import PassInputs
 from .settings import pick_backend, pick_device, pick_dtype
@@ -26,6 +27,8 @@ from .text import TOKENIZER, Text
 
 NewTensor = Callable[..., Tensor]  # torch.empty on the model's device and in its dtype
 PREFILL_ROWS = 384  # of a prompt in a pass: three row tiles of most linears; keys and values are 57 MB at 8B
+_log = logging.getLogger(__name__)
+_SMALLER = "give a smaller dtype, another device or a smaller checkpoint"
 ROWS_BEHIND = BLOCK_SIZES[-1]  # positions past a cache's end that rows of a draft may take
 
 
@@ -152,9 +155,16 @@ class Qwen3:
         plan = cls(config, torch.device("meta"), chosen, run, None)
         checkpoint.load_into(folder, plan.destinations())
         text = Text(folder) if (folder / TOKENIZER).exists() else None
-        model = cls(config, on, chosen, run, text)
-        checkpoint.load_into(folder, model.destinations(), progress=progress)
-        model.bigram = bigram.load(folder, config, on, chosen)
+        size = sum(weight.numel() for weight in plan.destinations().values()) * chosen.itemsize / 2**30
+        with in_memory(f"{path_or_id}, {size:.1f} GiB of weights in {str(chosen)[6:]},", _SMALLER):
+            model = cls(config, on, chosen, run, text)
+            checkpoint.load_into(folder, model.destinations(), progress=progress)
+            model.bigram = bigram.load(folder, config, on, chosen)
+        if not model.drafts_are_numbers():
+            _log.warning(
+                "the diffusion view of %s holds NaN or infinite weights: the text is right, and drafts are "
+                "lost; download or train it again", one_line(path_or_id, 200),
+            )  # fmt: skip
         return model
 
     @classmethod
@@ -184,6 +194,13 @@ class Qwen3:
         if not self.config.tie_word_embeddings:
             named["lm_head.weight"] = self.head
         return named
+
+    def drafts_are_numbers(self) -> bool:
+        """Whether every weight of the diffusion view is finite; so where there is none. One read of them."""
+        views = [layer.diffusion for layer in self.layers if layer.diffusion is not None]
+        weights = [weight for view in views for weight in (view.qkv, view.o, view.q_norm, view.k_norm)]
+        ends = [end for weight in weights for end in weight.aminmax()]  # NaN if one of them is
+        return not ends or bool(torch.stack(ends).isfinite().all())
 
     def new_cache(self, capacity: int, sequences: int = 1) -> KVCache:
         """An empty cache for `capacity` positions of each of `sequences` sequences."""

@@ -270,6 +270,22 @@ def test_damaged_logits_are_said(model, monkeypatch):
         damaged.generate(PROMPT, tree_nodes=0, max_new_tokens=4)
 
 
+@pytest.mark.parametrize(
+    "strategy, tree_nodes, settings",
+    [("two-pass", 0, {}), ("two-pass", 0, {"temperature": 0.8}), ("two-pass", 6, {"temperature": 0.8}),
+     ("one-pass", 4, {"temperature": 0.8, "top_p": 0.9})],
+)  # fmt: skip
+def test_a_damaged_drafter_leaves_the_text_alone(model, strategy, tree_nodes, settings):
+    """Its tokens and its scores are NaN, and ids made of them still lie in the vocabulary."""
+    damaged = small_model("float32", backend="triton", device=DEVICE, num_hidden_layers=1, **HEADS)
+    damaged.layers[0].diffusion.qkv[3, 3] = float("nan")
+    settings = settings | {"max_new_tokens": 4, "block_size": 4}
+    plain = plainly(model, **settings)
+    (host, on_device), cycles = both(damaged, strategy=strategy, tree_nodes=tree_nodes, **settings)
+    assert on_device.token_ids == host.token_ids == plain.token_ids
+    assert on_device.logprobs == host.logprobs == plain.logprobs and len(cycles) >= 1
+
+
 def test_the_cache_holds_what_plain_decoding_commits(model):
     (host, _), _ = both(model, strategy="two-pass", block_size=3)
     cache, n = model.spare_cache, len(PROMPT) + len(host.token_ids) - 1

@@ -6,16 +6,17 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..errors import InputError
+from ..errors import InputError, quoted
+from ..request import BIASES, SAMPLING, Kind, Request
 
 if TYPE_CHECKING:
     from ..model import Qwen3
     from ..text import Text
 
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 # On a CPU, models up to this hidden size run on one thread unless OMP_NUM_THREADS says otherwise: their
 # matrices gain little from a second one, and on a busy machine torch's threads wait for each other (the demo
 # took 34 s on one thread and 456 s on two, beside other work on 2 cores, 2026-11-25).
@@ -67,61 +68,52 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_settings(group: argparse._ActionsContainer, *names: str) -> None:
+    """Options of settings of a generation, as `Request` declares them."""
+    for declared in fields(Request):
+        if declared.name not in names:
+            continue
+        kind, repeatable = declared.metadata["kind"], declared.metadata["repeatable"]
+        group.add_argument(
+            f"--{declared.name.replace('_', '-')}",
+            action="append" if repeatable else "store",
+            default=[] if repeatable else declared.default,
+            type=partial(_read, kind, declared.metadata["metavar"]),
+            metavar=declared.metadata["metavar"],
+            help=declared.metadata["says"],
+        )
+
+
+def _read(kind: Kind, metavar: str | None, text: str) -> Any:
+    """A setting's value from a word of the command line."""
+    try:
+        return kind.of_text(text)
+    except ValueError:
+        wanted = f"{metavar}, for example 42=-5 or 42=-inf" if kind is BIASES else kind.wanted
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not {wanted}") from None
+
+
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """Settings of the choice of a token; the defaults choose greedily."""
-    group = parser.add_argument_group("sampling")
-    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy (default)")
-    group.add_argument("--top-k", type=int, default=0, metavar="K", help="0: off (default)")
-    group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="1: off (default)")
-    group.add_argument("--min-p", type=float, default=0.0, metavar="P", help="0: off (default)")
-    group.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="1: off (default)")
-    group.add_argument(
-        "--logit-bias", type=_bias, action="append", default=[], metavar="ID=VALUE",
-        help="add VALUE to a token's logit; -inf bans it (repeatable)",
-    )  # fmt: skip
+    add_settings(parser.add_argument_group("sampling"), *SAMPLING)
 
 
 def add_draft_options(group: argparse._ActionsContainer) -> None:
     """How a cycle drafts."""
-    group.add_argument(
-        "--block-size",
-        type=int,
-        metavar="K",
-        help="rows of a draft (default: the checkpoint's; 8 in one-pass)",
-    )
-    group.add_argument(
-        "--tree-nodes", type=_tree_nodes, default="auto", metavar="N",
-        help="verify a tree of the N likeliest nodes, 0: a chain (default: auto, what is fastest from cycle "
-        "to cycle; 19 in one-pass)",
-    )  # fmt: skip
+    add_settings(group, "block_size", "tree_nodes")
 
 
 def add_generation_options(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
     """Everything a single generation takes. The default length is cut to what fits the context."""
     group = parser.add_argument_group("decoding")
-    group.add_argument(
-        "--strategy", default="auto",
-        help="auto, autoregressive, two-pass or one-pass; changes speed, never text (default: auto)",
-    )  # fmt: skip
+    add_settings(group, "strategy", "block_size", "tree_nodes", "verify", "stop")
     group.add_argument(
         "--max-new-tokens", type=int, metavar="N",
         help=f"(default: {max_new_tokens}, or what fits the context)",
     )  # fmt: skip
     parser.set_defaults(default_max_new_tokens=max_new_tokens)
-    add_draft_options(group)
-    group.add_argument(
-        "--verify", default="coupled", metavar="HOW",
-        help="coupled; or rejection, for comparison: rejection sampling of a chain (arXiv 2211.17192) at a "
-        "temperature above 0, whose text is distributed as plain sampling's but is not the same for a seed "
-        "(default: coupled)",
-    )  # fmt: skip
-    group.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end the text before TEXT (repeatable)"
-    )
     add_sampling_options(parser)
-    parser.add_argument(
-        "--seed", type=int, metavar="S", help="seed of the sampling (default: drawn, reported)"
-    )
+    add_settings(parser, "seed")
 
 
 def model_loader(args: argparse.Namespace, progress: bool = True) -> Callable[[], Qwen3]:
@@ -185,22 +177,3 @@ def generation_settings(args: argparse.Namespace, model: Qwen3, prompt_tokens: i
         "stop": args.stop,
         "seed": args.seed,
     }
-
-
-def _tree_nodes(text: str) -> int | str:
-    if text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a whole number") from None
-
-
-def _bias(text: str) -> tuple[int, float]:
-    token, equals, value = text.partition("=")
-    try:
-        if not equals:
-            raise ValueError
-        return int(token), float(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not ID=VALUE, for example 42=-5 or 42=-inf") from None

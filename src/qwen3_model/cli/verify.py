@@ -99,7 +99,7 @@ def _circumstances(args: argparse.Namespace, model: Qwen3) -> dict[str, Any]:
     """What the figures were measured on."""
     import torch
 
-    from ..generate import checked_block_size
+    from ..request import block_rows
 
     on = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "CPU"
     return {
@@ -111,7 +111,7 @@ def _circumstances(args: argparse.Namespace, model: Qwen3) -> dict[str, Any]:
         "backend": model.backend,
         "max_new_tokens": args.max_new_tokens,
         "jobs": args.jobs,
-        "block_size": checked_block_size(model, args.block_size, args.strategy),
+        "block_size": block_rows(model.config, args.block_size, args.strategy),
         "tree_nodes": args.tree_nodes,
         "seed": args.seed,
         **options.sampling_settings(args),

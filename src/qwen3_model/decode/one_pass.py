@@ -19,7 +19,7 @@ from orthrus_kernels import DraftTree, Rows, choose_anchors, verify
 
 from .budget import CHAIN
 from .state import Decoding, Run
-from .two_pass import CANDIDATES, grow, now
+from .two_pass import CANDIDATES, alone, grow, now, sound
 
 MOST_ROWS = 192  # of a pass: about what an H200 reads the weights for in any case
 BLOCK, LEAST_BLOCK, MOST_BLOCK = 8, 3, 64  # rows of a block: by default, and what it may have
@@ -57,11 +57,6 @@ def cycles(decoding: Decoding) -> Iterator[Run]:
         yield run
 
 
-def alone(decoding: Decoding) -> DraftTree:
-    """The tree of the root."""
-    return DraftTree([decoding.root], [-1], [0], [0.0])
-
-
 def cycle(decoding: Decoding, shape: Shape, tree: DraftTree) -> tuple[Run, DraftTree]:
     """Verify `tree` and draft behind it in one pass, commit the walk; returns the next tree with the run."""
     began, config, n = time.perf_counter(), decoding.model.config, len(tree)
@@ -81,6 +76,8 @@ def cycle(decoding: Decoding, shape: Shape, tree: DraftTree) -> tuple[Run, Draft
     depth = min(shape.block - 2, decoding.remaining - 1)
     if path[-1] in anchors and depth > 0:
         first = n + anchors.index(path[-1]) * shape.block + 1  # row 0's proposal is the bonus token's place
-        following = grow(decoding, out.logits[first : first + depth], shape.nodes, shape.width, known=False)
+        proposals = sound(out.logits[first : first + depth])
+        if len(proposals):
+            following = grow(decoding, proposals, shape.nodes, shape.width, known=False)
     run.seconds = 0.0, now(out.logits) - verified, verified - began
     return run, following

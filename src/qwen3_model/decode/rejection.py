@@ -30,8 +30,12 @@ def cycle(decoding: Decoding) -> Run:
     count = min(decoding.block_size, decoding.remaining) - 1
     if count < 1:  # room for the bonus token only: nothing to propose
         return autoregressive.cycle(decoding)
+    drafted = two_pass.draft(decoding, count)
+    count = len(drafted)
+    if not count:  # a damaged drafter
+        return autoregressive.cycle(decoding)
     root = decoding.root
-    proposals, draft = propose(decoding, two_pass.draft(decoding, count))
+    proposals, draft = propose(decoding, drafted)
     rows = Rows.chain([decoding.root, *proposals], decoding.start)
     out = decoding.model.forward(rows, decoding.cache)
     target, positions = _distributions(decoding, out.logits, [proposals[:i] for i in range(count + 1)])

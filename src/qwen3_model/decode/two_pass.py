@@ -44,7 +44,10 @@ def cycle(decoding: Decoding, kind: int) -> Run:
         return autoregressive.cycle(decoding)
     began = time.perf_counter()
     logits = draft(decoding, count)
-    if kind == CHAIN:
+    if not len(logits):
+        tree = alone(decoding)
+        drafted = grown = now(logits)
+    elif kind == CHAIN:
         tree = chain(decoding, logits)
         drafted = grown = now(logits)
     else:
@@ -64,10 +67,22 @@ def now(x: Tensor) -> float:
 
 
 def draft(decoding: Decoding, count: int) -> Tensor:
-    """Logits [count, V] of the positions behind the root, from a diffusion block."""
+    """Logits [count, V] of the positions behind the root, from a diffusion block; fewer where it is damaged
+    (`sound`)."""
     config = decoding.model.config
     block = Rows.block(decoding.root, decoding.block_size, decoding.start, config.mask_token_id)
-    return decoding.model.forward(block, decoding.cache, logits_of=range(count)).logits
+    return sound(decoding.model.forward(block, decoding.cache, logits_of=range(count)).logits)
+
+
+def sound(logits: Tensor) -> Tensor:
+    """The rows [<= T, V] of a draft's logits in front of the first one that holds NaN or infinity: a drafter
+    that is damaged, or that overflows its dtype, proposes less and never ends a text."""
+    return logits[: int(logits.isfinite().all(-1).cumprod(0).sum())]
+
+
+def alone(decoding: Decoding) -> DraftTree:
+    """The tree of the root."""
+    return DraftTree([decoding.root], [-1], [0], [0.0])
 
 
 def chain(decoding: Decoding, logits: Tensor) -> DraftTree:

@@ -1,0 +1,268 @@
+"""What may be asked of one generation. Every setting is declared, checked and documented here alone: the
+library's `generate` takes these names, and the command line makes its options from these declarations.
+
+`Request` refuses what no model could do; `Request.fit` what this checkpoint cannot do, and leaves nothing
+open. The ranges of the choice of a token are the choice's own (`orthrus_kernels.Sampling`)."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from .errors import InputError, quoted
+
+if TYPE_CHECKING:
+    from orthrus_kernels import Sampling
+
+    from .config import Qwen3Config
+
+MOST_NODES = 255  # of a draft tree, its root besides: rows of a pass that kernels are tuned for
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "logit_bias")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What values a setting takes. read raises TypeError, ValueError or OverflowError for another one."""
+
+    read: Callable[[Any], Any]
+    wanted: str
+    of_text: Callable[[str], Any] = str  # how the command line reads it; ValueError for what it cannot read
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError
+    return float(value)
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _or_none(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else read(value)
+
+
+def _nodes(value: Any) -> int | Literal["auto"]:
+    if isinstance(value, str) and value == "auto":
+        return "auto"
+    nodes = _whole(value)
+    if not 0 <= nodes <= MOST_NODES:
+        raise ValueError
+    return nodes
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    given = tuple(_word(text) for text in ([value] if isinstance(value, str) else value or ()))
+    if not all(given):
+        raise InputError("a stop string is empty: leave it out, or give at least one character")
+    return given
+
+
+def _biases(value: Any) -> dict[int, float]:
+    """Token ids may be text, as in JSON, whose keys always are."""
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError
+    found: dict[int, float] = {}
+    for key, bias in (value or {}).items():
+        token, amount = int(key) if isinstance(key, str) else _whole(key), _number(bias)
+        if token in found:
+            raise ValueError
+        found[token] = amount
+    return found
+
+
+def _bias_of_text(text: str) -> tuple[int, float]:
+    token, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError
+    return int(token), float(value)
+
+
+NUMBER = Kind(_number, "a number", float)
+WHOLE = Kind(_whole, "a whole number", int)
+WHOLE_OR_NONE = Kind(_or_none(_whole), "a whole number", int)
+WORD = Kind(_word, "a word")
+NODES = Kind(
+    _nodes, f'"auto" or a whole number from 0 (a chain) to {MOST_NODES}',
+    lambda text: text if text == "auto" else int(text),
+)  # fmt: skip
+STRINGS = Kind(_strings, "a string or a list of strings")
+BIASES = Kind(_biases, "a mapping of token ids to numbers", _bias_of_text)
+
+
+def _setting(
+    default: Any, kind: Kind, says: str, metavar: str | None = None, repeatable: bool = False
+) -> Any:
+    return field(
+        default=default,
+        metadata={"kind": kind, "says": says, "metavar": metavar, "repeatable": repeatable},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The settings of one generation. Raises InputError, naming the setting, for an impossible value.
+
+    The text depends on weights, prompt, settings and seed, never on strategy, block_size or tree_nodes (but
+    for verify="rejection"). The words beside a setting are those of the command line's --help."""
+
+    strategy: str = _setting(
+        "auto", WORD, "auto, autoregressive, two-pass or one-pass; changes speed, never text (default: auto, "
+        "what is fastest from cycle to cycle for an Orthrus, else autoregressive)",
+    )  # fmt: skip
+    max_new_tokens: int | None = _setting(
+        None, WHOLE_OR_NONE, "tokens at most (default: what fits the context)", "N"
+    )
+    block_size: int | None = _setting(
+        None, WHOLE_OR_NONE, "rows of a draft (default: the checkpoint's; 8 in one-pass)", "K"
+    )
+    tree_nodes: int | Literal["auto"] = _setting(
+        "auto", NODES, "verify a tree of the N likeliest nodes, 0: a chain (default: auto, what is fastest "
+        "from cycle to cycle, and no draft where none pays; 19 in one-pass)", "N",
+    )  # fmt: skip
+    verify: str = _setting(
+        "coupled", WORD, "coupled; or rejection, for comparison: rejection sampling of a chain (arXiv "
+        "2211.17192) at a temperature above 0, whose text is distributed as plain sampling's but is not the "
+        "same for a seed, and depends on the drafter (default: coupled)", "HOW",
+    )  # fmt: skip
+    stop: Sequence[str] = _setting(
+        (), STRINGS, "end the text before TEXT (repeatable); token ids end with the token that completed it",
+        "TEXT", repeatable=True,
+    )  # fmt: skip
+    temperature: float = _setting(0.0, NUMBER, "0: greedy (default)", "T")
+    top_k: int = _setting(0, WHOLE, "0: off (default)", "K")
+    top_p: float = _setting(1.0, NUMBER, "1: off (default)", "P")
+    min_p: float = _setting(0.0, NUMBER, "0: off (default)", "P")
+    repetition_penalty: float = _setting(1.0, NUMBER, "1: off (default)", "R")
+    logit_bias: Mapping[int, float] | None = _setting(
+        None, BIASES, "add VALUE to a token's logit; -inf bans it (repeatable)", "ID=VALUE", repeatable=True
+    )
+    seed: int | None = _setting(None, WHOLE_OR_NONE, "seed of the sampling (default: drawn, reported)", "S")
+
+    def __post_init__(self) -> None:
+        from .decode import STRATEGIES, VERIFY  # here: `orthrus --help` reads this file and not torch
+
+        for declared in fields(self):
+            value, kind = getattr(self, declared.name), declared.metadata["kind"]
+            try:
+                object.__setattr__(self, declared.name, kind.read(value))
+            except InputError:
+                raise
+            except (TypeError, ValueError, OverflowError):
+                raise InputError(f"{declared.name} is {quoted(value)}; {kind.wanted} was expected") from None
+        if self.strategy not in (*STRATEGIES, "auto"):
+            raise InputError(f"unknown strategy {quoted(self.strategy)}: use {', '.join(STRATEGIES)}")
+        if self.verify not in VERIFY:
+            raise InputError(f"verify is {quoted(self.verify)}; use {' or '.join(VERIFY)}")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {quoted(self.max_new_tokens)}; it must be at least 1")
+        _ = self.sampling  # refuses what is out of range
+
+    @property
+    def sampling(self) -> Sampling:
+        """The settings of the choice of a token, without a seed those of seed 0."""
+        from orthrus_kernels import Sampling
+
+        chosen = {name: getattr(self, name) for name in SAMPLING}
+        try:
+            return Sampling(**chosen, seed=0 if self.seed is None else self.seed)
+        except ValueError as error:
+            raise InputError(error) from None
+
+    def fit(self, config: Qwen3Config, prompt_tokens: int, has_text: bool) -> Request:
+        """The request with nothing left open, for a checkpoint and a prompt of so many tokens.
+
+        has_text: whether the checkpoint has a tokenizer. Raises InputError for what it cannot do."""
+        strategy = self._strategy(config)
+        if self.stop and not has_text:
+            raise InputError("stop strings need a tokenizer, and this model has none")
+        _check_biases(self.logit_bias or {}, config.vocab_size)
+        tree_nodes = 0 if self.verify == "rejection" and self.tree_nodes == "auto" else self.tree_nodes
+        fitted = replace(
+            self,
+            strategy=strategy,
+            max_new_tokens=self._budget(config.context_length, prompt_tokens),
+            block_size=block_rows(config, self.block_size, strategy),
+            tree_nodes=tree_nodes,
+            seed=secrets.randbits(32) if self.seed is None else self.seed,
+        )
+        if fitted.verify == "rejection":
+            fitted._check_rejection()
+        return fitted
+
+    def _strategy(self, config: Qwen3Config) -> str:
+        if config.has_diffusion_view:
+            return "two-pass" if self.verify == "rejection" and self.strategy == "auto" else self.strategy
+        if self.strategy not in ("auto", "autoregressive"):
+            raise InputError(
+                f"strategy {self.strategy} needs an Orthrus; this is a plain Qwen3 without a diffusion view: "
+                "use autoregressive, or distil one (orthrus distill)"
+            )
+        return "autoregressive"
+
+    def _budget(self, context: int, prompt: int) -> int:
+        if prompt >= context:
+            raise InputError(
+                f"the prompt has {prompt} tokens and the context only {context}: shorten the prompt"
+            )
+        asked = context - prompt if self.max_new_tokens is None else self.max_new_tokens
+        if prompt + asked > context:
+            raise InputError(
+                f"prompt ({prompt} tokens) + max_new_tokens ({quoted(asked)}) is past the context of "
+                f"{context}: ask for at most {context - prompt} new tokens"
+            )
+        return asked
+
+    def _check_rejection(self) -> None:
+        if self.strategy != "two-pass":
+            raise InputError(f"verify rejection takes strategy two-pass of an Orthrus, not {self.strategy}")
+        if self.temperature == 0:
+            raise InputError("verify rejection takes a temperature above 0: a greedy choice is not a sample")
+        if self.tree_nodes != 0:
+            raise InputError(
+                f"verify rejection takes a chain, not a tree: tree_nodes is {self.tree_nodes}, use 0"
+            )
+
+
+def block_rows(config: Qwen3Config, block_size: int | None, strategy: str) -> int:
+    """Rows of a strategy's blocks, its default for None; 0 without a diffusion view. Raises InputError."""
+    from .decode import one_pass
+
+    least, most = 2, config.block_size
+    if strategy == "one-pass":  # the first proposal of its blocks is dropped
+        least, most = one_pass.LEAST_BLOCK, min(most, one_pass.MOST_BLOCK)
+        if most < least:
+            raise InputError(
+                f"strategy one-pass takes blocks of {least} rows or more, this checkpoint's have {most}"
+            )
+    if block_size is None or not most:
+        return min(most, one_pass.BLOCK) if strategy == "one-pass" else most
+    if not least <= block_size <= most:
+        raise InputError(
+            f"block_size is {quoted(block_size)}; {strategy} of this checkpoint takes {least} to {most}"
+        )
+    return block_size
+
+
+def _check_biases(biases: Mapping[int, float], vocabulary: int) -> None:
+    for token in biases:
+        if not 0 <= token < vocabulary:
+            raise InputError(
+                f"logit_bias names token {quoted(token)}; this checkpoint's are 0..{vocabulary - 1}"
+            )
+    if sum(bias == -math.inf for bias in biases.values()) == vocabulary:
+        raise InputError("logit_bias bans every token: leave at least one")
