@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-budget bench-replay performance pictures recording tune mutations gpu-check tiny-checkpoint clean
+.PHONY: help demo test test-slow fuzz coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-budget bench-replay performance pictures recording tune mutations gpu-check tiny-checkpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -18,6 +18,9 @@ test: $(VENV)/test ## the test suite, no GPU needed
 
 test-slow: $(VENV)/test ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(VENV)/test ## odd checkpoints, settings, processes; FUZZ="config --seed 7 --count 50000": one of them, longer
+	$(BIN)/python tests/fuzz/run.py $(FUZZ)
 
 coverage: $(VENV)/test ## lines of src/ that the suite runs, kernels in the interpreter too; slower than test
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow" --cov=src --cov-report=term:skip-covered

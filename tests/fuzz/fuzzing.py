@@ -42,7 +42,6 @@ class Report:
     cases: int = 0
     findings: list[Finding] = field(default_factory=list)
     longest: float = 0.0
-    refused: int = 0  # cases that ended with one line, of those that say so
 
     def by_kind(self) -> dict[str, int]:
         """Findings of each kind that the fuzzer looks for."""
