@@ -74,11 +74,6 @@ def test_old_and_new_spelling_are_the_same(scaling):
     assert Qwen3Config.from_dict(old).rope_theta == 1e6
 
 
-def test_rope_settings_of_the_new_spelling_win():
-    both = QWEN3 | {"rope_theta": 1, "rope_parameters": {"rope_theta": 5e6, "rope_type": "default"}}
-    assert Qwen3Config.from_dict(both).rope_theta == 5e6
-
-
 def test_yarn():
     config = Qwen3Config.from_dict(QWEN3 | {"rope_scaling": without(YARN, "rope_type") | {"type": "yarn"}})
     assert config.yarn == YarnScaling(factor=4.0, original_max_position_embeddings=32768)
@@ -148,7 +143,7 @@ def test_transformers_reads_what_is_written():
     ("changes", "says"),
     [
         ({"attention_bias": True}, "attention_bias is true"),
-        ({"use_sliding_window": True}, "sliding-window attention"),
+        ({"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 27}, "1 of 28 layers"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window attention"),
         ({"model_type": "qwen3_moe"}, "model_type is 'qwen3_moe'"),
         ({"model_type": "llama"}, "model_type is 'llama'"),

@@ -6,7 +6,7 @@ import huggingface_hub.errors as errors
 import pytest
 
 from qwen3_model import InputError
-from qwen3_model.checkpoint import resolve
+from qwen3_model.hub import resolve
 
 
 def test_local_folders(tmp_path, monkeypatch):

@@ -1,32 +1,25 @@
-"""Qwen3 and Orthrus-Qwen3 configurations, read from `config.json` in both spellings of RoPE settings."""
+"""Qwen3 and Orthrus-Qwen3 configurations, read from `config.json` and checked.
+
+A setting that is given in two places is applied where they agree and refused where they do not."""
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, quoted
+from orthrus_kernels import inverse_frequencies
+
+from .errors import InputError, foreign, quoted
+from .fields import MOST_HEADS, MOST_LAYERS, MOST_TOKENS, Fields
 from .reading import read_json_object
+from .rope_config import YarnScaling, read_rope
+from .unsupported import refuse_sliding_window, refuse_unsupported
 
 DTYPES = ("bfloat16", "float16", "float32")
 BLOCK_SIZES = range(2, 257)
-# Far above any model, and low enough that no product of them overflows and a wrong file is refused quickly
-MOST_LAYERS, MOST_HEADS, MOST_SIZE, MOST_TOKENS = 2**12, 2**16, 2**24, 2**30
-
-
-@dataclass(frozen=True)
-class YarnScaling:
-    """YaRN context extension (arXiv 2309.00071): frequencies slowed by wavelength, attention rescaled."""
-
-    factor: float
-    original_max_position_embeddings: int
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float | None = None  # None: 0.1 ln(factor) + 1
-    truncate: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,7 +65,7 @@ class Qwen3Config:
         generation = folder / "generation_config.json"
         return Qwen3Config.from_dict(
             read_json_object(folder / "config.json"),
-            read_json_object(generation) if generation.exists() else None,
+            read_json_object(generation) if os.path.lexists(generation) else None,
             diffusion=any("_diff." in name for name in tensor_names),
         )
 
@@ -83,28 +76,26 @@ class Qwen3Config:
         """Check and convert a parsed config.json. Raises InputError for what is wrong or what this project
         does not do.
 
-        generation: a parsed generation_config.json; its end tokens win, because config.json often lists only
-        one of them. diffusion: the weights hold a diffusion view, whatever the architecture is called."""
-        _refuse_what_is_not_dense_qwen3(raw)
-        fields = _Fields(raw, "config.json")
-        heads, groups = (
-            fields.count(name, MOST_HEADS) for name in ("num_attention_heads", "num_key_value_heads")
-        )
+        generation: a parsed generation_config.json; its end tokens win where it has any, because config.json
+        often lists only one of them. diffusion: the weights hold a diffusion view, whatever the architecture
+        is called."""
+        refuse_unsupported(raw)
+        fields = Fields(raw, "config.json")
+        heads, groups = _heads(fields)
         hidden, vocabulary = fields.count("hidden_size"), fields.count("vocab_size", MOST_TOKENS)
-        if heads % groups:
-            raise InputError(
-                f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}"
-            )
+        layers = fields.count("num_hidden_layers", MOST_LAYERS)
+        refuse_sliding_window(raw, layers)
         head_dim = fields.count("head_dim", MOST_HEADS, 128)  # the default of transformers' Qwen3Config
         if head_dim % 2:
             raise InputError(f"config.json: head_dim is {head_dim}; RoPE needs an even one")
-        theta, yarn = _rope(raw)
+        theta, yarn = read_rope(raw)
+        _check_frequencies(head_dim, theta, yarn)
         block_size, mask_token_id = _diffusion(raw, vocabulary, diffusion)
         return Qwen3Config(
             vocab_size=vocabulary,
             hidden_size=hidden,
             intermediate_size=fields.count("intermediate_size"),
-            num_hidden_layers=fields.count("num_hidden_layers", MOST_LAYERS),
+            num_hidden_layers=layers,
             num_attention_heads=heads,
             num_key_value_heads=groups,
             head_dim=head_dim,
@@ -158,103 +149,24 @@ class Qwen3Config:
         return written
 
 
-@dataclass(frozen=True)
-class _Fields:
-    """Typed reading of a JSON object's fields."""
-
-    raw: Mapping[str, Any]
-    where: str
-
-    def count(self, name: str, most: int = MOST_SIZE, default: int | None = None) -> int:
-        """A whole number from 1 to `most`."""
-        value = self.raw.get(name)
-        value = default if value is None else value
-        if value is None:
-            raise InputError(f"{self.where}: {name} is missing")
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
-            raise InputError(
-                f"{self.where}: {name} is {quoted(value)}; a whole number in 1..{most} was expected"
-            )
-        return value
-
-    def positive(self, name: str, default: float | None = None) -> float:
-        """A finite number above 0."""
-        value = self.raw.get(name)
-        value = default if value is None else value
-        if value is None:
-            raise InputError(f"{self.where}: {name} is missing")
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not 0 < value <= 1e30 or not math.isfinite(value):
-            raise InputError(f"{self.where}: {name} is {quoted(value)}; a finite number above 0 was expected")
-        return float(value)
-
-    def flag(self, name: str, default: bool = False) -> bool:
-        """true or false."""
-        value = self.raw.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise InputError(f"{self.where}: {name} is {quoted(value)}; true or false was expected")
-        return value
-
-
-def _refuse_what_is_not_dense_qwen3(raw: Mapping[str, Any]) -> None:
-    fields = _Fields(raw, "config.json")
-    kind = raw.get("model_type")
-    if kind not in ("qwen3", "orthrus"):
+def _heads(fields: Fields) -> tuple[int, int]:
+    """Query and key/value heads; a null number of the latter means as many, as in transformers."""
+    heads = fields.count("num_attention_heads", MOST_HEADS)
+    as_many = heads if "num_key_value_heads" in fields.raw else None
+    groups = fields.count("num_key_value_heads", MOST_HEADS, as_many)
+    if heads % groups:
         raise InputError(
-            f"config.json: model_type is {kind!r}; this project runs dense qwen3 (and orthrus) models only"
+            f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}"
         )
-    if raw.get("num_experts") or raw.get("num_local_experts"):
-        raise InputError("config.json: this is a mixture of experts; dense Qwen3 models only")
-    if raw.get("quantization_config") is not None:
-        raise InputError("config.json: this checkpoint is quantised; use the bf16, fp16 or fp32 one")
-    if fields.flag("attention_bias"):
-        raise InputError(
-            "config.json: attention_bias is true; Qwen3 has no attention bias and it is not supported"
-        )
-    layer_types = raw.get("layer_types")
-    sliding = isinstance(layer_types, list) and any(kind != "full_attention" for kind in layer_types)
-    if fields.flag("use_sliding_window") or sliding:
-        raise InputError("config.json: sliding-window attention is not supported; full attention only")
-    if raw.get("hidden_act", "silu") != "silu":
-        raise InputError(f"config.json: hidden_act is {raw.get('hidden_act')!r}; silu was expected")
+    return heads, groups
 
 
-def _rope(raw: Mapping[str, Any]) -> tuple[float, YarnScaling | None]:
-    """RoPE base and scaling from `rope_parameters`, or the older `rope_theta` and `rope_scaling`."""
-    settings = raw.get("rope_parameters")
-    settings = raw.get("rope_scaling") if settings is None else settings
-    settings = {} if settings is None else settings
-    if not isinstance(settings, dict):
-        raise InputError(f"config.json: RoPE settings are {settings!r}; an object was expected")
-    theta = _Fields(
-        {"rope_theta": settings.get("rope_theta", raw.get("rope_theta"))}, "config.json"
-    ).positive("rope_theta")
-    if settings.get("partial_rotary_factor", raw.get("partial_rotary_factor")) not in (None, 1, 1.0):
-        raise InputError("config.json: partial_rotary_factor other than 1 is not supported")
-    kind = settings.get("rope_type", settings.get("type", "default"))
-    if kind in ("default", None):
-        return theta, None
-    if kind != "yarn":
-        raise InputError(f"config.json: RoPE type {kind!r} is not supported; default or yarn")
-    if settings.get("mscale") is not None or settings.get("mscale_all_dim") is not None:
-        raise InputError("config.json: YaRN with mscale is not supported; use attention_factor")
-    fields = _Fields(settings, "config.json: YaRN")
-    original = settings.get("original_max_position_embeddings", raw.get("max_position_embeddings"))
-    attention = settings.get("attention_factor")
-    if not theta > 1:
-        raise InputError(f"config.json: YaRN needs a rope_theta above 1, it is {theta}")
-    return theta, YarnScaling(
-        factor=fields.positive("factor"),
-        original_max_position_embeddings=_Fields(
-            {"original_max_position_embeddings": original}, "config.json: YaRN"
-        ).count("original_max_position_embeddings", MOST_TOKENS),
-        beta_fast=fields.positive("beta_fast", 32.0),
-        beta_slow=fields.positive("beta_slow", 1.0),
-        attention_factor=None if attention is None else fields.positive("attention_factor"),
-        truncate=fields.flag("truncate", True),
-    )
+def _check_frequencies(head_dim: int, theta: float, yarn: YarnScaling | None) -> None:
+    """Settings that are each possible can still give angles that are no numbers."""
+    with foreign("config.json: the RoPE settings give no frequencies", "correct rope_theta and its scaling"):
+        frequencies, scale = inverse_frequencies(head_dim, theta, yarn)
+        if not (frequencies.isfinite().all() and 0 < scale < float("inf")):
+            raise ArithmeticError("they are not finite")
 
 
 def _diffusion(raw: Mapping[str, Any], vocabulary: int, in_weights: bool) -> tuple[int, int]:
@@ -264,7 +176,7 @@ def _diffusion(raw: Mapping[str, Any], vocabulary: int, in_weights: bool) -> tup
     if not (named or raw.get("model_type") == "orthrus" or in_weights):
         return 0, -1
     where = "config.json of an Orthrus"
-    block_size = _Fields(raw, where).count("block_size")
+    block_size = Fields(raw, where).count("block_size")
     if block_size not in BLOCK_SIZES:
         raise InputError(
             f"{where}: block_size is {block_size}; {BLOCK_SIZES[0]} to {BLOCK_SIZES[-1]} was expected"
@@ -272,7 +184,7 @@ def _diffusion(raw: Mapping[str, Any], vocabulary: int, in_weights: bool) -> tup
     mask = raw.get("mask_token_id")
     if isinstance(mask, bool) or not isinstance(mask, int) or not 0 <= mask < vocabulary:
         raise InputError(
-            f"{where}: mask_token_id is {mask!r}; a token id in 0..{vocabulary - 1} was expected"
+            f"{where}: mask_token_id is {quoted(mask)}; a token id in 0..{vocabulary - 1} was expected"
         )
     return block_size, mask
 
@@ -280,18 +192,36 @@ def _diffusion(raw: Mapping[str, Any], vocabulary: int, in_weights: bool) -> tup
 def _end_tokens(
     raw: Mapping[str, Any], generation: Mapping[str, Any] | None, vocabulary: int
 ) -> tuple[int, ...]:
-    listed = (generation or {}).get("eos_token_id")
-    listed = raw.get("eos_token_id") if listed is None else listed
+    """End tokens of generation_config.json, or of config.json where it has none. Both are checked."""
+    of_generation = _token_ids(generation or {}, "generation_config.json", vocabulary)
+    of_config = _token_ids(raw, "config.json", vocabulary)
+    return of_generation or of_config
+
+
+def _token_ids(raw: Mapping[str, Any], where: str, vocabulary: int) -> tuple[int, ...]:
+    listed = raw.get("eos_token_id")
     ends = [] if listed is None else listed if isinstance(listed, list) else [listed]
     for end in ends:
         if isinstance(end, bool) or not isinstance(end, int) or not 0 <= end < vocabulary:
-            raise InputError(f"eos_token_id holds {end!r}; token ids in 0..{vocabulary - 1} were expected")
+            raise InputError(
+                f"{where}: eos_token_id holds {quoted(end)}; token ids in 0..{vocabulary - 1} were expected"
+            )
     return tuple(dict.fromkeys(ends))
 
 
 def _dtype(raw: Mapping[str, Any]) -> str:
-    name = raw.get("dtype", raw.get("torch_dtype"))
-    name = "bfloat16" if name is None else name
-    if name not in DTYPES:
-        raise InputError(f"config.json: dtype is {name!r}; {', '.join(DTYPES)} was expected")
-    return name
+    """The dtype of both of its names, with or without torch's prefix."""
+    read = {}
+    for name in ("dtype", "torch_dtype"):
+        value = raw.get(name)
+        if value is None:
+            continue
+        read[name] = value.removeprefix("torch.") if isinstance(value, str) else value
+        if read[name] not in DTYPES:
+            raise InputError(f"config.json: {name} is {quoted(value)}; {', '.join(DTYPES)} was expected")
+    if len(set(read.values())) > 1:
+        raise InputError(
+            f"config.json: dtype is {read['dtype']} and torch_dtype is {read['torch_dtype']}: "
+            "keep the one that is right"
+        )
+    return next(iter(read.values()), "bfloat16")

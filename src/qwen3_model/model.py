@@ -16,7 +16,7 @@ from torch import Tensor
 
 from orthrus_kernels import Rows, backend_ops, inverse_frequencies, pdl_kinds, rope_table, triton_interprets
 
-from . import bigram, checkpoint
+from . import bigram, checkpoint, hub
 from . import generate as generation
 from .config import BLOCK_SIZES, Qwen3Config
 from .errors import InputError, in_memory, one_line
@@ -148,7 +148,7 @@ class Qwen3:
         if on.type == "meta":
             raise InputError("a checkpoint cannot run on device meta: use cpu, cuda or cuda:N")
         run = pick_backend(backend, on)
-        folder = checkpoint.resolve(path_or_id, revision)
+        folder = hub.resolve(path_or_id, revision)
         config = Qwen3Config.from_folder(folder, checkpoint.tensor_names(folder))
         chosen = pick_dtype(dtype, on, config.dtype)
         # everything is checked against tensors without memory before weights take any

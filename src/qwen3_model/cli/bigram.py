@@ -37,13 +37,13 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Learn and write OUT."""
-    from .. import checkpoint
+    from .. import hub
     from ..training import recipe
     from ..training.distill import Blocks
     from ..training.folder import check_out
 
     check_out(args.out, args.overwrite)  # before a base is downloaded
-    base = checkpoint.resolve(args.base, args.revision)
+    base = hub.resolve(args.base, args.revision)
     plan = plan_of(args, recipe.BIGRAM, recipe.BIGRAM.lr)
     blocks = Blocks(args.blocks, args.block_size, recipe.BIGRAM_BLOCKS.offset_decay)
     recipe.run_bigram(

@@ -60,14 +60,14 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Distil and write OUT."""
-    from .. import checkpoint
+    from .. import hub
     from ..training import recipe
     from ..training.base import base_config
     from ..training.distill import Blocks
     from ..training.folder import check_out
 
     check_out(args.out, args.overwrite)  # before a base is downloaded
-    base = checkpoint.resolve(args.base, args.revision)
+    base = hub.resolve(args.base, args.revision)
     rate = TINY_RATE if base_config(base).hidden_size <= TINY_HIDDEN else RATE
     plan = plan_of(args, recipe.DISTILL, rate)
     blocks = Blocks(args.blocks, args.block_size, args.offset_decay, args.short_blocks)

@@ -43,12 +43,12 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the figures."""
-    from .. import checkpoint
+    from .. import checkpoint, hub
     from ..config import Qwen3Config
 
     if not 1e-3 <= args.bandwidth < float("inf"):
         raise InputError(f"--bandwidth is {args.bandwidth}; a number of GB/s from 0.001 on was expected")
-    folder = checkpoint.resolve(args.model or checkpoint.EMBEDDED, args.revision)
+    folder = hub.resolve(args.model or checkpoint.EMBEDDED, args.revision)
     on_disk = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     names = checkpoint.tensor_names(folder) if on_disk else ()
     config = Qwen3Config.from_folder(folder, names)

@@ -36,12 +36,12 @@ def run(args: argparse.Namespace) -> int:
     """Train and write OUT."""
     import dataclasses
 
-    from .. import checkpoint
+    from .. import hub
     from ..training import recipe
     from ..training.folder import check_out
 
     check_out(args.out, args.overwrite)  # before a base is downloaded
-    base = checkpoint.resolve(args.base, args.revision)
+    base = hub.resolve(args.base, args.revision)
     plan = plan_of(args, recipe.UNREPEAT, recipe.UNREPEAT.lr)
     own = dataclasses.replace(recipe.CONTINUATIONS, distinct=args.distinct)
     recipe.run_unrepeat(
