@@ -1,13 +1,16 @@
 """Prompt files: which lines are prompts, and what is refused with its line's number."""
 
+import io
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3_model import InputError
+from qwen3_model import InputError, prompts
 from qwen3_model.prompts import read_prompts
 
 
@@ -50,6 +53,58 @@ def test_a_field_of_ones_own(tmp_path):
     assert "line 2 has no field body; its fields are none" in refusal(
         write(tmp_path, {"body": "b"}, {}), field="body"
     )
+
+
+def test_a_null_field_is_passed_over(tmp_path):
+    file = write(tmp_path, {"prompt": None, "question": "b"}, {"prompt": None, "text": "c", "question": None})
+    assert read_prompts(file) == ["b", "c"]
+    assert "line 1, prompt is of type NoneType" in refusal(file, field="prompt")
+    assert "line 1, prompt is of type NoneType" in refusal(write(tmp_path, {"prompt": None}))
+
+
+def test_byte_order_marks_are_no_part_of_a_line(tmp_path):
+    """Two files of an editor that begins each with one, put together."""
+    mark = b"\xef\xbb\xbf"
+    assert read_prompts(write(tmp_path, mark + b'{"prompt": "a"}', "b", mark + b'"c"')) == ["a", "b", "c"]
+
+
+def test_stdin(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'"a"\n{"text": "b"}\n{')))
+    assert read_prompts("-", limit=2) == ["a", "b"]
+    assert "stdin line 1 is not JSON" in refusal("-")
+    assert "stdin holds no prompts" in refusal("-")
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "stdin is closed" in refusal("-")
+
+
+def test_a_pipe_of_an_open_descriptor_is_read_and_one_with_a_name_refused(tmp_path):
+    """As a shell's <(...) gives it. One with a name might wait for a writer for ever."""
+    reader, writer = os.pipe()
+    os.write(writer, b'"a"\n')
+    os.close(writer)
+    assert read_prompts(f"/dev/fd/{reader}") == ["a"]
+    os.close(reader)
+    os.mkfifo(tmp_path / "pipe")
+    assert "is a pipe: send it to stdin" in refusal(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    assert "is a pipe: send it to stdin" in refusal(tmp_path / "link")
+
+
+def test_a_file_without_an_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(prompts, "MOST_BYTES", 2**20)
+    assert "/dev/zero line 1 goes past 1 MiB" in refusal("/dev/zero")
+    assert "line 4 goes past 1 MiB" in refusal(write(tmp_path, *["x" * (300 * 2**10)] * 5))
+    assert len(read_prompts(write(tmp_path, *["x" * (300 * 2**10)] * 5), limit=3)) == 3
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path):
+    file = write(tmp_path, b"version https://git-lfs.github.com/spec/v1", b"oid sha256:00")
+    assert "is a Git LFS pointer" in refusal(file)
+
+
+def test_hostile_names_are_cut(tmp_path):
+    said = refusal(write(tmp_path, {f"{i}\x1b[2J" + "n" * 5000: "x" for i in range(50)}))
+    assert len(said) < 500 and said.isprintable() and "has no field prompt" in said
 
 
 def test_splits(tmp_path):
@@ -101,9 +156,9 @@ def test_bad_limits_are_refused(tmp_path, limit):
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=1))
-def test_any_prompts_come_back(tmp_path_factory, prompts):
-    file = write(tmp_path_factory.mktemp("any"), *({"prompt": prompt} for prompt in prompts))
-    assert read_prompts(file) == prompts
+def test_any_prompts_come_back(tmp_path_factory, texts):
+    file = write(tmp_path_factory.mktemp("any"), *({"prompt": text} for text in texts))
+    assert read_prompts(file) == texts
 
 
 @given(st.binary())

@@ -13,6 +13,11 @@ from .errors import InputError, one_line, quoted
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
+# Of these, what decides the text. The rest is for other programs, or for speed.
+READ_FILES = [
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+    "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors",
+]  # fmt: skip
 
 
 def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
@@ -44,43 +49,45 @@ def _download(name: str, revision: str | None) -> Path:
     """The snapshot folder of a hub id. Raises InputError in one line for whatever keeps it from coming."""
     at = f"{name} at revision {quoted(revision)}" if revision is not None else name
     try:
-        return _snapshot(name, revision, local_files_only=False)
+        return _snapshot(name, revision, HUB_FILES)
     except hub.GatedRepoError:
         reason = "the hub wants a login with access to it: request access, then run `hf auth login`"
     except hub.RepositoryNotFoundError:
         reason = "it is neither a local folder nor a public model of the hub: check the spelling"
     except hub.RevisionNotFoundError:
         reason = "the hub has no such revision: give a branch, tag or commit of this model"
-    except hub.LocalEntryNotFoundError:
-        reason = (
-            "there is no such local folder, the hub cannot be reached and its cache does not hold this: "
-            "check the spelling and the connection"
-        )
     except Exception as error:  # the hub's client lets errors of its HTTP library through, which one varies
         try:
-            return _snapshot(name, revision, local_files_only=True)
-        except Exception:
-            reason = one_line(error, 200)
+            return _snapshot(name, revision, READ_FILES, local_files_only=True)
+        except Exception as in_cache:
+            reason = _why_not_in_cache(in_cache, error)
     raise InputError(f"cannot get {at}: {reason}") from None
 
 
-def _snapshot(name: str, revision: str | None, local_files_only: bool) -> Path:
-    """A snapshot from the hub, or without it one that is in the cache.
-
-    A cached one that lacks a file of the hub's list is taken too: a filtered download leaves out what other
-    programs read, and the loader's own checks name what this one lacks."""
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=HUB_FILES,
-                ignore_patterns=["*/*"],  # weights of other formats lie in subfolders
-                local_files_only=local_files_only,
-            )
+def _snapshot(name: str, revision: str | None, files: list[str], local_files_only: bool = False) -> Path:
+    """A snapshot with all of these files that the hub lists, of the hub or of its cache alone. Files in
+    subfolders are weights of other formats."""
+    return Path(
+        huggingface_hub.snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=files,
+            ignore_patterns=["*/*"],
+            local_files_only=local_files_only,
         )
-    except hub.LocalEntryNotFoundError as error:
-        incomplete = getattr(error, "snapshot_path", None)  # huggingface_hub from 2.0 on looks at the list
-        if incomplete is None:
-            raise
-        return Path(incomplete)
+    )
+
+
+def _why_not_in_cache(in_cache: Exception, of_hub: Exception) -> str:
+    if hasattr(in_cache, "snapshot_path"):  # of huggingface_hub 2; before, a snapshot counted as whole
+        lacking = re.search(r"missing \((.*?)\)", str(in_cache))
+        return (
+            "the hub cannot be reached, and its cache lacks files that are read "
+            f"({one_line(lacking[1] if lacking else in_cache, 200)}): download them once"
+        )
+    if isinstance(of_hub, hub.LocalEntryNotFoundError):
+        return (
+            "there is no such local folder, the hub cannot be reached and its cache does not hold this: "
+            "check the spelling and the connection"
+        )
+    return one_line(of_hub, 240)
