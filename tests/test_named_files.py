@@ -13,7 +13,7 @@ from small import small_model
 from test_checkpoint import SHARDS, load, refusal, save, save_shards, weights_of, write_config
 
 from qwen3_model import InputError, Qwen3Config, weight_files
-from qwen3_model.reading import MOST_TEXT, check_file, read_json_object, read_text
+from qwen3_model.reading import LARGEST, check_file, read_json_object, read_text
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
 MODEL = small_model(seed=5)
@@ -50,7 +50,6 @@ PLACED = {
     "a folder": os.mkdir,
     "a pipe": os.mkfifo,
     "a device": lambda path: os.symlink("/dev/zero", path),
-    "a link to nowhere": lambda path: os.symlink("nowhere", path),
 }
 
 
@@ -60,21 +59,30 @@ PLACED = {
     ["config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json", SHARDS[0]],
 )
 def test_what_is_no_regular_file_is_named_and_never_opened(tmp_path, kind, name):
-    """A pipe would wait for a writer, a device has no end, a link to nowhere is a file that someone meant."""
+    """A pipe would wait for a writer, and a device has no end."""
     if name in SHARDS or "index" in name:
         save_shards(tmp_path, MODEL)
     else:
         save(tmp_path, MODEL)
     (tmp_path / name).unlink(missing_ok=True)
     PLACED[kind](tmp_path / name)
-    with pytest.raises(InputError, match=f"{name} is not a file but {kind}"):
+    with pytest.raises(InputError, match=f"{name} is {kind}, not a regular file"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "model.safetensors"])
+def test_a_link_to_nowhere_is_a_file_that_someone_meant(tmp_path, name):
+    save(tmp_path, MODEL)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).symlink_to("nowhere")
+    with pytest.raises(InputError, match=f"{name} is not a file but a link to nowhere"):
         load(tmp_path)
 
 
 def test_a_file_too_large_for_text_is_not_read(tmp_path):
     (tmp_path / "config.json").touch()
-    os.truncate(tmp_path / "config.json", MOST_TEXT + 1)
-    with pytest.raises(InputError, match=f"has {MOST_TEXT + 1} bytes"):
+    os.truncate(tmp_path / "config.json", LARGEST + 1)
+    with pytest.raises(InputError, match=f"larger than the {LARGEST} bytes"):
         read_json_object(tmp_path / "config.json")
 
 
@@ -99,7 +107,7 @@ def test_an_empty_or_lacking_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (MemoryError(), r"does not fit into memory: free some"),
+        (MemoryError(), "safetensors, 0.0 GiB, does not fit into memory: free some"),
         (RuntimeError("unable to mmap 12884901888 bytes: Cannot allocate memory (12)"), "12.0 GiB were"),
         (OSError(12, "Cannot allocate memory"), "does not fit into memory"),
         (RuntimeError("of another kind"), "cannot be read: of another kind"),

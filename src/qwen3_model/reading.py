@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import stat
@@ -11,7 +12,7 @@ from typing import Any
 from .errors import InputError, foreign, quoted
 
 LFS_POINTER = b"version https://git-lfs"
-MOST_TEXT = 2**28  # bytes of a text or JSON file; the largest tokenizers have a tenth of it
+LARGEST = 2**28  # bytes of a file that is read whole; the largest tokenizers have 2**25
 # The first one that is true of a file's mode
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -35,7 +36,7 @@ def check_file(path: Path) -> None:
         mode = os.stat(path).st_mode
         for is_kind, kind in _KINDS:
             if is_kind(mode):
-                raise InputError(f"{path} is not a file but {kind}: put the checkpoint's file there")
+                raise InputError(f"{path} is {kind}, not a regular file: put the checkpoint's file there")
         with path.open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise InputError(
@@ -44,14 +45,19 @@ def check_file(path: Path) -> None:
                 )
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 file without its byte order mark, if it has one. Raises InputError for what is no such file
-    (see `check_file`), UnicodeDecodeError for other bytes."""
+def read_bytes(path: Path, most: int = LARGEST) -> bytes:
+    """A file without its UTF-8 byte order mark, if it has one. Raises InputError for what is no file (see
+    `check_file`) and for more than `most` bytes, OSError where reading fails."""
     check_file(path)
-    size = path.stat().st_size
-    if size > MOST_TEXT:
-        raise InputError(f"{path} has {size} bytes; a text file of at most {MOST_TEXT} was expected")
-    return path.read_text("utf-8-sig")
+    if path.stat().st_size > most:
+        raise InputError(f"{path} is larger than the {most} bytes that are read of such a file")
+    return path.read_bytes().removeprefix(codecs.BOM_UTF8)
+
+
+def read_text(path: Path, most: int = LARGEST) -> str:
+    """A UTF-8 file without its byte order mark, if it has one; its line ends are \\n. Raises what
+    `read_bytes` raises, and UnicodeDecodeError."""
+    return read_bytes(path, most).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -65,7 +65,9 @@ def open_file(file: Path, framework: str) -> Iterator[safe_open]:
     """A safetensors file, memory-mapped. Raises InputError for one that is no such file, is cut short, or for
     whose tensors there is no memory."""
     check_file(file)
-    with in_memory(str(file), "free some, or use a smaller checkpoint"):
+    with in_memory(
+        f"{file}, {file.stat().st_size / 2**30:.1f} GiB,", "free some, or use a smaller checkpoint"
+    ):
         try:
             opened = safe_open(file, framework)
         except SafetensorError as error:
