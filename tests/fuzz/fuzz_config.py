@@ -98,7 +98,7 @@ def _of_reading(config: Qwen3Config, raw: dict, generation: dict | None) -> Iter
     ends = [source.get("eos_token_id") for source in (generation or {}, raw)]
     ends = next((end for end in ends if end not in (None, [])), [])
     ends = ends if isinstance(ends, list) else [ends]
-    if config.eos_token_ids != tuple(dict.fromkeys(ends)):
+    if list(config.eos_token_ids) != [end for i, end in enumerate(ends) if end not in ends[:i]]:
         yield Finding("other end tokens", f"{config.eos_token_ids} {generation} {_shown(raw)}")
     dtypes = {str(raw[name]) for name in ("dtype", "torch_dtype") if raw.get(name) is not None}
     if {config.dtype} != {str(dtype).removeprefix("torch.") for dtype in dtypes or {"bfloat16"}}:
@@ -109,8 +109,8 @@ def _of_reading(config: Qwen3Config, raw: dict, generation: dict | None) -> Iter
         if theirs is None:
             continue
         frequencies, scale, read = theirs
-        same = torch.allclose(ours[0], frequencies, rtol=1e-6, atol=0) and abs(ours[1] - scale) < 1e-12
-        if not same:
+        same = ours[0].shape == frequencies.shape and abs(ours[1] - scale) < 1e-12
+        if not (same and torch.allclose(ours[0], frequencies, rtol=1e-6, atol=0)):
             yield Finding("other frequencies", f"{config.rope_theta} {config.yarn} {_shown(raw)}")
         for name in SIZES:
             if getattr(config, name) != getattr(read, name):

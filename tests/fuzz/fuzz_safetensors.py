@@ -104,6 +104,9 @@ def _of_load(
         yield Finding("other tensors", "other names")
     for name, weight in wanted.items():
         dtype, shape, content = stored[name]
+        if dtype not in TYPES:
+            yield Finding("damaged but loaded", f"{name} is {dtype}")
+            continue
         expected = torch.frombuffer(bytearray(content), dtype=TYPES[dtype]).reshape(shape).float()
         if shape != SHAPES[name] or not torch.equal(expected.view(torch.int32), weight.view(torch.int32)):
             yield Finding("other tensors", f"{name} {dtype} {shape}")
