@@ -88,6 +88,21 @@ def test_twenty_conversations_are_rendered_and_encoded_as_in_transformers(base, 
     assert rendered == {"strict": 11, "thinking": 18}.get(name, 20)  # these two refuse some
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %} {% if loop.last %}{% continue %}{% endif %}\n{{ m.content }}\n{% endfor %}",
+        "{{ messages | tojson }} {{ messages[0] | tojson(indent=2) }}",
+        "{{ unk_token }}{{ eos_token }}|{{ missing }}|{% set ns = namespace(n=0) %}{{ ns.n }}",
+        "   {# note #}\n{{ messages[::-1][0].content.split(' ')[-1].strip('!') }}\n",
+    ],
+)
+def test_templates_render_as_in_transformers(base, tmp_path, template):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi <b> é!"}]
+    theirs, ours = both(write_template(base, tmp_path / "model", template), messages, {})
+    assert ours == theirs is not None
+
+
 def test_a_conversation_has_the_templates_bos_only(base, tmp_path):
     text = Text(write_template(base, tmp_path / "model", TEMPLATES["strict"]))
     rendered = text.chat([{"role": "user", "content": "hi"}])

@@ -303,29 +303,6 @@ def test_chatml(folder, tmp_path):
 
 @pytest.mark.parametrize(
     "template",
-    [
-        CHATML,
-        "{% for m in messages %} {% if loop.last %}{% continue %}{% endif %}\n{{ m.content }}\n{% endfor %}",
-        "{{ messages | tojson }} {{ messages[0] | tojson(indent=2) }}",
-        "{{ bos_token }}{{ eos_token }}|{{ missing }}|{% set ns = namespace(n=0) %}{{ ns.n }}",
-        "   {# note #}\n{{ messages[::-1][0].content.split(' ')[-1].strip('!') }}\n",
-    ],
-)
-def test_templates_render_as_in_transformers(folder, tmp_path, template):
-    transformers = pytest.importorskip("transformers")
-    config = {"bos_token": None, "eos_token": {"content": "<|im_end|>", "__type": "AddedToken"}}
-    text = with_template(folder, tmp_path, template, config)
-    peer = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(tmp_path / "tokenizer.json"), eos_token="<|im_end|>"
-    )
-    peer.chat_template = template
-    assert text.chat(MESSAGES) == peer.apply_chat_template(
-        MESSAGES, tokenize=False, add_generation_prompt=True
-    )
-
-
-@pytest.mark.parametrize(
-    "template",
     [CHATML, [{"name": "tool_use", "template": "wrong"}, {"name": "default", "template": CHATML}]],
     ids=["string", "list"],
 )

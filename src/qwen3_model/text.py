@@ -169,9 +169,9 @@ def read_tokenizer(file: Path) -> Tokenizer:
 def _probe(tokenizer: Tokenizer) -> None:
     """Let a tokenizer panic now, where the words of its panic can be kept back. Its errors can wait until a
     text has them."""
-    for added in (True, False):
+    for text in ("", PROBE):  # what fails on a text may still panic without one
         with suppress(Exception):
-            tokenizer.encode(PROBE, add_special_tokens=added)
+            tokenizer.encode(text)
     for token in range(min(PROBED, tokenizer.get_vocab_size())):
         with suppress(Exception):
             tokenizer.decode([token])
