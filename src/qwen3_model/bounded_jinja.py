@@ -36,8 +36,16 @@ MOST_BITS = 2**14  # of a whole number; Python writes out 14 284
 WIDEST = 4  # digits of a width or a precision in a format
 SLOWEST = 2**31  # steps of a search whose time is the product of two lengths
 
-PADDING = {"center", "ljust", "rjust", "zfill", "to_bytes", "batch", "slice"}
-REPEATING = {"indent": "\n", "expandtabs": "\t", "wordwrap": "", "urlize": "", "xmlattr": "", "translate": ""}
+MOST_ROUNDED = 1000  # digits
+
+# Filters and methods by how their result grows: with a number, by what each counts; with the number of lines
+# or tabs; with the length of a text for every character of another. The last take the time of such a product.
+PADDING = dict.fromkeys(("center", "ljust", "rjust", "zfill", "to_bytes"), 1) | {
+    "batch": ELEMENT,
+    "slice": ELEMENT,
+}
+INDENTING = {"indent": "\n", "expandtabs": "\t"}
+REPEATING = {"wordwrap", "urlize", "xmlattr", "translate"}
 SLOW = {"rfind", "rindex", "rsplit", "rpartition", "strip", "lstrip", "rstrip", "trim"}
 CONTAINERS = (list, tuple, set, frozenset, KeysView, ItemsView, ValuesView)
 _PERCENT = re.compile(r"%(?:\([^)]*\))?[-#0 +]*(\*|\d*)(?:\.(\*|\d*))?")
@@ -53,11 +61,11 @@ def weight(value: Any, depth: int = 0) -> int:
         total = len(value)
     elif isinstance(value, int):
         if value.bit_length() > MOST_BITS:
-            raise TooMuch(f"makes a whole number of more than {MOST_BITS} bits")
+            raise TooMuch(f"it makes a whole number of more than {MOST_BITS} bits")
         total = 1
     elif isinstance(value, (Mapping, *CONTAINERS)):
         if depth == DEEPEST:
-            raise TooMuch(f"nests lists deeper than {DEEPEST}")
+            raise TooMuch(f"it nests lists deeper than {DEEPEST}")
         total = 0
         for element in chain(value.keys(), value.values()) if isinstance(value, Mapping) else value:
             total += ELEMENT + (len(element) if type(element) is str else weight(element, depth + 1))
@@ -70,7 +78,7 @@ def weight(value: Any, depth: int = 0) -> int:
 def fits(size: int) -> int:
     """The size of a value. Raises TooMuch where it is too large."""
     if size > LARGEST:
-        raise TooMuch(f"makes a text or list of more than {LARGEST} characters")
+        raise TooMuch(f"it makes a text or list of more than {LARGEST} characters")
     return size
 
 
@@ -109,9 +117,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         """Count characters that were made, and look at the clock. Raises TooMuch."""
         self._made += size
         if self._made > MADE:
-            raise TooMuch(f"makes more than {MADE} characters in all")
+            raise TooMuch(f"it makes more than {MADE} characters in all")
         if thread_time() > self._deadline:
-            raise TooMuch(f"takes longer than {SECONDS:.0f} seconds")
+            raise TooMuch(f"it takes longer than {SECONDS:.0f} seconds")
 
     def made(self, value: Any) -> Any:
         """Count a value that was made, and give it back. Raises TooMuch."""
@@ -144,7 +152,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if super().wrap_str_format(value) is None:
             return None
         if isinstance(value.__self__, Markup):
-            raise TooMuch("formats an escaped text")
+            raise TooMuch("it formats an escaped text")
 
         def formatted(*args: Any, **kwargs: Any) -> str:
             if value.__name__ == "format_map":
@@ -173,13 +181,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 def check_operator(operator: str, left: Any, right: Any) -> None:
     """Raises TooMuch before an operator makes something too large."""
-    whole = isinstance(left, int) and isinstance(right, int)
-    if whole and operator in ("*", "**"):
-        bits = (
-            left.bit_length() * max(right, 0) if operator == "**" else left.bit_length() + right.bit_length()
-        )
-        if bits > MOST_BITS and abs(left) > 1:
-            raise TooMuch(f"makes a whole number of more than {MOST_BITS} bits")
+    if isinstance(left, int) and isinstance(right, int) and abs(left) > 1:
+        bits = left.bit_length()
+        made = {"*": bits + right.bit_length(), "**": bits * max(right, 0)}.get(operator, 0)
+        if made > MOST_BITS:
+            raise TooMuch(f"it makes a whole number of more than {MOST_BITS} bits")
     elif operator == "*":
         for sequence, times in ((left, right), (right, left)):
             if isinstance(sequence, (str, bytes, list, tuple)) and isinstance(times, int):
@@ -192,35 +198,34 @@ def check_percent(template: str, values: Any, by_name: bool = False) -> None:
     """Raises TooMuch before `template % values` becomes too large; by name a value can be taken again."""
     widths = [width for found in _PERCENT.findall(template) for width in found if width]
     if any(width == "*" or len(width) > WIDEST for width in widths):
-        raise TooMuch(f"formats with a width or a precision of more than {WIDEST} digits")
+        raise TooMuch(f"it formats with a width or a precision of more than {WIDEST} digits")
     times = template.count("%") if by_name or isinstance(values, Mapping) else 1
     fits(len(template) + sum(map(int, widths)) + times * weight(values))
 
 
 def check_growth(name: str, value: Any, given: tuple) -> None:
-    """Raises TooMuch before a filter or a method of a text makes something too large, or takes too long."""
+    """Raises TooMuch before a filter or a method makes something too large, or takes too long. given: what
+    it is called with."""
     size = fits(len(value)) if isinstance(value, (str, bytes, list)) else 1
     widest = max((abs(number) for number in given if isinstance(number, int)), default=0)
     longest = max((len(text) for text in given if isinstance(text, (str, bytes))), default=0)
     if name in PADDING:
-        fits(ELEMENT * widest if name in ("batch", "slice") else widest)
+        fits(widest * PADDING[name])
+    elif name in INDENTING and isinstance(value, str):
+        fits(size + (value.count(INDENTING[name]) + 1) * (longest + widest))
     elif name in REPEATING:
-        separator = REPEATING[name]
-        times = value.count(separator) + 1 if separator and isinstance(value, str) else size
-        fits(size + times * (longest + widest * bool(separator)))
-        if name == "translate":
-            fits(size * sum(map(weight, given)))
+        fits(size * (1 + longest + sum(weight(part) for part in given if isinstance(part, Mapping))))
     elif name == "replace" and len(given) >= 2 and all(isinstance(text, str) for text in (value, *given[:2])):
         fits(size + value.count(given[0]) * len(given[1]))
-    elif name == "join":
-        parts = (value, longest) if isinstance(value, list) else (given[0] if given else "", size)
-        fits(weight(parts[0]) + len(parts[0]) * parts[1] if isinstance(parts[0], list) else 0)
+    elif name == "join":  # the filter is called on the parts, the method with them
+        parts, between = (value, longest) if isinstance(value, list) else (given[0] if given else (), size)
+        fits(weight(parts) + len(parts) * between if isinstance(parts, list) else 0)
     elif name == "format" and isinstance(value, (str, bytes)):
         check_percent(str(value), given, by_name=True)
-    elif name == "round" and widest > 10**WIDEST // 10:
-        raise TooMuch("rounds to more than 1000 digits")
+    elif name == "round" and widest > MOST_ROUNDED:
+        raise TooMuch(f"it rounds to more than {MOST_ROUNDED} digits")
     elif name in SLOW and size * longest > SLOWEST:
-        raise TooMuch("searches a long text for a long text")
+        raise TooMuch("it searches a long text for a long text")
 
 
 class _Formatter(SandboxedFormatter):
@@ -228,7 +233,7 @@ class _Formatter(SandboxedFormatter):
 
     def format_field(self, value: Any, format_spec: str) -> str:
         if re.search(rf"\d{{{WIDEST + 1}}}", format_spec):
-            raise TooMuch(f"formats with a width or a precision of more than {WIDEST} digits")
+            raise TooMuch(f"it formats with a width or a precision of more than {WIDEST} digits")
         weight(value)
         text = super().format_field(value, format_spec)
         self._env.spend(fits(len(text)))
@@ -258,7 +263,7 @@ def _to_json(environment: Any, value: Any, ensure_ascii: bool = False, indent: i
     """JSON without jinja's HTML escapes, which models have not seen, piece by piece."""
     weight(value)
     if isinstance(indent, int) and indent >= 10**WIDEST:
-        raise TooMuch(f"indents by a number of more than {WIDEST} digits")
+        raise TooMuch(f"it indents by a number of more than {WIDEST} digits")
     encoder = json.JSONEncoder(
         ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

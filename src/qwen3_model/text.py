@@ -30,9 +30,10 @@ class Text:
     def __init__(self, folder: str | Path) -> None:
         """Read tokenizer.json. Raises InputError when it is missing or malformed; the chat template is read
         on its first use. Threads may share it."""
-        self._file = Path(folder) / TOKENIZER
-        self._tokenizer = read_tokenizer(self._file)
-        self._special = {i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}
+        self._tokenizer = read_tokenizer(Path(folder) / TOKENIZER)
+        self._file = str(Path(folder) / TOKENIZER)
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self._special = {token.content for token in added if token.special}  # by name, as decoding knows them
         self._template = ChatTemplate(Path(folder))
 
     def encode(self, text: str, added_specials: bool = True) -> list[int]:
@@ -52,13 +53,17 @@ class Text:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out. Bytes that are no character become U+FFFD. Raises
         InputError for what is no list of ids, and for tokens that the tokenizer cannot write."""
-        with foreign(f"{self._file} cannot decode these tokens"):
+        try:
             return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        except BaseException:
+            with foreign(f"{self._file} cannot decode these tokens"):  # here: every token comes by
+                raise
 
     def is_visible(self, token: int) -> bool:
         """Whether a token has text of its own: it is in the vocabulary and not special. Raises InputError for
         what is no id."""
-        return token not in self._special and self._name(token) is not None
+        name = self._name(token)
+        return name is not None and name not in self._special
 
     def label(self, token: int) -> str:
         """A token on one line: · for a space, ↵ for a line end, its name if it has no text, unprintable
@@ -66,8 +71,11 @@ class Text:
         return on_one_line(self.decode([token]) or self._name(token) or f"<{token}>")
 
     def _name(self, token: int) -> str | None:
-        with foreign(f"{quoted(token)} is no token of {self._file}"):
+        try:
             return self._tokenizer.id_to_token(token)
+        except BaseException:
+            with foreign(f"{self._file} has no such token"):
+                raise
 
     def check_template(self) -> None:
         """Raises InputError for a checkpoint without a chat template, or with one that cannot be read."""

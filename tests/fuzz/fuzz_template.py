@@ -21,7 +21,7 @@ from typing import Any
 from chat_cases import CONVERSATIONS
 from fuzzing import LONGEST_LINE, Finding
 
-COUNT = 300
+COUNT = 100
 KINDS = {
     "traceback": "whatever a template or jinja raises is an InputError",
     "other text": "what transformers renders is rendered as transformers renders it",
@@ -214,8 +214,8 @@ TEXT = [
 EXPRESSIONS = _words("""
 A.@attribute; (A)['role']; (A)[0]; (A)[-1]; (A)[B]; (A)[1:]; (A)[:-1]; (A)[::-1]; (A)[1:3]; (A)[B:];
 (A) | @filter; (A) | @filter; (A) | @filter; (A).@method; (A).@method; (A @operator B); (A @operator B);
-(A is @test); (A is not @test); (A if B else @name); [A, B]; {'k': A, 'l': B}; dict(a=A, b=B); range(3); (A, B);
-not A; strftime_now('%Y'); (A | string ~ B)""")
+(A is @test); (A is not @test); (A if B else @name); [A, B]; {'k': A, 'l': B}; dict(a=A, b=B); range(3);
+(A, B); not A; strftime_now('%Y'); (A | string ~ B)""")
 CHOICES = {
     "@attribute": ATTRIBUTES,
     "@filter": FILTERS,
