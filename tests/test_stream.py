@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted import ScriptedModel
+from small import small_config
 
 from qwen3_model import checkpoint
 from qwen3_model.decode.stream import TokenStream
@@ -68,3 +70,31 @@ def test_runs_change_nothing_and_no_stop_string_stays(text, halves, data):
     runs = data.draw(st.lists(st.integers(1, 4), max_size=6))
     assert streamed(text, tokens, stop, limit, runs) == one_by_one
     assert not any(string in one_by_one[0] for string in stop) and one_by_one[3] == one_by_one[0]
+
+
+class HalfCharacters:
+    """A text of 97 tokens, every third of which is the first half of a character."""
+
+    def is_visible(self, token: int) -> bool:
+        return True
+
+    def decode(self, ids) -> str:
+        return b"".join(b"\xc3" if token % 3 == 0 else bytes([65 + token % 26]) for token in ids).decode(
+            "utf-8", "replace"
+        )
+
+
+@given(
+    n=st.integers(1, 12),
+    world=st.integers(0, 50),
+    stop=st.sampled_from(["\ufffd", "\ufffd\ufffd", "A\ufffd"]),
+)
+def test_every_strategy_ends_at_the_same_stop_string(n, world, stop):
+    config = small_config(eos_token_ids=())
+    found = set()
+    for strategy in ("autoregressive", "two-pass", "one-pass", "auto"):
+        model = ScriptedModel(config, 0.9, HalfCharacters(), world)
+        result = model.generate([1], strategy=strategy, max_new_tokens=n, stop=stop)
+        assert stop not in result.text
+        found.add((result.text, tuple(result.token_ids), result.stats.finish_reason))
+    assert len(found) == 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -231,6 +232,22 @@ def test_what_a_library_says_on_loading_is_passed_on(folder, monkeypatch, capfd)
     monkeypatch.setattr(text_module, "_probe", lambda tokenizer: os.write(2, b"a warning\n"))
     Text(folder)
     assert capfd.readouterr().err == "a warning\n"
+
+
+def test_loading_in_many_threads_leaves_stderr_where_it_was(folder, capfd):
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(Text, [folder] * 32))) == 32
+    os.write(2, b"still here\n")
+    assert capfd.readouterr().err == "still here\n"
+
+
+@pytest.mark.parametrize("blocked", ["dup", "TemporaryFile"])
+def test_a_tokenizer_loads_where_stderr_cannot_be_kept(folder, monkeypatch, blocked):
+    def fails(*args):
+        raise OSError("no")
+
+    monkeypatch.setattr(os if blocked == "dup" else text_module.tempfile, blocked, fails)
+    assert Text(folder).encode("a")
 
 
 @pytest.mark.parametrize("kind", ["WordLevel", "WordPiece", "Unigram"])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -19,6 +20,7 @@ TOKENIZER = "tokenizer.json"
 # Characters of every kind: a tokenizer that panics on them does so when it is loaded.
 PROBE = "Probe: 0123 é 日本 🙂\u0301\n\t <x> \x00\ufffd  end."
 PROBED = 512  # tokens that are written on loading
+_STDERR = Lock()  # one thread at a time has file descriptor 2
 INCOMPLETE = "\ufffd"  # what bytes that are no character yet decode to
 LONGEST_CHARACTER = 4  # bytes of UTF-8, so as many tokens at most
 LONGEST_WAIT = 8  # unfinished tokens before the detokeniser looks for a place to cut; any number above 4
@@ -189,21 +191,24 @@ def _probe(tokenizer: Tokenizer) -> None:
 def _unless_panic() -> Iterator[None]:
     """Rust writes a panic's words and stack straight to file descriptor 2 before the exception comes, which
     says it again. What is written there meanwhile is kept back and, unless it was a panic, passed on."""
-    try:
-        stderr = os.dup(2)
-    except OSError:  # closed: there is nobody to read it
-        yield
-        return
-    panic = False
-    with tempfile.TemporaryFile() as kept, os.fdopen(stderr, "wb", buffering=0) as shown:
+    with _STDERR, ExitStack() as held:
+        try:
+            shown = held.enter_context(os.fdopen(os.dup(2), "wb", buffering=0))
+            kept = held.enter_context(tempfile.TemporaryFile())
+        except OSError:  # stderr is closed, or there is no place for a file
+            kept = None
+        if kept is None:
+            yield
+            return
         os.dup2(kept.fileno(), 2)
+        panic = False
         try:
             yield
         except BaseException as error:
             panic = not isinstance(error, Exception)
             raise
         finally:
-            os.dup2(stderr, 2)
+            os.dup2(shown.fileno(), 2)
             kept.seek(0)
-            if not panic:
-                shown.write(kept.read())
+            with suppress(OSError):
+                shown.write(b"" if panic else kept.read())
