@@ -22,19 +22,22 @@ from chat_cases import CONVERSATIONS
 from fuzzing import LONGEST_LINE, Finding
 
 COUNT = 100
+SECONDS, GIBIBYTES = 10, 2  # of one rendering
 KINDS = {
     "traceback": "whatever a template or jinja raises is an InputError",
     "other text": "what transformers renders is rendered as transformers renders it",
     "other ids": "and encoded as transformers encodes it",
     "other refusal": "what transformers renders within the bounds is not refused",
     "missed refusal": "what transformers refuses is refused",
-    "too long": f"a rendering ends within {(SECONDS := 10)} seconds",
-    "too much": f"a rendering takes at most {(GIBIBYTES := 2)} GiB",
+    "too long": f"a rendering ends within {SECONDS} seconds",
+    "too much": f"a rendering takes at most {GIBIBYTES} GiB",
     "not one line": "a message is one printable line of bounded length",
 }
 BOUNDS = re.compile(
     r"makes|takes longer|nests lists|more than|searches a long|cannot be printed|escaped text"
 )
+# jinja folds a slice of a literal to nothing where it is put out and raises elsewhere; here it always raises
+FOLDED = re.compile(r"\{\{-? *\(?(none|true|-?[\d.]+)\)?\[[^\]]*:")
 ADDRESS = re.compile(r"at 0x[0-9a-f]+")
 SMALL = 20_000  # characters that are within any bounds
 PEER_SECONDS = 3  # of transformers, after ours
@@ -70,6 +73,7 @@ def _judged(ours: Any, theirs: Any, status: int, template: str) -> Any:
             and theirs[0] == "text"
             and not (known and len(theirs[1]) > SMALL)
             and "'lipsum'" not in said
+            and not FOLDED.search(template)
         ):
             yield Finding("other refusal", f"{said[-90:]!r}, not {theirs[1][:60]!r}, of {template!r}")
     elif theirs and theirs[0] == "refused":

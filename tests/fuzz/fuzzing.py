@@ -1,7 +1,7 @@
 """What fuzzers share: a case is a function of (seed, index) alone, and a finding says how to see it again.
 
-A fuzzer is a module `fuzz_NAME.py` with `COUNT` (cases of `make test-slow`), `KINDS` (what it can find, each
-with the promise that a finding breaks) and `case(rng, folder) -> findings`. `folder` is an empty folder of the
+A fuzzer is a module `fuzz_NAME.py` with `COUNT` (cases of `make test-slow`), `KINDS` (what it finds, each
+with the promise a finding breaks) and `case(rng, folder) -> findings`. `folder` is an empty folder of the
 case's own. Run any number of cases with `python tests/fuzz/run.py NAME --seed S --count N`."""
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ class Report:
     cases: int = 0
     findings: list[Finding] = field(default_factory=list)
     longest: float = 0.0
-    refused: int = 0  # cases that ended with one line, of those that say so
 
     def by_kind(self) -> dict[str, int]:
         """Findings of each kind that the fuzzer looks for."""
