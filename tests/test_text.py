@@ -1,6 +1,8 @@
 """Text: decoding token by token equals decoding at once, whatever the bytes; templates run in a sandbox."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from qwen3_model import InputError
-from qwen3_model.text import LONGEST_WAIT, Detokenizer, Text
+from qwen3_model import text as text_module
+from qwen3_model.text import LONGEST_WAIT, Detokenizer, Text, read_tokenizer
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CORPUS = [
@@ -94,6 +97,21 @@ def test_special_tokens_are_read_in_text_and_left_out_of_it(text):
 def test_half_a_surrogate_pair_is_refused(text):
     with pytest.raises(InputError, match="surrogate"):
         text.encode("a\ud800")
+
+
+@pytest.mark.parametrize("prompt", [5, None, b"a", ["a"]])
+def test_what_is_no_text_is_refused(text, prompt):
+    with pytest.raises(InputError, match="a string was expected"):
+        text.encode(prompt)
+
+
+@pytest.mark.parametrize("ids", [[-1], [2**40], ["a"], 5, [None]])
+def test_what_are_no_tokens_is_refused(text, ids):
+    with pytest.raises(InputError, match="cannot decode these tokens"):
+        text.decode(ids)
+    for ask in (text.is_visible, text.label, Detokenizer(text).push):
+        with pytest.raises(InputError):
+            ask(ids[0] if isinstance(ids, list) else "a")
 
 
 # token by token
@@ -186,6 +204,92 @@ def test_malformed_tokenizers_are_refused(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
+def damaged(folder: Path, tmp_path: Path, **changes) -> Path:
+    """A copy of the tokenizer with parts of its file replaced."""
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw | changes))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+        {"decoder": {"type": "Strip", "content": "x", "start": 0, "stop": 5}},
+        {"post_processor": {"type": "TemplateProcessing", "pair": [], "special_tokens": {},
+                            "single": [{"SpecialToken": {"id": "gone", "type_id": 0}}]}},
+    ],
+    ids=["encode", "decode", "specials"],
+)  # fmt: skip
+def test_a_panic_on_loading_is_one_line(folder, tmp_path, capfd, changes):
+    with pytest.raises(InputError, match="is no tokenizer") as caught:
+        Text(damaged(folder, tmp_path, **changes))
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""  # the library's own words and its stack
+
+
+def test_what_a_library_says_on_loading_is_passed_on(folder, monkeypatch, capfd):
+    monkeypatch.setattr(text_module, "_probe", lambda tokenizer: os.write(2, b"a warning\n"))
+    Text(folder)
+    assert capfd.readouterr().err == "a warning\n"
+
+
+def test_loading_in_many_threads_leaves_stderr_where_it_was(folder, capfd):
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(Text, [folder] * 32))) == 32
+    os.write(2, b"still here\n")
+    assert capfd.readouterr().err == "still here\n"
+
+
+@pytest.mark.parametrize("blocked", ["dup", "TemporaryFile"])
+def test_a_tokenizer_loads_where_stderr_cannot_be_kept(folder, monkeypatch, blocked):
+    def fails(*args):
+        raise OSError("no")
+
+    monkeypatch.setattr(os if blocked == "dup" else text_module.tempfile, blocked, fails)
+    assert Text(folder).encode("a")
+
+
+@pytest.mark.parametrize("kind", ["WordLevel", "WordPiece", "Unigram"])
+def test_a_text_that_a_tokenizer_has_no_token_for_is_one_line(folder, tmp_path, kind):
+    model = {
+        "WordLevel": {"vocab": {"a": 0}, "unk_token": "gone"},
+        "WordPiece": {"vocab": {"a": 0}, "unk_token": "gone", "continuing_subword_prefix": "##",
+                      "max_input_chars_per_word": 100},
+        "Unigram": {"unk_id": None, "vocab": [["a", 0.0]]},
+    }[kind]  # fmt: skip
+    changes = {"model": {"type": kind} | model, "pre_tokenizer": {"type": "Whitespace"}, "added_tokens": []}
+    text = Text(damaged(folder, tmp_path, **changes))
+    assert text.encode("a") == [0]
+    with pytest.raises(InputError, match="cannot encode this text") as caught:
+        text.encode("b")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_devices_pipes_and_pointers_are_refused(folder, tmp_path, name):
+    def refused() -> str:
+        with pytest.raises(InputError) as caught:
+            Text(tmp_path).chat(MESSAGES)
+        return str(caught.value)
+
+    with_template(folder, tmp_path, CHATML, {})
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    assert "not a regular file" in refused()
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    assert "not a regular file" in refused()
+    (tmp_path / name).unlink()
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert "Git LFS pointer" in refused()
+
+
+def test_trainings_and_texts_read_a_tokenizer_alike(folder, text):
+    ids = read_tokenizer(folder / "tokenizer.json").encode(CORPUS[1]).ids
+    assert ids == text.encode(CORPUS[1]) and text.decode(ids) == CORPUS[1]
+
+
 # chat
 
 
@@ -212,29 +316,6 @@ def test_chatml(folder, tmp_path):
     prompt = turns + "<|im_start|>assistant\n"
     assert chat(MESSAGES) == chat(MESSAGES, thinking=True) == prompt
     assert chat(MESSAGES, thinking=False) == prompt + "<think>\n\n</think>\n\n"
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        CHATML,
-        "{% for m in messages %} {% if loop.last %}{% continue %}{% endif %}\n{{ m.content }}\n{% endfor %}",
-        "{{ messages | tojson }} {{ messages[0] | tojson(indent=2) }}",
-        "{{ bos_token }}{{ eos_token }}|{{ missing }}|{% set ns = namespace(n=0) %}{{ ns.n }}",
-        "   {# note #}\n{{ messages[::-1][0].content.split(' ')[-1].strip('!') }}\n",
-    ],
-)
-def test_templates_render_as_in_transformers(folder, tmp_path, template):
-    transformers = pytest.importorskip("transformers")
-    config = {"bos_token": None, "eos_token": {"content": "<|im_end|>", "__type": "AddedToken"}}
-    text = with_template(folder, tmp_path, template, config)
-    peer = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(tmp_path / "tokenizer.json"), eos_token="<|im_end|>"
-    )
-    peer.chat_template = template
-    assert text.chat(MESSAGES) == peer.apply_chat_template(
-        MESSAGES, tokenize=False, add_generation_prompt=True
-    )
 
 
 @pytest.mark.parametrize(
@@ -300,9 +381,24 @@ def test_errors_of_templates_are_one_line(folder, tmp_path, template, says):
 
 @pytest.mark.parametrize(
     "messages",
-    [[], "hello", {"role": "user", "content": "a"}, ["hello"], [{"role": "user"}],
-     [{"role": 1, "content": "a"}], [{"role": "user", "content": None}]],
+    [[], "hello", {"role": "user", "content": "a"}, ["hello"], [{"content": "a"}], 5, None,
+     [{"role": 1, "content": "a"}], [{"role": "user", "content": 5}], [{"role": "user", "content": {}}],
+     [{"role": "user", "content": "a", "x": object()}]],
 )  # fmt: skip
 def test_malformed_conversations_are_refused(folder, tmp_path, messages):
     with pytest.raises(InputError, match="conversation"):
         with_template(folder, tmp_path, CHATML).chat(messages)
+
+
+@pytest.mark.parametrize("names", [{"eos_token": "x"}, {"range": 5}, {"add_generation_prompt": False},
+                                   {"tools": "x"}, {"tools": [5]}, {"documents": {}},
+                                   {"x": object()}, {"thinking": True, "enable_thinking": True}])  # fmt: skip
+def test_names_that_are_taken_and_values_of_no_use_are_refused(folder, tmp_path, names):
+    text = with_template(folder, tmp_path, CHATML, {"eos_token": "<|im_end|>"})
+    with pytest.raises(InputError):
+        text.chat(MESSAGES, **names)
+
+
+def test_a_template_gets_names_of_the_callers_own(folder, tmp_path):
+    text = with_template(folder, tmp_path, "{{ mode }} {{ enable_thinking }} {{ limits.most }}")
+    assert text.chat(MESSAGES, thinking=False, mode="fast", limits={"most": 3}) == "fast False 3"

@@ -1,23 +1,26 @@
-"""Text to tokens and back: the checkpoint's tokenizer, its chat template, and decoding token by token."""
+"""Text to tokens and back: the checkpoint's tokenizer, and decoding token by token."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from threading import Lock
+from typing import Any
 
-from jinja2 import Template, TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from .errors import InputError, one_line
-from .reading import read_json_object
+from .chat_template import ChatTemplate
+from .errors import InputError, foreign, quoted
+from .reading import read_bytes
 
-TOKENIZER, TOKENIZER_CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
-NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+TOKENIZER = "tokenizer.json"
+# Characters of every kind: a tokenizer that panics on them does so when it is loaded.
+PROBE = "Probe: 0123 é 日本 🙂\u0301\n\t <x> \x00\ufffd  end."
+PROBED = 512  # tokens that are written on loading
+_STDERR = Lock()  # one thread at a time has file descriptor 2
 INCOMPLETE = "\ufffd"  # what bytes that are no character yet decode to
 LONGEST_CHARACTER = 4  # bytes of UTF-8, so as many tokens at most
 LONGEST_WAIT = 8  # unfinished tokens before the detokeniser looks for a place to cut; any number above 4
@@ -28,56 +31,80 @@ class Text:
 
     def __init__(self, folder: str | Path) -> None:
         """Read tokenizer.json. Raises InputError when it is missing or malformed; the chat template is read
-        on its first use."""
-        self._folder = Path(folder)
-        self._tokenizer = _read_tokenizer(self._folder / TOKENIZER)
-        self._special = {i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}
-        self._template: Template | None = None
-        self._names: dict[str, str] = {}
+        on its first use. Threads may share it."""
+        self._tokenizer = read_tokenizer(Path(folder) / TOKENIZER)
+        self._file = str(Path(folder) / TOKENIZER)
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self._special = {token.content for token in added if token.special}  # by name, as decoding knows them
+        self._template = ChatTemplate(Path(folder))
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text; special tokens written in it count as such. Raises InputError for a text that
-        is not Unicode (lone surrogates)."""
+    def encode(self, text: str, added_specials: bool = True) -> list[int]:
+        """Token ids of a text; special tokens written in it count as such. added_specials: whether the
+        tokenizer puts its own around them (a BOS); not around a rendered conversation, whose template wrote
+        all it needs. Raises InputError for what is no string or no Unicode (lone surrogates), and for what
+        the tokenizer cannot read."""
+        if not isinstance(text, str):
+            raise InputError(f"the text is {quoted(text)}; a string was expected")
         try:
-            return self._tokenizer.encode(text).ids
-        except TypeError:
-            raise InputError(
-                "the text cannot be encoded: it holds half a surrogate pair, or is not a string"
-            ) from None
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError("the text cannot be encoded: it holds half a surrogate pair") from None
+        with foreign(f"{self._file} cannot encode this text"):
+            return self._tokenizer.encode(text, add_special_tokens=added_specials).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out. Bytes that are no character become U+FFFD."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        """The text of token ids, special tokens left out. Bytes that are no character become U+FFFD. Raises
+        InputError for what is no list of ids, and for tokens that the tokenizer cannot write."""
+        try:
+            return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        except BaseException:
+            with foreign(f"{self._file} cannot decode these tokens"):  # here: every token comes by
+                raise
 
     def is_visible(self, token: int) -> bool:
-        """Whether a token has text of its own: it is in the vocabulary and not special."""
-        return token not in self._special and self._tokenizer.id_to_token(token) is not None
+        """Whether a token has text of its own: it is in the vocabulary and not special. Raises InputError for
+        what is no id."""
+        name = self._name(token)
+        return name is not None and name not in self._special
 
     def label(self, token: int) -> str:
         """A token on one line: · for a space, ↵ for a line end, its name if it has no text, unprintable
-        characters escaped."""
-        text = self.decode([token]) or self._tokenizer.id_to_token(token) or f"<{token}>"
-        return on_one_line(text)
+        characters escaped. Raises InputError for what is no id."""
+        return on_one_line(self.decode([token]) or self._name(token) or f"<{token}>")
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], thinking: bool | None = None) -> str:
-        """A conversation as the prompt of its next answer, by the checkpoint's chat template in a sandbox.
-
-        messages: mappings with strings `role` and `content`. thinking: passed to the template as
-        `enable_thinking`; None leaves it undefined, the template's own default. Raises InputError for
-        malformed messages, a checkpoint without a template and whatever the template raises."""
-        _check_messages(messages)
-        if self._template is None:
-            self._template, self._names = _read_template(self._folder)
-        settings: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
+    def _name(self, token: int) -> str | None:
         try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=True,
-                **self._names,
-                **settings,
-            )
-        except Exception as error:  # a template is a program: it can raise anything
-            raise InputError(f"the chat template of {self._folder} failed: {one_line(error)}") from None
+            return self._tokenizer.id_to_token(token)
+        except BaseException:
+            with foreign(f"{self._file} has no such token"):
+                raise
+
+    def check_template(self) -> None:
+        """Raises InputError for a checkpoint without a chat template, or with one that cannot be read."""
+        self._template.compile()
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        thinking: bool | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        **names: Any,
+    ) -> str:
+        """A conversation as the prompt of its next answer, as transformers' `apply_chat_template` renders it:
+        by the checkpoint's chat template, in a sandbox. Encode it with `added_specials=False`.
+
+        messages: mappings with a string `role`; `content` is a string, a list, None or left out, and other
+        fields (`tool_calls`) go to the template as they are. thinking: passed as `enable_thinking`; None
+        leaves it undefined, the template's own default. tools: JSON schemas. documents: mappings. names: more
+        of the template's names. Raises InputError for malformed arguments, a checkpoint without a template,
+        whatever the template raises, and one that takes too long or makes too much."""
+        if thinking is not None:
+            if "enable_thinking" in names:
+                raise InputError("thinking and enable_thinking are the same: give one of them")
+            names["enable_thinking"] = thinking
+        return self._template.render(messages, tools, documents, names)
 
 
 def on_one_line(text: str) -> str:
@@ -133,86 +160,55 @@ class Detokenizer:
             self._window, self._finished, self._returned = tail, 0, self._returned - len(before)
 
 
-def _read_tokenizer(file: Path) -> Tokenizer:
-    if not file.is_file():
+def read_tokenizer(file: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint's tokenizer.json, for decoding and for trainings alike: truncation and
+    padding that were left in the file are not obeyed. Raises InputError when the file is missing, malformed,
+    or holds a tokenizer that panics on a short text or on its first tokens."""
+    if not file.exists():
         raise InputError(f"{file} is missing: text needs the checkpoint's tokenizer in this format")
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception
-        raise InputError(
-            f"{file} is no tokenizer ({one_line(error)}): download the checkpoint again"
-        ) from None
-    tokenizer.no_truncation()  # settings left from training would cut prompts silently
-    tokenizer.no_padding()
+    with foreign(f"{file} is no tokenizer", "download the checkpoint again"):
+        content = read_bytes(file)
+        with _unless_panic():
+            tokenizer = Tokenizer.from_buffer(content)
+            tokenizer.no_truncation()  # settings left from training would cut prompts silently
+            tokenizer.no_padding()
+            _probe(tokenizer)
     return tokenizer
 
 
-def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
-    if isinstance(messages, (str, Mapping)) or not messages:
-        raise InputError("a conversation is a list of at least one message with role and content")
-    for number, message in enumerate(messages, 1):
-        fields = [message.get(key) for key in ("role", "content")] if isinstance(message, Mapping) else [None]
-        if not all(isinstance(value, str) for value in fields):
-            raise InputError(f"message {number} of the conversation needs a role and a content, both strings")
+def _probe(tokenizer: Tokenizer) -> None:
+    """Let a tokenizer panic now, where the words of its panic can be kept back. Its errors can wait until a
+    text has them."""
+    for text in ("", PROBE):  # what fails on a text may still panic without one
+        with suppress(Exception):
+            tokenizer.encode(text)
+    for token in range(min(PROBED, tokenizer.get_vocab_size())):
+        with suppress(Exception):
+            tokenizer.decode([token])
 
 
-def _read_template(folder: Path) -> tuple[Template, dict[str, str]]:
-    """The compiled chat template and the named tokens it may use."""
-    config = read_json_object(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).exists() else {}
-    try:
-        file = folder / TEMPLATE
-        source = file.read_text("utf-8") if file.exists() else _template_of(config)
-        if source is None:
-            raise InputError(
-                f"{folder} has no chat template (no {TEMPLATE}, none in {TOKENIZER_CONFIG}): "
-                "give a plain prompt instead"
-            )
-        template = _environment().from_string(source)
-    except (OSError, UnicodeDecodeError, TemplateError, RecursionError) as error:
-        raise InputError(f"the chat template of {folder} cannot be read: {one_line(error)}") from None
-    return template, _named_tokens(config)
-
-
-def _template_of(config: Mapping[str, Any]) -> str | None:
-    """tokenizer_config.json's template: a string, or the one named "default" of a list."""
-    found = config.get("chat_template")
-    if isinstance(found, list):
-        named = [entry for entry in found if isinstance(entry, dict) and entry.get("name") == "default"]
-        found = named[0].get("template") if named else None
-    if found is not None and not isinstance(found, str):
-        raise InputError(
-            f"{TOKENIZER_CONFIG}: chat_template is a {type(found).__name__}; a string was expected"
-        )
-    return found
-
-
-def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    named = {}
-    for key in NAMED_TOKENS:
-        token = config.get(key)
-        token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str):
-            named[key] = token
-    return named
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as published chat templates expect it; the sandbox because a template is a downloaded program."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals |= {"raise_exception": _raise, "strftime_now": lambda f: datetime.now().strftime(f)}
-    return environment
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None,
-             sort_keys: bool = False) -> str:  # fmt: skip
-    """JSON without jinja's HTML escapes, which models have not seen."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise(message: str) -> NoReturn:
-    raise TemplateError(message)
+@contextmanager
+def _unless_panic() -> Iterator[None]:
+    """Rust writes a panic's words and stack straight to file descriptor 2 before the exception comes, which
+    says it again. What is written there meanwhile is kept back and, unless it was a panic, passed on."""
+    with _STDERR, ExitStack() as held:
+        try:
+            shown = held.enter_context(os.fdopen(os.dup(2), "wb", buffering=0))
+            kept = held.enter_context(tempfile.TemporaryFile())
+        except OSError:  # stderr is closed, or there is no place for a file
+            kept = None
+        if kept is None:
+            yield
+            return
+        os.dup2(kept.fileno(), 2)
+        panic = False
+        try:
+            yield
+        except BaseException as error:
+            panic = not isinstance(error, Exception)
+            raise
+        finally:
+            os.dup2(shown.fileno(), 2)
+            kept.seek(0)
+            with suppress(OSError):
+                shown.write(b"" if panic else kept.read())

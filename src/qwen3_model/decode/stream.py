@@ -66,9 +66,11 @@ class TokenStream:
         return self._end("length") if len(self.token_ids) == self._limit else None
 
     def _end(self, reason: str) -> None:
-        self.finish_reason = reason
+        before = len(self.text)
         if self._detokenizer:
             self.text += self._detokenizer.flush()
+        cut = self._cut_at_stop(before)  # half a character at the end is text too
+        self.finish_reason = "stop_string" if cut and reason in ("end_token", "length") else reason
 
     def _cut_at_stop(self, before: int) -> bool:
         """Whether a stop string was completed by the characters from `before` on; if so the text ends before
