@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -134,7 +135,7 @@ def _plain(what: str, value: Any, depth: int = 0) -> Any:
 def _config(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json; special_tokens_map.json too where the former does not list added tokens."""
     config, older = folder / TOKENIZER_CONFIG, folder / SPECIAL_TOKENS
-    found = read_json_object(config) if config.exists() else {}
+    found = read_json_object(config) if os.path.lexists(config) else {}
     return (
         found | read_json_object(older) if "added_tokens_decoder" not in found and older.exists() else found
     )
@@ -143,7 +144,7 @@ def _config(folder: Path) -> dict[str, Any]:
 def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """Templates by name: those of files, else those of tokenizer_config.json."""
     files = {path.stem: path for path in sorted((folder / MORE_TEMPLATES).glob("*.jinja"))}
-    if (folder / TEMPLATE).exists():
+    if os.path.lexists(folder / TEMPLATE):
         files[DEFAULT] = folder / TEMPLATE
     if files:
         return {name: read_text(path, 4 * LONGEST_SOURCE) for name, path in files.items()}

@@ -13,9 +13,10 @@ from .errors import InputError, one_line, quoted
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
+OF_OTHERS = ["*/*.safetensors", "*/*.json", "*/*.txt"]  # weights of other formats lie in subfolders
 # Of these, what decides the text. The rest is for other programs, or for speed.
 READ_FILES = [
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "*.jinja",
     "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors",
 ]  # fmt: skip
 
@@ -65,14 +66,13 @@ def _download(name: str, revision: str | None) -> Path:
 
 
 def _snapshot(name: str, revision: str | None, files: list[str], local_files_only: bool = False) -> Path:
-    """A snapshot with all of these files that the hub lists, of the hub or of its cache alone. Files in
-    subfolders are weights of other formats."""
+    """A snapshot with all of these files that the hub lists, of the hub or of its cache alone."""
     return Path(
         huggingface_hub.snapshot_download(
             name,
             revision=revision,
             allow_patterns=files,
-            ignore_patterns=["*/*"],
+            ignore_patterns=OF_OTHERS,
             local_files_only=local_files_only,
         )
     )

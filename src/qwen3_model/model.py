@@ -6,6 +6,7 @@ MLP size, V vocabulary."""
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -154,7 +155,7 @@ class Qwen3:
         # everything is checked against tensors without memory before weights take any
         plan = cls(config, torch.device("meta"), chosen, run, None)
         checkpoint.load_into(folder, plan.destinations())
-        text = Text(folder) if (folder / TOKENIZER).exists() else None
+        text = Text(folder) if os.path.lexists(folder / TOKENIZER) else None
         size = sum(weight.numel() for weight in plan.destinations().values()) * chosen.itemsize / 2**30
         with in_memory(f"{path_or_id}, {size:.1f} GiB of weights in {str(chosen)[6:]},", _SMALLER):
             model = cls(config, on, chosen, run, text)

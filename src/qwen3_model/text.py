@@ -164,7 +164,7 @@ def read_tokenizer(file: Path) -> Tokenizer:
     """The tokenizer of a checkpoint's tokenizer.json, for decoding and for trainings alike: truncation and
     padding that were left in the file are not obeyed. Raises InputError when the file is missing, malformed,
     or holds a tokenizer that panics on a short text or on its first tokens."""
-    if not file.exists():
+    if not os.path.lexists(file):
         raise InputError(f"{file} is missing: text needs the checkpoint's tokenizer in this format")
     with foreign(f"{file} is no tokenizer", "download the checkpoint again"):
         content = read_bytes(file)
