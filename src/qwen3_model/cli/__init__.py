@@ -29,10 +29,11 @@ BAD_INPUT, INTERRUPTED, READER_GONE = 2, 130, 141  # the last two: what a shell 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (default: this process's, which then ends) and return its exit code."""
     try:
-        from . import surroundings
         from .interrupts import CtrlC
 
-        with CtrlC(for_good=argv is None) as ctrl_c:
+        with CtrlC(at_the_end=argv is None) as ctrl_c:
+            from . import surroundings
+
             try:
                 surroundings.prepare()
                 code = _run(argv, ctrl_c)

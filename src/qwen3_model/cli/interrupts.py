@@ -14,14 +14,14 @@ LINE = b"orthrus: interrupted\n"
 class CtrlC:
     """While a verb works, Ctrl-C is a KeyboardInterrupt, which the verb may catch and clean up after. Before
     and after, it ends the process at once with its line and exit code 130: an exception would be swallowed
-    or shown as a traceback by the imports of foreign libraries, by the handling of a first Ctrl-C, and by the
-    interpreter's shutdown.
+    or shown as a traceback by the imports of foreign libraries and by the handling of a first Ctrl-C. While
+    the interpreter shuts down, which takes a moment, it changes nothing any more.
 
     Leaves alone a SIGINT that is ignored (a command in a script's background) or that another program has
-    taken, and every thread but the main one. for_good: the handler stays; the process ends."""
+    taken, and every thread but the main one. at_the_end: the process ends with the command."""
 
-    def __init__(self, for_good: bool) -> None:
-        self.working, self._for_good, self._taken = False, for_good, False
+    def __init__(self, at_the_end: bool) -> None:
+        self.working, self._at_the_end, self._taken = False, at_the_end, False
 
     def __enter__(self) -> CtrlC:
         with suppress(ValueError):  # not the main thread
@@ -31,8 +31,8 @@ class CtrlC:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._taken and not self._for_good:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._taken:
+            signal.signal(signal.SIGINT, signal.SIG_IGN if self._at_the_end else signal.default_int_handler)
 
     def _come(self, number: int, frame: FrameType | None) -> None:
         if self.working:
