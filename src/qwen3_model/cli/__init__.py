@@ -2,12 +2,10 @@
 
 A verb's module has `add(subparsers)`, which calls `options.new_verb`, and `run(args) -> exit code`. Modules
 are imported for `orthrus --help` already, so what needs torch is imported inside the functions that use it.
-This file imports nothing but `sys` itself: Ctrl-C before `main` has begun is a traceback.
+This file imports nothing from elsewhere, so that Ctrl-C finds `main` begun.
 
 Exit codes: 0 done, 1 a check failed, 2 bad input (one line on stderr, and nothing on stdout
 unless text was streamed before it showed), 130 Ctrl-C, 141 the reader of stdout is gone."""
-
-from __future__ import annotations
 
 import sys
 
@@ -26,7 +24,7 @@ VERBS = (
 BAD_INPUT, INTERRUPTED, READER_GONE = 2, 130, 141  # the last two: what a shell reports for SIGINT, SIGPIPE
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: "Sequence[str] | None" = None) -> int:
     """Run a command line (default: this process's, which then ends) and return its exit code."""
     try:
         from .interrupts import CtrlC
@@ -44,11 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 surroundings.drop_output()
             return code
     except KeyboardInterrupt:
-        print("orthrus: interrupted", file=sys.stderr)
+        from contextlib import suppress
+
+        with suppress(OSError):  # it may have come before stderr was made safe
+            print("orthrus: interrupted", file=sys.stderr)
         return INTERRUPTED
 
 
-def _run(argv: Sequence[str] | None, ctrl_c: CtrlC) -> int:
+def _run(argv: "Sequence[str] | None", ctrl_c: "CtrlC") -> int:
     """Parse a command line and let its verb work."""
     from .surroundings import check_folder
 
@@ -62,7 +63,7 @@ def _run(argv: Sequence[str] | None, ctrl_c: CtrlC) -> int:
         ctrl_c.working = False
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse(argv: "Sequence[str] | None") -> "argparse.Namespace":
     """Raises SystemExit after --help and --version, whose text has been written or an OSError raised."""
     from ..errors import InputError
 
@@ -76,7 +77,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _parser() -> Parser:
+def _parser() -> "Parser":
     from importlib import import_module
 
     from .options import Parser
@@ -99,7 +100,7 @@ def _import_torch() -> None:
     through all of these libraries unharmed. Raises InputError where torch cannot be loaded."""
     from ..errors import foreign
 
-    with foreign("torch cannot be imported", "it needs 2 GB of memory and a whole installation"):
+    with foreign("torch cannot be imported", "it needs 1 GB of memory and a whole installation"):
         import safetensors  # noqa: F401
         import tokenizers  # noqa: F401
         import torch  # noqa: F401
@@ -116,6 +117,8 @@ def _tell(error: Exception) -> int:
     if (asked := None if isinstance(error, InputError) else memory_asked(error)) is not None:
         size = f" ({asked} were asked for at once)" if asked else ""
         said = f"memory ran out{size}: a smaller model, dtype, batch or context needs less"
+    elif isinstance(error, OSError) and error.filename is None:
+        said = f"stdin, stdout or a file cannot be used ({said})"
     elif not isinstance(error, (InputError, OSError)):
         raise error
     print(f"orthrus: error: {said}", file=sys.stderr)

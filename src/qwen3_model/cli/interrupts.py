@@ -37,6 +37,7 @@ class CtrlC:
     def _come(self, number: int, frame: FrameType | None) -> None:
         if self.working:
             raise KeyboardInterrupt
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one line, however often it comes
         with suppress(OSError):
             os.write(2, LINE)
         os._exit(INTERRUPTED)

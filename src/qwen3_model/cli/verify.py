@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -124,7 +125,7 @@ def _circumstances(args: argparse.Namespace, model: Qwen3) -> dict[str, Any]:
 def _progress(total: int) -> Iterator[Any]:
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     console = terminal.new_console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("comparing", total=total)
 
         def advance(pair: Pair) -> None:
