@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_folder import PROMPTS, edit_config, edit_tensor, shard, write_tiny
 
-from qwen3_model.cli import main
+from qwen3_model.cli import VERBS, main
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
@@ -80,6 +80,27 @@ def test_settings(tiny, refusal, changes, message):
 @pytest.mark.parametrize("line", [[], ["fly"], ["generate"]])
 def test_command_lines(refusal, line):
     assert "orthrus" in refusal(*line)
+
+
+def test_no_verb_names_them_all(refusal):
+    assert all(verb in refusal() for verb in VERBS)
+
+
+@pytest.mark.parametrize(
+    "line, helps",
+    [
+        (["generate", "--x"], "behind --"),
+        (["explain", "-x"], "behind --"),
+        (["generate", "x", "--stop", "--y"], "OPTION=VALUE"),
+    ],
+)
+def test_text_that_begins_with_a_dash(refusal, line, helps):
+    assert helps in refusal(*line)
+
+
+def test_a_prompt_behind_two_dashes_is_read(tiny, capsys):
+    line = ["generate", "--model", str(tiny), "--max-new-tokens", "2", "--stop=--y", "--", "--x"]
+    assert main(line) == 0 and capsys.readouterr().out
 
 
 def test_prompts(tiny, refusal, monkeypatch):
@@ -179,7 +200,7 @@ def test_a_cache_that_does_not_fit(copy, refusal):
 
 def test_a_disk_that_is_full(tiny):
     with open("/dev/full", "w") as full:
-        code = "import sys; from qwen3_model.cli import main; sys.exit(main(sys.argv[1:]))"
+        code = "import sys; from qwen3_model.cli import VERBS, main; sys.exit(main(sys.argv[1:]))"
         done = subprocess.run(
             [sys.executable, "-c", code, "info", str(tiny)], stdout=full, stderr=subprocess.PIPE, text=True
         )

@@ -20,7 +20,6 @@ from qwen3_model.comparison import compare
 from qwen3_model.decode import STRATEGIES, autoregressive
 from qwen3_model.decode.state import Decoding, Run
 
-NAMES = [verb.__name__.rpartition(".")[2].replace("_", "-") for verb in VERBS]
 SHELL = "import sys; from qwen3_model.cli import main; sys.exit(main())"
 
 
@@ -58,7 +57,7 @@ def stop_after(monkeypatch, passes: int) -> None:
     monkeypatch.setattr(Qwen3, "forward", interrupted)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VERBS)
 def test_help_of_every_verb_shows_an_example(name, capsys):
     with pytest.raises(SystemExit) as exit:
         main([name, "--help"])
@@ -69,7 +68,15 @@ def test_help_lists_every_verb_and_does_not_wait_for_torch():
     code = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules));" + SHELL
     done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.endswith("False\n")
-    assert all(f"\n    {name}" in done.stdout for name in NAMES)
+    assert all(f"\n    {name}" in done.stdout for name in VERBS)
+
+
+def test_the_version_names_what_is_installed_and_does_not_wait_for_torch():
+    code = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules));" + SHELL
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
+    said, waited = done.stdout.splitlines()
+    assert done.returncode == 0 and waited == "False" and torch.__version__ in said
+    assert said.startswith("orthrus ") and "triton" in said and "Python 3." in said
 
 
 def test_generate_streams_the_text_and_reports_on_stderr(tiny, orthrus):
@@ -139,6 +146,28 @@ def test_ctrl_c_elsewhere_is_one_line(tiny, orthrus, monkeypatch):
     stop_after(monkeypatch, 6)
     code, out, err = orthrus("verify", tiny / "held_out.jsonl", "--model", tiny)
     assert (code, out, err) == (130, "", "orthrus: interrupted\n")
+
+
+def allocate(*args, **kwargs):
+    """What torch raises on a CPU that has not so much memory."""
+    torch.empty(2**50, dtype=torch.uint8)
+
+
+def run_out(*args, **kwargs):
+    raise MemoryError
+
+
+@pytest.mark.parametrize("fail, size", [(allocate, "1048576.0 GiB"), (run_out, "memory ran out: ")])
+def test_memory_that_is_not_there_is_one_line(tiny, orthrus, monkeypatch, fail, size):
+    monkeypatch.setattr(Qwen3, "generate", fail)
+    code, out, err = orthrus("generate", PROMPTS[0], "--model", tiny)
+    assert (code, out, err.count("\n")) == (2, "", 1) and "memory ran out" in err and size in err
+
+
+def test_a_fault_of_the_program_is_a_traceback(tiny, monkeypatch):
+    monkeypatch.setattr(Qwen3, "generate", lambda *args, **settings: {}["fault"])
+    with pytest.raises(KeyError, match="fault"):
+        main(["generate", PROMPTS[0], "--model", str(tiny)])
 
 
 def test_a_reader_who_leaves_gets_no_traceback(tiny):

@@ -1,8 +1,7 @@
 """Qwen3 from scratch with both views of Orthrus: checkpoints, text, the model, decoding strategies."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
+# Nothing is imported here, so that Ctrl-C soon reaches the command line.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .config import Qwen3Config
     from .errors import InputError
@@ -22,6 +21,8 @@ __all__ = ["GenerationStats", "InputError", "Qwen3", "Qwen3Config", "Result"]
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first asked for: `orthrus --help` should not wait for torch."""
+    from importlib import import_module
+
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -137,6 +137,6 @@ def _bar(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr, if wanted and that is a terminal; yields advance(bytes)."""
     console = Console(stderr=True)
     columns = TextColumn("loading weights"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns, console=console, disable=not (wanted and console.is_terminal)) as progress:
+    with Progress(*columns, console=console, disable=not (wanted and console.file.isatty())) as progress:
         task = progress.add_task("", total=total)
         yield lambda count: progress.advance(task, count)

@@ -2,76 +2,124 @@
 
 A verb's module has `add(subparsers)`, which calls `options.new_verb`, and `run(args) -> exit code`. Modules
 are imported for `orthrus --help` already, so what needs torch is imported inside the functions that use it.
+This file imports nothing from elsewhere, so that Ctrl-C finds `main` begun.
 
 Exit codes: 0 done, 1 a check failed, 2 bad input (one line on stderr, and nothing on stdout
-unless text was streamed before it showed), 130 Ctrl-C."""
+unless text was streamed before it showed), 130 Ctrl-C, 141 the reader of stdout is gone."""
 
-from __future__ import annotations
-
-import io
-import os
 import sys
-from collections.abc import Sequence
 
-from ..errors import InputError, one_line
-from . import (
-    bigram,
-    chat,
-    demo,
-    distill,
-    explain,
-    generate,
-    info,
-    pretrain,
-    tiny_checkpoint,
-    unrepeat,
-    verify,
-)
-from .options import Parser
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
 
-VERBS = (generate, explain, chat, verify, info, demo, pretrain, unrepeat, distill, bigram, tiny_checkpoint)
-INTERRUPTED, BROKEN_PIPE = 130, 141  # what a shell reports for SIGINT and SIGPIPE
+    from .interrupts import CtrlC
+    from .options import Parser
+
+VERBS = (
+    "generate", "explain", "chat", "verify", "info", "demo", "pretrain", "unrepeat", "distill", "bigram",
+    "tiny-checkpoint",
+)  # fmt: skip
+BAD_INPUT, INTERRUPTED, READER_GONE = 2, 130, 141  # the last two: what a shell reports for SIGINT, SIGPIPE
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line (default: this process's) and return its exit code."""
+def main(argv: "Sequence[str] | None" = None) -> int:
+    """Run a command line (default: this process's, which then ends) and return its exit code."""
     try:
-        _check_streams()
-        args = _parser().parse_args(argv)
-        code = args.run(args)
-        sys.stdout.flush()  # here, so that a reader who has gone is noticed below and not at exit
-        return code
-    except InputError as error:
-        print(f"orthrus: error: {one_line(error)}", file=sys.stderr)
-        return 2
+        from .interrupts import CtrlC
+
+        with CtrlC(at_the_end=argv is None) as ctrl_c:
+            from . import surroundings
+
+            try:
+                surroundings.prepare()
+                code = _run(argv, ctrl_c)
+                sys.stdout.flush()  # here, so that a full disk or a reader who has gone is noticed
+            except Exception as error:
+                code = _tell(error)
+            finally:
+                surroundings.drop_output()
+            return code
     except KeyboardInterrupt:
-        print("orthrus: interrupted", file=sys.stderr)
+        from contextlib import suppress
+
+        with suppress(OSError):  # it may have come before stderr was made safe
+            print("orthrus: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # `orthrus ... | head` has read enough; what is still buffered goes nowhere instead of to a traceback
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
-    except OSError as error:  # a full disk, a name too long, a folder that may not be written to
-        print(f"orthrus: error: {one_line(error)}", file=sys.stderr)
-        return 2
 
 
-def _check_streams() -> None:
-    """Refuse closed standard streams, and print what an odd encoding lacks as question marks."""
-    if None in (sys.stdin, sys.stdout, sys.stderr):
-        sys.exit(2)  # nowhere to say it
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+def _run(argv: "Sequence[str] | None", ctrl_c: "CtrlC") -> int:
+    """Parse a command line and let its verb work."""
+    from .surroundings import check_folder
+
+    args = _parse(argv)
+    check_folder()
+    _import_torch()
+    ctrl_c.working = True
+    try:
+        return args.run(args)
+    finally:
+        ctrl_c.working = False
 
 
-def _parser() -> Parser:
+def _parse(argv: "Sequence[str] | None") -> "argparse.Namespace":
+    """Raises SystemExit after --help and --version, whose text has been written or an OSError raised."""
+    from ..errors import InputError
+
+    try:
+        args = _parser().parse_args(argv)
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+    if not hasattr(args, "run"):
+        raise InputError(f"a verb was expected: {', '.join(VERBS[:-1])} or {VERBS[-1]} (see orthrus --help)")
+    return args
+
+
+def _parser() -> "Parser":
+    from importlib import import_module
+
+    from .options import Parser
+    from .version import ShowVersion
+
     parser = Parser(
         prog="orthrus",
         description="Qwen3 and Orthrus-Qwen3 from scratch: lossless multi-token decoding.",
         epilog="example: orthrus generate 'def fibonacci(n):' --colour-runs",
     )
-    subparsers = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    parser.add_argument("--version", action=ShowVersion, help="show the versions of orthrus and of torch")
+    subparsers = parser.add_subparsers(title="verbs", metavar="VERB")
     for verb in VERBS:
-        verb.add(subparsers)
+        import_module(f".{verb.replace('-', '_')}", __name__).add(subparsers)
     return parser
+
+
+def _import_torch() -> None:
+    """Import what every verb needs, while Ctrl-C still ends the process at once: an exception does not come
+    through all of these libraries unharmed. Raises InputError where torch cannot be loaded."""
+    from ..errors import foreign
+
+    with foreign("torch cannot be imported", "it needs 1 GB of memory and a whole installation"):
+        import safetensors  # noqa: F401
+        import tokenizers  # noqa: F401
+        import torch  # noqa: F401
+    from .. import model  # noqa: F401
+
+
+def _tell(error: Exception) -> int:
+    """The exit code of what ended a command, said in one line; a fault of this program is raised again."""
+    from ..errors import InputError, memory_asked, one_line
+
+    if isinstance(error, BrokenPipeError):  # `orthrus ... | head` has read enough
+        return READER_GONE
+    said = one_line(error)
+    if (asked := None if isinstance(error, InputError) else memory_asked(error)) is not None:
+        size = f" ({asked} were asked for at once)" if asked else ""
+        said = f"memory ran out{size}: a smaller model, dtype, batch or context needs less"
+    elif isinstance(error, OSError) and error.filename is None:
+        said = f"stdin, stdout or a file cannot be used ({said})"
+    elif not isinstance(error, (InputError, OSError)):
+        raise error
+    print(f"orthrus: error: {said}", file=sys.stderr)
+    return BAD_INPUT

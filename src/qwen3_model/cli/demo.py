@@ -9,13 +9,14 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from ..errors import InputError
-from . import options, output
+from . import options, output, terminal
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from ..comparison import Pair
     from ..decode.stream import OnTokens
     from ..generate import GenerationStats, Result
@@ -54,16 +55,16 @@ def run(args: argparse.Namespace) -> int:
     prompts = list(islice((row for row in rows if _goes_on(model, row, args.max_new_tokens)), args.prompts))
     if not prompts:
         raise InputError("the model ends every held-out prompt at once: there is nothing to show")
-    console = Console(highlight=False, quiet=args.json)
+    console = terminal.new_console(quiet=args.json)
     console.print(
         f"Plain decoding takes one forward pass a token. Orthrus drafts {model.config.block_size - 1} tokens"
-        f" with its diffusion view and keeps those its AR view agrees with. {_legend(console)}"
+        f" with its diffusion view and keeps those its AR view agrees with. {_legend()}"
     )
     pairs = [_complete(args, model, console, i, prompt) for i, prompt in enumerate(prompts)]
     if args.json:
         output.write_json({"prompts": [_pair_json(pair) for pair in pairs]})
     else:
-        console.print(_table(pairs))
+        terminal.show(console, _table(pairs))
     return int(any(pair.diverges_at is not None for pair in pairs))
 
 
@@ -73,10 +74,10 @@ def _spread(rows: list[str], count: int) -> list[str]:
     return [row for first in range(step) for row in rows[first::step]]
 
 
-def _legend(console: Console) -> str:
-    if console.color_system is None:
-        return f"{output.RUN_MARK} stands between the runs it accepted."
-    return "Each accepted run is one step of colour."
+def _legend() -> str:
+    if terminal.coloured():
+        return "Each accepted run is one step of colour."
+    return f"{output.RUN_MARK} stands between the runs it accepted."
 
 
 def _goes_on(model: Qwen3, prompt: str, max_new_tokens: int) -> bool:
@@ -112,10 +113,12 @@ def _complete(args: argparse.Namespace, model: Qwen3, console: Console, i: int, 
 
     prompt_ids = options.encode(model, prompt)
     console.rule(f"function {i + 1}")
-    console.out("\n".join(prompt.splitlines()[-PROMPT_LINES:]), style="dim")
+    if not args.json:
+        lines = prompt.removesuffix("\n").split("\n")
+        terminal.write("\n".join(lines[-PROMPT_LINES:]) + "\n", terminal.DIM)
     results = []
     for strategy in STRATEGIES:
-        console.print(f"[bold]{strategy}[/]")
+        console.print(strategy, style="bold")
         writer = output.RunWriter() if strategy != "autoregressive" else output.TextWriter()
         on_tokens = None if args.json else writer
         result = _decode(model, prompt_ids, strategy, args.max_new_tokens, on_tokens)
@@ -136,7 +139,7 @@ def _pair_json(pair: Pair) -> dict[str, Any]:
 def _table(pairs: list[Pair]) -> Table:
     """Figures of every function, then of all together as ratios of sums."""
     columns = "", "strategy", "tokens", "forwards", "per forward", "tok/s", "identical"
-    table = Table(*columns, box=box.SIMPLE_HEAD)  # fits 80 columns
+    table = terminal.new_table(*columns, box=box.SIMPLE_HEAD)  # fits 80 columns
     for label, some in [*((str(pair.prompt + 1), [pair]) for pair in pairs), ("all", pairs)]:
         same = all(pair.diverges_at is None for pair in some)
         table.add_section()

@@ -6,11 +6,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
-from rich.console import Console
 from rich.text import Text as Line
 
 from ..explain import count_of
 from ..text import on_one_line
+from .terminal import new_console
 
 if TYPE_CHECKING:
     from ..explain import Cycle
@@ -25,21 +25,23 @@ LEGEND = (
 
 
 class StoryWriter:
-    """Prints each cycle as it comes, no line wider than the terminal."""
+    """Prints each cycle as it comes, no line wider than the terminal: drafts and texts are cut."""
 
     def __init__(self, text: Text, prompt: str) -> None:
-        self._console, self._text, self._before = Console(highlight=False), text, prompt
+        self._console, self._text, self._before = new_console(), text, prompt
         self._number = 0
 
     def __call__(self, cycle: Cycle) -> None:
         """Print a cycle, before the first one what the signs mean."""
         if self._number == 0:
-            self._print([Line(line, QUIET) for line in LEGEND])
+            for line in LEGEND:
+                self._console.print(line, style=QUIET, overflow="fold")
         title = f"cycle {self._number}" if self._number else "prompt"
         facts = [cycle.kind] * (self._number > 0) + [cycle.passes, cycle.outcome]
         end = "■ the text ends here" if cycle.bonus is None else f"→ {self._text.label(cycle.bonus)}"
+        heading = Line.assemble("\n", (f"{title:10}", "bold"), ", ".join(facts))
+        self._console.print(heading, overflow="fold")
         self._print([
-            Line.assemble("\n", (f"{title:10}", "bold"), ", ".join(facts)),
             *self._walk(cycle),
             Line(f"  {end}", OWN),
             self._so_far(cycle.text),

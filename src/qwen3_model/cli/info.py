@@ -6,12 +6,8 @@ import argparse
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from ..errors import InputError
-from . import options, output
+from ..errors import InputError, one_line
+from . import options, output, terminal
 
 if TYPE_CHECKING:
     from ..config import Qwen3Config
@@ -95,12 +91,9 @@ def figures(config: Qwen3Config, dtype: str | None, bandwidth: float) -> dict[st
 
 def _print(found: dict[str, Any], name: str) -> None:
     config, parameters = found["config"], found["parameters"]
-    table = Table(title=escape(name), show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column()
-    table.add_row(
-        "kind", "Orthrus (two views)" if found["floor_ms_per_cycle"] else "plain Qwen3 (no diffusion view)"
-    )
+    table = terminal.new_table(title=one_line(name))
+    kind = "Orthrus (two views)" if found["floor_ms_per_cycle"] else "plain Qwen3 (no diffusion view)"
+    table.add_row("kind", kind)
     table.add_row("parameters", f"{parameters['total']:,}")
     table.add_row("  shared by the views", f"{parameters['shared']:,}")
     table.add_row("  AR view", f"{parameters['ar']:,}")
@@ -124,8 +117,8 @@ def _print(found: dict[str, Any], name: str) -> None:
                 "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings",
                 "tie_word_embeddings", "rope_parameters", "eos_token_id", "mask_token_id"):  # fmt: skip
         if key in config:
-            table.add_row(key, str(config[key]))
-    Console(highlight=False).print(table)
+            table.add_row(key, one_line(config[key]))
+    terminal.show(terminal.new_console(), table)
 
 
 def _bytes(count: int) -> str:

@@ -28,7 +28,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError instead of printing the usage and exiting."""
+        if message.endswith("required: prompt"):
+            message += "; one that begins with a dash goes behind --"
+        elif message.endswith("expected one argument"):
+            message += "; one that begins with a dash is written OPTION=VALUE"
         raise InputError(f"{message} (see {self.prog} --help)")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """argparse says nothing when it cannot write."""
+        (file or sys.stderr).write(message)
 
 
 def new_verb(

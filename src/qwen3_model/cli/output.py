@@ -8,14 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from ..errors import InputError
+from . import terminal
 
 if TYPE_CHECKING:
     from ..generate import GenerationStats, Result
 
-RUN_COLOURS = ("cyan", "yellow")
+RUN_COLOURS = (terminal.CYAN, terminal.YELLOW)
 RUN_MARK = "·"  # stands between runs where there are no colours; rare in code and in prose
 
 
@@ -75,12 +74,11 @@ class TextWriter:
 
     def __call__(self, tokens: list[int], text: str) -> None:
         """Write the text of an accepted run."""
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        terminal.write(text)
 
     def finish(self) -> None:
         """End the last line."""
-        print(flush=True)
+        terminal.write("\n")
 
 
 class RunWriter(TextWriter):
@@ -89,7 +87,6 @@ class RunWriter(TextWriter):
     """
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False)
         self._runs = 0
 
     def __call__(self, tokens: list[int], text: str) -> None:
@@ -98,9 +95,8 @@ class RunWriter(TextWriter):
         """
         if not text:
             return
-        if self._console.color_system is None:
-            super().__call__(tokens, (RUN_MARK if self._runs else "") + text)
+        if terminal.coloured():
+            terminal.write(text, RUN_COLOURS[self._runs % 2])
         else:
-            self._console.out(text, style=RUN_COLOURS[self._runs % 2], end="")
-            self._console.file.flush()
+            terminal.write((RUN_MARK if self._runs else "") + text)
         self._runs += 1

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
-from rich.table import Table
 
 from ..errors import InputError
-from . import options, output
+from . import options, output, terminal
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ..comparison import Pair
     from ..model import Qwen3
 
 BAR_WIDTH, MOST_JOBS = 30, 128
+BESIDE_BAR = 46  # columns of the histogram without its bars
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -123,8 +124,8 @@ def _circumstances(args: argparse.Namespace, model: Qwen3) -> dict[str, Any]:
 @contextmanager
 def _progress(total: int) -> Iterator[Any]:
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    console = terminal.new_console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("comparing", total=total)
 
         def advance(pair: Pair) -> None:
@@ -134,8 +135,8 @@ def _progress(total: int) -> Iterator[Any]:
 
 
 def _print(figures: dict[str, Any]) -> None:
-    console = Console(highlight=False)
-    table = Table(title=f"{figures['strategy']} against plain decoding", show_header=False)
+    console = terminal.new_console()
+    table = terminal.new_table(title=f"{figures['strategy']} against plain decoding")
     table.add_row(
         "identical",
         f"{figures['identical']}/{figures['compared']} (tokens and log-probabilities, bit for bit)",
@@ -153,25 +154,28 @@ def _print(figures: dict[str, Any]) -> None:
     beside = f" (each of {figures['jobs']} at once)" if figures["jobs"] > 1 else ""
     table.add_row("tok/s", f"{figures['tokens_per_second']:.1f}, plainly {plain:.1f}{beside}")
     table.add_row("on", "{device}, torch {torch}, {threads} threads, {dtype}, {backend}".format(**figures))
-    console.print(table)
+    terminal.show(console, table)
     if figures["accepted_histogram"]:
-        console.print(_histogram(figures["accepted_histogram"]))
+        terminal.show(console, _histogram(figures["accepted_histogram"], console.width - BESIDE_BAR))
     if figures["first_divergence"]:
-        _print_divergence(console, figures["first_divergence"], figures["strategy"])
+        _print_divergence(figures["first_divergence"], figures["strategy"])
 
 
-def _histogram(counts: list[int]) -> Table:
-    """Accepted proposals a cycle, with the share of cycles that got that far."""
-    table = Table("accepted", "cycles", "this many or more", "", title="accepted proposals a cycle")
-    most, cycles = max(counts), sum(counts)
+def _histogram(counts: list[int], room: int) -> Table:
+    """Accepted proposals a cycle, with the share of cycles that got that far. room: columns for bars."""
+    table = terminal.new_table(
+        "accepted", "cycles", "this many or more", "", title="accepted proposals a cycle"
+    )
+    most, cycles, width = max(counts), sum(counts), min(max(room, 0), BAR_WIDTH)
     for n, count in enumerate(counts):
-        bar = "█" * round(BAR_WIDTH * count / most)
+        bar = "█" * round(width * count / most)
         table.add_row(str(n), str(count), f"{sum(counts[n:]) / cycles:.1%}", bar)
     return table
 
 
-def _print_divergence(console: Console, found: dict[str, Any], strategy: str) -> None:
-    console.print(
+def _print_divergence(found: dict[str, Any], strategy: str) -> None:
+    """Printed as it is: text of a model is not laid out."""
+    print(
         f"first divergence: prompt {found['prompt'] + 1}, seed {found['seed']},"
         f" new token {found['position'] + 1}"
     )
@@ -182,7 +186,7 @@ def _print_divergence(console: Console, found: dict[str, Any], strategy: str) ->
             else f"token {side['token']} {side['text']!r}, logit {side['logit']!r},"
             f" log-probability {side['logprob']!r}"
         )
-        console.print(f"  {name}: {escape(said)}", soft_wrap=True)
+        print(f"  {name}: {said}")
 
 
 def _number(value: float | None) -> str:
