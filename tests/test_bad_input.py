@@ -111,6 +111,13 @@ def test_prompts(tiny, refusal, monkeypatch):
     assert "stdin" in refusal("generate", "-", "--model", tiny)
 
 
+def test_stdin_without_an_end(tiny, refusal, monkeypatch):
+    monkeypatch.setattr("qwen3_model.cli.options.MOST_PROMPT", 1000)
+    with open("/dev/zero") as endless:
+        monkeypatch.setattr(sys, "stdin", endless)
+        assert "more than 1000 characters" in refusal("generate", "-", "--model", tiny)
+
+
 def test_no_such_model(tmp_path, refusal):
     for verb in (["generate", "x", "--model"], ["chat", "--model"], ["info"]):
         assert "there is no folder" in refusal(*verb, tmp_path / "nothing")

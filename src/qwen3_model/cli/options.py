@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 ONE_THREAD_HIDDEN = 512
 
 
+MOST_PROMPT = 2**26  # characters of stdin, or /dev/zero would be read until memory is full
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, like all others."""
 
@@ -147,11 +150,16 @@ def load_model(args: argparse.Namespace) -> Qwen3:
 
 
 def read_prompt(prompt: str) -> str:
-    """The prompt, or stdin as it is for "-". Raises InputError when stdin is not text."""
+    """The prompt, or stdin as it is for "-". Raises InputError when stdin is not text, or has no end."""
+    if prompt != "-":
+        return prompt
     try:
-        return sys.stdin.read() if prompt == "-" else prompt
+        read = sys.stdin.read(MOST_PROMPT + 1)
     except UnicodeDecodeError as error:
         raise InputError(f"stdin is not text: {error}") from None
+    if len(read) > MOST_PROMPT:
+        raise InputError(f"stdin has more than {MOST_PROMPT} characters: no context holds so long a prompt")
+    return read
 
 
 def encode(model: Qwen3, prompt: str) -> list[int]:

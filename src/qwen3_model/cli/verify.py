@@ -32,7 +32,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     parser.add_argument(
         "prompts", nargs="?", metavar="PROMPTS.jsonl",
-        help="a prompt a line (default: the embedded checkpoint's held-out ones, split test)",
+        help="a prompt a line, - reads stdin (default: the embedded checkpoint's held-out ones, split test)",
     )  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N prompts")
     parser.add_argument("--field", help="field of a line that holds the prompt")
