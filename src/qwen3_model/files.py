@@ -113,6 +113,8 @@ def folders_made(folder: Path, refusal: str) -> Iterator[None]:
     try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise InputError(f"{refusal}: {folder} is not a folder; choose another place") from None
         except OSError as error:
             raise InputError(f"{refusal} ({reason(error)}): choose another place") from None
         yield

@@ -21,10 +21,11 @@ CGROUP = Path("/sys/fs/cgroup/memory.max")  # a container's limit
 
 
 def check_pretraining(config: Qwen3Config, plan: Plan) -> None:
-    """Raises InputError when the AR view cannot be trained by a plan: every row has its logits."""
+    """Raises InputError when the AR view cannot be trained by a plan: every row has its logits, and every
+    matrix keeps its input for its gradient."""
     device = training_device()
-    rows = plan.batch * plan.length
-    step = rows * (config.vocab_size + config.num_hidden_layers * config.hidden_size) * _width(device)
+    inputs = config.num_hidden_layers * (3 * config.hidden_size + config.intermediate_size)
+    step = plan.batch * plan.length * (config.vocab_size + inputs) * _width(device)
     weights = _shared(config) + _attention(config)
     _check(weights * (4 + LEARNING) + step, device)
 
@@ -65,8 +66,8 @@ def _check(needed: int, device: torch.device) -> None:
     there = memory_of(device)
     if needed > there:
         raise InputError(
-            f"this training needs at least {needed / 2**30:.3g} GiB of memory, and there are "
-            f"{there / 2**30:.3g} GiB: {ADVICE}"
+            f"this training needs at least {needed / 2**30:,.1f} GiB of memory, and there are "
+            f"{there / 2**30:,.1f} GiB: {ADVICE}"
         )
 
 

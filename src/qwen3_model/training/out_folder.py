@@ -111,8 +111,8 @@ class OutFolder:
             os.rename(self._replaced, self.path)
         elif not os.path.lexists(new):
             doomed = self._name()
-            os.rename(self._replaced, doomed)  # so that a run killed from here on leaves nothing to look at
             try:
+                os.rename(self._replaced, doomed)  # a run killed from here on leaves nothing to look at
                 shutil.rmtree(doomed, ignore_errors=True)
             finally:  # after Ctrl-C too
                 shutil.rmtree(doomed, ignore_errors=True)
@@ -171,8 +171,9 @@ def claimed(out: Path | OutFolder, overwrite: bool = False, base: Path | None = 
             out.check_base(base)
         yield out
         return
-    place = OutFolder(out, resolved(out))
-    _check_place(place)
+    path = resolved(out)
+    _check_place(out, path)
+    place = OutFolder(out, path)
     if base is not None:
         place.check_base(base)
     with ending_by_signals(), folders_made(place.path.parent, f"{place} cannot be made"), owned(place.path):
@@ -180,16 +181,15 @@ def claimed(out: Path | OutFolder, overwrite: bool = False, base: Path | None = 
         yield place
 
 
-def _check_place(place: OutFolder) -> None:
+def _check_place(given: Path, path: Path) -> None:
     """Raises InputError for a path that cannot be a folder of its own."""
-    path = place.path
     if os.path.lexists(path) and not path.is_dir():
-        raise InputError(f"{place} is a file: choose a folder that is not there yet")
+        raise InputError(f"{given} is a file: choose a folder that is not there yet")
     if path.name == "" or os.path.ismount(path):
-        raise InputError(f"{place} is a mount point and cannot be replaced: choose a folder inside it")
+        raise InputError(f"{given} is a mount point and cannot be replaced: choose a folder inside it")
     for what, folder in (("working", "."), ("home", "~")):
         if Path(os.path.realpath(os.path.expanduser(folder))).is_relative_to(path):
-            raise InputError(f"{place} is the {what} folder, or holds it: choose a folder inside it")
+            raise InputError(f"{given} is the {what} folder, or holds it: choose a folder inside it")
 
 
 def _seen(folder: Path) -> Seen | None:
