@@ -91,18 +91,22 @@ def owned(path: Path) -> Iterator[None]:
     go of it when the process ends, however that ends, so no lock is ever stale. Raises InputError where
     another run holds it or the file cannot be made."""
     lock = path.with_name(f".{path.name}.lock")
+    file = None
     try:
-        file = _locked(lock)
-    except BlockingIOError:
-        raise InputError(f"another run is writing {path}: wait for its end, or choose another name") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({reason(error)}): choose another place") from None
-    try:
+        try:
+            file = _locked(lock)
+        except BlockingIOError:
+            raise InputError(
+                f"another run is writing {path}: wait for its end, or choose another name"
+            ) from None
+        except OSError as error:
+            raise InputError(f"{path} cannot be written ({reason(error)}): choose another place") from None
         yield
     finally:
-        if os.fstat(file).st_size == 0:  # else it is somebody's file
-            lock.unlink(missing_ok=True)
-        os.close(file)
+        if file is not None:
+            os.close(file)
+        with suppress(OSError):
+            _remove_if_free(lock)
 
 
 @contextmanager
@@ -124,10 +128,10 @@ def folders_made(folder: Path, refusal: str) -> Iterator[None]:
                 made.rmdir()
 
 
-def _locked(lock: Path) -> int:
+def _locked(lock: Path, create: int = os.O_CREAT) -> int:
     """The descriptor of a lock file that is now held here. Raises BlockingIOError where another has it."""
     while True:
-        file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        file = os.open(lock, os.O_RDWR | create, 0o666)
         try:
             _lock(file)
             with suppress(FileNotFoundError):
@@ -137,6 +141,17 @@ def _locked(lock: Path) -> int:
             os.close(file)
             raise
         os.close(file)  # its owner removed it between the two steps: that lock says nothing any more
+
+
+def _remove_if_free(lock: Path) -> None:
+    """Remove a lock file that nobody holds; one that holds something is somebody's. Also where a signal came
+    in the middle of locking it. Raises OSError where it is held or gone."""
+    file = _locked(lock, create=0)
+    try:
+        if os.fstat(file).st_size == 0:
+            lock.unlink()
+    finally:
+        os.close(file)
 
 
 def _lock(file: int) -> None:

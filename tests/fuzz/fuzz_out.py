@@ -1,9 +1,9 @@
 """Kills and collisions of trainings into odd OUT folders: nothing that was there is lost, and a run that is
 resumed gives the same bits.
 
-Trainings of a fifth of a second run in children forked from this process, which has torch imported and unused.
-A child is hurt at the n-th call that changes a name, or by a signal at any time; or something is done to its
-OUT meanwhile; or a second child wants the same OUT."""
+A training is a fifth of a second in a child forked from this process, which has imported torch and not used
+it. A child is hurt at the n-th call that changes a name, or by a signal at any time; or something is done to
+its OUT meanwhile; or a second child wants the same OUT. One case in forty is a process of its own."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pickle
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -91,6 +92,7 @@ def start(
         number += 1
         err_file = folder / f"err-{number}"
     err_file.touch()
+    (folder / "tmp").mkdir(exist_ok=True)
     pid = os.fork()
     if pid:
         return Child(pid, err_file)
@@ -102,7 +104,6 @@ def start(
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        (folder / "tmp").mkdir(exist_ok=True)
         tempfile.tempdir = str(folder / "tmp")
         os.chdir(folder)
         for name in ("PRETRAIN", "DISTILL"):
@@ -165,7 +166,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def tensors_of(folder: Path) -> bytes | None:
     """The weights of a checkpoint with all its files; None for what is none."""
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    there = {path.name for path in folder.iterdir()} if os.path.isdir(folder) else set()
     if not {"config.json", "tokenizer.json", "training.json", "model.safetensors"} <= there:
         return None
     return (folder / "model.safetensors").read_bytes()
@@ -183,66 +184,52 @@ class Scene:
     refused: bool = False  # before any training
 
     def faults(self, child: Child, before: dict[str, bytes], wanted: bytes) -> Iterator[Finding]:
-        """What is wrong after a run, whatever became of it."""
+        """What is wrong after a run, whatever became of it. before: the files around it. wanted: what it
+        trains."""
         yield from said_faults(child)
-        after = tree(self.folder)
         own = str(self.real.relative_to(self.folder)) + os.sep
+        earlier = {name.removeprefix(own): c for name, c in before.items() if name.startswith(own)}
+        replaceable = self.earlier and "--overwrite" in self.options
+        after = tree(self.folder)
         for name, content in before.items():
-            if name.startswith(own) and self.earlier and "--overwrite" in self.options:
-                continue
-            if after.get(name) != content:
+            if after.get(name) != content and not (replaceable and name.startswith(own)):
                 yield Finding("lost", f"{name} is gone or another (exit code {child.code})")
-        replaced = self.real.with_name(f".{self.real.name}.replaced")
-        if self.earlier:
-            old = {name.removeprefix(own): c for name, c in before.items() if name.startswith(own)}
-            whole = tensors_of(self.real) == wanted or any(
-                old.items() <= tree(place).items() for place in (self.real, replaced) if place.is_dir()
-            )
-            if not whole:
-                yield Finding(
-                    "lost", f"OUT is neither the earlier checkpoint nor the new one: {listing(self.folder)}"
-                )
-        elif (
-            self.real.is_dir()
-            and any(self.real.iterdir())
-            and child.code != 2
-            and tensors_of(self.real) != wanted
-        ):
+        places = self.real, self.real.with_name(f".{self.real.name}.replaced")
+        there = [earlier.items() <= tree(place).items() for place in places if os.path.isdir(place)]
+        if self.earlier and tensors_of(self.real) != wanted and not any(there):
+            yield Finding("lost", f"OUT is neither what it was nor the new one: {listing(self.real.parent)}")
+        elif not self.refused and not any(there) and tensors_of(self.real) not in (wanted, None):
+            yield Finding("lost", f"OUT is another checkpoint: {listing(self.real)}")
+        elif not self.earlier and not self.refused and tensors_of(self.real) is None and list_of(self.real):
             yield Finding("lost", f"OUT is half a checkpoint: {listing(self.real)}")
         if self.refused and (child.code == 0 or child.trained):
-            yield Finding(
-                "lost", f"not refused before the training (exit code {child.code}): {child.err[-200:]}"
-            )
+            yield Finding("lost", f"not refused at the start (exit code {child.code}): {child.err[-200:]}")
         state = self.real.with_name(f"{self.real.name}.state.safetensors")
         if child.trained and child.code in (0, 2) and wanted not in self.news() and not state.exists():
             yield Finding("lost", f"what was trained is nowhere (exit code {child.code}): {child.err[-200:]}")
 
     def news(self) -> list[bytes | None]:
         """The checkpoints in OUT and visibly beside it."""
-        return [
-            tensors_of(place)
-            for place in (self.real, *self.real.parent.glob(f"{glob_of(self.real.name)}.new*"))
-        ]
+        beside = [path for path in list_of(self.real.parent) if path.name.startswith(f"{self.real.name}.new")]
+        return [tensors_of(place) for place in (self.real, *beside)]
 
     def litter(self) -> Iterator[Finding]:
         """What an ended run has left that is no OUT, no state and no checkpoint under a known name."""
-        hidden = [
-            p for p in self.real.parent.glob(".*") if p.name not in (".", f".{self.real.name}.replaced")
-        ]
-        hidden += list((self.folder / "tmp").iterdir())
-        hidden += list(self.folder.rglob("*.tmp"))
+        known = f".{self.real.name}.replaced"
+        hidden = [p for p in list_of(self.real.parent) if p.name.startswith(".") and p.name != known]
+        hidden += [*list_of(self.folder / "tmp"), *self.folder.rglob("*.tmp")]
         if hidden:
             yield Finding("litter", ", ".join(sorted(path.name for path in hidden)))
 
 
-def glob_of(name: str) -> str:
-    """A pattern that matches a name alone."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+def list_of(folder: Path) -> list[Path]:
+    """What a folder holds; nothing where there is none."""
+    return sorted(folder.iterdir()) if os.path.isdir(folder) else []
 
 
 def listing(folder: Path) -> str:
     """Names in a folder."""
-    return ", ".join(sorted(path.name for path in folder.iterdir()))
+    return ", ".join(path.name for path in list_of(folder))
 
 
 def said_faults(child: Child) -> Iterator[Finding]:
@@ -258,9 +245,9 @@ def scene(rng: random.Random, folder: Path) -> Scene:
     (folder / "a").mkdir()
     (folder / "a" / "precious").write_bytes(rng.randbytes(20))
     kinds = {
-        "fresh": 3, "empty": 1, "deep": 1, "dotted": 1, "relative": 1, "file": 1, "inside a file": 1, "full": 1,
-        "checkpoint": 1, "replaced": 6, "with folders": 1, "link": 2, "linked checkpoint": 2, "nowhere": 1,
-        "itself": 1, "long": 1, "too long": 1,
+        "fresh": 3, "empty": 1, "deep": 1, "dotted": 1, "relative": 1, "file": 1, "inside a file": 1,
+        "full": 1, "checkpoint": 1, "replaced": 6, "with folders": 1, "link": 2, "linked checkpoint": 2,
+        "nowhere": 1, "itself": 1, "long": 1, "too long": 1,
     }  # fmt: skip
     kind = rng.choices(list(kinds), list(kinds.values()))[0]
     real = folder / "a" / "out"
@@ -495,9 +482,31 @@ def tiny(rng: random.Random, folder: Path) -> Iterator[Finding]:
         yield Finding("traceback", f"exit code {child.code} after {number.name}: {child.err[-200:]}")
 
 
+def in_a_process(rng: random.Random, folder: Path) -> Iterator[Finding]:
+    """A command as a shell starts it, ended by a signal from its first import on."""
+    on = Scene(folder, str(folder / "a" / "out"), folder / "a" / "out", [])
+    wanted, words = tensors_of(cached("pretrain-1")), command("pretrain", on.out, 1)
+    (folder / "tmp").mkdir()
+    assert wanted is not None
+    program = "import sys; from qwen3_model.cli import main; sys.exit(main())"
+    with open(folder / "err-1", "wb") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, *words], stderr=err, stdout=err, cwd=folder,
+            env=os.environ | {"TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    time.sleep(rng.uniform(0.5, 4.5))
+    process.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM]))
+    child = Child(process.pid, folder / "err-1", process.wait())
+    yield from on.faults(child, {}, wanted)
+    (folder / "a").mkdir(exist_ok=True)
+    if child.code != 0:
+        yield from resumed(on, words, wanted)
+
+
 def case(rng: random.Random, folder: Path) -> Iterator[Finding]:
     """One kill or collision."""
     for name in ("text", "pretrain-0", "pretrain-9"):
         cached(name)
-    kind = rng.choices([ended_early, changed_meanwhile, collided, tiny], [12, 5, 4, 1])[0]
+    kinds = {ended_early: 20, changed_meanwhile: 9, collided: 8, tiny: 2, in_a_process: 1}
+    kind = rng.choices(list(kinds), list(kinds.values()))[0]
     yield from kind(rng, folder)
