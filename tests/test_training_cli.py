@@ -5,7 +5,9 @@ nothing written.
 import argparse
 import dataclasses
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -14,8 +16,9 @@ from trained import BLOCKS, PLAN, TEXT, files_of, make_base, make_orthrus, shard
 
 from qwen3_model import InputError, Qwen3Config
 from qwen3_model.checkpoint import EMBEDDED
-from qwen3_model.cli import distill, pretrain, tiny_checkpoint, unrepeat
-from qwen3_model.training import recipe
+from qwen3_model.cli import distill, main, pretrain, tiny_checkpoint, unrepeat
+from qwen3_model.training import dataset, loop, memory, recipe
+from qwen3_model.training.base import load_tokenizer
 from qwen3_model.training.corpus import own_texts
 
 
@@ -189,3 +192,175 @@ def test_a_pretrained_base_with_held_out_prompts_gets_a_card(base, tmp_path, mon
     plan = dataclasses.replace(PLAN, steps=1)
     recipe.run_distill(folder, tmp_path / "out", None, plan=plan, blocks=BLOCKS)
     assert "Tiny Orthrus" in (tmp_path / "out/README.md").read_text()
+
+
+TINY = ("--hidden-size", "64", "--layers", "1", "--vocab-size", "300", "--steps", "3")
+
+
+def at_the_end(monkeypatch, do) -> None:
+    """Something happens as the last step of a training ends."""
+    monkeypatch.setattr(loop._Report, "show", lambda self, step, *_: do() if step == 3 else None)
+
+
+def test_what_appears_in_out_while_a_training_runs_stays(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+
+    def notes() -> None:
+        out.mkdir()
+        (out / "notes.txt").write_text("precious")
+
+    at_the_end(monkeypatch, notes)
+    assert main(["pretrain", str(out), *TINY, *SMALL]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"the new checkpoint is in {out}.new" in said
+    assert files_of(out) == {"notes.txt": b"precious"} and (tmp_path / "out.new/model.safetensors").exists()
+
+
+def test_a_second_training_into_one_out_is_refused_at_once(tmp_path, monkeypatch, capsys):
+    codes = []
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    other = ["--seed", "7", "--state", str(tmp_path / "another")]
+
+    def second() -> None:
+        for where in ("real", "link"):
+            codes.append(main(["pretrain", str(tmp_path / where), *TINY, *SMALL, *other]))
+        state = ["--state", str(tmp_path / "real.state.safetensors"), "--resume"]
+        codes.append(main(["pretrain", str(tmp_path / "third"), *TINY, *SMALL, *state]))
+
+    at_the_end(monkeypatch, second)
+    assert main(["pretrain", str(tmp_path / "link"), *TINY, *SMALL]) == 0
+    assert codes == [2, 2, 2] and capsys.readouterr().err.count("another run is writing") == 3
+    assert json.loads((tmp_path / "real/training.json").read_text())["pretrain"]["seed"] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_farewell_signal_leaves_the_state_alone(number, tmp_path, monkeypatch):
+    at_the_end(monkeypatch, lambda: signal.raise_signal(number))
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", str(tmp_path / "a" / "out"), *TINY, *SMALL])
+    assert ended.value.code == 128 + number
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["out.state.safetensors"]
+
+
+def test_a_farewell_signal_removes_the_folder_of_a_tiny_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    seen = []
+
+    def ended(*_: object) -> None:
+        seen.extend(path.name for path in tmp_path.iterdir())
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(recipe, "corpus_files", ended)
+    with pytest.raises(SystemExit):
+        main(["tiny-checkpoint", str(tmp_path / "out")])
+    assert any(name.startswith("orthrus-") for name in seen) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--batch", "1000000"), "needs at least [0-9,.]+ GiB of memory"),
+        (("--hidden-size", "64000"), "needs at least [0-9,.]+ GiB of memory"),
+        (("--vocab-size", "1000000000"), "needs at least [0-9,.]+ GiB of memory"),
+        (("--batch", "1" + "0" * 30), "batch is 10+; at most"),
+        (("--batch", "1" + "0" * 4000), "batch is .*; at most"),
+        (("--steps", "1" + "0" * 400), "steps is .*; at most"),
+        (("--layers", "1" + "0" * 30), "num_hidden_layers"),
+        (("--hidden-size", "64" + "0" * 30), "num_attention_heads"),
+        (("--vocab-size", "1" + "0" * 30), "vocab_size"),
+        (("--seed", "1" + "0" * 30), "seed is"),
+        (("--length", "1" + "0" * 30), "rows of 2 to"),
+        (("--seconds", "1e999"), "seconds is inf"),
+    ],
+)
+def test_sizes_out_of_reach_are_refused_before_any_work(argv, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "corpus_files", lambda *_: pytest.fail("the corpus was read"))
+    with pytest.raises(InputError, match=words) as error:
+        run_verb("pretrain", str(tmp_path / "out"), "--steps", "1", *SMALL, *argv)
+    assert len(str(error.value)) < 500 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("argv", [("--batch", "100000000"), ("--blocks", "1" + "0" * 30)])
+def test_distillations_out_of_reach_are_refused_too(argv, base, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "corpus_files", lambda *_: pytest.fail("the corpus was read"))
+    with pytest.raises(InputError, match="needs at least [0-9,.]+ GiB|blocks is"):
+        run_verb("distill", str(base), str(tmp_path / "out"), "--steps", "1", *SMALL, *argv)
+
+
+def test_a_limit_of_the_process_counts_as_the_machines_memory(tmp_path):
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    cpu = torch.device("cpu")
+    there = memory.memory_of(cpu)
+    few = 64 * 2**30 if limits[1] == resource.RLIM_INFINITY else limits[1]
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (min(few, there - 4096), limits[1]))
+        assert memory.memory_of(cpu) < there
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def test_memory_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "memory_of", lambda _: 10**30)
+    tiny = ("--hidden-size", "64", "--layers", "1", "--vocab-size", "300", "--steps", "1")
+    monkeypatch.setattr(loop.Rows, "batch", lambda self, step, size: torch.empty(2**40, 65, dtype=torch.long))
+    assert main(["pretrain", str(tmp_path / "out"), *tiny, *SMALL]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "does not fit into memory (532480.0 GiB were asked for" in said and "--batch" in said
+    assert not list(tmp_path.iterdir())
+
+
+SETTINGS = {
+    "truncation": {"direction": "Right", "max_length": 32, "strategy": "LongestFirst", "stride": 0},
+    "padding": {"strategy": {"Fixed": 5000}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+                "pad_type_id": 0, "pad_token": "x"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_truncation_and_padding_of_a_base_are_not_obeyed(name, base, tmp_path):
+    files = own_texts(TEXT)
+    expected = dataset.read_corpus(files, load_tokenizer(base), own=True)
+    folder = shutil.copytree(base, tmp_path / "base")
+    said = json.loads((folder / "tokenizer.json").read_text()) | {name: SETTINGS[name]}
+    (folder / "tokenizer.json").write_text(json.dumps(said))
+    found = dataset.read_corpus(files, load_tokenizer(folder), own=True)
+    assert found.training.tolist() == expected.training.tolist()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}},
+        {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    ],
+    ids=["unknown", "fixed length"],
+)
+def test_a_tokenizer_that_fails_late_is_one_line(part, base, tmp_path):
+    folder = shutil.copytree(base, tmp_path / "base")
+    said = json.loads((folder / "tokenizer.json").read_text()) | part
+    said |= {"added_tokens": [], "post_processor": None} if "model" in part else {}
+    (folder / "tokenizer.json").write_text(json.dumps(said))
+    with pytest.raises(InputError, match="tokenizer"):
+        run_verb("distill", str(folder), str(tmp_path / "out"), "--steps", "1", *SMALL)
+    assert sorted(os.listdir(tmp_path)) == ["base"]
+
+
+def test_what_a_base_says_wrongly_is_refused_before_the_training(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "corpus_files", lambda *_: pytest.fail("the corpus was read"))
+    row = json.dumps({"split": "dev", "prompt": "x"})
+    for name, content in (
+        ("training.json", "[1"),
+        ("held_out.jsonl", row + "\n{"),
+        ("held_out.jsonl", b"\xff"),
+    ):
+        folder = shutil.copytree(base, tmp_path / "base")
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        for verb in ("distill", "unrepeat"):
+            with pytest.raises(InputError, match=name):
+                run_verb(verb, str(folder), str(tmp_path / "out"), "--steps", "1", *SMALL)
+        shutil.rmtree(folder)

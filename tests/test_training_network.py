@@ -22,8 +22,9 @@ from qwen3_model.training.distill import Blocks, distill, kl, kl_chunk, start_fr
 from qwen3_model.training.folder import load_network
 from qwen3_model.training.loop import Plan
 from qwen3_model.training.network import Network, diffusion_blocks
-from qwen3_model.training.optimizer import load_state, make_optimizers, save_state
+from qwen3_model.training.optimizer import make_optimizers
 from qwen3_model.training.pretrain import held_out_loss, pretrain
+from qwen3_model.training.state import load_state, save_state
 
 CLOSE = 1e-4  # of the largest logit: fp32 sums in another order over two layers
 PLAN = Plan(steps=30, batch=4, length=32, lr=5e-3)
@@ -205,11 +206,12 @@ def test_optimizer_state_goes_through_a_file(tmp_path):
     assert [type(o).__name__ for o in optimizers] == ["Muon", "AdamW"]
     for _ in range(3):
         step(linear, optimizers)
-    save_state(tmp_path / "s.safetensors", named, optimizers, {"step": 3, "of": {"name": "x"}})
+    so_far = {"step": 3, "seconds": 0.5, "of": {"name": "x"}}
+    save_state(tmp_path / "s.safetensors", named, optimizers, so_far)
     step(linear, optimizers)
     other, named_again, again = start()
     progress = load_state(tmp_path / "s.safetensors", {k: w.data for k, w in named_again.items()}, again)
-    assert progress == {"step": 3, "of": {"name": "x"}}
+    assert progress == so_far
     step(other, again)
     assert torch.equal(other.weight, linear.weight) and torch.equal(other.bias, linear.bias)
     assert [p.name for p in tmp_path.iterdir()] == ["s.safetensors"]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from trained import BLOCKS, CONFIG, PLAN, files_of, make_base, make_orthrus, sharded_copy
 
 from qwen3_model import InputError, Qwen3, Qwen3Config
-from qwen3_model.training import corpus, folder, held_out, recipe
+from qwen3_model.training import corpus, folder, held_out, recipe, tiny
 from qwen3_model.training.base import load_tokenizer, pick_mask
 from qwen3_model.training.corpus import Source, licence_of, own_texts, sources
 from qwen3_model.training.held_out import PROMPT_TOKENS, SPAN, held_out_prompts, span_hashes
@@ -225,9 +225,7 @@ def test_the_whole_recipe_on_the_common_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr("qwen3_model.training.rollout.OWN_TOKENS", 48)
     plan = dataclasses.replace(PLAN, steps=3)
     own = Continuations(count=4, prompt=32, tokens=32, steps=2)
-    recipe.run_tiny(
-        tmp_path / "out", 60, 60, 60, 60, config=CONFIG, plans=(plan,) * 4, own=own, blocks=BLOCKS
-    )
+    tiny.run_tiny(tmp_path / "out", 60, 60, 60, 60, config=CONFIG, plans=(plan,) * 4, own=own, blocks=BLOCKS)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "rank 32, 3 steps of 4 rows" in card
     model = Qwen3.from_pretrained(tmp_path / "out", "cpu", progress=False)

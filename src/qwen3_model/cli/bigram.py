@@ -40,14 +40,14 @@ def run(args: argparse.Namespace) -> int:
     from .. import hub
     from ..training import recipe
     from ..training.distill import Blocks
-    from ..training.folder import check_out
+    from ..training.out_folder import claimed
 
-    check_out(args.out, args.overwrite)  # before a base is downloaded
-    base = hub.resolve(args.base, args.revision)
     plan = plan_of(args, recipe.BIGRAM, recipe.BIGRAM.lr)
     blocks = Blocks(args.blocks, args.block_size, recipe.BIGRAM_BLOCKS.offset_decay)
-    recipe.run_bigram(
-        base, args.out, seconds_of(args), corpus_bytes_of(args), args.seed, plan=plan, blocks=blocks,
-        rank=args.rank, text=args.text, own_text=args.own_text, overwrite=args.overwrite,
-    )  # fmt: skip
+    with claimed(args.out, args.overwrite) as out:
+        base = hub.resolve(args.base, args.revision)  # downloaded once OUT is known to be free
+        recipe.run_bigram(
+            base, out, seconds_of(args), corpus_bytes_of(args), args.seed, plan=plan, blocks=blocks,
+            rank=args.rank, text=args.text, own_text=args.own_text,
+        )  # fmt: skip
     return 0

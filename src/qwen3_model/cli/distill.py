@@ -64,17 +64,16 @@ def run(args: argparse.Namespace) -> int:
     from ..training import recipe
     from ..training.base import base_config
     from ..training.distill import Blocks
-    from ..training.folder import check_out
+    from ..training.out_folder import claimed
 
-    check_out(args.out, args.overwrite)  # before a base is downloaded
-    base = hub.resolve(args.base, args.revision)
-    rate = TINY_RATE if base_config(base).hidden_size <= TINY_HIDDEN else RATE
-    plan = plan_of(args, recipe.DISTILL, rate)
     blocks = Blocks(args.blocks, args.block_size, args.offset_decay, args.short_blocks)
-    with state_of(args) as state:
+    with claimed(args.out, args.overwrite) as out, state_of(args, out) as state:
+        base = hub.resolve(args.base, args.revision)  # downloaded once OUT is known to be free
+        rate = TINY_RATE if base_config(base).hidden_size <= TINY_HIDDEN else RATE
+        plan = plan_of(args, recipe.DISTILL, rate)
         recipe.run_distill(
-            base, args.out, seconds_of(args), corpus_bytes_of(args), args.seed, plan=plan, blocks=blocks,
+            base, out, seconds_of(args), corpus_bytes_of(args), args.seed, plan=plan, blocks=blocks,
             text=args.text, mask_token_id=args.mask_token_id, name=args.base, start=args.start,
-            own_text=args.own_text, state=state, resume=args.resume, overwrite=args.overwrite,
+            own_text=args.own_text, state=state, resume=args.resume,
         )  # fmt: skip
     return 0

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..files import check_replaceable, replacing
 from . import terminal
 
 if TYPE_CHECKING:
@@ -25,20 +24,13 @@ def write_json(value: dict[str, Any]) -> None:
 
 def check_file(path: Path) -> None:
     """Refuse what `write_atomically` could not replace, before any work. Raises InputError."""
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"cannot write {path}: its folder is not there")
-    if path.exists() and not path.is_file():
-        raise InputError(f"cannot write {path}: it is not a file")
+    check_replaceable(path)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that whoever reads it finds the old text or the new one, never half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def result_json(result: Result) -> dict[str, Any]:

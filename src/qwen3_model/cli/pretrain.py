@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..config import Qwen3Config
     from ..training import recipe
+    from ..training.out_folder import claimed
 
     if args.hidden_size < 64 or args.hidden_size % 64:
         raise InputError(f"--hidden-size is {args.hidden_size}; a multiple of 64 was expected")
@@ -59,9 +60,9 @@ def run(args: argparse.Namespace) -> int:
     )
     config = Qwen3Config.from_dict(config.to_dict())  # refuses what could not be loaded again
     plan = plan_of(args, recipe.PRETRAIN, recipe.PRETRAIN.lr)
-    with state_of(args) as state:
+    with claimed(args.out, args.overwrite) as out, state_of(args, out) as state:
         recipe.run_pretrain(
-            args.out, seconds_of(args), corpus_bytes_of(args), args.seed, plan=plan, config=config,
-            text=args.text, state=state, resume=args.resume, overwrite=args.overwrite,
+            out, seconds_of(args), corpus_bytes_of(args), args.seed, plan=plan, config=config,
+            text=args.text, state=state, resume=args.resume,
         )  # fmt: skip
     return 0

@@ -30,9 +30,9 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train and write OUT."""
-    from ..training import recipe
+    from ..training import tiny
 
-    recipe.run_tiny(
+    tiny.run_tiny(
         args.out, args.pretrain_seconds, args.unrepeat_seconds, args.distill_seconds, args.bigram_seconds,
         corpus_bytes_of(args), args.seed, overwrite=args.overwrite,
     )  # fmt: skip

@@ -12,6 +12,7 @@ from ..errors import InputError
 
 if TYPE_CHECKING:
     from ..training.loop import Plan
+    from ..training.out_folder import OutFolder
 
 DEFAULT_SECONDS = 600.0  # when neither --steps nor --seconds is given
 
@@ -91,22 +92,21 @@ def corpus_bytes_of(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def state_of(args: argparse.Namespace) -> Iterator[Path]:
-    """The state file of the run, deleted when it has ended well. Raises InputError for one that would be lost
-    or cannot be written.
+def state_of(args: argparse.Namespace, out: OutFolder) -> Iterator[Path]:
+    """The state file of the run that owns OUT, its own alone and deleted when it has ended well. Raises
+    InputError for one that would be lost or cannot be written.
     """
-    out = args.out.absolute()
-    if not out.name:
-        raise InputError(f"{out} cannot be OUT: name a folder to make")
-    from ..checkpoint import writable
+    from ..files import folders_made, owned, resolved
+    from ..training.state import is_state
 
-    state = args.state or out.with_name(out.name + ".state.safetensors")
-    if state.exists() and not args.resume:
-        raise InputError(f"{state} holds an unfinished run: --resume goes on with it, or delete it")
-    if state.is_dir():
-        raise InputError(f"{state} is a folder; a file was expected")
-    parent = next(folder for folder in state.absolute().parents if folder.exists())
-    if not writable(parent):
-        raise InputError(f"{state} cannot be written: {parent} is not a folder that may be written to")
-    yield state
-    state.unlink(missing_ok=True)
+    state = resolved(args.state or out.path.with_name(out.path.name + ".state.safetensors"))
+    if state.is_relative_to(out.path):
+        raise InputError(f"{state} lies in OUT, which is replaced: keep the state elsewhere")
+    with folders_made(state.parent, f"{state} cannot be written"), owned(state):
+        if state.exists() and not state.is_file():
+            raise InputError(f"{state} is not a file; one was expected")
+        if state.exists() and not args.resume:
+            raise InputError(f"{state} holds an unfinished run: --resume goes on with it, or delete it")
+        yield state
+        if state.exists() and is_state(state):  # else it is somebody's file
+            state.unlink()

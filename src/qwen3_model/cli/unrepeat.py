@@ -38,14 +38,13 @@ def run(args: argparse.Namespace) -> int:
 
     from .. import hub
     from ..training import recipe
-    from ..training.folder import check_out
+    from ..training.out_folder import claimed
 
-    check_out(args.out, args.overwrite)  # before a base is downloaded
-    base = hub.resolve(args.base, args.revision)
     plan = plan_of(args, recipe.UNREPEAT, recipe.UNREPEAT.lr)
     own = dataclasses.replace(recipe.CONTINUATIONS, distinct=args.distinct)
-    recipe.run_unrepeat(
-        base, args.out, seconds_of(args), corpus_bytes_of(args), args.seed, plan=plan, own=own,
-        text=args.text, overwrite=args.overwrite,
-    )  # fmt: skip
+    with claimed(args.out, args.overwrite) as out:
+        base = hub.resolve(args.base, args.revision)  # downloaded once OUT is known to be free
+        recipe.run_unrepeat(
+            base, out, seconds_of(args), corpus_bytes_of(args), args.seed, plan=plan, own=own, text=args.text
+        )
     return 0

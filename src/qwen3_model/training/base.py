@@ -11,7 +11,9 @@ from tokenizers import Tokenizer
 
 from .. import checkpoint
 from ..config import Qwen3Config
-from ..errors import InputError, one_line
+from ..errors import InputError, foreign, one_line
+from ..reading import read_text
+from ..text import TOKENIZER, read_tokenizer
 from .held_out import PROMPT_TOKENS
 from .tokenizer import END, MASK
 
@@ -27,14 +29,8 @@ def base_config(base: Path) -> Qwen3Config:
 
 
 def load_tokenizer(base: Path) -> Tokenizer:
-    """The base's tokenizer. Raises InputError."""
-    path = base / "tokenizer.json"
-    if not path.exists():
-        raise InputError(f"{path} is missing: the text is read with the base's tokenizer")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise InputError(f"{path} cannot be read as a tokenizer: {one_line(error)}") from None
+    """The base's tokenizer, which reads a text whole whatever its file says. Raises InputError."""
+    return read_tokenizer(base / TOKENIZER)
 
 
 def pick_mask(tokenizer: Tokenizer, rows: int, wanted: int | None) -> int:
@@ -71,20 +67,23 @@ def check_ids(tokens: np.ndarray, rows: int) -> None:
         )
 
 
-def dev_prompts(folder: Path, tokenizer: Tokenizer) -> torch.Tensor | None:
+def dev_prompts(folder: Path, tokenizer: Tokenizer, rows: int) -> torch.Tensor | None:
     """The development prompts of a base, their last tokens only so that all are equally long: [B, shortest
-    prompt]; None if it has none. Raises InputError for a file that is something else.
+    prompt]; None if it has none. Raises InputError for a file that is something else, and for tokens that
+    the embedding's `rows` do not have.
     """
     path, length = folder / HELD_OUT, PROMPT_TOKENS[0]
     if not path.exists():
         return None
     try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        texts = [row["prompt"] for row in rows if row["split"] == "dev"]
-    except (ValueError, KeyError, TypeError) as error:
+        lines = [json.loads(line) for line in read_text(path).splitlines()]
+        texts = [line["prompt"] for line in lines if line["split"] == "dev"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} does not hold prompts, one JSON object a line: {one_line(error)}") from None
-    prompts = [encoding.ids[-length:] for encoding in tokenizer.encode_batch(texts)]
+    with foreign(f"the prompts of {path} cannot be encoded"):
+        prompts = [encoding.ids[-length:] for encoding in tokenizer.encode_batch(texts)]
     prompts = [prompt for prompt in prompts if len(prompt) == length]
+    check_ids(np.array(prompts), rows)
     return torch.tensor(prompts) if prompts else None
 
 

@@ -21,6 +21,7 @@ from .distill import LOGITS_AT_ONCE, Blocks, Lessons, agreement_words
 from .loop import Plan, train
 from .network import Network
 from .pretrain import autocast
+from .state import SHA_OF_BASE, SHA_OF_TEXT, sha256_of
 
 
 def check_rank(rank: int, vocabulary: int) -> None:
@@ -54,6 +55,7 @@ def learn_bigram(
     weights = {"embed_before": before, "embed_after": after}
     mask = network.config.mask_token_id
     about = {"tokens": len(tokens), "mask_token_id": mask, "rank": rank, **dataclasses.asdict(blocks)}
+    about |= {SHA_OF_TEXT: sha256_of([tokens]), SHA_OF_BASE: sha256_of(network.parameters())} if state else {}
     steps, spent = train("bigram", weights, loss_of, plan, about, state, resume)
     return {"before": before.detach(), "after": after.detach()}, steps, spent
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from ..errors import InputError
+from ..errors import InputError, foreign
 from .corpus import HELD_OUT_SHARE, Source, own_texts, sources
 
 TOKENIZER_BYTES = 15_000_000  # of text that the tokenizer is trained on
@@ -38,7 +38,9 @@ def read_corpus(files: list[Source], tokenizer: Tokenizer, own: bool = False, en
     """Tokenise every file, each followed by the end token if there is one."""
 
     def joined(side: list[Source]) -> np.ndarray:
-        encodings = tokenizer.encode_batch([file.path.read_text("utf-8") for file in side])
+        texts = [_text(file) for file in side]
+        with foreign("the text cannot be encoded", "check the base's tokenizer.json"):
+            encodings = tokenizer.encode_batch(texts)
         ends = [] if end is None else [end]
         return np.concatenate([np.zeros(0, np.int32), *(np.array(e.ids + ends, np.int32) for e in encodings)])
 
@@ -55,6 +57,11 @@ def tokenizer_texts(files: list[Source], own: bool) -> list[str]:
     texts, total = [], 0
     for file in files:
         if (own or not file.held_out) and total < TOKENIZER_BYTES:
-            texts.append(file.path.read_text("utf-8"))
+            texts.append(_text(file))
             total += file.size
     return texts
+
+
+def _text(file: Source) -> str:
+    with foreign(f"{file.path} cannot be read any more"):
+        return file.path.read_text("utf-8")

@@ -16,11 +16,12 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from .. import checkpoint
 from ..config import BLOCK_SIZES, Qwen3Config
-from ..errors import InputError
+from ..errors import InputError, quoted
 from .folder import load_network
 from .loop import Plan, Rows, train
 from .network import Network, diffusion_blocks
 from .pretrain import autocast, compiled
+from .state import MOST_STEPS, SHA_OF_BASE, SHA_OF_TEXT, sha256_of
 
 SHAPE = "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"
 SHOWN_OFFSETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 31)
@@ -44,8 +45,8 @@ class Blocks:
 
     def check(self, length: int) -> None:
         """Raises InputError for blocks that a row of `length` tokens cannot hold."""
-        if self.count < 1:
-            raise InputError(f"blocks is {self.count}; at least one a row was expected")
+        if not 1 <= self.count <= MOST_STEPS:
+            raise InputError(f"blocks is {quoted(self.count)}; 1 to {MOST_STEPS} a row was expected")
         if self.size not in BLOCK_SIZES:
             raise InputError(f"block size is {self.size}; {BLOCK_SIZES[0]} to {BLOCK_SIZES[-1]} was expected")
         if self.short and not 2 <= self.short <= self.size:
@@ -185,7 +186,10 @@ def distill(
 
     mask = network.config.mask_token_id
     about = {"tokens": len(tokens), "mask_token_id": mask, **dataclasses.asdict(blocks)}
-    about |= {"start": started}
+    about |= {"start": started, SHA_OF_TEXT: sha256_of([tokens])}
+    if state is not None:  # seconds for a large base
+        fixed = (w for name, w in network.named_parameters() if "_diff" not in name)
+        about[SHA_OF_BASE] = sha256_of(fixed)
     return train("distill", weights, loss_of, plan, about, state, resume)
 
 

@@ -1,11 +1,10 @@
-"""Checkpoint folders of the trainings: loading into the training network, saving atomically."""
+"""Checkpoint folders of the trainings: loading into the training network, and what is written."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from torch import Tensor
 
 from .. import bigram, checkpoint
 from ..config import Qwen3Config
-from ..errors import InputError
 from ..reading import read_json_object
 from ..settings import DTYPES
 from .network import Network
+from .out_folder import OutFolder, claimed
 from .tokenizer import save_tokenizer
 
 SHARD_BYTES = 2_000_000_000  # of one safetensors file; a larger checkpoint is written as shards and an index
@@ -40,7 +39,7 @@ def load_network(folder: Path, config: Qwen3Config) -> Network:
 
 
 def save_pretrained(
-    out: Path,
+    out: Path | OutFolder,
     network: Network,
     tokenizer: Tokenizer,
     prompts: list[dict[str, str]],
@@ -57,10 +56,10 @@ def save_pretrained(
             (folder / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
         _write_json(folder / "training.json", facts)
 
-    replace_folder(out, fill)
+    _put(out, fill)
 
 
-def save_retrained(base: Path, out: Path, network: Network, facts: Mapping[str, object]) -> None:
+def save_retrained(base: Path, out: Path | OutFolder, network: Network, facts: Mapping[str, object]) -> None:
     """A plain Qwen3 folder like `base` with other weights, in its dtype, and another `training.json`."""
 
     def fill(folder: Path) -> None:
@@ -71,12 +70,12 @@ def save_retrained(base: Path, out: Path, network: Network, facts: Mapping[str, 
         _write_configs(folder, network.config, generation=not (folder / "generation_config.json").exists())
         _write_json(folder / "training.json", facts)
 
-    replace_folder(out, fill)
+    _put(out, fill)
 
 
 def save_distilled(
     base: Path,
-    out: Path,
+    out: Path | OutFolder,
     network: Network,
     facts: Mapping[str, object],
     card: str,
@@ -91,13 +90,17 @@ def save_distilled(
         _copy_others(base, folder)
         _write_configs(folder, network.config, generation=not (folder / "generation_config.json").exists())
         _write_json(folder / "training.json", facts)
-        (folder / "README.md").write_text(card)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
-    replace_folder(out, fill)
+    _put(out, fill)
 
 
 def save_corrected(
-    base: Path, out: Path, tables: Mapping[str, Tensor], facts: Mapping[str, object], card: str | None
+    base: Path,
+    out: Path | OutFolder,
+    tables: Mapping[str, Tensor],
+    facts: Mapping[str, object],
+    card: str | None,
 ) -> None:
     """A folder with all files of the Orthrus `base`, bit for bit, and the tables of a bigram correction.
     card: a new model card, None: the base's."""
@@ -109,48 +112,15 @@ def save_corrected(
         bigram.save(folder, tables["before"], tables["after"])
         _write_json(folder / "training.json", facts)
         if card is not None:
-            (folder / "README.md").write_text(card)
+            (folder / "README.md").write_text(card, encoding="utf-8")
 
-    replace_folder(out, fill)
-
-
-def check_out(out: Path, overwrite: bool, base: Path | None = None) -> None:
-    """Raises InputError, before anything is trained, when a checkpoint could not be written to `out`."""
-    if base is not None and out.resolve() == base.resolve():
-        raise InputError(f"{out} is the base itself: choose another folder")
-    if base is not None and base.resolve().is_relative_to(out.resolve()):
-        raise InputError(f"{out} holds the base {base}: choose another folder")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file: choose a folder that is not there yet")
-    if out.is_dir() and any(out.iterdir()):
-        if not overwrite:
-            raise InputError(f"{out} is not empty: choose another folder, or --overwrite")
-        if not (out / "config.json").exists():
-            raise InputError(f"{out} holds no checkpoint: --overwrite replaces checkpoints only")
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    if not checkpoint.writable(parent):
-        raise InputError(f"{out} cannot be made: {parent} is not a folder that may be written to")
+    _put(out, fill)
 
 
-def replace_folder(out: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a temporary folder beside `out`, then put it in its place: `out` is whole or untouched."""
-    out = out.absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        fill(temporary)
-        temporary.chmod(0o755)
-        for file in temporary.iterdir():
-            file.chmod(0o644)
-        if out.exists():
-            old = temporary.with_name(temporary.name + ".old")
-            os.rename(out, old)
-            os.rename(temporary, out)
-            shutil.rmtree(old)
-        else:
-            os.rename(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _put(out: Path | OutFolder, fill: Callable[[Path], None]) -> None:
+    """Write a checkpoint: `out` is whole or untouched."""
+    with claimed(out) as place:
+        place.put(fill)
 
 
 def _tensors(folder: Path, wanted: Container[str]) -> Iterator[tuple[str, Tensor]]:

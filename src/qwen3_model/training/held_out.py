@@ -10,6 +10,7 @@ from collections import Counter
 import numpy as np
 from tokenizers import Tokenizer
 
+from ..errors import foreign
 from .corpus import Source
 
 SPAN = 50  # tokens
@@ -36,7 +37,9 @@ def candidates(source: Source, tokenizer: Tokenizer) -> list[dict[str, str]]:
     The line's end is left out: it is one token with the indentation that follows, and alone it would say that
     the function is over.
     """
-    text, found = source.path.read_text("utf-8"), []
+    with foreign(f"{source.path} cannot be read any more"):
+        text = source.path.read_text("utf-8")
+    found = []
     for head in FUNCTION.finditer(text):
         before = text[: head.end()].rstrip()
         lines = before.splitlines(keepends=True)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from ..errors import InputError
-from .optimizer import load_state, make_optimizers, save_state, set_rate
+from ..errors import InputError, in_memory, quoted
+from .interrupts import late_interruption
+from .optimizer import make_optimizers, set_rate
+from .state import MOST_STEPS, load_state, read_progress, save_state
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Plan:
         for name, value in (("steps", self.steps), ("batch", self.batch)):
             if value < 1:
                 raise InputError(f"{name} is {value}; it must be above 0")
+            if value > MOST_STEPS:
+                raise InputError(f"{name} is {quoted(value)}; at most {MOST_STEPS} was expected")
         if not 0 < self.lr < 10:
             raise InputError(f"lr is {self.lr}; above 0 and below 10 was expected")
         if self.seconds is not None and not (self.seconds > 0 and math.isfinite(self.seconds)):
@@ -105,29 +107,31 @@ def train(
     """Minimise `loss_of(step)` over `weights`; returns steps done and seconds spent.
 
     The first step warms up compilation outside the clock. With `resume`, goes on from the file `state` if it
-    is there, which must be of the same training `about` the same things. Ctrl-C saves the state first. Raises
-    InputError when the state does not fit, memory does not suffice, or the weights stop being numbers."""
+    is there, which must be of the same training `about` the same things. Ctrl-C and SIGTERM save the state
+    first. Raises InputError when the state does not fit, memory does not suffice, or the weights stop being
+    numbers."""
     optimizers = make_optimizers(weights.items(), plan.lr, plan.weight_decay)
     tensors = {key: weight.data for key, weight in weights.items()}
     kind = {"name": name, **about, **dataclasses.asdict(plan)}
     kind = {key: value for key, value in kind.items() if key not in ("steps", "seconds", "save_every")}
     step, spent = 0, 0.0
     if resume and state and state.exists():
-        progress = load_state(state, tensors, optimizers)
-        _check_same(state, progress.get("of", {}), kind)
+        progress = read_progress(state)
+        _check_same(state, progress["of"], kind)
+        load_state(state, tensors, optimizers)
         step, spent = progress["step"], progress["seconds"]
 
     def save(seconds: float) -> None:
         if state:
             save_state(state, tensors, optimizers, {"step": step, "seconds": seconds, "of": kind})
 
-    try:
+    with in_memory("a step of this training", "use a smaller --batch, --length or --blocks"):
         loss_of(step)[0].backward()  # compiles
         for weight in weights.values():
             weight.grad = None
         clock = time.perf_counter()
         began, saved = clock - spent, clock
-        with _Report(name, plan) as report, _late_interrupt(state is not None) as interrupted:
+        with _Report(name, plan) as report, late_interruption(state is not None) as interruption:
             while step < plan.steps and (plan.seconds is None or clock - began < plan.seconds):
                 share = max(step / plan.steps, (clock - began) / plan.seconds if plan.seconds else 0.0)
                 set_rate(optimizers, share)
@@ -139,13 +143,10 @@ def train(
                     optimizer.zero_grad()
                 step, clock = step + 1, time.perf_counter()
                 report.show(step, share, clock - began, loss, words)
-                if interrupted.is_set() or clock - saved > plan.save_every:
+                if interruption.asked or clock - saved > plan.save_every:
                     save(clock - began)
                     saved = clock
-                if interrupted.is_set():
-                    raise KeyboardInterrupt
-    except torch.OutOfMemoryError:
-        raise InputError("out of GPU memory: use a smaller --batch, --length or --blocks") from None
+                interruption.go_on()
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise InputError(f"the weights are no longer numbers after {step} steps: use a smaller --lr")
     save(time.perf_counter() - began)
@@ -156,29 +157,9 @@ def _check_same(state: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]
     for key, value in wanted.items():
         if saved.get(key) != value:
             raise InputError(
-                f"{state} is of a run whose {key} was {saved.get(key)}, not {value}: resume with the same "
-                "settings, or delete it to start anew"
+                f"{state} is of a run whose {key} was {quoted(saved.get(key))}, not {quoted(value)}: resume "
+                "with the same settings, or delete it to start anew"
             )
-
-
-@contextmanager
-def _late_interrupt(wanted: bool) -> Iterator[threading.Event]:
-    """Ctrl-C sets the event, so that a step is done whole; a second one interrupts at once."""
-    asked = threading.Event()
-
-    def on_signal(*_: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    if not wanted or threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class _Report:
@@ -195,7 +176,7 @@ class _Report:
             TextColumn("{task.fields[words]}"),
             TimeRemainingColumn(),
         )
-        self.bar = Progress(*columns) if self.live else None
+        self.bar = Progress(*columns, console=Console(stderr=True)) if self.live else None
 
     def __enter__(self) -> _Report:
         if self.bar:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .loop import Plan, Rows, train
 from .network import Network
+from .state import SHA_OF_TEXT, sha256_of
 
 
 def compiled(function):
@@ -39,7 +40,8 @@ def pretrain(
             return cross_entropy(rows.batch(step, plan.batch)), lambda: ""
 
     weights = {name: w for name, w in network.named_parameters() if "_diff" not in name}
-    return train("pretrain", weights, loss_of, plan, {"tokens": len(tokens)}, state, resume)
+    about = {"tokens": len(tokens), SHA_OF_TEXT: sha256_of([tokens])}
+    return train("pretrain", weights, loss_of, plan, about, state, resume)
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from tokenizers import Tokenizer
 
 from .. import checkpoint
 from ..config import Qwen3Config
-from ..errors import InputError
+from ..errors import InputError, in_memory
 from . import card
 from .agreement import Estimate, estimate
 from .base import (
@@ -33,10 +32,12 @@ from .bigram import check_rank, learn_bigram
 from .dataset import Corpus, corpus_files, read_corpus, tokenizer_texts
 from .distill import Blocks, check_start, distill, start_from, start_from_ar
 from .facts import corpus_facts, distill_facts, facts_of, machine, started_from
-from .folder import check_out, load_network, save_corrected, save_distilled, save_pretrained, save_retrained
+from .folder import load_network, save_corrected, save_distilled, save_pretrained, save_retrained
 from .held_out import held_out_prompts
 from .loop import Plan, Rows
+from .memory import ADVICE, check_distillation, check_pretraining, training_device
 from .network import Network
+from .out_folder import OutFolder, claimed
 from .pretrain import held_out_loss, pretrain
 from .rollout import check_own_text, distinct_share, lengths, rollout, with_own_text
 from .tokenizer import train_tokenizer
@@ -63,7 +64,7 @@ ESTIMATED_TOKENS = 256  # of every prompt
 
 
 def run_pretrain(
-    out: Path,
+    out: Path | OutFolder,
     seconds: float | None,
     corpus_bytes: int = CORPUS_BYTES,
     seed: int = 0,
@@ -82,37 +83,38 @@ def run_pretrain(
     """
     began = time.perf_counter()
     plan = dataclasses.replace(plan, seconds=seconds, seed=seed)
-    check_out(out, overwrite)
-    plan.check(config.context_length)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    files, own = corpus_files(corpus_bytes, text), bool(text)
-    say(began, f"{len(files)} files, {sum(f.size for f in files) / 1e6:.0f} MB")
-    tokenizer = train_tokenizer(tokenizer_texts(files, own), config.vocab_size)
-    say(began, "tokenizer trained")
-    corpus = read_corpus(files, tokenizer, own)
-    held = len(corpus.held_out)
-    say(began, f"{len(corpus.training) / 1e6:.1f}M training tokens, {held / 1e3:.0f}k held out")
-    prompt_files = [] if own else [file for file in files if file.held_out]
-    prompts = held_out_prompts(prompt_files, tokenizer, corpus.training)
-    say(began, f"{len(prompts)} held-out prompts")
-    network = Network(config)
-    network.initialise(seed)
-    network.to(device)
-    steps, spent = pretrain(network, torch.from_numpy(corpus.training).to(device), plan, state, resume)
-    say(began, f"pretrained {steps} steps in {spent:.0f} s")
-    figures: dict[str, object] = {"seconds": round(spent), "tokens": steps * plan.batch * plan.length}
-    figures |= _held_out_figures(network, corpus, plan, began)
-    facts = machine() | {
-        "pretrain": dataclasses.asdict(plan) | {"steps": steps} | figures,
-        "corpus": corpus_facts(corpus),
-    }
-    save_pretrained(out, network, tokenizer, prompts, facts)
-    say(began, f"wrote {out}")
+    with claimed(out, overwrite) as place, in_memory("this training", ADVICE):
+        plan.check(config.context_length)
+        check_pretraining(config, plan)
+        device = training_device()
+        files, own = corpus_files(corpus_bytes, text), bool(text)
+        say(began, f"{len(files)} files, {sum(f.size for f in files) / 1e6:.0f} MB")
+        tokenizer = train_tokenizer(tokenizer_texts(files, own), config.vocab_size)
+        say(began, "tokenizer trained")
+        corpus = read_corpus(files, tokenizer, own)
+        held = len(corpus.held_out)
+        say(began, f"{len(corpus.training) / 1e6:.1f}M training tokens, {held / 1e3:.0f}k held out")
+        prompt_files = [] if own else [file for file in files if file.held_out]
+        prompts = held_out_prompts(prompt_files, tokenizer, corpus.training)
+        say(began, f"{len(prompts)} held-out prompts")
+        network = Network(config)
+        network.initialise(seed)
+        network.to(device)
+        steps, spent = pretrain(network, torch.from_numpy(corpus.training).to(device), plan, state, resume)
+        say(began, f"pretrained {steps} steps in {spent:.0f} s")
+        figures: dict[str, object] = {"seconds": round(spent), "tokens": steps * plan.batch * plan.length}
+        figures |= _held_out_figures(network, corpus, plan, began)
+        facts = machine() | {
+            "pretrain": dataclasses.asdict(plan) | {"steps": steps} | figures,
+            "corpus": corpus_facts(corpus),
+        }
+        save_pretrained(place, network, tokenizer, prompts, facts)
+        say(began, f"wrote {out}")
 
 
 def run_distill(
     base: Path,
-    out: Path,
+    out: Path | OutFolder,
     seconds: float | None,
     corpus_bytes: int = CORPUS_BYTES,
     seed: int = 0,
@@ -137,50 +139,53 @@ def run_distill(
     place of the base's AR weights. own_text: the share of the base's own greedy continuations in the text."""
     began = time.perf_counter()
     plan = dataclasses.replace(plan, seconds=seconds, seed=seed)
-    check_out(out, overwrite, base)
-    config, tokenizer = base_config(base), load_tokenizer(base)
-    plan.check(config.context_length)
-    blocks.check(plan.length)
-    check_own_text(own_text, config.context_length)
-    if start is not None:
-        check_start(start, config)
-    mask = pick_mask(tokenizer, config.vocab_size, mask_token_id)
-    config = dataclasses.replace(config, block_size=blocks.size, mask_token_id=mask)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    corpus = _corpus_for(config, tokenizer, corpus_bytes, text, began)
-    tokens = torch.from_numpy(corpus.training)
-    Rows(tokens, plan.length, seed)  # refuses a text that is too short before the weights are loaded
-    network = load_network(base, config)
-    if start is None:
-        start_from_ar(network)
-    else:
-        start_from(network, start)
-    network.to(device)
-    tokens = with_own_text(network, tokens.to(device), own_text, document_end(tokenizer, config), seed)
-    own_share = 1 - len(corpus.training) / len(tokens)
-    say(began, f"{own_share:.0%} of the text is the base's own")
-    started = None if start is None else str(start.resolve())
-    steps, spent = distill(network, tokens, plan, blocks, state, resume, started)
-    say(began, f"distilled {steps} steps in {spent:.0f} s")
-    prompts = dev_prompts(base, tokenizer)
-    prompts = text_prompts(corpus.held_out) if prompts is None else prompts
-    found = _estimate(network, prompts, device)
-    if found:
-        say(began, _estimate_words(found))
-    facts = distill_facts(base, corpus, plan, blocks, steps, spent, found)
-    facts["distill"] |= {"own_text": round(own_share, 3)} | (
-        {} if start is None else {"started_from": started_from(start)}
-    )
-    tiny = "pretrain" in facts and (base / HELD_OUT).exists() and not corpus.own and found is not None
-    words = card.write(facts) if tiny else card.write_short(facts, name or base.resolve().name)
-    save_distilled(base, out, network, facts, words)
-    say(began, f"wrote {out}")
-    return found
+    with claimed(out, overwrite, base) as place, in_memory("this training", ADVICE):
+        config, tokenizer = base_config(base), load_tokenizer(base)
+        plan.check(config.context_length)
+        blocks.check(plan.length)
+        check_own_text(own_text, config.context_length)
+        check_distillation(config, plan, blocks)
+        if start is not None:
+            check_start(start, config)
+        prompts = dev_prompts(base, tokenizer, config.vocab_size)
+        facts_of(base)  # refused before the training if it cannot be read, as the prompts are
+        mask = pick_mask(tokenizer, config.vocab_size, mask_token_id)
+        config = dataclasses.replace(config, block_size=blocks.size, mask_token_id=mask)
+        device = training_device()
+        corpus = _corpus_for(config, tokenizer, corpus_bytes, text, began)
+        tokens = torch.from_numpy(corpus.training)
+        Rows(tokens, plan.length, seed)  # refuses a text that is too short before the weights are loaded
+        network = load_network(base, config)
+        if start is None:
+            start_from_ar(network)
+        else:
+            start_from(network, start)
+        network.to(device)
+        tokens = with_own_text(network, tokens.to(device), own_text, document_end(tokenizer, config), seed)
+        own_share = 1 - len(corpus.training) / len(tokens)
+        say(began, f"{own_share:.0%} of the text is the base's own")
+        started = None if start is None else str(start.resolve())
+        steps, spent = distill(network, tokens, plan, blocks, state, resume, started)
+        say(began, f"distilled {steps} steps in {spent:.0f} s")
+        prompts = text_prompts(corpus.held_out) if prompts is None else prompts
+        found = _estimate(network, prompts, device)
+        if found:
+            say(began, _estimate_words(found))
+        facts = distill_facts(base, corpus, plan, blocks, steps, spent, found)
+        facts["distill"] |= {"own_text": round(own_share, 3)} | (
+            {} if start is None else {"started_from": started_from(start)}
+        )
+        tiny = "pretrain" in facts and (base / HELD_OUT).exists() and not corpus.own and found is not None
+        words = card.write_if_whole(facts) if tiny else None
+        short = card.write_short(facts, name or base.resolve().name)
+        save_distilled(base, place, network, facts, words or short)
+        say(began, f"wrote {out}")
+        return found
 
 
 def run_unrepeat(
     base: Path,
-    out: Path,
+    out: Path | OutFolder,
     seconds: float | None,
     corpus_bytes: int = CORPUS_BYTES,
     seed: int = 0,
@@ -196,39 +201,43 @@ def run_unrepeat(
     seconds: None trains all steps of the plan. text: the user's files and folders instead of the corpus."""
     began = time.perf_counter()
     plan = dataclasses.replace(plan, seconds=seconds, seed=seed)
-    check_out(out, overwrite, base)
-    config, tokenizer = base_config(base), load_tokenizer(base)
-    plan.check(config.context_length)
-    own.check(config.context_length)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    corpus = _corpus_for(config, tokenizer, corpus_bytes, text, began)
-    network = load_network(base, config).to(device)
-    tokens = torch.from_numpy(corpus.training).to(device)
-    steps, spent, share = unrepeat(network, tokens, plan, own)
-    say(
-        began,
-        f"trained {steps} steps in {spent:.0f} s; distinct 8-grams of the last continuations {share:.3f}",
-    )
-    figures: dict[str, object] = {"steps": steps, "seconds": round(spent), "share_reached": round(share, 3)}
-    figures |= _held_out_figures(network, corpus, plan, began)
-    prompts = dev_prompts(base, tokenizer)
-    if prompts is not None:
-        new = rollout(network, prompts.to(device), ESTIMATED_TOKENS)[:, prompts.shape[1] :]
-        found = distinct_share(new, lengths(new, config.eos_token_ids))
-        figures["distinct_8grams_dev"] = round(found, 3)
-        say(began, f"dev prompts: distinct 8-grams {found:.3f}")
-    facts = facts_of(base)
-    said = dataclasses.asdict(plan) | dataclasses.asdict(own) | figures | machine()
-    if corpus.own or not facts:
-        said["corpus"] = corpus_facts(corpus)
-    save_retrained(base, out, network, facts | {"unrepeat": said})
-    say(began, f"wrote {out}")
+    with claimed(out, overwrite, base) as place, in_memory("this training", ADVICE):
+        config, tokenizer = base_config(base), load_tokenizer(base)
+        plan.check(config.context_length)
+        own.check(config.context_length)
+        check_pretraining(config, plan)
+        prompts, facts = dev_prompts(base, tokenizer, config.vocab_size), facts_of(base)
+        device = training_device()
+        corpus = _corpus_for(config, tokenizer, corpus_bytes, text, began)
+        network = load_network(base, config).to(device)
+        tokens = torch.from_numpy(corpus.training).to(device)
+        steps, spent, share = unrepeat(network, tokens, plan, own)
+        say(
+            began,
+            f"trained {steps} steps in {spent:.0f} s; distinct 8-grams of the last continuations {share:.3f}",
+        )
+        figures: dict[str, object] = {
+            "steps": steps,
+            "seconds": round(spent),
+            "share_reached": round(share, 3),
+        }
+        figures |= _held_out_figures(network, corpus, plan, began)
+        if prompts is not None:
+            new = rollout(network, prompts.to(device), ESTIMATED_TOKENS)[:, prompts.shape[1] :]
+            found = distinct_share(new, lengths(new, config.eos_token_ids))
+            figures["distinct_8grams_dev"] = round(found, 3)
+            say(began, f"dev prompts: distinct 8-grams {found:.3f}")
+        said = dataclasses.asdict(plan) | dataclasses.asdict(own) | figures | machine()
+        if corpus.own or not facts:
+            said["corpus"] = corpus_facts(corpus)
+        save_retrained(base, place, network, facts | {"unrepeat": said})
+        say(began, f"wrote {out}")
 
 
 def run_bigram(
-    base: Path, out: Path, seconds: float | None, corpus_bytes: int = CORPUS_BYTES, seed: int = 0, *,
-    plan: Plan = BIGRAM, blocks: Blocks = BIGRAM_BLOCKS, rank: int = BIGRAM_RANK, text: Sequence[Path] = (),
-    own_text: float = 0.0, overwrite: bool = False,
+    base: Path, out: Path | OutFolder, seconds: float | None, corpus_bytes: int = CORPUS_BYTES,
+    seed: int = 0, *, plan: Plan = BIGRAM, blocks: Blocks = BIGRAM_BLOCKS, rank: int = BIGRAM_RANK,
+    text: Sequence[Path] = (), own_text: float = 0.0, overwrite: bool = False,
 ) -> None:  # fmt: skip
     """Learn the bigram correction of the Orthrus folder `base`; writes one like it with the tables. Raises
     InputError.
@@ -236,73 +245,40 @@ def run_bigram(
     seconds: None trains all steps of the plan. text, own_text: as for `run_distill`."""
     began = time.perf_counter()
     plan = dataclasses.replace(plan, seconds=seconds, seed=seed)
-    check_out(out, overwrite, base)
-    config, tokenizer = Qwen3Config.from_folder(base, checkpoint.tensor_names(base)), load_tokenizer(base)
-    if not config.has_diffusion_view:
-        raise InputError(f"{base} is a plain Qwen3: a bigram correction takes an Orthrus (orthrus distill)")
-    plan.check(config.context_length)
-    blocks = dataclasses.replace(blocks, size=min(blocks.size, config.block_size))
-    blocks.check(plan.length)
-    if blocks.size < 3:
-        raise InputError(
-            f"block size is {blocks.size}: the correction begins at a block's second proposal; use 3"
-        )
-    facts = facts_of(base)  # refused before the training if it cannot be read
-    facts.pop("verify", None)  # measured without these tables
-    check_rank(rank, config.vocab_size)
-    check_own_text(own_text, config.context_length)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    corpus = _corpus_for(config, tokenizer, corpus_bytes, text, began)
-    network = load_network(base, config).to(device)
-    tokens = torch.from_numpy(corpus.training).to(device)
-    tokens = with_own_text(network, tokens, own_text, document_end(tokenizer, config), seed)
-    tables, steps, spent = learn_bigram(network, tokens, plan, blocks, rank)
-    say(began, f"learnt the correction in {steps} steps, {spent:.0f} s")
-    own_share = round(1 - len(corpus.training) / len(tokens), 3)
-    said = dataclasses.asdict(plan) | dataclasses.asdict(blocks) | machine() | {
-        "steps": steps, "seconds": round(spent), "rank": rank, "own_text": own_share,
-        "corpus": corpus_facts(corpus),
-    }  # fmt: skip
-    facts |= {"bigram": said}
-    tiny = not corpus.own and "distill_corpus" not in facts and (base / HELD_OUT).exists()
-    save_corrected(base, out, tables, facts, card.write_if_whole(facts) if tiny else None)
-    say(began, f"wrote {out}")
-
-
-def run_tiny(
-    out: Path,
-    pretrain_seconds: float,
-    unrepeat_seconds: float,
-    distill_seconds: float,
-    bigram_seconds: float,
-    corpus_bytes: int = CORPUS_BYTES,
-    seed: int = 0,
-    *,
-    config: Qwen3Config = TINY,
-    plans: tuple[Plan, Plan, Plan, Plan] = (PRETRAIN, UNREPEAT, DISTILL, BIGRAM),
-    own: Continuations = CONTINUATIONS,
-    blocks: Blocks = BLOCKS,
-    overwrite: bool = False,
-) -> None:
-    """The whole recipe of the embedded checkpoint: the trainings of both views, held-out prompts, model card.
-    Raises InputError.
-    """
-    check_out(out, overwrite)
-    limits = pretrain_seconds, unrepeat_seconds, distill_seconds, bigram_seconds
-    for plan, seconds in zip(plans, limits, strict=True):
-        dataclasses.replace(plan, seconds=seconds, seed=seed).check(config.context_length)
-    with tempfile.TemporaryDirectory(prefix="orthrus-") as folder:
-        first, base, orthrus = (Path(folder) / name for name in ("first", "base", "orthrus"))
-        run_pretrain(first, limits[0], corpus_bytes, seed, plan=plans[0], config=config)
-        run_unrepeat(first, base, limits[1], corpus_bytes, seed, plan=plans[1], own=own)
-        run_distill(
-            base, orthrus, limits[2], corpus_bytes, seed, plan=plans[2], blocks=blocks, own_text=OWN_TEXT
-        )
-        run_bigram(
-            orthrus, out, limits[3], corpus_bytes, seed, plan=plans[3],
-            blocks=dataclasses.replace(blocks, size=min(blocks.size, BIGRAM_BLOCKS.size), short=0),
-            own_text=OWN_TEXT, overwrite=overwrite,
-        )  # fmt: skip
+    with claimed(out, overwrite, base) as place, in_memory("this training", ADVICE):
+        config, tokenizer = Qwen3Config.from_folder(base, checkpoint.tensor_names(base)), load_tokenizer(base)
+        if not config.has_diffusion_view:
+            raise InputError(
+                f"{base} is a plain Qwen3: a bigram correction takes an Orthrus (orthrus distill)"
+            )
+        plan.check(config.context_length)
+        blocks = dataclasses.replace(blocks, size=min(blocks.size, config.block_size))
+        blocks.check(plan.length)
+        check_distillation(config, plan, blocks)
+        if blocks.size < 3:
+            raise InputError(
+                f"block size is {blocks.size}: the correction begins at a block's second proposal; use 3"
+            )
+        facts = facts_of(base)  # refused before the training if it cannot be read
+        facts.pop("verify", None)  # measured without these tables
+        check_rank(rank, config.vocab_size)
+        check_own_text(own_text, config.context_length)
+        device = training_device()
+        corpus = _corpus_for(config, tokenizer, corpus_bytes, text, began)
+        network = load_network(base, config).to(device)
+        tokens = torch.from_numpy(corpus.training).to(device)
+        tokens = with_own_text(network, tokens, own_text, document_end(tokenizer, config), seed)
+        tables, steps, spent = learn_bigram(network, tokens, plan, blocks, rank)
+        say(began, f"learnt the correction in {steps} steps, {spent:.0f} s")
+        own_share = round(1 - len(corpus.training) / len(tokens), 3)
+        said = dataclasses.asdict(plan) | dataclasses.asdict(blocks) | machine() | {
+            "steps": steps, "seconds": round(spent), "rank": rank, "own_text": own_share,
+            "corpus": corpus_facts(corpus),
+        }  # fmt: skip
+        facts |= {"bigram": said}
+        tiny = not corpus.own and "distill_corpus" not in facts and (base / HELD_OUT).exists()
+        save_corrected(base, place, tables, facts, card.write_if_whole(facts) if tiny else None)
+        say(began, f"wrote {out}")
 
 
 def say(began: float, words: str) -> None:
