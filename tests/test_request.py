@@ -22,15 +22,15 @@ WRONG = {
     "block_size": [4.0, "4", [4], True],
     "tree_nodes": [-1, MOST_NODES + 1, "7", 2.0, None, True, []],
     "verify": [None, 1, "typical"],
-    "stop": [5, [""], "", ["a", 3], [None], b"x", range(10**12)],
+    "stop": [5, [""], "", ["a", 3], [None], b"x", range(10**12), torch.tensor([1.0, 2.0])],
     "temperature": [None, "0.7", -1, math.nan, math.inf, 1e-40, 10**400, True, [0.7], 1j],
-    "top_k": [None, -2, 2.0, math.inf, "5", True],
+    "top_k": [None, -2, 10**5000, 2.0, math.inf, "5", True],
     "top_p": [None, 0.0, 1.5, math.nan, "0.9"],
     "min_p": [None, -0.1, 2.0, math.nan],
     "repetition_penalty": [None, 0.0, 1e-300, math.inf, "1"],
     "logit_bias": [5, [(5, 1.0)], {1.5: 1.0}, {"x": 1.0}, {5: "1"}, {5: None}, {5: 10**400}, {5: math.inf},
                    {5: math.nan}, {"5": 1.0, 5: 2.0}, {True: 1.0}],
-    "seed": [-1, 2**64, 1.5, "3", True],
+    "seed": [-1, 2**64, 1.5, "3", True, -(10**5000)],
 }  # fmt: skip
 CASES = [(name, value) for name, values in WRONG.items() for value in values]
 

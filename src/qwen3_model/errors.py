@@ -53,7 +53,7 @@ def quoted(value: object, most: int = 80) -> str:
     try:
         return one_line(repr(value), most)
     except Exception:  # a number of 5000 digits, an object whose repr fails
-        return f"a {type(value).__name__}"
+        return f"<{type(value).__name__}>"
 
 
 @contextmanager

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from .config import Qwen3Config
 
 MOST_NODES = 255  # of a draft tree, its root besides: rows of a pass that kernels are tuned for
+MOST_BITS = 64  # of a whole number
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "logit_bias")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What values a setting takes. read raises TypeError, ValueError or OverflowError for another one."""
+    """What values a setting takes. read raises any exception for another one."""
 
     read: Callable[[Any], Any]
     wanted: str
@@ -43,7 +44,10 @@ def _number(value: Any) -> float:
 def _whole(value: Any) -> int:
     if isinstance(value, bool):
         raise TypeError
-    return operator.index(value)
+    whole = operator.index(value)
+    if whole.bit_length() > MOST_BITS:  # Python does not even write out one of 5000 digits
+        raise OverflowError
+    return whole
 
 
 def _word(value: Any) -> str:
@@ -93,8 +97,8 @@ def _bias_of_text(text: str) -> tuple[int, float]:
 
 
 NUMBER = Kind(_number, "a number", float)
-WHOLE = Kind(_whole, "a whole number", int)
-WHOLE_OR_NONE = Kind(_or_none(_whole), "a whole number", int)
+WHOLE = Kind(_whole, f"a whole number of at most {MOST_BITS} bits", int)
+WHOLE_OR_NONE = Kind(_or_none(_whole), WHOLE.wanted, int)
 WORD = Kind(_word, "a word")
 NODES = Kind(
     _nodes, f'"auto" or a whole number from 0 (a chain) to {MOST_NODES}',
@@ -162,7 +166,7 @@ class Request:
                 object.__setattr__(self, declared.name, kind.read(value))
             except InputError:
                 raise
-            except (TypeError, ValueError, OverflowError):
+            except Exception:  # also what a foreign type raises that is asked for its truth or its length
                 raise InputError(f"{declared.name} is {quoted(value)}; {kind.wanted} was expected") from None
         if self.strategy not in (*STRATEGIES, "auto"):
             raise InputError(f"unknown strategy {quoted(self.strategy)}: use {', '.join(STRATEGIES)}")
