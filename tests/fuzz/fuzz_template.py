@@ -37,7 +37,7 @@ BOUNDS = re.compile(
     r"makes|takes longer|nests lists|more than|searches a long|cannot be printed|escaped text"
 )
 # jinja folds a slice of a literal to nothing where it is put out and raises elsewhere; here it always raises
-FOLDED = re.compile(r"\{\{-? *\(?(none|true|-?[\d.]+)\)?\[[^\]]*:")
+FOLDED = re.compile(r"\(?\b(none|true|[\d.]+)\)?\[[^\]]*:")
 ADDRESS = re.compile(r"at 0x[0-9a-f]+")
 SMALL = 20_000  # characters that are within any bounds
 PEER_SECONDS = 3  # of transformers, after ours
