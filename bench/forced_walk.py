@@ -19,8 +19,20 @@ import torch
 from torch import Tensor
 
 from orthrus_kernels._triton import tl, triton
-from orthrus_kernels.advance_triton import RECORD
 from orthrus_kernels.clock import mark
+from orthrus_kernels.layout import (
+    RECORD,
+    RECORD_DAMAGED,
+    RECORD_DONE_AT,
+    RECORD_DRAFTED,
+    RECORD_FINISHED,
+    RECORD_HEAD,
+    RECORD_KEPT,
+    STATE_FINISHED,
+    STATE_LEFT,
+    STATE_ROOT,
+    STATE_START,
+)
 from qwen3_model.decode import budget
 from qwen3_model.decode.cycle import Walk
 
@@ -37,11 +49,13 @@ def _forced_walk_kernel(
 ):  # fmt: skip
     """One program; the steps of the walk lie side by side."""
     o_n = tl.arange(0, BLOCK)
-    first, root = tl.load(state), tl.load(state + 1)
-    left, finished = tl.load(state + 2), tl.load(state + 3)
+    first, root = tl.load(state + STATE_START), tl.load(state + STATE_ROOT)
+    left, finished = tl.load(state + STATE_LEFT), tl.load(state + STATE_FINISHED)
     at = tl.minimum(tl.maximum(first - tl.load(base), 0), L - 1)
     b_node = tl.load(paths + at * WIDTH + o_n, mask=o_n < WIDTH, other=-1)
-    b_node = tl.where(tl.load(record + 3) != 0, b_node, tl.where(o_n == 0, 0, -1))  # without a draft
+    b_node = tl.where(
+        tl.load(record + RECORD_DRAFTED) != 0, b_node, tl.where(o_n == 0, 0, -1)
+    )  # without a draft
     m_kept = (b_node >= 0) & (b_node < N) & (o_n < N) & (o_n < left) & (finished == 0)
     count = tl.sum(m_kept.to(tl.int32), axis=0)
     b_token = tl.load(choices + b_node, mask=m_kept, other=0).to(tl.int32)
@@ -50,20 +64,20 @@ def _forced_walk_kernel(
     last = tl.sum(tl.where(o_n == count - 1, b_token, 0), axis=0)
     tl.debug_barrier()  # what was read above is written below
     tl.store(accepted + o_n, tl.where(m_kept, b_node, -1), mask=o_n < N)
-    tl.store(record + 8 + o_n, b_token, mask=m_kept)
-    tl.store(record + 8 + N + o_n, b_log.to(tl.int32, bitcast=True), mask=m_kept)
-    tl.store(record + 8 + 2 * N + o_n, b_node, mask=m_kept)
+    tl.store(record + RECORD_HEAD + o_n, b_token, mask=m_kept)
+    tl.store(record + RECORD_HEAD + N + o_n, b_log.to(tl.int32, bitcast=True), mask=m_kept)
+    tl.store(record + RECORD_HEAD + 2 * N + o_n, b_node, mask=m_kept)
     finished = tl.where((finished == 1) | (count >= left), 1, 0)
     tl.store(start, first)
-    tl.store(state, first + count)
-    tl.store(state + 1, tl.where(count > 0, last, root))
-    tl.store(state + 2, left - count)
-    tl.store(state + 3, finished)
-    tl.store(record, count)
-    tl.store(record + 1, finished)
-    tl.store(record + 2, 0)
+    tl.store(state + STATE_START, first + count)
+    tl.store(state + STATE_ROOT, tl.where(count > 0, last, root))
+    tl.store(state + STATE_LEFT, left - count)
+    tl.store(state + STATE_FINISHED, finished)
+    tl.store(record + RECORD_KEPT, count)
+    tl.store(record + RECORD_FINISHED, finished)
+    tl.store(record + RECORD_DAMAGED, 0)
     if CLOCK:
-        mark(record, 7)
+        mark(record, RECORD_DONE_AT)
 
 
 def forced_walk(

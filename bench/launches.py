@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from orthrus_kernels import Rows, Sampling, backend_ops, pack
-from orthrus_kernels.advance_triton import RECORD, advance_triton
+from orthrus_kernels.advance_triton import advance_triton
 from orthrus_kernels.blocks_triton import follow_triton, place_blocks_triton
 from orthrus_kernels.grow_triton import grow_triton, tree_tables
+from orthrus_kernels.layout import RECORD
 from orthrus_kernels.move_triton import move_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
 from orthrus_kernels.verify_triton import verify_triton

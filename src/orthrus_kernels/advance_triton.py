@@ -1,16 +1,13 @@
 """The end of a cycle on the device: the walk along the target's choices, and where it stops.
 
-State, int32 [4]: **start** (position of the root, which is the committed length), **root** (its token),
-**left** (tokens that may still be added), **finished** (0 or 1). A cycle keeps the choices along the walk up
-to an end token, or until none is left, and moves the state on. After that `finished` is 1, and a further
-cycle keeps nothing and changes nothing: the host may launch it before it knows.
+A cycle keeps the choices along the walk up to an end token, or until no token is left, and moves the text's
+state on (layout.State). After that the state says finished, and a further cycle keeps nothing and changes
+nothing: the host may launch it before it knows.
 
-Record of a cycle, int32 [8 + 3 N]: kept, finished, damaged (a log-sum-exp on the path that is not finite:
-logits are not numbers), drafted (whether its tree came of a draft), four times (of the begin, behind the
-draft, behind the tree, of the end: clock.py); of these the drafted flag and all times but the last are not
-this kernel's. Then N tokens, the bits of their N log-probabilities in fp32 and the N nodes they were chosen
-at, `kept` of them good. There is no twin of its own: `verify` and the cut at `left` and end tokens say what
-is kept."""
+The cycle's record, int32 [RECORD + 3 N], has a head (layout.Record), N tokens, the bits of their N
+log-probabilities in fp32 and the N nodes they were chosen at. Of the head this kernel writes what was kept,
+finished and damaged, and the time of the end. There is no twin of its own: `verify` and the cut at the limit
+and at end tokens say what is kept."""
 
 from __future__ import annotations
 
@@ -19,9 +16,20 @@ from torch import Tensor
 
 from ._triton import tl, triton
 from .clock import mark
+from .layout import (
+    RECORD,
+    RECORD_DAMAGED,
+    RECORD_DONE_AT,
+    RECORD_FINISHED,
+    RECORD_HEAD,
+    RECORD_KEPT,
+    STATE_FINISHED,
+    STATE_LEFT,
+    STATE_ROOT,
+    STATE_START,
+    State,
+)
 from .verify_triton import first_child
-
-RECORD = 8  # numbers of a record before its tokens
 
 
 @triton.jit(do_not_specialize=["N", "N_ENDS"])
@@ -36,8 +44,8 @@ def _advance_kernel(
     b_token = tl.load(tokens + o_n, mask=m_n, other=-1).to(tl.int32)
     b_parent = tl.load(parents + o_n, mask=m_n, other=-2)
     b_end = tl.load(ends + o_e, mask=o_e < N_ENDS, other=-1)
-    first, root = tl.load(state), tl.load(state + 1)
-    left, finished = tl.load(state + 2), tl.load(state + 3)
+    first, root = tl.load(state + STATE_START), tl.load(state + STATE_ROOT)
+    left, finished = tl.load(state + STATE_LEFT), tl.load(state + STATE_FINISHED)
     tl.store(accepted + o_n, tl.full((BLOCK,), -1, tl.int32), mask=m_n)
     tl.debug_barrier()  # the steps below store into what another thread has just cleared
     node, count, damaged = 0, 0, 0
@@ -46,10 +54,10 @@ def _advance_kernel(
         if (b_sum > float("-inf")) & (b_sum < float("inf")):
             root = tl.load(choices + node).to(tl.int32)
             tl.store(accepted + count, node)
-            tl.store(record + 8 + count, root)
+            tl.store(record + RECORD_HEAD + count, root)
             b_log = tl.load(logits + node) - b_sum
-            tl.store(record + 8 + N + count, b_log.to(tl.int32, bitcast=True))
-            tl.store(record + 8 + 2 * N + count, node)
+            tl.store(record + RECORD_HEAD + N + count, b_log.to(tl.int32, bitcast=True))
+            tl.store(record + RECORD_HEAD + 2 * N + count, node)
             count += 1
             ended = tl.max((b_end == root).to(tl.int32), axis=0)
             finished = tl.where((ended == 1) | (count >= left), 1, 0)
@@ -57,15 +65,15 @@ def _advance_kernel(
         else:
             damaged, finished = 1, 1
     tl.store(start, first)
-    tl.store(state, first + count)
-    tl.store(state + 1, root)
-    tl.store(state + 2, left - count)
-    tl.store(state + 3, finished)
-    tl.store(record, count)
-    tl.store(record + 1, finished)
-    tl.store(record + 2, damaged)
+    tl.store(state + STATE_START, first + count)
+    tl.store(state + STATE_ROOT, root)
+    tl.store(state + STATE_LEFT, left - count)
+    tl.store(state + STATE_FINISHED, finished)
+    tl.store(record + RECORD_KEPT, count)
+    tl.store(record + RECORD_FINISHED, finished)
+    tl.store(record + RECORD_DAMAGED, damaged)
     if CLOCK:
-        mark(record, 7)
+        mark(record, RECORD_DONE_AT)
 
 
 def advance_triton(
@@ -86,7 +94,7 @@ def advance_triton(
     assert {logits.dtype, log_sum_exp.dtype} == {torch.float32}, (logits.dtype, log_sum_exp.dtype)
     whole = state, parents, ends, accepted, start, record
     assert {t.dtype for t in whole} == {torch.int32}, [t.dtype for t in whole]
-    assert state.numel() == 4 and record.numel() == RECORD + 3 * n, (state.shape, record.shape)
+    assert state.numel() == len(State) and record.numel() == RECORD + 3 * n, (state.shape, record.shape)
     every = *whole, tokens, choices, logits, log_sum_exp
     assert all(t.is_contiguous() for t in every), [t.stride() for t in every]
     _advance_kernel[(1,)](

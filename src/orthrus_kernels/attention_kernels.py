@@ -30,6 +30,17 @@ another row or the order within one:
 from __future__ import annotations
 
 from ._triton import tl, triton
+from .layout import (
+    TILE_CHAIN,
+    TILE_CHAIN_ROW,
+    TILE_COLUMNS,
+    TILE_CONTEXT,
+    TILE_END,
+    TILE_FIRST_SLOT,
+    TILE_LOWEST,
+    TILE_REACH,
+    TILE_SEQUENCE,
+)
 from .pdl import launch_dependents, wait
 
 
@@ -176,10 +187,11 @@ def _partial_kernel(
     i_h = i_g * GROUP + o_m % GROUP
     p_q = q + (i_row * stride_qt + i_h * stride_qh)[:, None] + o_d[None, :]
     b_q = tl.load(p_q, mask=m_m[:, None], other=0.0)
-    i_b, context = tl.load(tiles + 8 * i_tile).to(tl.int64), tl.load(tiles + 8 * i_tile + 1)
-    end, first_slot = tl.load(tiles + 8 * i_tile + 2), tl.load(tiles + 8 * i_tile + 3)
-    chain, chain_row = tl.load(tiles + 8 * i_tile + 5), tl.load(tiles + 8 * i_tile + 6)
-    lowest = tl.load(tiles + 8 * i_tile + 7)
+    p_t = tiles + TILE_COLUMNS * i_tile
+    i_b, context = tl.load(p_t + TILE_SEQUENCE).to(tl.int64), tl.load(p_t + TILE_CONTEXT)
+    end, first_slot = tl.load(p_t + TILE_END), tl.load(p_t + TILE_FIRST_SLOT)
+    chain, chain_row = tl.load(p_t + TILE_CHAIN), tl.load(p_t + TILE_CHAIN_ROW)
+    lowest = tl.load(p_t + TILE_LOWEST)
     i_g = i_g.to(tl.int64)
     b_max, b_sum, b_acc = _segment(
         b_q, b_limit, k + i_g * stride_kg, stride_kt, v + i_g * stride_vg, stride_vt,
@@ -194,7 +206,7 @@ def _partial_kernel(
     tl.store(stats + o_part * 2, b_max, mask=m_m)
     tl.store(stats + o_part * 2 + 1, b_sum, mask=m_m)
     if FUSED:
-        n = tl.load(tiles + 4)  # segments of the one path tile: as many programs as arrive
+        n = tl.load(tiles + TILE_REACH)  # segments of the one path tile: as many programs as arrive
         tl.debug_barrier()  # every thread's partial is written before one thread publishes it
         if tl.atomic_add(arrivals + i_g, 1, sem="acq_rel") == n - 1:
             o_f = tl.arange(0, FUSED)
@@ -250,11 +262,12 @@ def _whole_kernel(
     i_h = i_g * GROUP + o_m % GROUP
     p_q = q + (i_row * stride_qt + i_h * stride_qh)[:, None] + o_d[None, :]
     b_q = tl.load(p_q, mask=m_m[:, None], other=0.0)
-    i_b, context = tl.load(tiles + 8 * i_tile).to(tl.int64), tl.load(tiles + 8 * i_tile + 1)
-    end, first_slot = tl.load(tiles + 8 * i_tile + 2), tl.load(tiles + 8 * i_tile + 3)
-    chain, chain_row = tl.load(tiles + 8 * i_tile + 5), tl.load(tiles + 8 * i_tile + 6)
-    lowest = tl.load(tiles + 8 * i_tile + 7)
-    n_segments = tl.load(tiles + 8 * i_tile + 4)
+    p_t = tiles + TILE_COLUMNS * i_tile
+    i_b, context = tl.load(p_t + TILE_SEQUENCE).to(tl.int64), tl.load(p_t + TILE_CONTEXT)
+    end, first_slot = tl.load(p_t + TILE_END), tl.load(p_t + TILE_FIRST_SLOT)
+    chain, chain_row = tl.load(p_t + TILE_CHAIN), tl.load(p_t + TILE_CHAIN_ROW)
+    lowest = tl.load(p_t + TILE_LOWEST)
+    n_segments = tl.load(p_t + TILE_REACH)
     i_g = i_g.to(tl.int64)
     b_max = tl.full((FOLDED,), float("-inf"), tl.float32)
     b_sum = tl.zeros((FOLDED,), tl.float32)

@@ -11,8 +11,22 @@ import torch
 from torch import Tensor
 
 from ._triton import tl, triton
-from .advance_triton import RECORD
 from .grow_triton import TreeTables
+from .layout import (
+    RECORD,
+    RECORD_HEAD,
+    RECORD_KEPT,
+    STATE_START,
+    TILE_CHAIN,
+    TILE_CHAIN_ROW,
+    TILE_COLUMNS,
+    TILE_CONTEXT,
+    TILE_END,
+    TILE_FIRST_SLOT,
+    TILE_LOWEST,
+    TILE_REACH,
+    TILE_SEQUENCE,
+)
 
 
 @triton.jit
@@ -24,7 +38,7 @@ def _place_kernel(
 ):  # fmt: skip
     """One block, in TILES path tiles. Powers of two: NODES >= N, SLOTS >= DEPTH and SIZE, SEGMENTS."""
     i_block = tl.program_id(0)
-    start = tl.load(start_root)
+    start = tl.load(start_root + STATE_START)
     o_n, o_s, o_d, o_r = tl.arange(0, NODES), tl.arange(0, SEGMENTS), tl.arange(0, SLOTS), tl.arange(0, TILE)
     b_first = tl.load(segments + o_s, mask=o_s < N_SEGMENTS, other=0x7FFFFFFF)
     b_last = tl.load(segments + 1 + o_s, mask=o_s < N_SEGMENTS, other=0x7FFFFFFF)
@@ -54,15 +68,15 @@ def _place_kernel(
     for i in range(TILES):
         tile = N + i_block * TILES + i
         tl.store(limits + tile * TILE + o_r, tl.zeros((TILE,), tl.int32) + end, mask=i * TILE + o_r < SIZE)
-        p_t = tiles + 8 * tile
-        tl.store(p_t, 0)
-        tl.store(p_t + 1, start)
-        tl.store(p_t + 2, end)
-        tl.store(p_t + 3, first_slot)
-        tl.store(p_t + 4, reach)
-        tl.store(p_t + 5, start + depth)
-        tl.store(p_t + 6, row)
-        tl.store(p_t + 7, end)
+        p_t = tiles + TILE_COLUMNS * tile
+        tl.store(p_t + TILE_SEQUENCE, 0)
+        tl.store(p_t + TILE_CONTEXT, start)
+        tl.store(p_t + TILE_END, end)
+        tl.store(p_t + TILE_FIRST_SLOT, first_slot)
+        tl.store(p_t + TILE_REACH, reach)
+        tl.store(p_t + TILE_CHAIN, start + depth)
+        tl.store(p_t + TILE_CHAIN_ROW, row)
+        tl.store(p_t + TILE_LOWEST, end)
         for after in tl.static_range(2):  # the segment that holds the context's end, and the next one
             p_i = items + 4 * tile + 2 * after
             tl.store(p_i, tl.where(whole + after < reach, tile, -1 - tile))
@@ -98,8 +112,8 @@ def _follow_kernel(
 ):  # fmt: skip
     """BLOCK >= ANCHORS and ROWS, a power of two."""
     o = tl.arange(0, BLOCK)
-    kept, start = tl.load(record), tl.load(state)
-    end = tl.load(record + 8 + 2 * N + tl.maximum(kept - 1, 0))
+    kept, start = tl.load(record + RECORD_KEPT), tl.load(state + STATE_START)
+    end = tl.load(record + RECORD_HEAD + 2 * N + tl.maximum(kept - 1, 0))
     b_anchor = tl.load(anchors + o, mask=o < ANCHORS, other=-1)
     block = tl.min(tl.where(b_anchor == end, o, BLOCK))
     found = (block < BLOCK) & (kept > 0)
@@ -116,7 +130,7 @@ def follow_triton(
 ) -> None:  # fmt: skip
     """Which rows of the pass draft the tree behind the walk that `advance_triton` has recorded. One launch.
 
-    record int32 [8 + 3 N], state int32 [4]: of `advance_triton`. anchors [A] int32: nodes with a block of
+    record int32 [RECORD + 3 N], state int32: of `advance_triton`. anchors [A] int32: nodes with a block of
     `size` rows, in their order behind the N nodes. Written: rows [P] int64, those rows, and positions [P]
     int64, what their proposals take; drafted [1] int32: where the root of that tree stands, -1 without a
     block there, when any rows are written."""

@@ -17,6 +17,7 @@ from ._triton import tl, triton
 from .choice import Sampling, correction_scale
 from .choice_edges_triton import _choose_by_edges_kernel
 from .choice_top_k_triton import GROUP, MOST, _choose_top_k_kernel, _group_best_kernel
+from .layout import Settings
 from .logit_summary import summary_of_logits
 from .rows import NO_CONTRACTION
 from .scores_triton import LEAST, best_of, better, gumbel_from, scores_of, settings
@@ -139,7 +140,7 @@ def _arguments(
             min_p=sampling.min_p, temperature=sampling.temperature,
             repetition_penalty=sampling.repetition_penalty,
         )  # fmt: skip
-    assert numbers.dtype == torch.int32 and numbers.shape == (8,), (numbers.dtype, numbers.shape)
+    assert numbers.dtype == torch.int32 and numbers.shape == (len(Settings),), (numbers.dtype, numbers.shape)
     return dict(
         logits=logits, s_t=logits.stride(0) if rows > 1 else v, positions=positions, seen=seen,
         s_seen=seen.stride(0) if seen is not None and rows > 1 else v, bias=bias, numbers=numbers, V=v,
@@ -212,13 +213,21 @@ def choice_form(sampling: Sampling, vocabulary: int) -> tuple[bool, int, bool, b
 
 
 def choice_numbers(sampling: Sampling, vocabulary: int) -> Tensor:
-    """The settings as the kernel reads them, [8] int32 on the CPU: seed low and high, top-k, and the bits of
-    repetition penalty, temperature, top-p, min-p and `correction_scale` in fp32."""
-    whole = [_signed32(sampling.seed), _signed32(sampling.seed >> 32), min(int(sampling.top_k), vocabulary)]
-    parts = [sampling.repetition_penalty, sampling.temperature, sampling.top_p, sampling.min_p]
-    parts.append(correction_scale(sampling))
-    bits = torch.tensor(parts, dtype=torch.float32, device="cpu").view(torch.int32)
-    return torch.cat([torch.tensor(whole, dtype=torch.int32, device="cpu"), bits])
+    """The settings as kernels read them, int32 on the CPU in the order of `layout.Settings`."""
+    whole = {
+        Settings.SEED_LOW: _signed32(sampling.seed), Settings.SEED_HIGH: _signed32(sampling.seed >> 32),
+        Settings.TOP_K: min(int(sampling.top_k), vocabulary),
+    }  # fmt: skip
+    parts = {
+        Settings.PENALTY: sampling.repetition_penalty, Settings.TEMPERATURE: sampling.temperature,
+        Settings.TOP_P: sampling.top_p, Settings.MIN_P: sampling.min_p,
+        Settings.CORRECTION: correction_scale(sampling),
+    }  # fmt: skip
+    numbers = torch.zeros(len(Settings), dtype=torch.int32, device="cpu")
+    numbers[list(whole)] = torch.tensor(list(whole.values()), dtype=torch.int32, device="cpu")
+    bits = torch.tensor(list(parts.values()), dtype=torch.float32, device="cpu").view(torch.int32)
+    numbers[list(parts)] = bits
+    return numbers
 
 
 @lru_cache(maxsize=16)

@@ -21,6 +21,19 @@ from torch import Tensor
 from ._triton import tl, triton
 from .clock import mark
 from .draft_tree import DraftTree
+from .layout import (
+    STATE_ROOT,
+    STATE_START,
+    TILE_CHAIN,
+    TILE_CHAIN_ROW,
+    TILE_COLUMNS,
+    TILE_CONTEXT,
+    TILE_END,
+    TILE_FIRST_SLOT,
+    TILE_LOWEST,
+    TILE_REACH,
+    Tile,
+)
 from .packed import KEY_CUTS, Cuts, PackedRows, key_segments, tables_of
 
 MOST_DEPTH = 64  # of a node: 6 bits
@@ -73,7 +86,7 @@ def tree_tables(
     items = [(-1 - path_tiles - tile, s) for s in wide_first for tile in range(context_tiles)]
     packed = tables_of(
         [-1] * (n * tile_rows) + of_blocks + in_context, [0] * ((path_tiles + context_tiles) * tile_rows),
-        [[0] * 8 for _ in range(path_tiles + context_tiles)],
+        [[0] * len(Tile) for _ in range(path_tiles + context_tiles)],
         [0] * (n * (depth + 1) + blocks * (depth + block_size)), bounds, [*path_items, *items],
         [0] * all_rows, tile_rows, path_tiles, device,
     )  # fmt: skip
@@ -104,7 +117,7 @@ def plant(tables: TreeTables, tree: DraftTree, start: int) -> None:
         else:
             tile, below = tiles, 0
             tiles += 1
-            packed.tiles[tile, [3, 7]] = torch.tensor([tile * depth, start + d + 1], dtype=torch.int32)
+            packed.tiles[tile, Tile.FIRST_SLOT], packed.tiles[tile, Tile.LOWEST] = tile * depth, start + d + 1
             if parent >= 0:
                 above = place[parent][0] * depth
                 packed.slots[tile * depth : tile * depth + d] = packed.slots[above : above + d].clone()
@@ -113,18 +126,24 @@ def plant(tables: TreeTables, tree: DraftTree, start: int) -> None:
         packed.rows[tile, below], packed.limits[tile, below] = node, start + d + 1
         reach = sum(first < start + d + 1 for first in firsts)
         packed.row_segments[node] = reach
-        packed.tiles[tile, [0, 1, 2, 4, 5, 6]] = torch.tensor(
-            [0, start, start + d + 1, reach, start + d, node], dtype=torch.int32
-        )
+        _put(packed.tiles[tile], {
+            Tile.SEQUENCE: 0, Tile.CONTEXT: start, Tile.END: start + d + 1, Tile.REACH: reach,
+            Tile.CHAIN: start + d, Tile.CHAIN_ROW: node,
+        })  # fmt: skip
     for tile in range(packed.path_tiles, len(packed.tiles)):
-        packed.tiles[tile] = torch.tensor([0, start, start, 0, whole, start, 0, start], dtype=torch.int32)
+        _put(packed.tiles[tile], {
+            Tile.SEQUENCE: 0, Tile.CONTEXT: start, Tile.END: start, Tile.FIRST_SLOT: 0, Tile.REACH: whole,
+            Tile.CHAIN: start, Tile.CHAIN_ROW: 0, Tile.LOWEST: start,
+        })  # fmt: skip
     packed.limits[packed.path_tiles :] = torch.where(packed.rows[packed.path_tiles :] >= 0, start, 0)
     for i, (tile, segment) in enumerate(packed.items.tolist()):
         tile = max(tile, -1 - tile)
         if i < 2 * packed.path_tiles:
             tile, segment = i // 2, min(whole + i % 2, len(firsts) - 1)
             has_keys = (
-                tile < tiles and whole + i % 2 < len(firsts) and firsts[segment] < packed.tiles[tile, 2]
+                tile < tiles
+                and whole + i % 2 < len(firsts)
+                and firsts[segment] < packed.tiles[tile, Tile.END]
             )
         else:
             has_keys = lasts[segment] <= start
@@ -133,6 +152,11 @@ def plant(tables: TreeTables, tree: DraftTree, start: int) -> None:
     tables.parents[:n] = torch.tensor(tree.parents, dtype=torch.int32)
     tables.scores[:n] = torch.tensor(tree.scores)
     tables.path_tile[:n] = torch.tensor([tile for tile, _ in place], dtype=torch.int32)
+
+
+def _put(tile: Tensor, columns: dict[Tile, int]) -> None:
+    for column, value in columns.items():
+        tile[column] = value
 
 
 @triton.jit
@@ -148,7 +172,7 @@ def _grow_kernel(
     Powers of two: FRONTIER >= 2 N, SLOTS > DEPTH, SEGMENTS of them all."""
     if CLOCK:
         mark(clock, 0)
-    start, root = tl.load(start_root), tl.load(start_root + 1)
+    start, root = tl.load(start_root + STATE_START), tl.load(start_root + STATE_ROOT)
     o_b, o_f, o_s, o_d = (
         tl.arange(0, BLOCK), tl.arange(0, FRONTIER), tl.arange(0, SEGMENTS), tl.arange(0, SLOTS)
     )  # fmt: skip
@@ -177,10 +201,10 @@ def _grow_kernel(
     tl.store(limits, start + 1)
     tl.store(slots, 0)
     tl.store(row_segments, whole + 1)
-    tl.store(tiles + 3, 0)
-    tl.store(tiles + 7, start + 1)
-    tl.store(tiles + 2, start + 1)
-    tl.store(tiles + 6, 0)
+    tl.store(tiles + TILE_FIRST_SLOT, 0)
+    tl.store(tiles + TILE_LOWEST, start + 1)
+    tl.store(tiles + TILE_END, start + 1)
+    tl.store(tiles + TILE_CHAIN_ROW, 0)
     score, depth, tile, place, node, which = 0.0, 0, 0, 0, 0, 0
     for count in range(1, N):
         # the first child of the node taken last
@@ -219,8 +243,8 @@ def _grow_kernel(
             tile, place = n_tiles, 0
             n_tiles += 1
             tl.store(slots + tile * (DEPTH + 1) + o_d, b_slot, mask=o_d < depth)
-            tl.store(tiles + 8 * tile + 3, tile * (DEPTH + 1))
-            tl.store(tiles + 8 * tile + 7, start + depth + 1)
+            tl.store(tiles + TILE_COLUMNS * tile + TILE_FIRST_SLOT, tile * (DEPTH + 1))
+            tl.store(tiles + TILE_COLUMNS * tile + TILE_LOWEST, start + depth + 1)
         else:
             place += 1
         end = start + depth + 1
@@ -236,22 +260,22 @@ def _grow_kernel(
         tl.store(rows + tile * TILE + place, node)
         tl.store(limits + tile * TILE + place, end)
         tl.store(row_segments + node, whole + 1 + (behind < end).to(tl.int32))
-        tl.store(tiles + 8 * tile + 2, end)
-        tl.store(tiles + 8 * tile + 6, node)
+        tl.store(tiles + TILE_COLUMNS * tile + TILE_END, end)
+        tl.store(tiles + TILE_COLUMNS * tile + TILE_CHAIN_ROW, node)
 
     tl.debug_barrier()  # what follows is read by other threads than wrote it
     for i in range(0, N + CONTEXT_TILES, BLOCK):
         o_t = i + o_b
         m_t, of_path = o_t < N + CONTEXT_TILES, o_t < N
-        p_t = tiles + 8 * tl.where(of_path, o_t, o_t + BLOCK_TILES)
-        b_end = tl.where(of_path, tl.load(p_t + 2, mask=m_t & of_path, other=0), start)
+        p_t = tiles + TILE_COLUMNS * tl.where(of_path, o_t, o_t + BLOCK_TILES)
+        b_end = tl.where(of_path, tl.load(p_t + TILE_END, mask=m_t & of_path, other=0), start)
         b_reach = tl.where(of_path, whole + 1 + (behind < b_end).to(tl.int32), whole)
         used = m_t & ((o_t < n_tiles) | (o_t >= N))
-        tl.store(p_t + 1, tl.zeros((BLOCK,), tl.int32) + start, mask=used)
-        tl.store(p_t + 2, b_end, mask=used)
-        tl.store(p_t + 4, b_reach, mask=used)
-        tl.store(p_t + 5, tl.where(of_path, b_end - 1, start), mask=used)
-        tl.store(p_t + 7, tl.zeros((BLOCK,), tl.int32) + start, mask=used & (o_t >= N))
+        tl.store(p_t + TILE_CONTEXT, tl.zeros((BLOCK,), tl.int32) + start, mask=used)
+        tl.store(p_t + TILE_END, b_end, mask=used)
+        tl.store(p_t + TILE_REACH, b_reach, mask=used)
+        tl.store(p_t + TILE_CHAIN, tl.where(of_path, b_end - 1, start), mask=used)
+        tl.store(p_t + TILE_LOWEST, tl.zeros((BLOCK,), tl.int32) + start, mask=used & (o_t >= N))
     for i in range((N + BLOCK_TILES) * TILE, (N + BLOCK_TILES + CONTEXT_TILES) * TILE, BLOCK):
         m_p = i + o_b < (N + BLOCK_TILES + CONTEXT_TILES) * TILE
         b_row = tl.load(rows + i + o_b, mask=m_p, other=-1)
@@ -266,7 +290,7 @@ def _grow_kernel(
         b_there = tl.load(items + 2 * o_i + 1, mask=m_i, other=0)
         b_there = tl.where(of_path, tl.minimum(whole + o_i % 2, N_SEGMENTS - 1), b_there)
         reaches = tl.load(segments + b_there, mask=m_i, other=0) < tl.load(
-            tiles + 8 * b_tile + 2, mask=m_i & of_path, other=0
+            tiles + TILE_COLUMNS * b_tile + TILE_END, mask=m_i & of_path, other=0
         )
         in_path = (o_i // 2 < n_tiles) & (whole + o_i % 2 < N_SEGMENTS) & reaches
         in_context = tl.load(segments + b_there + 1, mask=m_i, other=0) <= start

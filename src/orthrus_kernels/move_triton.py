@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ._triton import tl, triton
 from .clock import mark
+from .layout import TILE_CHAIN, TILE_COLUMNS, TILE_CONTEXT, TILE_END, TILE_LOWEST, TILE_REACH
 from .packed import PackedRows
 
 _BLOCK = 128  # places a step
@@ -22,7 +23,7 @@ def _move_kernel(
         for i in tl.static_range(MARKS):
             mark(clock, i)
     context = tl.load(start)
-    delta = context - tl.load(tiles + 1)
+    delta = context - tl.load(tiles + TILE_CONTEXT)
     o_b, o_s = tl.arange(0, BLOCK), tl.arange(0, SEGMENTS)
     b_first = tl.load(segments + o_s, mask=o_s < N_SEGMENTS, other=0x7FFFFFFF)
     tl.debug_barrier()  # every thread has read the old context
@@ -37,16 +38,16 @@ def _move_kernel(
         tl.store(row_segments + b_row, b_count, mask=m_row & (o_p < PATH_TILES * TILE))
     for i in range(0, N_TILES, BLOCK):
         m_t = i + o_b < N_TILES
-        p_t = tiles + 8 * (i + o_b)
-        b_end = tl.load(p_t + 2, mask=m_t, other=0) + delta
-        b_chain = tl.load(p_t + 5, mask=m_t, other=0) + delta
-        b_lowest = tl.load(p_t + 7, mask=m_t, other=0) + delta
+        p_t = tiles + TILE_COLUMNS * (i + o_b)
+        b_end = tl.load(p_t + TILE_END, mask=m_t, other=0) + delta
+        b_chain = tl.load(p_t + TILE_CHAIN, mask=m_t, other=0) + delta
+        b_lowest = tl.load(p_t + TILE_LOWEST, mask=m_t, other=0) + delta
         tl.debug_barrier()
-        tl.store(p_t + 1, tl.full((BLOCK,), context, tl.int32), mask=m_t)
-        tl.store(p_t + 2, b_end, mask=m_t)
-        tl.store(p_t + 4, tl.sum((b_first[None, :] < b_end[:, None]).to(tl.int32), axis=1), mask=m_t)
-        tl.store(p_t + 5, b_chain, mask=m_t)
-        tl.store(p_t + 7, b_lowest, mask=m_t)
+        tl.store(p_t + TILE_CONTEXT, tl.full((BLOCK,), context, tl.int32), mask=m_t)
+        tl.store(p_t + TILE_END, b_end, mask=m_t)
+        tl.store(p_t + TILE_REACH, tl.sum((b_first[None, :] < b_end[:, None]).to(tl.int32), axis=1), mask=m_t)
+        tl.store(p_t + TILE_CHAIN, b_chain, mask=m_t)
+        tl.store(p_t + TILE_LOWEST, b_lowest, mask=m_t)
     tl.debug_barrier()  # the ends are read by other threads than wrote them
     for i in range(0, N_ITEMS, BLOCK):
         o_i = i + o_b
@@ -55,7 +56,8 @@ def _move_kernel(
         b_tile = tl.where(b_tile < 0, -1 - b_tile, b_tile)
         p_s = segments + tl.load(items + 2 * o_i + 1, mask=m_i, other=0)
         b_inside = tl.load(p_s + 1, mask=m_i, other=0) <= context
-        b_reached = tl.load(p_s, mask=m_i, other=0) < tl.load(tiles + 8 * b_tile + 2, mask=m_i, other=0)
+        b_end = tl.load(tiles + TILE_COLUMNS * b_tile + TILE_END, mask=m_i, other=0)
+        b_reached = tl.load(p_s, mask=m_i, other=0) < b_end
         in_path = b_reached & ((b_inside == 0) | (N_TILES == PATH_TILES))
         has_keys = tl.where(b_tile < PATH_TILES, in_path, b_inside)
         tl.store(items + 2 * o_i, tl.where(has_keys, b_tile, -1 - b_tile), mask=m_i)

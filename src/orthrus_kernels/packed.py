@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .layout import Tile
 from .visibility import Path, Rows, paths
 
 # (first position, width): narrow segments first, so that short contexts fill a GPU, wide ones later, so that
@@ -49,8 +50,7 @@ class PackedRows:
 
     rows: Tensor  # [N, R] row index, -1 in a place that is not used
     limits: Tensor  # [N, R] the row sees logical positions below its limit; 0 where not used
-    tiles: Tensor  # [N, 8] sequence, context, end (largest limit), first slot, segments up to it, chain,
-    # its row, smallest limit. From position `chain` on, the path's rows follow one another from that row.
+    tiles: Tensor  # [N, columns of layout.Tile]
     slots: Tensor  # of all paths: position p of a tile's path is the row slots[first slot + p - context]
     segments: Tensor  # [C + 1] where the key segments start, and where the last one ends
     # [I, 2] (tile, segment) pairs that have keys, widest segments first. Tables with room hold all pairs:
@@ -113,12 +113,12 @@ def pack(
         one_path = sum(path.sequence == sequence for path in all_paths) == 1
         if not one_path and (room or context >= bounds[0][1]):
             tiles.add(mine, [context] * len(mine), Path(sequence, context, [], mine, []), 0)
-    in_context_tiles = {meta[0] for meta in tiles.meta[path_tiles:]}
+    in_context_tiles = {meta[Tile.SEQUENCE] for meta in tiles.meta[path_tiles:]}
     items = []
     for tile, meta in enumerate(tiles.meta):
-        sequence, context, end = meta[:3]
+        sequence, context, end = meta[Tile.SEQUENCE], meta[Tile.CONTEXT], meta[Tile.END]
         whole = sum(last <= context for _, last in bounds)
-        reach = meta[4] = sum(first < end for first, _ in bounds)
+        reach = meta[Tile.REACH] = sum(first < end for first, _ in bounds)
         if tile < path_tiles:
             with_keys = range(whole if sequence in in_context_tiles else 0, reach)
         else:
@@ -152,8 +152,9 @@ def tables_of(
         device,
     )  # fmt: skip
     return PackedRows(
-        tables[0].view(-1, tile_rows), tables[1].view(-1, tile_rows), tables[2].view(-1, 8), tables[3],
-        tables[4], tables[5].view(-1, 2), tables[6], path_tiles, len(row_segments), len(bounds), table,
+        tables[0].view(-1, tile_rows), tables[1].view(-1, tile_rows), tables[2].view(-1, len(Tile)),
+        tables[3], tables[4], tables[5].view(-1, 2), tables[6], path_tiles, len(row_segments), len(bounds),
+        table,
     )  # fmt: skip
 
 
@@ -177,8 +178,12 @@ class _Tiles:
             end = max(seen)
             chain = starts[end - path.context - 1] if end > path.context else 0
             row = path.slots[chain] if path.slots else 0
-            meta = [path.sequence, path.context, end, first_slot, 0, path.context + chain, row, min(seen)]
-            self.meta.append(meta)
+            columns = {
+                Tile.SEQUENCE: path.sequence, Tile.CONTEXT: path.context, Tile.END: end,
+                Tile.FIRST_SLOT: first_slot, Tile.REACH: 0, Tile.CHAIN: path.context + chain,
+                Tile.CHAIN_ROW: row, Tile.LOWEST: min(seen),
+            }  # fmt: skip
+            self.meta.append([columns[column] for column in Tile])
 
 
 def _chain_starts(slots: list[int]) -> list[int]:
@@ -207,16 +212,16 @@ def move(packed: PackedRows, start: Tensor) -> None:
     what `pack` makes of the same rows there. The plain twin of `move_triton`.
     """
     tiles, segments, n = packed.tiles, packed.segments, packed.n_segments
-    delta = start - tiles[0, 1]
+    delta = start - tiles[0, Tile.CONTEXT]
     packed.limits.add_(torch.where(packed.rows >= 0, delta, 0))
-    tiles[:, [1, 2, 5, 7]] += delta
-    tiles[:, 4] = (segments[None, :n] < tiles[:, 2, None]).sum(1)
+    tiles[:, [Tile.CONTEXT, Tile.END, Tile.CHAIN, Tile.LOWEST]] += delta
+    tiles[:, Tile.REACH] = (segments[None, :n] < tiles[:, Tile.END, None]).sum(1)
     mine, at = packed.rows[: packed.path_tiles], packed.limits[: packed.path_tiles]
     packed.row_segments[mine[mine >= 0].long()] = (segments[:n] < at[mine >= 0][:, None]).sum(1).int()
     tile = torch.where(packed.items[:, 0] < 0, -1 - packed.items[:, 0], packed.items[:, 0])
     first, last = segments[:-1][packed.items[:, 1].long()], segments[1:][packed.items[:, 1].long()]
     inside = last <= start
-    in_path = (first < tiles[tile.long(), 2]) & ~(inside & (len(tiles) > packed.path_tiles))
+    in_path = (first < tiles[tile.long(), Tile.END]) & ~(inside & (len(tiles) > packed.path_tiles))
     has_keys = torch.where(tile < packed.path_tiles, in_path, inside)
     packed.items[:, 0] = torch.where(has_keys, tile, -1 - tile)
 
@@ -229,7 +234,8 @@ def unpack(packed: PackedRows) -> Tensor:
     seen = torch.zeros(packed.n_rows, packed.n_rows, dtype=torch.bool)
     found = []
     for tile in range(packed.path_tiles):
-        _, context, _, first_slot = packed.tiles[tile, :4].tolist()
+        columns = packed.tiles[tile].tolist()
+        context, first_slot = columns[Tile.CONTEXT], columns[Tile.FIRST_SLOT]
         for row, limit in zip(packed.rows[tile].tolist(), packed.limits[tile].tolist(), strict=True):
             if row >= 0:
                 found.append(row)

@@ -9,6 +9,7 @@ in the last place, measured in tests/kernels/test_choice_kernels.py."""
 from __future__ import annotations
 
 from ._triton import tl, triton
+from .layout import MIN_P, PENALTY, SEED_HIGH, SEED_LOW, TEMPERATURE, TOP_K, TOP_P
 from .logit_summary import ordered, unordered
 
 LEAST = tl.constexpr(-(1 << 31))  # below the image of every number
@@ -20,9 +21,11 @@ INFINITY = tl.constexpr(2139095040)
 def settings(numbers):
     """(seed low, seed high, top-k, penalty, temperature, top-p, min-p) as `choice_numbers` lays them out."""
     return (
-        tl.load(numbers), tl.load(numbers + 1), tl.load(numbers + 2),
-        tl.load(numbers + 3).to(tl.float32, bitcast=True), tl.load(numbers + 4).to(tl.float32, bitcast=True),
-        tl.load(numbers + 5).to(tl.float32, bitcast=True), tl.load(numbers + 6).to(tl.float32, bitcast=True),
+        tl.load(numbers + SEED_LOW), tl.load(numbers + SEED_HIGH), tl.load(numbers + TOP_K),
+        tl.load(numbers + PENALTY).to(tl.float32, bitcast=True),
+        tl.load(numbers + TEMPERATURE).to(tl.float32, bitcast=True),
+        tl.load(numbers + TOP_P).to(tl.float32, bitcast=True),
+        tl.load(numbers + MIN_P).to(tl.float32, bitcast=True),
     )  # fmt: skip
 
 

@@ -7,7 +7,8 @@ from interpreter import DEVICE
 from strategies import parent_lists
 
 from orthrus_kernels import verify
-from orthrus_kernels.advance_triton import RECORD, advance_triton
+from orthrus_kernels.advance_triton import advance_triton
+from orthrus_kernels.layout import RECORD
 
 
 def table(values, dtype=torch.int32) -> torch.Tensor:

@@ -9,9 +9,9 @@ from interpreter import DEVICE
 from test_grow import CUTS, distributions
 
 from orthrus_kernels import Rows, draft_tree, end_probabilities, unpack, visible
-from orthrus_kernels.advance_triton import RECORD
 from orthrus_kernels.blocks_triton import follow_triton, place_blocks_triton
 from orthrus_kernels.grow_triton import grow_triton, tree_tables
+from orthrus_kernels.layout import RECORD
 
 MASK = 96
 

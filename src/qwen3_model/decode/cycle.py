@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from orthrus_kernels import Sampling
-from orthrus_kernels.advance_triton import RECORD, advance_triton
+from orthrus_kernels.advance_triton import advance_triton
 from orthrus_kernels.choice_triton import choose_triton
 from orthrus_kernels.clock import has_clock, seconds_between
+from orthrus_kernels.layout import RECORD, Record, Settings
 from orthrus_kernels.logit_summary import summary_of_logits
 
 from ..graphs import capturing
@@ -65,7 +66,7 @@ class Choice:
         scores, ids = self.candidates(model, states, positions)
         if model.bigram is None:
             return scores, ids, None
-        scale = self.numbers[7:8].view(torch.float32)
+        scale = self.numbers[Settings.CORRECTION :][:1].view(torch.float32)
         tables = model.bigram.before, model.bigram.after
         scores, order = model.ops.rerank(scores, ids, root, *tables, scale, known=known)
         return scores, ids, order
@@ -127,7 +128,7 @@ class Shared:
 
     model: Qwen3
     cache: KVCache
-    state: Tensor  # int32 [4], of advance_triton.py
+    state: Tensor  # int32, of layout.State
     ends: Tensor  # int32, end tokens
     choice: Choice
 
@@ -147,7 +148,7 @@ class Cycle:
         self.start = self.state.new_zeros(1)
         self.choices = torch.zeros(nodes, dtype=torch.int64, device=device)
         self.record = self.state.new_zeros(RECORD + 3 * nodes)
-        self.clock = self.record[4:7] if has_clock(device) else None
+        self.clock = self.record[Record.BEGAN : Record.DONE_AT] if has_clock(device) else None
         self.walk: Walk = advance_triton
         self.slots = [Slot(self.record) for _ in range(IN_FLIGHT)]
         self.launches = 0
@@ -173,14 +174,16 @@ class Cycle:
         slot.fill(self.record)
 
         def read() -> End:
-            kept, finished, damaged, drafted, *times = slot.wait()[:RECORD].tolist()
+            head = slot.wait()[:RECORD].tolist()
+            kept, drafted, times = head[Record.KEPT], head[Record.DRAFTED], head[Record.BEGAN :]
             tokens, logprobs, path = (part[:kept] for part in slot.target[RECORD:].view(3, -1))
             run = Run(
                 tokens.tolist(), logprobs.view(torch.float32).tolist(), self.forwards, self.kind,
                 len(self.choices) - 1 if drafted else 0, path.tolist(),
                 [seconds_between(a, b) for a, b in pairwise(times)],
             )  # fmt: skip
-            return End(run, bool(finished), bool(damaged), slot.milliseconds() if timed else None)
+            damage, end = bool(head[Record.DAMAGED]), bool(head[Record.FINISHED])
+            return End(run, end, damage, slot.milliseconds() if timed else None)
 
         return read
 

@@ -24,6 +24,7 @@ import torch
 
 from orthrus_kernels.choice_triton import bias_table, choice_form, choice_numbers
 from orthrus_kernels.grow_triton import MOST_DEPTH
+from orthrus_kernels.layout import Settings, State
 
 from ..errors import InputError
 from .budget import CHAIN, KINDS, ONE_PASS, PLAIN, TWIN_COSTS, Budget, known_tokens
@@ -63,8 +64,8 @@ class DeviceCycles:
         # weak: the cache owns its cycles and the model the cache
         self._model, self._cache = weakref.proxy(model), weakref.proxy(cache)
         device = model.device
-        self._state = torch.zeros(4, dtype=torch.int32, device=device)
-        self._numbers = torch.zeros(8, dtype=torch.int32, device=device)
+        self._state = torch.zeros(len(State), dtype=torch.int32, device=device)
+        self._numbers = torch.zeros(len(Settings), dtype=torch.int32, device=device)
         self._bias = torch.zeros(model.config.vocab_size, dtype=torch.float32, device=device)
         self._ends = torch.tensor(model.config.eos_token_ids or (-1,), dtype=torch.int32, device=device)
         self._cycles: OrderedDict[tuple, Cycle] = OrderedDict()
@@ -89,8 +90,11 @@ class DeviceCycles:
         self._numbers.copy_(choice_numbers(decoding.sampling, vocabulary))
         if biases:
             self._bias.copy_(bias_table(tuple(biases.items()), vocabulary, self._bias.device))
-        begin = [decoding.start, decoding.root, decoding.remaining, 0]
-        self._state.copy_(torch.tensor(begin, dtype=torch.int32))
+        begin = {
+            State.START: decoding.start, State.ROOT: decoding.root, State.LEFT: decoding.remaining,
+            State.FINISHED: 0,
+        }  # fmt: skip
+        self._state.copy_(torch.tensor([begin[place] for place in State], dtype=torch.int32))
         for draft in self._drafts.values():
             draft.forget()
         self._one_pass = one_pass_shape(strategy, decoding)
@@ -138,7 +142,7 @@ class DeviceCycles:
         GPU, the twins'."""
         if self._pool is None:
             return TWIN_COSTS
-        finished = self._state[3:4]
+        finished = self._state[State.FINISHED :][:1]
         finished.fill_(1)
         for kind in kinds:
             for _ in "01":  # the second is captured

@@ -15,6 +15,7 @@ from torch import Tensor
 from orthrus_kernels.attention_triton import tile_rows
 from orthrus_kernels.blocks_triton import follow_triton, place_blocks_triton
 from orthrus_kernels.grow_triton import grow_triton, tree_tables
+from orthrus_kernels.layout import Record, State
 
 from ..pass_inputs import PassInputs
 from .cycle import CANDIDATES, Cycle, Shared
@@ -69,8 +70,8 @@ class OnePassCycle(Cycle):
     def run(self) -> None:
         """The launches of a cycle; nothing comes from the host."""
         model, draft, n = self.model, self.draft, self.shape.nodes + 1
-        drafted = draft.at == self.state[:1]
-        self.record[3:4].copy_(drafted)
+        drafted = draft.at == self.state[State.START :][:1]
+        self.record[Record.DRAFTED :][:1].copy_(drafted)
         scores = torch.where(drafted, draft.scores, float("-inf"))
         marks = None if self.clock is None else self.clock[1:]
         grow_triton(self.tables, self.state, scores, draft.ids, marks, draft.order)
@@ -89,7 +90,7 @@ class OnePassCycle(Cycle):
         """The candidates of the block's states [D, E], behind the bonus token, which it has not seen."""
         model, draft = self.model, self.draft
         if draft.order is not None:
-            root = self.state[1:2]
+            root = self.state[State.ROOT :][:1]
             scores, ids, order = self.choice.ranked(model, states, self.behind, root, known=False)
             assert order is not None
             draft.order.copy_(order)

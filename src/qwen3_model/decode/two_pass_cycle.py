@@ -10,6 +10,7 @@ from torch import Tensor
 from orthrus_kernels import PackedRows, Rows
 from orthrus_kernels.attention_triton import tile_rows
 from orthrus_kernels.grow_triton import TreeTables, grow_triton, tree_tables
+from orthrus_kernels.layout import Record, State
 from orthrus_kernels.move_triton import move_triton
 
 from ..pass_inputs import PassInputs
@@ -37,7 +38,9 @@ class MovingPass:
 
     def move(self, state: Tensor, clock: Tensor | None = None) -> None:
         """Put the rows behind the text, the root in row 0; clock: takes the time."""
-        move_triton(self.packed, state[0:1], state[1:2], self.ids, self.depths, clock)
+        move_triton(
+            self.packed, state[State.START :][:1], state[State.ROOT :][:1], self.ids, self.depths, clock
+        )
 
 
 class GrownPass:
@@ -74,7 +77,7 @@ class TwoPassCycle(Cycle):
             chain = Rows.chain([0] * rows, 0)
             self.check = MovingPass(model, chain, room)
             self.parents = torch.tensor(chain.parents, dtype=torch.int32, device=model.device)
-        self.record[3] = 1 if block else 0
+        self.record[Record.DRAFTED] = 1 if block else 0
 
     def run(self) -> None:
         """The launches of a cycle; nothing comes from the host."""
@@ -85,7 +88,7 @@ class TwoPassCycle(Cycle):
             behind = self.draft.ids[1, 1:]
             if isinstance(check, GrownPass):
                 drafted = None if clock is None else clock[1:]
-                root = self.state[1:2]
+                root = self.state[State.ROOT :][:1]
                 scores, ids, order = self.choice.ranked(model, states, behind, root, known=True)
                 grow_triton(check.tables, self.state, scores, ids, drafted, order)
             else:  # the proposal of block row i takes the place of verify row i + 1
