@@ -12,8 +12,8 @@ and repairs three things (triton 3.6 and 3.7):
   from the accumulator. That is no tensor core's order, but it has a tensor core's property that the order
   depends on neither rows nor tiles, so a bitwise row test shows wrong indices, masks and segment orders.
 
-What it cannot show: races inside and between programs that run at once (one runs after another), resource limits, and the order of sums inside
-compiled reductions and dots. Those are the GPU's to prove (`make gpu-check`)."""
+What it cannot show: races between programs that run at once (here one runs after another), resource limits,
+and the order of sums inside compiled reductions and dots. Those are the GPU's to prove (`make gpu-check`)."""
 
 from __future__ import annotations
 
