@@ -1,6 +1,6 @@
-"""What training pairs with what, by hand, on a network whose states are looked up: which position teaches which
-row, the token in front of it, the rows that count and how much. A pair that is off by one still lowers a
-loss."""
+"""What training pairs with what, by hand, on a network whose states are looked up: which position teaches
+which row, the token in front of it, the rows that count and how much. A pair that is off by one still lowers
+a loss."""
 
 import math
 from types import SimpleNamespace
@@ -84,7 +84,7 @@ def test_a_row_is_taught_by_the_position_it_proposes_from():
         assert torch.equal(taught.student, torch.stack(student)) and taught.before.tolist() == before
         seen.append(network.anchors)
         for anchors in network.anchors:
-            assert len(set(anchors)) == BLOCKS.count and 0 <= min(anchors)
+            assert len(set(anchors)) == BLOCKS.count and min(anchors) >= 0
             assert max(anchors) + K - 1 < LENGTH, "the last row has a teacher"
     assert seen[0] != seen[1] != seen[2] and seen[0][0] != seen[0][1], "another set each row and step"
     lessons.step(0)
@@ -176,4 +176,4 @@ def test_the_loss_on_repeated_tokens(monkeypatch):
                 logits = (network.of_token[token] + network.of_place[p]).double()
                 likely -= float(logits.log_softmax(-1)[following])
         want = likely / (PLAN.batch * LENGTH) + weight * unlikely / (2 * OWN.tokens)
-        assert got == pytest.approx(want, rel=1e-4) and unlikely > 1 and 0 < weight
+        assert got == pytest.approx(want, rel=1e-4) and unlikely > 1 and weight > 0

@@ -1,5 +1,5 @@
-"""Texts in turn on one cache, each with one setting other than the last one's: graphs, numbers and tables that
-a text leaves behind must not reach the next one. Every setting, every strategy."""
+"""Texts in turn on one cache, each with one setting other than the last one's: graphs, numbers and tables
+that a text leaves behind must not reach the next one. Every setting, every strategy."""
 
 from itertools import accumulate
 
@@ -28,7 +28,9 @@ QUIET = "block_size", "bigram"
 
 @pytest.fixture(scope="module")
 def models():
-    return [lookup_model(0.6, backend, vocab_size=32, mask_token_id=31) for backend in ("triton", "reference")]
+    return [
+        lookup_model(0.6, backend, vocab_size=32, mask_token_id=31) for backend in ("triton", "reference")
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +52,9 @@ def told(model, corrections, bigram=None, **settings):
     result = model.generate(on_tokens=lambda ids, text: kept.append(len(ids)), **settings)
     least = settings["block_size"]
     ends = accumulate(kept)
-    return result.token_ids, [n for n, end in zip(kept, ends) if settings["max_new_tokens"] - end + n >= least]
+    return result.token_ids, [
+        n for n, end in zip(kept, ends, strict=True) if settings["max_new_tokens"] - end + n >= least
+    ]
 
 
 @pytest.mark.parametrize(
