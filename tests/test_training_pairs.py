@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from qwen3_model.training import bigram, distill, unlikelihood
+from qwen3_model.training import bigram, distill, pretrain, unlikelihood
 from qwen3_model.training.distill import Blocks, Lessons
 from qwen3_model.training.loop import Plan, Rows
 from qwen3_model.training.unlikelihood import Continuations
@@ -134,6 +134,24 @@ def test_the_loss_of_the_correction(monkeypatch):
         assert got == pytest.approx(sum(want) / len(want), rel=1e-5)
 
 
+def cross_entropy(network: Looked, step: int) -> float:
+    """Of each token behind the one before it."""
+    found = []
+    for row in Rows(text(), LENGTH, PLAN.seed).batch(step, PLAN.batch).tolist():
+        for p, (token, following) in enumerate(zip(row, row[1:], strict=False)):
+            logits = (network.of_token[token] + network.of_place[p]).double()
+            found.append(-float(logits.log_softmax(-1)[following]))
+    assert len(found) == PLAN.batch * LENGTH
+    return sum(found) / len(found)
+
+
+def test_the_loss_of_pretraining(monkeypatch):
+    network = Looked()
+    loss, _ = losses_of(monkeypatch, pretrain, lambda: pretrain.pretrain(network, text(), PLAN))
+    for step in (0, 1):
+        assert loss(step) == pytest.approx(cross_entropy(network, step), rel=1e-5)
+
+
 OWN = Continuations(distinct=0.9, soft=0.5, count=4, prompt=6, tokens=20, steps=2)
 
 
@@ -170,10 +188,5 @@ def test_the_loss_on_repeated_tokens(monkeypatch):
                 at = OWN.prompt + 7 + i
                 logits = (network.of_token[t[at - 1]] + network.of_place[at - 1]).double()
                 unlikely -= mark * math.log1p(-float(logits.softmax(-1)[t[at]]))
-        likely = 0.0
-        for row in Rows(text(), LENGTH, PLAN.seed).batch(step, PLAN.batch).tolist():
-            for p, (token, following) in enumerate(zip(row, row[1:], strict=False)):
-                logits = (network.of_token[token] + network.of_place[p]).double()
-                likely -= float(logits.log_softmax(-1)[following])
-        want = likely / (PLAN.batch * LENGTH) + weight * unlikely / (2 * OWN.tokens)
+        want = cross_entropy(network, step) + weight * unlikely / (2 * OWN.tokens)
         assert got == pytest.approx(want, rel=1e-4) and unlikely > 1 and weight > 0

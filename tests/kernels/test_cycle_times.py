@@ -50,14 +50,14 @@ def test_a_cycles_time_is_its_kinds(model, monkeypatch):
 
 
 def test_the_parts_of_a_cycle_on_the_device(model):
-    """Begin, behind the draft, behind the tree, end, in ns that come again after 2^32."""
+    """Begin, behind the draft, behind the tree, end: low bits of ns, which pass the largest int32."""
     model.generate(PROMPT, max_new_tokens=4, strategy="two-pass", tree_nodes=2, block_size=3)
     cycles = model.spare_cache.cycles
     (cycle,) = cycles._cycles.values()
     with torch.inference_mode():
         read = cycle.launch(cycles._pool)
         slot = cycle.slots[(cycle.launches - 1) % len(cycle.slots)]
-        slot.wait()[4:8] = torch.tensor([2**32 - 400, 2**32 - 300, 100, 1100]).to(torch.int32)
+        slot.wait()[4:8] = torch.tensor([2**31 - 400, 2**31 - 300, -(2**31) + 100, -(2**31) + 1100])
     assert read().run.seconds == pytest.approx([100e-9, 400e-9, 1000e-9], rel=1e-9)
 
 

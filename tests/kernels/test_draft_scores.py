@@ -41,7 +41,8 @@ def shares(logits, position, seed):
 
 def corrected(logs, ids, front, tables):
     """The same behind token `front`, as rerank.py writes it; shares leave nothing that is no candidate."""
-    change = (tables.after[ids].double() @ tables.before[front].double()) / T
+    after, before = tables.after.cpu().double(), tables.before.cpu().double()
+    change = (after[ids] @ before[front]) / T
     changed = logs + change
     rest = torch.tensor([1e-6], dtype=torch.float64).log()
     return (changed - torch.cat([changed, rest]).logsumexp(0)).clamp(max=0)
