@@ -20,7 +20,8 @@ TURNS = [
     {"top_k": 2}, {"seed": 5}, {"top_k": 0}, {"logit_bias": {9: 2.0}}, {"logit_bias": {11: 4.0}},
     {"repetition_penalty": 50.0}, {"repetition_penalty": 1.0}, {"logit_bias": {}}, {"temperature": 0.5},
     {"bigram": 1}, {"bigram": 2}, {"prompt_ids": [5, 6, 7, 8]}, {"temperature": 0.0},
-    {"logit_bias": {9: 5.0}}, {"block_size": 4}, {"bigram": None}, {"logit_bias": {}}, {"max_new_tokens": 3},
+    {"logit_bias": {9: 5.0}}, {"max_new_tokens": 7}, {"block_size": 4}, {"max_new_tokens": 3},
+    {"bigram": None}, {"logit_bias": {}},
 ]  # fmt: skip
 # Block size and correction change drafts alone.
 QUIET = "block_size", "bigram"
