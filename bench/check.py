@@ -30,7 +30,10 @@ from .report import print_tables
 
 COMMAND = "bench.check"
 ROOT = Path(__file__).resolve().parents[1]
-LEFT_OUT = {"test_aot", "test_attention_aot", "test_pdl", "test_interpreter", "test_backends"}
+LEFT_OUT = {
+    "test_aot", "test_attention_aot", "test_backends", "test_compiled_options", "test_interpreter",
+    "test_pdl",
+}  # fmt: skip
 TOOLS = ("memcheck", "racecheck")
 SANITIZER_PROCESSES = 6  # each has a CUDA context of its own
 MODEL_PROCESSES = 3  # each holds a model, the largest of 8B

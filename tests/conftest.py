@@ -4,7 +4,7 @@ without deadlines.
 
 from __future__ import annotations
 
-import interpreter  # noqa: F401  before anything that imports triton
+import interpreter  # before anything that imports triton
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -14,6 +14,12 @@ settings.register_profile(
 )
 settings.load_profile("orthrus")
 torch.set_num_threads(1)  # a worker a core: matrices this small gain nothing from a second thread
+
+
+@pytest.fixture(autouse=True)
+def order_of_programs():
+    """A test's launches have the same orders of programs whatever ran before it."""
+    interpreter.order.restart()
 
 
 @pytest.fixture(autouse=True)

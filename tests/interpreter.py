@@ -2,16 +2,18 @@
 
 Import before anything that imports triton. With CUDA it does nothing, and the same tests run compiled;
 ORTHRUS_TEST_DEVICE=cuda or cpu says which (`make gpu-check` says cuda). On a CPU it sets TRITON_INTERPRET=1
-and repairs two things (triton 3.6 and 3.7):
+and repairs three things (triton 3.6 and 3.7):
 
 - bf16: the interpreter keeps bf16 as uint16 and does arithmetic on the bit patterns; conversions truncate.
   Here bf16 operands are widened to fp32, exactly, and results rounded to nearest even, as a GPU does.
+- programs run in the order of their numbers, so that the last one that writes a place wins, always. Here
+  every launch has an order of its own: from the last program on, shuffled, or as numbered (`Order`).
 - tl.dot is np.matmul, whose sums depend on the shape. Here each element is one chain over K, which starts
   from the accumulator. That is no tensor core's order, but it has a tensor core's property that the order
   depends on neither rows nor tiles, so a bitwise row test shows wrong indices, masks and segment orders.
 
-What it cannot show: races (programs run one after another), resource limits, and the order of sums inside
-compiled reductions and dots. Those are the GPU's to prove (`make gpu-check`)."""
+What it cannot show: races between programs that run at once (here one runs after another), resource limits,
+and the order of sums inside compiled reductions and dots. Those are the GPU's to prove (`make gpu-check`)."""
 
 from __future__ import annotations
 
@@ -53,6 +55,44 @@ def chain_dot(a: np.ndarray, b: np.ndarray, acc: np.ndarray) -> np.ndarray:
         np.multiply(a[..., :, k, None], b[..., None, k, :], out=product)
         np.add(acc, product, out=acc)
     return acc
+
+
+class Order:
+    """The order in which the programs of a launch run. Two that write one place then differ from launch to
+    launch. `restart` makes the orders of a test its own, whatever ran before it."""
+
+    def __init__(self) -> None:
+        self.launches = 0
+
+    def restart(self) -> None:
+        """Before a test."""
+        self.launches = 0
+
+    def of(self, count: int) -> np.ndarray:
+        """The numbers of `count` programs as they run in the next launch."""
+        numbers, self.launches = np.arange(count), self.launches + 1
+        if self.launches % 3 == 1:
+            return numbers[::-1]
+        return np.random.default_rng(self.launches).permutation(numbers) if self.launches % 3 else numbers
+
+
+order = Order()
+
+
+def reorder() -> None:
+    """Let `order` say which program runs next: the interpreter names them one by one, in rising order."""
+    from triton.runtime.interpreter import InterpreterBuilder as builder
+
+    set_dim, set_idx = builder.set_grid_dim, builder.set_grid_idx
+
+    def grid_dim(self, *dim):
+        set_dim(self, *dim)
+        self.places = iter(order.of(int(np.prod(dim))).tolist())
+
+    def grid_idx(self, *_):
+        set_idx(self, *(int(i) for i in np.unravel_index(next(self.places), self.grid_dim)))
+
+    builder.set_grid_dim, builder.set_grid_idx = grid_dim, grid_idx
 
 
 def repair() -> None:
@@ -162,4 +202,5 @@ if DEVICE == "cpu":
     import interpreter_speed
 
     repair()
+    reorder()
     interpreter_speed.apply()

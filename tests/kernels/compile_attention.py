@@ -22,8 +22,8 @@ TABLES = {"rows", "limits", "tiles", "slots", "segments", "items", "row_segments
 TABLES |= {"arrivals", "tokens", "parents", "choices", "path", "length", "bonus"}
 
 
-def compiled(kernel, dtype: str, constants: dict, arch: str, **options) -> dict:
-    """Registers, spilled bytes and shared memory of one kernel; pointers and strides divisible by 16."""
+def source_of(kernel, dtype: str, constants: dict) -> ASTSource:
+    """What a launch compiles; pointers and strides divisible by 16."""
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
         if name in constants:
@@ -39,8 +39,19 @@ def compiled(kernel, dtype: str, constants: dict, arch: str, **options) -> dict:
             signature[name] = "fp32" if name == "scale" else "i32"
         if signature[name][0] == "*" or name.startswith("stride"):
             attributes[(i,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+def compiled_ptx(kernel, dtype: str, constants: dict, arch: str, **options) -> str:
+    """The PTX of one kernel."""
+    built, _ = aot.built_from(source_of(kernel, dtype, constants), aot.TARGETS[f"sm_{arch}"], options)
+    return built.asm["ptx"]
+
+
+def compiled(kernel, dtype: str, constants: dict, arch: str, **options) -> dict:
+    """Registers, spilled bytes and shared memory of one kernel."""
     target = aot.TARGETS[f"sm_{arch}" if arch.isdigit() else arch]
-    built, log = aot.built_from(ASTSource(kernel, signature, constants, attributes), target, options)
+    built, log = aot.built_from(source_of(kernel, dtype, constants), target, options)
     report = {"kernel": kernel.__name__, "arch": arch, "dtype": dtype, **options}
     report |= {name: constants.get(name) for name in ("D", "FOLDED", "FUSED")}
     report["shared"] = built.metadata.shared

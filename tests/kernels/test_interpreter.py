@@ -4,7 +4,7 @@ import interpreter_speed
 import numpy as np
 import pytest
 import torch
-from interpreter import DEVICE, chain_dot, narrow, widen
+from interpreter import DEVICE, Order, chain_dot, narrow, order, widen
 from strategies import hard
 
 from orthrus_kernels._triton import tl, triton
@@ -118,3 +118,22 @@ def test_remembered_selects_are_the_interpreters_own():
             for y in values[1::2]:
                 want = outcome(interpreter_speed.PLAIN["where"], semantic, condition, x, y)
                 assert all(outcome(semantic.where, condition, x, y) == want for _ in range(2)), (x, y)
+
+
+def test_programs_that_write_one_place_differ_from_launch_to_launch():
+    @triton.jit
+    def last_one_wins(out):
+        tl.store(out, tl.program_id(0) * 10 + tl.program_id(1))
+
+    found = torch.zeros(6, dtype=torch.int32)
+    for launch in range(6):
+        last_one_wins[(4, 3)](found[launch:])
+    assert found[0] == 0 and found[2] == 32 and len(set(found.tolist())) > 2
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_every_program_runs_once_whatever_the_order(count):
+    assert all(sorted(order.of(count)) == list(range(count)) for _ in range(7))
+    again = Order()
+    order.restart()
+    assert [order.of(9).tolist() for _ in range(4)] == [again.of(9).tolist() for _ in range(4)]

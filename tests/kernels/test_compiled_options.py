@@ -1,0 +1,35 @@
+"""What compiled code must be like where an interpreter cannot tell: no contraction where two forms of a
+launch must agree, and partials of other CTAs read past L1. Four small kernels, compiled for sm_90."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, HERE / "compile_options.py"]
+    said = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
+    assert said.returncode == 0, said.stderr[-3000:]
+    return {line["kernel"]: line for line in map(json.loads, said.stdout.splitlines())}
+
+
+def test_norms_are_not_contracted(compiled):
+    assert not compiled["rms_norm"]["fma"] and not compiled["qk_norm_rope"]["fma"]
+    assert compiled["fold"]["fma"], "where one is meant, the kernel says so"
+
+
+def test_partials_are_read_past_l1(compiled):
+    """L1 may hold an older launch's: the linear loads nothing else into registers, the fold its row's number
+    of segments besides."""
+    linear, fold = compiled["linear"]["loads"], compiled["fold"]["loads"]
+    assert linear and all(".cg" in load for load in linear), linear
+    assert sum(n for load, n in fold.items() if ".cg" not in load) == 1 < sum(fold.values()), fold

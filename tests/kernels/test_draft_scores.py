@@ -1,0 +1,127 @@
+"""What a draft tree is ranked by, at a temperature of 0.5, against its written definition: bias, penalty and
+correction change logits, and a score is one of logits over the temperature. A scale that is off by it would
+leave every text as it is."""
+
+import pytest
+import torch
+from interpreter import DEVICE
+from lookup import lookup_model
+
+from orthrus_kernels import Rows, Sampling
+from orthrus_kernels.choice import gumbel
+from orthrus_kernels.choice_triton import bias_table, choice_numbers
+from qwen3_model.bigram import Bigram
+from qwen3_model.decode.cycle import CANDIDATES, Choice
+
+T, PROMPT = 0.5, [5, 6, 7]
+# So that paths hold tokens twice. Token 0 is banned: the loop's candidates are penalised for it, as it stands
+# for the tokens of a path that are not known yet.
+BIASES = {**dict.fromkeys((9, 11, 13, 17, 19), 5.0), 0: float("-inf")}
+
+
+def model_of(backend: str):
+    return lookup_model(0.5, backend, vocab_size=40, mask_token_id=39)
+
+
+def random_tables(vocabulary: int) -> Bigram:
+    g = torch.Generator().manual_seed(1)
+    return Bigram(*(torch.randn(vocabulary, 4, generator=g).to(DEVICE) for _ in "uw"))
+
+
+def penalised(logits, penalty, seen):
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def shares(logits, position, seed):
+    """(log of the share among the candidates [K], ids [K]) of biased and penalised logits [V] at T."""
+    noise = gumbel(seed, torch.tensor([position]), len(logits))[0].double()
+    scores, ids = (logits.double() / T + noise).sort(descending=True, stable=True)
+    return scores[:CANDIDATES].log_softmax(-1), ids[:CANDIDATES].tolist()
+
+
+def corrected(logs, ids, front, tables):
+    """The same behind token `front`, as rerank.py writes it; shares leave nothing that is no candidate."""
+    after, before = tables.after.cpu().double(), tables.before.cpu().double()
+    change = (after[ids] @ before[front]) / T
+    changed = logs + change
+    rest = torch.tensor([1e-6], dtype=torch.float64).log()
+    return (changed - torch.cat([changed, rest]).logsumexp(0)).clamp(max=0)
+
+
+def block_logits(model, root, start, count):
+    """Of a diffusion block's first `count` rows, with the biases."""
+    cache = model.new_cache(64)
+    cache.lengths = [start]
+    rows = Rows.block(root, model.config.block_size, start, model.config.mask_token_id)
+    logits = model.forward(rows, cache).logits[:count].cpu()
+    return logits + bias_table(tuple(BIASES.items()), model.config.vocab_size, torch.device("cpu"))
+
+
+def check_tree(tree, logits, told, seed, penalty, tables):
+    """Every node: the sum of its steps along its path. Returns how many are on their own path already, and
+    not in the text."""
+    before, repeats = torch.zeros(logits.shape[1], dtype=torch.bool), 0
+    before[told] = True
+    steps = [shares(penalised(row, penalty, before), len(told) + d, seed) for d, row in enumerate(logits)]
+    paths = tree.paths()
+    for node in range(1, len(tree)):
+        d, token, parent = tree.depths[node] - 1, tree.tokens[node], tree.parents[node]
+        logs, ids = steps[d]
+        if penalty == 1.0 and d > 0:
+            logs = corrected(logs, ids, tree.tokens[parent], tables)
+        step = logs[ids.index(token)]
+        if penalty != 1.0 and token in paths[parent]:
+            repeats += not before[token]
+            change = penalised(logits[d], penalty, before | True) - penalised(logits[d], penalty, before)
+            step = (step + change[token].double() / T).clamp(max=0)
+        assert tree.scores[node] == pytest.approx(tree.scores[parent] + step.item(), abs=1e-4), (tree, node)
+    return repeats
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.7], ids=["correction", "penalty"])
+def test_the_loops_trees(penalty):
+    model, runs = model_of("reference"), []
+    model.bigram = tables = random_tables(model.config.vocab_size)
+    repeats = accepted = 0
+    for seed in range(4):
+        runs.clear()
+        model.generate(
+            PROMPT, max_new_tokens=12, strategy="two-pass", tree_nodes=20, temperature=T, seed=seed,
+            logit_bias=BIASES, repetition_penalty=penalty, on_run=lambda run, kept: runs.append(run),
+        )  # fmt: skip
+        told = [*PROMPT, *runs[0].tokens]
+        for run in runs[1:]:
+            if run.tree is not None:
+                logits = block_logits(model, told[-1], len(told) - 1, max(run.tree.depths))
+                repeats += check_tree(run.tree, logits, told, seed, penalty, tables)
+                accepted += len(run.path) - 1
+            told += run.tokens
+    assert accepted > 8 and (repeats > 2 or penalty == 1.0), (accepted, repeats)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_cycles_ranks(known):
+    """The same of a cycle on the device: its numbers, its bias, its scale."""
+    model, start, count = model_of("triton"), 5, 2
+    v = model.config.vocab_size
+    model.bigram = tables = random_tables(v)
+    sampling = Sampling(temperature=T, seed=3, logit_bias=BIASES)
+    bias = bias_table(tuple(BIASES.items()), v, torch.device(DEVICE))
+    first = Sampling(
+        temperature=1.5, seed=8, logit_bias={1: 20.0}
+    )  # of this form too: the graph was made for it
+    choice = Choice(first, choice_numbers(sampling, v).to(DEVICE), bias)
+    g = torch.Generator().manual_seed(2)
+    states = torch.randn(count, model.config.hidden_size, generator=g).to(DEVICE)
+    root = torch.tensor([7], dtype=torch.int32, device=DEVICE)
+    positions = torch.arange(start + 1, start + 1 + count, device=DEVICE)
+    scores, ids, order = choice.ranked(model, states, positions, root, known)
+    logits = (model.ops.linear(states, model.head, out_dtype=torch.float32) + bias).cpu()
+    fronts = [[7] * CANDIDATES, ids[0].tolist()]
+    for p in range(count):
+        logs, wanted = shares(logits[p], start + 1 + p, 3)
+        assert ids[p].tolist() == wanted
+        for a, front in enumerate(fronts[p]):
+            changed = logs if known and p == 0 else corrected(logs, wanted, front, tables)
+            got = torch.empty(CANDIDATES).scatter(0, order[p, a].cpu().long(), scores[p, a].cpu())
+            assert got == pytest.approx(changed, abs=1e-4), (p, a)

@@ -1,0 +1,101 @@
+"""Texts in turn on one cache, each with one setting other than the last one's: graphs, numbers and tables
+that a text leaves behind must not reach the next one. Every setting, every strategy."""
+
+from itertools import accumulate
+
+import pytest
+import torch
+from interpreter import DEVICE
+from lookup import fast_choices, lookup_model
+
+from qwen3_model.bigram import Bigram
+from qwen3_model.decode import device
+
+FIRST = {
+    "prompt_ids": [5, 6, 7], "seed": 3, "block_size": 3, "temperature": 2.0, "top_k": 0,
+    "top_p": 1.0, "min_p": 0.0, "logit_bias": {},
+}  # fmt: skip
+TURNS = [
+    {"min_p": 0.8}, {"min_p": 0.2}, {"min_p": 0.0}, {"top_p": 0.3}, {"top_p": 1.0}, {"top_k": 9},
+    {"top_k": 2}, {"seed": 5}, {"top_k": 0}, {"logit_bias": {9: 2.0}}, {"logit_bias": {11: 4.0}},
+    {"repetition_penalty": 50.0}, {"repetition_penalty": 1.0}, {"logit_bias": {}}, {"temperature": 0.5},
+    {"bigram": 1}, {"bigram": 2}, {"prompt_ids": [5, 6, 7, 8]}, {"temperature": 0.0},
+    {"logit_bias": {9: 5.0}}, {"max_new_tokens": 7}, {"block_size": 4}, {"max_new_tokens": 3},
+    {"bigram": None}, {"logit_bias": {}},
+]  # fmt: skip
+# Block size and correction change drafts alone.
+QUIET = "block_size", "bigram"
+
+
+@pytest.fixture(scope="module")
+def models():
+    return [
+        lookup_model(0.6, backend, vocab_size=32, mask_token_id=31) for backend in ("triton", "reference")
+    ]
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch):
+    """The interpreter pays for programs without keys."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(device, "LEAST_ROOM", 16)
+
+
+def tables(model, seed):
+    g = torch.Generator().manual_seed(seed or 0)
+    drawn = [2 * torch.randn(model.config.vocab_size, 5, generator=g).to(DEVICE) for _ in "uw"]
+    return Bigram(*drawn) if seed else None
+
+
+def told(model, corrections, bigram=None, **settings):
+    """A text: its tokens, and how many the cycles kept that began with a block's room before the limit."""
+    model.bigram, kept = corrections[bigram], []
+    result = model.generate(on_tokens=lambda ids, text: kept.append(len(ids)), **settings)
+    assert sum(kept) == len(result.token_ids)
+    least = settings["block_size"]
+    ends = accumulate(kept)
+    return result.token_ids, [
+        n for n, end in zip(kept, ends, strict=True) if settings["max_new_tokens"] - end + n >= least
+    ]
+
+
+@pytest.mark.parametrize(
+    "strategy, nodes, tokens, on_device",
+    [("autoregressive", 0, 4, True), ("two-pass", 0, 4, True), ("two-pass", 2, 4, True),
+     ("one-pass", 2, 5, True), ("auto", "auto", 4, True), ("autoregressive", 0, 4, False)],
+)  # fmt: skip
+def test_one_setting_at_a_time(models, strategy, nodes, tokens, on_device, monkeypatch):
+    kernels, twins = models
+    if on_device:
+        fast_choices(kernels, monkeypatch)
+    tables_of = [{seed: tables(model, seed) for seed in (None, 1, 2)} for model in models]
+    kernels.use_graphs, kernels.use_cycles, kernels.spare_cache = True, on_device, None
+    how = {"strategy": strategy, "tree_nodes": nodes}
+    settings, last, drafts = FIRST | {"max_new_tokens": tokens}, None, 0
+    for turn in [{}, *TURNS]:
+        settings |= turn
+        want = told(twins, tables_of[1], **settings, **how)
+        got = told(kernels, tables_of[0], **settings, **how)
+        if strategy == "auto" and DEVICE != "cpu":  # which kinds of cycle pay, the GPU says
+            got = got[0], want[1]
+        assert got == want, (turn, settings)
+        if not set(turn) & set(QUIET):
+            assert want[0] != last, f"{turn} must change the text"
+        drafts += max(want[1], default=0) > 1
+        last = want[0]
+    assert (drafts > 2) == (strategy != "autoregressive"), "drafts are accepted"
+    cycles = len(kernels.spare_cache.cycles)
+    assert (cycles > 3) == on_device, cycles
+
+
+@pytest.mark.parametrize("strategy", ["autoregressive", "two-pass", "one-pass"])
+def test_any_end_token_of_the_list_ends_a_text_on_the_device(models, strategy, monkeypatch):
+    settings = FIRST | {"strategy": strategy, "tree_nodes": 2, "max_new_tokens": 9}
+    free = models[1].generate(**settings).token_ids
+    end = next(i for i, token in enumerate(free) if i > 2 and token not in free[:i])
+    unused = [token for token in range(31) if token not in free]
+    ended = lookup_model(0.6, vocab_size=32, mask_token_id=31, eos_token_ids=(*unused[:2], free[end]))
+    fast_choices(ended, monkeypatch)
+    ended.use_graphs = ended.use_cycles = True
+    assert ended.generate(**settings).token_ids == free[: end + 1]
+    assert int(ended.spare_cache.cycles._state[3]) == 1, "finished on the device, not by the host alone"
