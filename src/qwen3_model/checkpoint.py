@@ -5,7 +5,6 @@ loaded."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,17 +31,6 @@ def save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> No
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:
         raise InputError(f"{path} cannot be written: {one_line(error)}") from None
-
-
-def writable(folder: Path) -> bool:
-    """Whether a file can be made in a folder, found out by making one: root may do all but on a full or
-    read-only disk.
-    """
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
-        return False
-    return True
 
 
 def tensor_names(folder: Path) -> frozenset[str]:

@@ -13,9 +13,7 @@ from .errors import InputError, one_line
 
 try:
     import fcntl
-except (
-    ImportError
-):  # Windows: without locks, what appeared meanwhile is still seen before anything is replaced
+except ImportError:  # Windows; there what appeared meanwhile is only seen before it would be replaced
     fcntl = None  # type: ignore[assignment]
 
 

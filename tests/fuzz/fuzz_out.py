@@ -93,8 +93,10 @@ def start(
         err_file = folder / f"err-{number}"
     err_file.touch()
     (folder / "tmp").mkdir(exist_ok=True)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # none may meet a child that is still this process
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return Child(pid, err_file)
     code = 1
     try:
@@ -104,6 +106,7 @@ def start(
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         tempfile.tempdir = str(folder / "tmp")
         os.chdir(folder)
         for name in ("PRETRAIN", "DISTILL"):

@@ -59,6 +59,8 @@ class OutFolder:
             raise InputError(f"{self} holds no checkpoint: --overwrite replaces checkpoints only")
         if self._seen and any(entry.is_dir() for entry in self.path.iterdir()):
             raise InputError(f"{self} holds folders too: --overwrite replaces a checkpoint's files only")
+        if self._seen and not os.access(self.path, os.W_OK):
+            raise InputError(f"{self} may not be changed: choose another folder")
 
     def put(self, fill: Callable[[Path], None]) -> None:
         """Fill a temporary folder beside OUT, then put it in OUT's place.
@@ -122,13 +124,17 @@ class OutFolder:
         know before a training begins anew."""
         if not os.path.lexists(self._replaced):
             return
-        new = self.path.with_name(f"{self.path.name}.new")
         if os.path.lexists(self.path):
             said = f"{self} is there, and what it held before is in {self._kept(self._replaced, 'old')}"
         else:
             os.rename(self._replaced, self.path)
             said = f"{self} has its earlier checkpoint again"
-            said += f", the new one is in {new}" if new.is_dir() else ""
+            new = [
+                place
+                for place in self.path.parent.iterdir()
+                if place.name.startswith(f"{self.path.name}.new")
+            ]
+            said += f", the new one is in {max(new, key=os.path.getmtime)}" if new else ""
         raise InputError(f"an earlier run was killed as it replaced {self}; {said}: look, then start again")
 
     def _check_unchanged(self, folder: Path) -> None:
@@ -196,5 +202,5 @@ def _seen(folder: Path) -> Seen | None:
     """What a folder holds; None for what is no folder."""
     if folder.is_symlink() or not folder.is_dir():
         return None
-    about = {entry.name: entry.stat(follow_symlinks=False) for entry in os.scandir(folder)}
-    return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in about.items())
+    about = [(entry.name, entry.stat(follow_symlinks=False)) for entry in os.scandir(folder)]
+    return frozenset((name, found.st_size, found.st_mtime_ns) for name, found in about)

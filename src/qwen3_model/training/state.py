@@ -25,7 +25,7 @@ KEPT: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
     torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
 }
 FOREIGN = "{} is damaged or belongs to another run"
-ADVICE = "delete it to start anew"
+ADVICE = "name another --state, or delete it to start anew"
 SHA_OF_TEXT, SHA_OF_BASE = "sha256 of the text", "sha256 of the base's weights"  # settings of a run
 
 
