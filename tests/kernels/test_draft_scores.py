@@ -14,9 +14,8 @@ from qwen3_model.bigram import Bigram
 from qwen3_model.decode.cycle import CANDIDATES, Choice
 
 T, PROMPT = 0.5, [5, 6, 7]
-# So that paths hold tokens twice. Token 0 is banned: the loop's candidates are penalised for it, as it stands
-# for the tokens of a path that are not known yet.
-BIASES = {**dict.fromkeys((9, 11, 13, 17, 19), 5.0), 0: float("-inf")}
+# So that paths hold tokens twice.
+BIASES = dict.fromkeys((9, 11, 13, 17, 19), 5.0)
 
 
 def model_of(backend: str):

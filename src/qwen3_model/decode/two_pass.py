@@ -106,7 +106,9 @@ def grow(
 ) -> DraftTree:
     """The likeliest `nodes` nodes, of `width` candidates a position. known: the block has seen the root.
     Fewer candidates than CANDIDATES are those of the block itself, without a bigram correction."""
-    positions, sampling, seen = decoding.placed(logits, [[0] * i for i in range(len(logits))])
+    # the root stands for tokens that are not known yet: a penalty has seen it already
+    paths = [[decoding.root] * i for i in range(len(logits))]
+    positions, sampling, seen = decoding.placed(logits, paths)
     k = min(CANDIDATES, logits.shape[1])
     log_probabilities, ids = decoding.model.ops.candidates(logits, positions, sampling, k, seen)
     # when sampling, probabilities are shares among the candidates: first all of them
