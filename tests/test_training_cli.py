@@ -237,6 +237,7 @@ def test_a_second_training_into_one_out_is_refused_at_once(tmp_path, monkeypatch
     assert (tmp_path / "link").is_symlink()
 
 
+@pytest.mark.usefixtures("farewells")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_farewell_signal_leaves_the_state_alone(number, tmp_path, monkeypatch):
     at_the_end(monkeypatch, lambda: signal.raise_signal(number))
@@ -246,6 +247,7 @@ def test_a_farewell_signal_leaves_the_state_alone(number, tmp_path, monkeypatch)
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["out.state.safetensors"]
 
 
+@pytest.mark.usefixtures("farewells")
 def test_a_farewell_signal_removes_the_folder_of_a_tiny_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     seen = []
