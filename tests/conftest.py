@@ -4,6 +4,8 @@ without deadlines.
 
 from __future__ import annotations
 
+import signal
+
 import interpreter  # before anything that imports triton
 import pytest
 import torch
@@ -14,6 +16,16 @@ settings.register_profile(
 )
 settings.load_profile("orthrus")
 torch.set_num_threads(1)  # a worker a core: matrices this small gain nothing from a second thread
+
+
+@pytest.fixture
+def farewells():
+    """SIGTERM and SIGHUP as a shell's command gets them; under nohup the latter is ignored."""
+    numbers = signal.SIGTERM, signal.SIGHUP
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -136,3 +136,41 @@ def test_a_byte_order_mark_is_not_part_of_a_template(base, tmp_path):
     for name in ("tokenizer_config.json", "tokenizer.json"):
         (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
     assert Text(folder).chat([{"role": "user", "content": "hi"}]) == "hi\n"
+
+
+DECLARED = [
+    {"additional_special_tokens": ["<X>"]},
+    {"eos_token": "<X>"},
+    {"extra_special_tokens": {"video_token": "<X>"}},
+    {"extra_special_tokens": ["<X>", "<Y>"]},
+    {"added_tokens_decoder": {"400": {"content": "<X>", "special": True, "lstrip": True},
+                              "401": {"content": "<Y>", "special": False}}},
+    {"additional_special_tokens": ["he"]},
+    {"additional_special_tokens": ["<|image|>"]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("declared", DECLARED, ids=[str(i) for i in range(len(DECLARED))])
+def test_tokens_that_other_files_declare_are_tokens(base, tmp_path, declared):
+    folder = shutil.copytree(base, tmp_path / "declared")
+    size = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+    declared = json.loads(
+        json.dumps(declared).replace('"400"', f'"{size}"').replace('"401"', f'"{size + 1}"')
+    )
+    (folder / "tokenizer_config.json").write_text(json.dumps(CONFIG | declared))
+    text, theirs = Text(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    for prompt in ("def f <X>(x): <Y> he", "<X><X>the <|image|>"):
+        ids = text.encode(prompt)
+        assert ids == theirs(prompt)["input_ids"]
+        assert text.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+def test_a_declared_id_that_cannot_be_is_refused(base, tmp_path):
+    folder = shutil.copytree(base, tmp_path / "wrong")
+    declared = {"added_tokens_decoder": {"9999": {"content": "<X>", "special": True}}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(CONFIG | declared))
+    with pytest.raises(InputError, match="declares token '<X>' as 9999"):
+        Text(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps(CONFIG | {"split_special_tokens": True}))
+    with pytest.raises(InputError, match="split_special_tokens"):
+        Text(folder)

@@ -104,6 +104,8 @@ LARGE = [
     "{{ messages | tojson(indent=10**9) }}",
     "{{ [1, 2, 3] | tojson(separators=('y' * 4 * 10**6, '')) }}",
     "{% set s = 'x' * 4000000 %}{{ [s[1:], s[1:]] }}",
+    "{{ ('a' * 4000000) | wordwrap(1) }}",
+    "{{ ('\\r' * 1000000) | wordwrap }}",
     "{{ ('a ' * 10**6) | wordwrap(1, wrapstring='x' * 10**6) }}",
     "{{ ('a' * 10**6).translate({97: 'b' * 10**6}) }}",
     "{{ ('a' * 4000000).rfind('b' + 'a' * 2000000) }}",

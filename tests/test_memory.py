@@ -39,7 +39,7 @@ def test_weights(tiny, monkeypatch, error):
         return load(*args, **kwargs) if len(calls) == 1 else raising(error)()
 
     monkeypatch.setattr(checkpoint, "load_into", second_fails)
-    with pytest.raises(InputError, match=r"GiB of weights in float32, does not fit .*\(12.0 GiB .*smaller"):
+    with pytest.raises(InputError, match=r"KiB of weights in float32, does not fit .*\(12.0 GiB .*smaller"):
         Qwen3.from_pretrained(tiny, device="cpu")
 
 

@@ -107,7 +107,7 @@ def test_an_empty_or_lacking_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (MemoryError(), "safetensors, 0.0 GiB, does not fit into memory: free some"),
+        (MemoryError(), "KiB, does not fit into memory: free some"),
         (RuntimeError("unable to mmap 12884901888 bytes: Cannot allocate memory (12)"), "12.0 GiB were"),
         (OSError(12, "Cannot allocate memory"), "does not fit into memory"),
         (RuntimeError("of another kind"), "cannot be read: of another kind"),
@@ -229,6 +229,19 @@ def test_a_tied_head_of_another_dtype_is_compared_by_value(tmp_path, dtypes):
     head[-1, -1] *= 2
     save(tmp_path, MODEL, weights | {HEAD: head})
     assert "differs from model.embed_tokens.weight" in refusal(tmp_path)
+
+
+def test_a_tied_head_may_be_rounded_to_its_own_dtype(tmp_path):
+    embedding = MODEL.embedding.bfloat16() * 1e-6  # below what fp16 resolves
+    weights = weights_of(MODEL) | {EMBEDDING: embedding, HEAD: embedding.half()}
+    assert not torch.equal(embedding.float(), embedding.half().float())
+    assert torch.equal(load(save(tmp_path, MODEL, weights)).head, embedding.float())
+
+
+def test_old_buffers_may_stand_in_the_index_alone(tmp_path):
+    weight_map = save_shards(tmp_path, MODEL)
+    write_index(tmp_path, weight_map | {"model.layers.0.self_attn.rotary_emb.inv_freq": SHARDS[0]})
+    assert torch.equal(load(tmp_path).head, MODEL.embedding)
 
 
 def test_a_tied_head_of_no_float_dtype_is_refused(tmp_path):

@@ -56,6 +56,30 @@ def test_a_checkpoint_is_replaced(checkpoint, tmp_path):
     assert files_of(checkpoint) == NEW and names(tmp_path) == ["out"]
 
 
+def test_a_checkpoint_that_others_may_not_read_is_replaced_by_such_a_one(checkpoint):
+    checkpoint.chmod(0o700)
+    with claimed(checkpoint, overwrite=True) as out:
+        out.put(fill)
+    assert stat.S_IMODE(checkpoint.stat().st_mode) == 0o700
+
+
+def test_chat_templates_in_a_folder_of_their_own_are_replaced_too(checkpoint):
+    (checkpoint / "additional_chat_templates").mkdir()
+    with claimed(checkpoint, overwrite=True) as out:
+        out.put(lambda folder: (fill(folder), write(NEW, folder / "additional_chat_templates")))
+    assert files_of(checkpoint / "additional_chat_templates") == NEW
+
+
+def test_what_earlier_runs_left_is_told(checkpoint, tmp_path, caplog):
+    for name in ("out.new", "out.new-2", ".out.0123abcd", "out.other", ".out.kept"):
+        (tmp_path / name).mkdir()
+    with claimed(checkpoint, overwrite=True):
+        pass
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert ": .out.0123abcd, out.new, out.new-2; " in said
+    assert names(tmp_path) == [".out.0123abcd", ".out.kept", "out", "out.new", "out.new-2", "out.other"]
+
+
 @pytest.mark.parametrize(
     ("out", "words"),
     [

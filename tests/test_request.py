@@ -14,6 +14,7 @@ from small import small_config
 
 from qwen3_model import InputError, cli
 from qwen3_model.request import MOST_NODES, Request
+from qwen3_model.settings import pick_device
 
 NAMES = [declared.name for declared in fields(Request)]
 WRONG = {
@@ -109,3 +110,12 @@ def test_the_command_line_offers_every_setting_with_its_words_and_reads_its_own_
         assert f"--{declared.name.replace('_', '-')}" in said
         if declared.name != "max_new_tokens":  # its default there is the verb's
             assert "".join(declared.metadata["says"].split()) in said, declared.name
+
+
+@pytest.mark.parametrize("device", [[], ("cpu",), 1.5, "fridge", None])
+def test_devices_of_any_type_are_refused_by_name(device):
+    if device is None:
+        assert pick_device(None).type in ("cpu", "cuda")
+        return
+    with pytest.raises(InputError, match="unknown device"):
+        pick_device(device)

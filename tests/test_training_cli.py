@@ -18,8 +18,9 @@ from qwen3_model import InputError, Qwen3Config
 from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.cli import distill, main, pretrain, tiny_checkpoint, unrepeat
 from qwen3_model.training import dataset, loop, memory, recipe
-from qwen3_model.training.base import load_tokenizer
+from qwen3_model.training.base import dev_prompts, load_tokenizer
 from qwen3_model.training.corpus import own_texts
+from qwen3_model.training.folder import _copy_others
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +237,7 @@ def test_a_second_training_into_one_out_is_refused_at_once(tmp_path, monkeypatch
     assert (tmp_path / "link").is_symlink()
 
 
+@pytest.mark.usefixtures("farewells")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_farewell_signal_leaves_the_state_alone(number, tmp_path, monkeypatch):
     at_the_end(monkeypatch, lambda: signal.raise_signal(number))
@@ -245,6 +247,7 @@ def test_a_farewell_signal_leaves_the_state_alone(number, tmp_path, monkeypatch)
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["out.state.safetensors"]
 
 
+@pytest.mark.usefixtures("farewells")
 def test_a_farewell_signal_removes_the_folder_of_a_tiny_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     seen = []
@@ -364,3 +367,23 @@ def test_what_a_base_says_wrongly_is_refused_before_the_training(base, tmp_path,
             with pytest.raises(InputError, match=name):
                 run_verb(verb, str(folder), str(tmp_path / "out"), "--steps", "1", *SMALL)
         shutil.rmtree(folder)
+
+
+def test_development_prompts_may_hold_any_line_separator(tmp_path):
+    """In JSON they stand as they are: a line of the file ends at a line feed alone."""
+    prompt = "def f(x):\u2028\u0085\x0c" * 100
+    rows = [{"prompt": prompt, "split": "dev"}, {"prompt": "x", "split": "test"}]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / "held_out.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    tokenizer = load_tokenizer(EMBEDDED)
+    found = dev_prompts(tmp_path, tokenizer, 2048)
+    assert found is not None and found[0].tolist() == tokenizer.encode(prompt).ids[-found.shape[1] :]
+
+
+def test_chat_templates_in_a_folder_of_their_own_go_along(tmp_path):
+    base, out = tmp_path / "base", tmp_path / "out"
+    out.mkdir()
+    (base / "additional_chat_templates").mkdir(parents=True)
+    (base / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    _copy_others(base, out)
+    assert (out / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ tools }}"

@@ -138,6 +138,7 @@ def test_a_state_before_the_first_step_holds_no_optimizer(tmp_path):
     assert load_state(tmp_path / "s", {"w": weight.data}, optimizers) == progress
 
 
+@pytest.mark.usefixtures("farewells")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_farewell_signal_saves_the_state_and_the_resumed_run_has_the_same_weights(
     number, tmp_path, monkeypatch

@@ -4,6 +4,7 @@ not; what nothing reads is refused where it would change the text."""
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -52,6 +53,15 @@ def read(raw: dict, **settings) -> Qwen3Config:
 def test_yarn_is_applied_however_it_is_spelt(raw):
     config = read(raw)
     assert config == read(QWEN3 | {"rope_scaling": YARN}) and config.context_length == 131072
+
+
+def test_a_part_of_yarns_own_attention_factor_multiplies_it():
+    """DeepSeek-R1-0528-Qwen3-8B: 0.878 of YaRN's own 1.139, so that attention is not scaled."""
+    own = 0.1 * math.log(4.0) + 1.0
+    config = read(QWEN3 | {"rope_scaling": YARN | {"attn_factor": 1 / own}})
+    assert config.yarn.attention_factor == pytest.approx(1.0)
+    with pytest.raises(InputError, match="keep attention_factor"):
+        read(QWEN3 | {"rope_scaling": YARN | {"attn_factor": 0.9, "attention_factor": 1.0}})
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,8 @@ def check_growth(name: str, value: Any, given: tuple) -> None:
     size = fits(len(value)) if isinstance(value, (str, bytes, list)) else 1
     widest = max((abs(number) for number in given if isinstance(number, int)), default=0)
     longest = max((len(text) for text in given if isinstance(text, (str, bytes))), default=0)
+    if name == "wordwrap" and size * size // (widest or 79) > SLOWEST:  # copies what is left for every line
+        raise TooMuch("it wraps a long text into short lines")
     if name in PADDING:
         fits(widest * PADDING[name])
     elif name in INDENTING and isinstance(value, str):

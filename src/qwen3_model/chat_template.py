@@ -44,7 +44,7 @@ class ChatTemplate:
         with self._lock:
             try:
                 if self._read is None:
-                    config = _config(self._folder)
+                    config = tokenizer_config(self._folder)
                     self._read = _templates(self._folder, config), special_tokens(config)
                 templates, tokens = self._read
                 name = WITH_TOOLS if tools and WITH_TOOLS in templates else DEFAULT
@@ -132,18 +132,21 @@ def _plain(what: str, value: Any, depth: int = 0) -> Any:
     raise InputError(f"{what} holds a {type(value).__name__}; what JSON has was expected")
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def tokenizer_config(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json; special_tokens_map.json too where the former does not list added tokens."""
     config, older = folder / TOKENIZER_CONFIG, folder / SPECIAL_TOKENS
     found = read_json_object(config) if os.path.lexists(config) else {}
-    return (
-        found | read_json_object(older) if "added_tokens_decoder" not in found and older.exists() else found
-    )
+    if "added_tokens_decoder" in found or not os.path.lexists(older):
+        return found
+    return found | read_json_object(older)
 
 
 def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """Templates by name: those of files, else those of tokenizer_config.json."""
-    files = {path.stem: path for path in sorted((folder / MORE_TEMPLATES).glob("*.jinja"))}
+    more = folder / MORE_TEMPLATES
+    if os.path.lexists(more) and not more.is_dir():
+        raise InputError(f"{more} is not a folder; chat templates were expected in it")
+    files = {path.stem: path for path in sorted(more.glob("*.jinja"))}
     if os.path.lexists(folder / TEMPLATE):
         files[DEFAULT] = folder / TEMPLATE
     if files:

@@ -70,6 +70,14 @@ def foreign(what: str, advice: str = "") -> Iterator[None]:
         raise InputError(f"{what} ({one_line(error, 200)})" + (f": {advice}" if advice else "")) from None
 
 
+def size_of(count: int) -> str:
+    """A number of bytes in the unit that shows it."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
+
+
 def memory_asked(error: BaseException) -> str | None:
     """How much memory an error says was asked for and not had, such as "12.0 GiB"; "" where it does not say
     how much; None for an error of another kind.
@@ -81,7 +89,7 @@ def memory_asked(error: BaseException) -> str | None:
     if not (isinstance(error, MemoryError) or _MEMORY.search(said) or _OVERFLOW.search(said)):
         return None
     if found := _BYTES.search(said):
-        return f"{int(found[1]) / 2**30:.1f} GiB"
+        return size_of(int(found[1]))
     found = _UNITS.search(said)
     return found[1] if found else ""
 

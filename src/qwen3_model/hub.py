@@ -16,7 +16,9 @@ HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
 OF_OTHERS = ["*/*.safetensors", "*/*.json", "*/*.txt"]  # weights of other formats lie in subfolders
 # Of these, what decides the text. The rest is for other programs, or for speed.
 READ_FILES = [
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "*.jinja",
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "additional_chat_templates/*.jinja", "adapter_config.json",
     "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors",
 ]  # fmt: skip
 

@@ -13,7 +13,7 @@ from orthrus_kernels import Rows, commit
 from orthrus_kernels.commit import check_room
 
 from .config import Qwen3Config
-from .errors import InputError
+from .errors import InputError, size_of
 
 if TYPE_CHECKING:
     from .captured import CapturedPasses
@@ -48,9 +48,9 @@ class KVCache:
             if turns is not None:
                 self.turns = turns()
         except RuntimeError:  # torch.OutOfMemoryError on a GPU is one
-            size = 2 * math.prod(shape) * dtype.itemsize / 2**30
+            size = size_of(2 * math.prod(shape) * dtype.itemsize)
             raise InputError(
-                f"a cache for {capacity} positions takes {size:.1f} GiB, which {device} does not have: "
+                f"a cache for {capacity} positions takes {size}, which {device} does not have: "
                 "ask for fewer new tokens, or shorten the prompt"
             ) from None
         self.lengths, self._write = [0] * sequences, write

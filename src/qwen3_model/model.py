@@ -20,7 +20,7 @@ from orthrus_kernels import Rows, backend_ops, inverse_frequencies, pdl_kinds, r
 from . import bigram, checkpoint, hub
 from . import generate as generation
 from .config import BLOCK_SIZES, Qwen3Config
-from .errors import InputError, in_memory, one_line
+from .errors import InputError, in_memory, one_line, size_of
 from .kv_cache import KVCache
 from .pass_inputs import PassInputs
 from .settings import pick_backend, pick_device, pick_dtype
@@ -156,8 +156,8 @@ class Qwen3:
         plan = cls(config, torch.device("meta"), chosen, run, None)
         checkpoint.load_into(folder, plan.destinations())
         text = Text(folder) if os.path.lexists(folder / TOKENIZER) else None
-        size = sum(weight.numel() for weight in plan.destinations().values()) * chosen.itemsize / 2**30
-        with in_memory(f"{path_or_id}, {size:.1f} GiB of weights in {str(chosen)[6:]},", _SMALLER):
+        size = size_of(sum(weight.nbytes for weight in plan.destinations().values()))
+        with in_memory(f"{path_or_id}, {size} of weights in {str(chosen)[6:]},", _SMALLER):
             model = cls(config, on, chosen, run, text)
             checkpoint.load_into(folder, model.destinations(), progress=progress)
             model.bigram = bigram.load(folder, config, on, chosen)

@@ -6,6 +6,7 @@ of two would win differs from program to program."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ SPELLINGS = ("rope_parameters", "rope_scaling")
 LAYER_TYPES = ("full_attention", "sliding_attention")
 TYPE_NAMES = ("rope_type", "type")
 COMMON = (*TYPE_NAMES, "rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
-YARN_ONLY = ("factor", "beta_fast", "beta_slow", "attention_factor", "truncate")
+YARN_ONLY = ("factor", "beta_fast", "beta_slow", "attention_factor", "attn_factor", "truncate", "finetuned")
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,20 @@ def _read(settings: Mapping[str, Any], place: str, raw: Mapping[str, Any]) -> Ro
         ),
         beta_fast=fields.positive("beta_fast", 32.0),
         beta_slow=fields.positive("beta_slow", 1.0),
-        attention_factor=(
-            None if settings.get("attention_factor") is None else fields.positive("attention_factor")
-        ),
+        attention_factor=_attention_factor(fields),
         truncate=fields.flag("truncate", True),
     )
+
+
+def _attention_factor(fields: Fields) -> float | None:
+    """What YaRN scales attention by; None: its own. DeepSeek-R1-0528-Qwen3 has `attn_factor`: its own is
+    multiplied by it, as in vLLM; transformers does not read it."""
+    whole, part = fields.raw.get("attention_factor"), fields.raw.get("attn_factor")
+    if part is None:
+        return None if whole is None else fields.positive("attention_factor")
+    if whole is not None:
+        raise InputError("config.json: YaRN has attention_factor and attn_factor: keep attention_factor")
+    return fields.positive("attn_factor") * (0.1 * math.log(max(fields.positive("factor"), 1.0)) + 1.0)
 
 
 def _said(name: str, settings: Mapping[str, Any], place: str, raw: Mapping[str, Any]) -> Any:

@@ -6,7 +6,7 @@ import torch
 
 from orthrus_kernels import triton_runs_on
 
-from .errors import InputError
+from .errors import InputError, quoted
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BACKENDS = ("auto", "reference", "triton", "torch")
@@ -18,8 +18,8 @@ def pick_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         picked = torch.device(device)
-    except RuntimeError:
-        raise InputError(f"unknown device {str(device)!r}: use cpu, cuda or cuda:N") from None
+    except (RuntimeError, TypeError, ValueError):
+        raise InputError(f"unknown device {quoted(device)}: use cpu, cuda or cuda:N") from None
     if picked.type not in ("cpu", "cuda", "meta"):
         raise InputError(f"device {picked} is not supported: use cpu, cuda or cuda:N")
     if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
@@ -45,7 +45,7 @@ def pick_dtype(dtype: str | torch.dtype | None, device: torch.device, stored: st
 def pick_backend(backend: str, device: torch.device) -> str:
     """Resolve "auto". Raises InputError for a backend that is unknown or cannot run on the device."""
     if backend not in BACKENDS:
-        raise InputError(f"unknown backend {backend!r}: use {', '.join(BACKENDS)}")
+        raise InputError(f"unknown backend {quoted(backend)}: use {', '.join(BACKENDS)}")
     can = triton_runs_on(device)
     if backend == "triton" and not can:
         raise InputError(

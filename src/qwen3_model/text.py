@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from .added_tokens import register_tokens
 from .chat_template import ChatTemplate
 from .errors import InputError, foreign, quoted
 from .reading import read_bytes
@@ -32,7 +33,7 @@ class Text:
     def __init__(self, folder: str | Path) -> None:
         """Read tokenizer.json. Raises InputError when it is missing or malformed; the chat template is read
         on its first use. Threads may share it."""
-        self._tokenizer = read_tokenizer(Path(folder) / TOKENIZER)
+        self._tokenizer = read_tokenizer(Path(folder))
         self._file = str(Path(folder) / TOKENIZER)
         added = self._tokenizer.get_added_tokens_decoder().values()
         self._special = {token.content for token in added if token.special}  # by name, as decoding knows them
@@ -160,10 +161,12 @@ class Detokenizer:
             self._window, self._finished, self._returned = tail, 0, self._returned - len(before)
 
 
-def read_tokenizer(file: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint's tokenizer.json, for decoding and for trainings alike: truncation and
-    padding that were left in the file are not obeyed. Raises InputError when the file is missing, malformed,
-    or holds a tokenizer that panics on a short text or on its first tokens."""
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint, for decoding and for trainings alike: its tokenizer.json with the tokens
+    that other files declare; truncation and padding that were left in it are not obeyed. Raises InputError
+    when the file is missing, malformed, or holds a tokenizer that panics on a short text or on its first
+    tokens."""
+    file = folder / TOKENIZER
     if not os.path.lexists(file):
         raise InputError(f"{file} is missing: text needs the checkpoint's tokenizer in this format")
     with foreign(f"{file} is no tokenizer", "download the checkpoint again"):
@@ -172,6 +175,7 @@ def read_tokenizer(file: Path) -> Tokenizer:
             tokenizer = Tokenizer.from_buffer(content)
             tokenizer.no_truncation()  # settings left from training would cut prompts silently
             tokenizer.no_padding()
+            register_tokens(tokenizer, folder)
             _probe(tokenizer)
     return tokenizer
 

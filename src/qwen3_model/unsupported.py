@@ -76,7 +76,7 @@ def refuse_sliding_window(raw: Mapping[str, Any], layers: int) -> None:
     `layer_types` where it is given, else layers from `max_window_layers` on if a window is set and used."""
     fields, kinds = Fields(raw, "config.json"), raw.get("layer_types")
     used = fields.flag("use_sliding_window") and raw.get("sliding_window", 4096) is not None
-    first = raw.get("max_window_layers", 28)
+    first = 28 if raw.get("max_window_layers") is None else raw["max_window_layers"]
     if isinstance(first, bool) or not isinstance(first, int):
         raise InputError(f"config.json: max_window_layers is {quoted(first)}; a whole number was expected")
     if kinds is None:

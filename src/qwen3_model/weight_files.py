@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from .errors import InputError, in_memory, memory_asked, one_line, quoted
+from .errors import InputError, in_memory, memory_asked, one_line, quoted, size_of
 from .reading import check_file, read_json_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -65,9 +65,7 @@ def open_file(file: Path, framework: str) -> Iterator[safe_open]:
     """A safetensors file, memory-mapped. Raises InputError for one that is no such file, is cut short, or for
     whose tensors there is no memory."""
     check_file(file)
-    with in_memory(
-        f"{file}, {file.stat().st_size / 2**30:.1f} GiB,", "free some, or use a smaller checkpoint"
-    ):
+    with in_memory(f"{file}, {size_of(file.stat().st_size)},", "free some, or use a smaller checkpoint"):
         try:
             opened = safe_open(file, framework)
         except SafetensorError as error:
@@ -102,7 +100,7 @@ def _shard_headers(folder: Path) -> dict[str, Header]:
                 f"{index} lists {one_line(shard, 80)}, which is missing: download the checkpoint again"
             )
         found = file_headers(folder / shard)
-        if lacking := names - found.keys() - {HEAD}:
+        if lacking := {n for n in names - found.keys() - {HEAD} if not LEGACY.fullmatch(n)}:
             raise InputError(
                 f"{folder / shard} lacks {listed(lacking)}, which {INDEX} says it holds: "
                 "download the checkpoint again"

@@ -143,8 +143,6 @@ def _question(line: str | bytes) -> str:
 
 def _lines(as_json: bool) -> Iterator[str | bytes]:
     """Lines of stdin: bytes, one of which may be damaged without the others, or text where a person types."""
-    if sys.stdin is None:
-        raise InputError("stdin is closed: chat reads its questions there")
     if sys.stdin.isatty():
         yield from _typed("" if as_json else "> ")
     elif (stream := getattr(sys.stdin, "buffer", None)) is None:

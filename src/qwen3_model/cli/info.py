@@ -6,7 +6,7 @@ import argparse
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, one_line
+from ..errors import InputError, one_line, size_of
 from . import options, output, terminal
 
 if TYPE_CHECKING:
@@ -98,14 +98,14 @@ def _print(found: dict[str, Any], name: str) -> None:
     table.add_row("  shared by the views", f"{parameters['shared']:,}")
     table.add_row("  AR view", f"{parameters['ar']:,}")
     table.add_row("  diffusion view", f"{parameters['diffusion']:,}")
-    table.add_row("on disk", _bytes(found["bytes_on_disk"]) if found["bytes_on_disk"] else "no weights")
-    table.add_row(f"in {found['dtype']}", _bytes(found["bytes"]))
-    table.add_row("KV cache a token", _bytes(found["kv_bytes_per_token"]))
-    table.add_row("KV cache, full context", _bytes(found["kv_bytes_full_context"]))
+    table.add_row("on disk", size_of(found["bytes_on_disk"]) if found["bytes_on_disk"] else "no weights")
+    table.add_row(f"in {found['dtype']}", size_of(found["bytes"]))
+    table.add_row("KV cache a token", size_of(found["kv_bytes_per_token"]))
+    table.add_row("KV cache, full context", size_of(found["kv_bytes_full_context"]))
     if found["diffusion_bytes_per_block"]:
         table.add_row(
             f"extra memory of a diffusion block of {config['block_size']}",
-            _bytes(found["diffusion_bytes_per_block"]),
+            size_of(found["diffusion_bytes_per_block"]),
         )
     bandwidth = found["bandwidth_gb_per_s"]
     measured = " (one H200, measured)" if bandwidth == H200_BANDWIDTH else ""
@@ -119,10 +119,3 @@ def _print(found: dict[str, Any], name: str) -> None:
         if key in config:
             table.add_row(key, one_line(config[key]))
     terminal.show(terminal.new_console(), table)
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count} B"

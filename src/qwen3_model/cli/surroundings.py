@@ -65,7 +65,9 @@ class _Closed(io.TextIOBase):
 
     def read(self, size: int | None = -1) -> NoReturn:
         """Raise InputError."""
-        raise InputError("stdin is closed: give the text as an argument, or open stdin")
+        raise InputError(
+            "stdin is closed: open it, or give the text as an argument where the command takes one"
+        )
 
     def readline(self, size: int = -1) -> NoReturn:  # type: ignore[override]
         """Raise InputError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from .. import checkpoint
 from ..config import Qwen3Config
 from ..errors import InputError, foreign, one_line
 from ..reading import read_text
-from ..text import TOKENIZER, read_tokenizer
+from ..text import read_tokenizer
 from .held_out import PROMPT_TOKENS
 from .tokenizer import END, MASK
 
@@ -30,7 +31,7 @@ def base_config(base: Path) -> Qwen3Config:
 
 def load_tokenizer(base: Path) -> Tokenizer:
     """The base's tokenizer, which reads a text whole whatever its file says. Raises InputError."""
-    return read_tokenizer(base / TOKENIZER)
+    return read_tokenizer(base)
 
 
 def pick_mask(tokenizer: Tokenizer, rows: int, wanted: int | None) -> int:
@@ -73,10 +74,10 @@ def dev_prompts(folder: Path, tokenizer: Tokenizer, rows: int) -> torch.Tensor |
     the embedding's `rows` do not have.
     """
     path, length = folder / HELD_OUT, PROMPT_TOKENS[0]
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
-        lines = [json.loads(line) for line in read_text(path).splitlines()]
+        lines = [json.loads(line) for line in read_text(path).split("\n") if line.strip()]
         texts = [line["prompt"] for line in lines if line["split"] == "dev"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} does not hold prompts, one JSON object a line: {one_line(error)}") from None

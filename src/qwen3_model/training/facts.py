@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
 import time
 from collections import Counter
@@ -29,7 +30,7 @@ def machine() -> dict[str, str]:
 def facts_of(folder: Path) -> dict[str, Any]:
     """A folder's `training.json`; nothing if it has none. Raises InputError for one that cannot be read."""
     path = folder / "training.json"
-    return read_json_object(path) if path.exists() else {}
+    return read_json_object(path) if os.path.lexists(path) else {}
 
 
 def distill_facts(

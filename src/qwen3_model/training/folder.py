@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from .. import bigram, checkpoint
+from ..chat_template import MORE_TEMPLATES
 from ..config import Qwen3Config
 from ..reading import read_json_object
 from ..settings import DTYPES
@@ -109,6 +110,7 @@ def save_corrected(
         for file in base.iterdir():
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
+        _copy_templates(base, folder)
         bigram.save(folder, tables["before"], tables["after"])
         _write_json(folder / "training.json", facts)
         if card is not None:
@@ -183,6 +185,16 @@ def _copy_others(base: Path, folder: Path) -> None:
         copied = file.suffix in COPIED and file.name not in NOT_COPIED
         if file.is_file() and (copied or file.name.upper().startswith(LICENCES)):
             shutil.copyfile(file, folder / file.name)
+    _copy_templates(base, folder)
+
+
+def _copy_templates(base: Path, folder: Path) -> None:
+    """Copy the chat templates that stand in a folder of their own."""
+    templates = sorted((base / MORE_TEMPLATES).glob("*.jinja"))
+    if templates:
+        (folder / MORE_TEMPLATES).mkdir()
+    for file in templates:
+        shutil.copyfile(file, folder / MORE_TEMPLATES / file.name)
 
 
 def _write_configs(folder: Path, config: Qwen3Config, generation: bool = True) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..config import Qwen3Config
-from ..errors import InputError
+from ..errors import InputError, size_of
 from .distill import Blocks
 from .loop import Plan
 
@@ -66,8 +66,8 @@ def _check(needed: int, device: torch.device) -> None:
     there = memory_of(device)
     if needed > there:
         raise InputError(
-            f"this training needs at least {needed / 2**30:,.1f} GiB of memory, and there are "
-            f"{there / 2**30:,.1f} GiB: {ADVICE}"
+            f"this training needs at least {size_of(needed)} of memory, "
+            f"and there are {size_of(there)}: {ADVICE}"
         )
 
 

@@ -8,7 +8,9 @@ the old folder or the new one, or both are there under these names and the next 
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -16,10 +18,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import InputError
+from ..chat_template import MORE_TEMPLATES
+from ..errors import InputError, one_line
 from ..files import folders_made, owned, reason, resolved, sync
 from .interrupts import ending_by_signals
 
+_log = logging.getLogger(__name__)
 Seen = frozenset[tuple[str, int, int]]  # name, bytes and time of the last change of what a folder holds
 
 
@@ -30,6 +34,7 @@ class OutFolder:
         self.given, self.path = given, path
         self._replaced = path.with_name(f".{path.name}.replaced")
         self._seen: Seen | None = None  # what OUT held when the run began
+        self._mode = 0  # and who might look into it
 
     def __str__(self) -> str:
         return str(self.given)
@@ -49,7 +54,9 @@ class OutFolder:
         left something to look at."""
         try:
             self._recover()
+            self._tell_what_is_left()
             self._seen = _seen(self.path)
+            self._mode = stat.S_IMODE(self.path.stat().st_mode) if self._seen else 0
             self._temporary().rmdir()
         except OSError as error:
             raise InputError(f"{self} cannot be made ({reason(error)}): choose another folder") from None
@@ -57,7 +64,8 @@ class OutFolder:
             raise InputError(f"{self} is not empty: choose another folder, or --overwrite")
         if self._seen and not (self.path / "config.json").is_file():
             raise InputError(f"{self} holds no checkpoint: --overwrite replaces checkpoints only")
-        if self._seen and any(entry.is_dir() for entry in self.path.iterdir()):
+        folders = {entry.name for entry in self.path.iterdir() if entry.is_dir()} if self._seen else set()
+        if folders - {MORE_TEMPLATES}:
             raise InputError(f"{self} holds folders too: --overwrite replaces a checkpoint's files only")
         if self._seen and not os.access(self.path, os.W_OK):
             raise InputError(f"{self} may not be changed: choose another folder")
@@ -83,9 +91,12 @@ class OutFolder:
         try:
             fill(temporary)
             mode = stat.S_IMODE(temporary.stat().st_mode)  # what the umask leaves
-            for file in temporary.iterdir():
-                file.chmod(mode & 0o666)  # safetensors makes files that their owner alone may read
-                sync(file)
+            for entry in temporary.rglob("*"):
+                if entry.is_file():
+                    entry.chmod(mode & 0o666)  # safetensors makes files that their owner alone may read
+                sync(entry)
+            if self._seen:  # whoever may not look into the earlier checkpoint may not look into this one
+                temporary.chmod(self._mode)
             sync(temporary)
             return self._kept(temporary, "new")
         except BaseException:
@@ -129,13 +140,27 @@ class OutFolder:
         else:
             os.rename(self._replaced, self.path)
             said = f"{self} has its earlier checkpoint again"
-            new = [
-                place
-                for place in self.path.parent.iterdir()
-                if place.name.startswith(f"{self.path.name}.new")
-            ]
-            said += f", the new one is in {max(new, key=os.path.getmtime)}" if new else ""
+            new = max(self._left("new"), key=os.path.getmtime, default=None)
+            said += f", the new one is in {new}" if new else ""
         raise InputError(f"an earlier run was killed as it replaced {self}; {said}: look, then start again")
+
+    def _left(self, *kinds: str) -> list[Path]:
+        """Folders beside OUT that runs of it have left: whole checkpoints by kind, "" for unfinished ones."""
+        name = re.escape(self.path.name)
+        patterns = [rf"{name}\.{kind}(-\d+)?" if kind else rf"\.{name}\.[0-9a-f]{{8}}" for kind in kinds]
+        return sorted(
+            folder
+            for folder in self.path.parent.iterdir()
+            if any(re.fullmatch(pattern, folder.name) for pattern in patterns) and folder.is_dir()
+        )
+
+    def _tell_what_is_left(self) -> None:
+        """A line about what earlier runs, killed or refused at their end, have left beside OUT."""
+        if left := self._left("new", "old", ""):
+            names = ", ".join(folder.name for folder in left)
+            _log.warning(
+                "%s", one_line(f"earlier runs have left beside {self}: {names}; look and delete them")
+            )
 
     def _check_unchanged(self, folder: Path) -> None:
         if _seen(folder) != self._seen:

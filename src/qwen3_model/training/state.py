@@ -53,8 +53,11 @@ def save_state(
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not is_state(path):
         raise InputError(f"{path} is not the state of this run any more: it is left as it is")
-    with replacing(path) as file:
-        checkpoint.save(tensors, file, metadata={"progress": json.dumps(progress)})
+    try:
+        with replacing(path) as file:
+            checkpoint.save(tensors, file, metadata={"progress": json.dumps(progress)})
+    except InputError as error:  # names the file beside it that is gone
+        raise InputError(f"the state {path} cannot be written ({error}): choose another --state") from None
 
 
 def is_state(path: Path) -> bool:
