@@ -21,7 +21,16 @@ from bench.models import MODELS, Shape
 GOOD, BAD = Outcome("test_rowwise", 3, 0), Outcome("test_rowwise", 3, 1, "test_x: assert False")
 LINE = {"registers": 31, "spill_bytes": 0, "shared": 0}
 # Kernel tests of no one operation.
-OF_ALL = {"test_clock", "test_device_cycles", "test_forced_walk", "test_model_kernels"}
+OF_ALL = {
+    "test_clock",
+    "test_cycle_times",
+    "test_device_cycles",
+    "test_draft_scores",
+    "test_forced_walk",
+    "test_model_kernels",
+    "test_rare_launches",
+    "test_texts_in_turn",
+}
 
 
 def test_every_kernel_and_every_kernel_test_belongs_to_an_operation():
