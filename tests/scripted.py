@@ -4,62 +4,54 @@ from __future__ import annotations
 
 import torch
 
-from orthrus_kernels import Rows, backend_ops
-from qwen3_model.config import Qwen3Config
-from qwen3_model.generate import generate
-from qwen3_model.model import Output
+from orthrus_kernels import Rows
+from qwen3_model import Engine, Qwen3Config, Request, Result
+from qwen3_model.kv_cache import KVCache
+from qwen3_model.model import Network
+from qwen3_model.passes import Pass
 
 
-class TextCache:
-    """Keeps the committed tokens; the 'keys' of a pass are its tokens."""
+class ScriptedModel(Network):
+    """`skill` is the chance that a diffusion row's logits are the target's own; else they are others.
 
-    cycles = None  # the host's loop
-
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-
-    @property
-    def lengths(self) -> list[int]:
-        return [len(self.tokens)]
-
-    def commit(self, keys, values, accepted) -> None:
-        self.tokens += [int(keys[i]) for i in accepted]
-
-
-class ScriptedModel:
-    """`skill` is the chance that a diffusion row's logits are the target's own; else they are others."""
+    A row's state is its logits, and the 'key' of a row is its token."""
 
     def __init__(self, config: Qwen3Config, skill: float = 0.6, text=None, seed: int = 0) -> None:
-        self.config, self.skill, self.text, self.seed = config, skill, text, seed
-        self.ops, self.use_graphs = backend_ops("reference"), False
-        self.passes: list[Rows] = []
-        self.bigram = None
+        super().__init__(config, torch.device("cpu"), torch.float32, "reference", text)
+        self.skill, self.seed = skill, seed
+        self.head = torch.eye(config.vocab_size)
+        self.passes: list[Rows] = []  # the prompt's first
         self.interrupt_after: int | None = None
 
-    def new_cache(self, capacity: int) -> TextCache:
-        return TextCache()
+    def new_cache(self, capacity: int, sequences: int = 1) -> KVCache:
+        cache = super().new_cache(capacity, sequences)
+        cache.keys, cache.values = torch.full((2, 1, sequences, 1, capacity, 1), float("nan"))
+        return cache
 
-    def generate(self, prompt, **settings):
-        return generate(self, prompt, **settings)
+    def generate(self, prompt, strategy="auto", max_new_tokens=None, on_tokens=None, on_run=None, **settings):
+        request = Request(strategy=strategy, max_new_tokens=max_new_tokens, **settings)
+        return self.run(prompt, request, on_tokens, on_run)
+
+    def run(self, *given) -> Result:
+        """A text by an engine of its own."""
+        self.passes.clear()
+        return Engine(self).generate(*given)
 
     def target(self, text: list[int]) -> torch.Tensor:
         """The target's logits after a text."""
         g = torch.Generator().manual_seed(hash((self.seed, *text[-3:], len(text))) % 2**62)
         return torch.randn(self.config.vocab_size, generator=g) * 2
 
-    def prefill(self, tokens, cache) -> torch.Tensor:
-        cache.tokens += tokens
-        return self.target(cache.tokens)
-
-    def forward(self, rows: Rows, cache: TextCache, logits_of=None, repeats=True) -> Output:
-        if self.interrupt_after is not None and len(self.passes) >= self.interrupt_after:
+    def states(self, given: Pass, cache: KVCache):
+        rows = given.plan.rows()
+        if self.interrupt_after is not None and len(self.passes) > self.interrupt_after:
             raise KeyboardInterrupt
         self.passes.append(rows)
-        assert rows.contexts[0] == len(cache.tokens)
-        logits = [
-            self._row(rows, i, cache.tokens) for i in (range(len(rows)) if logits_of is None else logits_of)
-        ]
-        return Output(torch.stack(logits), torch.tensor(rows.tokens), torch.tensor(rows.tokens))
+        context = [int(token) for token in cache.keys[0, 0, 0, : rows.contexts[0], 0]]
+        wanted = range(len(rows)) if given.logits_of is None else given.logits_of.tolist()
+        keys = torch.tensor(rows.tokens[: rows.n_ar], dtype=torch.float32)[None, :, None, None]
+        states = [self._row(rows, i, context) for i in wanted]
+        return torch.stack(states) if states else torch.zeros(0, self.config.vocab_size), keys, keys
 
     def _row(self, rows: Rows, i: int, context: list[int]) -> torch.Tensor:
         if rows.blocks[i] < 0:

@@ -15,10 +15,9 @@ from typing import Any
 
 from .attention import attention, prepare_rows
 from .attention_triton import attention_triton, prepare_rows_triton
-from .choice import candidates, choose, log_probability
-from .choice_triton import candidates_triton, choose_triton, log_probability_triton
-from .commit import commit
-from .commit_triton import commit_triton
+from .choice import candidates, choose, log_sum_exp
+from .choice_triton import candidates_triton, choose_triton, log_sum_exp_triton
+from .commit import commit, commit_triton
 from .embedding import embedding, embedding_triton
 from .head import head, head_triton
 from .linear import linear
@@ -28,10 +27,11 @@ from .qk_norm_rope import qk_norm_rope, qk_norm_rope_triton
 from .rerank import rerank, rerank_triton
 from .rms_norm import add_rms_norm, add_rms_norm_triton, rms_norm, rms_norm_triton
 from .rope import rope
+from .seen import seen_rows, seen_rows_triton
 from .swiglu import swiglu, swiglu_triton
 from .top_k import top_k, top_k_triton
 from .torch_ops import attention_torch, linear_swiglu_torch, linear_torch, prepare_rows_torch
-from .verify import verify
+from .walk import walk, walk_triton
 
 Op = Callable[..., Any]
 
@@ -49,23 +49,24 @@ class Ops:
     head: Op
     linear: Op
     linear_swiglu: Op
-    log_probability: Op
+    log_sum_exp: Op
     prepare_rows: Op
     qk_norm_rope: Op
     rerank: Op
     rms_norm: Op
     rope: Op
+    seen_rows: Op
     swiglu: Op
     top_k: Op
-    verify: Op
+    walk: Op
     # make new-op: a field
 
 
 REFERENCE = Ops(
     add_rms_norm=add_rms_norm, attention=attention, candidates=candidates, choose=choose,
     commit=commit, embedding=embedding, head=head, linear=linear, linear_swiglu=linear_swiglu,
-    log_probability=log_probability, prepare_rows=prepare_rows, qk_norm_rope=qk_norm_rope, rerank=rerank,
-    rms_norm=rms_norm, rope=rope, swiglu=swiglu, top_k=top_k, verify=verify,
+    log_sum_exp=log_sum_exp, prepare_rows=prepare_rows, qk_norm_rope=qk_norm_rope, rerank=rerank,
+    rms_norm=rms_norm, rope=rope, seen_rows=seen_rows, swiglu=swiglu, top_k=top_k, walk=walk,
     # make new-op: the twin
 )  # fmt: skip
 
@@ -80,13 +81,15 @@ _TRITON = replace(
     head=head_triton,
     linear=linear_triton,
     linear_swiglu=linear_swiglu_triton,
-    log_probability=log_probability_triton,
+    log_sum_exp=log_sum_exp_triton,
     prepare_rows=prepare_rows_triton,
     qk_norm_rope=qk_norm_rope_triton,
     rerank=rerank_triton,
     rms_norm=rms_norm_triton,
+    seen_rows=seen_rows_triton,
     swiglu=swiglu_triton,
     top_k=top_k_triton,
+    walk=walk_triton,
     # make new-op: the kernel
 )
 

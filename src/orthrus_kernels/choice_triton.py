@@ -1,4 +1,4 @@
-"""The choice of a token in Triton: `choose`, `candidates`, `log_probability` of choice.py on written logits.
+"""The choice of a token in Triton: `choose`, `candidates`, `log_sum_exp` of choice.py on written logits.
 
 Three forms, by the settings alone: without filters many programs a row (here); with top-k up to 128 the k
 best tokens first (choice_top_k_triton.py); with any other filter a search for its edge
@@ -250,8 +250,6 @@ def bias_table(items: tuple[tuple[int, float], ...], vocabulary: int, device: to
     return bias.to(device)
 
 
-def log_probability_triton(logits: Tensor, ids: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """`log_probability` in Triton for logits [T, V] fp32; `out` [T] fp32 takes the result. The log-sum-exp
-    has the bits of `head`'s."""
-    _, _, log_sum_exp = summary_of_logits(logits, 1)
-    return torch.sub(logits.gather(1, ids[:, None])[:, 0], log_sum_exp, out=out)
+def log_sum_exp_triton(logits: Tensor) -> Tensor:
+    """`log_sum_exp` in Triton for logits [T, V] fp32, with the bits of `head`'s."""
+    return summary_of_logits(logits, 1)[2]

@@ -1,8 +1,12 @@
-"""The GPU's clock, read inside kernels that run anyway: where the time of a captured cycle goes."""
+"""Where the time of a cycle goes: marks of the GPU's clock, made by kernels that run anyway, or by twins of
+the host's."""
 
 from __future__ import annotations
 
+import time
+
 import torch
+from torch import Tensor
 
 from ._triton import tl, triton, triton_interprets
 
@@ -13,9 +17,15 @@ def mark(clock, i):
     tl.store(clock + i, tl.extra.cuda.globaltimer().to(tl.int32))
 
 
+def mark_here(clock: Tensor, i: int) -> None:
+    """The twin of `mark`: the host's time, to a tensor on the CPU."""
+    low = time.perf_counter_ns() & 0xFFFFFFFF
+    clock[i] = (low ^ 0x80000000) - 0x80000000
+
+
 def has_clock(device: torch.device) -> bool:
-    """Whether kernels on this device can read it: compiled ones, on an NVIDIA GPU."""
-    return device.type == "cuda" and torch.version.hip is None and not triton_interprets()
+    """Whether a cycle on this device can be timed: not by kernels that are interpreted, nor on an AMD GPU."""
+    return torch.version.hip is None and not triton_interprets()
 
 
 def seconds_between(first: int, second: int) -> float:

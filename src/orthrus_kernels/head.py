@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import tables
 from ._triton import tl, triton
+from .choice import log_sum_exp
 from .linear import linear
 from .linear_triton import can_prefetch, prefetch_weight, sum_by_pointers
 from .logit_summary import GROUP, Groups, Summary, empty_summary, summarise_tile
@@ -142,5 +143,4 @@ def head(x: Tensor, weight: Tensor, k: int = 1) -> Summary:
         raise ValueError(f"head: k is {k}, the vocabulary has {len(weight)} tokens")
     logits = linear(x, weight, out_dtype=torch.float32)
     values, ids = torch.sort(logits, dim=-1, descending=True, stable=True)
-    sums = [torch.logsumexp(row, dim=-1) for row in logits]  # a row at a time: a tile of constant height
-    return values[:, :k], ids[:, :k], torch.stack(sums) if sums else logits.new_empty(0)
+    return values[:, :k], ids[:, :k], log_sum_exp(logits)

@@ -1,7 +1,7 @@
 """The int32 tables that several kernels and the host share, their places by name.
 
 `Tile`: the columns of an attention tile's row (packed.py). `State`: a text on the device. `Record`: what a
-cycle leaves for the host (advance_triton.py). `Settings`: those of the choice of a token
+cycle leaves for the host (walk.py). `Settings`: those of the choice of a token
 (choice_triton.py). The host uses the enumerations, kernels the constants below, which are made of them."""
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Record(IntEnum):
     FINISHED = 1
     DAMAGED = 2  # logits on the path were not numbers
     DRAFTED = 3  # the tree came of a draft
-    BEGAN = 4  # times (clock.py)
+    BEGAN = 4  # times, low 32 bits of ns (clock.py)
     DRAFTED_AT = 5
     GROWN_AT = 6
     DONE_AT = 7
@@ -66,6 +66,7 @@ TILE_END, TILE_FIRST_SLOT = tl.constexpr(int(Tile.END)), tl.constexpr(int(Tile.F
 TILE_REACH, TILE_CHAIN = tl.constexpr(int(Tile.REACH)), tl.constexpr(int(Tile.CHAIN))
 TILE_CHAIN_ROW, TILE_LOWEST = tl.constexpr(int(Tile.CHAIN_ROW)), tl.constexpr(int(Tile.LOWEST))
 
+STATE_COLUMNS = tl.constexpr(len(State))
 STATE_START, STATE_ROOT = tl.constexpr(int(State.START)), tl.constexpr(int(State.ROOT))
 STATE_LEFT, STATE_FINISHED = tl.constexpr(int(State.LEFT)), tl.constexpr(int(State.FINISHED))
 

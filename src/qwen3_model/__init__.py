@@ -5,18 +5,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .config import Qwen3Config
     from .errors import InputError
-    from .generate import GenerationStats, Result
-    from .model import Qwen3
+    from .decode.engine import Engine
+    from .decode.sequence import GenerationStats, Result
+    from .qwen3 import Qwen3
+    from .request import Request
 
 _HOMES = {
-    "GenerationStats": "generate",
+    "Engine": "decode.engine",
+    "GenerationStats": "decode.sequence",
     "InputError": "errors",
-    "Qwen3": "model",
+    "Qwen3": "qwen3",
     "Qwen3Config": "config",
-    "Result": "generate",
+    "Request": "request",
+    "Result": "decode.sequence",
 }
 
-__all__ = ["GenerationStats", "InputError", "Qwen3", "Qwen3Config", "Result"]
+__all__ = ["Engine", "GenerationStats", "InputError", "Qwen3", "Qwen3Config", "Request", "Result"]
 
 
 def __getattr__(name: str) -> object:

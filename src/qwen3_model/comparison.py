@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .errors import InputError
-from .generate import Result, shares_of
+from .decode.sequence import Result, shares_of
 
 if TYPE_CHECKING:
-    from .model import Qwen3
+    from .qwen3 import Qwen3
 
 GRAM = 8  # tokens; a text that repeats itself has few different runs of this length and flatters a drafter
 

@@ -8,11 +8,11 @@ from itertools import zip_longest
 from math import exp
 from typing import TYPE_CHECKING, Any
 
-from .decode import Run
+from .decode.sequence import Run
 
 if TYPE_CHECKING:
-    from .generate import Result
-    from .model import Qwen3
+    from .decode.sequence import Result
+    from .qwen3 import Qwen3
     from .text import Text
 
 

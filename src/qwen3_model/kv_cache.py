@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from orthrus_kernels import Rows, commit
-from orthrus_kernels.commit import check_room
 
 from .config import Qwen3Config
 from .errors import InputError, size_of
-
-if TYPE_CHECKING:
-    from .captured import CapturedPasses
-    from .decode.device import DeviceCycles
 
 
 class KVCache:
     """AR keys and values of committed tokens: two tensors [L, B, G, S, D] for L layers, B sequences, S
     positions.
 
-    `lengths[s]` positions of sequence s are committed; what lies behind is never read. `turns`: cosine and
+    `lengths[s]` positions of sequence s are committed, where the host drives the passes (`Network.forward`);
+    an engine's sequences know their own lengths. What lies behind is never read. `turns`: cosine and
     sine of every position, [2, positions, D/2] fp32, which a pass gathers in one launch.
     """
 
@@ -54,8 +49,6 @@ class KVCache:
                 "ask for fewer new tokens, or shorten the prompt"
             ) from None
         self.lengths, self._write = [0] * sequences, write
-        self.passes: CapturedPasses | None = None  # replays passes over this cache
-        self.cycles: DeviceCycles | None = None  # and whole cycles
 
     @property
     def capacity(self) -> int:
@@ -64,7 +57,12 @@ class KVCache:
 
     def check_room(self, count: int, sequence: int = 0) -> None:
         """Raises ValueError when `count` more positions of a sequence do not fit."""
-        check_room(self.keys, self.lengths[sequence], count)
+        end = self.lengths[sequence] + count
+        if not 0 <= self.lengths[sequence] <= end <= self.capacity:
+            raise ValueError(
+                f"commit: positions {self.lengths[sequence]}..{end - 1} do not fit a cache of "
+                f"{self.capacity} positions"
+            )
 
     def check_positions(self, rows: Rows) -> None:
         """Raises ValueError when a row stands further behind the cache than `turns` goes."""
@@ -79,5 +77,9 @@ class KVCache:
         """Append the accepted rows of a pass: keys, values [L, T, G, D]. Raises ValueError when they do not
         fit.
         """
-        self._write(self.keys, self.values, keys, values, accepted, self.lengths[sequence], sequence)
+        self.check_room(len(accepted), sequence)
+        start = self.lengths[sequence]
+        table = torch.tensor([[start, *accepted]], dtype=torch.int32, device=self.keys.device)
+        mine = (cache[:, sequence : sequence + 1] for cache in (self.keys, self.values))
+        self._write(*mine, keys, values, table[:, 1:].contiguous(), table[0, :1])
         self.lengths[sequence] += len(accepted)

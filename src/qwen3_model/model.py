@@ -5,31 +5,33 @@ MLP size, V vocabulary."""
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from orthrus_kernels import Rows, backend_ops, inverse_frequencies, pdl_kinds, rope_table, triton_interprets
+from orthrus_kernels import (
+    PassPlan,
+    PassShape,
+    Rows,
+    backend_ops,
+    inverse_frequencies,
+    pdl_kinds,
+    rope_table,
+    triton_interprets,
+)
 
-from . import bigram, checkpoint, hub
-from . import generate as generation
+from .bigram import Bigram
 from .config import BLOCK_SIZES, Qwen3Config
-from .errors import InputError, in_memory, one_line, size_of
+from .errors import InputError, quoted
 from .kv_cache import KVCache
-from .pass_inputs import PassInputs
-from .settings import pick_backend, pick_device, pick_dtype
-from .text import TOKENIZER, Text
+from .passes import Pass
+from .text import Text
 
 NewTensor = Callable[..., Tensor]  # torch.empty on the model's device and in its dtype
-PREFILL_ROWS = 384  # of a prompt in a pass: three row tiles of most linears; keys and values are 57 MB at 8B
-_log = logging.getLogger(__name__)
-_SMALLER = "give a smaller dtype, another device or a smaller checkpoint"
+PREFILL_ROWS = 2048  # of a prompt in a pass, at most: keys and values of its layers take 302 MB at 8B
 ROWS_BEHIND = BLOCK_SIZES[-1]  # positions past a cache's end that rows of a draft may take
 
 
@@ -107,8 +109,8 @@ class Output:
     values: Tensor  # [L, T_ar, G, D]
 
 
-class Qwen3:
-    """A dense Qwen3, or an Orthrus-Qwen3 with its diffusion view."""
+class Network:
+    """A dense Qwen3, or an Orthrus-Qwen3 with its diffusion view: weights and forward pass."""
 
     def __init__(
         self, config: Qwen3Config, device: torch.device, dtype: torch.dtype, backend: str, text: Text | None
@@ -116,76 +118,15 @@ class Qwen3:
         new = partial(torch.empty, device=device, dtype=dtype)
         self.config, self.device, self.dtype, self.backend, self.text = config, device, dtype, backend, text
         self.ops = backend_ops(backend, pdl_kinds(device))
-        # whether generate replays passes as CUDA graphs; False launches every kernel, for debugging
+        # whether an engine replays CUDA graphs; False launches every kernel, for debugging
         self.use_graphs = backend == "triton" and device.type == "cuda" and not triton_interprets()
-        # and whole cycles, without the host between them
-        self.use_cycles = self.use_graphs
-        self.spare_cache: KVCache | None = None  # captured.lent_cache
-        self.bigram: bigram.Bigram | None = None  # corrects the ranks of a draft tree's candidates
+        self.bigram: Bigram | None = None  # corrects the ranks of a draft tree's candidates
         self.embedding = new(config.vocab_size, config.hidden_size)
         self.layers = [Layer.empty(config, new) for _ in range(config.num_hidden_layers)]
         self.norm = new(config.hidden_size)
         self.head = self.embedding if config.tie_word_embeddings else torch.empty_like(self.embedding)
         frequencies, self.rope_scale = inverse_frequencies(config.head_dim, config.rope_theta, config.yarn)
         self.frequencies = frequencies.to(device)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path_or_id: str | Path,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        backend: str = "auto",
-        revision: str | None = None,
-        progress: bool = True,
-    ) -> Qwen3:
-        """Load a checkpoint folder or hub id. Raises InputError when it is not a dense Qwen3 or its files are
-        bad.
-
-        device: CUDA if there, else the CPU. dtype: the checkpoint's on CUDA, fp32 on a CPU. backend:
-        "reference", "triton", "torch" or "auto". revision: branch, tag or commit of a hub id. Without a
-        tokenizer.json the model has no `text` and speaks token ids only."""
-        on = pick_device(device)
-        if on.type == "meta":
-            raise InputError("a checkpoint cannot run on device meta: use cpu, cuda or cuda:N")
-        run = pick_backend(backend, on)
-        folder = hub.resolve(path_or_id, revision)
-        config = Qwen3Config.from_folder(folder, checkpoint.tensor_names(folder))
-        chosen = pick_dtype(dtype, on, config.dtype)
-        # everything is checked against tensors without memory before weights take any
-        plan = cls(config, torch.device("meta"), chosen, run, None)
-        checkpoint.load_into(folder, plan.destinations())
-        text = Text(folder) if os.path.lexists(folder / TOKENIZER) else None
-        size = size_of(sum(weight.nbytes for weight in plan.destinations().values()))
-        with in_memory(f"{path_or_id}, {size} of weights in {str(chosen)[6:]},", _SMALLER):
-            model = cls(config, on, chosen, run, text)
-            checkpoint.load_into(folder, model.destinations(), progress=progress)
-            model.bigram = bigram.load(folder, config, on, chosen)
-        if not model.drafts_are_numbers():
-            _log.warning(
-                "the diffusion view of %s holds NaN or infinite weights: the text is right, and drafts are "
-                "lost; download or train it again", one_line(path_or_id, 200),
-            )  # fmt: skip
-        return model
-
-    @classmethod
-    def from_config(
-        cls,
-        config: Qwen3Config,
-        seed: int = 0,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        backend: str = "auto",
-    ) -> Qwen3:
-        """A model of random weights, for tests and benchmarks: matrices N(0, 0.02^2), norms N(1, 0.1^2)."""
-        on = pick_device(device)
-        model = cls(config, on, pick_dtype(dtype, on, config.dtype), pick_backend(backend, on), None)
-        if on.type != "meta":
-            generator = torch.Generator(on).manual_seed(seed)
-            for weight in model.destinations().values():
-                mean, std = (1.0, 0.1) if weight.dim() == 1 else (0.0, 0.02)
-                weight.normal_(mean, std, generator=generator)
-        return model
 
     def destinations(self) -> dict[str, Tensor]:
         """Official tensor name -> the view of our parameters it is loaded into."""
@@ -196,19 +137,10 @@ class Qwen3:
             named["lm_head.weight"] = self.head
         return named
 
-    def drafts_are_numbers(self) -> bool:
-        """Whether every weight of the diffusion view is finite; so where there is none. One read of them."""
-        views = [layer.diffusion for layer in self.layers if layer.diffusion is not None]
-        weights = [weight for view in views for weight in (view.qkv, view.o, view.q_norm, view.k_norm)]
-        ends = [end for weight in weights for end in weight.aminmax()]  # NaN if one of them is
-        return not ends or bool(torch.stack(ends).isfinite().all())
-
     def new_cache(self, capacity: int, sequences: int = 1) -> KVCache:
         """An empty cache for `capacity` positions of each of `sequences` sequences."""
         turns = partial(rope_table, capacity + ROWS_BEHIND, self.frequencies, self.rope_scale)
         return KVCache(self.config, capacity, self.device, self.dtype, sequences, self.ops.commit, turns)
-
-    generate = generation.generate
 
     @torch.inference_mode()
     def logits(self, token_ids: Sequence[int]) -> Tensor:
@@ -227,7 +159,7 @@ class Qwen3:
         """
         if not token_ids:
             raise InputError("the prompt is empty: give at least one token")
-        generation.check_ids(token_ids, self.config.vocab_size)
+        check_ids(token_ids, self.config.vocab_size)
         cache.check_room(len(token_ids), sequence)
         for first in range(0, len(token_ids), chunk):
             part = token_ids[first : first + chunk]
@@ -241,12 +173,11 @@ class Qwen3:
 
     @torch.inference_mode()
     def forward(
-        self, rows: Rows, cache: KVCache, logits_of: Sequence[int] | None = None, repeats: bool = True
+        self, rows: Rows, cache: KVCache, logits_of: Sequence[int] | None = None
     ) -> Output:
         """One pass over AR rows, diffusion rows or both, against the committed context of their sequences.
 
-        logits_of: indices of the rows whose logits are wanted; None: all. repeats: passes of this shape come
-        again, so that a graph of it pays; no tree is like the one before. The cache is read, never written:
+        logits_of: indices of the rows whose logits are wanted; None: all. The cache is read, never written:
         commit the keys and values of accepted rows afterwards."""
         c, n_ar = self.config, rows.n_ar
         if n_ar < len(rows) and not c.has_diffusion_view:
@@ -256,39 +187,52 @@ class Qwen3:
         for sequence, context in rows.contexts.items():
             assert context == cache.lengths[sequence], (sequence, context, cache.lengths[sequence])
         cache.check_positions(rows)
-        prepared = self.ops.prepare_rows(
-            rows, c.num_attention_heads, c.num_key_value_heads, c.head_dim, self.dtype, torch.device("cpu")
-        )
-        wanted = None if logits_of is None else torch.tensor(list(logits_of), dtype=torch.int64)
-        inputs = PassInputs(torch.tensor([rows.tokens, rows.positions]), prepared, n_ar, wanted)
-        if cache.passes is not None and repeats:
-            return cache.passes.run(inputs)
-        return self.compute(inputs.on(self.device), cache)
-
-    def compute(self, inputs: PassInputs, cache: KVCache) -> Output:
-        """The pass itself, on inputs that lie on the model's device: only launches, nothing from the host."""
-        normed, keys, values = self.states(inputs, cache)
+        wanted = None if logits_of is None else torch.tensor(list(logits_of), device=self.device)
+        given = self.new_pass(rows, cache, logits_of=wanted)
+        self.ops.lay(given.plan, given.tables)
+        normed, keys, values = self.states(given, cache)
         return Output(self.ops.linear(normed, self.head, out_dtype=torch.float32), keys, values)
 
-    def states(self, inputs: PassInputs, cache: KVCache) -> tuple[Tensor, Tensor, Tensor]:
+    def new_pass(
+        self,
+        rows: Rows,
+        cache: KVCache,
+        start: Tensor | None = None,
+        shape: PassShape | None = None,
+        logits_of: Tensor | None = None,
+    ) -> Pass:
+        """A pass over a cache, in memory of its own, its tables not filled in (`ops.lay`).
+
+        start [S] int32: where the committed length of each sequence stands; None: the rows say it. shape: of
+        all passes that this memory is for; None: of these rows alone. logits_of [rows] int64: whose states
+        are wanted; None: those of all rows."""
+        c, plan = self.config, PassPlan.of(rows, self.device)
+        plan = replace(plan, shape=shape or plan.shape, start=plan.start if start is None else start)
+        tables = self.ops.new_tables(
+            plan.shape, cache.turns.shape[1], c.num_attention_heads, c.num_key_value_heads, c.head_dim,
+            self.dtype, self.device,
+        )  # fmt: skip
+        return Pass(plan, tables, logits_of)
+
+    def states(self, given: Pass, cache: KVCache) -> tuple[Tensor, Tensor, Tensor]:
         """The pass without its head: (normalised states [rows asked for, E], keys, values as in Output)."""
-        ops, eps, n_ar = self.ops, self.config.rms_norm_eps, inputs.n_ar
-        tokens, positions = inputs.ids
-        turn = cache.turns[:, positions]
-        x = ops.embedding(self.embedding, tokens)
+        ops, eps, plan = self.ops, self.config.rms_norm_eps, given.plan
+        turn = cache.turns[:, plan.positions]
+        x = ops.embedding(self.embedding, plan.tokens)
         normed = ops.rms_norm(x, self.layers[0].input_norm, eps)
         norms_after = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
         shape = len(self.layers), len(x), self.config.num_key_value_heads, self.config.head_dim
         keys, values = x.new_empty(shape), x.new_empty(shape)
         for i, (layer, norm_after) in enumerate(zip(self.layers, norms_after, strict=True)):
             a = self._attention(
-                layer, normed, turn, inputs, (keys[i], values[i]), cache.keys[i], cache.values[i]
+                layer, normed, turn, given, (keys[i], values[i]), cache.keys[i], cache.values[i]
             )
             normed, x = ops.add_rms_norm(a, x, layer.post_norm, eps)
             mlp = ops.linear(ops.linear_swiglu(normed, layer.gate_up), layer.down)
             normed, x = ops.add_rms_norm(mlp, x, norm_after, eps)
-        if inputs.logits_of is not None:
-            normed = ops.embedding(normed, inputs.logits_of)
+        if given.logits_of is not None:
+            normed = ops.embedding(normed, given.logits_of)
+        n_ar = plan.shape.n_ar
         return normed, keys[:, :n_ar], values[:, :n_ar]
 
     def _attention(
@@ -296,7 +240,7 @@ class Qwen3:
         layer: Layer,
         x: Tensor,
         turn: Tensor,
-        inputs: PassInputs,
+        given: Pass,
         keep: tuple[Tensor, Tensor],
         k_cache: Tensor,
         v_cache: Tensor,
@@ -306,10 +250,19 @@ class Qwen3:
         [T, G, D].
         """
         c, ops, ar, diff = self.config, self.ops, layer.ar, layer.diffusion or layer.ar
-        heads, groups, n_ar = c.num_attention_heads, c.num_key_value_heads, inputs.n_ar
+        heads, groups, n_ar = c.num_attention_heads, c.num_key_value_heads, given.plan.shape.n_ar
         qkv = ops.linear(x, ar.qkv, diff.qkv, n_ar).view(len(x), heads + 2 * groups, c.head_dim)
         q, k, v = ops.qk_norm_rope(
             qkv, heads, ar.q_norm, ar.k_norm, *turn, c.rms_norm_eps, diff.q_norm, diff.k_norm, n_ar, keep
         )
-        out = ops.attention(q, k, v, k_cache, v_cache, inputs.rows, c.head_dim**-0.5)
+        out = ops.attention(q, k, v, k_cache, v_cache, given.tables, c.head_dim**-0.5)
         return ops.linear(out.flatten(1), ar.o, diff.o, n_ar)
+
+
+def check_ids(ids: Sequence[int], vocabulary: int) -> None:
+    """Raises InputError for a token id past the vocabulary: a kernel would read past the embedding."""
+    wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
+    if wrong is not None:
+        raise InputError(
+            f"the prompt holds token id {quoted(wrong)}; ids of this checkpoint are 0..{vocabulary - 1}"
+        )

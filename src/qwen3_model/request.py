@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 MOST_NODES = 255  # of a draft tree, its root besides: rows of a pass that kernels are tuned for
 MOST_BITS = 64  # of a whole number
+STRATEGIES = ("autoregressive", "two-pass", "one-pass", "auto")
+VERIFY = ("coupled", "rejection")  # how a two-pass cycle decides on its proposals
+# Rows of a one-pass block: by default, and what it may have. Its first proposal is dropped.
+ONE_PASS_BLOCK, LEAST_ONE_PASS_BLOCK, MOST_ONE_PASS_BLOCK = 8, 3, 64
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "logit_bias")
 
 
@@ -158,8 +162,6 @@ class Request:
     seed: int | None = _setting(None, WHOLE_OR_NONE, "seed of the sampling (default: drawn, reported)", "S")
 
     def __post_init__(self) -> None:
-        from .decode import STRATEGIES, VERIFY  # here: `orthrus --help` reads this file and not torch
-
         for declared in fields(self):
             value, kind = getattr(self, declared.name), declared.metadata["kind"]
             try:
@@ -168,7 +170,7 @@ class Request:
                 raise
             except Exception:  # also what a foreign type raises that is asked for its truth or its length
                 raise InputError(f"{declared.name} is {quoted(value)}; {kind.wanted} was expected") from None
-        if self.strategy not in (*STRATEGIES, "auto"):
+        if self.strategy not in STRATEGIES:
             raise InputError(f"unknown strategy {quoted(self.strategy)}: use {', '.join(STRATEGIES)}")
         if self.verify not in VERIFY:
             raise InputError(f"verify is {quoted(self.verify)}; use {' or '.join(VERIFY)}")
@@ -244,17 +246,15 @@ class Request:
 
 def block_rows(config: Qwen3Config, block_size: int | None, strategy: str) -> int:
     """Rows of a strategy's blocks, its default for None; 0 without a diffusion view. Raises InputError."""
-    from .decode import one_pass
-
     least, most = 2, config.block_size
-    if strategy == "one-pass":  # the first proposal of its blocks is dropped
-        least, most = one_pass.LEAST_BLOCK, min(most, one_pass.MOST_BLOCK)
+    if strategy == "one-pass":
+        least, most = LEAST_ONE_PASS_BLOCK, min(most, MOST_ONE_PASS_BLOCK)
         if most < least:
             raise InputError(
                 f"strategy one-pass takes blocks of {least} rows or more, this checkpoint's have {most}"
             )
     if block_size is None or not most:
-        return min(most, one_pass.BLOCK) if strategy == "one-pass" else most
+        return min(most, ONE_PASS_BLOCK) if strategy == "one-pass" else most
     if not least <= block_size <= most:
         raise InputError(
             f"block_size is {quoted(block_size)}; {strategy} of this checkpoint takes {least} to {most}"

@@ -15,8 +15,8 @@ from ..errors import InputError
 from . import options, output
 
 if TYPE_CHECKING:
-    from ..generate import Result
-    from ..model import Qwen3
+    from ..decode.sequence import Result
+    from ..qwen3 import Qwen3
 
 LONGEST_LINE = 2**24  # bytes; a longer line is no question
 TURNS = """\
@@ -107,7 +107,7 @@ class Conversation:
 
     def _prompt(self, messages: list[dict[str, Any]]) -> list[int]:
         """Token ids of the conversation. Raises InputError."""
-        from ..generate import check_ids
+        from ..model import check_ids
 
         text = options.text_of(self._model)
         rendered = text.chat([*self._system, *messages], self._args.thinking)

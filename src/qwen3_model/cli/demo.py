@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from ..comparison import Pair
     from ..decode.stream import OnTokens
-    from ..generate import GenerationStats, Result
-    from ..model import Qwen3
+    from ..decode.sequence import GenerationStats, Result
+    from ..qwen3 import Qwen3
 
 PROMPT_LINES = 4  # of a prompt that are shown
 STRATEGIES = ("autoregressive", "two-pass")

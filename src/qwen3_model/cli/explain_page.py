@@ -12,7 +12,7 @@ from rich.cells import cell_len
 
 if TYPE_CHECKING:
     from ..explain import Cycle
-    from ..generate import Result
+    from ..decode.sequence import Result
     from ..text import Text
 
 # px, of 13 px monospace

@@ -62,7 +62,7 @@ def figures(config: Qwen3Config, dtype: str | None, bandwidth: float) -> dict[st
     A floor is the time to read once what the passes multiply with, context not counted: shared and AR weights
     for a token decoded plainly, and the diffusion view's pass besides for a two-pass cycle. Rows looked up in
     an untied embedding are next to nothing, a tied one is read as the head."""
-    from ..model import Qwen3
+    from ..qwen3 import Qwen3
 
     model = Qwen3.from_config(config, device="meta", dtype=dtype or config.dtype)
     parameters = Counter(shared=0, ar=0, diffusion=0)

@@ -14,7 +14,7 @@ from ..errors import InputError, quoted
 from ..request import BIASES, SAMPLING, Kind, Request
 
 if TYPE_CHECKING:
-    from ..model import Qwen3
+    from ..qwen3 import Qwen3
     from ..text import Text
 
 # On a CPU, models up to this hidden size run on one thread unless OMP_NUM_THREADS says otherwise: their
@@ -130,7 +130,7 @@ def add_generation_options(parser: argparse.ArgumentParser, max_new_tokens: int)
 def model_loader(args: argparse.Namespace, progress: bool = True) -> Callable[[], Qwen3]:
     """Loads the model that --model and its companions name, shown on stderr; picklable. Raises InputError."""
     from .. import checkpoint
-    from ..model import Qwen3
+    from ..qwen3 import Qwen3
 
     path = checkpoint.EMBEDDED if args.model is None else args.model
     return partial(

@@ -11,7 +11,7 @@ from ..files import check_replaceable, replacing
 from . import terminal
 
 if TYPE_CHECKING:
-    from ..generate import GenerationStats, Result
+    from ..decode.sequence import GenerationStats, Result
 
 RUN_COLOURS = (terminal.CYAN, terminal.YELLOW)
 RUN_MARK = "·"  # stands between runs where there are no colours; rare in code and in prose

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..comparison import Pair
-    from ..model import Qwen3
+    from ..qwen3 import Qwen3
 
 BAR_WIDTH, MOST_JOBS = 30, 128
 BESIDE_BAR = 46  # columns of the histogram without its bars

@@ -1,11 +1,15 @@
-"""A cycle of fixed shape on the device: its passes, the choice of tokens, the walk and the commit, as one
-CUDA graph. Nothing in it comes from the host; what it reads of the text lies in the state that cycles share
-(orthrus_kernels/advance_triton.py). What a cycle's passes are, its strategy says: two_pass_cycle.py,
-one_pass_cycle.py."""
+"""A cycle: passes, the choice of tokens, the walk and the commit, in one place for every device.
+
+A cycle is written once, as operations on tensors. The plain twins run it on a CPU; on a GPU the same launches
+are captured as one CUDA graph. Nothing in a cycle comes from the host: where the text stands, its root and
+its limit lie in a state that the walk moves on (orthrus_kernels/walk.py). So a graph serves every text and
+every length. What passes a cycle has, its strategy says: two_pass.py, one_pass.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -13,76 +17,51 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from orthrus_kernels import Sampling
-from orthrus_kernels.advance_triton import advance_triton
-from orthrus_kernels.choice_triton import choose_triton
+from orthrus_kernels import DraftTree
 from orthrus_kernels.clock import has_clock, seconds_between
-from orthrus_kernels.layout import RECORD, Record, Settings
-from orthrus_kernels.logit_summary import summary_of_logits
+from orthrus_kernels.layout import RECORD, Record, State
 
-from ..graphs import capturing
-from .state import Run
+from .choice import Choice
+from .sequence import Run
 
 if TYPE_CHECKING:
     from ..kv_cache import KVCache
-    from ..model import Qwen3
+    from ..model import Network
+    from ..passes import Pass
 
-CANDIDATES = 16  # of a position that a tree may take
 IN_FLIGHT = 4  # launches of a cycle that may be unread
-Walk = Callable[..., None]  # called as `advance_triton` is
-
-Chosen = Callable[[], tuple[Tensor, Tensor]]
+Walk = Callable[..., None]  # called as `walk` of walk.py is
 
 
-@dataclass(frozen=True)
-class Choice:
-    """How tokens are chosen from a row of states."""
+class Text:
+    """The text that runs, on the device: what all cycles of a cache read and write."""
 
-    sampling: Sampling  # of its form
-    numbers: Tensor  # of the settings, refilled for each text
-    bias: Tensor | None  # [V] fp32, likewise
+    def __init__(self, model: Network, cache: KVCache) -> None:
+        self.model, self.cache, self.choice = model, cache, Choice(model)
+        self.state = torch.zeros(1, len(State), dtype=torch.int32, device=model.device)  # [S, columns]
+        ends = model.config.eos_token_ids or (-1,)
+        self.ends = torch.tensor(ends, dtype=torch.int32, device=model.device)
 
-    def __call__(self, model: Qwen3, states: Tensor, positions: Tensor, tokens: Tensor) -> Chosen:
-        """Write the token after each of the states [T, E] to tokens [T] int64; positions [T] int64: what
-        those tokens take. Returns a function for the token's logit and the row's log-sum-exp, [T] fp32, both
-        before any setting; of proposals nobody asks."""
-        n = len(tokens)
-        if self.sampling.temperature == 0 and self.bias is None:  # no logits in memory
-            found, sums = (
-                states.new_empty(n, 1, dtype=torch.float32),
-                states.new_empty(n, dtype=torch.float32),
-            )
-            model.ops.head(states, model.head, 1, out=(found, tokens[:, None], sums))
-            return lambda: (found[:, 0], sums)
-        logits = model.ops.linear(states, model.head, out_dtype=torch.float32)
-        choose_triton(logits, positions, self.sampling, out=tokens, numbers=self.numbers, bias=self.bias)
-        return lambda: (logits.gather(1, tokens[:, None])[:, 0], summary_of_logits(logits, 1)[2])
+    def begin(self, start: int, root: int, left: int, finished: bool = False) -> None:
+        """Put a text down: its root at position `start`, and `left` tokens that may still be added."""
+        columns = {
+            State.START: start, State.ROOT: root, State.LEFT: left, State.FINISHED: int(finished)
+        }  # fmt: skip
+        self.state.copy_(torch.tensor([[columns[column] for column in State]], dtype=torch.int32))
 
-    def ranked(
-        self, model: Qwen3, states: Tensor, positions: Tensor, root: Tensor, known: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Scores and ids of the candidates of a tree under `root` [1] int32, and their order if the model
-        has a bigram correction, as `grow_triton` takes them. known: the block has seen the root."""
-        scores, ids = self.candidates(model, states, positions)
-        if model.bigram is None:
-            return scores, ids, None
-        scale = self.numbers[Settings.CORRECTION :][:1].view(torch.float32)
-        tables = model.bigram.before, model.bigram.after
-        scores, order = model.ops.rerank(scores, ids, root, *tables, scale, known=known)
-        return scores, ids, order
+    @property
+    def start(self) -> Tensor:
+        """Committed positions, [S] int32."""
+        return self.state[:, State.START]
 
-    def candidates(self, model: Qwen3, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The `candidates` of a tree, for the positions [T] behind a root."""
-        k = min(CANDIDATES, model.config.vocab_size)
-        if self.sampling.temperature == 0 and self.bias is None:
-            scores, ids, sums = model.ops.head(states, model.head, k)
-            return scores - sums[:, None], ids
-        logits = model.ops.linear(states, model.head, out_dtype=torch.float32)
-        return model.ops.candidates(logits, positions, self.sampling, k, numbers=self.numbers, bias=self.bias)
+    @property
+    def root(self) -> Tensor:
+        """The last known token, [S] int32."""
+        return self.state[:, State.ROOT]
 
 
 @dataclass(frozen=True)
-class End:
+class Outcome:
     """What the host reads of a cycle. milliseconds: of its graph; None where it was not one or not timed."""
 
     run: Run
@@ -91,10 +70,10 @@ class End:
     milliseconds: float | None
 
 
-Read = Callable[[], End]
+Read = Callable[[], Outcome]
 
 
-class Slot:
+class Reading:
     """Where the host finds the record of one launch. Made once a cycle: making an event takes as long as
     recording it, and a launch is the host's only work while the GPU runs."""
 
@@ -103,10 +82,10 @@ class Slot:
         self.on_gpu = record.is_cuda
         self.target = torch.zeros(record.shape, dtype=torch.int32, pin_memory=self.on_gpu)
         if self.on_gpu:
-            self.began, self.done = (torch.cuda.Event(enable_timing=True) for _ in "01")
+            self.began, self.done = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
-    def fill(self, record: Tensor) -> None:
-        """Fetch the record behind what was launched so far."""
+    def fetch(self, record: Tensor) -> None:
+        """Copy the record behind what was launched so far."""
         self.target.copy_(record, non_blocking=True)
         if self.on_gpu:
             self.done.record()
@@ -122,68 +101,58 @@ class Slot:
         return self.began.elapsed_time(self.done)
 
 
-@dataclass(frozen=True)
-class Shared:
-    """What cycles of one cache and form of the choice have in common."""
-
-    model: Qwen3
-    cache: KVCache
-    state: Tensor  # int32, of layout.State
-    ends: Tensor  # int32, end tokens
-    choice: Choice
-
-
 class Cycle:
     """A cycle of fixed shape: what its strategy adds, then choice, walk and commit of N nodes."""
 
     kind: str  # as in `Run`
-    forwards: int  # passes of it
+    pass_rows: list[int]  # of each of its passes
+    check: Pass  # that verifies, its first rows the nodes
+    scores: Tensor  # [N] fp32: of the path to each node, as in `DraftTree`
 
-    def __init__(self, shared: Shared, nodes: int) -> None:
+    def __init__(self, text: Text, nodes: int) -> None:
         """nodes: that it verifies, the root included."""
-        self.model, self.cache, self.state = shared.model, shared.cache, shared.state
-        self.ends, self.choice = shared.ends, shared.choice
-        device = self.model.device
-        self.accepted = torch.zeros(nodes, dtype=torch.int32, device=device)
-        self.start = self.state.new_zeros(1)
-        self.choices = torch.zeros(nodes, dtype=torch.int64, device=device)
-        self.record = self.state.new_zeros(RECORD + 3 * nodes)
-        self.clock = self.record[Record.BEGAN : Record.DONE_AT] if has_clock(device) else None
-        self.walk: Walk = advance_triton
-        self.slots = [Slot(self.record) for _ in range(IN_FLIGHT)]
+        self.text, self.model = text, text.model
+        device = text.state.device
+        self.nodes = nodes
+        self.accepted = text.state.new_zeros(1, nodes)
+        self.start = text.state.new_zeros(1)
+        self.choices = torch.zeros(nodes, dtype=torch.int64, device=device)  # of the last launch
+        self.record = text.state.new_zeros(1, RECORD + 3 * nodes)
+        self.clock = self.record[0, Record.BEGAN : Record.DONE_AT] if has_clock(device) else None
+        self.walk: Walk = self.model.ops.walk
+        self.readings = [Reading(self.record[0]) for _ in range(IN_FLIGHT)]
         self.launches = 0
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def launch(self, pool: Any, timed: bool = False) -> Read:
-        """Run the cycle once more, captured when it comes for the second time. Returns how to read it, before
-        IN_FLIGHT more launches. timed: take the time of the graph."""
-        slot = self.slots[self.launches % IN_FLIGHT]
+        """Run the cycle once more. Returns how to read it, before IN_FLIGHT more launches.
+
+        pool: of CUDA graphs; the second launch is captured, when its kernels are compiled. None: nothing is
+        captured. timed: take the time of the graph."""
+        reading = self.readings[self.launches % IN_FLIGHT]
         timed = timed and self.graph is not None
         if timed:
-            slot.began.record()
+            reading.began.record()
         if pool is None or self.launches == 0:
             self.run()
         else:
             if self.graph is None:
-                graph = torch.cuda.CUDAGraph()
-                with capturing(graph, pool):
-                    self.run()
-                self.graph = graph  # whole: an interrupted capture leaves none
+                self.graph = captured(self.run, pool)
             self.graph.replay()
         self.launches += 1
-        slot.fill(self.record)
+        reading.fetch(self.record[0])
 
-        def read() -> End:
-            head = slot.wait()[:RECORD].tolist()
+        def read() -> Outcome:
+            head = reading.wait()[:RECORD].tolist()
             kept, drafted, times = head[Record.KEPT], head[Record.DRAFTED], head[Record.BEGAN :]
-            tokens, logprobs, path = (part[:kept] for part in slot.target[RECORD:].view(3, -1))
+            tokens, logprobs, path = (part[:kept] for part in reading.target[RECORD:].view(3, -1))
             run = Run(
-                tokens.tolist(), logprobs.view(torch.float32).tolist(), self.forwards, self.kind,
-                len(self.choices) - 1 if drafted else 0, path.tolist(),
-                [seconds_between(a, b) for a, b in pairwise(times)],
+                tokens.tolist(), logprobs.view(torch.float32).tolist(), len(self.pass_rows), self.kind,
+                self.nodes - 1 if drafted else 0, path.tolist(),
+                [seconds_between(a, b) for a, b in pairwise(times)], self.pass_rows,
             )  # fmt: skip
-            damage, end = bool(head[Record.DAMAGED]), bool(head[Record.FINISHED])
-            return End(run, end, damage, slot.milliseconds() if timed else None)
+            damaged, finished = bool(head[Record.DAMAGED]), bool(head[Record.FINISHED])
+            return Outcome(run, finished, damaged, reading.milliseconds() if timed else None)
 
         return read
 
@@ -191,12 +160,46 @@ class Cycle:
         """The launches of a cycle; nothing comes from the host."""
         raise NotImplementedError
 
-    def verify(self, ids: Tensor, parents: Tensor, states: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Choose behind N nodes, walk, and commit what the walk accepted. ids [2, N] int64: tokens and
-        positions; parents [N] int32; states [N, E], keys and values [L, N, G, D] of the pass."""
-        logits, sums = self.choice(self.model, states, ids[1] + 1, self.choices)()
+    def tell(self, run: Run) -> None:
+        """Fill in what a caller that watches wants to know of the launch that was just read."""
+        n, plan = 1 + run.nodes, self.check.plan
+        depths = (plan.positions[:n] - plan.positions[0]).tolist()
+        scores = self.scores[:n].tolist()
+        run.tree = DraftTree(plan.tokens[:n].tolist(), plan.parents[:n].tolist(), depths, scores)
+        run.choices = self.choices[:n].tolist()
+
+    def verify(self, parents: Tensor, states: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Choose behind the N nodes of `check`, walk, and commit what the walk accepted. parents [N] int32;
+        states [N, E]; keys and values [L, >= N, G, D] of the pass."""
+        n, text, plan = self.nodes, self.text, self.check.plan
+        tokens, positions = plan.tokens[:n], plan.positions[:n]
+        self.choices, logits, sums = text.choice.of_tree(states, positions + 1, tokens, parents)
         self.walk(
-            self.state, ids[0], parents, self.choices, logits, sums, self.ends, self.accepted, self.start,
+            text.state, tokens, parents, self.choices, logits, sums, text.ends, self.accepted, self.start,
             self.record, timed=self.clock is not None,
         )  # fmt: skip
-        self.model.ops.commit(self.cache.keys, self.cache.values, keys, values, self.accepted, self.start)
+        text.choice.note(self.choices, self.accepted)
+        cache = text.cache
+        self.model.ops.commit(cache.keys, cache.values, keys, values, self.accepted, self.start)
+
+
+def captured(run: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:
+    """The launches of a function as a CUDA graph, whole: an interrupted capture leaves none."""
+    graph = torch.cuda.CUDAGraph()
+    with capturing(graph, pool):
+        run()
+    return graph
+
+
+@contextmanager
+def capturing(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
+    """`torch.cuda.graph` without garbage collection: what that finds dead may be another graph, and CUDA
+    does not permit destroying one during a capture."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with torch.cuda.graph(graph, pool=pool):
+            yield
+    finally:
+        if collects:
+            gc.enable()

@@ -4,28 +4,32 @@ Beside the tree's AR rows stand diffusion blocks, anchored at the nodes at which
 (orthrus_kernels/anchors.py). The walk ends at one node, with a bonus token behind it; the block anchored
 there proposes what follows. It did not know the bonus token: its first proposal stands in that token's place
 and is dropped, so a block of B rows gives a tree B - 2 deep. Where no block stands at that node, the next
-tree is its root alone, with a block: a pass of one token, as in plain decoding, that drafts again.
+pass has no tree to verify: nodes stand in its place which the walk does not find, and its blocks draft again.
 
 The text is the target's whatever the anchors are; they decide how often a pass has a tree to verify."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from orthrus_kernels import DraftTree, Rows, choose_anchors, verify
+import torch
 
-from .budget import CHAIN
-from .state import Decoding, Run
-from .two_pass import CANDIDATES, alone, grow, now, sound
+from orthrus_kernels import PassShape, Rows
+from orthrus_kernels.layout import Record, State
 
-MOST_ROWS = 192  # of a pass: about what an H200 reads the weights for in any case
-BLOCK, LEAST_BLOCK, MOST_BLOCK = 8, 3, 64  # rows of a block: by default, and what it may have
-# Nodes that "auto" takes: many short blocks beat few long ones for a weak drafter, and a tree in which every
+from ..request import ONE_PASS_BLOCK
+from .choice import CANDIDATES
+from .controller import CHAIN
+from .cycle import Cycle, Text
+
+# Rows of a pass that the default shape fills. Up to about as many the weights' bytes decide a pass's time on
+# an H200, not its rows.
+MOST_ROWS = 192
+# Nodes of the default tree: many short blocks beat few long ones for a weak drafter, and a tree in which every
 # node has one beats a larger one (embedded checkpoint, simulated on its recorded proposals, 2026-11-26).
 NODES = 19
+_NOBODY = -2  # as a parent: a node that the walk does not find
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Shape:
 
     nodes: int
     anchors: int
-    block: int
+    block: int = ONE_PASS_BLOCK
     width: int = CANDIDATES
 
     @staticmethod
@@ -48,36 +52,71 @@ class Shape:
         anchors = min(max((MOST_ROWS - 1 - nodes) // block, 1), nodes + 1)
         return Shape(nodes, anchors, block, width)
 
-
-def cycles(decoding: Decoding) -> Iterator[Run]:
-    """One pass after the other, the first without a draft."""
-    shape, tree = Shape.of(decoding.block_size, decoding.tree_nodes), alone(decoding)
-    while True:
-        run, tree = cycle(decoding, shape, tree)
-        yield run
+    @property
+    def depth(self) -> int:
+        """Of a node below the root, at most."""
+        return self.block - 2
 
 
-def cycle(decoding: Decoding, shape: Shape, tree: DraftTree) -> tuple[Run, DraftTree]:
-    """Verify `tree` and draft behind it in one pass, commit the walk; returns the next tree with the run."""
-    began, config, n = time.perf_counter(), decoding.model.config, len(tree)
-    anchors = choose_anchors(tree.parents, tree.scores, shape.anchors if decoding.remaining > 1 else 0)
-    rows = Rows.tree_with_blocks(
-        tree.tokens, tree.parents, decoding.start, anchors, shape.block, config.mask_token_id or 0
-    )
-    out = decoding.model.forward(rows, decoding.cache, repeats=False)
-    choices = decoding.choose(out.logits[:n], tree.paths())
-    path, bonus = verify(tree.tokens, tree.parents, choices)
-    decoding.cache.commit(out.keys, out.values, path)
-    run = decoding.extend([tree.tokens[i] for i in path[1:]] + [bonus], out.logits[path], forwards=1)
-    run.kind, run.nodes, run.path = "one-pass", n - 1, path
-    run.rows, run.tree, run.choices = (len(rows),), tree, choices
-    verified = now(out.logits)
-    following = alone(decoding)
-    depth = min(shape.block - 2, decoding.remaining - 1)
-    if path[-1] in anchors and depth > 0:
-        first = n + anchors.index(path[-1]) * shape.block + 1  # row 0's proposal is the bonus token's place
-        proposals = sound(out.logits[first : first + depth])
-        if len(proposals):
-            following = grow(decoding, proposals, shape.nodes, shape.width, known=False)
-    run.seconds = 0.0, now(out.logits) - verified, verified - began
-    return run, following
+class OnePassCycle(Cycle):
+    """One pass: a tree's AR rows and diffusion blocks."""
+
+    kind = "one-pass"
+
+    def __init__(self, text: Text, shape: Shape) -> None:
+        n = shape.nodes + 1
+        super().__init__(text, n)
+        self.shape, model, device = shape, text.model, text.state.device
+        tree = [0] * n, list(range(-1, n - 1)), 0
+        rows = Rows.tree_with_blocks(*tree, [0] * shape.anchors, shape.block, model.config.mask_token_id or 0)
+        lines, depth = n + shape.anchors, shape.depth + shape.block
+        passes = PassShape(len(rows), n, lines, depth, sequences=1)
+        self.check = model.new_pass(rows, text.cache, text.start, passes)
+        self.pass_rows = [len(rows)]
+        self.scores = torch.zeros(n, device=device)
+        self.anchors = torch.zeros(shape.anchors, dtype=torch.int32, device=device)
+        # The draft for the next cycle: where its root stands (-1: nowhere), candidates and their scores.
+        k = min(shape.width, model.config.vocab_size)
+        self.ordered = shape.width == CANDIDATES and model.bigram is not None
+        scored = (shape.depth, k, k) if self.ordered else (shape.depth, k)
+        self.drafted_at = torch.full((1,), -1, dtype=torch.int32, device=device)
+        self.ids = torch.zeros(shape.depth, k, dtype=torch.int64, device=device)
+        self.next_scores = torch.zeros(scored, device=device)
+        self.order = torch.zeros(scored, dtype=torch.int32, device=device) if self.ordered else None
+        self.rows, self.behind = (torch.zeros(shape.depth, dtype=torch.int64, device=device) for _ in range(2))
+
+    def forget(self) -> None:
+        """Drop the draft, before a new text: its root may stand where the last text's did."""
+        self.drafted_at.fill_(-1)
+
+    def run(self) -> None:
+        """The launches of a cycle."""
+        text, model, plan, ops = self.text, self.model, self.check.plan, self.model.ops
+        drafted = self.drafted_at == text.start
+        self.record[:, Record.DRAFTED].copy_(drafted)
+        scores = torch.where(drafted, self.next_scores, float("-inf"))
+        marks = None if self.clock is None else self.clock[1:]
+        ops.grow(plan, self.scores, text.state, scores, self.ids, self.order, marks)
+        if self.clock is not None:  # its draft took no time of its own
+            self.clock[:1].copy_(self.clock[1:2])
+        ops.place_blocks(plan, self.scores, self.anchors)
+        ops.lay(plan, self.check.tables)
+        states, keys, values = model.states(self.check, text.cache)
+        parents = torch.where(drafted, plan.parents[: self.nodes], _NOBODY)
+        self.verify(parents, states[: self.nodes], keys, values)
+        block = self.shape.block
+        ops.follow(self.record, text.state, self.anchors, block, self.rows, self.behind, self.drafted_at)
+        self._keep(model.ops.embedding(states, self.rows))
+
+    def _keep(self, states: torch.Tensor) -> None:
+        """The candidates of the block's states [D, E], behind the bonus token, which it has not seen."""
+        choice, width = self.text.choice, self.ids.shape[1]
+        if self.order is not None:
+            root = self.text.state[:, State.ROOT]
+            scores, ids, order = choice.ranked(states, self.behind, root, known=False)
+            assert order is not None
+            self.order.copy_(order)
+        else:
+            scores, ids = choice.candidates(states, self.behind)
+        self.next_scores.copy_(scores[..., :width])
+        self.ids.copy_(ids[:, :width])

@@ -1,13 +1,14 @@
 """The two-pass cycle with a chain that is verified by rejection sampling (orthrus_kernels/rejection.py), for
-comparison: what is the coupled noise of two_pass.py worth? The text is distributed as plain sampling's and is
-not the same for a seed.
+comparison: what is the coupled noise of a cycle worth? The text is distributed as plain sampling's and is
+not the same for a seed. The host drives it, pass by pass.
 
-The prefill's token, and one decoded plainly where there is room for no other, are the coupled choice, whose
+The prompt's token, and one decoded plainly where there is room for no other, are the coupled choice, whose
 noise is independent of all that is drawn here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,63 +16,113 @@ from torch import Tensor
 from orthrus_kernels import DraftTree, Rows
 from orthrus_kernels.rejection import DRAFT, filtered_probabilities, reject, sample
 
-from . import autoregressive, two_pass
-from .state import Decoding, Run, check_finite
+from ..errors import InputError
+from .cycles import NOT_NUMBERS
+from .sequence import Run, Sequence
+
+if TYPE_CHECKING:
+    from ..kv_cache import KVCache
+    from ..model import Network, Output
 
 
-def cycles(decoding: Decoding) -> Iterator[Run]:
-    """One such cycle after the other."""
+def runs(model: Network, cache: KVCache, sequence: Sequence) -> Iterator[Run]:
+    """What each such cycle adds to a text whose prompt is committed. The caller adds a run to the sequence
+    before it asks for the next one. Raises InputError when the target's logits are not numbers."""
     while True:
-        yield cycle(decoding)
+        count = min(sequence.block_size, sequence.remaining) - 1
+        drafted = draft(model, cache, sequence, count) if count > 0 else None
+        if drafted is None or not len(drafted):  # room for the bonus token only, or a damaged drafter
+            yield plain(model, cache, sequence)
+        else:
+            yield cycle(model, cache, sequence, drafted)
 
 
-def cycle(decoding: Decoding) -> Run:
-    """Draft a chain after the root, run it through the AR view, commit what is accepted."""
-    count = min(decoding.block_size, decoding.remaining) - 1
-    if count < 1:  # room for the bonus token only: nothing to propose
-        return autoregressive.cycle(decoding)
-    drafted = two_pass.draft(decoding, count)
-    count = len(drafted)
-    if not count:  # a damaged drafter
-        return autoregressive.cycle(decoding)
-    root = decoding.root
-    proposals, draft = propose(decoding, drafted)
-    rows = Rows.chain([decoding.root, *proposals], decoding.start)
-    out = decoding.model.forward(rows, decoding.cache)
-    target, positions = _distributions(decoding, out.logits, [proposals[:i] for i in range(count + 1)])
+def draft(model: Network, cache: KVCache, sequence: Sequence, count: int) -> Tensor:
+    """Logits [<= count, V] of the positions behind the root, from a diffusion block: those in front of the
+    first row that holds NaN or infinity."""
+    mask = model.config.mask_token_id
+    block = Rows.block(sequence.root, sequence.block_size, sequence.start, mask)
+    logits = model.forward(block, cache, logits_of=range(count)).logits
+    return logits[: int(logits.isfinite().all(-1).cumprod(0).sum())]
+
+
+def plain(model: Network, cache: KVCache, sequence: Sequence) -> Run:
+    """Decode the token after the root."""
+    out = model.forward(Rows.chain([sequence.root], sequence.start), cache)
+    _check(out.logits)
+    positions, seen = placed(sequence, out.logits, [[]])
+    token = int(model.ops.choose(out.logits, positions, sequence.sampling, seen))
+    cache.commit(out.keys, out.values, [0])
+    return Run([token], _logprobs(model, out, [token]), forwards=1)
+
+
+def cycle(model: Network, cache: KVCache, sequence: Sequence, drafted: Tensor) -> Run:
+    """Propose a chain from the draft's logits [count, V], run it through the AR view, commit what is
+    accepted."""
+    count, seed = len(drafted), sequence.sampling.seed
+    proposals, drawn_from = propose(sequence, drafted)
+    out = model.forward(Rows.chain([sequence.root, *proposals], sequence.start), cache)
+    _check(out.logits)
+    target, positions = _distributions(sequence, out.logits, [proposals[:i] for i in range(count + 1)])
     chain = torch.tensor([proposals], device=target.device)
-    kept, last = reject(chain, target[None], draft[None], positions[None], decoding.sampling.seed)
+    kept, last = reject(chain, target[None], drawn_from[None], positions[None], seed)
     accepted = int(kept)
-    decoding.cache.commit(out.keys, out.values, range(accepted + 1))
+    cache.commit(out.keys, out.values, range(accepted + 1))
     tokens = [*proposals[:accepted], int(last)]
-    run = decoding.extend(tokens, out.logits[: accepted + 1], forwards=2)
-    run.kind, run.nodes, run.path = "two-pass", count, range(accepted + 1)
-    run.rows, run.choices = (decoding.block_size, count + 1), tokens
-    if decoding.watched:
-        scores = draft.gather(1, chain.T).log().cumsum(0)[:, 0].tolist()
-        run.tree = DraftTree(
-            [root, *proposals], list(range(-1, count)), list(range(count + 1)), [0.0, *scores]
-        )
+    run = Run(
+        tokens, _logprobs(model, out, tokens), 2, "two-pass", count, range(accepted + 1),
+        rows=(sequence.block_size, count + 1), choices=tokens,
+    )  # fmt: skip
+    if sequence.on_run is not None:
+        scores = drawn_from.gather(1, chain.T).log().cumsum(0)[:, 0].tolist()
+        nodes = list(range(-1, count)), list(range(count + 1))
+        run.tree = DraftTree([sequence.root, *proposals], *nodes, [0.0, *scores])
     return run
 
 
-def propose(decoding: Decoding, logits: Tensor) -> tuple[list[int], Tensor]:
+def propose(sequence: Sequence, logits: Tensor) -> tuple[list[int], Tensor]:
     """Sample a token from each row of the diffusion view's logits [count, V]; returns them and what they were
     drawn from, [count, V] fp64."""
     proposals: list[int] = []
     drawn_from = []
     # the penalty makes each proposal depend on those before it
-    together = len(logits) if decoding.sampling.repetition_penalty == 1.0 else 1
+    together = len(logits) if sequence.sampling.repetition_penalty == 1.0 else 1
     for rows in logits.split(together):
         paths = [[*proposals, *[0] * i] for i in range(len(rows))]
-        probabilities, positions = _distributions(decoding, rows, paths)
-        proposals += sample(probabilities, positions, decoding.sampling.seed, DRAFT).tolist()
+        probabilities, positions = _distributions(sequence, rows, paths)
+        proposals += sample(probabilities, positions, sequence.sampling.seed, DRAFT).tolist()
         drawn_from.append(probabilities)
     return proposals, torch.cat(drawn_from)
 
 
-def _distributions(decoding: Decoding, logits: Tensor, paths: list[list[int]]) -> tuple[Tensor, Tensor]:
+def placed(
+    sequence: Sequence, logits: Tensor, paths: list[list[int]]
+) -> tuple[Tensor, Tensor | None]:
+    """Positions [T] of the tokens to be chosen from logits [T, V], and what a penalty has seen, bool [T, V].
+
+    paths[t]: the tokens between the text so far and the chosen token."""
+    positions = torch.tensor([len(sequence.tokens) + len(path) for path in paths], device=logits.device)
+    if sequence.sampling.repetition_penalty == 1.0:
+        return positions, None
+    seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+    seen[:, sequence.tokens] = True
+    for row, path in zip(seen, paths, strict=True):
+        row[path] = True
+    return positions, seen
+
+
+def _distributions(sequence: Sequence, logits: Tensor, paths: list[list[int]]) -> tuple[Tensor, Tensor]:
     """What the token behind each path is drawn from, [T, V] fp64, and its position, [T]."""
-    check_finite(logits)
-    positions, sampling, seen = decoding.placed(logits, paths)
-    return filtered_probabilities(logits, sampling, seen), positions
+    positions, seen = placed(sequence, logits, paths)
+    return filtered_probabilities(logits, sequence.sampling, seen), positions
+
+
+def _logprobs(model: Network, out: Output, tokens: list[int]) -> list[float]:
+    logits = out.logits[: len(tokens)]
+    chosen = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0]
+    return (chosen - model.ops.log_sum_exp(logits)).tolist()
+
+
+def _check(logits: Tensor) -> None:
+    if not torch.isfinite(logits).all():
+        raise InputError(NOT_NUMBERS)

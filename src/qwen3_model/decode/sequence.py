@@ -1,0 +1,194 @@
+"""One text being decoded: its tokens, what its cycles said, and what its caller gets to see."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence as Ids
+from dataclasses import asdict, dataclass, field
+
+from orthrus_kernels import DraftTree
+
+from ..errors import InputError
+from ..request import Request
+from .stream import TokenStream
+
+
+@dataclass
+class Run:
+    """What a cycle adds to a text: accepted proposals, then the bonus token."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    forwards: int
+    kind: str = "plain"  # of the cycle: or "two-pass", "one-pass"; "prompt": the pass of the prompt
+    nodes: int = 0  # proposals that were verified
+    path: Ids[int] = (0,)  # accepted nodes, the root first
+    seconds: Ids[float] = (0.0, 0.0, 0.0)  # of draft, tree and verification
+    # for a caller that watches, else not filled in
+    rows: Ids[int] = (1,)  # of each forward pass
+    tree: DraftTree | None = None  # what was verified
+    choices: Ids[int] = ()  # the target's token after each node
+
+
+OnRun = Callable[[Run, int], None]
+
+
+@dataclass
+class GenerationStats:
+    """Counts and times of one generation. A forward is a pass of any kind; the prompt's counts as one."""
+
+    strategy: str
+    seed: int
+    forwards: int = 0
+    cycles: int = 0
+    tokens: int = 0  # new tokens kept, the end token included if it came
+    cycle_tokens: int = 0  # those of them that cycles committed: all but the first
+    nodes: int = 0  # proposals verified by cycles
+    accepted_histogram: list[int] = field(
+        default_factory=list
+    )  # [n]: cycles that kept n proposals beside their last token
+    seconds: float = 0.0
+    seconds_in: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # drafts, trees, verification
+    finish_reason: str = ""  # end_token, stop_string, length, callback, cancelled or interrupted
+    verify: str = "coupled"  # or "rejection"
+    cycles_of: dict[str, int] = field(default_factory=dict)  # by kind: plain, two-pass, one-pass
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Tokens / forwards (TPF); 1.0 for plain decoding."""
+        return self.tokens / self.forwards if self.forwards else 0.0
+
+    @property
+    def tokens_per_cycle(self) -> float:
+        """Tokens committed by cycles / cycles; a cut last cycle counts what was kept."""
+        return self.cycle_tokens / self.cycles if self.cycles else 0.0
+
+    @property
+    def nodes_per_cycle(self) -> float:
+        """Proposals verified / cycles."""
+        return self.nodes / self.cycles if self.cycles else 0.0
+
+    @property
+    def time_shares(self) -> dict[str, float]:
+        """Of the cycles' time: in drafts with what ranks their tokens, in growing trees, in verification."""
+        return shares_of(self.seconds_in)
+
+    def count(self, run: Run, kept: int) -> None:
+        """Record a run of which `kept` tokens were kept."""
+        self.forwards += run.forwards
+        if run.kind == "prompt":
+            return
+        self.cycles += 1
+        self.cycles_of[run.kind] = self.cycles_of.get(run.kind, 0) + 1
+        self.cycle_tokens += kept
+        self.accepted_histogram += [0] * (kept - len(self.accepted_histogram))
+        self.accepted_histogram[kept - 1] += 1
+        self.nodes += run.nodes
+        self.seconds_in = [a + b for a, b in zip(self.seconds_in, run.seconds, strict=True)]
+
+    def to_dict(self) -> dict[str, object]:
+        """All counts, ratios and shares, ready for JSON."""
+        return asdict(self) | {
+            "tokens_per_forward": self.tokens_per_forward,
+            "tokens_per_cycle": self.tokens_per_cycle,
+            "nodes_per_cycle": self.nodes_per_cycle,
+            "time_shares": self.time_shares,
+        }
+
+
+def shares_of(seconds: Ids[float]) -> dict[str, float]:
+    """Shares of seconds spent in drafts, trees and verification."""
+    whole = sum(seconds) or 1.0
+    return {name: part / whole for name, part in zip(("draft", "tree", "verify"), seconds, strict=True)}
+
+
+@dataclass
+class Result:
+    """A finished generation."""
+
+    token_ids: list[int]
+    text: str
+    logprobs: list[
+        float
+    ]  # the model's log-probability of each token, before bias, penalty, temperature and filters
+    stats: GenerationStats
+
+    def whole(self) -> Result:
+        """Return self, or raise KeyboardInterrupt if Ctrl-C cut the text short. Call it before comparing or
+        timing texts."""
+        if self.stats.finish_reason == "interrupted":
+            raise KeyboardInterrupt
+        return self
+
+
+class Sequence:
+    """A text and its request. Its last token, the **root** of the next cycle, is not in the cache yet: that
+    cycle's pass computes its keys. So the text's length says all: how many positions are committed, where
+    the root stands, and how many tokens may follow."""
+
+    def __init__(
+        self, prompt: Ids[int], request: Request, stream: TokenStream, on_run: OnRun | None = None
+    ) -> None:
+        """request: fitted, with nothing open. on_run(run, kept): called with every run, before the stream's
+        callback; the runs then tell their trees and the target's choices."""
+        budget, block, seed = request.max_new_tokens, request.block_size, request.seed
+        assert budget is not None and block is not None and seed is not None, request
+        self.tokens, self.request, self.stream, self.on_run = list(prompt), request, stream, on_run
+        self.limit = len(prompt) + budget  # length of the finished text at most
+        self.block_size, self.sampling = block, request.sampling
+        self.stats = GenerationStats(request.strategy, seed, verify=request.verify)
+        self._logprobs: list[float] = []
+        self._began = 0.0
+
+    @property
+    def root(self) -> int:
+        """The last known token."""
+        return self.tokens[-1]
+
+    @property
+    def start(self) -> int:
+        """The root's position, which is also the committed length."""
+        return len(self.tokens) - 1
+
+    @property
+    def remaining(self) -> int:
+        """How many tokens may still be added."""
+        return self.limit - len(self.tokens)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the text has ended, for whatever reason."""
+        return bool(self.stream.finish_reason)
+
+    def begin(self) -> None:
+        """Start the clock: the text's first pass comes now."""
+        self._began = time.perf_counter()
+
+    def take(self, run: Run) -> None:
+        """Add a run to the text and hand what was kept of it to the caller.
+
+        The callback comes last, so that an exception in it leaves tokens, log-probabilities and counts in
+        step."""
+        self.tokens += run.tokens
+        kept = self.stream.push(run.tokens)
+        self.stats.count(run, kept)
+        self._logprobs += run.logprobs[:kept]
+        if self.on_run is not None:
+            self.on_run(run, kept)
+        self.stream.release()
+        if self.finished:
+            self.end(self.stream.finish_reason)
+
+    def end(self, reason: str) -> None:
+        """End the text, keeping what has been decoded; an ended text keeps its first reason."""
+        self.stream.finish(reason)
+        if not self.stats.finish_reason:
+            self.stats.seconds = time.perf_counter() - self._began
+            self.stats.finish_reason = self.stream.finish_reason
+
+    def result(self) -> Result:
+        """What has been decoded. Raises InputError for a text that has not ended."""
+        if not self.finished:
+            raise InputError("the text has not ended yet: call step() until it has, or cancel it")
+        self.stats.tokens = len(self.stream.token_ids)
+        return Result(self.stream.token_ids, self.stream.text, self._logprobs[: self.stats.tokens], self.stats)

@@ -1,0 +1,126 @@
+"""Qwen3 as a user has it: a checkpoint that is loaded, and the engine that decodes with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import bigram, checkpoint, hub
+from .config import Qwen3Config
+from .decode.engine import Engine
+from .decode.sequence import OnRun, Result
+from .decode.stream import OnTokens
+from .errors import InputError, in_memory, one_line, size_of
+from .model import Network
+from .request import Request
+from .settings import pick_backend, pick_device, pick_dtype
+from .text import TOKENIZER, Text
+
+_log = logging.getLogger(__name__)
+_SMALLER = "give a smaller dtype, another device or a smaller checkpoint"
+
+
+class Qwen3(Network):
+    """A dense Qwen3, or an Orthrus-Qwen3 with its diffusion view, and what decodes with it."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        backend: str = "auto",
+        revision: str | None = None,
+        progress: bool = True,
+    ) -> Qwen3:
+        """Load a checkpoint folder or hub id. Raises InputError when it is not a dense Qwen3 or its files are
+        bad.
+
+        device: CUDA if there, else the CPU. dtype: the checkpoint's on CUDA, fp32 on a CPU. backend:
+        "reference", "triton", "torch" or "auto". revision: branch, tag or commit of a hub id. Without a
+        tokenizer.json the model has no `text` and speaks token ids only."""
+        on = pick_device(device)
+        if on.type == "meta":
+            raise InputError("a checkpoint cannot run on device meta: use cpu, cuda or cuda:N")
+        run = pick_backend(backend, on)
+        folder = hub.resolve(path_or_id, revision)
+        config = Qwen3Config.from_folder(folder, checkpoint.tensor_names(folder))
+        chosen = pick_dtype(dtype, on, config.dtype)
+        # everything is checked against tensors without memory before weights take any
+        plan = cls(config, torch.device("meta"), chosen, run, None)
+        checkpoint.load_into(folder, plan.destinations())
+        text = Text(folder) if os.path.lexists(folder / TOKENIZER) else None
+        size = size_of(sum(weight.nbytes for weight in plan.destinations().values()))
+        with in_memory(f"{path_or_id}, {size} of weights in {str(chosen)[6:]},", _SMALLER):
+            model = cls(config, on, chosen, run, text)
+            checkpoint.load_into(folder, model.destinations(), progress=progress)
+            model.bigram = bigram.load(folder, config, on, chosen)
+        if not model.drafts_are_numbers():
+            _log.warning(
+                "the diffusion view of %s holds NaN or infinite weights: the text is right, and drafts are "
+                "lost; download or train it again", one_line(path_or_id, 200),
+            )  # fmt: skip
+        return model
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Qwen3Config,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        backend: str = "auto",
+    ) -> Qwen3:
+        """A model of random weights, for tests and benchmarks: matrices N(0, 0.02^2), norms N(1, 0.1^2)."""
+        on = pick_device(device)
+        model = cls(config, on, pick_dtype(dtype, on, config.dtype), pick_backend(backend, on), None)
+        if on.type != "meta":
+            generator = torch.Generator(on).manual_seed(seed)
+            for weight in model.destinations().values():
+                mean, std = (1.0, 0.1) if weight.dim() == 1 else (0.0, 0.02)
+                weight.normal_(mean, std, generator=generator)
+        return model
+
+    def drafts_are_numbers(self) -> bool:
+        """Whether every weight of the diffusion view is finite; so where there is none. One read of them."""
+        views = [layer.diffusion for layer in self.layers if layer.diffusion is not None]
+        weights = [weight for view in views for weight in (view.qkv, view.o, view.q_norm, view.k_norm)]
+        ends = [end for weight in weights for end in weight.aminmax()]  # NaN if one of them is
+        return not ends or bool(torch.stack(ends).isfinite().all())
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine of `generate`. It does not keep the model alive, so that its memory goes with the
+        model."""
+        return Engine(weakref.proxy(self))
+
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        strategy: str = "auto",
+        max_new_tokens: int | None = None,
+        *,
+        on_tokens: OnTokens | None = None,
+        on_run: OnRun | None = None,
+        **settings: Any,
+    ) -> Result:
+        """Decode after `prompt_ids`. The text depends on weights, prompt, settings and seed, never on
+        strategy or block size (but for verify="rejection").
+
+        strategy, max_new_tokens, settings: those of `Request` (request.py), which says what each is.
+        on_tokens(ids, text): called with each accepted run; returning False stops.
+        on_run(run, kept): called with the prompt's run and each cycle's, and how many of its tokens were
+        kept, before on_tokens; runs then tell their trees and the target's choices (decode/sequence.py), at
+        the cost of speed. Ctrl-C ends a generation with what it has.
+        On CUDA one thread and stream at a time: kernels share a workspace.
+        Raises InputError for impossible settings, a prompt that is empty or does not fit, logits that are not
+        numbers, and a pass that does not fit into memory."""
+        request = Request(strategy=strategy, max_new_tokens=max_new_tokens, **settings)
+        return self.engine.generate(prompt_ids, request, on_tokens, on_run)
