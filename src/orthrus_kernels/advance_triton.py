@@ -29,7 +29,12 @@ from .layout import (
     STATE_START,
     State,
 )
-from .verify_triton import first_child
+
+
+@triton.jit
+def _first_child(b_token, b_parent, node, choice, o_n, BLOCK: tl.constexpr):
+    """The first node after `node` that is its child and carries `choice`; BLOCK if there is none."""
+    return tl.min(tl.where((b_parent == node) & (b_token == choice) & (o_n > node), o_n, BLOCK))
 
 
 @triton.jit(do_not_specialize=["N", "N_ENDS"])
@@ -38,7 +43,7 @@ def _advance_kernel(
     N, N_ENDS,
     BLOCK: tl.constexpr, BLOCK_ENDS: tl.constexpr, CLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Nodes lie side by side, as in the walk of verify_triton."""
+    """Nodes lie side by side; each step looks for the first child that carries the choice at its parent."""
     o_n, o_e = tl.arange(0, BLOCK), tl.arange(0, BLOCK_ENDS)
     m_n = o_n < N
     b_token = tl.load(tokens + o_n, mask=m_n, other=-1).to(tl.int32)
@@ -61,7 +66,7 @@ def _advance_kernel(
             count += 1
             ended = tl.max((b_end == root).to(tl.int32), axis=0)
             finished = tl.where((ended == 1) | (count >= left), 1, 0)
-            node = first_child(b_token, b_parent, node, root, o_n, BLOCK)
+            node = _first_child(b_token, b_parent, node, root, o_n, BLOCK)
         else:
             damaged, finished = 1, 1
     tl.store(start, first)

@@ -17,8 +17,7 @@ from .attention import attention, prepare_rows
 from .attention_triton import attention_triton, prepare_rows_triton
 from .choice import candidates, choose, log_probability
 from .choice_triton import candidates_triton, choose_triton, log_probability_triton
-from .commit import commit
-from .commit_triton import commit_triton
+from .commit import commit, commit_triton
 from .embedding import embedding, embedding_triton
 from .head import head, head_triton
 from .linear import linear
@@ -27,9 +26,6 @@ from .linear_triton import linear_triton
 from .qk_norm_rope import qk_norm_rope, qk_norm_rope_triton
 from .rerank import rerank, rerank_triton
 from .rms_norm import add_rms_norm, add_rms_norm_triton, rms_norm, rms_norm_triton
-from .rope import rope
-from .swiglu import swiglu, swiglu_triton
-from .top_k import top_k, top_k_triton
 from .torch_ops import attention_torch, linear_swiglu_torch, linear_torch, prepare_rows_torch
 from .verify import verify
 
@@ -54,9 +50,6 @@ class Ops:
     qk_norm_rope: Op
     rerank: Op
     rms_norm: Op
-    rope: Op
-    swiglu: Op
-    top_k: Op
     verify: Op
     # make new-op: a field
 
@@ -65,7 +58,7 @@ REFERENCE = Ops(
     add_rms_norm=add_rms_norm, attention=attention, candidates=candidates, choose=choose,
     commit=commit, embedding=embedding, head=head, linear=linear, linear_swiglu=linear_swiglu,
     log_probability=log_probability, prepare_rows=prepare_rows, qk_norm_rope=qk_norm_rope, rerank=rerank,
-    rms_norm=rms_norm, rope=rope, swiglu=swiglu, top_k=top_k, verify=verify,
+    rms_norm=rms_norm, verify=verify,
     # make new-op: the twin
 )  # fmt: skip
 
@@ -85,8 +78,6 @@ _TRITON = replace(
     qk_norm_rope=qk_norm_rope_triton,
     rerank=rerank_triton,
     rms_norm=rms_norm_triton,
-    swiglu=swiglu_triton,
-    top_k=top_k_triton,
     # make new-op: the kernel
 )
 
@@ -105,7 +96,7 @@ _BACKENDS = {"reference": REFERENCE, "triton": _TRITON, "torch": _TORCH}
 # What a kind adds to its operations' arguments. "signals" is "linear" without the early start of its own: a
 # linear in its turn, which lets the small kernel behind it start early.
 _DEPENDENT: dict[str, tuple[tuple[str, ...], dict[str, bool]]] = {
-    "rowwise": (("add_rms_norm", "embedding", "qk_norm_rope", "rms_norm", "swiglu"), {"pdl": True}),
+    "rowwise": (("add_rms_norm", "embedding", "qk_norm_rope", "rms_norm"), {"pdl": True}),
     "attention": (("attention",), {"pdl": True}),
     "signals": (("head", "linear", "linear_swiglu"), {"pdl": True, "early": False}),
     "linear": (("head", "linear", "linear_swiglu"), {"pdl": True}),
