@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orthrus_kernels import Sampling, backend_ops, rope
-from orthrus_kernels.commit_triton import commit_triton
-from orthrus_kernels.verify_triton import verify_triton
+from orthrus_kernels.commit import commit_triton
+from orthrus_kernels.swiglu import swiglu_triton
 
 from .cases_dense import KERNELS, LIKELIEST, attention_cases, head_cases, linear_cases, linear_swiglu_cases
 from .measure import OURS, Call, NotRun, Pool
@@ -44,7 +44,7 @@ class Case:
 
     op: str
     model: str
-    name: str  # the weight of a linear, the setting of a head, choice or top-k, else ""
+    name: str  # the weight of a linear, the setting of a head or choice, else ""
     rows: int
     context: int | None
     bytes: int  # read and written at least once
@@ -131,7 +131,7 @@ def swiglu(f: int, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
         gate, up = x[i].chunk(2, -1)
         return F.silu(gate) * up
 
-    return copies, {OURS: lambda i: KERNELS.swiglu(x[i], out=out), "torch chain": chain}
+    return copies, {OURS: lambda i: swiglu_triton(x[i], out=out), "torch chain": chain}
 
 
 def embedding(v: int, e: int, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
@@ -162,7 +162,6 @@ def logits_cases(op: str, shape: Shape, rows: Sequence[int]) -> Iterator[dict]:
         "choose": (choose, list(SETTINGS), 16),
         "candidates": (candidates, list(SETTINGS), 12 * LIKELIEST),
         "log_probability": (log_probability, [""], 12),
-        "top_k": (top_k, [f"k {LIKELIEST}"], 12 * LIKELIEST),
     }[op]
     for name in names:
         for t in rows:
@@ -213,16 +212,6 @@ def log_probability(v: int, name: str, t: int, pool: Pool) -> tuple[int, dict[st
     }
 
 
-def top_k(v: int, name: str, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
-    """Compared by log-probabilities alone: torch orders equal ones as it likes."""
-    logits = written_logits(v, t, pool)
-    out = tuple(torch.empty(t, LIKELIEST, dtype=d, device=pool.device) for d in (torch.float32, torch.int64))
-    return len(logits), {
-        OURS: lambda i: KERNELS.top_k(logits[i], LIKELIEST, out=out)[0],
-        "torch chain": lambda i: logits[i].topk(LIKELIEST).values - logits[i].logsumexp(-1, keepdim=True),
-    }
-
-
 def commit_cases(shape: Shape, rows: Sequence[int]) -> Iterator[dict]:
     for t in rows:
         yield {
@@ -255,14 +244,6 @@ def commit(layers: int, g: int, d: int, t: int, pool: Pool) -> tuple[int, dict[s
     return copies, {OURS: ours, "torch slices": slices}
 
 
-def verify_cases(rows: Sequence[int]) -> Iterator[dict]:
-    for t in rows:
-        yield {
-            "name": "", "rows": t, "context": None, "bytes": 16 * t, "flops": 0,
-            "build": partial(verify, t), "kernel": ("verify", t),
-        }  # fmt: skip
-
-
 def rerank_cases(shape: Shape, rows: Sequence[int]) -> Iterator[dict]:
     """The candidates of a block. Bytes: scores and ids, the rows of the tables, what is written."""
     k, r = LIKELIEST, RANK
@@ -281,13 +262,6 @@ def rerank(v: int, p: int, k: int, r: int, pool: Pool) -> tuple[int, dict[str, C
     scale = torch.ones(1, device=pool.device)
     arguments = scores, ids, root, before, after, scale, True
     return 16, {OURS: lambda i: KERNELS.rerank(*arguments)[0], "twin": lambda i: TWINS.rerank(*arguments)[0]}
-
-
-def verify(t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
-    """A chain whose every token is accepted: the longest walk. No peer works without the host."""
-    tokens = torch.arange(t, dtype=torch.int32, device=pool.device)
-    parents, choices = tokens - 1, tokens + 1
-    return 64, {OURS: lambda i: verify_triton(tokens, parents, choices)}
 
 
 # Width of a row, the case of t rows, bytes a row.
@@ -315,10 +289,9 @@ _OF: dict[str, Callable[[Shape, Sequence[int], Sequence[int], str], Iterator[dic
     },
     **{
         op: (lambda shape, rows, contexts, device, op=op: logits_cases(op, shape, rows))  # type: ignore[misc]
-        for op in ("choose", "candidates", "log_probability", "top_k")
+        for op in ("choose", "candidates", "log_probability")
     },
     "rerank": lambda shape, rows, contexts, device: rerank_cases(shape, rows),
     "commit": lambda shape, rows, contexts, device: commit_cases(shape, rows),
-    "verify": lambda shape, rows, contexts, device: verify_cases(rows),
 }
 OPS = tuple(_OF)

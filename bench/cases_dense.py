@@ -14,6 +14,7 @@ from orthrus_kernels import Rows, backend_ops, pack, tables
 from orthrus_kernels.attention_triton import tile_rows
 from orthrus_kernels.head import head_entry
 from orthrus_kernels.linear_swiglu import swiglu_entry
+from orthrus_kernels.swiglu import swiglu_triton
 
 from .measure import OURS, Call, NotRun, Pool
 from .models import Shape
@@ -68,7 +69,7 @@ def linear_swiglu(f: int, e: int, t: int, pool: Pool) -> tuple[int, dict[str, Ca
     weights = [pool.take(2 * f, e) for _ in range(copies)]
 
     def two_kernels(i: int) -> Tensor:
-        return KERNELS.swiglu(KERNELS.linear(x, weights[i], out=own_wide), out=two_out)
+        return swiglu_triton(KERNELS.linear(x, weights[i], out=own_wide), out=two_out)
 
     def chain(i: int) -> Tensor:
         gate, up = torch.mm(x, weights[i].t(), out=peer_wide).chunk(2, -1)

@@ -45,7 +45,6 @@ _CHOOSE = Op(_CHOICE, (
     "_tile_best_kernel", "_row_best_kernel", "_group_best_kernel", "_choose_top_k_kernel",
     "_choose_by_edges_kernel",
 ))  # fmt: skip
-_ACCEPT = ("kernels/test_verify_commit_kernels.py", "test_verify_commit.py")
 # Any other operation of the bench: tests/kernels/test_<op>.py and _<op>_kernel.
 KNOWN = {
     "linear": Op(("kernels/test_linear.py", "kernels/test_tables.py"), ("_linear_kernel",)),
@@ -62,9 +61,7 @@ KNOWN = {
     "choose": _CHOOSE,
     "candidates": _CHOOSE,
     "log_probability": Op(_CHOICE, ("_logits_kernel", "_merge_kernel")),
-    "top_k": Op(("kernels/test_head.py",), ("_logits_kernel", "_merge_kernel")),
-    "commit": Op(_ACCEPT, ("_commit_kernel",)),
-    "verify": Op(_ACCEPT, ("_verify_kernel",)),
+    "commit": Op(("kernels/test_commit.py", "test_verify_commit.py"), ("_commit_kernel",)),
     "blocks": Op(("kernels/test_blocks.py", "test_anchors.py"), ("_place_kernel", "_follow_kernel")),
     "rerank": Op(("kernels/test_rerank.py",), ("_rerank_kernel",)),
     "grow": Op(("kernels/test_grow.py", "test_draft_tree.py"), ("_grow_kernel",)),

@@ -20,8 +20,8 @@ from orthrus_kernels.blocks_triton import follow_triton, place_blocks_triton
 from orthrus_kernels.grow_triton import grow_triton, tree_tables
 from orthrus_kernels.layout import RECORD
 from orthrus_kernels.move_triton import move_triton
+from orthrus_kernels.swiglu import swiglu_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
-from orthrus_kernels.verify_triton import verify_triton
 
 TRITON = backend_ops("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -140,7 +140,6 @@ def logit_summary() -> None:
     """Two tiles of the vocabulary, the last one ragged."""
     logits = torch.randn(3, 5003, device=DEVICE)
     TRITON.log_probability(logits, torch.tensor([5002, 0, 7], device=DEVICE))
-    TRITON.top_k(logits, 16)
 
 
 def choose(**settings: Any) -> None:
@@ -188,7 +187,7 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "linear_swiglu, TMA": lambda: linear_swiglu(True),
     "norms": norms,
     "qk_norm_rope": qk_norm_rope,
-    "swiglu": lambda: TRITON.swiglu(numbers(5, 2 * 1100)),
+    "swiglu": lambda: swiglu_triton(numbers(5, 2 * 1100)),
     "embedding": lambda: TRITON.embedding(numbers(50, 1100), table([49, 0, 7])),
     "attention, partial": lambda: attention("partial"),
     "attention, fused": fused_attention,
@@ -200,7 +199,6 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "choose, sampled": lambda: choose(temperature=0.8),
     "choose, all filters": lambda: choose(**FILTERS),
     "choose, top-k": lambda: choose(**FILTERS | {"top_k": 20}),
-    "verify": lambda: verify_triton(table([5, 6, 7, 7]), table([-1, 0, 0, 2]), table([7, 1, 7, 3])),
     "commit": commit,
     "move": move,
     "advance": advance,

@@ -26,10 +26,7 @@ from .linear_triton import linear_triton
 from .qk_norm_rope import qk_norm_rope, qk_norm_rope_triton
 from .rerank import rerank, rerank_triton
 from .rms_norm import add_rms_norm, add_rms_norm_triton, rms_norm, rms_norm_triton
-from .rope import rope
 from .seen import seen_rows, seen_rows_triton
-from .swiglu import swiglu, swiglu_triton
-from .top_k import top_k, top_k_triton
 from .torch_ops import attention_torch, linear_swiglu_torch, linear_torch, prepare_rows_torch
 from .walk import walk, walk_triton
 
@@ -54,10 +51,7 @@ class Ops:
     qk_norm_rope: Op
     rerank: Op
     rms_norm: Op
-    rope: Op
     seen_rows: Op
-    swiglu: Op
-    top_k: Op
     walk: Op
     # make new-op: a field
 
@@ -66,7 +60,7 @@ REFERENCE = Ops(
     add_rms_norm=add_rms_norm, attention=attention, candidates=candidates, choose=choose,
     commit=commit, embedding=embedding, head=head, linear=linear, linear_swiglu=linear_swiglu,
     log_sum_exp=log_sum_exp, prepare_rows=prepare_rows, qk_norm_rope=qk_norm_rope, rerank=rerank,
-    rms_norm=rms_norm, rope=rope, seen_rows=seen_rows, swiglu=swiglu, top_k=top_k, walk=walk,
+    rms_norm=rms_norm, seen_rows=seen_rows, walk=walk,
     # make new-op: the twin
 )  # fmt: skip
 
@@ -87,8 +81,6 @@ _TRITON = replace(
     rerank=rerank_triton,
     rms_norm=rms_norm_triton,
     seen_rows=seen_rows_triton,
-    swiglu=swiglu_triton,
-    top_k=top_k_triton,
     walk=walk_triton,
     # make new-op: the kernel
 )
@@ -108,7 +100,7 @@ _BACKENDS = {"reference": REFERENCE, "triton": _TRITON, "torch": _TORCH}
 # What a kind adds to its operations' arguments. "signals" is "linear" without the early start of its own: a
 # linear in its turn, which lets the small kernel behind it start early.
 _DEPENDENT: dict[str, tuple[tuple[str, ...], dict[str, bool]]] = {
-    "rowwise": (("add_rms_norm", "embedding", "qk_norm_rope", "rms_norm", "swiglu"), {"pdl": True}),
+    "rowwise": (("add_rms_norm", "embedding", "qk_norm_rope", "rms_norm"), {"pdl": True}),
     "attention": (("attention",), {"pdl": True}),
     "signals": (("head", "linear", "linear_swiglu"), {"pdl": True, "early": False}),
     "linear": (("head", "linear", "linear_swiglu"), {"pdl": True}),

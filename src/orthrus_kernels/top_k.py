@@ -7,22 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .logit_summary import summary_of_logits
 from .tiles import by_row_tile
-
-
-def top_k_triton(
-    logits: Tensor, k: int, *, out: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
-    """`top_k` in Triton for logits [T, V] fp32 and k up to 128; `out` takes both results. A row's bits do not
-    depend on the rows beside it: logit_summary.py says why."""
-    if not 1 <= k <= logits.shape[1]:
-        raise ValueError(f"top_k: k is {k}, the vocabulary has {logits.shape[1]} tokens")
-    values, ids, log_sum_exp = summary_of_logits(logits, k)
-    if out is None:
-        return values - log_sum_exp[:, None], ids
-    torch.sub(values, log_sum_exp[:, None], out=out[0])
-    return out[0], out[1].copy_(ids)
 
 
 def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:

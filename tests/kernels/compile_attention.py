@@ -14,12 +14,11 @@ import aot
 from triton.compiler import ASTSource
 
 from orthrus_kernels import attention_triton as a
-from orthrus_kernels.commit_triton import _commit_kernel
-from orthrus_kernels.verify_triton import _verify_kernel
+from orthrus_kernels.commit import _commit_kernel
 
 POINTERS = {"q", "k", "v", "k_cache", "v_cache", "out", "k_rows", "v_rows"}
 TABLES = {"rows", "limits", "tiles", "slots", "segments", "items", "row_segments", "accepted", "start"}
-TABLES |= {"arrivals", "tokens", "parents", "choices", "path", "length", "bonus"}
+TABLES.add("arrivals")
 
 
 def source_of(kernel, dtype: str, constants: dict) -> ASTSource:
@@ -65,7 +64,7 @@ def compiled(kernel, dtype: str, constants: dict, arch: str, **options) -> dict:
 def main() -> None:
     """All of the launch table on sm_90, 16-bit head size 128 elsewhere."""
     for arch in sys.argv[1:]:
-        others(arch)
+        commit(arch)
         for (d, size), (folded, block, warps, stages) in a.LAUNCH.items():
             if arch != "90" and (d, size) != (128, 2):
                 continue
@@ -88,9 +87,8 @@ def main() -> None:
             print(json.dumps(compiled(a._combine_kernel, dtype, constants, arch, num_warps=1)), flush=True)
 
 
-def others(arch: str) -> None:
+def commit(arch: str) -> None:
     print(json.dumps(compiled(_commit_kernel, "bf16", {"D": 128, "BLOCK_D": 128}, arch, num_warps=1)))
-    print(json.dumps(compiled(_verify_kernel, "bf16", {"BLOCK": 64}, arch, num_warps=1)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The attention, walk and commit kernels compile for GPUs that are not here, without spilling on sm_90."""
+"""The attention and commit kernels compile for GPUs that are not here, without spilling on sm_90."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def compiled(tmp_path_factory):
 
 def test_every_kernel_compiles_for_every_target(compiled):
     kernels = {line["kernel"] for line in compiled}
-    assert len(kernels) == 5
+    assert len(kernels) == 4
     assert {(line["kernel"], line["arch"]) for line in compiled} == {(k, t) for k in kernels for t in TARGETS}
 
 

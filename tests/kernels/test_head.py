@@ -11,7 +11,6 @@ from orthrus_kernels.head import head, head_entry, head_triton
 from orthrus_kernels.linear_triton import linear_triton
 from orthrus_kernels.logit_summary import summary_of_logits
 from orthrus_kernels.tables import LinearEntry, LinearTile
-from orthrus_kernels.top_k import top_k, top_k_triton
 
 V, E = 150, 72  # ragged in tiles of 64 and 128 and in groups of 64; K in segments of a block, the last ragged
 TILES = (
@@ -123,18 +122,6 @@ def test_reads_and_writes_nothing_else(device):
     assert (buffers[1] == -5).sum() == 8
 
 
-@examples(6)
-@given(rows=st.integers(1, 7), v=st.integers(1, 400), k=st.integers(1, 16), seed=st.integers(0, 9))
-def test_top_k_equals_its_twin(rows, v, k, seed, device):
-    logits = (hard("normal", rows, v, seed=seed).to(device) * 3).round(decimals=1)
-    k = min(k, v)
-    got, twin = top_k_triton(logits, k), top_k(logits, k)
-    assert torch.equal(got[1], twin[1]) and (got[0] - twin[0]).abs().max() <= LOG_SUM_EXP_LIMIT
-    assert same([part[-1:] for part in got], top_k_triton(logits[-1:], k))
-    out = torch.empty_like(got[0]), torch.empty_like(got[1])
-    assert top_k_triton(logits, k, out=out)[0] is out[0] and same(out, got)
-
-
 def test_no_rows_and_what_does_not_fit(device):
     w = weight(torch.float32, device)
     assert [tuple(t.shape) for t in head_triton(w[:0], w, 3)] == [(0, 3), (0, 3), (0,)]
@@ -147,5 +134,3 @@ def test_no_rows_and_what_does_not_fit(device):
                 op(w[:2], w, k)
     with pytest.raises(ValueError, match="128"):
         head_triton(w[:2], w, 129)
-    with pytest.raises(ValueError, match="top_k: k is 0"):
-        top_k_triton(w, 0)

@@ -15,6 +15,8 @@ from orthrus_kernels.backends import REFERENCE, backend_ops
 from orthrus_kernels.choice_triton import choose_triton
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
 from orthrus_kernels.linear_triton import linear_triton
+from orthrus_kernels.logit_summary import summary_of_logits
+from orthrus_kernels.swiglu import swiglu_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
 
 TRITON = backend_ops("triton")
@@ -109,9 +111,9 @@ def test_row_wise_kernels_are_compiled_without_contraction(monkeypatch):
             monkeypatch.setattr(module, name, Noted(getattr(module, name), name, launches))
     x = hard("normal", 2, 64).to(DEVICE)
     weight, angles = torch.ones(64, device=DEVICE), torch.zeros(2, 32, device=DEVICE)
-    TRITON.rms_norm(x, weight, 1e-6), TRITON.add_rms_norm(x, x, weight, 1e-6), TRITON.swiglu(x)
+    TRITON.rms_norm(x, weight, 1e-6), TRITON.add_rms_norm(x, x, weight, 1e-6), swiglu_triton(x)
     TRITON.qk_norm_rope(x[:, None].repeat(1, 3, 1), 1, weight, weight, angles, angles, 1e-6)
-    TRITON.linear_swiglu(x, hard("normal", 64, 64).to(DEVICE)), TRITON.top_k(x, 2)
+    TRITON.linear_swiglu(x, hard("normal", 64, 64).to(DEVICE)), summary_of_logits(x, 2)
     for settings in ({}, {"top_k": 5}, {"top_p": 0.5}):
         TRITON.choose(x, torch.arange(2, device=DEVICE), Sampling(temperature=1.0, **settings))
     assert {name for name, _ in launches} == UNCONTRACTED
