@@ -15,7 +15,7 @@ from .embedding import embedding
 from .head import head
 from .linear import linear
 from .linear_swiglu import linear_swiglu
-from .packed import PackedRows, key_segments, pack, unpack
+from .pass_tables import PassTables, key_segments, unpack
 from .pdl import pdl_kinds
 from .qk_norm_rope import qk_norm_rope
 from .rerank import rerank
@@ -25,14 +25,15 @@ from .seen import seen_rows
 from .swiglu import swiglu
 from .top_k import top_k
 from .torch_ops import MaskedRows
-from .visibility import Path, Rows, paths, visible
+from .plan import PassPlan, PassShape
+from .visibility import Rows, visible
 from .walk import walk
 
 __all__ = [
-    "DraftTree", "MaskedRows", "Ops", "PackedRows", "Path", "Rows", "Sampling", "add_rms_norm",
+    "DraftTree", "MaskedRows", "Ops", "PassPlan", "PassShape", "PassTables", "Rows", "Sampling", "add_rms_norm",
     "attention", "backend_ops", "candidates", "choose", "choose_anchors", "commit", "cos_sin",
     "draft_tree", "embedding", "end_probabilities", "head", "inverse_frequencies", "key_segments",
-    "linear", "linear_swiglu", "log_sum_exp", "pack", "paths", "pdl_kinds", "qk_norm_rope", "rerank",
+    "linear", "linear_swiglu", "log_sum_exp", "pdl_kinds", "qk_norm_rope", "rerank",
     "rms_norm", "rope", "rope_table", "seen_rows", "swiglu", "top_k", "triton_interprets", "triton_runs_on", "unpack",
     "visible", "walk",
     # make new-op: the name

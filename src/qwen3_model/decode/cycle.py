@@ -156,6 +156,9 @@ class Cycle:
 
         return read
 
+    def forget(self) -> None:
+        """Drop what the last text has left."""
+
     def run(self) -> None:
         """The launches of a cycle; nothing comes from the host."""
         raise NotImplementedError

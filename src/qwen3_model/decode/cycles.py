@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Sequence as Kinds
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-from orthrus_kernels.draft_tree import MOST_DEPTH
+from orthrus_kernels.grow_triton import MOST_DEPTH
 from orthrus_kernels.layout import State
 
 from ..errors import InputError
 from .choice import Form
-from .controller import CHAIN, KINDS, PLAIN, TWIN_TIMES, Controller, Times
+from .controller import CHAIN, KINDS, PLAIN, TWIN_TIMES, Controller, Times, measured_times
 from .cycle import Cycle, Read, Text, Walk
 from .one_pass import OnePassCycle, Shape
 from .sequence import Run, Sequence
