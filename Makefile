@@ -73,7 +73,7 @@ tune: $(VENV)/bench ## make the linears' launch table anew on this GPU; options 
 mutations: $(VENV)/test ## plant known bugs in a copy, each to be caught by its test, 4 minutes; options in MUTATIONS="..."
 	$(BIN)/python -m bench.mutations $(MUTATIONS)
 
-gpu-check: $(VENV)/test ## the kernel tests compiled on this GPU, whole models, then compute-sanitizer; 8 minutes
+gpu-check: $(VENV)/test ## the kernel tests compiled on this GPU, whole models, then compute-sanitizer; 10 minutes
 	$(BIN)/python -m bench.check
 
 tiny-checkpoint: $(VENV)/core ## train the embedded checkpoint anew into runs/tiny (a GPU, 20 minutes)

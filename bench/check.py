@@ -57,7 +57,7 @@ def kernel_tests(root: Path = ROOT) -> list[Path]:
 
 
 def model_tests(root: Path = ROOT) -> list[Path]:
-    """Whole models, minutes: in a run of their own."""
+    """Whole models and full sizes, minutes: in a run of their own."""
     return sorted((root / "tests/gpu").glob("test_*.py"))
 
 
@@ -188,7 +188,7 @@ def parse(arguments: Sequence[str] | None):
     parser.add_argument(
         "--model-seconds",
         type=positive,
-        default=300,
+        default=480,
         help="for the tests of whole models besides; default: %(default)s",
     )
     parser.add_argument(
