@@ -17,7 +17,6 @@ from bench import (
     measure,
     passes,
     peers,
-    performance,
     step_profile,
 )
 from bench.measure import Timing, replayable
@@ -27,6 +26,7 @@ from bench.step_profile import Span
 from orthrus_kernels import attention_triton
 from qwen3_model import Qwen3
 from qwen3_model.decode import device
+from tools.docs import performance
 
 gpu_free = pytest.mark.skipif(DEVICE != "cpu", reason="what is said where there is no GPU")
 TINY = (Pass("token", 1), Pass("draft-8", 0, 1, 8), Pass("verify-8", 8), Pass("mixed", 5, 2, 3))
