@@ -13,7 +13,7 @@ from typing import Any
 
 from bench import decode_report
 from bench.command import Parser, fail, short
-from bench.decode_choice import choice_table
+from bench.decode_report import choice_table
 from bench.report import number
 
 COMMAND = "tools.docs.performance"
