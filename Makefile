@@ -35,10 +35,10 @@ fmt: $(VENV)/lint ## mend style
 	$(BIN)/ruff format .
 
 new-op: $(VENV)/core ## scaffold an operation: make new-op NAME=squared_relu
-	@$(BIN)/python -m bench.new_op '$(NAME)'
+	@$(BIN)/python -m tools.new_op '$(NAME)'
 
 check-kernel: $(VENV)/test ## tests, registers and time of a kernel against main: make check-kernel OP=swiglu; options in CHECK="..."
-	@$(BIN)/python -m bench.check_kernel '$(OP)' $(CHECK)
+	@$(BIN)/python -m tools.check_kernel '$(OP)' $(CHECK)
 
 notebooks: $(VENV)/notebooks ## execute the notebooks on the CPU into runs/notebooks, with pictures, as .ipynb and .html
 	$(BIN)/python -m notebooks.run
@@ -59,22 +59,22 @@ bench-replay: $(VENV)/bench ## tokens/s at 8B shapes on this GPU, acceptance rep
 	$(BIN)/python -m bench.decode --replay bench/results/trace-h100.json $(if $(BENCH),$(BENCH),--models 8B)
 
 performance: $(VENV)/bench ## docs/performance.md and its picture anew from the recorded runs
-	$(BIN)/python -m bench.performance
+	$(BIN)/python -m tools.docs.performance
 
 pictures: $(VENV)/core ## docs/mask.svg and docs/speed.svg anew, from the definition of visibility and a recorded run
-	$(BIN)/python -m bench.pictures
+	$(BIN)/python -m tools.docs.pictures
 
 recording: $(VENV)/core ## docs/demo.svg anew: a terminal recording of `orthrus demo` on this machine
-	$(BIN)/python -m bench.recording
+	$(BIN)/python -m tools.docs.recording
 
 tune: $(VENV)/bench ## make the linears' launch table anew on this GPU; options in TUNE="..."
 	$(BIN)/python -m bench.tune $(TUNE)
 
 mutations: $(VENV)/test ## plant known bugs in a copy, each to be caught by its test, 4 minutes; options in MUTATIONS="..."
-	$(BIN)/python -m bench.mutations $(MUTATIONS)
+	$(BIN)/python -m tests.mutations.run $(MUTATIONS)
 
-gpu-check: $(VENV)/test ## the kernel tests compiled on this GPU, whole models, then compute-sanitizer; 8 minutes
-	$(BIN)/python -m bench.check
+gpu-check: $(VENV)/test ## the kernel tests compiled on this GPU, whole models, then compute-sanitizer; 10 minutes
+	$(BIN)/python -m tools.gpu_check
 
 tiny-checkpoint: $(VENV)/core ## train the embedded checkpoint anew into runs/tiny (a GPU, 20 minutes)
 	$(BIN)/orthrus tiny-checkpoint runs/tiny

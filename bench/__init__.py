@@ -1,2 +1,2 @@
-"""Benchmarks, tuning and checks on a GPU: `python -m bench.kernels`, `bench.decode`, `bench.tune`,
-`bench.check` (make bench, bench-decode, tune, gpu-check)."""
+"""Benchmarks and tuning: `python -m bench.kernels`, `bench.decode`, `bench.acceptance`, `bench.budget`,
+`bench.trace`, `bench.tune` (make bench, bench-decode, acceptance, bench-budget, tune)."""

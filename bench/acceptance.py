@@ -12,21 +12,198 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from qwen3_model import InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
+from qwen3_model.generate import GenerationStats
 from qwen3_model.prompts import read_prompts
 from qwen3_model.request import MOST_NODES
 
 from . import report
-from .acceptance_run import Measured, Setting, measure, plot, table
 from .command import Parser, fail, positive, writable
 from .measure import machine, machine_line
 
 COMMAND = "bench.acceptance"
+RESAMPLES = 2000
+Progress = Callable[[str, int, int], None]  # setting, prompts done, prompts in all
+
+
+@dataclass(frozen=True)
+class Setting:
+    """nodes: of the tree; 0 is the chain, "auto" what pays. verify: as for `generate`; rejection takes a
+    chain."""
+
+    temperature: float
+    nodes: int | Literal["auto"]
+    verify: str = "coupled"
+    strategy: str = "two-pass"
+
+    @property
+    def coupled_chain(self) -> bool:
+        """Whether it is what the others are compared with."""
+        return (self.nodes, self.verify, self.strategy) == (0, "coupled", "two-pass")
+
+    def __str__(self) -> str:
+        draft = "auto" if self.nodes == "auto" else f"tree {self.nodes}" if self.nodes else "chain"
+        draft = draft if self.strategy == "two-pass" else f"{self.strategy}, {draft}"
+        return f"{draft}{'' if self.verify == 'coupled' else f', {self.verify}'}, T {self.temperature:g}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One setting over all prompts."""
+
+    setting: Setting
+    stats: list[GenerationStats]
+
+    @property
+    def per_cycle(self) -> float:
+        """Tokens / cycles, as a ratio of sums."""
+        return _ratio(np.array([[s.cycle_tokens, s.cycles] for s in self.stats]))
+
+    @property
+    def per_forward(self) -> float:
+        """Tokens / forward passes of all kinds, the prefill's too."""
+        return _ratio(np.array([[s.tokens, s.forwards] for s in self.stats]))
+
+    @property
+    def nodes_per_cycle(self) -> float:
+        """Proposals verified / cycles."""
+        return _ratio(np.array([[s.nodes, s.cycles] for s in self.stats]))
+
+    @property
+    def per_second(self) -> float:
+        """Tokens / seconds, prefills included; the first texts of a process compile and capture."""
+        return sum(s.tokens for s in self.stats) / max(sum(s.seconds for s in self.stats), 1e-9)
+
+    def interval(self, share: float = 0.95) -> tuple[float, float]:
+        """Of tokens a cycle: bootstrap over prompts, percentiles of the resampled ratio of sums."""
+        pairs = np.array([[s.cycle_tokens, s.cycles] for s in self.stats])
+        draws = np.random.default_rng(0).integers(len(pairs), size=(RESAMPLES, len(pairs)))
+        sums = pairs[draws].sum(1)
+        ratios = sums[:, 0] / np.maximum(sums[:, 1], 1)
+        low, high = np.quantile(ratios, [(1 - share) / 2, (1 + share) / 2])
+        return float(low), float(high)
+
+    def agreement(self) -> list[float]:
+        """Share of cycles that kept at least d proposals, for d = 1, 2, ..."""
+        counts = np.zeros(max((len(s.accepted_histogram) for s in self.stats), default=0))
+        for s in self.stats:
+            counts[: len(s.accepted_histogram)] += s.accepted_histogram
+        return [float(n) for n in counts[::-1].cumsum()[::-1][1:] / max(counts.sum(), 1)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        low, high = self.interval()
+        return {
+            "temperature": self.setting.temperature, "nodes": self.setting.nodes,
+            "verify": self.setting.verify, "strategy": self.setting.strategy, "prompts": len(self.stats),
+            "tokens_per_cycle": round(self.per_cycle, 4), "interval_95": [round(low, 4), round(high, 4)],
+            "tokens_per_cycle_mean_per_prompt": round(
+                float(np.mean([s.tokens_per_cycle for s in self.stats if s.cycles] or [0.0])), 4
+            ),
+            "tokens_per_forward": round(self.per_forward, 4),
+            "nodes_per_cycle": round(self.nodes_per_cycle, 2),
+            "tokens_per_second": round(self.per_second, 1),
+            "agreement": [round(share, 4) for share in self.agreement()],
+        }  # fmt: skip
+
+
+def _ratio(pairs: np.ndarray) -> float:
+    over, under = pairs.sum(0)
+    return float(over / under) if under else 0.0
+
+
+def measure(
+    model: Qwen3, prompts: Sequence[Sequence[int]], settings: Sequence[Setting], new_tokens: int, seed: int,
+    progress: Progress = lambda *_: None, **sampling: Any,
+) -> Iterator[Measured]:  # fmt: skip
+    """Decode every prompt with each setting, prompt i with seed + i. Raises InputError, with the prompt's
+    number."""
+    for setting in settings:
+        stats = []
+        for i, prompt in enumerate(prompts):
+            try:
+                result = model.generate(
+                    prompt, setting.strategy, new_tokens, temperature=setting.temperature, seed=seed + i,
+                    tree_nodes=setting.nodes, verify=setting.verify, **sampling,
+                ).whole()  # fmt: skip
+            except InputError as error:
+                raise InputError(f"prompt {i + 1}: {error}") from None
+            stats.append(result.stats)
+            progress(str(setting), i + 1, len(prompts))
+        yield Measured(setting, stats)
+
+
+def table(found: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]]:
+    """A line a setting; gains are over the two-pass chain at the same temperature."""
+    chains = {m.setting.temperature: m for m in found if m.setting.coupled_chain}
+    lines = []
+    for m in found:
+        low, high = m.interval()
+        chain = chains.get(m.setting.temperature)
+        lines.append([
+            str(m.setting), f"{m.per_cycle:.2f}", f"{low:.2f} to {high:.2f}",
+            f"{m.to_dict()['tokens_per_cycle_mean_per_prompt']:.2f}", f"{m.per_forward:.2f}",
+            f"{m.nodes_per_cycle:.0f}", f"{m.per_second:.0f}",
+            *((f"{m.per_cycle / chain.per_cycle:.2f}x", f"{m.per_forward / chain.per_forward:.2f}x")
+              if chain else ("-", "-")),
+        ])  # fmt: skip
+    head = ["draft", "tokens/cycle", "95 %", "mean of prompts", "tokens/forward", "nodes/cycle",
+            "tokens/s", "cycle, over chain", "forward, over chain"]  # fmt: skip
+    return f"drafts, {len(found[0].stats)} prompts", head, lines
+
+
+def plot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
+    """`draw_acceptance` as a picture. rows: of `Measured.to_dict`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, sides = pyplot.subplots(1, 2, figsize=(11, 4.5))
+    draw_acceptance(*sides, rows)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def draw_acceptance(left: Any, right: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """Tokens a cycle against the nodes verified a cycle, with intervals; agreement of the chains by offset.
+    Rejection sampling is dashed, with crosses; "auto" is a star. Of two-pass cycles. left, right:
+    matplotlib's axes."""
+    rows = [row for row in rows if row.get("strategy", "two-pass") == "two-pass"]
+    colours = {t: f"C{i}" for i, t in enumerate(dict.fromkeys(row["temperature"] for row in rows))}
+    for row in (row for row in rows if row["nodes"] == "auto"):
+        star = {"color": colours[row["temperature"]], "markersize": 11}
+        left.plot(row["nodes_per_cycle"], row["tokens_per_cycle"], "*", **star)
+    fixed = sorted((row for row in rows if row["nodes"] != "auto"), key=lambda row: row["nodes"])
+    for temperature, verify in dict.fromkeys((row["temperature"], row["verify"]) for row in rows):
+        mine = [row for row in fixed if (row["temperature"], row["verify"]) == (temperature, verify)]
+        label = f"T {temperature:g}" + ("" if verify == "coupled" else f", {verify}")
+        line, marker = ("-", ".") if verify == "coupled" else ("--", "x")
+        style = {"color": colours[temperature], "linestyle": line, "marker": marker, "label": label}
+        middle = [row["tokens_per_cycle"] for row in mine]
+        spread = [[abs(y - row["interval_95"][end]) for y, row in zip(middle, mine, strict=True)]
+                  for end in (0, 1)]  # fmt: skip
+        if mine:
+            left.errorbar([row["nodes"] for row in mine], middle, spread, capsize=3, **style)
+        for row in (row for row in mine if row["nodes"] == 0):
+            right.plot(range(1, len(row["agreement"]) + 1), row["agreement"], **style)
+    left.set(
+        xlabel="nodes of the tree (0: chain; star: auto's mean)", ylabel="tokens a cycle", ylim=(1, None)
+    )
+    right.set(xlabel="proposals", ylabel="share of chains accepted so far", ylim=(0, 1))
+    for side in (left, right):
+        if side.get_legend_handles_labels()[0]:
+            side.legend()
 
 
 def _temperature(text: str) -> float:

@@ -26,8 +26,17 @@ from qwen3_model.decode.budget import TREES
 from . import decode_report, kernels, replay, report
 from .cases import cases
 from .command import Parser, fail, in_processes, positive, writable
-from .decode_choice import add_kernels, choice_rows
-from .decode_run import Run, embedded_prompt, generate_with, memory_of, passes_of, profiles_of, random_prompt
+from .decode_measure import (
+    add_kernels,
+    choice_rows,
+    embedded_prompt,
+    generate_with,
+    memory_of,
+    passes_of,
+    profiles_of,
+    random_prompt,
+)  # fmt: skip
+from .decode_report import Run
 from .measure import Meter, Pool, machine, machine_line, time_in_a_row, time_replays
 from .models import MODELS
 from .passes import PASSES, Measured, TimeIt, pass_bytes

@@ -1,17 +1,71 @@
-"""What `bench.decode` leaves: rows for JSON, tables, and a picture of where the time of a step goes."""
+"""What `bench.decode` leaves: a run, rows for JSON, tables, a picture of where the time of a step goes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .command import short
 from .passes import CYCLE, OURS, SDPA, Measured
 from .report import number
 from .step_profile import GAPS, GROUPS, StepProfile
 
 Table = tuple[str, list[str], list[list[str]]]
+# Settings of sampled cycles, and the kernels around a cycle's passes: they grow, walk and commit.
+SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95, "top_k": 20}
+TREE_KERNELS = ("_grow_kernel", "_advance_kernel", "_commit_kernel")
+
+
+class Run:
+    """Everything measured so far, ready for JSON."""
+
+    def __init__(self, read_gb_s: float, seconds_left: Callable[[], float]) -> None:
+        self.read_gb_s, self.seconds_left = read_gb_s, seconds_left
+        self.passes: list[dict[str, Any]] = []
+        self.memory: list[dict[str, Any]] = []
+        self.generate: list[dict[str, Any]] = []
+        self.choices: list[dict[str, Any]] = []
+        self.profiles: list[dict[str, Any]] = []
+        self.peers: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+        self.left_out = 0
+        self.failed = False
+
+    @property
+    def wrong(self) -> bool:
+        """Whether something of ours failed, or a pass or a text was not what it must be."""
+        passes, texts = (OURS not in r["notes"] for r in self.passes), (r["identical"] for r in self.generate)
+        return self.failed or not all(passes) or not all(texts)
+
+    def tables(self) -> list[Table]:
+        """All tables, in order."""
+        return [*pass_tables(self.passes), *memory_table(self.memory), *generate_table(self.generate),
+                *choice_table(self.choices), *profile_tables(self.profiles)]  # fmt: skip
+
+    def to_json(self, machine: dict[str, Any]) -> dict[str, Any]:
+        """The whole run."""
+        return {
+            "machine": machine, "roof": {"read_gb_s": round(self.read_gb_s, 1)}, "passes": self.passes,
+            "memory": self.memory, "generate": self.generate, "choices": self.choices,
+            "profiles": self.profiles, "peers": self.peers, "notes": self.notes, "left_out": self.left_out,
+        }  # fmt: skip
+
+    def out_of_time(self) -> bool:
+        """Whether nothing more is to be started."""
+        return self.seconds_left() <= 0
+
+    def attempt(self, what: str, work: Callable[[], None], seconds: float = 0, is_peer: bool = False) -> None:
+        """Do it, unless fewer seconds are left than that; a failure leaves a note and the run goes on."""
+        if self.seconds_left() <= seconds:
+            self.notes.append(f"{what}: no time left")
+            return
+        try:
+            work()
+        except Exception as error:
+            self.notes.append(f"{what}: {short(error)}")
+            self.failed |= not is_peer
 
 
 def pass_row(model: str, m: Measured, read_gb_s: float, token_us: float | None) -> dict[str, Any]:
@@ -94,6 +148,23 @@ def generate_table(rows: Sequence[dict[str, Any]]) -> list[Table]:
     ]  # fmt: skip
     title = "model.generate after a prompt of 64 tokens, greedy; prefill inside the clock"
     return [(title, head, lines)] if rows else []
+
+
+def choice_table(rows: Sequence[dict[str, Any]]) -> list[Table]:
+    """The rows as one table."""
+    head = ["model", "draft", "choice", "ms a cycle", "p20", "p80", "over greedy", "grow µs", "walk µs",
+            "commit µs", "of the cycle"]  # fmt: skip
+    greedy = {(r["model"], r["nodes"]): r["us"]["median"] for r in rows if r["choice"] == "greedy"}
+    lines = [
+        [r["model"], f"tree of {r['nodes']}" if r["nodes"] else "chain", r["choice"],
+         *(number(r["us"][n] / 1e3) for n in ("median", "p20", "p80")),
+         f"{r['us']['median'] / greedy[r['model'], r['nodes']]:.3f}",
+         *(f"{r['tree_kernels_us'][k]:.1f}" if k in r["tree_kernels_us"] else "-" for k in TREE_KERNELS),
+         f"{r['share']:.2%}" if r["share"] else "-"]
+        for r in rows
+    ]  # fmt: skip
+    said = ", ".join(f"{k} {v:g}" for k, v in SAMPLED.items())
+    return [(f"two-pass cycles, greedy and sampled ({said})", head, lines)] if rows else []
 
 
 def profile_row(model: str, what: str, context: int, p: StepProfile, floor_ms: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The end of a cycle with its walk forced: what it keeps comes from a trace (trace_run.py), not from choices.
+"""The end of a cycle with its walk forced: what it keeps comes from a trace (trace_file.py), not a choice.
 
 State and record are those of `advance_triton` (orthrus_kernels/advance_triton.py), which this takes the place
 of: every other kernel runs, on whatever tokens random weights choose. End tokens end nothing.
@@ -36,7 +36,7 @@ from orthrus_kernels.layout import (
 from qwen3_model.decode import budget
 from qwen3_model.decode.cycle import Walk
 
-from .trace_run import CHAIN, ONE_PASS, Text
+from .trace_file import CHAIN, ONE_PASS, Text
 
 WIDTH = 64  # nodes of a walk at most: rows of a block
 

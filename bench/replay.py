@@ -1,7 +1,7 @@
 """`bench.decode --replay`: speed of whole decoding at real shapes, where acceptance is replayed from a trace.
 
 Random weights decode; every kernel of every cycle runs, and only what a cycle keeps is forced
-(forced_walk.py), at each position what the trace says (trace_run.py). Prompts are random tokens, as long as
+(forced_walk.py), at each position what the trace says (trace_file.py). Prompts are random tokens, as long as
 the recorded ones. Prefills are outside the clock."""
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from qwen3_model.bigram import Bigram
 from qwen3_model.captured import lent_cache
 from qwen3_model.decode.one_pass import BLOCK, Shape
 
-from . import report, strong, trace_run
+from . import report, strong, trace_file
 from .command import fail
 from .forced_walk import Forced
 from .measure import machine, machine_line
 from .models import MODELS
 from .report import number
-from .trace_run import ONE_PASS, Text, Trace
+from .trace_file import ONE_PASS, Text, Trace
 
 COMMAND = "bench.decode"
 BIGRAM_RANK = 32  # of the embedded checkpoint's tables
@@ -206,7 +206,7 @@ def traces(given: Any) -> Iterator[Trace]:
     """The recorded traces and, if asked for, simulated ones. Raises InputError, also for two of one name."""
     seen: dict[str, Any] = {}
     for path in given.replay:
-        recorded = trace_run.read(path)
+        recorded = trace_file.read(path)
         if recorded.checkpoint in seen:
             before = seen[recorded.checkpoint]
             raise InputError(f"{before} and {path} are both of {recorded.checkpoint}: replay them in turn")

@@ -7,24 +7,224 @@ earlier, and at which candidate the truth is where the first one fails (bench/st
 from __future__ import annotations
 
 import argparse
+import heapq
+import struct
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from orthrus_kernels import Sampling
+import numpy as np
+import torch
+from torch import Tensor
+
+from orthrus_kernels import Rows, Sampling
+from orthrus_kernels.choice import correction_scale
 from qwen3_model import InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
+from qwen3_model.decode.budget import TREES
+from qwen3_model.decode.cycle import CANDIDATES
+from qwen3_model.decode.one_pass import NODES
+from qwen3_model.kv_cache import KVCache
 from qwen3_model.prompts import read_prompts
+from qwen3_model.request import block_rows
 
-from . import report, trace_run
+from . import report, trace_file
 from .budget_run import SEED, SETS, prompt_sets
 from .command import Parser, fail, positive, writable
 from .measure import machine, machine_line
-from .trace_run import CHAIN, KINDS, ONE_PASS, Trace
+from .trace_file import CHAIN, KINDS, ONE_PASS, Tally, Text, Trace
 
 COMMAND = "bench.trace"
 _OFFSETS, _RANKS = 8, 6  # that are printed
+_ROWS = {"cuda": 4096}  # of a pass; elsewhere:
+_CPU_ROWS = 512
+_LOGITS = 1 << 28  # numbers of a pass's logits at most: 1 GiB
+GREEDY = Sampling()
+
+
+def ranks_of(ids: Sequence[Sequence[int]], order: np.ndarray, truth: Sequence[int]) -> list[int]:
+    """The rank of each token of the truth among its position's candidates behind the true token before, up to
+    the first that is none of them. ids [P, K]; order [P, K, K] as of `rerank`."""
+    found, before = list[int](), 0
+    for names, orders, token in zip(ids, order, truth, strict=False):
+        if token not in names:
+            break
+        which = names.index(token)
+        found.append(orders[before].tolist().index(which))
+        before = which
+    return found
+
+
+def indices(scores: np.ndarray, order: np.ndarray, ranks: Sequence[int], nodes: int) -> list[int]:
+    """Indices of the nodes of a path in the tree of `nodes` nodes that `draft_tree` would grow, as far as it
+    goes. scores, order [P, K, K]; ranks: of the path, from the root down."""
+    depths, width, _ = scores.shape
+    single, rows = struct.Struct("f"), dict[int, list[float]]()  # sums are rounded to fp32
+
+    def row(depth: int, which: int) -> list[float]:
+        key = depth * width + which
+        if key not in rows:
+            rows[key] = scores[depth, which].tolist()
+        return rows[key]
+
+    found, known = list[int](), 1
+    # (-score, when it was known, score of the parent, its depth, which candidate it is, rank, parent on path)
+    frontier = [(-row(0, 0)[0], 0, 0.0, 0, 0, 0, True)]
+    for index in range(1, nodes + 1):
+        if not frontier or len(found) == len(ranks):
+            break
+        score, _, base, depth, which, rank, on_path = heapq.heappop(frontier)
+        if score == float("inf"):
+            break
+        taken = on_path and rank == ranks[depth]
+        if taken:
+            found.append(index)
+        if rank + 1 < width:
+            (sibling,) = single.unpack(single.pack(base + row(depth, which)[rank + 1]))
+            heapq.heappush(frontier, (-sibling, known, base, depth, which, rank + 1, on_path))
+            known += 1
+        if depth + 1 < depths:
+            child = int(order[depth, which, rank])
+            (first,) = single.unpack(single.pack(row(depth + 1, child)[0] - score))
+            heapq.heappush(frontier, (-first, known, -score, depth + 1, child, 0, taken))
+            known += 1
+    return found
+
+
+Candidates = tuple[Tensor, Tensor]  # of N blocks: log-probabilities [N, P, K] fp32 and ids [N, P, K] int64
+
+
+def drafts(
+    model: Qwen3, cache: KVCache, whole: Sequence[int], first: int, last: int, size: int, sampling: Sampling
+) -> Candidates:
+    """Candidates of a block of `size` rows anchored at each position from first to before last. The cache
+    holds all of `whole`; only its length is changed."""
+    found, width = list[Candidates](), min(CANDIDATES, model.config.vocab_size)
+    most = min(_ROWS.get(model.device.type, _CPU_ROWS), _LOGITS // model.config.vocab_size)
+    anchors = max(most // (size + 1), 1)
+    for start in range(first, last, anchors):
+        tokens = whole[start : min(start + anchors, last)]
+        n, cache.lengths[0] = len(tokens), start
+        rows = Rows.tree_with_blocks(
+            tokens, range(-1, n - 1), start, range(n), size, model.config.mask_token_id or 0
+        )
+        wanted = [n + block * size + i for block in range(n) for i in range(size - 1)]
+        logits = model.forward(rows, cache, logits_of=wanted, repeats=False).logits
+        positions = torch.tensor([rows.positions[row] + 1 for row in wanted], device=model.device)
+        scores, ids = model.ops.candidates(logits, positions, sampling, width)
+        shape = n, size - 1, width
+        found.append((scores.view(shape), ids.view(shape)))
+    scores, ids = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return scores, ids
+
+
+def ranked(
+    model: Qwen3, blocks: Candidates, roots: Sequence[int], known: bool, corrected: bool,
+    sampling: Sampling = GREEDY,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """(scores, order), both [N, P, K, K], of the candidates of N blocks under N roots; not corrected: as they
+    are. One `rerank` for all, each block behind a row that holds nothing but its root."""
+    scores, ids = blocks
+    n, p, k = scores.shape
+    if not corrected or model.bigram is None:
+        plain, unmoved = scores.cpu().numpy()[:, :, None], np.arange(k)
+        return np.broadcast_to(plain, (n, p, k, k)), np.broadcast_to(unmoved, (n, p, k, k))
+    tables, scale = model.bigram, torch.tensor([correction_scale(sampling)], device=ids.device)
+    front = torch.zeros(1, dtype=torch.int32, device=ids.device)
+    above = torch.tensor(roots, device=ids.device)[:, None, None].expand(n, 1, k)
+    lines = torch.cat([scores[:, :1], scores], 1).flatten(0, 1), torch.cat([above, ids], 1).flatten(0, 1)
+    found = model.ops.rerank(*lines, front, tables.before, tables.after, scale, False)
+    both, order = (x.view(n, p + 1, k, k)[:, 1:].cpu().numpy() for x in found)
+    if known:  # the first position keeps its scores
+        none = torch.zeros_like(tables.before)
+        first = scores[:, 0].contiguous(), ids[:, 0].contiguous()
+        found = model.ops.rerank(*first, front, none, none, scale, False)
+        both[:, 0], order[:, 0] = (x.cpu().numpy() for x in found)
+    return both, order
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Records texts of one model. rows: of the blocks; short: of those of one-pass cycles; sizes: all that
+    are tallied. sampling: temperature and seed alone."""
+
+    model: Qwen3
+    rows: int
+    short: int
+    sizes: list[int]
+    tallies: dict[tuple[int, bool, bool], Tally]
+    sampling: Sampling
+
+    @staticmethod
+    def of(model: Qwen3, also: Sequence[int] = (), sampling: Sampling = GREEDY) -> Recorder:
+        """also: sizes of blocks. Raises InputError for a model whose blocks are smaller, or below 3 rows."""
+        short, rows = block_rows(model.config, None, "one-pass"), model.config.block_size
+        sizes = sorted({rows, short, *(block_rows(model.config, size, "one-pass") for size in also)})
+        kinds = [(size, known, corrected) for size in sizes for known in (True, False)
+                 for corrected in (False, True) if model.bigram or not corrected]  # fmt: skip
+        return Recorder(model, rows, short, sizes, {kind: Tally(*kind) for kind in kinds}, sampling)
+
+    @torch.inference_mode()
+    def text(self, prompt: Sequence[int], tokens: int) -> Text:
+        """Decode `tokens` behind a prompt and see what cycles at each of them keep."""
+        model, s = self.model, self.sampling
+        result = model.generate(prompt, "two-pass", tokens, temperature=s.temperature, seed=s.seed)
+        text = result.whole().token_ids
+        whole, n = [*prompt, *text], len(prompt)
+        cache = model.new_cache(len(whole) + self.rows)
+        model.prefill(whole, cache)
+        kept: dict[str, list[int]] = {kind: [] for kind in KINDS}
+        for size in self.sizes if len(text) > 1 else ():
+            blocks = drafts(model, cache, whole, n - 1, len(whole) - 1, size, s)
+            for known in (True, False):
+                self._follow(text, blocks, size, known, kept)
+        for counts in kept.values():
+            counts.append(1)  # of the last token, behind which nothing is known
+        return Text(n, kept)
+
+    def _follow(
+        self, text: Sequence[int], blocks: Candidates, size: int, known: bool, kept: dict[str, list[int]]
+    ) -> None:
+        """What is kept with blocks of one size, anchored at the roots, or one position earlier, where the
+        first proposal stands in the root's place; blocks[i + 1] stands at text[i]."""
+        scores, ids = (x[1:] if known else x[:-1, 1:] for x in blocks)
+        names, roots = ids.tolist(), text[:-1]
+        orders = [corrected for corrected in (False, True) if self.model.bigram or not corrected]
+        for corrected in orders:
+            trees = ranked(self.model, (scores, ids), roots, known, corrected, self.sampling)
+            tally = self.tallies[size, known, corrected]
+            for i in range(len(roots)):
+                tree = trees[0][i], trees[1][i]
+                truth = text[i + 1 : i + 1 + ids.shape[1]]
+                ranks = ranks_of(names[i], tree[1], truth)
+                tally.add(ranks, len(truth))
+                if known and size == self.rows and not corrected:
+                    kept[CHAIN].append(1 + next((d for d, rank in enumerate(ranks) if rank), len(ranks)))
+                if known and size == self.rows and corrected == orders[-1]:
+                    path = indices(*tree, ranks, TREES[-1])
+                    for nodes in TREES:
+                        kept[str(nodes)].append(1 + sum(node <= nodes for node in path))
+                if not known and size == self.short and corrected == orders[-1]:
+                    kept[ONE_PASS].append(1 + len(indices(*tree, ranks, NODES)))
+
+
+def record(
+    model: Qwen3, prompts: Sequence[Sequence[int]], tokens: int, checkpoint: str, also: Sequence[int] = (),
+    progress: Callable[[int, int], None] = lambda done, of: None, sampling: Sampling = GREEDY,
+) -> Trace:  # fmt: skip
+    """The trace of `tokens` tokens behind each prompt. also: further sizes of blocks to tally. sampling:
+    temperature and seed alone. Raises InputError, with the prompt's number."""
+    recorder, texts = Recorder.of(model, also, sampling), list[Text]()
+    for i, prompt in enumerate(prompts):
+        try:
+            texts.append(recorder.text(prompt, tokens))
+        except InputError as error:
+            raise InputError(f"prompt {i + 1}: {error}") from None
+        progress(i + 1, len(prompts))
+    return Trace(checkpoint, recorder.rows, recorder.short, model.bigram is not None, texts,
+                 list(recorder.tallies.values()), temperature=sampling.temperature)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.set:
             chosen = next(of for of in prompt_sets(model, given.prompts) if of.name == given.set)
             prompts, name, sampling = chosen.prompts, f"{name}, {given.set}", _sampling(chosen.temperature)
-        trace = trace_run.record(model, prompts, given.tokens, name, given.blocks, _said, sampling)
+        trace = record(model, prompts, given.tokens, name, given.blocks, _said, sampling)
     except InputError as error:
         fail(COMMAND, str(error))
     facts = machine(" ".join([f"python -m {COMMAND}", *sys.argv[1:]]))
@@ -83,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.print_tables(tables(trace))
     print(f"{model.dtype}, {model.backend}, {machine_line(facts)}; {time.perf_counter() - began:.0f} s")
     if given.json:
-        trace_run.write(given.json, trace)
+        trace_file.write(given.json, trace)
     return 0
 
 

@@ -38,13 +38,14 @@ BUCKETS: tuple[tuple[int | None, int], ...] = (
     (16, 8), (32, 32), (64, 64), (128, 128), (192, 192), (256, 256), (None, 1024),
 )  # fmt: skip
 # Values to try of each field that LinearTile has; what it has beyond these stays as in the committed tile.
-# {least rows measured at: block_t}
-BLOCK_T = {1: (16,), 32: (32,), 64: (64,), 128: (64, 128), 1024: (128, 256)}
+# {least rows measured at: block_t}; multiples of 3 by descriptors alone
+BLOCK_T = {1: (16,), 32: (32,), 64: (64,), 128: (64, 128), 192: (64, 96, 128, 192), 1024: (128, 192, 256)}
 GRID: dict[str, tuple] = {
     "block_n": (32, 64, 128, 256),
     "split": (False, True),
     "warps": (4, 8),
-    "stages": (3, 4, 5, 6, 8),
+    "stages": (3, 4, 6, 9),
+    "tma": (False, True),
 }
 SHARED_KIB = 227  # of a CTA on sm_90; smaller devices refuse what does not fit, and that is shown
 KEEP = 0.98  # time of another tile over the committed one's below which it takes its place
@@ -86,8 +87,8 @@ def candidates(entry: LinearEntry, rows: int) -> list[LinearTile]:
     found = [committed]
     for values in itertools.product(*grid.values()):
         tile = replace(committed, **dict(zip(grid, values, strict=True)))
-        if tile.split and entry.segments == 1:
-            continue  # the same launch as without
+        if (tile.split and entry.segments == 1) or (tile.block_t % 3 == 0 and not tile.tma):
+            continue  # the same launch as without, or none
         shared = (tile.block_n + tile.block_t) * entry.block_k * 2 * tile.stages
         accumulators = 1 if tile.split or entry.segments == 1 else 2
         registers = tile.block_n * tile.block_t * accumulators / (32 * tile.warps)
@@ -181,7 +182,7 @@ def table_row(
     return {
         "n": weight.n, "k": weight.k, "dtype": "bfloat16", "device": device, "block_k": reduction[0],
         "segments": reduction[1], "tiles": [list(asdict(tile).values()) for tile in tiles],
-        "measured": measured,
+        "apart": weight.entry.apart, "measured": measured,
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import pytest
 from small import small_model
 
 from bench import acceptance
-from bench.acceptance_run import Measured, Setting, measure, plot
+from bench.acceptance import Measured, Setting, measure, plot
 from qwen3_model import InputError
 from qwen3_model.generate import GenerationStats
 

@@ -11,13 +11,11 @@ from torch.autograd import DeviceType
 
 from bench import (
     decode,
-    decode_choice,
+    decode_measure,
     decode_report,
-    decode_run,
     measure,
     passes,
     peers,
-    performance,
     step_profile,
 )
 from bench.measure import Timing, replayable
@@ -27,6 +25,7 @@ from bench.step_profile import Span
 from orthrus_kernels import attention_triton
 from qwen3_model import Qwen3
 from qwen3_model.decode import device
+from tools.docs import performance
 
 gpu_free = pytest.mark.skipif(DEVICE != "cpu", reason="what is said where there is no GPU")
 TINY = (Pass("token", 1), Pass("draft-8", 0, 1, 8), Pass("verify-8", 8), Pass("mixed", 5, 2, 3))
@@ -76,11 +75,11 @@ def test_a_pass_of_both_views_reads_every_weight_but_the_embedding(name):
     config = MODELS[name].config()
     model = Qwen3.from_config(config, device="meta", dtype="bfloat16")
     embedding = 0 if config.tie_word_embeddings else model.embedding.nbytes
-    assert weight_bytes(config, ar=True, diffusion=True) == decode_run.weights_bytes(model) - embedding
+    assert weight_bytes(config, ar=True, diffusion=True) == decode_measure.weights_bytes(model) - embedding
 
 
 def test_shapes_are_the_published_ones():
-    published = json.loads((decode_run.EMBEDDED.parents[2] / "tests/fixtures/published.json").read_text())
+    published = json.loads((decode_measure.EMBEDDED.parents[2] / "tests/fixtures/published.json").read_text())
     text = json.dumps(published)
     for name, shape in MODELS.items():
         want = {"hidden_size": shape.E, "intermediate_size": shape.F, "num_hidden_layers": shape.layers,
@@ -269,10 +268,10 @@ def recorded(call, count):
 
 
 def a_run(model=None):
-    run = decode_run.Run(3000.0, lambda: 1.0)
+    run = decode_report.Run(3000.0, lambda: 1.0)
     model = model or tiny()
-    decode_run.passes_of(run, "tiny", model, [5], TINY, Clock())
-    decode_run.profiles_of(run, "tiny", model, [5], TINY[:1], recorded)
+    decode_measure.passes_of(run, "tiny", model, [5], TINY, Clock())
+    decode_measure.profiles_of(run, "tiny", model, [5], TINY[:1], recorded)
     return run
 
 
@@ -284,7 +283,7 @@ def test_rows_tables_and_summary_of_a_run():
     assert token["over_token"] == 1 and draft["over_token"] == 3 and cycle["over_token"] == 7
     assert run.left_out == 0 and not run.notes and not run.wrong
     assert run.profiles[0]["groups_us"]["gaps"] == 2
-    generated = decode_run.generate_with
+    generated = decode_measure.generate_with
     generated(run, "tiny", tiny(eos_token_ids=()), [1, 2, 3], 9)
     assert [r["tokens"] for r in run.generate] == [9, 9] and not run.wrong
     assert run.generate[0]["tokens_per_cycle"] == 1
@@ -299,8 +298,8 @@ def test_rows_tables_and_summary_of_a_run():
 
 def test_rows_of_sampling_and_trees(monkeypatch):
     """Chain and tree, greedy and sampled; the cycle is timed, and the kernels of the text it ends."""
-    monkeypatch.setattr(decode_choice, "PROFILED_TOKENS", 2)
-    monkeypatch.setattr(decode_choice, "TREE", 3)
+    monkeypatch.setattr(decode_measure, "PROFILED_TOKENS", 2)
+    monkeypatch.setattr(decode_measure, "TREE", 3)
     monkeypatch.setattr(device, "LEAST_ROOM", 64)  # the interpreter pays for programs without keys
     monkeypatch.setattr(attention_triton, "COMBINE_UNROLL", 1)  # and for unrolled steps
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
@@ -312,19 +311,19 @@ def test_rows_of_sampling_and_trees(monkeypatch):
         names = ("_grow_kernel", "_linear_kernel", "_advance_kernel", "_commit_kernel", "_grow_kernel_0d1")
         return [Span(name, 0, 1 + i) for i, name in enumerate(names)]
 
-    rows = decode_choice.choice_rows("tiny", model, [1, 2, 3], Clock())
-    assert not texts and decode_choice.choice_table(rows)[0][2][0][-1] == "-"
-    decode_choice.add_kernels(rows, model, [1, 2, 3], text)
+    rows = decode_measure.choice_rows("tiny", model, [1, 2, 3], Clock())
+    assert not texts and decode_report.choice_table(rows)[0][2][0][-1] == "-"
+    decode_measure.add_kernels(rows, model, [1, 2, 3], text)
     assert [(r["nodes"], r["choice"]) for r in rows] == [
         (0, "greedy"), (0, "sampled"), (3, "greedy"), (3, "sampled")
     ]  # fmt: skip
     assert [t.stats.nodes for t in texts[2:]] and all(len(t.token_ids) == 2 for t in texts)
     assert rows[0]["tree_kernels_us"] == {"_grow_kernel": 3, "_advance_kernel": 3, "_commit_kernel": 4}
     assert [r["us"]["median"] for r in rows] == [100, 200, 300, 400] and rows[3]["share"] == 10 / 400
-    ((_, head, lines),) = decode_choice.choice_table(rows)
+    ((_, head, lines),) = decode_report.choice_table(rows)
     assert all(len(line) == len(head) for line in lines)
     assert [line[6] for line in lines] == ["1.000", "2.000", "1.000", "1.333"]
-    assert decode_choice.choice_table([]) == []
+    assert decode_report.choice_table([]) == []
 
 
 def test_host_share_of_a_pass():
@@ -340,7 +339,7 @@ def test_memory_table():
 
 
 def test_what_fails_leaves_a_note_and_the_run_goes_on():
-    run = decode_run.Run(3000.0, lambda: 60.0)
+    run = decode_report.Run(3000.0, lambda: 60.0)
     run.attempt("a", lambda: 1 // 0, is_peer=True)
     run.attempt("b", lambda: 1 // 0, seconds=80)
     assert run.notes[0].startswith("a: ZeroDivisionError") and run.notes[1] == "b: no time left"

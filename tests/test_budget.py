@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.trace_run import read
+from bench.trace_file import read
 from orthrus_kernels import draft_tree, verify
 from qwen3_model.decode.budget import (
     CHAIN,

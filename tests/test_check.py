@@ -10,8 +10,8 @@ import torch
 from interpreter import DEVICE
 from triton.runtime.jit import KernelInterface
 
-from bench import check, launches
 from orthrus_kernels.backends import _TRITON, REFERENCE, Ops
+from tools import gpu_check, launches
 
 XML = """<testsuites><testsuite>
 <testcase classname="tests.kernels.test_linear" name="a"/>
@@ -23,11 +23,16 @@ XML = """<testsuites><testsuite>
 
 
 def test_every_kernel_test_is_taken():
-    names = {path.stem for path in check.kernel_tests()}
+    names = {path.stem for path in gpu_check.kernel_tests()}
     everything = {path.stem for path in (Path(__file__).parent / "kernels").glob("test_*.py")}
-    assert {"test_linear", "test_rowwise", "test_attention_kernels"} <= names == everything - check.LEFT_OUT
-    assert everything >= check.LEFT_OUT
-    assert [path.stem for path in check.model_tests()] == ["test_bits", "test_cycles", "test_golden_gpu"]
+    assert (
+        {"test_linear", "test_rowwise", "test_attention_kernels"} <= names == everything - gpu_check.LEFT_OUT
+    )
+    assert everything >= gpu_check.LEFT_OUT
+    assert [path.stem for path in gpu_check.model_tests()] == [
+        "test_arrival_soak", "test_bits", "test_cycles", "test_dependent_launches", "test_golden_gpu",
+        "test_linear_rows",
+    ]  # fmt: skip
 
 
 def test_whole_models_have_a_run_of_their_own(monkeypatch, capsys):
@@ -36,33 +41,35 @@ def test_whole_models_have_a_run_of_their_own(monkeypatch, capsys):
 
     def run_tests(what, files, processes, limit, option):
         runs.append((files, processes, limit, option))
-        return [check.Outcome(what, 1, 0)]
+        return [gpu_check.Outcome(what, 1, 0)]
 
-    monkeypatch.setattr(check, "run_tests", run_tests)
-    monkeypatch.setattr(check, "sanitizer", lambda: None)
-    monkeypatch.setattr(check, "machine", lambda command: {})
+    monkeypatch.setattr(gpu_check, "run_tests", run_tests)
+    monkeypatch.setattr(gpu_check, "sanitizer", lambda: None)
+    monkeypatch.setattr(gpu_check, "machine", lambda command: {})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert check.main(["--processes", "8", "--seconds", "100", "--model-seconds", "7"]) == 0
+    assert gpu_check.main(["--processes", "8", "--seconds", "100", "--model-seconds", "7"]) == 0
     assert runs == [
-        (check.kernel_tests(), 8, 100, "--seconds"),
-        (check.model_tests(), 3, 7, "--model-seconds"),
+        (gpu_check.kernel_tests(), 8, 100, "--seconds"),
+        (gpu_check.model_tests(), 3, 7, "--model-seconds"),
     ]
 
 
 def test_a_run_of_tests_ends_at_its_limit(monkeypatch):
     said = []
-    monkeypatch.setattr(check, "run", lambda command, limit, env: said.append((command, limit)) or (None, ""))
-    files = check.model_tests()
-    (got,) = check.run_tests("whole models", files, 3, 9, "--model-seconds")
+    monkeypatch.setattr(
+        gpu_check, "run", lambda command, limit, env: said.append((command, limit)) or (None, "")
+    )
+    files = gpu_check.model_tests()
+    (got,) = gpu_check.run_tests("whole models", files, 3, 9, "--model-seconds")
     assert got.failures == 1 and "after 9 s (--model-seconds)" in got.said
     ((command, limit),) = said
-    assert limit == 9 and str(files[0]) in command and str(check.kernel_tests()[0]) not in command
+    assert limit == 9 and str(files[0]) in command and str(gpu_check.kernel_tests()[0]) not in command
 
 
 def test_outcomes_by_file():
-    assert check.outcomes(XML) == [
-        check.Outcome("test_linear", 2, 1, "b: assert False here"),
-        check.Outcome("test_rowwise", 1, 1, "d: boom"),
+    assert gpu_check.outcomes(XML) == [
+        gpu_check.Outcome("test_linear", 2, 1, "b: assert False here"),
+        gpu_check.Outcome("test_rowwise", 1, 1, "d: boom"),
     ]
 
 
@@ -79,19 +86,19 @@ def test_outcomes_by_file():
     ],
 )
 def test_a_sanitizers_verdict(code, said, failures):
-    got = check.judged("memcheck: x", code, said)
+    got = gpu_check.judged("memcheck: x", code, said)
     assert got.failures == failures and bool(got.said) == bool(failures)
 
 
 def test_a_process_that_takes_too_long_is_ended():
     command = [sys.executable, "-c", "import time; print('began', flush=True); time.sleep(60)"]
-    code, _ = check.run(command, 1, check.environment())
+    code, _ = gpu_check.run(command, 1, gpu_check.environment())
     assert code is None
 
 
 def test_children_run_compiled(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    env = check.environment()
+    env = gpu_check.environment()
     assert "TRITON_INTERPRET" not in env and env["ORTHRUS_TEST_DEVICE"] == "cuda"
 
 
@@ -137,7 +144,7 @@ def test_every_kernel_has_a_launch(monkeypatch):
 @pytest.mark.parametrize("device, word", [("cuda", "where torch sees a GPU"), ("tpu", "'tpu'")])
 def test_a_device_that_is_not_there_is_refused(device, word):
     code = "import os, sys; os.environ['ORTHRUS_TEST_DEVICE'] = sys.argv[1]; import interpreter"
-    got = subprocess.run([sys.executable, "-c", code, device], cwd=Path(__file__).parent,
+    got = subprocess.run([sys.executable, "-c", code, device], cwd=Path(__file__).parent / "helpers",
                          capture_output=True, text=True)  # fmt: skip
     assert got.returncode and word in got.stderr
 
@@ -145,6 +152,6 @@ def test_a_device_that_is_not_there_is_refused(device, word):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where there is no GPU")
 def test_checking_needs_a_gpu(capsys):
     with pytest.raises(SystemExit) as end:
-        check.main([])
+        gpu_check.main([])
     said = capsys.readouterr().err
     assert end.value.code == 2 and said.count("\n") == 1 and "none here" in said

@@ -12,11 +12,12 @@ import pytest
 import torch
 from tree_copy import ROOT, copied, said_by
 
-from bench import cases, check, check_kernel, time_op, trees
-from bench.check import Outcome
-from bench.check_kernel import Compiled, Timed
+from bench import cases
 from bench.measure import Pool, Timing
 from bench.models import MODELS, Shape
+from tools import check_kernel, gpu_check, time_op, trees
+from tools.check_kernel import Compiled, Timed
+from tools.gpu_check import Outcome
 
 GOOD, BAD = Outcome("test_rowwise", 3, 0), Outcome("test_rowwise", 3, 1, "test_x: assert False")
 LINE = {"registers": 31, "spill_bytes": 0, "shared": 0}
@@ -35,14 +36,14 @@ OF_ALL = {
 
 def test_every_kernel_and_every_kernel_test_belongs_to_an_operation():
     sources = [
-        (ROOT / "tests/kernels" / name).read_text() for name in ("aot_launches.py", "compile_attention.py")
+        (ROOT / "tests/helpers" / name).read_text() for name in ("aot_launches.py", "compile_attention.py")
     ]
     kernels = {name for text in sources for name in re.findall(r"\b_\w+_kernel\b", text)}
     known = check_kernel.operations()
     assert {kernel for op in known.values() for kernel in op.kernels} == kernels and len(kernels) > 15
     files = {ROOT / "tests" / file for op in known.values() for file in op.tests}
     assert not [file for file in files if not file.exists()]
-    assert set(check.kernel_tests()) - files == {ROOT / f"tests/kernels/{name}.py" for name in OF_ALL}
+    assert set(gpu_check.kernel_tests()) - files == {ROOT / f"tests/kernels/{name}.py" for name in OF_ALL}
     assert set(cases.OPS) <= set(known)
 
 
@@ -73,7 +74,7 @@ def test_an_edit_seen_whole(tmp_path):
     code, said = said_by(
         root,
         "-m",
-        "bench.check_kernel",
+        "tools.check_kernel",
         "embedding",
         "--base",
         "HEAD",

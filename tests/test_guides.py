@@ -10,8 +10,9 @@ import pytest
 from scripted import ScriptedModel
 from small import small_config, small_model
 
-from bench import acceptance, check_kernel, kernels
+from bench import acceptance, kernels
 from qwen3_model import cli, decode
+from tools import check_kernel
 
 ROOT = Path(__file__).parents[1]
 GUIDES = [
@@ -61,7 +62,7 @@ def test_what_a_guide_names_is_there(name):
     for link in re.findall(r"\]\(([^)#]+)\)", TEXTS[name]):
         assert link.startswith("http") or (folder / link).exists(), link
     made = {"src/orthrus_kernels/squared_relu.py", "tests/kernels/test_squared_relu.py"}  # by make new-op
-    for path in re.findall(r"`((?:src|tests|bench|docs)/[\w./]+\w)`", TEXTS[name]):
+    for path in re.findall(r"`((?:src|tests|bench|tools|docs)/[\w./]+\w)`", TEXTS[name]):
         assert path in made or (ROOT / path).exists(), path
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from bench import mutations
-from bench.mutation_run import Outcome, before, check_all, judge
-from bench.mutation_table import BUGS, Bug
+from tests.mutations import run as mutations
+from tests.mutations.run import Outcome, before, check_all, judge
+from tests.mutations.table import BUGS, Bug
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_the_page_lists_the_bugs():
-    assert mutations.PAGE.read_text() == mutations.page(BUGS), "python -m bench.mutations --write"
+    assert mutations.PAGE.read_text() == mutations.page(BUGS), "python -m tests.mutations.run --write"
     assert len({bug.name for bug in BUGS}) == len(BUGS)
 
 
@@ -83,9 +83,9 @@ def test_what_must_be_so_without_the_bug(clean, said):
 @pytest.fixture
 def toy(tmp_path, monkeypatch) -> Path:
     """A repository of one function and its tests, and three bugs for it."""
-    for name in ("src", "tests"):
-        (tmp_path / name).mkdir()
-    shutil.copytree(ROOT / "bench", tmp_path / "bench", ignore=shutil.ignore_patterns("results", "__pyc*"))
+    (tmp_path / "src").mkdir()
+    for name in ("bench", "tools", "tests/mutations"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("results", "__pyc*"))
     (tmp_path / "src/toy.py").write_text("def f(x):\n    return x + 1\n")
     (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\ntestpaths = ["tests"]\n')
     (tmp_path / "tests/test_toy.py").write_text(

@@ -7,7 +7,7 @@ import os
 import pytest
 from tree_copy import copied, said_by
 
-from bench import new_op
+from tools import new_op
 
 OP, SHORTEST, LONGEST = "probe_op", "pq", "p" * new_op.LONGEST
 NAMES = (OP, SHORTEST, LONGEST, "probe10", "probe9")  # the last two: imports are sorted by number
@@ -25,7 +25,7 @@ def copy(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scaffolded(copy):
     for name in NAMES:
-        code, said = said_by(copy, "-m", "bench.new_op", name)
+        code, said = said_by(copy, "-m", "tools.new_op", name)
         assert code == 0 and f"made src/orthrus_kernels/{name}.py" in said, said
     return copy
 
@@ -45,14 +45,14 @@ def test_tests_and_bench_pass_as_they_are(scaffolded):
 def test_lint_passes_with_names_of_any_length(scaffolded):
     for command in (("check",), ("format", "--check")):
         code, said = said_by(
-            scaffolded, "-m", "ruff", *command, "--no-cache", "src", "bench", "tests/kernels"
+            scaffolded, "-m", "ruff", *command, "--no-cache", "src", "bench", "tools", "tests"
         )
         assert code == 0, said
 
 
 @pytest.mark.slow
 def test_it_compiles_for_hopper(scaffolded):
-    code, said = said_by(scaffolded, "bench/compile_op.py", f"_{OP}_kernel")
+    code, said = said_by(scaffolded, "tools/compile_op.py", f"_{OP}_kernel")
     line = json.loads(said)
     assert code == 0 and line["registers"] > 0 and line["spill_bytes"] == 0
 

@@ -6,8 +6,8 @@ import re
 import pytest
 import torch
 
-from bench import pictures
 from orthrus_kernels import visible
+from tools.docs import pictures
 
 
 def attributes(svg: str, name: str) -> list[dict[str, str]]:

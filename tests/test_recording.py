@@ -8,10 +8,10 @@ from html import unescape
 
 import pytest
 
-from bench import recording
-from bench.recording import Piece
 from qwen3_model import cli
 from qwen3_model.cli import demo
+from tools.docs import recording
+from tools.docs.recording import Piece
 
 
 def test_pieces_are_what_a_terminal_shows():

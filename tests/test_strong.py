@@ -15,7 +15,7 @@ from bench.strong import (
     mean_of,
     stretched,
 )
-from bench.trace_run import CHAIN, KINDS, ONE_PASS, Tally, Text, Trace, followed, write
+from bench.trace_file import CHAIN, KINDS, ONE_PASS, Tally, Text, Trace, followed, write
 from qwen3_model import InputError
 from qwen3_model.decode.budget import TREES
 from qwen3_model.decode.one_pass import Shape

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import small_model
 
-from bench import replay, trace, trace_run
-from bench.trace_run import CHAIN, KINDS, ONE_PASS, Tally, Text, followed, indices, ranked, ranks_of, record
+from bench import replay, trace, trace_file
+from bench.trace import indices, ranked, ranks_of, record
+from bench.trace_file import CHAIN, KINDS, ONE_PASS, Tally, Text, followed
 from orthrus_kernels import Rows, Sampling, draft_tree, verify
 from qwen3_model import InputError, Qwen3
 from qwen3_model.bigram import Bigram
@@ -111,7 +112,7 @@ def test_a_trace_says_what_a_tree_of_a_one_pass_cycle_keeps(embedded):
     whole = [*prompt, *tokens]
     cache = model.new_cache(len(whole))
     model.prefill(whole, cache)
-    decoding = Decoding(model, cache, whole, 9, trace_run.GREEDY, 8)
+    decoding = Decoding(model, cache, whole, 9, trace.GREEDY, 8)
     for i in (0, 5, 11):
         start = len(prompt) + i
         cache.lengths[0], decoding.tokens = start - 1, whole[: start + 1]
@@ -157,14 +158,14 @@ def test_following_a_trace_by_hand():
 
 def test_a_trace_comes_back_from_its_file(embedded, tmp_path):
     path = tmp_path / "trace.json"
-    trace_run.write(path, embedded[2])
-    assert trace_run.read(path) == embedded[2]
+    trace_file.write(path, embedded[2])
+    assert trace_file.read(path) == embedded[2]
     for text in ("[]", "{}", "no json", json.dumps({"texts": [], "tallies": []})):
         path.write_text(text)
         with pytest.raises(InputError, match="is no trace"):
-            trace_run.read(path)
+            trace_file.read(path)
     with pytest.raises(InputError, match="cannot be read"):
-        trace_run.read(tmp_path / "none")
+        trace_file.read(tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -179,15 +180,15 @@ def test_a_trace_comes_back_from_its_file(embedded, tmp_path):
 )  # fmt: skip
 def test_numbers_that_no_recording_gives(embedded, tmp_path, harm):
     path = tmp_path / "trace.json"
-    trace_run.write(path, embedded[2])
+    trace_file.write(path, embedded[2])
     content = json.loads(path.read_text())
     harm(content)
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match="is no trace"):
-        trace_run.read(path)
+        trace_file.read(path)
     path.write_text("[" * 200_000)
     with pytest.raises(InputError, match="is no trace"):
-        trace_run.read(path)
+        trace_file.read(path)
 
 
 def test_a_sampled_text_keeps_less(embedded, sampled):
@@ -199,7 +200,7 @@ def test_a_sampled_text_keeps_less(embedded, sampled):
 def test_the_command_records_a_set(tmp_path, capsys):
     out, options = tmp_path / "t.json", ["--prompts", "1", "--tokens", "9", "--device", "cpu"]
     assert trace.main([*options, "--set", "noise", "--json", str(out)]) == 0
-    found = trace_run.read(out)
+    found = trace_file.read(out)
     assert (found.checkpoint, found.temperature) == ("embedded, noise", 1.5)
     assert found.texts[0].prompt_tokens == 64 and "embedded, noise" in capsys.readouterr().out
     for more in (["p.jsonl"], ["--temperature", "1"], ["--skip", "1"]):
@@ -207,7 +208,7 @@ def test_the_command_records_a_set(tmp_path, capsys):
             trace.main([*options, "--set", "noise", *more])
         assert ended.value.code == 2 and "--set has prompts" in capsys.readouterr().err
     assert trace.main([*options, "--temperature", "0.7", "--json", str(out)]) == 0
-    assert trace_run.read(out).checkpoint == "embedded, T 0.7"
+    assert trace_file.read(out).checkpoint == "embedded, T 0.7"
     with pytest.raises(SystemExit) as ended:
         trace.main([*options, "--temperature", "-1"])
     assert ended.value.code == 2 and "temperature is -1" in capsys.readouterr().err
@@ -221,7 +222,7 @@ def test_the_command_leaves_prompts_out(tmp_path, capsys):
     for options in ([str(prompts), "--skip", "1"], [str(rest)]):
         out = tmp_path / "t.json"
         assert trace.main([*options, "--tokens", "9", "--device", "cpu", "--json", str(out)]) == 0
-        found.append(trace_run.read(out))
+        found.append(trace_file.read(out))
     assert found[0].texts == found[1].texts and found[0].checkpoint == "embedded, from prompt 2"
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
@@ -232,7 +233,7 @@ def test_the_command_leaves_prompts_out(tmp_path, capsys):
 def test_the_command(tmp_path, capsys):
     out = tmp_path / "t.json"
     assert trace.main(["--prompts", "1", "--tokens", "9", "--device", "cpu", "--json", str(out)]) == 0
-    said, found = capsys.readouterr().out, trace_run.read(out)
+    said, found = capsys.readouterr().out, trace_file.read(out)
     assert "recorded from embedded" in said and "one-pass" in said and "one earlier" in said
     assert found.checkpoint == "embedded" and found.made["tokens"] == 9 and found.texts[0].tokens == 9
     with pytest.raises(SystemExit):
@@ -243,15 +244,15 @@ def test_traces_that_cannot_be_replayed_together(embedded, tmp_path):
     """Before any model is made; --strong takes a greedy trace."""
     paths = [tmp_path / name for name in ("a.json", "b.json")]
     for path in paths:
-        trace_run.write(path, embedded[2])
+        trace_file.write(path, embedded[2])
     with pytest.raises(InputError, match="a.json and .*b.json are both of embedded"):
         list(replay.traces(Namespace(replay=paths, strong=False)))
-    trace_run.write(paths[0], dataclasses.replace(embedded[2], temperature=0.5))
+    trace_file.write(paths[0], dataclasses.replace(embedded[2], temperature=0.5))
     given = Namespace(replay=paths[:1], strong=True, shape=None, prompts=1, tokens=9)
     with pytest.raises(InputError, match="of a greedy trace"):
         list(replay.traces(given))
     one = Text(3, {kind: [1] for kind in KINDS})
-    trace_run.write(paths[1], dataclasses.replace(embedded[2], texts=[one]))
+    trace_file.write(paths[1], dataclasses.replace(embedded[2], texts=[one]))
     with pytest.raises(InputError, match="b.json: the trace's texts end"):
         list(replay.traces(Namespace(replay=paths[1:], strong=False)))
 

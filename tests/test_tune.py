@@ -33,6 +33,7 @@ def test_candidates_take_any_rows_and_fit(rows):
         assert tiles[0] == replace(w.entry.tile(rows), rows=None) and len(set(tiles)) == len(tiles) > 10
         for tile in tiles[1:]:
             assert tile.rows is None and not (tile.split and w.entry.segments == 1)
+            assert tile.block_t % 3 or tile.tma
             assert (tile.block_n + tile.block_t) * w.entry.block_k * 2 * tile.stages <= 227 * 1024
 
 
@@ -91,7 +92,8 @@ def test_the_committed_table_is_as_tuning_writes_it():
 
 
 def test_a_written_table_is_read_back(monkeypatch, tmp_path):
-    w = weight("down")
+    w = weight("qkv")
+    assert w.entry.apart is not None
     chosen = {rows: tune.candidates(w.entry, rows)[-1] for _, rows in tune.BUCKETS}
     row = tune.table_row(w, DEVICE_KEY, (64, 2), chosen, "here")
     new = row | {"device": "sm_99"}
@@ -101,7 +103,11 @@ def test_a_written_table_is_read_back(monkeypatch, tmp_path):
     got, before = tables.linear_entries.__wrapped__(), tables.linear_entries()
     assert len(got) == len(before) + 1
     entry = got[w.n, w.k, torch.bfloat16, DEVICE_KEY]
-    assert entry.measured == "here" and [t.rows for t in entry.tiles] == [b for b, _ in tune.BUCKETS]
+    assert (
+        entry.measured == "here"
+        and entry.apart == w.entry.apart
+        and [t.rows for t in entry.tiles] == [b for b, _ in tune.BUCKETS]
+    )
     for limit, rows_measured in tune.BUCKETS:
         assert replace(entry.tile(limit or 5000), rows=None) == chosen[rows_measured]
     untouched = {k: v for k, v in got.items() if k[:2] != (w.n, w.k)}

@@ -33,7 +33,7 @@ except ImportError:
 
 def triton_interprets() -> bool:
     """Whether kernels are interpreted (TRITON_INTERPRET=1), for debugging: bf16 is wrong there, unless
-    repaired as tests/interpreter.py does.
+    repaired as tests/helpers/interpreter.py does.
     """
     return not isinstance(triton, _Absent) and bool(triton.knobs.runtime.interpret)
 

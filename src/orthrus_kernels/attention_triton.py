@@ -40,7 +40,7 @@ DEFAULT_LAUNCH = (64, 64, 4, 2)  # other head sizes: tests and toy models
 # Tiles side by side in the tall tile of the whole form, with as many times the warps: keys come from L2 half
 # as often, and its two accumulators would spill in one. A warp holds whole rows, laid out the same in both
 # heights. 16 bits only: products of fp32 are laid out over all warps. The partial form is faster in short
-# tiles at every context and 32 to 128 rows (H100, 2026-11-25, bench/gpu_attention.py).
+# tiles at every context and 32 to 128 rows (H100, bench/LOG.md, 2026-11-25).
 TALL = 2
 
 # Programs from which on the whole form is taken: about one tall tile for every SM of a large GPU.

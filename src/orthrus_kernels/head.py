@@ -24,7 +24,7 @@ from .pdl import launch_dependents, launch_options, wait
 from .tables import LinearTile
 
 # The linear table's tiles leave no registers for the summary: a tile has 8192 logits at most. Of those,
-# these were the fastest on the weight most like a head (12288x2048, H100, 2026-11-25, bench/gpu_linear.py);
+# these were the fastest on the weight most like a head (12288x2048, H100, bench/LOG.md, 2026-11-25);
 # 128 rows take 8 warps in place of 4, since 4 need all 255 registers here.
 _TILES_16_BIT = (
     LinearTile(16, 16, 128, False, 4, 5),

@@ -49,7 +49,7 @@ _TWO_ACCUMULATORS = 96
 
 
 # Fastest or within 2 % of it at 1, 8, 32, 64, 128 rows of 8B, 4B, 1.7B, all ahead of the two kernels (H100,
-# triton 3.6.0, 2026-11-26, bench/gpu_gate_up.py); at 192 rows of 8B the two are ahead by 9 %.
+# triton 3.6.0, bench/LOG.md, 2026-11-26); at 192 rows of 8B the two are ahead by 9 %.
 _TILES_SM_90 = (
     LinearTile(16, 16, 64, False, 4, 6),
     LinearTile(32, 32, 64, False, 4, 6),

@@ -25,7 +25,7 @@ from .visibility import Path, Rows, paths
 # (first position, width): narrow segments first, so that short contexts fill a GPU, wide ones later, so that
 # few partials are written and combined: 4 at 1k, 22 at 16k, 34 at 40k, 62 at 128k. Every width is a multiple
 # of 256, so any power-of-two key block up to that divides it. The fastest of four lists at 16k and 40k, 1 to
-# 64 rows (H100, 2026-11-25, bench/gpu_attention.py).
+# 64 rows (H100, bench/LOG.md, 2026-11-25).
 KEY_CUTS = ((0, 256), (1024, 512), (4096, 1024), (16384, 2048), (65536, 4096))
 
 Cuts = Sequence[tuple[int, int]]

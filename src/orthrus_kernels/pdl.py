@@ -35,7 +35,7 @@ from . import tables
 from ._triton import tl, triton, triton_interprets
 
 # Kinds of operations (backends.py) that a model launches as dependent ones where the device can: at 1 row
-# 0.97 of the time without for 8B, 0.94 for 1.7B (H100, 2026-11-26, bench/gpu_pdl.py).
+# 0.97 of the time without for 8B, 0.94 for 1.7B (H100, bench/LOG.md, 2026-11-26).
 PDL: frozenset[str] = frozenset({"rowwise", "attention", "linear"})
 
 

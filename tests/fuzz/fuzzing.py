@@ -53,7 +53,7 @@ class Report:
 
 def fuzzer(name: str) -> Any:
     """The module of a fuzzer."""
-    for folder in (HERE, HERE.parent):
+    for folder in (HERE, HERE.parent / "helpers"):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
     return import_module(f"fuzz_{name}")

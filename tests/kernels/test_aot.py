@@ -10,7 +10,7 @@ import pytest
 
 import orthrus_kernels
 
-HERE = Path(__file__).parent
+HELPERS = Path(__file__).parents[1] / "helpers"
 TARGETS = {"sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942"}
 
 
@@ -20,7 +20,7 @@ def compiled(tmp_path_factory):
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = str(Path(orthrus_kernels.__file__).parent.parent)
     env["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    command = [sys.executable, HERE / "aot.py"]
+    command = [sys.executable, HELPERS / "aot.py"]
     said = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
     assert said.returncode == 0, said.stderr[-3000:]
     return [json.loads(line) for line in said.stdout.splitlines()]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
+HELPERS = Path(__file__).parents[1] / "helpers"
 TARGETS = ("80", "89", "90", "100", "120", "gfx942")
 
 
@@ -16,7 +16,7 @@ TARGETS = ("80", "89", "90", "100", "120", "gfx942")
 def compiled(tmp_path_factory):
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, HERE / "compile_attention.py", *TARGETS]
+    command = [sys.executable, HELPERS / "compile_attention.py", *TARGETS]
     said = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
     assert said.returncode == 0, said.stderr[-3000:]
     return [json.loads(line) for line in said.stdout.splitlines()]

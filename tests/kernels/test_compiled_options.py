@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
+HELPERS = Path(__file__).parents[1] / "helpers"
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, HERE / "compile_options.py"]
+    command = [sys.executable, HELPERS / "compile_options.py"]
     said = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
     assert said.returncode == 0, said.stderr[-3000:]
     return {line["kernel"]: line for line in map(json.loads, said.stdout.splitlines())}

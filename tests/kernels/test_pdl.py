@@ -16,7 +16,7 @@ from small import small_model
 import orthrus_kernels
 from orthrus_kernels import backend_ops, pdl
 
-HERE = Path(__file__).parent
+HELPERS = Path(__file__).parents[1] / "helpers"
 PREFETCH = "prefetch.global.L2"
 # What a kernel may read before it waits: weights, which no kernel of a pass writes. All others: nothing.
 READS = {
@@ -40,7 +40,7 @@ def compiled(tmp_path_factory):
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = str(Path(orthrus_kernels.__file__).parent.parent)
     env["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    command = [sys.executable, HERE / "compile_pdl.py"]
+    command = [sys.executable, HELPERS / "compile_pdl.py"]
     said = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
     assert said.returncode == 0, said.stderr[-3000:]
     return [json.loads(line) for line in said.stdout.splitlines()]

@@ -3,7 +3,7 @@
 A linear weight is looked up by (N, K, dtype, device). What its row of bits depends on, `block_k` and
 `segments`, is one pair for the weight: its **reduction class**. What may change with the number of rows
 (tile, warps, stages, whether segments run side by side or one after another) is a list of tiles, and every
-tile gives the same bits; tests/kernels/test_linear.py and bench/gpu_linear.py assert it.
+tile gives the same bits; tests/kernels/test_linear.py and tests/gpu/test_linear_rows.py assert it.
 
 `linear.json` holds the measured entries, each with the measurement it came from. A weight without an entry
 takes `default_entry`, whose class is a function of (N, K, dtype) alone."""

@@ -1,7 +1,7 @@
 """Yesterday's bits: hashes of texts and logits that only an entry of the CHANGELOG may change.
 
 A record is of one processor and the builds that made its kernels, since bits are promised for those alone. To
-make the record of this machine: `python tests/golden.py`, with --gpu for the GPU's."""
+make the record of this machine: `python tests/helpers/golden.py`, with --gpu for the GPU's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from qwen3_model import Qwen3, Qwen3Config
 from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.prompts import read_prompts
 
-FOLDER = Path(__file__).parent / "gpu/golden"
+FOLDER = Path(__file__).parents[1] / "gpu/golden"
 SEED = 11
 TEMPERATURES = (0.0, 0.8)
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -130,7 +130,8 @@ def make(device: str, prompts: int, tokens: int) -> dict[str, Any]:
 def main() -> int:
     """Write the record of this machine."""
     parser = argparse.ArgumentParser(
-        description="Write the golden record of this machine.", epilog="example: python tests/golden.py --gpu"
+        description="Write the golden record of this machine.",
+        epilog="example: python tests/helpers/golden.py --gpu",
     )
     parser.add_argument("--gpu", action="store_true", help="of the GPU's kernels (default: the CPU's twins)")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to")

@@ -1,7 +1,13 @@
-"""Plant a bug in a temporary copy of the repository, run the test that must catch it, judge how it failed."""
+"""Plant known bugs, one at a time, and see each caught by the test that guards against it.
+
+A bug is an exact replacement of text (table.py), made in a temporary copy of the repository. It is caught
+when its test passes without it and fails with it by an assertion about values: an import that breaks proves
+nothing. A bug that no longer applies is an error. Kernels are interpreted, so races and the order of sums
+inside a compiled reduction or dot are not among the bugs: `make gpu-check` is for those."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -15,10 +21,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .mutation_table import Bug
+from bench.command import Parser, fail, positive
+from bench.report import print_tables
+from qwen3_model.cli.output import write_atomically
 
-COPIED = ("src", "tests", "bench", "pyproject.toml")
+from .table import BUGS, Bug
+
+COMMAND = "tests.mutations.run"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs/mutations.md"
+COPIED = ("src", "tests", "bench", "tools", "pyproject.toml")
 LIMIT = 900  # seconds of a process, on a busy machine: a bug may make a loop endless
+PREFACE = """# Planted bugs
+
+What shows that the tests can fail. `make mutations` plants each of these bugs in a copy of the repository,
+one at a time, and runs the test beside it, which must pass without the bug and fail with it by an assertion
+about values. Some bugs of the drafter leave the text alone: a test of the text must pass with them too. The
+bugs are data, `tests/mutations/table.py`. With a rule and its test comes the bug that the test catches; then
+`python -m tests.mutations.run --write` writes this page anew.
+
+Kernels run in Triton's interpreter here. Races, and the order of sums inside compiled reductions and dots,
+are for `make gpu-check`.
+"""
+
 
 Report = dict[str, Any]
 
@@ -88,11 +113,11 @@ def run(root: Path, tests: Sequence[str], bug: Bug | None = None) -> tuple[Repor
 
 
 def _probe(copy: Path, report: Path, arguments: Sequence[str]) -> Report:
-    """What mutation_probe reports; of a process that left no report, what it said last."""
+    """What probe.py reports; of a process that left no report, what it said last."""
     nothing: Report = {"code": None, "passed": [], "failures": []}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "bench.mutation_probe", str(report), *arguments], cwd=copy,
+            [sys.executable, "-m", "tests.mutations.probe", str(report), *arguments], cwd=copy,
             timeout=LIMIT, env=environment(copy), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             errors="replace",
         )  # fmt: skip
@@ -153,3 +178,107 @@ def _why(report: Report) -> str:
         return report["said"]
     failure = report["failures"][0]
     return f"{failure['test']}, {failure['error']}, {failure['said']}"
+
+
+def page(bugs: Sequence[Bug]) -> str:
+    """docs/mutations.md."""
+    head = "bug", "why it matters", "in `src/`", "caught by, in `tests/`", "not seen by"
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for bug in bugs:
+        unseen = f"`{bug.unseen}`" if bug.unseen else ""
+        lines.append(f"| {bug.name} | {bug.why} | `{bug.file}` | `{bug.test}` | {unseen} |")
+    return PREFACE + "\n" + "\n".join(lines) + "\n"
+
+
+def to_json(outcomes: Sequence[Outcome], seconds: float) -> dict[str, object]:
+    """The whole run."""
+    return {
+        "bugs": [
+            {"name": o.bug.name, "file": f"src/{o.bug.file}", "test": f"tests/{o.bug.test}",
+             "caught": o.caught, "said": o.said, "seconds": round(o.seconds, 1)}
+            for o in outcomes
+        ],
+        "caught": sum(o.caught for o in outcomes),
+        "seconds": round(seconds, 1),
+    }  # fmt: skip
+
+
+def parse(arguments: Sequence[str] | None):
+    parser = Parser(
+        prog=f"python -m {COMMAND}",
+        description=" ".join(str(__doc__).split()).replace("`", ""),
+        epilog="example: python -m tests.mutations.run --only 'a sibling is visible' --json (exit code 1: a "
+        "bug was not caught)",
+    )
+    parser.add_argument(
+        "--only", metavar="NAME", action="append", help="this bug; may be given several times"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout in place of the table")
+    parser.add_argument("--write", action="store_true", help="write docs/mutations.md and run nothing")
+    parser.add_argument(
+        "--processes",
+        type=positive,
+        default=min(4, os.cpu_count() or 1),
+        help="tests run side by side; default: %(default)s",
+    )
+    given = parser.parse_args(arguments)
+    if given.write and given.only:
+        parser.error("--write lists every bug: leave out --only")
+    return given
+
+
+def chosen(names: Sequence[str] | None) -> list[Bug]:
+    """The bugs of these names, or all. Raises ValueError for a name that no bug has."""
+    known = {bug.name: bug for bug in BUGS}
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"no bug is called {name!r}: docs/mutations.md lists them")
+    return [known[name] for name in dict.fromkeys(names)] if names else list(BUGS)
+
+
+def print_outcomes(outcomes: Sequence[Outcome], seconds: float) -> None:
+    """The table, then what was not caught."""
+    lines = []
+    for o in outcomes:
+        by = o.bug.test if o.caught else "NOT CAUGHT"
+        lines.append([o.bug.name, o.bug.file, by, f"{o.seconds:.1f}"])
+    print_tables([("Planted bugs", ["bug", "file", "caught by", "seconds"], lines)])
+    for o in outcomes:
+        if not o.caught:
+            print(f"{o.bug.name}: {o.said}")
+    print(f"{sum(o.caught for o in outcomes)} of {len(outcomes)} bugs caught; {seconds:.0f} s")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = parse(arguments)
+    try:
+        bugs = chosen(given.only)
+        check_all(ROOT, bugs)
+        if given.write:
+            write_atomically(PAGE, page(BUGS))
+            print(f"wrote {PAGE}")
+            return 0
+    except (OSError, ValueError) as error:
+        fail(COMMAND, str(error))
+    missing = [n for n in ("pytest", "pytest_timeout", "hypothesis") if not importlib.util.find_spec(n)]
+    if missing:
+        fail(COMMAND, f"{', '.join(missing)} missing: pip install -e '.[test]'")
+    began, outcomes = time.perf_counter(), list[Outcome]()
+    for outcome in prove(ROOT, bugs, given.processes):
+        outcomes.append(outcome)
+        verdict = "caught" if outcome.caught else "NOT CAUGHT"
+        print(
+            f"{len(outcomes)}/{len(bugs)} {verdict}: {outcome.bug.name} ({outcome.seconds:.1f} s)",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+    outcomes.sort(key=lambda o: bugs.index(o.bug))
+    seconds = time.perf_counter() - began
+    if given.json:
+        print(json.dumps(to_json(outcomes, seconds)))
+    else:
+        print_outcomes(outcomes, seconds)
+    return 0 if all(o.caught for o in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,15 +18,17 @@ from typing import Any
 
 import torch
 
-from . import kernels, trees
-from .cases import OPS
-from .check import Outcome, need_pytest, run_tests
-from .command import Parser, fail, positive, writable
-from .measure import machine, machine_line
-from .models import MODELS
-from .report import number, print_tables, write_json
+from bench import kernels
+from bench.cases import OPS
+from bench.command import Parser, fail, positive, writable
+from bench.measure import machine, machine_line
+from bench.models import MODELS
+from bench.report import number, print_tables, write_json
 
-COMMAND = "bench.check_kernel"
+from . import trees
+from .gpu_check import Outcome, need_pytest, run_tests
+
+COMMAND = "tools.check_kernel"
 ROOT = Path(__file__).resolve().parents[1]
 NOISE = 0.01  # a difference below this share is called none, however often it is seen
 FIGURES = {"registers": "registers", "spill_bytes": "B spilled", "shared": "B shared"}
@@ -196,7 +198,7 @@ def compare_compiled(found: Found, base: Path, limit: float) -> None:
         found.notes.append(f"{found.base} was not compiled: {before[1]}")
     if after[1] or not after[0]:
         found.failures.append(
-            f"not compiled: {after[1] or 'no launch of it in tests/kernels/aot_launches.py'}"
+            f"not compiled: {after[1] or 'no launch of it in tests/helpers/aot_launches.py'}"
         )
     found.failures += [f"{c.kernel}, {c.case}: {c.verdict} {c.after.get('error', '')}".strip()
                        for c in found.compiled if c.failed]  # fmt: skip

@@ -1,7 +1,7 @@
-"""Compile kernels for sm_90 and print a JSON line each: `python bench/compile_op.py _swiglu_kernel ...`.
+"""Compile kernels for sm_90 and print a JSON line each: `python tools/compile_op.py _swiglu_kernel ...`.
 
-Launches, launchers and kernels are those of the tree whose src and tests/kernels are on PYTHONPATH, which
-need not be this file's: bench/check_kernel.py compares two."""
+Launches, launchers and kernels are those of the tree whose src and tests/helpers are on PYTHONPATH, which
+need not be this file's: tools/check_kernel.py compares two."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from contextlib import redirect_stdout
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # bench/ of this file's tree
+    sys.path.pop(0)  # tools/ of this file's tree
 
 import aot  # noqa: E402
 import aot_launches  # noqa: E402

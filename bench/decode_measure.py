@@ -1,9 +1,12 @@
-"""A run of `bench.decode`: passes, memory, profiles and tokens/s of one model after another."""
+"""What `bench.decode` measures of a model: passes and their profiles, memory, tokens/s of model.generate, and
+what sampling and draft trees cost."""
 
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -17,75 +20,18 @@ from qwen3_model.model import PREFILL_ROWS
 from qwen3_model.prompts import read_prompts
 
 from . import decode_report
-from .command import short
-from .decode_choice import choice_table
-from .measure import replayable
-from .passes import (
-    CYCLE,
-    OURS,
-    Pass,
-    TimeIt,
-    calls_of,
-    filled_cache,
-    host_time,
-    measure_passes,
-    pass_bytes,
-)  # fmt: skip
+from .decode_report import SAMPLED, TREE_KERNELS, Run
+from .measure import Timing, replayable
+from .passes import CYCLE, Pass, TimeIt, calls_of, filled_cache, host_time, measure_passes, pass_bytes
 from .step_profile import Span, record, step_profile
 
 PROMPT_TOKENS = 64
 PROFILED_PASSES = 10
+TREE = 63
+PROFILED_TOKENS = 24
 
-
-class Run:
-    """Everything measured so far, ready for JSON."""
-
-    def __init__(self, read_gb_s: float, seconds_left: Callable[[], float]) -> None:
-        self.read_gb_s, self.seconds_left = read_gb_s, seconds_left
-        self.passes: list[dict[str, Any]] = []
-        self.memory: list[dict[str, Any]] = []
-        self.generate: list[dict[str, Any]] = []
-        self.choices: list[dict[str, Any]] = []
-        self.profiles: list[dict[str, Any]] = []
-        self.peers: list[dict[str, Any]] = []
-        self.notes: list[str] = []
-        self.left_out = 0
-        self.failed = False
-
-    @property
-    def wrong(self) -> bool:
-        """Whether something of ours failed, or a pass or a text was not what it must be."""
-        passes, texts = (OURS not in r["notes"] for r in self.passes), (r["identical"] for r in self.generate)
-        return self.failed or not all(passes) or not all(texts)
-
-    def tables(self) -> list[decode_report.Table]:
-        """All tables, in order."""
-        r = decode_report
-        return [*r.pass_tables(self.passes), *r.memory_table(self.memory), *r.generate_table(self.generate),
-                *choice_table(self.choices), *r.profile_tables(self.profiles)]  # fmt: skip
-
-    def to_json(self, machine: dict[str, Any]) -> dict[str, Any]:
-        """The whole run."""
-        return {
-            "machine": machine, "roof": {"read_gb_s": round(self.read_gb_s, 1)}, "passes": self.passes,
-            "memory": self.memory, "generate": self.generate, "choices": self.choices,
-            "profiles": self.profiles, "peers": self.peers, "notes": self.notes, "left_out": self.left_out,
-        }  # fmt: skip
-
-    def out_of_time(self) -> bool:
-        """Whether nothing more is to be started."""
-        return self.seconds_left() <= 0
-
-    def attempt(self, what: str, work: Callable[[], None], seconds: float = 0, is_peer: bool = False) -> None:
-        """Do it, unless fewer seconds are left than that; a failure leaves a note and the run goes on."""
-        if self.seconds_left() <= seconds:
-            self.notes.append(f"{what}: no time left")
-            return
-        try:
-            work()
-        except Exception as error:
-            self.notes.append(f"{what}: {short(error)}")
-            self.failed |= not is_peer
+Recorded = Callable[[Callable[[], Any], int], list[Span]]
+Row = dict[str, Any]
 
 
 def passes_of(
@@ -117,7 +63,7 @@ def profiles_of(
     model: Qwen3,
     contexts: Sequence[int],
     passes: Sequence[Pass],
-    recorded: Callable[[Callable[[], Any], int], list[Span]] = record,
+    recorded: Recorded = record,
 ) -> None:
     """Profile passes of a model into `run`."""
     cache = filled_cache(model, contexts, max(map(len, passes)))
@@ -137,7 +83,7 @@ def _profile(
     cache: KVCache,
     what: Pass,
     context: int,
-    recorded: Callable[[Callable[[], Any], int], list[Span]],
+    recorded: Recorded,
 ) -> None:
     cache.lengths[0] = context
     replay = replayable(calls_of(model, cache, what, context).device, model.device)
@@ -183,8 +129,7 @@ def cycle_host_us(model: Qwen3) -> float:
 
 def memory_of(run: Run, name: str, model: Qwen3, context: int, new_tokens: int = 64) -> None:
     """Peak memory of a whole two-pass generation of `new_tokens`, every kind of cycle in it, behind a long
-    prompt. The last chunk of the
-    prompt has 256 rows, the most of a captured pass."""
+    prompt. The last chunk of the prompt has 256 rows, the most of a captured pass."""
     rng = random.Random(0)
     chunks = max((context - new_tokens - MOST_ROWS) // PREFILL_ROWS, 0)
     length = chunks * PREFILL_ROWS + MOST_ROWS
@@ -217,3 +162,45 @@ def embedded_prompt(model: Qwen3) -> list[int]:
     assert model.text is not None
     ids = (model.text.encode(text) for text in read_prompts(EMBEDDED / "held_out.jsonl"))
     return next(tokens[:PROMPT_TOKENS] for tokens in ids if len(tokens) >= PROMPT_TOKENS)
+
+
+def choice_rows(
+    name: str, model: Qwen3, prompt: Sequence[int], time_it: Callable[[Callable[[], Any]], Timing]
+) -> list[Row]:
+    """A row for each draft and choice, for JSON. time_it: times a call that is a replay already; what it
+    times are cycles behind the end of a text, which do all the work and change nothing."""
+    rows: list[Row] = []
+    for nodes in (0, TREE):
+        for choice in ("greedy", "sampled"):
+            row: Row = {"model": name, "nodes": nodes, "choice": choice}
+            text = _text(model, prompt, row)
+            text(), text()  # the second captures nothing more
+            assert model.spare_cache is not None and model.spare_cache.cycles is not None
+            with torch.inference_mode():
+                us = time_it(model.spare_cache.cycles.again)
+            rows.append(row | {"us": asdict(us), "tree_kernels_us": {}, "share": None})
+    return rows
+
+
+def add_kernels(
+    rows: Sequence[Row], model: Qwen3, prompt: Sequence[int], recorded: Recorded = record
+) -> None:
+    """Into the rows of a model: the kernels that grow, walk and commit, medians over the cycles of a text."""
+    for row in rows:
+        text = _text(model, prompt, row)
+        text(), text()
+        around = kernel_us(recorded(text, 1))
+        row |= {"tree_kernels_us": around, "share": round(sum(around.values()) / row["us"]["median"], 5)}
+
+
+def _text(model: Qwen3, prompt: Sequence[int], row: Row) -> Callable[[], Any]:
+    settings = SAMPLED if row["choice"] == "sampled" else {}
+    return lambda: model.generate(
+        prompt, "two-pass", PROFILED_TOKENS, seed=0, tree_nodes=row["nodes"], **settings
+    ).whole()
+
+
+def kernel_us(spans: Sequence[Span]) -> dict[str, float]:
+    """Median µs of each of TREE_KERNELS that ran."""
+    times = {k: [s.end - s.start for s in spans if s.name.startswith(k)] for k in TREE_KERNELS}
+    return {k: round(statistics.median(t), 3) for k, t in times.items() if t}

@@ -1,6 +1,6 @@
 """Compile every kernel ahead of time, for GPUs that are not here, and print one JSON line a compilation.
 
-Run by test_aot.py in a process without TRITON_INTERPRET: `python tests/kernels/aot.py`. The real launchers
+Run by test_aot.py in a process without TRITON_INTERPRET: `python tests/helpers/aot.py`. The real launchers
 run on meta tensors; a recorder in the kernel's place keeps the arguments of the launch and compiles what
 Triton would have compiled for them. So a launcher and this file cannot disagree.
 

@@ -1,4 +1,4 @@
-"""The bugs that `bench.mutations` plants: data, in the order of docs/mutations.md, which it writes."""
+"""The bugs that `tests.mutations.run` plants: data, in the order of docs/mutations.md, which it writes."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .command import Parser, fail
+from bench.command import Parser, fail
 
-COMMAND = "bench.new_op"
+COMMAND = "tools.new_op"
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATES = Path(__file__).with_name("new_op_files")
 PLACEHOLDER = "OP_NAME"
@@ -25,7 +25,7 @@ LONGEST = 24  # a longer name makes lines that the formatter breaks
 
 BACKENDS, PACKAGE = "src/orthrus_kernels/backends.py", "src/orthrus_kernels/__init__.py"
 KERNEL, TEST = "src/orthrus_kernels/OP_NAME.py", "tests/kernels/test_OP_NAME.py"
-CASES, LAUNCHES, AOT = "bench/cases.py", "bench/launches.py", "tests/kernels/aot_launches.py"
+CASES, LAUNCHES, AOT = "bench/cases.py", "tools/launches.py", "tests/helpers/aot_launches.py"
 FILES = {KERNEL: "kernel.py.txt", TEST: "test.py.txt"}
 IMPORTS = {
     BACKENDS: "from .OP_NAME import OP_NAME, OP_NAME_triton",

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import decode_report
-from .command import Parser, fail, short
-from .decode_choice import choice_table
-from .report import number
+from bench import decode_report
+from bench.command import Parser, fail, short
+from bench.decode_report import choice_table
+from bench.report import number
 
-COMMAND = "bench.performance"
-ROOT = Path(__file__).resolve().parents[1]
+COMMAND = "tools.docs.performance"
+ROOT = Path(__file__).resolve().parents[2]
 PAGE, PICTURE = ROOT / "docs/performance.md", ROOT / "docs/performance.png"
 RUN, PEERS = ROOT / "bench/results/decode-h100.json", ROOT / "bench/results/decode-peers-h100.json"
 PICTURED = [("8B", "token"), ("8B", "verify-64"), ("8B", "mixed-33+24x6"), ("1.7B", "token")]
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog=f"python -m {COMMAND}",
         description=" ".join(str(__doc__).split("\n\n")[0].split()),
-        epilog="example: python -m bench.performance --run bench/results/decode-h100.json",
+        epilog="example: python -m tools.docs.performance --run bench/results/decode-h100.json",
     )
     parser.add_argument("--run", type=Path, default=RUN, help="JSON of a run with --profile")
     parser.add_argument("--peers", type=Path, default=PEERS, help="JSON of a run with transformers installed")

@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.command import Parser, fail, short
 from orthrus_kernels import Rows, visible
 from qwen3_model.cli.output import write_atomically
 
-from .command import Parser, fail, short
 from .svg import MONO, line, picture, rect, text
 
-COMMAND = "bench.pictures"
-ROOT = Path(__file__).resolve().parents[1]
+COMMAND = "tools.docs.pictures"
+ROOT = Path(__file__).resolve().parents[2]
 MASK, SPEED = ROOT / "docs/mask.svg", ROOT / "docs/speed.svg"
 RUN = ROOT / "bench/results/decode-peers-h100.json"
 

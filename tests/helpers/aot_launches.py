@@ -28,7 +28,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
-# Tiles by descriptors as bench/gpu_linear.py tries them: the smallest, and those with most registers.
+# Tiles by descriptors as `make tune` tries them: the smallest, and those with most registers.
 TMA_ENTRIES = (
     tables.LinearEntry(64, 4, (
         tables.LinearTile(16, 16, 64, True, 4, 10, tma=True),
@@ -131,7 +131,7 @@ def heads() -> Iterator[Launch]:
         yield f"k {k}", summary, "_merge_kernel", merge, ALL if k == 16 else HOPPER
 
 
-# As bench/gpu_gate_up.py tries them: those with most registers; several segments by either copy.
+# Those with most registers; several segments by either copy.
 SWIGLU_ENTRIES = (
     tables.LinearEntry(64, 1, (
         tables.LinearTile(64, 64, 128, False, 4, 9, tma=True),

@@ -1,6 +1,6 @@
-"""Tests run for `bench.mutations`, in a process of their own: which passed, and what the others ended by.
+"""Tests run for `tests.mutations.run`, in a process of their own: which passed, and what the others ended by.
 
-    python -m bench.mutation_probe REPORT [-x] TEST [TEST ...]
+    python -m tests.mutations.probe REPORT [-x] TEST [TEST ...]
 
 Hypothesis takes the same examples each time, so that a bug is caught always or never, and shrinks none."""
 

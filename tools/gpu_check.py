@@ -23,12 +23,13 @@ from xml.etree import ElementTree
 
 import torch
 
-from .command import Parser, fail, positive
-from .launches import LAUNCHES
-from .measure import machine, machine_line
-from .report import print_tables
+from bench.command import Parser, fail, positive
+from bench.measure import machine, machine_line
+from bench.report import print_tables
 
-COMMAND = "bench.check"
+from .launches import LAUNCHES
+
+COMMAND = "tools.gpu_check"
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = {
     "test_aot", "test_attention_aot", "test_backends", "test_compiled_options", "test_interpreter",
@@ -57,7 +58,7 @@ def kernel_tests(root: Path = ROOT) -> list[Path]:
 
 
 def model_tests(root: Path = ROOT) -> list[Path]:
-    """Whole models, minutes: in a run of their own."""
+    """Whole models and full sizes, minutes: in a run of their own."""
     return sorted((root / "tests/gpu").glob("test_*.py"))
 
 
@@ -145,7 +146,7 @@ def sanitize(program: str, tool: str, name: str, limit: float) -> Outcome:
     """One kernel's small launches under one tool. Without torch's cache of freed memory, so that each tensor
     is an allocation whose bounds are checked."""
     command = [program, "--tool", tool, "--target-processes", "application-only", sys.executable, "-m",
-               "bench.launches", name]  # fmt: skip
+               "tools.launches", name]  # fmt: skip
     code, said = run(command, limit, environment() | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
     return judged(f"{tool}: {name}", code, said)
 
@@ -177,7 +178,7 @@ def parse(arguments: Sequence[str] | None):
     parser = Parser(
         prog=f"python -m {COMMAND}",
         description="Run the kernel tests compiled on this GPU, whole models, then compute-sanitizer.",
-        epilog="example: python -m bench.check --seconds 600",
+        epilog="example: python -m tools.gpu_check --seconds 600",
     )
     parser.add_argument(
         "--seconds",
@@ -188,7 +189,7 @@ def parse(arguments: Sequence[str] | None):
     parser.add_argument(
         "--model-seconds",
         type=positive,
-        default=300,
+        default=480,
         help="for the tests of whole models besides; default: %(default)s",
     )
     parser.add_argument(

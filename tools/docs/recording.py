@@ -25,13 +25,13 @@ from pathlib import Path
 
 import torch
 
+from bench.command import Parser, fail, writable
 from qwen3_model.cli.output import write_atomically
 
-from .command import Parser, fail, writable
 from .svg import MONO, SANS, picture, rect, text
 
-COMMAND = "bench.recording"
-ROOT = Path(__file__).resolve().parents[1]
+COMMAND = "tools.docs.recording"
+ROOT = Path(__file__).resolve().parents[2]
 PICTURE = ROOT / "docs/demo.svg"
 RECORDED = "orthrus demo --prompts 1 --max-new-tokens 64 --device cpu"
 COLUMNS, MOST_LINES, PAUSE = 80, 60, 4.0

@@ -43,7 +43,7 @@ def _git(root: Path, ref: str, *command: str) -> None:
 def environment(tree: Path) -> dict[str, str]:
     """For a process that compiles or measures a tree's kernels and imports nothing of another tree's."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    paths = [tree / "src", tree / "tests/kernels", tree / "tests", tree]
+    paths = [tree / "src", tree / "tests/helpers", tree]
     return env | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
 
 

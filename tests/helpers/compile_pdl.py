@@ -1,5 +1,5 @@
 """Compile every kernel of a pass for sm_90 as an ordinary and as a dependent launch; one JSON line a kernel
-and case. Run by test_pdl.py without TRITON_INTERPRET: `python tests/kernels/compile_pdl.py`.
+and case. Run by test_pdl.py without TRITON_INTERPRET: `python tests/helpers/compile_pdl.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One small launch of every kernel in every form, for compute-sanitizer: `python -m bench.launches NAME...`.
+"""One small launch of every kernel in every form, for compute-sanitizer: `python -m tools.launches NAME...`.
 
 Odd sizes, so that masks matter; the caches hold no more than they must, so that reading past them shows.
 

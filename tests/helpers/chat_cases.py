@@ -7,7 +7,8 @@ from typing import Any
 
 NAMED = {"default": "plain {{ messages[0].role }}", "tool_use": "with {{ tools | length }} tools"}
 TEMPLATES: dict[str, str | dict[str, str]] = {
-    path.stem: path.read_text("utf-8") for path in sorted((Path(__file__).parent / "fixtures/chat").iterdir())
+    path.stem: path.read_text("utf-8")
+    for path in sorted((Path(__file__).parents[1] / "fixtures/chat").iterdir())
 } | {"named": NAMED}
 
 

@@ -13,7 +13,7 @@ from qwen3_model.training import recipe
 from qwen3_model.training.distill import Blocks
 from qwen3_model.training.loop import Plan
 
-TEXT = (Path(__file__).parent.parent / "src/qwen3_model/training",)
+TEXT = (Path(__file__).parents[2] / "src/qwen3_model/training",)
 CONFIG = dataclasses.replace(
     recipe.TINY, vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
     num_attention_heads=2, num_key_value_heads=1, head_dim=32, max_position_embeddings=512,

@@ -1,7 +1,7 @@
-"""Time an operation of one tree on this GPU: `python bench/time_op.py swiglu '{"models": ["8B"], ...}'`.
+"""Time an operation of one tree on this GPU: `python tools/time_op.py swiglu '{"models": ["8B"], ...}'`.
 
 Every line on stdin is answered by a line of JSON, microseconds by case. The operation is that of the tree
-whose folder and src are on PYTHONPATH, which need not be this file's: bench/check_kernel.py asks two in
+whose folder and src are on PYTHONPATH, which need not be this file's: tools/check_kernel.py asks two in
 turn."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # bench/ of this file's tree
+    sys.path.pop(0)  # tools/ of this file's tree
 
 import torch  # noqa: E402
 
