@@ -1,7 +1,7 @@
 """The int32 tables that several kernels and the host share, their places by name.
 
-`Tile`: the columns of an attention tile's row (packed.py). `State`: a text on the device. `Record`: what a
-cycle leaves for the host (walk.py). `Settings`: those of the choice of a token
+`Tile`: the columns of an attention tile's row (pass_tables.py). `State`: a text on the device. `Record`:
+what a cycle leaves for the host (walk.py). `Settings`: those of the choice of a token
 (choice_triton.py). The host uses the enumerations, kernels the constants below, which are made of them."""
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from ._triton import tl
 
 
 class Tile(IntEnum):
-    """Columns of a row of `PackedRows.tiles`. From position CHAIN on, the rows of the tile's path follow one
+    """Columns of a row of `PassTables.tiles`. From position CHAIN on, the rows of the tile's path follow one
     another from row CHAIN_ROW."""
 
     SEQUENCE = 0
     CONTEXT = 1  # committed positions
     END = 2  # the largest limit of its rows
     FIRST_SLOT = 3  # of its path
-    REACH = 4  # key segments that begin below its end
+    REACH = 4  # behind the last key segment that it takes
     CHAIN = 5
     CHAIN_ROW = 6
     LOWEST = 7  # the smallest limit
+    BEGIN = 8  # the first key segment that it takes
 
 
 class State(IntEnum):
@@ -65,6 +66,7 @@ TILE_SEQUENCE, TILE_CONTEXT = tl.constexpr(int(Tile.SEQUENCE)), tl.constexpr(int
 TILE_END, TILE_FIRST_SLOT = tl.constexpr(int(Tile.END)), tl.constexpr(int(Tile.FIRST_SLOT))
 TILE_REACH, TILE_CHAIN = tl.constexpr(int(Tile.REACH)), tl.constexpr(int(Tile.CHAIN))
 TILE_CHAIN_ROW, TILE_LOWEST = tl.constexpr(int(Tile.CHAIN_ROW)), tl.constexpr(int(Tile.LOWEST))
+TILE_BEGIN = tl.constexpr(int(Tile.BEGIN))
 
 STATE_COLUMNS = tl.constexpr(len(State))
 STATE_START, STATE_ROOT = tl.constexpr(int(State.START)), tl.constexpr(int(State.ROOT))

@@ -10,7 +10,10 @@ The rules (arXiv 2605.12825, section 3; trees and mixed passes are ours):
 - every row sees the committed context of its own sequence, and nothing crosses sequences;
 - an AR row sees its ancestors' AR keys and its own;
 - a diffusion row sees the AR keys of its anchor's strict ancestors and all rows of its own block.
-"""
+
+`visible` is the definition. `row_above` and `row_limit` say the same of one row at a time, and the tables of
+attention are built by nothing else (lay.py): the rows above a row are its **path**, and a row sees the
+context and the part of its path that lies below its limit. What a row sees changes here."""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ._triton import tl, triton
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ def visible(rows: Rows) -> Tensor:
     """In-flight visibility, bool [T, T]: row i sees the key of row j. The committed context is visible on top
     of it.
 
-    The definition that masks, packed forms, tests and pictures are held against; it is not on any hot path.
+    The definition that tables, masks, tests and pictures are held against; it is not on any hot path.
     """
     seen = torch.zeros(len(rows), len(rows), dtype=torch.bool)
     blocks = torch.tensor(rows.blocks)
@@ -150,6 +155,35 @@ def visible(rows: Rows) -> Tensor:
         seen[i, rows.ancestors(i)] = True
         seen[i, i if block < 0 else blocks == block] = True
     return seen
+
+
+def row_above(row: int, parent: int, block: int, block_before: int) -> int:
+    """The row above a row in its path, -1 for the context: the first of the rules that tables are built by.
+
+    An AR row stands below its parent. A row of a diffusion block stands below the row before it, and the
+    first row of the block below the anchor's parent. parent, block: as in `Rows`; block_before: block of the
+    row before, -1 where that is of another sequence."""
+    return row - 1 if block >= 0 and block == block_before else parent
+
+
+@triton.jit
+def row_above_triton(row, parent, block, block_before):
+    """`row_above` in a kernel, for vectors."""
+    return tl.where((block >= 0) & (block == block_before), row - 1, parent)
+
+
+def row_limit(position: int, block: int, block_end: int) -> int:
+    """Up to where a row sees its path: the positions below its limit. The second of the rules.
+
+    An AR row sees itself and all that stands above it; a diffusion row sees its whole block. block_end: the
+    position behind the block's last row."""
+    return position + 1 if block < 0 else block_end
+
+
+@triton.jit
+def row_limit_triton(position, block, block_end):
+    """`row_limit` in a kernel, for vectors."""
+    return tl.where(block < 0, position + 1, block_end)
 
 
 @dataclass(frozen=True)

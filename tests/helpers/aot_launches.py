@@ -200,14 +200,18 @@ def choices() -> Iterator[Launch]:
 
 def cycles() -> Iterator[Launch]:
     """What a cycle on the device begins and ends with, for a tree with blocks at 32k."""
-    move, advance, packed = module("move_triton"), module("advance_triton"), module("packed")
-    rows = module("visibility").Rows.tree_with_blocks([1] * 33, [-1, *range(32)], 0, range(9, 33), 6, 96)
-    moved = packed.pack(rows, 16, room=32768).on(torch.device("meta"))
-    one, ids = meta(1, dtype=torch.int32), meta(2, len(rows), dtype=torch.int64)
-    depths, record = meta(len(rows), dtype=torch.int64), meta(107, dtype=torch.int32)
-    for name, clock, targets in (("177 rows", None, ALL), ("177 rows, timed", record[4:7], HOPPER)):
-        launch = partial(move.move_triton, moved, one, one, ids, depths, clock)
-        yield name, move, "_move_kernel", launch, targets
+    lay, advance, rows = module("lay"), module("advance_triton"), module("visibility").Rows
+    one, record = meta(1, dtype=torch.int32), meta(107, dtype=torch.int32)
+    tree = rows.tree_with_blocks([1] * 33, [-1, *range(32)], 0, range(9, 33), 6, 96)
+    chains = rows.batch([rows.chain([1] * 64, 0, s) for s in range(8)])
+    for name, of, root, clock, targets in (
+        ("177 rows", tree, None, None, ALL), ("a chain, timed", rows.chain([1] * 32, 0), one, record[4:7], HOPPER),
+        ("a prompt", rows.chain([1] * 2048, 0), None, None, HOPPER), ("8 chains", chains, None, None, HOPPER),
+        ("deep tree", rows.tree([1] * 256, [-1, *range(63), *range(192)], 0), None, None, HOPPER),
+    ):  # fmt: skip
+        plan = module("plan").PassPlan.of(of, "meta")
+        tables = module("pass_tables").PassTables.new(plan.shape, 32768, 16, of is chains, "meta")
+        yield name, lay, "_lay_kernel", partial(lay.lay_triton, plan, tables, root, clock), targets
 
     grow = module("grow_triton")
     tables = grow.tree_tables(128, 31, 16, 32768, torch.device("meta"))

@@ -1,0 +1,71 @@
+"""Plans of passes as hypothesis draws them, and tables for them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from hypothesis import strategies as st
+from strategies import mixed_passes
+
+from orthrus_kernels import Rows
+from orthrus_kernels.pass_tables import PassTables
+from orthrus_kernels.plan import PassPlan, PassShape
+
+CUTS = ((0, 16), (64, 32))
+CAPACITY = 200
+
+
+@st.composite
+def passes(draw, max_start: int = 90) -> Rows:
+    """A tree with blocks, or several in as many sequences, or a chain or block at the root."""
+    count = draw(st.integers(1, 3))
+    slots = draw(st.permutations(range(4)))[:count]
+    return Rows.batch([draw(one_sequence(s, max_start)) for s in slots])
+
+
+@st.composite
+def one_sequence(draw, sequence: int, max_start: int) -> Rows:
+    kind, start = draw(st.sampled_from(["mixed", "chain", "block"])), draw(st.integers(0, max_start))
+    if kind == "chain":
+        return Rows.chain([1] * draw(st.integers(1, 30)), start, sequence)
+    if kind == "block":
+        return Rows.block(1, draw(st.integers(2, 20)), start, 96, sequence)
+    return draw(mixed_passes(sequence, max_start))
+
+
+@st.composite
+def plans(draw, max_start: int = 90) -> PassPlan:
+    """The plan of a pass, with rows of padding anywhere."""
+    plan = PassPlan.of(draw(passes(max_start)))
+    return padded(plan, draw(st.lists(st.integers(0, plan.shape.n_rows + 2), max_size=3)))
+
+
+def padded(plan: PassPlan, places: list[int]) -> PassPlan:
+    """With a row of padding before each of these rows, one by one, or behind the block that the row goes on
+    with; it looks like the row before it."""
+    for place in places:
+        n = plan.shape.n_rows
+        at, blocks = min(place, n), plan.blocks.tolist()
+        while 0 < at < n and blocks[at] >= 0 and blocks[at] == blocks[at - 1]:
+            at += 1
+        order = torch.tensor([*range(at), max(at - 1, 0), *range(at, n)])
+        moved = torch.tensor([i + (i >= at) for i in range(n)] + [-1], dtype=torch.int32)
+        columns = {
+            name: getattr(plan, name)[order] for name in ("tokens", "positions", "blocks", "sequences")
+        }
+        columns["sequences"][at] = -1
+        n_ar = plan.shape.n_ar + (at <= plan.shape.n_ar)
+        shape = replace(plan.shape, n_rows=n + 1, n_ar=n_ar)
+        plan = replace(plan, shape=shape, parents=moved[plan.parents.long()][order], **columns)
+    return plan
+
+
+def tables_for(
+    shape: PassShape, height: int, whole: bool = False, device: torch.device | str = "cpu"
+) -> PassTables:
+    """Tables of the toy cuts, every place filled with a number that no table holds."""
+    tables = PassTables.new(shape, CAPACITY, height, whole, device, CUTS)
+    for name in ("rows", "limits", "tiles", "slots", "items", "count", "row_segments", "scratch"):
+        getattr(tables, name).fill_(-77)
+    return tables

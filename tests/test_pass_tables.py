@@ -1,0 +1,138 @@
+"""The tables of a pass say what `visible` says, and send every (row, key segment) to one item."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from plans import CUTS, padded, plans, tables_for
+
+from orthrus_kernels import Rows, key_segments, visible
+from orthrus_kernels.lay import lay
+from orthrus_kernels.layout import Tile
+from orthrus_kernels.pass_tables import PassTables, unpack
+from orthrus_kernels.plan import PassPlan, PassShape
+
+
+def laid(plan, height, whole=False):
+    tables = tables_for(plan.shape, height, whole)
+    lay(plan, tables)
+    return tables
+
+
+@given(plan=plans(), height=st.integers(1, 9), whole=st.booleans())
+def test_unpacked_tables_equal_the_definition(plan, height, whole):
+    tables = laid(plan, height, whole)
+    rows, used = plan.rows(), [i for i, s in enumerate(plan.sequences.tolist()) if s >= 0]
+    seen = unpack(tables)
+    assert torch.equal(seen[used][:, used], visible(rows)) and seen.sum() == visible(rows).sum()
+    slots = tables.slots.flatten().tolist()
+    for tile, line in enumerate(tables.tiles.tolist()):
+        mine = [i for i in tables.rows[tile].tolist() if i >= 0]
+        if not mine:
+            assert line == [0] * len(Tile), "no keys, no segments"
+            continue
+        context, end, chain = line[Tile.CONTEXT], line[Tile.END], line[Tile.CHAIN]
+        assert {int(plan.sequences[i]) for i in mine} == {line[Tile.SEQUENCE]}
+        assert context == plan.start[line[Tile.SEQUENCE]]
+        limits = tables.limits[tile][: len(mine)]
+        assert (tables.limits[tile][len(mine) :] == 0).all()
+        assert end == limits.max() and line[Tile.LOWEST] == limits.min()
+        path = slots[line[Tile.FIRST_SLOT] :][: end - context]
+        inside = path[chain - context :]
+        first = line[Tile.CHAIN_ROW]
+        assert inside == list(range(first, first + len(inside)))
+        assert chain == context or path[chain - context - 1] + 1 != first, "the chain could be longer"
+
+
+@given(plan=plans(), height=st.integers(1, 9))
+def test_every_segment_of_a_row_has_one_item(plan, height):
+    """And an item whose tile mixes lines has only keys of the committed context."""
+    tables = laid(plan, height)
+    edges, items = tables.segments.tolist(), tables.items[: tables.count].tolist()
+    takes: dict[int, list[int]] = {i: [] for i in range(plan.shape.n_rows)}
+    for tile, segment in items:
+        line = tables.tiles[tile].tolist()
+        if tile >= tables.path_tiles:
+            assert edges[segment + 1] <= line[Tile.CONTEXT]
+        else:
+            assert edges[segment] < line[Tile.END], "an item without a key"
+        for row in tables.rows[tile].tolist():
+            if row >= 0:
+                takes[row].append(segment)
+    widths = [edges[s + 1] - edges[s] for _, s in items]
+    assert widths == sorted(widths, reverse=True), "long ones first, so that none is left to run alone"
+    seen = unpack(tables).sum(1)
+    for row, (sequence, segments) in enumerate(zip(plan.sequences.tolist(), takes.values(), strict=True)):
+        assert len(set(segments)) == len(segments), "two items would write one partial"
+        needed = []
+        if sequence >= 0:
+            needed = list(key_segments(int(plan.start[sequence]) + int(seen[row]), CUTS))
+        assert tables.row_segments[row] == len(needed) and set(range(len(needed))) <= set(segments)
+        assert sequence >= 0 or not segments, "padding is in no item"
+
+
+@given(plan=plans(), height=st.integers(1, 9))
+def test_whole_items_are_the_path_tiles_once(plan, height):
+    tables = laid(plan, height, whole=True)
+    used = [tile for tile in range(tables.path_tiles) if tables.rows[tile, 0] >= 0]
+    assert tables.items[: tables.count].tolist() == [[tile, 0] for tile in reversed(used)]
+    assert len(tables.rows) == tables.path_tiles and not tables.tiles[:, Tile.BEGIN].any()
+
+
+@given(plan=plans(), height=st.integers(1, 9), data=st.data())
+def test_tables_of_a_larger_shape_hold_the_pass(plan, height, data):
+    """Lines and depth are bounds: more of them changes no item."""
+    larger = replace(plan, shape=replace(
+        plan.shape, lines=plan.shape.lines + data.draw(st.integers(0, 9)),
+        depth=plan.shape.depth + data.draw(st.integers(0, 9)),
+    ))  # fmt: skip
+    tight, roomy = laid(plan, height), laid(larger, height)
+
+    def work(tables):
+        names = [tuple(sorted(i for i in tile if i >= 0)) for tile in tables.rows.tolist()]
+        return sorted((names[tile], s) for tile, s in tables.items[: tables.count].tolist())
+
+    assert work(tight) == work(roomy) and torch.equal(unpack(tight), unpack(roomy))
+
+
+def test_rows_at_the_root():
+    """A chain of one sequence and a block of another, behind wherever each has got to."""
+    rows = Rows.batch([Rows.chain([1, 2, 3], 0), Rows.block(4, 3, 0, 96, sequence=2)])
+    plan = PassPlan.of(rows)
+    state = torch.tensor([[40, 11, 0], [0, 0, 0], [17, 12, 0]], dtype=torch.int32)
+    plan, tables = replace(plan, start=state[:, 0]), tables_for(plan.shape, 4)
+    lay(plan, tables, root=state[:, 1])
+    assert plan.tokens.tolist() == [11, 2, 3, 12, 96, 96]
+    assert plan.positions.tolist() == [40, 41, 42, 17, 18, 19]
+    assert torch.equal(unpack(tables), visible(rows)) and tables.tiles[:2, Tile.END].tolist() == [43, 20]
+
+
+def test_context_tiles_mix_lines():
+    """33 AR rows and 24 blocks of 6: full tiles where all rows see the same keys."""
+    rows = Rows.tree_with_blocks([1] * 33, [-1, *(i // 2 for i in range(32))], 5000, range(9, 33), 6, 96)
+    plan = PassPlan.of(rows)
+    tables = PassTables.new(plan.shape, 6000, 16, False, "cpu")
+    lay(plan, tables)
+    mixed = [tile for tile, _ in tables.items[: tables.count].tolist() if tile >= tables.path_tiles]
+    assert len(set(mixed)) == 12 and int((tables.rows[: tables.path_tiles, 0] >= 0).sum()) > 36
+
+
+def test_shapes():
+    tree = Rows.tree_with_blocks([1] * 5, [-1, 0, 0, 1, 3], 9, [4, 2], 4, 96)
+    assert PassShape.of(tree) == PassShape(n_rows=13, n_ar=5, lines=4, depth=7, sequences=1)
+    chains = Rows.batch([Rows.chain([1] * 3, 5, 0), Rows.chain([1] * 2, 8, 3)])
+    assert PassShape.of(chains) == PassShape(n_rows=5, n_ar=5, lines=2, depth=3, sequences=4)
+
+
+@given(plan=plans())
+def test_a_plan_read_back(plan):
+    rows = plan.rows()
+    assert PassPlan.of(rows).rows() == rows
+    assert padded(PassPlan.of(rows), [0, len(rows) + 1]).rows() == rows
+
+
+def test_an_empty_pass_is_refused():
+    with pytest.raises(ValueError, match="at least one row"):
+        PassPlan.of(Rows([], [], [], [], [], {}))
