@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from plainly import plainly
 from scripted import ScriptedModel
 from small import small_config, small_model
 
-from qwen3_model import InputError
+from qwen3_model import Engine, InputError, Request
 from qwen3_model.decode import one_pass
 
 SETTINGS = st.fixed_dictionaries(
@@ -42,36 +43,37 @@ def test_one_pass_equals_plain_decoding(prompt, settings, skill, n, seed, block,
     """Whatever ends the tree has, and whether a block stands at the one the walk takes."""
     model = ScriptedModel(small_config(), skill, seed=world)
     plain = model.generate(prompt, strategy="autoregressive", max_new_tokens=n, seed=seed, **settings)
-    model.passes.clear()
     drafted = model.generate(prompt, strategy="one-pass", max_new_tokens=n, seed=seed, block_size=block,
                              tree_nodes=nodes, **settings)  # fmt: skip
     assert drafted.token_ids == plain.token_ids and drafted.logprobs == plain.logprobs
-    assert drafted.stats.forwards == 1 + drafted.stats.cycles == 1 + len(model.passes)
+    assert drafted.stats.forwards == 1 + drafted.stats.cycles == len(model.passes)
     assert all(len(p) <= one_pass.MOST_ROWS and p.n_ar <= max(13, one_pass.NODES + 1) for p in model.passes)
     assert drafted.stats.finish_reason == plain.stats.finish_reason
 
 
 def test_one_pass_of_a_perfect_drafter_and_of_a_hopeless_one():
-    """Blocks of 8 give chains of 6 and a bonus token; the first pass has the root alone."""
-    model = ScriptedModel(small_config(eos_token_ids=()), skill=1.0)
-    stats = model.generate([1], max_new_tokens=1 + 1 + 4 * 7, strategy="one-pass", tree_nodes=0).stats
+    """Blocks of 8 give chains of 6 and a bonus token; the first pass has nothing to verify."""
+    model, runs = ScriptedModel(small_config(eos_token_ids=()), skill=1.0), []
+    settings = {"max_new_tokens": 1 + 1 + 4 * 7, "strategy": "one-pass", "tree_nodes": 0}
+    stats = model.generate([1], on_run=lambda run, kept: runs.append(run), **settings).stats
     assert stats.accepted_histogram == [1, 0, 0, 0, 0, 0, 4] and stats.forwards == 6
-    assert [p.n_ar for p in model.passes] == [1, 7, 7, 7, 7]
+    assert [run.nodes for run in runs] == [0, 0, 6, 6, 6, 6]
+    assert [p.n_ar for p in model.passes] == [1, 7, 7, 7, 7, 7], "the prompt, then passes of one shape"
     assert len(set(model.passes[1].blocks)) == 1 + 7, "a block at every node"
     hopeless = ScriptedModel(small_config(eos_token_ids=()), skill=0.0)
     assert hopeless.generate([1], max_new_tokens=33, strategy="one-pass").stats.tokens_per_cycle < 1.3
 
 
 def test_a_walk_that_ends_where_no_block_stands_goes_on_with_the_root(monkeypatch):
-    """Blocks at the least likely nodes: the text stays, and the pass behind a miss has one AR row."""
-    settings = {"max_new_tokens": 40, "strategy": "one-pass", "tree_nodes": 5}
+    """Blocks at the root and at the least likely node: the text stays, and the pass behind a miss has nothing to verify."""
+    runs, settings = [], {"max_new_tokens": 40, "strategy": "one-pass", "tree_nodes": 5}
     model = ScriptedModel(small_config(eos_token_ids=()), skill=0.9)
     want = model.generate([1], **settings)
-    monkeypatch.setattr(one_pass, "choose_anchors", lambda parents, scores, count: [len(parents) - 1])
-    model.passes.clear()
-    got = model.generate([1], **settings)
+    ends = lambda parents, scores, count: [0] + [len(parents) - 1] * (count - 1)  # noqa: E731
+    monkeypatch.setattr("orthrus_kernels.blocks.choose_anchors", ends)
+    got = model.generate([1], on_run=lambda run, kept: runs.append(run), **settings)
     assert got.token_ids == want.token_ids and got.stats.forwards > want.stats.forwards
-    assert {p.n_ar for p in model.passes} == {1, 6}
+    assert {run.nodes for run in runs if run.kind == "one-pass"} == {0, 5}
 
 
 @given(**CASES, block=st.integers(2, 8))
@@ -106,13 +108,12 @@ def test_a_perfect_drafter_fills_every_block_and_a_hopeless_one_adds_nothing():
     assert hopeless.stats.tokens_per_cycle < 1.2
 
 
-def test_verification_passes_are_as_wide_as_the_room_left():
+def test_passes_have_one_shape_until_one_token_is_left():
     model = ScriptedModel(small_config(eos_token_ids=()), skill=1.0)
     model.generate([1], max_new_tokens=11, strategy="two-pass", tree_nodes=0)
-    assert [(len(p), p.n_ar) for p in model.passes] == [(8, 0), (8, 8), (8, 0), (2, 2)]
-    model = ScriptedModel(small_config(eos_token_ids=()), skill=1.0)
+    assert [(len(p), p.n_ar) for p in model.passes] == [(1, 1), (8, 0), (8, 8), (8, 0), (8, 8)]
     model.generate([1], max_new_tokens=2, strategy="two-pass", tree_nodes=0)
-    assert [(len(p), p.n_ar) for p in model.passes] == [(1, 1)], "one token left: a plain pass"
+    assert [(len(p), p.n_ar) for p in model.passes] == [(1, 1), (1, 1)], "one token left: a plain pass"
 
 
 def test_end_token_inside_an_accepted_run():
@@ -144,7 +145,7 @@ def test_callback_sees_runs_and_may_stop():
 def test_ctrl_c_keeps_what_was_decoded():
     model = ScriptedModel(small_config(eos_token_ids=()), skill=1.0)
     whole = model.generate([1], strategy="two-pass", max_new_tokens=40).token_ids
-    model.passes, model.interrupt_after = [], 3
+    model.interrupt_after = 3
     result = model.generate([1], strategy="two-pass", max_new_tokens=40)
     assert result.stats.finish_reason == "interrupted" and result.token_ids == whole[:9]
     assert result.stats.cycles == 1 and len(result.logprobs) == 9
@@ -168,6 +169,34 @@ def test_ctrl_c_in_the_callback_leaves_everything_in_step():
     assert [len(run) for run in runs] == [1, 8, 8] and result.token_ids == sum(runs, [])
     assert len(result.logprobs) == len(result.token_ids) == 1 + result.stats.cycle_tokens
     assert result.stats.cycles == 2 and result.stats.finish_reason == "interrupted"
+
+
+def test_texts_take_turns_and_a_cancelled_one_leaves_the_engine():
+    """Submitted together, each has the text that it has alone; the engine goes on behind a cancelled one."""
+    model = ScriptedModel(small_config(eos_token_ids=()), skill=0.7)
+    engine, request = Engine(model), Request(max_new_tokens=12, seed=4, temperature=0.8)
+    alone = [engine.generate([1, n], request).token_ids for n in range(4)]
+    first, second, third, fourth = (engine.submit([1, n], request) for n in range(4))
+    assert engine.step() is first and not first.finished
+    with pytest.raises(InputError, match="has not ended"):
+        first.result()
+    engine.cancel(first)
+    engine.cancel(third)
+    while engine.step():
+        pass
+    assert second.result().token_ids == alone[1] and fourth.result().token_ids == alone[3]
+    cut = first.result()
+    assert cut.stats.finish_reason == "cancelled" and cut.token_ids == alone[0][: len(cut.token_ids)] != []
+    assert third.result().token_ids == [] and engine.step() is None
+
+
+def test_an_exception_in_a_callback_leaves_the_engine_usable():
+    model = ScriptedModel(small_config(eos_token_ids=()), skill=0.7)
+    engine = Engine(model)
+    want = engine.generate([1], Request(max_new_tokens=9)).token_ids
+    with pytest.raises(ZeroDivisionError):
+        engine.generate([1], Request(max_new_tokens=9), lambda ids, text: 1 / 0)
+    assert engine.generate([1], Request(max_new_tokens=9)).token_ids == want
 
 
 def test_infinite_logits_are_reported(monkeypatch):
@@ -197,14 +226,15 @@ def test_max_new_tokens_defaults_to_the_context():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_real_model_both_strategies_bit_for_bit(dtype, temperature):
+def test_real_model_every_strategy_bit_for_bit(dtype, temperature):
     """Across the first key cut; log-probabilities equal as floats, so the logits' bits are."""
     model = small_model(dtype, eos_token_ids=())
     prompt = torch.randint(0, 96, (230,), generator=torch.Generator().manual_seed(4)).tolist()
     settings = {"max_new_tokens": 60, "temperature": temperature, "seed": 3, "repetition_penalty": 1.1}
-    plain = model.generate(prompt, strategy="autoregressive", **settings)
-    drafted = model.generate(prompt, strategy="two-pass", **settings)
-    assert drafted.token_ids == plain.token_ids and drafted.logprobs == plain.logprobs
+    plain = plainly(model, prompt, **settings)
+    for strategy, nodes in (("autoregressive", 0), ("two-pass", 0), ("two-pass", 7), ("one-pass", 3)):
+        found = model.generate(prompt, strategy=strategy, tree_nodes=nodes, **settings)
+        assert (found.token_ids, found.logprobs) == plain, strategy
 
 
 BAD = [
