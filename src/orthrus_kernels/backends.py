@@ -3,8 +3,8 @@ torch's own matrix product and attention in their place ("torch": what everyone 
 only, since a row's bits depend on the rows beside it).
 
 All have the same signatures; a kernel takes `out=` besides. To plug in a kernel, name it in `_TRITON`: what
-is not named there runs on its twin, on any device. `prepare_rows` is what a backend does once a pass for the
-attention of all its layers: the twin reads the rows themselves."""
+is not named there runs on its twin, on any device. `new_tables` makes what a backend's attention reads of a
+pass, and `lay` fills it, once a pass for all layers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from .attention import attention, prepare_rows
-from .attention_triton import attention_triton, prepare_rows_triton
+from .attention import attention, new_tables
+from .attention_triton import attention_triton, new_tables_triton
+from .blocks import follow, follow_triton, place_blocks, place_blocks_triton
 from .choice import candidates, choose, log_probability
 from .choice_triton import candidates_triton, choose_triton, log_probability_triton
 from .commit import commit
 from .commit_triton import commit_triton
 from .embedding import embedding, embedding_triton
+from .grow import grow, grow_triton
 from .head import head, head_triton
+from .lay import lay, lay_triton
 from .linear import linear
 from .linear_swiglu import linear_swiglu, linear_swiglu_triton
 from .linear_triton import linear_triton
@@ -30,7 +33,7 @@ from .rms_norm import add_rms_norm, add_rms_norm_triton, rms_norm, rms_norm_trit
 from .rope import rope
 from .swiglu import swiglu, swiglu_triton
 from .top_k import top_k, top_k_triton
-from .torch_ops import attention_torch, linear_swiglu_torch, linear_torch, prepare_rows_torch
+from .torch_ops import attention_torch, lay_torch, linear_swiglu_torch, linear_torch, new_tables_torch
 from .verify import verify
 
 Op = Callable[..., Any]
@@ -46,11 +49,15 @@ class Ops:
     choose: Op
     commit: Op
     embedding: Op
+    follow: Op
+    grow: Op
     head: Op
+    lay: Op
     linear: Op
     linear_swiglu: Op
     log_probability: Op
-    prepare_rows: Op
+    new_tables: Op
+    place_blocks: Op
     qk_norm_rope: Op
     rerank: Op
     rms_norm: Op
@@ -63,9 +70,10 @@ class Ops:
 
 REFERENCE = Ops(
     add_rms_norm=add_rms_norm, attention=attention, candidates=candidates, choose=choose,
-    commit=commit, embedding=embedding, head=head, linear=linear, linear_swiglu=linear_swiglu,
-    log_probability=log_probability, prepare_rows=prepare_rows, qk_norm_rope=qk_norm_rope, rerank=rerank,
-    rms_norm=rms_norm, rope=rope, swiglu=swiglu, top_k=top_k, verify=verify,
+    commit=commit, embedding=embedding, follow=follow, grow=grow, head=head, lay=lay, linear=linear,
+    linear_swiglu=linear_swiglu, log_probability=log_probability, new_tables=new_tables,
+    place_blocks=place_blocks, qk_norm_rope=qk_norm_rope, rerank=rerank, rms_norm=rms_norm, rope=rope,
+    swiglu=swiglu, top_k=top_k, verify=verify,
     # make new-op: the twin
 )  # fmt: skip
 
@@ -77,11 +85,15 @@ _TRITON = replace(
     choose=choose_triton,
     commit=commit_triton,
     embedding=embedding_triton,
+    follow=follow_triton,
+    grow=grow_triton,
     head=head_triton,
+    lay=lay_triton,
     linear=linear_triton,
     linear_swiglu=linear_swiglu_triton,
     log_probability=log_probability_triton,
-    prepare_rows=prepare_rows_triton,
+    new_tables=new_tables_triton,
+    place_blocks=place_blocks_triton,
     qk_norm_rope=qk_norm_rope_triton,
     rerank=rerank_triton,
     rms_norm=rms_norm_triton,
@@ -94,9 +106,10 @@ _TRITON = replace(
 _TORCH = replace(
     REFERENCE,
     attention=attention_torch,
+    lay=lay_torch,
     linear=linear_torch,
     linear_swiglu=linear_swiglu_torch,
-    prepare_rows=prepare_rows_torch,
+    new_tables=new_tables_torch,
 )
 
 _BACKENDS = {"reference": REFERENCE, "triton": _TRITON, "torch": _TORCH}

@@ -1,22 +1,21 @@
 """Passes of one shape as CUDA graphs: a replay costs the host one launch in place of a hundred.
 
-Two passes have the same shape when every launch of theirs does: the same number of rows of each view, the
-same rows' logits, tables of the same sizes (orthrus_kernels/packed.py). Decoding repeats a few shapes: one
-row, a chain, a block, and each again when the context has grown by a key segment. Lengths, positions and
-tokens are numbers in device tables, so a graph serves any of them, with the bits of a plain launch: it is the
-same kernels on the same numbers."""
+Two passes have the same shape when every launch of theirs does: the same `PassShape` and the same rows'
+logits. Decoding repeats a few shapes: one row, a chain, a block. Lengths, positions and tokens are numbers in
+device tables, so a graph serves any of them, with the bits of a plain launch: it is the same kernels on the
+same numbers."""
 
 from __future__ import annotations
 
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
-from orthrus_kernels import PackedRows
+from orthrus_kernels import PassPlan
 
 from .decode.device import DeviceCycles
 from .graphs import capturing
@@ -67,32 +66,31 @@ class CapturedPasses:
         """How many shapes are captured."""
         return len(self._graphs)
 
-    def run(self, inputs: PassInputs) -> Output:
-        """The pass of these inputs, which are on the CPU. The output is valid until the next pass.
+    def run(self, plan: PassPlan, logits_of: Sequence[int] | None) -> Output:
+        """The pass of a plan, which is on the CPU. The output is valid until the next pass.
 
         A shape is captured when it comes for the second time: by then its kernels are compiled."""
-        assert isinstance(inputs.rows, PackedRows)
-        if inputs.rows.n_rows > MOST_ROWS:
-            return self._model.compute(inputs.on(self._model.device), self._cache)
-        wanted = None if inputs.logits_of is None else tuple(inputs.logits_of.tolist())
-        shape = (inputs.n_ar, wanted, *inputs.rows.shape)
+        shape = plan.shape, None if logits_of is None else tuple(logits_of)
         self._seen[shape] += 1
-        if self._seen[shape] == 1:
-            return self._model.compute(inputs.on(self._model.device), self._cache)
+        if plan.shape.n_rows > MOST_ROWS or self._seen[shape] == 1:
+            inputs = self._model.pass_inputs(plan.on(self._model.device), self._cache, logits_of)
+            return self._model.compute(inputs, self._cache)
         if shape not in self._graphs:
-            self._graphs[shape] = self._capture(inputs)
+            self._graphs[shape] = self._capture(plan, logits_of)
             while len(self._graphs) > MOST_GRAPHS:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(shape)
         fixed, graph, output = self._graphs[shape]
-        inputs.copy_into(fixed)
+        fixed.put(plan)
         if graph is None or output is None:
             return self._model.compute(fixed, self._cache)
         graph.replay()
         return output
 
-    def _capture(self, inputs: PassInputs) -> tuple[PassInputs, torch.cuda.CUDAGraph | None, Output | None]:
-        fixed = inputs.on(self._model.device)
+    def _capture(
+        self, plan: PassPlan, logits_of: Sequence[int] | None
+    ) -> tuple[PassInputs, torch.cuda.CUDAGraph | None, Output | None]:
+        fixed = self._model.pass_inputs(plan.on(self._model.device), self._cache, logits_of)
         if self._pool is None:
             return fixed, None, None
         graph = torch.cuda.CUDAGraph()

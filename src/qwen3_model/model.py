@@ -15,7 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from orthrus_kernels import Rows, backend_ops, inverse_frequencies, pdl_kinds, rope_table, triton_interprets
+from orthrus_kernels import (
+    PassPlan,
+    Rows,
+    backend_ops,
+    inverse_frequencies,
+    pdl_kinds,
+    rope_table,
+    triton_interprets,
+)
 
 from . import bigram, checkpoint, hub
 from . import generate as generation
@@ -256,26 +264,36 @@ class Qwen3:
         for sequence, context in rows.contexts.items():
             assert context == cache.lengths[sequence], (sequence, context, cache.lengths[sequence])
         cache.check_positions(rows)
-        prepared = self.ops.prepare_rows(
-            rows, c.num_attention_heads, c.num_key_value_heads, c.head_dim, self.dtype, torch.device("cpu")
-        )
-        wanted = None if logits_of is None else torch.tensor(list(logits_of), dtype=torch.int64)
-        inputs = PassInputs(torch.tensor([rows.tokens, rows.positions]), prepared, n_ar, wanted)
         if cache.passes is not None and repeats:
-            return cache.passes.run(inputs)
-        return self.compute(inputs.on(self.device), cache)
+            return cache.passes.run(PassPlan.of(rows), logits_of)
+        return self.compute(self.pass_inputs(PassPlan.of(rows, self.device), cache, logits_of), cache)
+
+    def pass_inputs(
+        self, plan: PassPlan, cache: KVCache, logits_of: Sequence[int] | None = None
+    ) -> PassInputs:
+        """A plan with tables for it, to be laid, and the rows whose logits are wanted; None: all."""
+        c, device = self.config, self.device
+        heads, groups = c.num_attention_heads, c.num_key_value_heads
+        wanted = (
+            None if logits_of is None else torch.tensor(list(logits_of), dtype=torch.int64, device=device)
+        )
+        tables = self.ops.new_tables(
+            plan.shape, cache.capacity + ROWS_BEHIND, heads, groups, c.head_dim, self.dtype, device
+        )
+        return PassInputs(plan, tables, wanted)
 
     def compute(self, inputs: PassInputs, cache: KVCache) -> Output:
         """The pass itself, on inputs that lie on the model's device: only launches, nothing from the host."""
+        self.ops.lay(inputs.plan, inputs.tables)
         normed, keys, values = self.states(inputs, cache)
         return Output(self.ops.linear(normed, self.head, out_dtype=torch.float32), keys, values)
 
     def states(self, inputs: PassInputs, cache: KVCache) -> tuple[Tensor, Tensor, Tensor]:
-        """The pass without its head: (normalised states [rows asked for, E], keys, values as in Output)."""
-        ops, eps, n_ar = self.ops, self.config.rms_norm_eps, inputs.n_ar
-        tokens, positions = inputs.ids
-        turn = cache.turns[:, positions]
-        x = ops.embedding(self.embedding, tokens)
+        """The pass without its head, its tables laid: (normalised states [rows asked for, E], keys, values as
+        in Output)."""
+        ops, eps, n_ar = self.ops, self.config.rms_norm_eps, inputs.plan.shape.n_ar
+        turn = cache.turns[:, inputs.plan.positions]
+        x = ops.embedding(self.embedding, inputs.plan.tokens)
         normed = ops.rms_norm(x, self.layers[0].input_norm, eps)
         norms_after = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
         shape = len(self.layers), len(x), self.config.num_key_value_heads, self.config.head_dim
@@ -306,10 +324,10 @@ class Qwen3:
         [T, G, D].
         """
         c, ops, ar, diff = self.config, self.ops, layer.ar, layer.diffusion or layer.ar
-        heads, groups, n_ar = c.num_attention_heads, c.num_key_value_heads, inputs.n_ar
+        heads, groups, n_ar = c.num_attention_heads, c.num_key_value_heads, inputs.plan.shape.n_ar
         qkv = ops.linear(x, ar.qkv, diff.qkv, n_ar).view(len(x), heads + 2 * groups, c.head_dim)
         q, k, v = ops.qk_norm_rope(
             qkv, heads, ar.q_norm, ar.k_norm, *turn, c.rms_norm_eps, diff.q_norm, diff.k_norm, n_ar, keep
         )
-        out = ops.attention(q, k, v, k_cache, v_cache, inputs.rows, c.head_dim**-0.5)
+        out = ops.attention(q, k, v, k_cache, v_cache, inputs.tables, c.head_dim**-0.5)
         return ops.linear(out.flatten(1), ar.o, diff.o, n_ar)

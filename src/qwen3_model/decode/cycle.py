@@ -62,7 +62,7 @@ class Choice:
         self, model: Qwen3, states: Tensor, positions: Tensor, root: Tensor, known: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Scores and ids of the candidates of a tree under `root` [1] int32, and their order if the model
-        has a bigram correction, as `grow_triton` takes them. known: the block has seen the root."""
+        has a bigram correction, as `grow` takes them. known: the block has seen the root."""
         scores, ids = self.candidates(model, states, positions)
         if model.bigram is None:
             return scores, ids, None
@@ -191,12 +191,14 @@ class Cycle:
         """The launches of a cycle; nothing comes from the host."""
         raise NotImplementedError
 
-    def verify(self, ids: Tensor, parents: Tensor, states: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Choose behind N nodes, walk, and commit what the walk accepted. ids [2, N] int64: tokens and
-        positions; parents [N] int32; states [N, E], keys and values [L, N, G, D] of the pass."""
-        logits, sums = self.choice(self.model, states, ids[1] + 1, self.choices)()
+    def verify(
+        self, tokens: Tensor, positions: Tensor, parents: Tensor, states: Tensor, keys: Tensor, values: Tensor
+    ) -> None:
+        """Choose behind N nodes, walk, and commit what the walk accepted. tokens, positions [N] int64,
+        parents [N] int32; states [N, E], keys and values [L, N, G, D] of the pass."""
+        logits, sums = self.choice(self.model, states, positions + 1, self.choices)()
         self.walk(
-            self.state, ids[0], parents, self.choices, logits, sums, self.ends, self.accepted, self.start,
+            self.state, tokens, parents, self.choices, logits, sums, self.ends, self.accepted, self.start,
             self.record, timed=self.clock is not None,
         )  # fmt: skip
         self.model.ops.commit(self.cache.keys, self.cache.values, keys, values, self.accepted, self.start)

@@ -3,8 +3,7 @@ graph from the tables of its passes to the commit.
 
 The host launches cycle n + 1 before it reads what cycle n kept, so that the GPU does not wait for Python; a
 cycle launched after the text has ended changes nothing (orthrus_kernels/advance_triton.py). A graph serves
-all texts, lengths and settings of its key: rows of the cycle, **room** (the passes' tables are laid out for
-that many positions, which changes grids and never key cuts), and form of the choice. The host's loop and
+all texts, lengths and settings of its key: rows of the cycle and form of the choice. The host's loop and
 these cycles give the same tokens and log-probabilities; they differ in two things (one-pass:
 one_pass_cycle.py). With one token left the loop does not draft, and a cycle here does. And the loop refuses
 logits that are not numbers in any row, a cycle only those on the accepted path. Where the settings leave it
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from orthrus_kernels.choice_triton import bias_table, choice_form, choice_numbers
-from orthrus_kernels.grow_triton import MOST_DEPTH
+from orthrus_kernels.grow import MOST_DEPTH
 from orthrus_kernels.layout import Settings, State
 
 from ..errors import InputError
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from ..kv_cache import KVCache
     from ..model import Qwen3
 
-LEAST_ROOM = 1024  # positions; each larger room is twice the one before
 MOST_GRAPHS = 64  # the one not used for longest goes first
 STRATEGIES = ("autoregressive", "two-pass", "one-pass", "auto")  # what has cycles here
 
@@ -100,10 +98,10 @@ class DeviceCycles:
         self._one_pass = one_pass_shape(strategy, decoding)
         kinds, budget = self._kinds(strategy, decoding, form)
         kind, timed = next(kinds), budget is not None
-        waiting = self._launch(kind, form, decoding, unread=0, timed=timed)
+        waiting = self._launch(kind, form, decoding, timed)
         while True:
             following_kind = next(kinds)
-            following = self._launch(following_kind, form, decoding, unread=1, timed=timed)
+            following = self._launch(following_kind, form, decoding, timed)
             end = waiting()
             decoding.tokens += end.run.tokens
             self._cache.lengths[0] += len(end.run.tokens)
@@ -146,43 +144,36 @@ class DeviceCycles:
         finished.fill_(1)
         for kind in kinds:
             for _ in "01":  # the second is captured
-                self._launch(kind, form, decoding, unread=0)()
-        costs = measured_costs(kinds, lambda kind: self._launch(kind, form, decoding, unread=0, timed=True))
+                self._launch(kind, form, decoding)()
+        costs = measured_costs(kinds, lambda kind: self._launch(kind, form, decoding, timed=True))
         finished.fill_(0)
         return costs
 
-    def _launch(self, kind: int, form: tuple, decoding: Decoding, unread: int, timed: bool = False) -> Read:
-        """Launch a cycle while `unread` others are not read; returns how to read it."""
+    def _launch(self, kind: int, form: tuple, decoding: Decoding, timed: bool = False) -> Read:
+        """Launch a cycle; returns how to read it."""
         shape, block = None, 0 if kind == PLAIN else decoding.block_size
         if kind == ONE_PASS:
             shape = self._one_pass
-            block = 2 * shape.block  # rows stand so far behind the root: a block below the deepest node
-        # tokens of a cycle, and how far behind the root its rows stand, at most
-        most = max(decoding.block_size if decoding.tree_nodes == "auto" else block, block, 1)
-        furthest = min(decoding.start + unread * most, decoding.limit - 1) + most
-        room = LEAST_ROOM
-        while room < furthest:
-            room *= 2
-        key = kind, room, form, shape or block, self._model.bigram
+        key = kind, form, shape or block, self._model.bigram
         if key not in self._cycles:
-            self._cycles[key] = self._new_cycle(kind, room, decoding, block, shape)
+            self._cycles[key] = self._new_cycle(kind, decoding, block, shape)
             while len(self._cycles) > MOST_GRAPHS:
                 self._cycles.popitem(last=False)
         self._cycles.move_to_end(key)
         return self._cycles[key].launch(self._pool, timed)
 
-    def _new_cycle(self, kind: int, room: int, decoding: Decoding, block: int, shape: Shape | None) -> Cycle:
+    def _new_cycle(self, kind: int, decoding: Decoding, block: int, shape: Shape | None) -> Cycle:
         bias = self._bias if decoding.sampling.logit_bias else None
         choice = Choice(decoding.sampling, self._numbers, bias)
         shared = Shared(self._model, self._cache, self._state, self._ends, choice)
         cycle: Cycle
         if shape is None:
-            cycle = TwoPassCycle(shared, kind, room, block)
+            cycle = TwoPassCycle(shared, kind, block)
         else:
             of = shape, self._model.bigram
             if of not in self._drafts:
                 self._drafts[of] = Draft(self._model, shape)
-            cycle = OnePassCycle(shared, shape, room, self._drafts[of])
+            cycle = OnePassCycle(shared, shape, self._drafts[of])
         if self.walk_of is not None:
             cycle.walk = self.walk_of(kind)
         return cycle

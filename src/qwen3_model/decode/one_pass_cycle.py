@@ -7,17 +7,15 @@ the next tree is as deep as the block allows, even near the end of a text."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from orthrus_kernels.attention_triton import tile_rows
-from orthrus_kernels.blocks_triton import follow_triton, place_blocks_triton
-from orthrus_kernels.grow_triton import grow_triton, tree_tables
+from orthrus_kernels import PassPlan, PassShape, Rows
 from orthrus_kernels.layout import Record, State
 
-from ..pass_inputs import PassInputs
 from .cycle import CANDIDATES, Cycle, Shared
 from .one_pass import Shape
 
@@ -30,7 +28,7 @@ _NOBODY = -2  # as a parent: a node that the walk does not find
 
 class Draft:
     """What a cycle leaves for the next one to grow its tree from. Its memory outlives every graph: cycles of
-    other rooms read it too."""
+    other forms of the choice read it too."""
 
     def __init__(self, model: Qwen3, shape: Shape) -> None:
         device, depth = model.device, shape.block - 2
@@ -52,39 +50,41 @@ class OnePassCycle(Cycle):
 
     kind, forwards = "one-pass", 1
 
-    def __init__(self, shared: Shared, shape: Shape, room: int, draft: Draft) -> None:
-        """room: no row sees a position from it on. draft: of this shape."""
+    def __init__(self, shared: Shared, shape: Shape, draft: Draft) -> None:
+        """draft: of this shape."""
         super().__init__(shared, shape.nodes + 1)
         self.shape, self.draft = shape, draft
-        model, c = self.model, self.model.config
-        height = tile_rows(c.num_attention_heads, c.num_key_value_heads, c.head_dim, model.dtype)
-        depth = shape.block - 2
-        self.tables = tree_tables(
-            shape.nodes, depth, height, room, model.device,
-            blocks=shape.anchors, block_size=shape.block, mask_token=c.mask_token_id,
+        model, n, depth = self.model, shape.nodes + 1, shape.block - 2
+        rows = Rows.tree_with_blocks(
+            [0] * n, [-1] + [0] * (n - 1), 0, range(shape.anchors), shape.block, model.config.mask_token_id
+        )
+        lines, levels = n + shape.anchors, depth + shape.block
+        self.plan = replace(
+            PassPlan.of(rows, model.device), shape=PassShape(len(rows), n, lines, levels, 1),
+            start=self.state[None, State.START],
         )  # fmt: skip
-        self.inputs = PassInputs(self.tables.ids, self.tables.packed, shape.nodes + 1, None)
+        self.inputs = model.pass_inputs(self.plan, self.cache)
+        self.scores = torch.zeros(n, device=model.device)
         self.anchors = torch.zeros(shape.anchors, dtype=torch.int32, device=model.device)
         self.rows, self.behind = (torch.zeros(depth, dtype=torch.int64, device=model.device) for _ in "01")
 
     def run(self) -> None:
         """The launches of a cycle; nothing comes from the host."""
-        model, draft, n = self.model, self.draft, self.shape.nodes + 1
+        model, draft, n, plan, ops = self.model, self.draft, len(self.scores), self.plan, self.model.ops
         drafted = draft.at == self.state[State.START :][:1]
         self.record[Record.DRAFTED :][:1].copy_(drafted)
         scores = torch.where(drafted, draft.scores, float("-inf"))
         marks = None if self.clock is None else self.clock[1:]
-        grow_triton(self.tables, self.state, scores, draft.ids, marks, draft.order)
+        ops.grow(plan, self.scores, self.state[None], scores, draft.ids, draft.order, marks)
         if self.clock is not None:  # its draft took no time of its own
             self.clock[:1].copy_(self.clock[1:2])
-        place_blocks_triton(self.tables, self.state, self.anchors)
+        ops.place_blocks(plan, self.scores, self.anchors)
+        ops.lay(plan, self.inputs.tables)
         states, keys, values = model.states(self.inputs, self.cache)
-        parents = torch.where(drafted, self.tables.parents, _NOBODY)
-        self.verify(self.tables.ids[:, :n], parents, states[:n], keys, values)
-        follow_triton(
-            self.record, self.state, self.anchors, self.shape.block, self.rows, self.behind, draft.at
-        )
-        self._keep(model.ops.embedding(states, self.rows))
+        parents = torch.where(drafted, plan.parents[:n], _NOBODY)
+        self.verify(plan.tokens[:n], plan.positions[:n], parents, states[:n], keys, values)
+        ops.follow(self.record, self.state, self.anchors, self.shape.block, self.rows, self.behind, draft.at)
+        self._keep(ops.embedding(states, self.rows))
 
     def _keep(self, states: Tensor) -> None:
         """The candidates of the block's states [D, E], behind the bonus token, which it has not seen."""
