@@ -6,17 +6,21 @@ names."""
 
 from ._triton import triton_interprets, triton_runs_on
 from .anchors import choose_anchors, end_probabilities
-from .attention import attention
+from .attention import attention, new_tables
 from .backends import Ops, backend_ops
+from .blocks import follow, place_blocks
 from .choice import Sampling, candidates, choose, log_sum_exp
 from .commit import commit
 from .draft_tree import DraftTree, draft_tree
 from .embedding import embedding
+from .grow import grow
 from .head import head
+from .lay import lay
 from .linear import linear
 from .linear_swiglu import linear_swiglu
 from .pass_tables import PassTables, key_segments, unpack
 from .pdl import pdl_kinds
+from .plan import PassPlan, PassShape
 from .qk_norm_rope import qk_norm_rope
 from .rerank import rerank
 from .rms_norm import add_rms_norm, rms_norm
@@ -25,16 +29,15 @@ from .seen import seen_rows
 from .swiglu import swiglu
 from .top_k import top_k
 from .torch_ops import MaskedRows
-from .plan import PassPlan, PassShape
 from .visibility import Rows, visible
 from .walk import walk
 
 __all__ = [
-    "DraftTree", "MaskedRows", "Ops", "PassPlan", "PassShape", "PassTables", "Rows", "Sampling", "add_rms_norm",
-    "attention", "backend_ops", "candidates", "choose", "choose_anchors", "commit", "cos_sin",
-    "draft_tree", "embedding", "end_probabilities", "head", "inverse_frequencies", "key_segments",
-    "linear", "linear_swiglu", "log_sum_exp", "pdl_kinds", "qk_norm_rope", "rerank",
-    "rms_norm", "rope", "rope_table", "seen_rows", "swiglu", "top_k", "triton_interprets", "triton_runs_on", "unpack",
-    "visible", "walk",
+    "DraftTree", "MaskedRows", "Ops", "PassPlan", "PassShape", "PassTables", "Rows", "Sampling",
+    "add_rms_norm", "attention", "backend_ops", "candidates", "choose", "choose_anchors", "commit",
+    "cos_sin", "draft_tree", "embedding", "end_probabilities", "follow", "grow", "head",
+    "inverse_frequencies", "key_segments", "lay", "linear", "linear_swiglu", "log_sum_exp",
+    "new_tables", "pdl_kinds", "place_blocks", "qk_norm_rope", "rerank", "rms_norm", "rope", "rope_table",
+    "seen_rows", "swiglu", "top_k", "triton_interprets", "triton_runs_on", "unpack", "visible", "walk",
     # make new-op: the name
 ]  # fmt: skip

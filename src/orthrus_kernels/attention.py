@@ -4,52 +4,71 @@ Per row: softmax(q K^T * scale) V over the logical key sequence of the row's pat
 cut at one constant list of absolute positions; each segment gives an fp32 partial (maximum, sum,
 accumulator), and partials are folded in that order. The list never depends on context length, row count or
 device: a token near an edge would get other bits than plain decoding gave it. The list is
-`packed.KEY_CUTS`, the kernels are in `attention_kernels.py`. Scores in fp32; probabilities
+`pass_tables.KEY_CUTS`, the kernels are in `attention_kernels.py`. Scores in fp32; probabilities
 are rounded to the values' dtype before they multiply them, their sum is taken unrounded."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from .packed import key_segments
+from .layout import Tile
+from .pass_tables import PassTables, key_segments
+from .plan import PassShape
 from .tiles import ROW_TILE
-from .visibility import Path, Rows, paths
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows, scale: float
+    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, tables: PassTables, scale: float
 ) -> Tensor:
-    """Attend from every row of a pass; returns [T, H, D] in q's dtype.
+    """Attend from every row of a pass; returns [T, H, D] in q's dtype, rows of padding undefined.
 
     q [T, H, D]; k, v [T, G, D]: in-flight keys and values of both views; k_cache, v_cache [B, G, S, D]:
     committed ones, one slot a sequence. Slots at and past a sequence's context are never read. H must be a
-    multiple of G."""
+    multiple of G. tables: of `new_tables`, laid."""
     group = q.shape[1] // k.shape[1]
     out = torch.empty_like(q)
-    for path in paths(rows):
-        for first in range(0, len(path.queries), ROW_TILE):
-            queries, limits = path.queries[first : first + ROW_TILE], path.limits[first : first + ROW_TILE]
-            tile = q.new_zeros(ROW_TILE, *q.shape[1:])
-            tile[: len(queries)] = q[queries]
-            limit = torch.ones(ROW_TILE, dtype=torch.int64)  # a padded row sees position 0 and is dropped
-            limit[: len(queries)] = torch.tensor(limits)
-            attended = _attend_tile(
-                tile, limit.to(q.device), max(limits), path, k, v, k_cache, v_cache, scale, group
-            )
-            out[queries] = attended[: len(queries)]
+    for tile, _ in tables.items[: tables.count].tolist():
+        queries = tables.rows[tile][tables.rows[tile] >= 0]
+        padded = q.new_zeros(ROW_TILE, *q.shape[1:])
+        padded[: len(queries)] = q[queries]
+        # a padded row sees position 0 and is dropped
+        limit = torch.where(tables.rows[tile] >= 0, tables.limits[tile], 1)
+        path = _Path.of(tables, tile)
+        attended = _attend_tile(padded, limit, path, k, v, k_cache, v_cache, scale, group)
+        out[queries] = attended[: len(queries)]
     return out
 
 
-def prepare_rows(
-    rows: Rows, heads: int, groups: int, d: int, dtype: torch.dtype, device: torch.device
-) -> Rows:
-    """What `attention` takes for the rows of a pass of H query and G key heads of size D: the rows."""
-    return rows
+def new_tables(
+    shape: PassShape, capacity: int, heads: int, groups: int, d: int, dtype: torch.dtype, device: torch.device
+) -> PassTables:
+    """Tables for passes of a shape, of H query and G key heads of size D, whose rows stand below `capacity`;
+    filled by `lay`. The twin takes all segments of a tile in turn."""
+    return PassTables.new(shape, capacity, ROW_TILE, True, device)
+
+
+@dataclass(frozen=True)
+class _Path:
+    """What the rows of a tile see, the context and then rows in flight."""
+
+    sequence: int
+    context: int
+    end: int  # the largest limit
+    slots: Tensor  # the rows in flight
+
+    @staticmethod
+    def of(tables: PassTables, tile: int) -> _Path:
+        line = tables.tiles[tile].tolist()
+        context, end = line[Tile.CONTEXT], line[Tile.END]
+        slots = tables.slots.flatten()[line[Tile.FIRST_SLOT] :][: end - context]
+        return _Path(line[Tile.SEQUENCE], context, end, slots)
 
 
 def _attend_tile(
-    tile: Tensor, limit: Tensor, end: int, path: Path, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor,
+    tile: Tensor, limit: Tensor, path: _Path, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor,
     scale: float, group: int,
 ) -> Tensor:  # fmt: skip
     """ROW_TILE queries [ROW_TILE, H, D] of one path; the `group` query heads of a key head are folded into
@@ -60,7 +79,7 @@ def _attend_tile(
         tile.float().view(n, heads // group, group, d).transpose(0, 1).reshape(heads // group, n * group, d)
     )
     state: tuple[Tensor, Tensor, Tensor] | None = None
-    for first, last in key_segments(end):
+    for first, last in key_segments(path.end):
         keys, values = (
             _logical(cache, flight, path, first, last) for cache, flight in ((k_cache, k), (v_cache, v))
         )
@@ -73,7 +92,7 @@ def _attend_tile(
     return (acc / total).view(heads // group, n, group, d).transpose(0, 1).reshape(n, heads, d).to(tile.dtype)
 
 
-def _logical(cache: Tensor, flight: Tensor, path: Path, first: int, last: int) -> Tensor:
+def _logical(cache: Tensor, flight: Tensor, path: _Path, first: int, last: int) -> Tensor:
     """Keys (or values) of logical positions [first, last) of a path, [G, last - first, D]; zeros past its
     end.
     """

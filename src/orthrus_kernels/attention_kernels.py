@@ -161,62 +161,60 @@ def _segment(
 def _partial_kernel(
     q, stride_qt, stride_qh, k, stride_kt, stride_kg, v, stride_vt, stride_vg,
     k_cache, stride_kb, stride_kcg, stride_ks, v_cache, stride_vb, stride_vcg, stride_vs,
-    rows, limits, tiles, slots, segments, items,
+    rows, limits, tiles, slots, segments, items, count,
     acc, stats, arrivals, out, stride_ot, stride_oh,
     T, G, scale,
     D: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr, FOLDED: tl.constexpr, BLOCK_S: tl.constexpr,
     STAGES: tl.constexpr, FUSED: tl.constexpr, UNROLL: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One (tile, segment) for one key head: acc [C, T, H, D], stats [C, T, H, 2] (maximum, sum).
+    """Items i, i + P, ... of the work list for one key head, P programs a head: acc [C, T, H, D], stats [C,
+    T, H, 2] (maximum, sum) of each (tile, segment).
 
-    FUSED >= T * GROUP, a power of two, for a pass of one path tile: the program that arrives last for its key
-    head folds the partials into `out`. With FUSED 0 the combine does.
+    FUSED >= T * GROUP, a power of two, for a pass of one path tile: the program whose item arrives last for
+    its key head folds the partials into `out`. With FUSED 0 the combine does.
     """
     if PDL:
         wait()  # first of all, in programs without work too: the tables themselves may be new
         launch_dependents()
-    i_g, i_item = tl.program_id(0) % G, tl.program_id(0) // G
-    i_tile, i_segment = tl.load(items + 2 * i_item), tl.load(items + 2 * i_item + 1)
-    if i_tile < 0:
-        return
+    i_g, n_items = (tl.program_id(0) % G).to(tl.int64), tl.load(count)
     o_m, o_d = tl.arange(0, FOLDED), tl.arange(0, D)
-    m_m = o_m < TILE * GROUP
-    i_row = tl.load(rows + i_tile * TILE + o_m // GROUP, mask=m_m, other=-1).to(tl.int64)
-    b_limit = tl.load(limits + i_tile * TILE + o_m // GROUP, mask=m_m, other=0)
-    m_m = i_row >= 0
     i_h = i_g * GROUP + o_m % GROUP
-    p_q = q + (i_row * stride_qt + i_h * stride_qh)[:, None] + o_d[None, :]
-    b_q = tl.load(p_q, mask=m_m[:, None], other=0.0)
-    p_t = tiles + TILE_COLUMNS * i_tile
-    i_b, context = tl.load(p_t + TILE_SEQUENCE).to(tl.int64), tl.load(p_t + TILE_CONTEXT)
-    end, first_slot = tl.load(p_t + TILE_END), tl.load(p_t + TILE_FIRST_SLOT)
-    chain, chain_row = tl.load(p_t + TILE_CHAIN), tl.load(p_t + TILE_CHAIN_ROW)
-    lowest = tl.load(p_t + TILE_LOWEST)
-    i_g = i_g.to(tl.int64)
-    b_max, b_sum, b_acc = _segment(
-        b_q, b_limit, k + i_g * stride_kg, stride_kt, v + i_g * stride_vg, stride_vt,
-        k_cache + i_b * stride_kb + i_g * stride_kcg, stride_ks,
-        v_cache + i_b * stride_vb + i_g * stride_vcg, stride_vs, slots + first_slot,
-        tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end,
-        chain, chain_row, lowest, scale,
-        D, FOLDED, BLOCK_S, STAGES,
-    )  # fmt: skip
-    o_part = (i_segment.to(tl.int64) * T + i_row) * (G * GROUP) + i_h
-    tl.store(acc + o_part[:, None] * D + o_d[None, :], b_acc, mask=m_m[:, None])
-    tl.store(stats + o_part * 2, b_max, mask=m_m)
-    tl.store(stats + o_part * 2 + 1, b_sum, mask=m_m)
-    if FUSED:
-        n = tl.load(tiles + TILE_REACH)  # segments of the one path tile: as many programs as arrive
-        tl.debug_barrier()  # every thread's partial is written before one thread publishes it
-        if tl.atomic_add(arrivals + i_g, 1, sem="acq_rel") == n - 1:
-            o_f = tl.arange(0, FUSED)
-            f_row, f_h = (o_f // GROUP).to(tl.int64), i_g * GROUP + o_f % GROUP
-            m_f = f_row < T
-            o_first, stride_segment = f_row * (G * GROUP) + f_h, T.to(tl.int64) * (G * GROUP)
-            b_out = _fold(acc, stats, o_first, m_f, stride_segment, n, scale, FUSED, D, UNROLL)
-            p_out = out + (f_row * stride_ot + f_h * stride_oh)[:, None] + o_d[None, :]
-            tl.store(p_out, b_out.to(out.dtype.element_ty), mask=m_f[:, None])
-            tl.store(arrivals + i_g, 0)  # ready for the next launch
+    for i_item in range(tl.program_id(0) // G, n_items, tl.num_programs(0) // G):
+        i_tile, i_segment = tl.load(items + 2 * i_item), tl.load(items + 2 * i_item + 1)
+        m_m = o_m < TILE * GROUP
+        i_row = tl.load(rows + i_tile * TILE + o_m // GROUP, mask=m_m, other=-1).to(tl.int64)
+        b_limit = tl.load(limits + i_tile * TILE + o_m // GROUP, mask=m_m, other=0)
+        m_m = i_row >= 0
+        p_q = q + (i_row * stride_qt + i_h * stride_qh)[:, None] + o_d[None, :]
+        b_q = tl.load(p_q, mask=m_m[:, None], other=0.0)
+        p_t = tiles + TILE_COLUMNS * i_tile
+        i_b, context = tl.load(p_t + TILE_SEQUENCE).to(tl.int64), tl.load(p_t + TILE_CONTEXT)
+        end, first_slot = tl.load(p_t + TILE_END), tl.load(p_t + TILE_FIRST_SLOT)
+        chain, chain_row = tl.load(p_t + TILE_CHAIN), tl.load(p_t + TILE_CHAIN_ROW)
+        lowest = tl.load(p_t + TILE_LOWEST)
+        b_max, b_sum, b_acc = _segment(
+            b_q, b_limit, k + i_g * stride_kg, stride_kt, v + i_g * stride_vg, stride_vt,
+            k_cache + i_b * stride_kb + i_g * stride_kcg, stride_ks,
+            v_cache + i_b * stride_vb + i_g * stride_vcg, stride_vs, slots + first_slot,
+            tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end,
+            chain, chain_row, lowest, scale,
+            D, FOLDED, BLOCK_S, STAGES,
+        )  # fmt: skip
+        o_part = (i_segment.to(tl.int64) * T + i_row) * (G * GROUP) + i_h
+        tl.store(acc + o_part[:, None] * D + o_d[None, :], b_acc, mask=m_m[:, None])
+        tl.store(stats + o_part * 2, b_max, mask=m_m)
+        tl.store(stats + o_part * 2 + 1, b_sum, mask=m_m)
+        if FUSED:
+            tl.debug_barrier()  # every thread's partial is written before one thread publishes it
+            if tl.atomic_add(arrivals + i_g, 1, sem="acq_rel") == n_items - 1:
+                o_f = tl.arange(0, FUSED)
+                f_row, f_h = (o_f // GROUP).to(tl.int64), i_g * GROUP + o_f % GROUP
+                m_f = f_row < T
+                o_first, stride_segment = f_row * (G * GROUP) + f_h, T.to(tl.int64) * (G * GROUP)
+                b_out = _fold(acc, stats, o_first, m_f, stride_segment, n_items, scale, FUSED, D, UNROLL)
+                p_out = out + (f_row * stride_ot + f_h * stride_oh)[:, None] + o_d[None, :]
+                tl.store(p_out, b_out.to(out.dtype.element_ty), mask=m_f[:, None])
+                tl.store(arrivals + i_g, 0)  # ready for the next launch
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -224,7 +222,7 @@ def _combine_kernel(
     acc, stats, row_segments, out, stride_ot, stride_oh, T, H, scale,
     D: tl.constexpr, UNROLL: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Fold one row and head's partials in the order of the segments and divide."""
+    """Fold one row and head's partials in the order of the segments and divide; 0 for a row of padding."""
     if PDL:
         wait()
         launch_dependents()
@@ -232,28 +230,29 @@ def _combine_kernel(
     n = tl.load(row_segments + i_row)
     o_one, o_d = tl.arange(0, 1), tl.arange(0, D)
     stride_segment = T.to(tl.int64) * H
-    b_out = _fold(acc, stats, i_row * H + i_h + o_one, o_one == 0, stride_segment, n, scale, 1, D, UNROLL)
+    b_out = _fold(acc, stats, i_row * H + i_h + o_one, o_one < n, stride_segment, n, scale, 1, D, UNROLL)
     p_out = out + i_row * stride_ot + i_h * stride_oh + o_one[:, None] + o_d[None, :]
     tl.store(p_out, b_out.to(out.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=["N"])
+@triton.jit
 def _whole_kernel(
     q, stride_qt, stride_qh, k, stride_kt, stride_kg, v, stride_vt, stride_vg,
     k_cache, stride_kb, stride_kcg, stride_ks, v_cache, stride_vb, stride_vcg, stride_vs,
-    rows, limits, tiles, slots, segments,
+    rows, limits, tiles, slots, segments, items, count,
     out, stride_ot, stride_oh,
-    N, G, scale,
+    G, scale,
     D: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr, FOLDED: tl.constexpr, BLOCK_S: tl.constexpr,
     STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """All segments of one path tile for one key head, folded in order; the last of the N tiles first, because
-    in a prompt it sees most.
-    """
+    """All segments of one path tile for one key head, folded in order."""
     if PDL:
         wait()
         launch_dependents()
-    i_g, i_tile = tl.program_id(0) % G, N - 1 - tl.program_id(0) // G
+    i_g, i_item = tl.program_id(0) % G, tl.program_id(0) // G
+    if i_item >= tl.load(count):
+        return
+    i_tile = tl.load(items + 2 * i_item)
     o_m, o_d = tl.arange(0, FOLDED), tl.arange(0, D)
     m_m = o_m < TILE * GROUP
     i_row = tl.load(rows + i_tile * TILE + o_m // GROUP, mask=m_m, other=-1).to(tl.int64)

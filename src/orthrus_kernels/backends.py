@@ -3,8 +3,8 @@ torch's own matrix product and attention in their place ("torch": what everyone 
 only, since a row's bits depend on the rows beside it).
 
 All have the same signatures; a kernel takes `out=` besides. To plug in a kernel, name it in `_TRITON`: what
-is not named there runs on its twin, on any device. `prepare_rows` is what a backend does once a pass for the
-attention of all its layers: the twin reads the rows themselves."""
+is not named there runs on its twin, on any device. `new_tables` makes what a backend's attention reads of a
+pass, and `lay` fills it, once a pass for all layers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from .attention import attention, prepare_rows
-from .attention_triton import attention_triton, prepare_rows_triton
+from .attention import attention, new_tables
+from .attention_triton import attention_triton, new_tables_triton
+from .blocks import follow, follow_triton, place_blocks, place_blocks_triton
 from .choice import candidates, choose, log_sum_exp
 from .choice_triton import candidates_triton, choose_triton, log_sum_exp_triton
 from .commit import commit, commit_triton
 from .embedding import embedding, embedding_triton
+from .grow import grow, grow_triton
 from .head import head, head_triton
+from .lay import lay, lay_triton
 from .linear import linear
 from .linear_swiglu import linear_swiglu, linear_swiglu_triton
 from .linear_triton import linear_triton
@@ -27,7 +30,7 @@ from .qk_norm_rope import qk_norm_rope, qk_norm_rope_triton
 from .rerank import rerank, rerank_triton
 from .rms_norm import add_rms_norm, add_rms_norm_triton, rms_norm, rms_norm_triton
 from .seen import seen_rows, seen_rows_triton
-from .torch_ops import attention_torch, linear_swiglu_torch, linear_torch, prepare_rows_torch
+from .torch_ops import attention_torch, lay_torch, linear_swiglu_torch, linear_torch, new_tables_torch
 from .walk import walk, walk_triton
 
 Op = Callable[..., Any]
@@ -43,11 +46,15 @@ class Ops:
     choose: Op
     commit: Op
     embedding: Op
+    follow: Op
+    grow: Op
     head: Op
+    lay: Op
     linear: Op
     linear_swiglu: Op
     log_sum_exp: Op
-    prepare_rows: Op
+    new_tables: Op
+    place_blocks: Op
     qk_norm_rope: Op
     rerank: Op
     rms_norm: Op
@@ -58,9 +65,10 @@ class Ops:
 
 REFERENCE = Ops(
     add_rms_norm=add_rms_norm, attention=attention, candidates=candidates, choose=choose,
-    commit=commit, embedding=embedding, head=head, linear=linear, linear_swiglu=linear_swiglu,
-    log_sum_exp=log_sum_exp, prepare_rows=prepare_rows, qk_norm_rope=qk_norm_rope, rerank=rerank,
-    rms_norm=rms_norm, seen_rows=seen_rows, walk=walk,
+    commit=commit, embedding=embedding, follow=follow, grow=grow, head=head, lay=lay, linear=linear,
+    linear_swiglu=linear_swiglu, log_sum_exp=log_sum_exp, new_tables=new_tables,
+    place_blocks=place_blocks, qk_norm_rope=qk_norm_rope, rerank=rerank, rms_norm=rms_norm, seen_rows=seen_rows,
+    walk=walk,
     # make new-op: the twin
 )  # fmt: skip
 
@@ -72,11 +80,15 @@ _TRITON = replace(
     choose=choose_triton,
     commit=commit_triton,
     embedding=embedding_triton,
+    follow=follow_triton,
+    grow=grow_triton,
     head=head_triton,
+    lay=lay_triton,
     linear=linear_triton,
     linear_swiglu=linear_swiglu_triton,
     log_sum_exp=log_sum_exp_triton,
-    prepare_rows=prepare_rows_triton,
+    new_tables=new_tables_triton,
+    place_blocks=place_blocks_triton,
     qk_norm_rope=qk_norm_rope_triton,
     rerank=rerank_triton,
     rms_norm=rms_norm_triton,
@@ -89,9 +101,10 @@ _TRITON = replace(
 _TORCH = replace(
     REFERENCE,
     attention=attention_torch,
+    lay=lay_torch,
     linear=linear_torch,
     linear_swiglu=linear_swiglu_torch,
-    prepare_rows=prepare_rows_torch,
+    new_tables=new_tables_torch,
 )
 
 _BACKENDS = {"reference": REFERENCE, "triton": _TRITON, "torch": _TORCH}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._triton import tl, triton
-from .clock import mark
+from .clock import mark, mark_here
 from .layout import (
     TILE_BEGIN,
     TILE_CHAIN,
@@ -38,7 +38,9 @@ def lay(plan: PassPlan, tables: PassTables, root: Tensor | None = None, clock: T
 
     root [S] int32, any stride: the rows of each sequence are a chain or one block, wherever the sequence has
     got to. Before all else its first row's token becomes root, and positions follow from `start`. clock,
-    int32: `lay_triton` writes the time of the launch in all its places (clock.py)."""
+    int32: takes the time of the launch in all its places (clock.py)."""
+    for i in range(0 if clock is None else len(clock)):
+        mark_here(clock, i)
     if root is not None:
         plan.stand(root)
     sequences, start, edges = plan.sequences.tolist(), plan.start.tolist(), tables.segments.tolist()

@@ -6,7 +6,7 @@ unused: a padding row has sequence -1, and does not stand inside a block."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -62,6 +62,11 @@ class PassPlan:
         columns = torch.tensor([rows.parents, rows.blocks, rows.sequences], dtype=torch.int32).to(device)
         at = torch.tensor(start, dtype=torch.int32).to(device)
         return PassPlan(shape, ids[0], ids[1], columns[0], columns[1], columns[2], at)
+
+    def on(self, device: torch.device | str) -> PassPlan:
+        """A copy on a device."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "shape"}
+        return replace(self, **{name: t.to(device, copy=True) for name, t in tensors.items()})
 
     def rows(self) -> Rows:
         """The rows read back, without padding."""

@@ -11,51 +11,59 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .linear import by_view
+from .plan import PassPlan, PassShape
 from .swiglu import swiglu
-from .visibility import Rows, visible
+from .visibility import visible
 
 
 @dataclass(frozen=True)
 class MaskedRows:
-    """The sequences of a pass and the mask of each over its context and all in-flight rows."""
+    """The sequences of a pass and the mask of each over its context and all in-flight rows; `lay_torch` fills
+    it."""
 
     contexts: dict[int, int]
     queries: dict[int, Tensor]  # row indices of a sequence
     masks: dict[int, Tensor]  # bool [queries, context + T]
 
-    def on(self, device: torch.device) -> MaskedRows:
-        """A copy on a device."""
-        queries, masks = ({s: t.to(device) for s, t in d.items()} for d in (self.queries, self.masks))
-        return MaskedRows(self.contexts, queries, masks)
 
-
-def prepare_rows_torch(
-    rows: Rows, heads: int, groups: int, d: int, dtype: torch.dtype, device: torch.device
+def new_tables_torch(
+    shape: PassShape, capacity: int, heads: int, groups: int, d: int, dtype: torch.dtype, device: torch.device
 ) -> MaskedRows:
-    """What `attention_torch` takes for the rows of a pass."""
-    flight = visible(rows).to(device)
-    queries = {
-        s: torch.tensor([i for i, mine in enumerate(rows.sequences) if mine == s], device=device)
-        for s in rows.contexts
-    }
-    masks = {s: F.pad(flight[queries[s]], (context, 0), value=True) for s, context in rows.contexts.items()}
-    return MaskedRows(rows.contexts, queries, masks)
+    """What `attention_torch` takes, to be filled."""
+    return MaskedRows({}, {}, {})
+
+
+def lay_torch(
+    plan: PassPlan, tables: MaskedRows, root: Tensor | None = None, clock: Tensor | None = None
+) -> None:
+    """`lay` for `attention_torch`."""
+    if root is not None:
+        plan.stand(root)
+    rows, device = plan.rows(), plan.tokens.device
+    used = (plan.sequences >= 0).nonzero().flatten()
+    flight = torch.zeros(len(used), plan.shape.n_rows, dtype=torch.bool, device=device)
+    flight[:, used] = visible(rows).to(device)
+    tables.contexts.clear()
+    tables.contexts.update(rows.contexts)
+    for s, context in rows.contexts.items():
+        mine = torch.tensor([i for i, of in enumerate(rows.sequences) if of == s], device=device)
+        tables.queries[s], tables.masks[s] = used[mine], F.pad(flight[mine], (context, 0), value=True)
 
 
 def attention_torch(
-    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, rows: MaskedRows, scale: float
+    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, tables: MaskedRows, scale: float
 ) -> Tensor:
     """`attention` by `scaled_dot_product_attention` with a mask, a sequence at a time."""
     out = torch.empty_like(q)
-    for sequence, context in rows.contexts.items():
-        mine = rows.queries[sequence]
+    for sequence, context in tables.contexts.items():
+        mine = tables.queries[sequence]
         keys, values = (
             torch.cat([cache[sequence, :, :context], flight.transpose(0, 1)], 1)
             for cache, flight in ((k_cache, k), (v_cache, v))
         )
         attended = F.scaled_dot_product_attention(
             q[mine].transpose(0, 1)[None], keys[None], values[None],
-            attn_mask=rows.masks[sequence], scale=scale, enable_gqa=True,
+            attn_mask=tables.masks[sequence], scale=scale, enable_gqa=True,
         )  # fmt: skip
         out[mine] = attended[0].transpose(0, 1)
     return out

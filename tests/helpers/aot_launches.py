@@ -205,7 +205,8 @@ def cycles() -> Iterator[Launch]:
     tree = rows.tree_with_blocks([1] * 33, [-1, *range(32)], 0, range(9, 33), 6, 96)
     chains = rows.batch([rows.chain([1] * 64, 0, s) for s in range(8)])
     for name, of, root, clock, targets in (
-        ("177 rows", tree, None, None, ALL), ("a chain, timed", rows.chain([1] * 32, 0), one, record[4:7], HOPPER),
+        ("177 rows", tree, None, None, ALL),
+        ("a chain, timed", rows.chain([1] * 32, 0), one, record[4:7], HOPPER),
         ("a prompt", rows.chain([1] * 2048, 0), None, None, HOPPER), ("8 chains", chains, None, None, HOPPER),
         ("deep tree", rows.tree([1] * 256, [-1, *range(63), *range(192)], 0), None, None, HOPPER),
     ):  # fmt: skip

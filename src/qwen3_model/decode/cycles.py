@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator, Sequence as Kinds
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-from orthrus_kernels.grow_triton import MOST_DEPTH
 from orthrus_kernels.layout import State
 
 from ..errors import InputError
 from .choice import Form
-from .controller import CHAIN, KINDS, PLAIN, TWIN_TIMES, Controller, Times, measured_times
+from .controller import KINDS, PLAIN, TWIN_TIMES, Controller, Times, measured_times
 from .cycle import Cycle, Read, Text, Walk
 from .one_pass import OnePassCycle, Shape
 from .sequence import Run, Sequence
@@ -94,11 +93,10 @@ class Cycles:
             return Fixed(Shape.of(sequence.block_size, request.tree_nodes))
         if request.tree_nodes != "auto":
             return Fixed(request.tree_nodes)
-        kinds = KINDS if sequence.block_size <= MOST_DEPTH else (PLAIN, CHAIN)
-        key = kinds, form, sequence.block_size
+        key = form, sequence.block_size
         if key not in self.times:
-            self.times[key] = Times(kinds, lambda kinds: self._measured(kinds, form, sequence))
-        return Controller(kinds, self.times[key])
+            self.times[key] = Times(KINDS, lambda kinds: self._measured(kinds, form, sequence))
+        return Controller(KINDS, self.times[key])
 
     def _cycle(self, kind: Kind, form: Form, sequence: Sequence, watched: bool) -> Cycle:
         """The cycle of a kind, made when it is first asked for."""

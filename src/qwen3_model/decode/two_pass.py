@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from orthrus_kernels import PassShape, Rows
+from orthrus_kernels.grow import MOST_DEPTH
 from orthrus_kernels.layout import Record
 
 from .controller import CHAIN
@@ -29,7 +30,8 @@ class TwoPassCycle(Cycle):
         self.draft = None
         if block:
             masks = Rows.block(0, block, 0, model.config.mask_token_id)
-            wanted = torch.arange(block - 1, device=device)
+            self.depth = min(block, MOST_DEPTH) - 1 if nodes > CHAIN else block - 1
+            wanted = torch.arange(self.depth, device=device)
             self.draft = model.new_pass(masks, text.cache, text.start, logits_of=wanted)
         chain = Rows.chain([0] * rows, 0)
         self.grows, self.scored = nodes > CHAIN, scored and block > 0
@@ -46,7 +48,7 @@ class TwoPassCycle(Cycle):
             ops.lay(self.draft.plan, self.draft.tables, text.root, clock)
             states, _, _ = model.states(self.draft, text.cache)
             clock = None if clock is None else clock[1:]
-            behind = self.draft.plan.positions[1:]
+            behind = self.draft.plan.positions[1 : self.depth + 1]
             if self.grows:
                 scores, ids, order = text.choice.ranked(states, behind, text.root, known=True)
                 ops.grow(check.plan, self.scores, text.state, scores, ids, order, clock)
