@@ -33,7 +33,7 @@ def grow(
     and log_probabilities [S, P, K, K], int32, of `rerank`; without S for one sequence. clock [2] int32:
     takes the times of begin and end (clock.py)."""
     if clock is not None:
-        mark_here(clock, 0)
+        mark_here(clock[:1])
     sequences, (depth, k) = len(state), ids.shape[-2:]
     n = len(scores) // sequences
     ids, of = ids.view(-1, depth, k), (depth, k) if order is None else (depth, k, k)
@@ -51,7 +51,7 @@ def grow(
         plan.parents[rows] = torch.tensor(parents, dtype=torch.int32)
         scores[rows] = torch.tensor(tree.scores + [float("-inf")] * again)
     if clock is not None:
-        mark_here(clock, 1)
+        mark_here(clock[1:2])
 
 
 @triton.jit

@@ -55,7 +55,7 @@ def walk(
     for s, columns in enumerate(state.tolist()):
         left, finished, damaged = columns[State.LEFT], columns[State.FINISHED], 0
         node, path = s * n, list[int]()
-        while node is not None and not finished:
+        while node < (s + 1) * n and not finished:
             if not sound[node]:
                 damaged = finished = 1
                 break
@@ -63,7 +63,7 @@ def walk(
             choice = chosen[node]
             finished = int(choice in stops or len(path) >= left)
             children = range(node + 1, (s + 1) * n)
-            node = next((i for i in children if above[i] == node and names[i] == choice), None)
+            node = next((i for i in children if above[i] == node and names[i] == choice), (s + 1) * n)
         kept, nodes = len(path), torch.tensor(path, dtype=torch.int32)
         accepted[s], start[s] = -1, columns[State.START]
         accepted[s, :kept] = nodes
@@ -77,7 +77,7 @@ def walk(
         if kept:
             state[s, State.ROOT] = chosen[path[-1]]
         if timed:
-            mark_here(record[s], Record.DONE_AT)
+            mark_here(record[s, Record.DONE_AT])
 
 
 @triton.jit

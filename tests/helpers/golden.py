@@ -83,7 +83,7 @@ def logits_hash(model: Qwen3, prompt: int = 333) -> str:
     parents = [-1, 0, 1, 2, 0, 4, 4, 6, 1, 8, 9, 3, 11, 12]
     rows = Rows.tree_with_blocks(ids[prompt:], parents, prompt, [13, 4], 8, c.mask_token_id)
     with torch.inference_mode():
-        _update(digest, [model.forward(rows, cache, repeats=False).logits])
+        _update(digest, [model.forward(rows, cache).logits])
     return digest.hexdigest()
 
 

@@ -103,8 +103,11 @@ class Cycles:
         block = 0 if kind == PLAIN else sequence.block_size
         key = kind, block, form, watched, self.model.bigram
         if key not in self._cycles:
-            shaped = isinstance(kind, Shape)
-            cycle = OnePassCycle(self.text, kind) if shaped else TwoPassCycle(self.text, kind, block, watched)
+            cycle: Cycle
+            if isinstance(kind, Shape):
+                cycle = OnePassCycle(self.text, kind)
+            else:
+                cycle = TwoPassCycle(self.text, kind, block, watched)
             if self.walk_of is not None:
                 cycle.walk = self.walk_of(kind)
             self._cycles[key] = cycle

@@ -104,8 +104,8 @@ class OnePassCycle(Cycle):
         states, keys, values = model.states(self.check, text.cache)
         parents = torch.where(drafted, plan.parents[: self.nodes], _NOBODY)
         self.verify(parents, states[: self.nodes], keys, values)
-        block = self.shape.block
-        ops.follow(self.record, text.state, self.anchors, block, self.rows, self.behind, self.drafted_at)
+        record, state, size = self.record[0], text.state[0], self.shape.block
+        ops.follow(record, state, self.anchors, size, self.rows, self.behind, self.drafted_at)
         self._keep(model.ops.embedding(states, self.rows))
 
     def _keep(self, states: torch.Tensor) -> None:
