@@ -100,8 +100,7 @@ def attention_triton(
         _whole_kernel[(len(tables.items) * groups,)](**shared)
         return out
     if form == "auto":
-        few = n * group <= FUSED_HEADS and 4 * workspace_size(tables, group, d) <= FUSED_BYTES
-        form = "fused" if few and tables.one_tile else "partial"
+        form = form_of(tables, group, d)
     assert form != "fused" or tables.one_tile, "form fused takes passes of one path tile"
     size = workspace_size(tables, heads, d)
     if workspace is None:
@@ -146,6 +145,13 @@ def _launch(d: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
 
 def _tall(dtype: torch.dtype) -> int:
     return TALL if dtype.itemsize == 2 else 1
+
+
+def form_of(tables: PassTables, group: int, d: int) -> str:
+    """The fastest form, "partial" or "fused", of tables that are not whole, for `group` query heads a key
+    head."""
+    few = tables.shape.n_rows * group <= FUSED_HEADS and 4 * workspace_size(tables, group, d) <= FUSED_BYTES
+    return "fused" if few and tables.one_tile else "partial"
 
 
 def workspace_size(tables: PassTables, heads: int, d: int) -> int:

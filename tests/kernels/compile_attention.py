@@ -19,7 +19,7 @@ from orthrus_kernels.verify_triton import _verify_kernel
 
 POINTERS = {"q", "k", "v", "k_cache", "v_cache", "out", "k_rows", "v_rows"}
 TABLES = {"rows", "limits", "tiles", "slots", "segments", "items", "row_segments", "accepted", "start"}
-TABLES |= {"arrivals", "tokens", "parents", "choices", "path", "length", "bonus"}
+TABLES |= {"arrivals", "count", "tokens", "parents", "choices", "path", "length", "bonus"}
 
 
 def source_of(kernel, dtype: str, constants: dict) -> ASTSource:
