@@ -64,8 +64,9 @@ def test_the_comparison_can_fail(monkeypatch):
 
 
 def test_every_operation_with_a_kernel_is_measured():
-    """rope and the packing of rows run inside others."""
-    assert set(OPS) == set(vars(REFERENCE)) - {"rope", "prepare_rows"}
+    """rope runs inside others; what builds a pass is a part of every cycle that `make bench-decode` times."""
+    built = {"new_tables", "lay", "grow", "place_blocks", "follow"}
+    assert set(OPS) == set(vars(REFERENCE)) - {"rope"} - built
 
 
 def test_models_of_one_shape_share_a_case():
