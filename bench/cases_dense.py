@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from orthrus_kernels import Rows, backend_ops, pack, tables
-from orthrus_kernels.attention_triton import tile_rows
+from orthrus_kernels import PassPlan, Rows, backend_ops, tables
 from orthrus_kernels.head import head_entry
 from orthrus_kernels.linear_swiglu import swiglu_entry
 from orthrus_kernels.swiglu import swiglu_triton
@@ -150,14 +149,15 @@ def attention(
     caches = [(pool.take(1, g, context + t, d), pool.take(1, g, context + t, d)) for _ in range(copies)]
     for k_cache, v_cache in caches:
         k_cache[0, :, context:], v_cache[0, :, context:] = k.transpose(0, 1), v.transpose(0, 1)
-    chain = Rows.chain([0] * t, context)
-    rows = pack(chain, tile_rows(h, g, d, q.dtype, chain), pool.device)
+    plan = PassPlan.of(Rows.chain([0] * t, context), pool.device)
+    laid = KERNELS.new_tables(plan.shape, context + t, h, g, d, q.dtype, pool.device)
+    KERNELS.lay(plan, laid)
     out = torch.empty_like(q)
     plain = q.transpose(0, 1)[None]  # [1, H, T, D]
     folded = q.view(t, g, h // g, d).permute(1, 0, 2, 3).reshape(1, g, t * (h // g), d)
 
     def ours(i: int) -> Tensor:
-        return KERNELS.attention(q, k, v, *caches[i], rows, d**-0.5, out=out)[-1]
+        return KERNELS.attention(q, k, v, *caches[i], laid, d**-0.5, out=out)[-1]
 
     def sdpa(backend: SDPBackend, i: int) -> Tensor:
         k, v = caches[i]

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthrus_kernels import Rows
+from orthrus_kernels import PassPlan, Rows
 from orthrus_kernels.torch_ops import linear_torch
 from qwen3_model import Qwen3, Qwen3Config
-from qwen3_model.captured import CapturedPasses, PassInputs
+from qwen3_model.captured import CapturedPasses
 from qwen3_model.kv_cache import KVCache
 
 from .command import short
@@ -125,16 +125,12 @@ class Calls:
 
 def calls_of(model: Qwen3, cache: KVCache, what: Pass, context: int) -> Calls:
     """The calls of a pass on a cache that holds `context` tokens: all this bench knows of the model's API."""
-    c, rows, wanted = model.config, what.rows(model.config, context), what.logits_of
-    prepared = model.ops.prepare_rows(
-        rows, c.num_attention_heads, c.num_key_value_heads, c.head_dim, model.dtype, torch.device("cpu")
-    )
-    ids = torch.tensor([rows.tokens, rows.positions])
-    inputs = PassInputs(ids, prepared, rows.n_ar, None if wanted is None else torch.tensor(list(wanted)))
-    there, passes = inputs.on(model.device), cache.passes
+    rows, wanted, passes = what.rows(model.config, context), what.logits_of, cache.passes
+    plan = PassPlan.of(rows)
+    there = model.pass_inputs(plan.on(model.device), cache, wanted)
     return Calls(
         lambda: model.compute(there, cache).logits,
-        (lambda: passes.run(inputs).logits) if passes is not None else None,
+        (lambda: passes.run(plan, wanted).logits) if passes is not None else None,
         lambda: model.forward(rows, cache, wanted).logits,
     )
 
@@ -146,7 +142,7 @@ def sdpa_token(model: Qwen3, cache: KVCache, what: Pass, context: int) -> Callab
     without a mask; the query heads of a key head are folded into rows, which is faster for one token."""
 
     def attention(
-        q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows, scale: float
+        q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, tables: object, scale: float
     ) -> Tensor:
         k_cache[0, :, context], v_cache[0, :, context] = k[0], v[0]
         folded = q.reshape(1, k.shape[1], -1, q.shape[2])
@@ -155,8 +151,8 @@ def sdpa_token(model: Qwen3, cache: KVCache, what: Pass, context: int) -> Callab
         return out.reshape(q.shape)
 
     peer, rows = copy.copy(model), what.rows(model.config, context)
-    peer.ops = replace(model.ops, linear=linear_torch, attention=attention)
-    inputs = PassInputs(torch.tensor([rows.tokens, rows.positions]), rows, 1, None).on(model.device)
+    peer.ops = replace(model.ops, linear=linear_torch, attention=attention, lay=lambda plan, tables: None)
+    inputs = model.pass_inputs(PassPlan.of(rows, model.device), cache)
     return lambda: peer.compute(inputs, cache).logits
 
 

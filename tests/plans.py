@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
 from strategies import mixed_passes
 
-from orthrus_kernels import Rows
+from orthrus_kernels import MaskedRows, Ops, Rows
+from orthrus_kernels.backends import REFERENCE
 from orthrus_kernels.pass_tables import PassTables
 from orthrus_kernels.plan import PassPlan, PassShape
 
@@ -68,4 +70,19 @@ def tables_for(
     tables = PassTables.new(shape, CAPACITY, height, whole, device, CUTS)
     for name in ("rows", "limits", "tiles", "slots", "items", "count", "row_segments", "scratch"):
         getattr(tables, name).fill_(-77)
+    return tables
+
+
+def laid(
+    rows: Rows, q: torch.Tensor, k: torch.Tensor, ops: Ops = REFERENCE, **how: Any
+) -> PassTables | MaskedRows:
+    """A backend's tables of a pass of queries q [T, H, D] and keys k [T, G, D], on their device. how: of
+    `PassTables.new`, in place of what the backend takes."""
+    plan = PassPlan.of(rows, q.device)
+    heads, groups, d = q.shape[1], k.shape[1], q.shape[2]
+    tables = ops.new_tables(plan.shape, max(rows.positions) + 1, heads, groups, d, q.dtype, q.device)
+    if how:
+        how = {"capacity": max(rows.positions) + 1, "device": q.device} | how
+        tables = PassTables.new(plan.shape, **how)
+    ops.lay(plan, tables)
     return tables

@@ -24,7 +24,6 @@ from bench.passes import CYCLE, PASSES, SDPA, Pass, measure_passes, pass_bytes, 
 from bench.step_profile import Span
 from orthrus_kernels import attention_triton
 from qwen3_model import Qwen3
-from qwen3_model.decode import device
 from tools.docs import performance
 
 gpu_free = pytest.mark.skipif(DEVICE != "cpu", reason="what is said where there is no GPU")
@@ -300,7 +299,7 @@ def test_rows_of_sampling_and_trees(monkeypatch):
     """Chain and tree, greedy and sampled; the cycle is timed, and the kernels of the text it ends."""
     monkeypatch.setattr(decode_measure, "PROFILED_TOKENS", 2)
     monkeypatch.setattr(decode_measure, "TREE", 3)
-    monkeypatch.setattr(device, "LEAST_ROOM", 64)  # the interpreter pays for programs without keys
+    monkeypatch.setattr(attention_triton, "PROGRAMS", 8)  # the interpreter pays for programs without items
     monkeypatch.setattr(attention_triton, "COMBINE_UNROLL", 1)  # and for unrolled steps
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     model, texts = tiny("triton", eos_token_ids=(), block_size=3, **heads), []

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import mixed_passes, parent_lists
 
-from orthrus_kernels import Rows, paths, visible
+from orthrus_kernels import Rows, visible
+from orthrus_kernels.visibility import row_above, row_limit
 
 
 def literal(rows: Rows) -> torch.Tensor:
@@ -57,22 +58,25 @@ def test_nothing_crosses_sequences(starts, data):
 
 
 @given(mixed_passes())
-def test_paths_say_the_same_as_visible(rows):
-    """Every row is a query once; the slots below its limit, taken together with the context, are what it
-    sees.
-    """
+def test_the_rules_say_the_same_as_visible(rows):
+    """A row sees the rows above it, one after another, and those of its path up to its limit."""
     seen = visible(rows)
-    queries = []
-    for path in paths(rows):
-        for query, limit in zip(path.queries, path.limits, strict=True):
-            queries.append(query)
-            shown = path.slots[: limit - path.context]
-            assert sorted(shown) == seen[query].nonzero().flatten().tolist()
-            positions = [rows.positions[slot] for slot in shown]
-            assert positions == list(range(path.context, path.context + len(shown))), (
-                "logical order is position order"
-            )
-    assert sorted(queries) == list(range(len(rows)))
+    for i, block in enumerate(rows.blocks):
+        end = max(p for p, of in zip(rows.positions, rows.blocks, strict=True) if of == block) + 1
+        above, last = [], i
+        while last + 1 < len(rows) and block >= 0 and rows.blocks[last + 1] == block:
+            last += 1
+        while last >= 0:
+            above.append(last)
+            before = rows.blocks[last - 1] if last else -1
+            last = row_above(last, rows.parents[last], rows.blocks[last], before)
+        limit = row_limit(rows.positions[i], block, end)
+        shown = [row for row in above if rows.positions[row] < limit]
+        assert sorted(shown) == seen[i].nonzero().flatten().tolist()
+        positions = [rows.positions[row] for row in reversed(shown)]
+        assert positions == list(range(rows.contexts[0], rows.contexts[0] + len(shown))), (
+            "logical order is position order"
+        )
 
 
 @given(parent_lists())

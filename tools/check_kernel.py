@@ -51,7 +51,7 @@ _CHOOSE = Op(_CHOICE, (
 KNOWN = {
     "linear": Op(("kernels/test_linear.py", "kernels/test_tables.py"), ("_linear_kernel",)),
     "attention": Op(
-        ("kernels/test_attention_kernels.py", "test_attention.py", "test_packed.py"),
+        ("kernels/test_attention_kernels.py", "test_attention.py", "test_pass_tables.py"),
         ("_partial_kernel", "_combine_kernel", "_whole_kernel"),
     ),
     "head": Op(("kernels/test_head.py",), ("_head_kernel", "_merge_kernel")),
@@ -64,7 +64,8 @@ KNOWN = {
     "candidates": _CHOOSE,
     "log_probability": Op(_CHOICE, ("_logits_kernel", "_merge_kernel")),
     "commit": Op(("kernels/test_commit.py", "test_verify_commit.py"), ("_commit_kernel",)),
-    "blocks": Op(("kernels/test_blocks.py", "test_anchors.py"), ("_place_kernel", "_follow_kernel")),
+    "blocks": Op(("kernels/test_grow.py", "test_anchors.py"), ("_place_kernel", "_follow_kernel")),
+    "lay": Op(("kernels/test_lay.py", "test_pass_tables.py"), ("_lay_kernel",)),
     "rerank": Op(("kernels/test_rerank.py",), ("_rerank_kernel",)),
     "grow": Op(("kernels/test_grow.py", "test_draft_tree.py"), ("_grow_kernel",)),
     "move": Op(("kernels/test_move.py",), ("_move_kernel",)),

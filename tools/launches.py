@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from orthrus_kernels import Rows, Sampling, backend_ops, pack
+from orthrus_kernels import PassPlan, PassShape, PassTables, Rows, Sampling, backend_ops
 from orthrus_kernels.advance_triton import advance_triton
-from orthrus_kernels.blocks_triton import follow_triton, place_blocks_triton
-from orthrus_kernels.grow_triton import grow_triton, tree_tables
-from orthrus_kernels.layout import RECORD
-from orthrus_kernels.move_triton import move_triton
+from orthrus_kernels.attention_triton import tile_rows
+from orthrus_kernels.layout import RECORD, State
 from orthrus_kernels.swiglu import swiglu_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
 
@@ -32,7 +32,7 @@ def numbers(*shape: int) -> torch.Tensor:
     return torch.randn(*shape).bfloat16().to(DEVICE)
 
 
-def table(values: list[int]) -> torch.Tensor:
+def table(values: list[Any]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32, device=DEVICE)
 
 
@@ -75,25 +75,33 @@ def qk_norm_rope() -> None:
     TRITON.qk_norm_rope(numbers(5, 9, 64), 5, w, w, angle.cos(), angle.sin(), EPS, w, w, 2, keep)
 
 
-def attention(form: str) -> None:
+def laid(rows: Rows, q: Tensor, k: Tensor, whole: bool = False) -> PassTables:
+    """The tables of a pass of q [T, H, D] and k [T, G, D]."""
+    plan, heads, groups, d = PassPlan.of(rows, DEVICE), q.shape[1], k.shape[1], q.shape[2]
+    tables = PassTables.new(plan.shape, 700, tile_rows(heads, groups, d, q.dtype, whole), whole, DEVICE)
+    TRITON.lay(plan, tables)
+    return tables
+
+
+def attention(whole: bool) -> None:
     """A tree with two blocks behind 300 cached keys: a whole segment and a ragged one."""
     rows = Rows.tree_with_blocks([1] * 7, [-1, 0, 0, 1, 1, 3, 2], 300, [2, 5], 4, 2)
     q, k, v = (numbers(len(rows), heads, 64) for heads in (4, 2, 2))
-    TRITON.attention(q, k, v, numbers(1, 2, 300, 64), numbers(1, 2, 300, 64), rows, 0.125, form=form)
+    caches = numbers(1, 2, 300, 64), numbers(1, 2, 300, 64)
+    TRITON.attention(q, k, v, *caches, laid(rows, q, k, whole), 0.125)
 
 
 def fused_attention() -> None:
     """One row: the program that arrives last folds."""
     q, k, v = (numbers(1, heads, 64) for heads in (4, 2, 2))
     caches = numbers(1, 2, 300, 64), numbers(1, 2, 300, 64)
-    TRITON.attention(q, k, v, *caches, Rows.chain([1], 300), 0.125, form="fused")
+    TRITON.attention(q, k, v, *caches, laid(Rows.chain([1], 300), q, k), 0.125, form="fused")
 
 
 def mixed_pass() -> None:
     """The attention half of a layer on 7 nodes and two blocks, rows of both views in every kernel."""
     rows = Rows.tree_with_blocks([1] * 7, [-1, 0, 0, 1, 1, 3, 2], 37, [2, 5], 4, 2)
     n, n_ar, h, g, d, e = len(rows), rows.n_ar, 4, 2, 64, 200
-    packed = TRITON.prepare_rows(rows, h, g, d, torch.bfloat16, torch.device(DEVICE))
     x, w, angle = numbers(n, e), numbers(e), torch.randn(n, d // 2, device=DEVICE)
     normed = TRITON.rms_norm(x, w, EPS, w, n_ar)
     qkv = TRITON.linear(normed, numbers((h + 2 * g) * d, e), numbers((h + 2 * g) * d, e), n_ar)
@@ -102,27 +110,39 @@ def mixed_pass() -> None:
         qkv, h, head_norm, head_norm, angle.cos(), angle.sin(), EPS, head_norm, head_norm, n_ar
     )
     caches = numbers(1, g, 37, d), numbers(1, g, 37, d)
-    o = TRITON.attention(q, k, v, *caches, packed, d**-0.5).view(n, h * d)
+    o = TRITON.attention(q, k, v, *caches, laid(rows, q, k), d**-0.5).view(n, h * d)
     TRITON.add_rms_norm(TRITON.linear(o, numbers(e, h * d), numbers(e, h * d), n_ar), x, w, EPS)
 
 
-def grow() -> None:
-    tables = tree_tables(30, 7, 16, 300, torch.device(DEVICE))
-    scores = torch.randn(7, 5, device=DEVICE).sort(-1, descending=True).values.log_softmax(-1)
-    grow_triton(tables, torch.tensor([250, 1, 9, 0], dtype=torch.int32, device=DEVICE), scores,
-                torch.ones(7, 5, dtype=torch.int64, device=DEVICE))  # fmt: skip
+def grown(nodes: int, depth: int, blocks: int) -> tuple[PassPlan, Tensor, Tensor]:
+    """A plan with a tree, the scores of its nodes and the state that it stands behind."""
+    rows = Rows.tree_with_blocks([1] * (nodes + 1), [-1] + [0] * nodes, 0, range(blocks), 8, 2)
+    plan, state, n = PassPlan.of(rows, DEVICE), table([[250, 1, 9, 0]]), nodes + 1
+    shape = PassShape(len(rows), n, n + blocks, depth + 9, 1)
+    plan = replace(plan, shape=shape, start=state[:, State.START])
+    scores = torch.randn(depth, 5, device=DEVICE).sort(-1, descending=True).values.log_softmax(-1)
+    of = torch.zeros(n, device=DEVICE)
+    TRITON.grow(plan, of, state, scores, torch.ones(depth, 5, dtype=torch.int64, device=DEVICE))
+    return plan, of, state
+
+
+def lay() -> None:
+    """A grown tree with blocks, from one key segment to the next, and a chain at the root."""
+    plan, scores, _ = grown(12, 6, 7)
+    TRITON.place_blocks(plan, scores, table([0] * 7))
+    TRITON.lay(plan, PassTables.new(plan.shape, 700, 4, False, DEVICE))
+    chain, root = PassPlan.of(Rows.chain([1] * 200, 0), DEVICE), table([5])
+    TRITON.lay(chain, PassTables.new(chain.shape, 700, 32, True, DEVICE), root)
 
 
 def blocks() -> None:
     """A tree of 12 nodes with blocks at 7 of them, and the block where a walk has ended."""
-    tables = tree_tables(12, 6, 16, 300, torch.device(DEVICE), blocks=7, block_size=8, mask_token=2)
-    scores = torch.randn(6, 5, device=DEVICE).sort(-1, descending=True).values.log_softmax(-1)
-    state, anchors, record = table([250, 1, 9, 0]), table([0] * 7), table([0] * (RECORD + 3 * 13))
-    grow_triton(tables, state, scores, torch.ones(6, 5, dtype=torch.int64, device=DEVICE))
-    place_blocks_triton(tables, state, anchors)
+    plan, scores, state = grown(12, 6, 7)
+    anchors, record = table([0] * 7), table([0] * (RECORD + 3 * 13))
+    TRITON.place_blocks(plan, scores, anchors)
     record[0] = 1
     rows, positions = torch.zeros(2, 6, dtype=torch.int64, device=DEVICE)
-    follow_triton(record, state, anchors, 8, rows, positions, table([0]))
+    TRITON.follow(record, state[0], anchors, 8, rows, positions, table([0]))
 
 
 def rerank() -> None:
@@ -155,14 +175,6 @@ FILTERS = {"temperature": 0.8, "top_k": 200, "top_p": 0.95, "min_p": 0.01, "repe
            "logit_bias": {7: 1.0, 9: float("-inf")}}  # fmt: skip
 
 
-def move() -> None:
-    """A tree with blocks, from the first segment to the second."""
-    rows = Rows.tree_with_blocks([1] * 7, [-1, 0, 0, 1, 1, 3, 2], 37, [2, 5], 4, 2)
-    packed = pack(rows, 3, DEVICE, room=700)
-    ids = torch.tensor([rows.tokens, rows.positions], device=DEVICE)
-    move_triton(packed, table([301]), table([5]), ids, ids[1] - 37)
-
-
 def advance() -> None:
     n, state = 4, table([9, 5, 3, 0])
     logits = torch.zeros(n, device=DEVICE)
@@ -189,9 +201,9 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "qk_norm_rope": qk_norm_rope,
     "swiglu": lambda: swiglu_triton(numbers(5, 2 * 1100)),
     "embedding": lambda: TRITON.embedding(numbers(50, 1100), table([49, 0, 7])),
-    "attention, partial": lambda: attention("partial"),
+    "attention, partial": lambda: attention(False),
     "attention, fused": fused_attention,
-    "attention, whole": lambda: attention("whole"),
+    "attention, whole": lambda: attention(True),
     "mixed pass": mixed_pass,
     "head": head,
     "logit summary": logit_summary,
@@ -200,9 +212,9 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "choose, all filters": lambda: choose(**FILTERS),
     "choose, top-k": lambda: choose(**FILTERS | {"top_k": 20}),
     "commit": commit,
-    "move": move,
+    "lay": lay,
     "advance": advance,
-    "grow": grow,
+    "grow": lambda: grown(30, 7, 0),
     "blocks": blocks,
     "rerank": rerank,
     # make new-op: a launch

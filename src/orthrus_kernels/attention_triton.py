@@ -63,7 +63,7 @@ COMBINE_UNROLL = 8  # partials a combining program has in flight; they are folde
 def attention_triton(
     q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, tables: PassTables, scale: float,
     *, out: Tensor | None = None, workspace: Tensor | None = None, form: str = "auto",
-    programs: int = PROGRAMS, pdl: bool = False,
+    programs: int | None = None, pdl: bool = False,
 ) -> Tensor:  # fmt: skip
     """Attend from every row of a pass; returns [T, H, D] in q's dtype. Arguments as for the twin `attention`.
 
@@ -71,8 +71,8 @@ def attention_triton(
     `new_tables_triton`, laid. workspace: at least `workspace_size(...)` fp32 numbers, where nothing may be
     allocated. form: of tables that are not whole, "partial" or "fused" (passes of one path tile), the same
     bits; "auto" takes the fastest. "fused" counts arrivals in the device's shared workspace: launches on one
-    stream only. programs: of the partial form, at most, but one a key head. pdl: as dependent launches
-    (pdl.py), the combine too."""
+    stream only. programs: of the partial form, at most, but one a key head; PROGRAMS where it is not said.
+    pdl: as dependent launches (pdl.py), the combine too."""
     n, heads, d = q.shape
     groups = k.shape[1]
     group = heads // groups
@@ -100,8 +100,7 @@ def attention_triton(
         _whole_kernel[(len(tables.items) * groups,)](**shared)
         return out
     if form == "auto":
-        few = n * group <= FUSED_HEADS and 4 * workspace_size(tables, group, d) <= FUSED_BYTES
-        form = "fused" if few and tables.one_tile else "partial"
+        form = form_of(tables, group, d)
     assert form != "fused" or tables.one_tile, "form fused takes passes of one path tile"
     size = workspace_size(tables, heads, d)
     if workspace is None:
@@ -109,7 +108,8 @@ def attention_triton(
     assert workspace.numel() >= size and workspace.dtype == torch.float32, (workspace.numel(), size)
     stats = workspace[size * d // (d + 2) : size]
     fused = triton.next_power_of_2(n * group) if form == "fused" else 0
-    _partial_kernel[(min(len(tables.items), max(programs // groups, 1)) * groups,)](
+    each = max((programs or PROGRAMS) // groups, 1)
+    _partial_kernel[(min(len(tables.items), each) * groups,)](
         acc=workspace, stats=stats, T=n,
         arrivals=shared_workspace(q.device).counters if fused else None,
         FUSED=fused, UNROLL=_fused_unroll(fused, d, warps), **shared,
@@ -146,6 +146,13 @@ def _launch(d: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
 
 def _tall(dtype: torch.dtype) -> int:
     return TALL if dtype.itemsize == 2 else 1
+
+
+def form_of(tables: PassTables, group: int, d: int) -> str:
+    """The fastest form, "partial" or "fused", of tables that are not whole, for `group` query heads a key
+    head."""
+    few = tables.shape.n_rows * group <= FUSED_HEADS and 4 * workspace_size(tables, group, d) <= FUSED_BYTES
+    return "fused" if few and tables.one_tile else "partial"
 
 
 def workspace_size(tables: PassTables, heads: int, d: int) -> int:

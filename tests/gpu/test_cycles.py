@@ -1,4 +1,4 @@
-"""Cycles captured on a GPU keep what the host's loop keeps: the embedded checkpoint, and rooms that grow."""
+"""Cycles captured on a GPU keep what the host's loop keeps: the embedded checkpoint, at any length."""
 
 import os
 from dataclasses import replace
@@ -34,7 +34,7 @@ def model():
 )
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.8}, {"temperature": 1.0, "top_p": 0.9}], ids=str)
 def test_captured_cycles(model, strategy, nodes, settings):
-    """After 900 tokens of several texts, past 1024 positions, where the room grows."""
+    """After 900 tokens of several texts, past 1024 positions, where segments are wider."""
     texts = read_prompts(EMBEDDED / "held_out.jsonl", 9, None, "test")
     prompt = [token for text in texts for token in model.text.encode(text)][:900]
     found, settings = [], {"max_new_tokens": 250, "seed": 5, "tree_nodes": nodes, **settings}
@@ -43,9 +43,7 @@ def test_captured_cycles(model, strategy, nodes, settings):
         found.append(model.generate(prompt, strategy, **settings))
     assert found[0].token_ids == found[1].token_ids and found[0].logprobs == found[1].logprobs
     cycles = model.spare_cache.cycles._cycles
-    rooms = {key[1] for key in cycles}
-    sampled = "temperature" in settings
-    assert rooms == {1024, 2048} or (sampled and rooms == {1024}), "a sampled text may end early"
+    assert len(cycles) == 1 or (strategy, nodes) == ("auto", "auto")
     assert nodes == "auto" or all(cycle.graph is not None for cycle in cycles.values())
     again = model.generate(prompt, strategy, **settings)
     assert again.token_ids == found[0].token_ids, "all of it from the graphs"
@@ -65,7 +63,7 @@ def test_a_surplus_cycle_changes_nothing(model):
         torch.testing.assert_close(new, old, rtol=0, atol=0, equal_nan=True)
 
 
-def test_a_plain_qwen3_past_the_first_room(model):
+def test_a_plain_qwen3_past_the_first_cut(model):
     """With the defaults; the AR view of the checkpoint alone."""
     alone = Qwen3.from_config(
         replace(model.config, block_size=0, mask_token_id=None), device="cuda", dtype="bfloat16"
@@ -79,4 +77,4 @@ def test_a_plain_qwen3_past_the_first_room(model):
     want = model.generate(prompt, "autoregressive", max_new_tokens=60)
     got = alone.generate(prompt, max_new_tokens=60)
     assert got.token_ids == want.token_ids and got.logprobs == want.logprobs
-    assert {key[1] for key in alone.spare_cache.cycles._cycles} == {1024, 2048}
+    assert len(alone.spare_cache.cycles._cycles) == 1

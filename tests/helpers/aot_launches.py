@@ -214,20 +214,16 @@ def cycles() -> Iterator[Launch]:
         tables = module("pass_tables").PassTables.new(plan.shape, 32768, 16, of is chains, "meta")
         yield name, lay, "_lay_kernel", partial(lay.lay_triton, plan, tables, root, clock), targets
 
-    grow = module("grow_triton")
-    tables = grow.tree_tables(128, 31, 16, 32768, torch.device("meta"))
-    state, scores, ids = meta(4, dtype=torch.int32), meta(31, 16, dtype=torch.float32), meta(31, 16).long()
+    grow, plan_of = module("grow"), module("plan").PassPlan.of
+    plan = plan_of(rows.tree([0] * 129, [-1] + [0] * 128, 0), "meta")
+    of, ids = meta(129, dtype=torch.float32), meta(31, 16).long()
+    state, scores = meta(1, 4, dtype=torch.int32), meta(31, 16, dtype=torch.float32)
     for name, clock, targets in (("128 nodes", None, ALL), ("128 nodes, timed", record[5:7], HOPPER)):
-        yield (
-            name,
-            grow,
-            "_grow_kernel",
-            partial(grow.grow_triton, tables, state, scores, ids, clock),
-            targets,
-        )
+        launch = partial(grow.grow_triton, plan, of, state, scores, ids, None, clock)
+        yield name, grow, "_grow_kernel", launch, targets
 
-    order = meta(31, 16, 16, dtype=torch.int32)
-    launch = partial(grow.grow_triton, tables, state, meta(31, 16, 16, dtype=torch.float32), ids, None, order)
+    order, ranked = meta(31, 16, 16, dtype=torch.int32), meta(31, 16, 16, dtype=torch.float32)
+    launch = partial(grow.grow_triton, plan, of, state, ranked, ids, order)
     yield "128 nodes, re-ranked", grow, "_grow_kernel", launch, HOPPER
     rerank, bigram = module("rerank"), meta(151936, 32)
     launch = partial(
@@ -235,12 +231,12 @@ def cycles() -> Iterator[Launch]:
     )
     yield "31 x 16, rank 32", rerank, "_rerank_kernel", launch, ALL
 
-    blocks, at = module("blocks_triton"), meta(20, dtype=torch.int32)
-    placed = grow.tree_tables(19, 6, 16, 32768, torch.device("meta"), blocks=20, block_size=8, mask_token=96)
-    launch = partial(blocks.place_blocks_triton, placed, state, at)
+    blocks, at, state = module("blocks"), meta(20, dtype=torch.int32), meta(4, dtype=torch.int32)
+    placed = plan_of(rows.tree_with_blocks([0] * 20, [-1] + [0] * 19, 0, range(20), 8, 96), "meta")
+    launch = partial(blocks.place_blocks_triton, placed, meta(20, dtype=torch.float32), at)
     yield "20 nodes, 20 blocks", blocks, "_place_kernel", launch, ALL
-    rows, of = (meta(6, dtype=torch.int64) for _ in "01")
-    launch = partial(blocks.follow_triton, meta(68, dtype=torch.int32), state, at, 8, rows, of, one)
+    drafts, behind = (meta(6, dtype=torch.int64) for _ in "01")
+    launch = partial(blocks.follow_triton, meta(68, dtype=torch.int32), state, at, 8, drafts, behind, one)
     yield "20 blocks", blocks, "_follow_kernel", launch, ALL
 
     nodes, chosen, logits = (meta(33, dtype=t) for t in (torch.int32, torch.int64, torch.float32))

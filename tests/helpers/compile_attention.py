@@ -18,7 +18,7 @@ from orthrus_kernels.commit import _commit_kernel
 
 POINTERS = {"q", "k", "v", "k_cache", "v_cache", "out", "k_rows", "v_rows"}
 TABLES = {"rows", "limits", "tiles", "slots", "segments", "items", "row_segments", "accepted", "start"}
-TABLES.add("arrivals")
+TABLES |= {"arrivals", "count"}
 
 
 def source_of(kernel, dtype: str, constants: dict) -> ASTSource:

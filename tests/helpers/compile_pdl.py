@@ -22,7 +22,7 @@ import torch  # noqa: E402
 from aot_launches import meta, module  # noqa: E402
 from ptx_order import sass_before_wait, touches_before_wait  # noqa: E402
 
-from orthrus_kernels import Rows  # noqa: E402
+from orthrus_kernels import PassShape  # noqa: E402
 
 HOPPER = aot.TARGETS["sm_90"]
 KERNELS = (
@@ -63,14 +63,16 @@ def cases() -> Iterator[tuple[str, Callable[..., object]]]:
 
 
 def attentions() -> Iterator[tuple[str, Callable[..., object]]]:
-    """Every form; the tables on the CPU, where nobody reads them."""
+    """Every form; nobody reads the tables."""
     op, dtype = module("attention_triton"), torch.bfloat16
     cache = meta(1, 8, 2048, 128)
     for form, n in (("fused", 1), ("partial", 33), ("whole", 512)):
-        packed = op.prepare_rows_triton(Rows.chain(range(n), 1024), 32, 8, 128, dtype, torch.device("cpu"))
+        shape = PassShape(n, n, 1, n, 1)
+        tables = op.new_tables_triton(shape, 2048, 32, 8, 128, dtype, torch.device("meta"))
+        assert tables.whole == (form == "whole")
         q, k = meta(n, 32, 128), meta(n, 8, 128)
-        space = meta(op.workspace_size(packed, 32, 128), dtype=torch.float32)
-        call = partial(op.attention_triton, q, k, k, cache, cache, packed, 1.0, workspace=space, form=form)
+        space = meta(op.workspace_size(tables, 32, 128), dtype=torch.float32)
+        call = partial(op.attention_triton, q, k, k, cache, cache, tables, 1.0, workspace=space, form=form)
         yield form, call
 
 

@@ -16,7 +16,9 @@ def device() -> torch.device:
 
 @pytest.fixture(scope="session", autouse=True)
 def cheap_folds():
-    """The interpreter pays for every unrolled step of attention's folds; how many are in flight changes no
-    bit (test_attention_kernels.py::test_partials_in_flight_do_not_touch_the_bits)."""
+    """The interpreter pays for every unrolled step of attention's folds and for programs without items; how
+    many there are changes no bit (test_attention_kernels.py::test_partials_in_flight_do_not_touch_the_bits,
+    test_a_rows_bits_depend_on_neither_programs_nor_padding_nor_capacity)."""
     if DEVICE == "cpu":
         attention_triton.COMBINE_UNROLL = attention_triton.FUSED_UNROLL = 1
+        attention_triton.PROGRAMS = 8

@@ -8,12 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpreter import DEVICE
+from plans import laid, padded
 from strategies import KINDS, hard, mixed_passes
 
-from orthrus_kernels import Rows, attention, commit
+from orthrus_kernels import PassPlan, PassShape, PassTables, Rows, backend_ops, commit
 from orthrus_kernels import attention_triton as module
-from orthrus_kernels.attention_triton import attention_triton, tile_rows, workspace_size
-from orthrus_kernels.packed import pack
+from orthrus_kernels.attention_triton import attention_triton, new_tables_triton, tile_rows, workspace_size
+from orthrus_kernels.layout import Tile
 from orthrus_kernels.workspace import Workspace
 
 HEADS, GROUPS, DIM = twin.HEADS, twin.GROUPS, twin.DIM
@@ -22,10 +23,24 @@ LIMIT = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 SCALE = 0.25
 
 
-def run(q, k, v, k_cache, v_cache, rows, **settings):
-    """The kernel on the device it is tested on, its output on the CPU."""
+TRITON = backend_ops("triton")
+
+
+def tables_of(rows, q, k, whole=False, capacity=None):
+    """Tables on the device under test, in one form or the other."""
+    height = tile_rows(q.shape[1], k.shape[1], q.shape[2], q.dtype, whole)
+    capacity = capacity or max(rows.positions) + 1
+    return laid(rows, q.to(DEVICE), k, TRITON, capacity=capacity, tile_rows=height, whole=whole)
+
+
+def run(q, k, v, k_cache, v_cache, rows, form="auto", tables=None, **settings):
+    """The kernel on the device it is tested on, its output on the CPU; form "whole" is one of the tables."""
+    if tables is None and form == "auto":
+        tables = laid(rows, q.to(DEVICE), k, TRITON)
+    elif tables is None:
+        tables = tables_of(rows, q, k, form == "whole")
     args = (t.to(DEVICE) for t in (q, k, v, k_cache, v_cache))
-    return attention_triton(*args, rows, SCALE, **settings).cpu()
+    return attention_triton(*args, tables, SCALE, form="auto" if tables.whole else form, **settings).cpu()
 
 
 @pytest.mark.parametrize("dtype", LIMIT, ids=str)
@@ -35,7 +50,7 @@ def test_against_dense_fp64_and_the_twin(dtype, rows, seed, form):
     args = twin.inputs(rows, dtype, seed=seed)
     want = twin.dense(rows, *args, SCALE)
     got = run(*args, rows, form=form)
-    for other in (want, attention(*args, rows, SCALE).double()):
+    for other in (want, twin.attention(*args, rows, SCALE).double()):
         assert ((got.double() - other).abs().max() / want.abs().max()).item() < LIMIT[dtype]
 
 
@@ -143,7 +158,7 @@ def test_other_head_groupings_and_split_qkv(heads, groups):
     qkv = hard("normal", len(rows), heads + 2 * groups, DIM).bfloat16()
     q, k, v = qkv.split([heads, groups, groups], 1)
     k_cache, v_cache = (hard("normal", 1, groups, 140, DIM, seed=s).bfloat16() for s in (1, 2))
-    got, want = run(q, k, v, k_cache, v_cache, rows), attention(q, k, v, k_cache, v_cache, rows, SCALE)
+    got, want = run(q, k, v, k_cache, v_cache, rows), twin.attention(q, k, v, k_cache, v_cache, rows, SCALE)
     assert ((got - want).abs().max() / want.abs().max()).item() < LIMIT[torch.bfloat16]
     for node in (0, 8):
         above = rows.ancestors(node)
@@ -154,11 +169,11 @@ def test_other_head_groupings_and_split_qkv(heads, groups):
         assert torch.equal(part, got[node])
 
 
-def gathered(packed):
+def gathered(tables):
     """The same tables, the chains in flight left unsaid: every key of them goes through its slot."""
-    tiles = packed.tiles.clone()
-    tiles[:, 5] = 2**30
-    return replace(packed, tiles=tiles)
+    tiles = tables.tiles.clone()
+    tiles[:, Tile.CHAIN] = 2**30
+    return replace(tables, tiles=tiles)
 
 
 @pytest.mark.parametrize(
@@ -170,37 +185,61 @@ def test_chain_in_place_equals_the_gathered_one(dtype, context):
     """
     rows = Rows.chain([1] * 140, context)
     q, k, v, k_cache, v_cache = twin.inputs(rows, dtype, "heavy", room=0)
-    args = q[:, :2], k[:, :1], v[:, :1], k_cache[:, :1], v_cache[:, :1]
-    short = tile_rows(2, 1, DIM, dtype)
-    tall = 2 * short if dtype == torch.bfloat16 else short
-    packed = pack(rows, short, DEVICE)
-    assert packed.tiles[0, 5:].tolist() == [context, 0, context + 1], "a chain from its first row on"
-    want = run(*args, gathered(packed), form="partial")
-    assert torch.equal(run(*args, packed, form="partial"), want)
-    assert torch.equal(run(*args, pack(rows, tall, DEVICE), form="whole"), want)
+    args = q[:, :2], k[:, :1], v[:, :1], k_cache[:, :1], v_cache[:, :1], rows
+    tables = tables_of(rows, *args[:2])
+    line = tables.tiles[0].tolist()
+    assert [line[c] for c in (Tile.CHAIN, Tile.CHAIN_ROW, Tile.LOWEST)] == [context, 0, context + 1], (
+        "a chain from its first row on"
+    )
+    want = run(*args, "partial", gathered(tables))
+    assert torch.equal(run(*args, "partial", tables), want)
+    assert torch.equal(run(*args, "whole"), want)
 
 
 def test_chain_in_place_is_what_is_read():
     """With a wrong row for the chain's start the output changes: the tests above reach that path."""
     rows = Rows.chain([1] * 130, 10)
-    args = twin.inputs(rows, torch.bfloat16)
-    packed = pack(rows, tile_rows(HEADS, GROUPS, DIM, torch.bfloat16), DEVICE)
-    tiles = packed.tiles.clone()
-    tiles[:, 6] += 1
-    got = run(*args, replace(packed, tiles=tiles))
-    same = (got == run(*args, packed)).flatten(1).all(1)
+    args = *twin.inputs(rows, torch.bfloat16), rows
+    tables = tables_of(rows, *args[:2])
+    tiles = tables.tiles.clone()
+    tiles[:, Tile.CHAIN_ROW] += 1
+    got = run(*args, "partial", replace(tables, tiles=tiles))
+    same = (got == run(*args, "partial", tables)).flatten(1).all(1)
     assert same[:96].all() and not same[-1], "one block of the chain is seen whole, by the last tile alone"
 
 
-@settings(max_examples=30 if DEVICE == "cuda" else 4)
-@given(rows=mixed_passes(max_start=270), kind=st.sampled_from(KINDS))
-def test_tall_tiles_give_the_same_bits(rows, kind):
-    args = twin.inputs(rows, torch.bfloat16, kind)
+def test_tables_of_another_height_are_refused():
+    rows = Rows.chain([1] * 5, 9)
+    q, k, *_ = args = *twin.inputs(rows, torch.bfloat16), rows
     height = tile_rows(HEADS, GROUPS, DIM, torch.bfloat16)
-    short, tall = (pack(rows, h, DEVICE) for h in (height, module.TALL * height))
-    assert torch.equal(run(*args, short, form="partial"), run(*args, tall, form="whole"))
-    with pytest.raises(AssertionError, match="no tiles"):
-        run(*args, tall, form="partial")
+    assert tile_rows(HEADS, GROUPS, DIM, torch.bfloat16, whole=True) == module.TALL * height
+    for whole, wrong in ((False, module.TALL * height), (True, height)):
+        tables = laid(rows, q.to(DEVICE), k, TRITON, tile_rows=wrong, whole=whole)
+        with pytest.raises(AssertionError):
+            run(*args, tables=tables)
+
+
+@settings(max_examples=12)
+@given(
+    rows=mixed_passes(max_start=270), kind=st.sampled_from(KINDS), programs=st.integers(1, 9),
+    extra=st.integers(0, 900), places=st.lists(st.integers(0, 30), max_size=3),
+)  # fmt: skip
+def test_a_rows_bits_depend_on_neither_programs_nor_padding_nor_capacity(rows, kind, programs, extra, places):
+    """Few programs take many items each, rows of padding are in no tile, and items behind the count, which
+    name tiles and segments that there are none of, are not read."""
+    q, k, v, k_cache, v_cache = args = twin.inputs(rows, torch.bfloat16, kind)
+    want = run(*args, rows, "partial")
+    plan = padded(PassPlan.of(rows), places)
+    used = (plan.sequences >= 0).nonzero().flatten()
+    wide = [t.new_full((plan.shape.n_rows, *t.shape[1:]), float("nan")) for t in (q, k, v)]
+    for t, of in zip(wide, (q, k, v), strict=True):
+        t[used] = of
+    height = tile_rows(HEADS, GROUPS, DIM, torch.bfloat16)
+    tables = PassTables.new(plan.shape, max(rows.positions) + 1 + extra, height, False, DEVICE)
+    tables.items.fill_(2**30)
+    TRITON.lay(plan.on(DEVICE), tables)
+    got = run(*wide, k_cache, v_cache, rows, "partial", tables, programs=programs)
+    assert torch.equal(got[used], want) and got.isnan().logical_not().all()
 
 
 @pytest.fixture
@@ -216,14 +255,14 @@ def arrivals(monkeypatch):
 def test_the_last_program_folds_as_the_combine_does(dtype, n, context, arrivals):
     """Fused: the same bits from partials in poisoned memory, and arrivals back at zero."""
     rows = Rows.chain([1] * n, context)
-    args = twin.inputs(rows, dtype, "heavy")
-    packed = pack(rows, tile_rows(HEADS, GROUPS, DIM, dtype), DEVICE)
-    want = run(*args, packed, form="partial")
-    space = torch.full((workspace_size(packed, HEADS, DIM),), float("nan"), device=DEVICE)
-    items = torch.cat([packed.items, packed.items.new_full((2, 2), -1)])
-    for tables in (packed, replace(packed, items=items)):
-        assert torch.equal(run(*args, tables, form="fused", workspace=space.fill_(float("nan"))), want)
-        assert not arrivals.any()
+    args = *twin.inputs(rows, dtype, "heavy"), rows
+    tables = tables_of(rows, *args[:2], capacity=context + 600)
+    want = run(*args, "partial", tables)
+    space = torch.full((workspace_size(tables, HEADS, DIM),), float("nan"), device=DEVICE)
+    for programs in (module.PROGRAMS, 2 * GROUPS, 1):
+        poisoned = space.fill_(float("nan"))
+        got = run(*args, "fused", tables, workspace=poisoned, programs=programs)
+        assert torch.equal(got, want) and not arrivals.any()
 
 
 def test_fused_rows_of_a_block_and_odd_groups(arrivals):
@@ -231,23 +270,23 @@ def test_fused_rows_of_a_block_and_odd_groups(arrivals):
     rows = Rows.block(1, 3, 530, 96)
     q, k, v, k_cache, v_cache = (t.to(DEVICE) for t in twin.inputs(rows, torch.bfloat16, "massive"))
     q = hard("heavy", 3, 5, DIM).bfloat16().to(DEVICE)
-    args = q, k[:, :1], v[:, :1], k_cache[:, :1], v_cache[:, :1], rows, SCALE
+    args = q, k[:, :1], v[:, :1], k_cache[:, :1], v_cache[:, :1]
+    args = *args, tables_of(rows, *args[:2]), SCALE
     out = torch.full((3, 8, DIM), 7.0, dtype=torch.bfloat16, device=DEVICE)
     attention_triton(*args, out=out[:, 1:6], form="fused")
     assert torch.equal(out[:, 1:6], attention_triton(*args, form="partial"))
     assert (out[:, 0] == 7).all() and (out[:, 6:] == 7).all()
 
 
-def test_a_program_that_does_not_arrive_leaves_the_output_alone(arrivals):
-    """The fold waits for every segment: with one item less nobody folds."""
+def test_an_item_that_does_not_arrive_leaves_the_output_alone(arrivals):
+    """The fold waits for every segment: with an arrival less nobody folds."""
     rows = Rows.chain([1], 600)
     args = twin.inputs(rows)
-    packed = pack(rows, tile_rows(HEADS, GROUPS, DIM, torch.float32), DEVICE)
+    tables = tables_of(rows, *args[:2])
+    arrivals[:GROUPS] = -1
     out = torch.full_like(args[0], 7.0, device=DEVICE)
-    attention_triton(
-        *(t.to(DEVICE) for t in args), replace(packed, items=packed.items[1:]), SCALE, out=out, form="fused"
-    )
-    assert (out == 7).all() and (arrivals[:GROUPS] == packed.n_segments - 1).all()
+    attention_triton(*(t.to(DEVICE) for t in args), tables, SCALE, out=out, form="fused")
+    assert (out == 7).all() and (arrivals[:GROUPS] == tables.n_segments - 1).all()
 
 
 def test_blocks_on_long_paths_read_their_chain_in_place():
@@ -258,9 +297,9 @@ def test_blocks_on_long_paths_read_their_chain_in_place():
     rows = Rows.tree_with_blocks([1] * 81, parents, 33, [79, 80], 70, 96)
     q, k, v, k_cache, v_cache = twin.inputs(rows, torch.bfloat16, "heavy", room=160)
     q, k, v, k_cache, v_cache = q[:, :2], k[:, :1], v[:, :1], k_cache[:, :1], v_cache[:, :1]
-    packed = pack(rows, tile_rows(HEADS, GROUPS, DIM, torch.bfloat16), DEVICE)
-    got = run(q, k, v, k_cache, v_cache, packed)
-    assert torch.equal(run(q, k, v, k_cache, v_cache, gathered(packed)), got)
+    tables = tables_of(rows, q, k)
+    got = run(q, k, v, k_cache, v_cache, rows, "partial", tables)
+    assert torch.equal(run(q, k, v, k_cache, v_cache, rows, "partial", gathered(tables)), got)
     for block in range(2):
         mine = [i for i, b in enumerate(rows.blocks) if b == block]
         above = rows.ancestors(mine[0])
@@ -270,49 +309,45 @@ def test_blocks_on_long_paths_read_their_chain_in_place():
         assert torch.equal(run(q[mine], k[mine], v[mine], caches[0][0], caches[1][0], alone), got[mine])
 
 
-def test_packed_rows_workspace_and_padded_items():
-    """A captured pass: tables made once, memory given, unused items marked -1."""
+def test_tables_workspace_and_output_of_a_captured_pass():
+    """Tables made once, memory given."""
     rows = Rows.tree([1] * 5, [-1, 0, 0, 1, 3], 300)
-    args = [t.to(DEVICE) for t in twin.inputs(rows)]
-    packed = pack(rows, tile_rows(HEADS, GROUPS, DIM, torch.float32), DEVICE)
-    want = attention_triton(*args, rows, SCALE)
-    items = torch.cat([packed.items, packed.items.new_full((3, 2), -1)])
-    padded = type(packed)(**{**packed.__dict__, "items": items})
-    space = torch.full((workspace_size(packed, HEADS, DIM),), float("nan"), device=DEVICE)
-    out = torch.empty_like(args[0])
-    got = attention_triton(*args, padded, SCALE, out=out, workspace=space)
-    assert got is out and torch.equal(got, want)
+    args = twin.inputs(rows)
+    tables = tables_of(rows, *args[:2])
+    space = torch.full((workspace_size(tables, HEADS, DIM),), float("nan"), device=DEVICE)
+    out = torch.empty_like(args[0], device=DEVICE)
+    got = attention_triton(*(t.to(DEVICE) for t in args), tables, SCALE, out=out, workspace=space)
+    assert got is out and torch.equal(got.cpu(), run(*args, rows))
 
 
-def form_of(rows, dtype=torch.bfloat16):
+def form_of(shape, capacity, dtype=torch.bfloat16):
     """(tile height, form) that a pass of Qwen3-8B's heads takes."""
-    packed = pack(rows, tile_rows(32, 8, 128, dtype, rows))
-    return packed.tile_rows, module._form(packed, 8, 4, 128, dtype)
+    tables = new_tables_triton(shape, capacity, 32, 8, 128, dtype, "meta")
+    return tables.tile_rows, "whole" if tables.whole else module.form_of(tables, 4, 128)
 
 
 def test_the_form_of_a_pass():
-    tree = Rows.tree([1] * 3, [-1, 0, 0], 100)
-    for rows, form in (
-        (Rows.chain([1], 0), (16, "fused")), (Rows.chain([1], 40960), (16, "fused")),
-        (Rows.chain([1] * 4, 1024), (16, "fused")), (Rows.chain([1] * 4, 40960), (16, "partial")),
-        (Rows.chain([1] * 5, 0), (16, "partial")), (tree, (16, "partial")),
-        (Rows.batch([Rows.chain([1], 9, 0), Rows.chain([1], 9, 1)]), (16, "partial")),
-        (Rows.chain([1] * 448, 0), (16, "partial")), (Rows.chain([1] * 449, 0), (32, "whole")),
-        (Rows.chain([1] * 384, 0), (16, "partial")), (Rows.chain([1] * 384, 4096), (32, "whole")),
-        (Rows.chain([1] * 256, 32448), (32, "whole")), (Rows.chain([1] * 192, 1024), (16, "partial")),
-        (Rows.chain([1] * 128, 40000), (16, "partial")),
-        (Rows.tree([1] * 512, [-1, *(i // 2 for i in range(511))], 0), (16, "partial")),
+    for shape, capacity, form in (
+        (chain(1), 256, (16, "fused")), (chain(1), 40960, (16, "fused")),
+        (chain(4), 1024, (16, "fused")), (chain(4), 40960, (16, "partial")),
+        (chain(5), 256, (16, "partial")), (PassShape(3, 3, 2, 2, 1), 256, (16, "partial")),
+        (PassShape(2, 2, 2, 1, 2), 256, (16, "partial")),
+        (chain(128), 40000, (16, "partial")), (chain(129), 256, (32, "whole")),
+        (PassShape(512, 512, 512, 30, 1), 4096, (16, "partial")),
+        (PassShape(512, 512, 4, 300, 4), 4096, (32, "whole")),
     ):  # fmt: skip
-        assert form_of(rows) == form, (len(rows), rows.contexts)
-    assert form_of(Rows.chain([1] * 60, 0), torch.float32) == (4, "whole")
-    assert form_of(Rows.chain([1] * 56, 0), torch.float32) == (4, "partial")
-    assert tile_rows(32, 8, 128, torch.bfloat16) == 16, "what any pass may take"
+        assert form_of(shape, capacity) == form, (shape, capacity)
+    assert form_of(chain(600), 1024, torch.float32) == (4, "partial"), "products of fp32 have no tall tile"
+
+
+def chain(n: int) -> PassShape:
+    return PassShape(n, n, 1, n, 1)
 
 
 def test_fused_is_for_one_path_tile():
     rows = Rows.tree([1] * 3, [-1, 0, 0], 10)
     with pytest.raises(AssertionError, match="one path tile"):
-        run(*twin.inputs(rows), rows, form="fused")
+        run(*twin.inputs(rows), rows, "fused")
 
 
 def test_partials_in_flight_do_not_touch_the_bits(monkeypatch):
@@ -328,9 +363,10 @@ def test_partials_in_flight_do_not_touch_the_bits(monkeypatch):
 def test_what_does_not_fit_is_refused():
     rows = Rows.chain([1, 2], 3)
     q, k, v, k_cache, v_cache = (t.to(DEVICE) for t in twin.inputs(rows))
+    tables = tables_of(rows, q, k)
     with pytest.raises(AssertionError):
-        attention_triton(q, k, v, k_cache, v_cache, pack(rows, 3), SCALE)
+        attention_triton(q, k, v, k_cache, v_cache, tables_of(Rows.chain([1], 3), q, k), SCALE)
     with pytest.raises(AssertionError):
-        attention_triton(q, k, v, k_cache, v_cache, rows, -1.0)
+        attention_triton(q, k, v, k_cache, v_cache, tables, -1.0)
     with pytest.raises(AssertionError):
-        attention_triton(q, k.bfloat16(), v, k_cache, v_cache, rows, SCALE)
+        attention_triton(q, k.bfloat16(), v, k_cache, v_cache, tables, SCALE)

@@ -21,8 +21,6 @@ def model(monkeypatch):
     made = lookup_model(0.5, vocab_size=32, mask_token_id=31)
     fast_choices(made, monkeypatch)
     made.use_graphs = made.use_cycles = True
-    if DEVICE == "cpu":
-        monkeypatch.setattr(device, "LEAST_ROOM", 16)
     return made
 
 

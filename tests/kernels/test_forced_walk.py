@@ -91,8 +91,7 @@ TRACE = Trace("tiny", 8, 8, True, TEXTS, [])
 
 
 @pytest.fixture()
-def model(monkeypatch):
-    monkeypatch.setattr(device, "LEAST_ROOM", 64)
+def model():
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1} if DEVICE == "cpu" else {}
     found = small_model("float32", backend="triton", device=DEVICE, num_hidden_layers=1, block_size=4,
                         eos_token_ids=(), **heads)  # fmt: skip

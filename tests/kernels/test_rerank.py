@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from inputs import examples
 from interpreter import DEVICE
 
-from orthrus_kernels import draft_tree, rerank
-from orthrus_kernels.grow_triton import grow_triton, tree_tables
+from orthrus_kernels import PassPlan, Rows, draft_tree, rerank
+from orthrus_kernels.grow import grow_triton
 from orthrus_kernels.rerank import rerank_triton
 
 VOCABULARY = 50
@@ -104,10 +104,12 @@ def test_a_tree_grown_from_it(p, k, nodes, seed):
     scores, order = rerank(*arguments, False)
     ids = arguments[1]
     tree = draft_tree(7, scores, ids, nodes, order=order)
-    tables = tree_tables(nodes, p, 4, 160, torch.device(DEVICE))
-    state = torch.tensor([20, 7, 9, 0], dtype=torch.int32, device=DEVICE)
-    grow_triton(tables, state, scores.to(DEVICE), ids.to(DEVICE), None, order.to(DEVICE))
-    assert tables.ids[0].tolist() == tree.tokens and tables.parents.tolist() == tree.parents
+    plan = PassPlan.of(Rows.chain([0] * (nodes + 1), 0), DEVICE)
+    state = torch.tensor([[20, 7, 9, 0]], dtype=torch.int32, device=DEVICE)
+    of = torch.zeros(nodes + 1, device=DEVICE)
+    grow_triton(plan, of, state, scores.to(DEVICE), ids.to(DEVICE), order.to(DEVICE))
+    assert plan.tokens.tolist() == tree.tokens and plan.parents.tolist() == tree.parents
+    assert of.tolist() == tree.scores
     which = [0]
     for node in range(1, len(tree)):
         parent, depth = tree.parents[node], tree.depths[node]

@@ -9,7 +9,6 @@ from interpreter import DEVICE
 from lookup import fast_choices, lookup_model
 
 from qwen3_model.bigram import Bigram
-from qwen3_model.decode import device
 
 FIRST = {
     "prompt_ids": [5, 6, 7], "seed": 3, "block_size": 3, "temperature": 2.0, "top_k": 0,
@@ -32,13 +31,6 @@ def models():
     return [
         lookup_model(0.6, backend, vocab_size=32, mask_token_id=31) for backend in ("triton", "reference")
     ]
-
-
-@pytest.fixture(autouse=True)
-def cheap(monkeypatch):
-    """The interpreter pays for programs without keys."""
-    if DEVICE == "cpu":
-        monkeypatch.setattr(device, "LEAST_ROOM", 16)
 
 
 def tables(model, seed):
