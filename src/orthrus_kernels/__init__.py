@@ -26,9 +26,10 @@ from .top_k import top_k
 from .torch_ops import MaskedRows
 from .verify import verify
 from .visibility import Path, Rows, paths, visible
+from .weight import Weight
 
 __all__ = [
-    "DraftTree", "MaskedRows", "Ops", "PackedRows", "Path", "Rows", "Sampling", "add_rms_norm",
+    "DraftTree", "MaskedRows", "Ops", "PackedRows", "Path", "Rows", "Sampling", "Weight", "add_rms_norm",
     "attention", "backend_ops", "candidates", "choose", "choose_anchors", "commit", "cos_sin",
     "draft_tree", "embedding", "end_probabilities", "head", "inverse_frequencies", "key_segments",
     "linear", "linear_swiglu", "log_probability", "pack", "paths", "pdl_kinds", "qk_norm_rope", "rerank",

@@ -15,7 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from orthrus_kernels import Rows, backend_ops, inverse_frequencies, pdl_kinds, rope_table, triton_interprets
+from orthrus_kernels import (
+    Rows,
+    Weight,
+    backend_ops,
+    inverse_frequencies,
+    pdl_kinds,
+    rope_table,
+    triton_interprets,
+)
 
 from . import bigram, checkpoint, hub
 from . import generate as generation
@@ -37,8 +45,8 @@ ROWS_BEHIND = BLOCK_SIZES[-1]  # positions past a cache's end that rows of a dra
 class Attention:
     """One view's attention weights of a layer; query, key and value projections stacked."""
 
-    qkv: Tensor  # [(H + 2G) D, E]
-    o: Tensor  # [E, H D]
+    qkv: Weight  # [(H + 2G) D, E]
+    o: Weight  # [E, H D]
     q_norm: Tensor  # [D]
     k_norm: Tensor  # [D]
 
@@ -47,17 +55,18 @@ class Attention:
         """Weights of one view, not filled in."""
         heads, groups = c.num_attention_heads, c.num_key_value_heads
         return Attention(
-            new((heads + 2 * groups) * c.head_dim, c.hidden_size),
-            new(c.hidden_size, heads * c.head_dim),
+            Weight(new((heads + 2 * groups) * c.head_dim, c.hidden_size)),
+            Weight(new(c.hidden_size, heads * c.head_dim)),
             new(c.head_dim),
             new(c.head_dim),
         )
 
     def named(self, c: Qwen3Config, suffix: str) -> Iterator[tuple[str, Tensor]]:
-        """The official names of the weights, each with its view into the stacked tensor."""
+        """The official names of the weights, each with its part of the stacked weight."""
         kv = c.num_key_value_heads * c.head_dim
-        q, k, v = self.qkv.split([c.num_attention_heads * c.head_dim, kv, kv])
-        for name, view in (("q_proj", q), ("k_proj", k), ("v_proj", v), ("o_proj", self.o),
+        q, k, v = self.qkv.parts(c.num_attention_heads * c.head_dim, kv, kv)
+        (o,) = self.o.parts(c.hidden_size)
+        for name, view in (("q_proj", q), ("k_proj", k), ("v_proj", v), ("o_proj", o),
                            ("q_norm", self.q_norm), ("k_norm", self.k_norm)):  # fmt: skip
             yield f"self_attn.{name}{suffix}.weight", view
 
@@ -70,8 +79,8 @@ class Layer:
     ar: Attention
     diffusion: Attention | None
     post_norm: Tensor  # [E]
-    gate_up: Tensor  # [2F, E]
-    down: Tensor  # [E, F]
+    gate_up: Weight  # [2F, E]
+    down: Weight  # [E, F]
 
     @staticmethod
     def empty(c: Qwen3Config, new: NewTensor) -> Layer:
@@ -81,21 +90,22 @@ class Layer:
             Attention.empty(c, new),
             Attention.empty(c, new) if c.has_diffusion_view else None,
             new(c.hidden_size),
-            new(2 * c.intermediate_size, c.hidden_size),
-            new(c.hidden_size, c.intermediate_size),
+            Weight(new(2 * c.intermediate_size, c.hidden_size)),
+            Weight(new(c.hidden_size, c.intermediate_size)),
         )
 
     def named(self, c: Qwen3Config) -> Iterator[tuple[str, Tensor]]:
-        """The official names of the layer's weights, each with its view into the stacked tensors."""
+        """The official names of the layer's weights, each with its part of the stacked weights."""
         yield "input_layernorm.weight", self.input_norm
         yield from self.ar.named(c, "")
         if self.diffusion is not None:
             yield from self.diffusion.named(c, "_diff")
         yield "post_attention_layernorm.weight", self.post_norm
-        gate, up = self.gate_up.chunk(2)
+        gate, up = self.gate_up.parts(c.intermediate_size, c.intermediate_size)
+        (down,) = self.down.parts(c.hidden_size)
         yield "mlp.gate_proj.weight", gate
         yield "mlp.up_proj.weight", up
-        yield "mlp.down_proj.weight", self.down
+        yield "mlp.down_proj.weight", down
 
 
 @dataclass
@@ -125,7 +135,8 @@ class Qwen3:
         self.embedding = new(config.vocab_size, config.hidden_size)
         self.layers = [Layer.empty(config, new) for _ in range(config.num_hidden_layers)]
         self.norm = new(config.hidden_size)
-        self.head = self.embedding if config.tie_word_embeddings else torch.empty_like(self.embedding)
+        tied = config.tie_word_embeddings
+        self.head = Weight(self.embedding if tied else torch.empty_like(self.embedding))
         frequencies, self.rope_scale = inverse_frequencies(config.head_dim, config.rope_theta, config.yarn)
         self.frequencies = frequencies.to(device)
 
@@ -193,13 +204,13 @@ class Qwen3:
         for i, layer in enumerate(self.layers):
             named |= {f"model.layers.{i}.{name}": view for name, view in layer.named(self.config)}
         if not self.config.tie_word_embeddings:
-            named["lm_head.weight"] = self.head
+            (named["lm_head.weight"],) = self.head.parts(self.config.vocab_size)
         return named
 
     def drafts_are_numbers(self) -> bool:
         """Whether every weight of the diffusion view is finite; so where there is none. One read of them."""
         views = [layer.diffusion for layer in self.layers if layer.diffusion is not None]
-        weights = [weight for view in views for weight in (view.qkv, view.o, view.q_norm, view.k_norm)]
+        weights = [w for v in views for w in (v.qkv.dense(), v.o.dense(), v.q_norm, v.k_norm)]
         ends = [end for weight in weights for end in weight.aminmax()]  # NaN if one of them is
         return not ends or bool(torch.stack(ends).isfinite().all())
 
