@@ -1,4 +1,4 @@
-"""The weight of a linear: what kernels, twins, loading and benches ask of it. Nothing else reads its memory."""
+"""Weight: what kernels, twins, loading and benches ask of it; and that nothing else reads its memory."""
 
 import ast
 from pathlib import Path

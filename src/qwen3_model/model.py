@@ -283,10 +283,21 @@ class Qwen3:
 
     def states(self, inputs: PassInputs, cache: KVCache) -> tuple[Tensor, Tensor, Tensor]:
         """The pass without its head: (normalised states [rows asked for, E], keys, values as in Output)."""
-        ops, eps, n_ar = self.ops, self.config.rms_norm_eps, inputs.n_ar
         tokens, positions = inputs.ids
         turn = cache.turns[:, positions]
-        x = ops.embedding(self.embedding, tokens)
+        x = self.ops.embedding(self.embedding, tokens)
+        normed, keys, values = self._run_layers(x, turn, inputs, cache)
+        if inputs.logits_of is not None:
+            normed = self.ops.embedding(normed, inputs.logits_of)
+        return normed, keys[:, : inputs.n_ar], values[:, : inputs.n_ar]
+
+    def _run_layers(
+        self, x: Tensor, turn: Tensor, inputs: PassInputs, cache: KVCache
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All layers, one after another, over embedded rows x [T, E]. Returns the last layer's states behind
+        the final norm, [T, E], and keys and values of every layer, two [L, T, G, D].
+        turn: cosine and sine of the rows' positions, [2, T, D/2]."""
+        ops, eps = self.ops, self.config.rms_norm_eps
         normed = ops.rms_norm(x, self.layers[0].input_norm, eps)
         norms_after = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
         shape = len(self.layers), len(x), self.config.num_key_value_heads, self.config.head_dim
@@ -298,9 +309,7 @@ class Qwen3:
             normed, x = ops.add_rms_norm(a, x, layer.post_norm, eps)
             mlp = ops.linear(ops.linear_swiglu(normed, layer.gate_up), layer.down)
             normed, x = ops.add_rms_norm(mlp, x, norm_after, eps)
-        if inputs.logits_of is not None:
-            normed = ops.embedding(normed, inputs.logits_of)
-        return normed, keys[:, :n_ar], values[:, :n_ar]
+        return normed, keys, values
 
     def _attention(
         self,
@@ -313,9 +322,7 @@ class Qwen3:
         v_cache: Tensor,
     ) -> Tensor:
         """A layer's attention over normalised rows x [T, E] against its cache [B, G, S, D]: output [T, E].
-        turn: cosine and sine of the rows' positions, [2, T, D/2]. keep: takes the rows' keys and values, two
-        [T, G, D].
-        """
+        keep: takes the rows' keys and values, two [T, G, D]."""
         c, ops, ar, diff = self.config, self.ops, layer.ar, layer.diffusion or layer.ar
         heads, groups, n_ar = c.num_attention_heads, c.num_key_value_heads, inputs.n_ar
         qkv = ops.linear(x, ar.qkv, diff.qkv, n_ar).view(len(x), heads + 2 * groups, c.head_dim)
