@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from orthrus_kernels import PassPlan, Rows, backend_ops, tables
+from orthrus_kernels import PassPlan, Rows, Weight, backend_ops, tables
 from orthrus_kernels.head import head_entry
 from orthrus_kernels.linear_swiglu import swiglu_entry
 from orthrus_kernels.swiglu import swiglu_triton
@@ -22,12 +22,17 @@ KERNELS = backend_ops("triton")
 LIKELIEST = 16  # tokens of a row that a draft tree asks for
 
 
+def weight_bytes(n: int, k: int) -> int:
+    """Bytes that a product with a weight [N, K] of bf16 reads."""
+    return Weight(torch.empty(n, k, dtype=torch.bfloat16, device="meta")).nbytes
+
+
 def linear_cases(shape: Shape, rows: Sequence[int], contexts: Sequence[int], device: str) -> Iterator[dict]:
     for name, (n, k) in shape.weights().items():
         entry = tables.linear_entry(n, k, torch.bfloat16, device)
         for t in rows:
             yield {
-                "name": name, "rows": t, "context": None, "bytes": 2 * (n * k + t * k + t * n),
+                "name": name, "rows": t, "context": None, "bytes": weight_bytes(n, k) + 2 * (t * k + t * n),
                 "flops": 2 * t * n * k, "build": partial(linear, n, k, t),
                 "kernel": ("linear", entry.block_k, entry.segments, entry.tile(t)),
             }  # fmt: skip
@@ -38,10 +43,10 @@ def linear(n: int, k: int, t: int, pool: Pool) -> tuple[int, dict[str, Call | No
     x = pool.take(t, k)
     out, peer_out = (torch.empty(t, n, dtype=x.dtype, device=x.device) for _ in range(2))
     copies = pool.copies(n * k)
-    weights = [pool.take(n, k) for _ in range(copies)]
+    weights = [Weight(pool.take(n, k)) for _ in range(copies)]
     return copies, {
         OURS: lambda i: KERNELS.linear(x, weights[i], out=out),
-        "cuBLAS": lambda i: torch.mm(x, weights[i].t(), out=peer_out),
+        "cuBLAS": lambda i: torch.mm(x, weights[i].dense().t(), out=peer_out),
     }
 
 
@@ -52,7 +57,7 @@ def linear_swiglu_cases(
     entry = swiglu_entry(2 * f, e, torch.bfloat16, device)
     for t in rows:
         yield {
-            "name": "", "rows": t, "context": None, "bytes": 2 * (2 * f * e + t * e + t * f),
+            "name": "", "rows": t, "context": None, "bytes": weight_bytes(2 * f, e) + 2 * (t * e + t * f),
             "flops": 4 * t * f * e, "build": partial(linear_swiglu, f, e, t),
             "kernel": ("linear_swiglu", entry.block_k, entry.segments, entry.tile(t)),
         }  # fmt: skip
@@ -65,13 +70,13 @@ def linear_swiglu(f: int, e: int, t: int, pool: Pool) -> tuple[int, dict[str, Ca
     out, two_out = (torch.empty(t, f, dtype=x.dtype, device=x.device) for _ in range(2))
     own_wide, peer_wide = (torch.empty(t, 2 * f, dtype=x.dtype, device=x.device) for _ in range(2))
     copies = pool.copies(2 * f * e)
-    weights = [pool.take(2 * f, e) for _ in range(copies)]
+    weights = [Weight(pool.take(2 * f, e)) for _ in range(copies)]
 
     def two_kernels(i: int) -> Tensor:
         return swiglu_triton(KERNELS.linear(x, weights[i], out=own_wide), out=two_out)
 
     def chain(i: int) -> Tensor:
-        gate, up = torch.mm(x, weights[i].t(), out=peer_wide).chunk(2, -1)
+        gate, up = torch.mm(x, weights[i].dense().t(), out=peer_wide).chunk(2, -1)
         return F.silu(gate) * up
 
     return copies, {
@@ -87,7 +92,8 @@ def head_cases(shape: Shape, rows: Sequence[int], contexts: Sequence[int], devic
         for t in rows:
             yield {
                 "name": f"k {k}", "rows": t, "context": None,
-                "bytes": 2 * shape.E * (shape.V + t) + t * (12 * k + 4), "flops": 2 * t * shape.V * shape.E,
+                "bytes": weight_bytes(shape.V, shape.E) + 2 * t * shape.E + t * (12 * k + 4),
+                "flops": 2 * t * shape.V * shape.E,
                 "build": partial(head, shape.V, shape.E, k, t),
                 "kernel": ("head", shape.V, shape.E, k, entry.tile(t)),
             }  # fmt: skip
@@ -100,14 +106,14 @@ def head(v: int, e: int, k: int, t: int, pool: Pool) -> tuple[int, dict[str, Cal
     out = tuple(torch.empty(t, k, dtype=d, device=pool.device) for d in (torch.float32, torch.int64))
     out = *out, torch.empty(t, dtype=torch.float32, device=pool.device)
     copies = pool.copies(v * e)
-    weights = [pool.take(v, e) for _ in range(copies)]
+    weights = [Weight(pool.take(v, e)) for _ in range(copies)]
 
     def ours(i: int) -> tuple[Tensor, Tensor]:
         values, _, log_sum_exp = KERNELS.head(x, weights[i], k, out=out)
         return values, log_sum_exp
 
     def chain(i: int) -> tuple[Tensor, Tensor]:
-        logits = torch.mm(x, weights[i].t()).float()
+        logits = torch.mm(x, weights[i].dense().t()).float()
         return logits.topk(k).values, logits.logsumexp(-1)
 
     return copies, {OURS: ours, "torch chain": chain}

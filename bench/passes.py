@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthrus_kernels import PassPlan, Rows
+from orthrus_kernels import PassPlan, Rows, Weight
 from orthrus_kernels.torch_ops import linear_torch
 from qwen3_model import Qwen3, Qwen3Config
 from qwen3_model.captured import CapturedPasses
@@ -80,12 +80,13 @@ CYCLE = "two-pass"
 
 def weight_bytes(config: Qwen3Config, ar: bool, diffusion: bool, width: int = 2) -> int:
     """Bytes of the weights that a pass with rows of these views reads, `width` bytes a number."""
-    e, d = config.hidden_size, config.head_dim
-    heads, groups = config.num_attention_heads, config.num_key_value_heads
-    attention = (heads + 2 * groups) * d * e + e * heads * d + 2 * d
-    shared = 3 * e * config.intermediate_size + 2 * e
-    layers = config.num_hidden_layers * ((ar + diffusion) * attention + shared)
-    return width * (layers + e + config.vocab_size * e)
+    model = Qwen3.from_config(config, device="meta", dtype={2: "bfloat16", 4: "float32"}[width])
+    read: list[Weight | Tensor] = [model.norm, model.head]
+    for layer in model.layers:
+        read += [layer.input_norm, layer.post_norm, layer.gate_up, layer.down]
+        for view in (layer.ar if ar else None, layer.diffusion if diffusion else None):
+            read += [view.qkv, view.o, view.q_norm, view.k_norm] if view else []
+    return sum(of.nbytes for of in read)
 
 
 def context_bytes(config: Qwen3Config, context: int, width: int = 2) -> int:

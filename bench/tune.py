@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from orthrus_kernels import tables
-from orthrus_kernels.linear_triton import linear_triton
+from orthrus_kernels import Weight, tables
+from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
 from qwen3_model.cli.output import write_atomically
 
@@ -53,8 +53,8 @@ SLICES = ((0, 1), (3, 5), (0, 256), (7, 200), (128, 161), (17, 81), (250, 256), 
 
 
 @dataclass(frozen=True)
-class Weight:
-    """A linear weight of some models, and where its reduction class starts."""
+class NamedShape:
+    """The shape of a linear weight of some models, and where its reduction class starts."""
 
     n: int
     k: int
@@ -62,14 +62,14 @@ class Weight:
     entry: LinearEntry
 
 
-def weights(models: Sequence[str], device: str) -> list[Weight]:
+def weights(models: Sequence[str], device: str) -> list[NamedShape]:
     """The distinct weights of the models with their committed or default entries."""
     named: dict[tuple[int, int], list[str]] = {}
     for model in models:
         for name, shape in MODELS[model].weights().items():
             named.setdefault(shape, []).append(f"{model} {name}")
     return [
-        Weight(n, k, tuple(names), tables.linear_entry(n, k, torch.bfloat16, device))
+        NamedShape(n, k, tuple(names), tables.linear_entry(n, k, torch.bfloat16, device))
         for (n, k), names in named.items()
     ]
 
@@ -97,7 +97,7 @@ def candidates(entry: LinearEntry, rows: int) -> list[LinearTile]:
     return list(dict.fromkeys(found))
 
 
-def classes(weight: Weight, new: bool) -> list[tuple[int, int]]:
+def classes(weight: NamedShape, new: bool) -> list[tuple[int, int]]:
     """Reduction classes to try: the weight's own alone, unless new ones are asked for."""
     own = weight.entry.block_k, weight.entry.segments
     if not new:
@@ -122,7 +122,7 @@ def of_class(entry: LinearEntry, block_k: int, segments: int) -> LinearEntry:
 
 
 def differing(
-    x: torch.Tensor, w: torch.Tensor, entry: LinearEntry, tiles: Iterable[LinearTile]
+    x: torch.Tensor, w: Weight, entry: LinearEntry, tiles: Iterable[LinearTile]
 ) -> dict[LinearTile, str]:
     """Tiles whose bits are not those of one row alone, or that fail, and why. x [256, K], w [N, K]."""
     bad: dict[LinearTile, str] = {}
@@ -175,7 +175,7 @@ def choose(
 
 
 def table_row(
-    weight: Weight, device: str, reduction: tuple[int, int], chosen: dict[int, LinearTile], measured: str
+    weight: NamedShape, device: str, reduction: tuple[int, int], chosen: dict[int, LinearTile], measured: str
 ) -> dict[str, Any]:
     """A row of linear.json; tiles are lists in the order of LinearTile's fields."""
     tiles = [replace(chosen[rows], rows=limit) for limit, rows in BUCKETS]
@@ -204,7 +204,8 @@ def table_text(rows: list[dict[str, Any]]) -> str:
 
 def compile_share(jobs: list[tuple[LinearEntry, LinearTile]], index: int, of: int) -> list[str]:
     """A compile worker: launch its share of the tiles once on a small weight, for Triton's disk cache."""
-    x, w = (torch.zeros(512, 4096, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    x = torch.zeros(512, 4096, device="cuda", dtype=torch.bfloat16)
+    w = Weight(torch.zeros_like(x))
     for entry, tile in jobs[index::of]:
         try:
             linear_triton(x, w, entry=one_tile(entry, tile))
@@ -214,7 +215,7 @@ def compile_share(jobs: list[tuple[LinearEntry, LinearTile]], index: int, of: in
     return []
 
 
-def tune(weight: Weight, meter: Meter, new_class: bool, device: torch.device) -> dict[str, Any]:
+def tune(weight: NamedShape, meter: Meter, new_class: bool, device: torch.device) -> dict[str, Any]:
     """Check and time every candidate of a weight; its choice and all figures."""
     own = weight.entry.block_k, weight.entry.segments
     timed: dict[tuple[int, int], dict[int, dict[LinearTile, float]]] = {}
@@ -223,7 +224,8 @@ def tune(weight: Weight, meter: Meter, new_class: bool, device: torch.device) ->
         entry = of_class(weight.entry, *c)
         by_rows = {rows: candidates(entry, rows) for _, rows in BUCKETS}
         everything = list(dict.fromkeys(t for tiles in by_rows.values() for t in tiles))
-        x, w = hard_rows(256, weight.k, device=device), hard_rows(weight.n, weight.k, device=device)
+        x = hard_rows(256, weight.k, device=device)
+        w = Weight(hard_rows(weight.n, weight.k, device=device))
         bad = differing(x, w, entry, everything)
         del x, w
         dropped += [f"{weight.n}x{weight.k} {c} {tile}: {why}" for tile, why in bad.items()]
@@ -233,7 +235,7 @@ def tune(weight: Weight, meter: Meter, new_class: bool, device: torch.device) ->
             x = meter.pool.take(rows, weight.k)
             out = torch.empty(rows, weight.n, dtype=x.dtype, device=device)
             copies = min(meter.pool.copies(weight.n * weight.k), 12)
-            ws = [meter.pool.take(weight.n, weight.k) for _ in range(copies)]
+            ws = [Weight(meter.pool.take(weight.n, weight.k)) for _ in range(copies)]
             times = {}
             for tile in (t for t in tiles if t not in bad):
                 single = one_tile(entry, tile)

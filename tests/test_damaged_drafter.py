@@ -31,7 +31,7 @@ STRATEGIES = [
 def damaged(value: float, name: str = "qkv", layer: int = 1):
     """A model one weight of whose diffusion view is `value`."""
     model = small_model()
-    getattr(model.layers[layer].diffusion, name).view(-1)[3] = value
+    getattr(model.layers[layer].diffusion, name).data.view(-1)[3] = value
     return model
 
 
@@ -54,7 +54,7 @@ def test_rejection_sampling_without_a_sound_draft_is_plain_sampling():
 
 def test_damage_of_the_target_is_still_refused():
     model = small_model()
-    model.layers[1].ar.qkv[3, 3] = float("nan")
+    model.layers[1].ar.qkv.data[3, 3] = float("nan")
     for strategy in STRATEGIES:
         with pytest.raises(InputError, match="logits are NaN"):
             model.generate(PROMPT, max_new_tokens=4, **strategy)

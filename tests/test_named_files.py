@@ -200,7 +200,7 @@ def test_advice_follows_the_dtype(tmp_path, dtype, advice):
 def test_a_tied_head_in_the_index_alone_is_superfluous(tmp_path):
     weight_map = save_shards(tmp_path, MODEL)
     write_index(tmp_path, weight_map | {HEAD: SHARDS[0]})
-    assert torch.equal(load(tmp_path).head, MODEL.embedding)
+    assert torch.equal(load(tmp_path).head.dense(), MODEL.embedding)
 
 
 def test_a_head_in_the_index_alone_is_missed_by_a_model_that_needs_it(tmp_path):
@@ -224,7 +224,7 @@ def test_a_tied_head_of_another_dtype_is_compared_by_value(tmp_path, dtypes):
     if not torch.equal(head.float(), embedding.float()):
         pytest.fail("the case needs equal values")
     loaded = load(save(tmp_path, MODEL, weights))
-    assert torch.equal(loaded.head, embedding.to(loaded.dtype))
+    assert torch.equal(loaded.head.dense(), embedding.to(loaded.dtype))
     head = head.clone()
     head[-1, -1] *= 2
     save(tmp_path, MODEL, weights | {HEAD: head})
@@ -235,13 +235,13 @@ def test_a_tied_head_may_be_rounded_to_its_own_dtype(tmp_path):
     embedding = MODEL.embedding.bfloat16() * 1e-6  # below what fp16 resolves
     weights = weights_of(MODEL) | {EMBEDDING: embedding, HEAD: embedding.half()}
     assert not torch.equal(embedding.float(), embedding.half().float())
-    assert torch.equal(load(save(tmp_path, MODEL, weights)).head, embedding.float())
+    assert torch.equal(load(save(tmp_path, MODEL, weights)).head.dense(), embedding.float())
 
 
 def test_old_buffers_may_stand_in_the_index_alone(tmp_path):
     weight_map = save_shards(tmp_path, MODEL)
     write_index(tmp_path, weight_map | {"model.layers.0.self_attn.rotary_emb.inv_freq": SHARDS[0]})
-    assert torch.equal(load(tmp_path).head, MODEL.embedding)
+    assert torch.equal(load(tmp_path).head.dense(), MODEL.embedding)
 
 
 def test_a_tied_head_of_no_float_dtype_is_refused(tmp_path):

@@ -11,7 +11,7 @@ from strategies import hard
 from bench import tune
 from bench.measure import Pool, Timing
 from bench.models import Shape
-from orthrus_kernels import tables
+from orthrus_kernels import Weight, tables
 from orthrus_kernels.tables import LinearEntry, LinearTile
 
 DEVICE_KEY = "sm_90"
@@ -48,7 +48,7 @@ def test_a_class_is_kept_unless_asked():
 def test_candidates_have_the_bits_of_one_row_alone():
     """The comparison itself, on one small weight and a few tiles; and a tile of another class is found."""
     entry = LinearEntry(32, 2, (LinearTile(None, 16, 64, True, 4, 3),))
-    x, w = hard("heavy", 20, 88).to(DEVICE), hard("normal", 40, 88, seed=1).to(DEVICE)
+    x, w = hard("heavy", 20, 88).to(DEVICE), Weight(hard("normal", 40, 88, seed=1).to(DEVICE))
     tiles = [*entry.tiles, LinearTile(None, 32, 64, False, 4, 3), LinearTile(None, 16, 32, True, 4, 2)]
     assert tune.differing(x, w, entry, tiles) == {}
     impossible = replace(tiles[0], block_t=17)
@@ -62,7 +62,7 @@ def test_other_bits_are_found(monkeypatch):
         return x + (len(x) > 5 and entry.tiles[0].block_t == 32)
 
     monkeypatch.setattr(tune, "linear_triton", launch)
-    found = tune.differing(torch.zeros(40, 4), torch.zeros(3, 4), LinearEntry(64, 1, ()), tiles)
+    found = tune.differing(torch.zeros(40, 4), Weight(torch.zeros(3, 4)), LinearEntry(64, 1, ()), tiles)
     assert list(found) == tiles[1:] and found[tiles[1]].startswith("DIFFERENT BITS in 4 of 6")
 
 

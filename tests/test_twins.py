@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import KINDS, hard
 
-from orthrus_kernels import cos_sin, inverse_frequencies, linear, rms_norm, rope, swiglu, top_k
+from orthrus_kernels import Weight, cos_sin, inverse_frequencies, linear, rms_norm, rope, swiglu, top_k
 
 # Largest error relative to the largest output, against fp64 on the same inputs: fp32 sums of a few hundred
 # terms; bf16 rounds the output to 8 bits, up to three times in one operation.
@@ -26,8 +26,8 @@ def operations(dtype):
     g = hard("normal", 40, seed=3).to(dtype)
     wd, w2d, gd = w.double(), w2.double(), g.double()
     return {
-        "linear": (lambda x: linear(x, w), lambda x: x @ wd.T),
-        "linear_diff": (lambda x: linear(x, w, w2, 0), lambda x: x @ w2d.T),
+        "linear": (lambda x: linear(x, Weight(w)), lambda x: x @ wd.T),
+        "linear_diff": (lambda x: linear(x, Weight(w), Weight(w2), 0), lambda x: x @ w2d.T),
         "rms_norm": (
             lambda x: rms_norm(x, g, 1e-6),
             lambda x: x * (x.square().mean(-1, True) + 1e-6).rsqrt() * gd,
@@ -61,14 +61,15 @@ def test_torch_alone_is_not_row_invariant():
     """Why the tiles exist: were this to fail everywhere, by_row_tile could go."""
     x, w = hard("heavy", 64, 704), hard("normal", 256, 704, seed=1)
     differs = [not torch.equal((x[:n] @ w.T)[0], (x[:1] @ w.T)[0]) for n in range(2, 65)]
-    tiled = [not torch.equal(linear(x[:n], w)[0], linear(x[:1], w)[0]) for n in range(2, 65)]
+    weight = Weight(w)
+    tiled = [not torch.equal(linear(x[:n], weight)[0], linear(x[:1], weight)[0]) for n in range(2, 65)]
     assert any(differs) and not any(tiled)
 
 
 @given(n=st.integers(0, 40), n_ar=st.integers(0, 40))
 def test_each_view_multiplies_its_own_rows(n, n_ar):
     n_ar = min(n_ar, n)
-    x, w, w2 = hard("normal", n, 24), hard("normal", 8, 24, seed=1), hard("normal", 8, 24, seed=2)
+    x, w, w2 = hard("normal", n, 24), *(Weight(hard("normal", 8, 24, seed=s)) for s in (1, 2))
     got = linear(x, w, w2, n_ar)
     assert torch.equal(got[:n_ar], linear(x[:n_ar], w)) and torch.equal(got[n_ar:], linear(x[n_ar:], w2))
     g, g2 = hard("normal", 24, seed=3), hard("normal", 24, seed=4)
@@ -80,7 +81,7 @@ def test_each_view_multiplies_its_own_rows(n, n_ar):
 
 def test_linear_refuses_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match="do not fit together"):
-        linear(torch.zeros(2, 3), torch.zeros(4, 5))
+        linear(torch.zeros(2, 3), Weight(torch.zeros(4, 5)))
 
 
 @pytest.mark.parametrize("head_dim", [16, 64, 128])

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthrus_kernels import PassPlan, PassShape, PassTables, Rows, Sampling, backend_ops
+from orthrus_kernels import PassPlan, PassShape, PassTables, Rows, Sampling, Weight, backend_ops
 from orthrus_kernels.advance_triton import advance_triton
 from orthrus_kernels.attention_triton import tile_rows
 from orthrus_kernels.layout import RECORD, State
@@ -32,6 +32,10 @@ def numbers(*shape: int) -> torch.Tensor:
     return torch.randn(*shape).bfloat16().to(DEVICE)
 
 
+def weight(n: int, k: int) -> Weight:
+    return Weight(numbers(n, k))
+
+
 def table(values: list[Any]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32, device=DEVICE)
 
@@ -39,28 +43,28 @@ def table(values: list[Any]) -> torch.Tensor:
 def linear(split: bool) -> None:
     """Three segments, a ragged last block of K and of N, both views."""
     entry = LinearEntry(64, 3, (LinearTile(None, 16, 64, split, 4, 3),))
-    x, w, w_diff = numbers(21, 328), numbers(70, 328), numbers(70, 328)
+    x, w, w_diff = numbers(21, 328), weight(70, 328), weight(70, 328)
     TRITON.linear(x, w, w_diff, 9, entry=entry)
 
 
 def linear_by_tma(split: bool) -> None:
     """The same, copied by descriptors; a tile of 48 rows is two dots. Then a launch a view."""
     tile = LinearTile(None, 48, 64, split, 4, 3, tma=True)
-    x, w, w_diff = numbers(70, 328), numbers(70, 328), numbers(70, 328)
+    x, w, w_diff = numbers(70, 328), weight(70, 328), weight(70, 328)
     for apart in (None, 8):
         TRITON.linear(x, w, w_diff, 9, entry=LinearEntry(64, 3, (tile,), apart=apart))
 
 
 def linear_by_the_table() -> None:
     for rows in (1, 40, 100, 200):
-        TRITON.linear(numbers(rows, 2048), numbers(200, 2048))
+        TRITON.linear(numbers(rows, 2048), weight(200, 2048))
 
 
 def linear_swiglu(tma: bool) -> None:
     """Three segments, ragged in every direction, a tile of 32 rows or of 64."""
     height, width = (64, 128) if tma else (32, 64)
     tile = LinearTile(None, height, width, False, 4, 3, tma)
-    TRITON.linear_swiglu(numbers(70, 328), numbers(2 * 75, 328), entry=LinearEntry(64, 3, (tile,)))
+    TRITON.linear_swiglu(numbers(70, 328), weight(2 * 75, 328), entry=LinearEntry(64, 3, (tile,)))
 
 
 def norms() -> None:
@@ -104,14 +108,14 @@ def mixed_pass() -> None:
     n, n_ar, h, g, d, e = len(rows), rows.n_ar, 4, 2, 64, 200
     x, w, angle = numbers(n, e), numbers(e), torch.randn(n, d // 2, device=DEVICE)
     normed = TRITON.rms_norm(x, w, EPS, w, n_ar)
-    qkv = TRITON.linear(normed, numbers((h + 2 * g) * d, e), numbers((h + 2 * g) * d, e), n_ar)
+    qkv = TRITON.linear(normed, weight((h + 2 * g) * d, e), weight((h + 2 * g) * d, e), n_ar)
     qkv, head_norm = qkv.view(n, h + 2 * g, d), numbers(d)
     q, k, v = TRITON.qk_norm_rope(
         qkv, h, head_norm, head_norm, angle.cos(), angle.sin(), EPS, head_norm, head_norm, n_ar
     )
     caches = numbers(1, g, 37, d), numbers(1, g, 37, d)
     o = TRITON.attention(q, k, v, *caches, laid(rows, q, k), d**-0.5).view(n, h * d)
-    TRITON.add_rms_norm(TRITON.linear(o, numbers(e, h * d), numbers(e, h * d), n_ar), x, w, EPS)
+    TRITON.add_rms_norm(TRITON.linear(o, weight(e, h * d), weight(e, h * d), n_ar), x, w, EPS)
 
 
 def grown(nodes: int, depth: int, blocks: int) -> tuple[PassPlan, Tensor, Tensor]:
@@ -153,7 +157,7 @@ def rerank() -> None:
 
 def head() -> None:
     for k in (1, 16):
-        TRITON.head(numbers(21, 328), numbers(1100, 328), k)
+        TRITON.head(numbers(21, 328), weight(1100, 328), k)
 
 
 def logit_summary() -> None:

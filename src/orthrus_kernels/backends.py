@@ -23,9 +23,8 @@ from .embedding import embedding, embedding_triton
 from .grow import grow, grow_triton
 from .head import head, head_triton
 from .lay import lay, lay_triton
-from .linear import linear
+from .linear import linear, linear_triton
 from .linear_swiglu import linear_swiglu, linear_swiglu_triton
-from .linear_triton import linear_triton
 from .qk_norm_rope import qk_norm_rope, qk_norm_rope_triton
 from .rerank import rerank, rerank_triton
 from .rms_norm import add_rms_norm, add_rms_norm_triton, rms_norm, rms_norm_triton

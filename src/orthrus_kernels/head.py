@@ -17,11 +17,11 @@ from torch import Tensor
 from . import tables
 from ._triton import tl, triton
 from .choice import log_sum_exp
-from .linear import linear
-from .linear_triton import can_prefetch, prefetch_weight, sum_by_pointers
+from .linear import linear, sum_by_pointers
 from .logit_summary import GROUP, Groups, Summary, empty_summary, summarise_tile
 from .pdl import launch_dependents, launch_options, wait
 from .tables import LinearTile
+from .weight import Weight, prefetch_weight
 
 # The linear table's tiles leave no registers for the summary: a tile has 8192 logits at most. Of those,
 # these were the fastest on the weight most like a head (12288x2048, H100, bench/LOG.md, 2026-11-25);
@@ -50,7 +50,7 @@ def _launch_metadata(grid, kernel, args):
     return {
         "name": f"head_{t}x{n}x{k}",
         "flops": 2 * t * n * k,
-        "bytes": args["x"].element_size() * (n * k + t * k) + logits,
+        "bytes": args["w"].nbytes + args["x"].element_size() * t * k + logits,
     }
 
 
@@ -88,38 +88,39 @@ def _head_kernel(
 
 
 def head_triton(
-    x: Tensor, weight: Tensor, k: int = 1, *, out: Summary | None = None,
+    x: Tensor, weight: Weight, k: int = 1, *, out: Summary | None = None,
     entry: tables.LinearEntry | None = None, pdl: bool = False, early: bool = True,
 ) -> Summary:  # fmt: skip
-    """`head` as two Triton launches; k up to 128. x and weight share one dtype, their columns are contiguous.
+    """`head` as two Triton launches; k up to 128. x and weight share one dtype; columns of x are contiguous.
 
     entry: in place of `head_entry`, for tuning; tiles of 64 tokens or a multiple. pdl, early: as
     `linear_triton`."""
     _check_shapes(x, weight)
-    out = empty_summary(len(x), len(weight), k, x.device, out)
+    v = weight.shape[0]
+    out = empty_summary(len(x), v, k, x.device, out)
     if len(x):
-        logits = None if k == 1 else x.new_empty(len(x), len(weight), dtype=torch.float32)
-        head_groups(x, weight, logits, entry, pdl, early).merge(logits, len(weight), out, pdl)
+        logits = None if k == 1 else x.new_empty(len(x), v, dtype=torch.float32)
+        head_groups(x, weight, logits, entry, pdl, early).merge(logits, v, out, pdl)
     return out
 
 
 def head_groups(
-    x: Tensor, weight: Tensor, logits: Tensor | None, entry: tables.LinearEntry | None, pdl: bool = False,
+    x: Tensor, weight: Weight, logits: Tensor | None, entry: tables.LinearEntry | None, pdl: bool = False,
     early: bool = True,
 ) -> Groups:  # fmt: skip
     """The first of the two launches: every group of the vocabulary, not yet merged. logits [T, V] fp32: takes
     them."""
     rows, (n, e) = x.shape[0], weight.shape
     assert x.dtype == weight.dtype, (x.dtype, weight.dtype)
-    assert x.stride(1) == weight.stride(1) == 1, (x.stride(), weight.stride())
+    assert x.stride(1) == 1, x.stride()
     entry = entry or head_entry(n, e, x.dtype, tables.device_key(x.device))
     tile = entry.tile(rows)
     assert tile.block_n % GROUP == 0, tile
     groups = Groups.new(rows, n, tile.block_n, x.device)
     # what fills the pipeline: more, of all programs that wait, would not fit in L2
-    prefetch = tile.stages * entry.block_k if can_prefetch(weight) and early else 0
+    prefetch = tile.stages * entry.block_k if weight.can_prefetch and early else 0
     _head_kernel[(triton.cdiv(n, tile.block_n) * triton.cdiv(rows, tile.block_t),)](
-        x=x, sx_t=x.stride(0) if rows > 1 else e, w=weight, sw_n=weight.stride(0),
+        x=x, sx_t=x.stride(0) if rows > 1 else e, w=weight.pointer, sw_n=weight.row_stride,
         logits=logits, best=groups.best, sums=groups.sums, T=rows, N=n, K=e,
         prefetch=prefetch, SEGMENTS=entry.segments, EVEN_K=e % entry.block_k == 0, STORE=logits is not None,
         GROUP=GROUP, PDL=pdl, BLOCK_N=tile.block_n, BLOCK_T=tile.block_t, BLOCK_K=entry.block_k,
@@ -128,19 +129,19 @@ def head_groups(
     return groups
 
 
-def _check_shapes(x: Tensor, weight: Tensor) -> None:
+def _check_shapes(x: Tensor, weight: Weight) -> None:
     if x.shape[1] != weight.shape[1]:
-        raise ValueError(f"head: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit together")
+        raise ValueError(f"head: x {tuple(x.shape)} and weight {weight.shape} do not fit together")
 
 
-def head(x: Tensor, weight: Tensor, k: int = 1) -> Summary:
+def head(x: Tensor, weight: Weight, k: int = 1) -> Summary:
     """(logits [T, k] fp32, ids [T, k] int64, likeliest first, log-sum-exp [T] fp32) of x [T, E], weight
     [V, E].
 
     Ties go to the lowest id. Raises ValueError when shapes disagree or k is not in 1..V."""
     _check_shapes(x, weight)
-    if not 1 <= k <= len(weight):
-        raise ValueError(f"head: k is {k}, the vocabulary has {len(weight)} tokens")
+    if not 1 <= k <= weight.shape[0]:
+        raise ValueError(f"head: k is {k}, the vocabulary has {weight.shape[0]} tokens")
     logits = linear(x, weight, out_dtype=torch.float32)
     values, ids = torch.sort(logits, dim=-1, descending=True, stable=True)
     return values[:, :k], ids[:, :k], log_sum_exp(logits)

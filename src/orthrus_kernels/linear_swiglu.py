@@ -25,20 +25,13 @@ from torch import Tensor
 
 from . import tables
 from ._triton import tl, triton
-from .linear import check_shapes, linear
-from .linear_triton import (
-    GROUP_T,
-    can_prefetch,
-    describable,
-    described,
-    linear_triton,
-    prefetch_weight,
-    sum_by_pointers,
-)
+from .descriptors import describable, described
+from .linear import GROUP_T, check_shapes, linear, linear_triton, sum_by_pointers
 from .pdl import launch_dependents, launch_options, wait
 from .rows import NO_CONTRACTION, new_rows
 from .swiglu import silu_times, swiglu, swiglu_triton
 from .tables import LinearEntry, LinearTile
+from .weight import Weight, add_product, load_weight_by_tma, prefetch_weight
 
 # wgmma takes 64 rows of the weight at least, each of the two dots by descriptors its own.
 _LEAST_TMA_ROWS = 2 * 64
@@ -86,7 +79,7 @@ def _launch_metadata(grid, kernel, args):
     return {
         "name": f"linear_swiglu_{t}x{f}x{k}",
         "flops": 4 * t * f * k,
-        "bytes": args["y"].element_size() * (2 * f * k + t * k + t * f),
+        "bytes": args["p_w"].nbytes + args["y"].element_size() * (t * k + t * f),
     }
 
 
@@ -125,10 +118,10 @@ def _gate_and_up_by_tma(x, w, first_h, first_row, F, K, SEGMENTS: tl.constexpr, 
         acc_up = tl.zeros((BLOCK_H, BLOCK_T), tl.float32)
         for i_k in tl.range(i_s * each, tl.minimum((i_s + 1) * each, blocks), num_stages=STAGES):
             b_x = x.load([first_row, i_k * BLOCK_K]).T
-            b_gate = w.load([first_h, i_k * BLOCK_K])
-            acc_gate = tl.dot(b_gate, b_x, acc_gate, input_precision="ieee")
-            b_up = w.load([F + first_h, i_k * BLOCK_K])
-            acc_up = tl.dot(b_up, b_x, acc_up, input_precision="ieee")
+            b_gate = load_weight_by_tma(w, first_h, i_k * BLOCK_K)
+            acc_gate = add_product(acc_gate, b_gate, b_x)
+            b_up = load_weight_by_tma(w, F + first_h, i_k * BLOCK_K)
+            acc_up = add_product(acc_up, b_up, b_x)
         gate += acc_gate
         up += acc_up
     return gate, up
@@ -168,7 +161,7 @@ def _linear_swiglu_kernel(
 
 def linear_swiglu_triton(
     x: Tensor,
-    gate_up: Tensor,
+    gate_up: Weight,
     *,
     out: Tensor | None = None,
     entry: LinearEntry | None = None,
@@ -176,7 +169,7 @@ def linear_swiglu_triton(
     early: bool = True,
 ) -> Tensor:
     """`linear_swiglu` as one Triton launch, or two with many rows; `out` [T, F] takes the result. x, gate_up
-    and `out` share one dtype, their columns are contiguous.
+    and `out` share one dtype; columns of x and `out` are contiguous.
 
     entry: in place of `swiglu_entry`, for tuning; its block_n counts gate and up rows together. pdl, early:
     as for `linear_triton`."""
@@ -186,11 +179,7 @@ def linear_swiglu_triton(
     out = new_rows(x, rows, f) if out is None else out
     assert out.shape == (rows, f), (out.shape, rows, f)
     assert x.dtype == gate_up.dtype == out.dtype, (x.dtype, gate_up.dtype, out.dtype)
-    assert x.stride(1) == gate_up.stride(1) == out.stride(1) == 1, (
-        x.stride(),
-        gate_up.stride(),
-        out.stride(),
-    )
+    assert x.stride(1) == out.stride(1) == 1, (x.stride(), out.stride())
     if rows == 0:
         return out
     entry = entry or swiglu_entry(n, k, x.dtype, tables.device_key(x.device))
@@ -200,19 +189,17 @@ def linear_swiglu_triton(
         return swiglu_triton(linear_triton(x, gate_up, pdl=pdl, early=early), out=out, pdl=pdl)
     tile = entry.tile(rows)
     block_h = tile.block_n // 2
-    ahead = tile.prefetch * entry.block_k if can_prefetch(gate_up) and early else 0
-    sx_t, sw_n = x.stride(0) if rows > 1 else k, gate_up.stride(0)
-    operands: tuple[Any, ...] = x, gate_up
-    tma = tile.tma and describable((x, sx_t), (gate_up, sw_n))
+    ahead = tile.prefetch * entry.block_k if gate_up.can_prefetch and early else 0
+    sx_t = x.stride(0) if rows > 1 else k
+    operands: tuple[Any, ...] = x, gate_up.pointer
+    tma = tile.tma and describable((x, sx_t)) and gate_up.describable
     if tma:
-        operands = (
-            described(x, sx_t, tile.block_t, entry.block_k),
-            described(gate_up, sw_n, block_h, entry.block_k),
-        )
+        rows_by = described(x, sx_t, tile.block_t, entry.block_k)
+        operands = rows_by, gate_up.described(block_h, entry.block_k)
     # Without contraction, as swiglu_triton is compiled. The sums are still those of linear_triton, compiled
     # with it: tensor-core dots have nothing to contract, dots in fp32 are fma.rn by name (test_aot.py).
     _linear_swiglu_kernel[(triton.cdiv(rows, tile.block_t) * triton.cdiv(f, block_h),)](
-        x=operands[0], sx_t=sx_t, w=operands[1], p_w=gate_up, sw_n=sw_n, y=out,
+        x=operands[0], sx_t=sx_t, w=operands[1], p_w=gate_up.pointer, sw_n=gate_up.row_stride, y=out,
         sy_t=out.stride(0) if rows > 1 else f, T=rows, F=f, K=k, prefetch=ahead, SEGMENTS=entry.segments,
         TMA=tma, PDL=pdl, EVEN_K=k % entry.block_k == 0, GROUP=GROUP_T, BLOCK_H=block_h, BLOCK_T=tile.block_t,
         BLOCK_K=entry.block_k, STAGES=tile.stages, num_warps=tile.warps, num_stages=tile.stages,
@@ -221,13 +208,13 @@ def linear_swiglu_triton(
     return out
 
 
-def _check_shapes(x: Tensor, gate_up: Tensor) -> None:
+def _check_shapes(x: Tensor, gate_up: Weight) -> None:
     check_shapes(x, gate_up, None)
-    if len(gate_up) % 2:
-        raise ValueError(f"linear_swiglu: gate_up {tuple(gate_up.shape)} must have as many gate as up rows")
+    if gate_up.shape[0] % 2:
+        raise ValueError(f"linear_swiglu: gate_up {gate_up.shape} must have as many gate as up rows")
 
 
-def linear_swiglu(x: Tensor, gate_up: Tensor) -> Tensor:
+def linear_swiglu(x: Tensor, gate_up: Weight) -> Tensor:
     """swiglu(linear(x, gate_up)): x [T, E], gate_up [2F, E] -> [T, F] in x's dtype.
 
     Raises ValueError when shapes disagree or gate_up has an odd number of rows."""

@@ -14,6 +14,7 @@ from .linear import by_view
 from .plan import PassPlan, PassShape
 from .swiglu import swiglu
 from .visibility import visible
+from .weight import Weight
 
 
 @dataclass(frozen=True)
@@ -71,17 +72,18 @@ def attention_torch(
 
 def linear_torch(
     x: Tensor,
-    weight: Tensor,
-    weight_diff: Tensor | None = None,
+    weight: Weight,
+    weight_diff: Weight | None = None,
     n_ar: int | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`linear` by `torch.mm`, all rows of a view at once; logits are rounded to x's dtype before they are
     widened.
     """
-    return by_view(lambda rows, w: (rows @ w.t()).to(out_dtype or x.dtype), x, weight, weight_diff, n_ar)
+    out_dtype = out_dtype or x.dtype
+    return by_view(lambda rows, w: (rows @ w.dense().t()).to(out_dtype), x, weight, weight_diff, n_ar)
 
 
-def linear_swiglu_torch(x: Tensor, gate_up: Tensor) -> Tensor:
+def linear_swiglu_torch(x: Tensor, gate_up: Weight) -> Tensor:
     """`linear_swiglu` by `torch.mm`, then the twin's SwiGLU."""
     return swiglu(linear_torch(x, gate_up))

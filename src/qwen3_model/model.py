@@ -16,6 +16,7 @@ from orthrus_kernels import (
     PassPlan,
     PassShape,
     Rows,
+    Weight,
     backend_ops,
     inverse_frequencies,
     pdl_kinds,
@@ -39,8 +40,8 @@ ROWS_BEHIND = BLOCK_SIZES[-1]  # positions past a cache's end that rows of a dra
 class Attention:
     """One view's attention weights of a layer; query, key and value projections stacked."""
 
-    qkv: Tensor  # [(H + 2G) D, E]
-    o: Tensor  # [E, H D]
+    qkv: Weight  # [(H + 2G) D, E]
+    o: Weight  # [E, H D]
     q_norm: Tensor  # [D]
     k_norm: Tensor  # [D]
 
@@ -49,17 +50,18 @@ class Attention:
         """Weights of one view, not filled in."""
         heads, groups = c.num_attention_heads, c.num_key_value_heads
         return Attention(
-            new((heads + 2 * groups) * c.head_dim, c.hidden_size),
-            new(c.hidden_size, heads * c.head_dim),
+            Weight(new((heads + 2 * groups) * c.head_dim, c.hidden_size)),
+            Weight(new(c.hidden_size, heads * c.head_dim)),
             new(c.head_dim),
             new(c.head_dim),
         )
 
     def named(self, c: Qwen3Config, suffix: str) -> Iterator[tuple[str, Tensor]]:
-        """The official names of the weights, each with its view into the stacked tensor."""
+        """The official names of the weights, each with its part of the stacked weight."""
         kv = c.num_key_value_heads * c.head_dim
-        q, k, v = self.qkv.split([c.num_attention_heads * c.head_dim, kv, kv])
-        for name, view in (("q_proj", q), ("k_proj", k), ("v_proj", v), ("o_proj", self.o),
+        q, k, v = self.qkv.parts(c.num_attention_heads * c.head_dim, kv, kv)
+        (o,) = self.o.parts(c.hidden_size)
+        for name, view in (("q_proj", q), ("k_proj", k), ("v_proj", v), ("o_proj", o),
                            ("q_norm", self.q_norm), ("k_norm", self.k_norm)):  # fmt: skip
             yield f"self_attn.{name}{suffix}.weight", view
 
@@ -72,8 +74,8 @@ class Layer:
     ar: Attention
     diffusion: Attention | None
     post_norm: Tensor  # [E]
-    gate_up: Tensor  # [2F, E]
-    down: Tensor  # [E, F]
+    gate_up: Weight  # [2F, E]
+    down: Weight  # [E, F]
 
     @staticmethod
     def empty(c: Qwen3Config, new: NewTensor) -> Layer:
@@ -83,21 +85,22 @@ class Layer:
             Attention.empty(c, new),
             Attention.empty(c, new) if c.has_diffusion_view else None,
             new(c.hidden_size),
-            new(2 * c.intermediate_size, c.hidden_size),
-            new(c.hidden_size, c.intermediate_size),
+            Weight(new(2 * c.intermediate_size, c.hidden_size)),
+            Weight(new(c.hidden_size, c.intermediate_size)),
         )
 
     def named(self, c: Qwen3Config) -> Iterator[tuple[str, Tensor]]:
-        """The official names of the layer's weights, each with its view into the stacked tensors."""
+        """The official names of the layer's weights, each with its part of the stacked weights."""
         yield "input_layernorm.weight", self.input_norm
         yield from self.ar.named(c, "")
         if self.diffusion is not None:
             yield from self.diffusion.named(c, "_diff")
         yield "post_attention_layernorm.weight", self.post_norm
-        gate, up = self.gate_up.chunk(2)
+        gate, up = self.gate_up.parts(c.intermediate_size, c.intermediate_size)
+        (down,) = self.down.parts(c.hidden_size)
         yield "mlp.gate_proj.weight", gate
         yield "mlp.up_proj.weight", up
-        yield "mlp.down_proj.weight", self.down
+        yield "mlp.down_proj.weight", down
 
 
 @dataclass
@@ -124,7 +127,8 @@ class Network:
         self.embedding = new(config.vocab_size, config.hidden_size)
         self.layers = [Layer.empty(config, new) for _ in range(config.num_hidden_layers)]
         self.norm = new(config.hidden_size)
-        self.head = self.embedding if config.tie_word_embeddings else torch.empty_like(self.embedding)
+        tied = config.tie_word_embeddings
+        self.head = Weight(self.embedding if tied else torch.empty_like(self.embedding))
         frequencies, self.rope_scale = inverse_frequencies(config.head_dim, config.rope_theta, config.yarn)
         self.frequencies = frequencies.to(device)
 
@@ -134,7 +138,7 @@ class Network:
         for i, layer in enumerate(self.layers):
             named |= {f"model.layers.{i}.{name}": view for name, view in layer.named(self.config)}
         if not self.config.tie_word_embeddings:
-            named["lm_head.weight"] = self.head
+            (named["lm_head.weight"],) = self.head.parts(self.config.vocab_size)
         return named
 
     def new_cache(self, capacity: int, sequences: int = 1) -> KVCache:
@@ -216,9 +220,21 @@ class Network:
 
     def states(self, given: Pass, cache: KVCache) -> tuple[Tensor, Tensor, Tensor]:
         """The pass without its head: (normalised states [rows asked for, E], keys, values as in Output)."""
-        ops, eps, plan = self.ops, self.config.rms_norm_eps, given.plan
+        plan, n_ar = given.plan, given.plan.shape.n_ar
         turn = cache.turns[:, plan.positions]
-        x = ops.embedding(self.embedding, plan.tokens)
+        x = self.ops.embedding(self.embedding, plan.tokens)
+        normed, keys, values = self._run_layers(x, turn, given, cache)
+        if given.logits_of is not None:
+            normed = self.ops.embedding(normed, given.logits_of)
+        return normed, keys[:, :n_ar], values[:, :n_ar]
+
+    def _run_layers(
+        self, x: Tensor, turn: Tensor, given: Pass, cache: KVCache
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All layers, one after another, over embedded rows x [T, E]. Returns the last layer's states behind
+        the final norm, [T, E], and keys and values of every layer, two [L, T, G, D].
+        turn: cosine and sine of the rows' positions, [2, T, D/2]."""
+        ops, eps = self.ops, self.config.rms_norm_eps
         normed = ops.rms_norm(x, self.layers[0].input_norm, eps)
         norms_after = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
         shape = len(self.layers), len(x), self.config.num_key_value_heads, self.config.head_dim
@@ -230,10 +246,7 @@ class Network:
             normed, x = ops.add_rms_norm(a, x, layer.post_norm, eps)
             mlp = ops.linear(ops.linear_swiglu(normed, layer.gate_up), layer.down)
             normed, x = ops.add_rms_norm(mlp, x, norm_after, eps)
-        if given.logits_of is not None:
-            normed = ops.embedding(normed, given.logits_of)
-        n_ar = plan.shape.n_ar
-        return normed, keys[:, :n_ar], values[:, :n_ar]
+        return normed, keys, values
 
     def _attention(
         self,
@@ -246,9 +259,7 @@ class Network:
         v_cache: Tensor,
     ) -> Tensor:
         """A layer's attention over normalised rows x [T, E] against its cache [B, G, S, D]: output [T, E].
-        turn: cosine and sine of the rows' positions, [2, T, D/2]. keep: takes the rows' keys and values, two
-        [T, G, D].
-        """
+        keep: takes the rows' keys and values, two [T, G, D]."""
         c, ops, ar, diff = self.config, self.ops, layer.ar, layer.diffusion or layer.ar
         heads, groups, n_ar = c.num_attention_heads, c.num_key_value_heads, given.plan.shape.n_ar
         qkv = ops.linear(x, ar.qkv, diff.qkv, n_ar).view(len(x), heads + 2 * groups, c.head_dim)

@@ -91,7 +91,7 @@ class Qwen3(Network):
     def drafts_are_numbers(self) -> bool:
         """Whether every weight of the diffusion view is finite; so where there is none. One read of them."""
         views = [layer.diffusion for layer in self.layers if layer.diffusion is not None]
-        weights = [weight for view in views for weight in (view.qkv, view.o, view.q_norm, view.k_norm)]
+        weights = [w for v in views for w in (v.qkv.dense(), v.o.dense(), v.q_norm, v.k_norm)]
         ends = [end for weight in weights for end in weight.aminmax()]  # NaN if one of them is
         return not ends or bool(torch.stack(ends).isfinite().all())
 

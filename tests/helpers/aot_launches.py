@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 
 import orthrus_kernels.backends  # noqa: F401  imports every kernel module
-from orthrus_kernels import tables
+from orthrus_kernels import Weight, tables
 
 Launch = tuple[str, ModuleType, str, Callable[[], object], tuple[str, ...]]
 HOPPER = ("sm_90",)
@@ -45,7 +45,7 @@ TMA_ENTRIES = (
 
 def linears() -> Iterator[Launch]:
     """Every tile of the table's entries, and of defaults with every number of segments; equal ones once."""
-    op = module("linear_triton")
+    op = module("linear")
     shapes = ((151936, 4096), (6144, 4096), (4096, 4096), (512, 4096))
     entries = [(dtype, entry) for (_, _, dtype, _), entry in tables.linear_entries().items()]
     entries += [(d, tables.default_entry(*s, d)) for s in shapes for d in (torch.bfloat16, torch.float32)]
@@ -61,7 +61,8 @@ def linears() -> Iterator[Launch]:
 
             def launch(pdl, dtype=dtype, entry=entry, rows=tile.rows or 512):
                 space = op.Workspace.new(torch.device("meta"), 1 << 28, 1 << 20)
-                x, w, w2 = (meta(n, 4096, dtype=dtype) for n in (2 * rows, 4096, 4096))
+                x = meta(2 * rows, 4096, dtype=dtype)
+                w, w2 = (Weight(meta(4096, 4096, dtype=dtype)) for _ in range(2))
                 one = replace(entry, apart=None)  # both weights in one launch, which is the harder
                 op.linear_triton(x, w, w2, rows, entry=one, space=space, pdl=pdl)
 
@@ -109,14 +110,16 @@ def heads() -> Iterator[Launch]:
 
                 def launch(dtype=dtype, k=k, entry=entry, rows=tile.rows or 512):
                     logits = None if k == 1 else meta(rows, v, dtype=torch.float32)
-                    head.head_groups(meta(rows, e, dtype=dtype), meta(v, e, dtype=dtype), logits, entry)
+                    w = Weight(meta(v, e, dtype=dtype))
+                    head.head_groups(meta(rows, e, dtype=dtype), w, logits, entry)
 
                 first = dtype == torch.bfloat16 and tile.rows == 16 and k == 1
                 yield f"{dtype} k {k} {tile}", head, "_head_kernel", launch, ALL if first else HOPPER
 
     def segments():
         logits = meta(33, 512, dtype=torch.float32)
-        head.head_groups(meta(33, e), meta(512, e), logits, head.head_entry(512, e, torch.bfloat16, "sm_90"))
+        entry = head.head_entry(512, e, torch.bfloat16, "sm_90")
+        head.head_groups(meta(33, e), Weight(meta(512, e)), logits, entry)
 
     yield "8 segments", head, "_head_kernel", segments, HOPPER
     logits = meta(33, v, dtype=torch.float32)
@@ -160,7 +163,7 @@ def linear_swiglus() -> Iterator[Launch]:
                 continue
 
             def launch(pdl, dtype=dtype, entry=entry, rows=tile.rows or 512):
-                x, w = meta(rows, 4096, dtype=dtype), meta(8192, 4096, dtype=dtype)
+                x, w = meta(rows, 4096, dtype=dtype), Weight(meta(8192, 4096, dtype=dtype))
                 op.linear_swiglu_triton(x, w, entry=replace(entry, apart=None), pdl=pdl)
 
             name = f"{dtype} segments {entry.segments} block_k {entry.block_k} {tile}"

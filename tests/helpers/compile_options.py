@@ -15,8 +15,8 @@ import aot
 from aot_launches import meta, module
 from compile_attention import compiled_ptx
 
+from orthrus_kernels import Weight, tables
 from orthrus_kernels import attention_triton as attention
-from orthrus_kernels import tables
 
 
 def report(name: str, ptx: str) -> None:
@@ -33,7 +33,7 @@ def launched(name: str, owner, kernel: str, launch) -> None:
 
 
 def main() -> None:
-    norm, qk, linear = module("rms_norm"), module("qk_norm_rope"), module("linear_triton")
+    norm, qk, linear = module("rms_norm"), module("qk_norm_rope"), module("linear")
     x, w, cos = meta(4, 1024), meta(1024), meta(4, 32, dtype=aot.torch.float32)
     launched("rms_norm", norm, "_rms_norm_kernel", lambda: norm.rms_norm_triton(x, w, 1e-6))
     qkv, w_d = meta(4, 6, 64), meta(64)
@@ -43,7 +43,7 @@ def main() -> None:
     )  # fmt: skip
     entry = tables.LinearEntry(32, 4, (tables.LinearTile(None, 16, 32, True, 4, 2),))
     space = linear.Workspace.new(aot.torch.device("meta"), 1 << 20, 1 << 10)
-    weight = meta(64, 256)
+    weight = Weight(meta(64, 256))
     launched(
         "linear", linear, "_linear_kernel",
         lambda: linear.linear_triton(meta(8, 256), weight, entry=entry, space=space),

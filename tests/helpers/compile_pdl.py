@@ -22,14 +22,14 @@ import torch  # noqa: E402
 from aot_launches import meta, module  # noqa: E402
 from ptx_order import sass_before_wait, touches_before_wait  # noqa: E402
 
-from orthrus_kernels import PassShape  # noqa: E402
+from orthrus_kernels import PassShape, Weight  # noqa: E402
 
 HOPPER = aot.TARGETS["sm_90"]
 KERNELS = (
     ("rms_norm", "_rms_norm_kernel"), ("qk_norm_rope", "_qk_norm_rope_kernel"), ("swiglu", "_swiglu_kernel"),
     ("embedding", "_embedding_kernel"), ("attention_triton", "_partial_kernel"),
     ("attention_triton", "_combine_kernel"), ("attention_triton", "_whole_kernel"),
-    ("linear_triton", "_linear_kernel"), ("linear_swiglu", "_linear_swiglu_kernel"),
+    ("linear", "_linear_kernel"), ("linear_swiglu", "_linear_swiglu_kernel"),
     ("head", "_head_kernel"), ("logit_summary", "_merge_kernel"),
 )  # fmt: skip
 # Instructions that decide a row's bits, so as many of each kind with and without dependent launch.
@@ -40,7 +40,7 @@ _FLOATING = re.compile(r"f32|f16|shfl|mma")
 def cases() -> Iterator[tuple[str, Callable[..., object]]]:
     """(case, launcher call that takes `pdl`) at the shapes of Qwen3-8B."""
     norm, qk, swiglu, embedding = (module(n) for n in ("rms_norm", "qk_norm_rope", "swiglu", "embedding"))
-    linear, fused, head = module("linear_triton"), module("linear_swiglu"), module("head")
+    linear, fused, head = module("linear"), module("linear_swiglu"), module("head")
     x, w, tokens = meta(33, 4096), meta(4096), meta(33, dtype=torch.int64)
     yield "norm", partial(norm.rms_norm_triton, x, w, 1e-6, w, 20)
     yield "add", partial(norm.add_rms_norm_triton, x, x, w, 1e-6)
@@ -52,14 +52,15 @@ def cases() -> Iterator[tuple[str, Callable[..., object]]]:
     yield from attentions()
     # tiles by pointers, by descriptors, in segments, and with a weight for each view
     for n, k, rows in ((6144, 4096, 1), (4096, 4096, 32), (4096, 12288, 1)):
-        yield f"{n}x{k} {rows} rows", partial(linear.linear_triton, meta(rows, k), meta(n, k))
-    both = partial(linear.linear_triton, meta(40, 4096), meta(6144, 4096), meta(6144, 4096), 8)
+        yield f"{n}x{k} {rows} rows", partial(linear.linear_triton, meta(rows, k), Weight(meta(n, k)))
+    views = Weight(meta(6144, 4096)), Weight(meta(6144, 4096))
+    both = partial(linear.linear_triton, meta(40, 4096), *views, 8)
     yield "both views", both
     for rows in (1, 64):  # by pointers, by descriptors
-        gate_up = partial(fused.linear_swiglu_triton, meta(rows, 4096), meta(24576, 4096))
+        gate_up = partial(fused.linear_swiglu_triton, meta(rows, 4096), Weight(meta(24576, 4096)))
         yield f"gate_up {rows} rows", gate_up
     for k in (1, 16):
-        yield f"head k {k}", partial(head.head_triton, meta(64, 4096), meta(151936, 4096), k)
+        yield f"head k {k}", partial(head.head_triton, meta(64, 4096), Weight(meta(151936, 4096)), k)
 
 
 def attentions() -> Iterator[tuple[str, Callable[..., object]]]:

@@ -31,7 +31,7 @@ def lookup_model(share: float, backend: str = "triton", seed: int = 0, **changes
     c, g = model.config, torch.Generator().manual_seed(seed)
     places = torch.randn(c.max_position_embeddings, c.hidden_size, generator=g).to(DEVICE)
     names = torch.randn(c.vocab_size, c.hidden_size, generator=g).to(DEVICE)
-    model.head.copy_(torch.randn(model.head.shape, generator=g) * 2 / c.hidden_size**0.5)
+    model.head.data.copy_(torch.randn(model.head.shape, generator=g) * 2 / c.hidden_size**0.5)
     if DEVICE == "cpu":
         model.ops = replace(model.ops, linear=REFERENCE.linear, rerank=REFERENCE.rerank)
 

@@ -273,7 +273,7 @@ def test_damaged_logits_are_said(model, monkeypatch):
 def test_a_damaged_drafter_leaves_the_text_alone(model, strategy, tree_nodes, settings):
     """Its tokens and its scores are NaN, and ids made of them still lie in the vocabulary."""
     damaged = small_model("float32", backend="triton", device=DEVICE, num_hidden_layers=1, **HEADS)
-    damaged.layers[0].diffusion.qkv[3, 3] = float("nan")
+    damaged.layers[0].diffusion.qkv.data[3, 3] = float("nan")
     settings = settings | {"max_new_tokens": 4, "block_size": 4}
     plain = plainly(model, **settings)
     (host, on_device), cycles = both(damaged, strategy=strategy, tree_nodes=tree_nodes, **settings)

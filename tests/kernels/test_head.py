@@ -8,9 +8,10 @@ from inputs import DTYPES, examples, given_rows
 from strategies import KINDS, hard
 
 from orthrus_kernels.head import head, head_entry, head_triton
-from orthrus_kernels.linear_triton import linear_triton
+from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.logit_summary import summary_of_logits
 from orthrus_kernels.tables import LinearEntry, LinearTile
+from orthrus_kernels.weight import Weight
 
 V, E = 150, 72  # ragged in tiles of 64 and 128 and in groups of 64; K in segments of a block, the last ragged
 TILES = (
@@ -23,7 +24,7 @@ LOG_SUM_EXP_LIMIT = 2**-19 + 2**-19
 
 
 def weight(dtype, device, v=V, e=E):
-    return (hard("normal", v, e, seed=1) / 8).to(device, dtype)
+    return Weight((hard("normal", v, e, seed=1) / 8).to(device, dtype))
 
 
 def same(a, b):
@@ -111,7 +112,8 @@ def test_reads_and_writes_nothing_else(device):
     nan = float("nan")
     x, w = (torch.full((n + 7, E + 9), nan, device=device)[3 : n + 3, 5 : E + 5] for n in (37, V))
     x.copy_(hard("normal", 37, E))
-    w.copy_(weight(torch.float32, device))
+    w.copy_(weight(torch.float32, device).dense())
+    w = Weight(w)
     buffers = (torch.full((39, 4), nan, device=device), torch.full((39, 4), -5, device=device),
                torch.full((39,), nan, device=device))  # fmt: skip
     out = tuple(b[1:38] for b in buffers)
@@ -124,13 +126,14 @@ def test_reads_and_writes_nothing_else(device):
 
 def test_no_rows_and_what_does_not_fit(device):
     w = weight(torch.float32, device)
-    assert [tuple(t.shape) for t in head_triton(w[:0], w, 3)] == [(0, 3), (0, 3), (0,)]
-    assert [tuple(t.shape) for t in head(w[:0], w, 3)] == [(0, 3), (0, 3), (0,)]
+    x = w.dense()
+    assert [tuple(t.shape) for t in head_triton(x[:0], w, 3)] == [(0, 3), (0, 3), (0,)]
+    assert [tuple(t.shape) for t in head(x[:0], w, 3)] == [(0, 3), (0, 3), (0,)]
     for op in (head, head_triton):
         with pytest.raises(ValueError, match="do not fit together"):
-            op(w[:2, 1:], w)
+            op(x[:2, 1:], w)
         for k in (0, V + 1):
             with pytest.raises(ValueError):
-                op(w[:2], w, k)
+                op(x[:2], w, k)
     with pytest.raises(ValueError, match="128"):
-        head_triton(w[:2], w, 129)
+        head_triton(x[:2], w, 129)

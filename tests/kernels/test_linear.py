@@ -11,12 +11,14 @@ from limits import assert_close
 from strategies import KINDS, hard
 
 from orthrus_kernels import tables
+from orthrus_kernels.descriptors import describable, described
 from orthrus_kernels.embedding import embedding_triton
+from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton, swiglu_entry
-from orthrus_kernels.linear_triton import describable, described, linear_triton
 from orthrus_kernels.rows import ROWS_BEHIND, new_rows
 from orthrus_kernels.swiglu import swiglu_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
+from orthrus_kernels.weight import Weight
 from orthrus_kernels.workspace import Workspace
 
 # K = 200 in segments of 3, 3 and 1 blocks, the last block ragged; few rows split, many one after another.
@@ -40,7 +42,7 @@ N, K = 70, 200
 
 
 def weights(dtype, device):
-    return tuple(hard("normal", N, K, seed=s).to(device, dtype) for s in (1, 2))
+    return tuple(Weight(hard("normal", N, K, seed=s).to(device, dtype)) for s in (1, 2))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -49,16 +51,16 @@ def weights(dtype, device):
 @pytest.mark.parametrize("entry", [ENTRY, TMA], ids=["pointers", "tma"])
 def test_against_fp64(entry, rows, kind, dtype, device):
     x, (w, w2) = given_rows(kind, rows, K, dtype=dtype, device=device), weights(dtype, device)
-    assert_close(linear_triton(x, w, entry=entry), x.double() @ w.double().T)
-    mixed = torch.cat([x[:2].double() @ w.double().T, x[2:].double() @ w2.double().T])
+    assert_close(linear_triton(x, w, entry=entry), x.double() @ w.dense().double().T)
+    mixed = torch.cat([x[:2].double() @ w.dense().double().T, x[2:].double() @ w2.dense().double().T])
     got = linear_triton(x, w, w2, 2, torch.float32, entry=entry)
     assert_close(got, mixed)
 
 
 @pytest.mark.parametrize("n,k", [(1, 1), (33, 17), (129, 704), (64, 1100)])
 def test_odd_sizes_with_the_table(n, k, device):
-    x, w = hard("normal", 5, k).to(device), hard("normal", n, k, seed=1).to(device)
-    assert_close(linear_triton(x, w), x.double() @ w.double().T)
+    x, w = hard("normal", 5, k).to(device), Weight(hard("normal", n, k, seed=1).to(device))
+    assert_close(linear_triton(x, w), x.double() @ w.dense().double().T)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -129,7 +131,7 @@ def test_the_defaults_have_every_number_of_segments():
 def test_every_tile_of_an_entry_gives_the_same_bits(entry, dtype, device):
     """On a small weight: a row's bits depend on the reduction class, which the sizes here keep."""
     k = entry.block_k * entry.segments + 24
-    x, w = hard("heavy", 130, k).to(device, dtype), hard("normal", 70, k, seed=1).to(device, dtype)
+    x, w = hard("heavy", 130, k).to(device, dtype), Weight(hard("normal", 70, k, seed=1).to(device, dtype))
     alone = linear_triton(x[:1], w, entry=entry)
     for tile in entry.tiles:
         for rows in {1, min(tile.rows or 130, 130)}:
@@ -155,11 +157,12 @@ def test_reads_and_writes_nothing_else(entry, rows, device):
     x.copy_(hard("normal", rows, K))
     w.copy_(hard("normal", N, K, seed=1))
     w2.copy_(hard("normal", N, K, seed=2))
+    w, w2 = Weight(w), Weight(w2)
     space = Workspace.new(device, 1 << 16, 64)
     space.partials.fill_(nan)
     n_ar = rows // 2
     assert linear_triton(x, w, w2, n_ar, out=y, entry=entry, space=space) is y
-    exact = torch.cat([x[:n_ar].double() @ w.double().T, x[n_ar:].double() @ w2.double().T])
+    exact = torch.cat([x[:n_ar].double() @ w.dense().double().T, x[n_ar:].double() @ w2.dense().double().T])
     assert_close(y, exact)
     whole = y._base
     assert whole.isnan().sum() == whole.numel() - y.numel()
@@ -206,7 +209,7 @@ def room_behind(x):
 @pytest.mark.parametrize("rows", [5, 130], ids=["fused", "two kernels"])
 def test_outputs_have_memory_behind_them(rows, device):
     """Of what may stand in front of a linear; whole passes: test_model_kernels.py."""
-    x, w = hard("normal", rows, 32).to(device), hard("normal", 64, 32, seed=1).to(device)
+    x, w = hard("normal", rows, 32).to(device), Weight(hard("normal", 64, 32, seed=1).to(device))
     for out in (
         swiglu_triton(x),
         linear_swiglu_triton(x, w),
@@ -243,6 +246,6 @@ def test_refuses_what_does_not_fit(device):
     with pytest.raises(ValueError, match="do not fit together"):
         linear_triton(x[:, 1:], w)
     with pytest.raises(AssertionError):
-        linear_triton(x, w.bfloat16())
+        linear_triton(x, Weight(w.dense().bfloat16()))
     with pytest.raises(AssertionError):
-        linear_triton(x, w.T.contiguous().T)
+        Weight(w.dense().T.contiguous().T)

@@ -13,11 +13,11 @@ from strategies import KINDS, hard
 
 from orthrus_kernels import tables
 from orthrus_kernels.backends import backend_ops
-from orthrus_kernels.linear import linear
+from orthrus_kernels.linear import linear, linear_triton
 from orthrus_kernels.linear_swiglu import linear_swiglu, linear_swiglu_triton, swiglu_entry
-from orthrus_kernels.linear_triton import linear_triton
 from orthrus_kernels.swiglu import swiglu, swiglu_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
+from orthrus_kernels.weight import Weight
 
 module = sys.modules["orthrus_kernels.linear_swiglu"]  # as an attribute of the package it is the twin
 
@@ -35,7 +35,7 @@ TMA = LinearEntry(
 
 def weight(dtype, device, f=F, k=K):
     """Gates and ups of a few units, so that no silu is all of its gate."""
-    return (hard("normal", 2 * f, k, seed=1) / 8).to(device, dtype)
+    return Weight((hard("normal", 2 * f, k, seed=1) / 8).to(device, dtype))
 
 
 def separate(x, w, entry):
@@ -106,7 +106,7 @@ def test_gate_and_up_are_rounded_first(device):
 @pytest.mark.parametrize("f,k", [(1, 1), (33, 17), (150, 1100)])
 def test_odd_sizes_with_the_table(f, k, device):
     """The class that `linear` has for the weight, 2 segments of the largest."""
-    x, w = hard("normal", 5, k).to(device), hard("normal", 2 * f, k, seed=1).to(device)
+    x, w = hard("normal", 5, k).to(device), Weight(hard("normal", 2 * f, k, seed=1).to(device))
     assert torch.equal(linear_swiglu_triton(x, w), swiglu_triton(linear_triton(x, w)))
 
 
@@ -131,7 +131,7 @@ def test_several_segments_leave_registers_for_two_accumulators(monkeypatch):
 
 @pytest.mark.parametrize("rows,fused", [(128, True), (129, False)])
 def test_many_rows_take_the_two_kernels(rows, fused, device, monkeypatch):
-    x, w = hard("normal", rows, 32).to(device), hard("normal", 16, 32, seed=1).to(device)
+    x, w = hard("normal", rows, 32).to(device), Weight(hard("normal", 16, 32, seed=1).to(device))
     wanted = separate(x, w, swiglu_entry(16, 32, torch.float32, "cpu"))
     calls = []
     monkeypatch.setattr(
@@ -148,9 +148,10 @@ def test_reads_and_writes_nothing_else(device):
             x, w, y = (torch.full((n + 7, k + 8 + -k % 4), nan, device=device)[3 : n + 3, 4 : k + 4]
                        for n, k in ((rows, K), (2 * F, K), (rows, F)))  # fmt: skip
             x.copy_(hard("normal", rows, K))
-            w.copy_(weight(torch.float32, device))
+            w.copy_(weight(torch.float32, device).dense())
+            w, packed = Weight(w), Weight(w.contiguous())
             assert linear_swiglu_triton(x, w, out=y, entry=entry) is y
-            assert torch.equal(y, separate(x.contiguous(), w.contiguous(), entry))
+            assert torch.equal(y, separate(x.contiguous(), packed, entry))
             assert y._base.isnan().sum() == y._base.numel() - y.numel()
 
 
@@ -170,8 +171,6 @@ def test_no_rows_and_what_does_not_fit(device):
         with pytest.raises(ValueError, match="do not fit together"):
             op(x[:, 1:], w)
         with pytest.raises(ValueError, match="as many gate as up rows"):
-            op(x, w[1:])
+            op(x, Weight(w.dense()[1:]))
     with pytest.raises(AssertionError):
-        linear_swiglu_triton(x, w.bfloat16())
-    with pytest.raises(AssertionError):
-        linear_swiglu_triton(x, w.T.contiguous().T)
+        linear_swiglu_triton(x, Weight(w.dense().bfloat16()))

@@ -13,11 +13,12 @@ from test_advance import run
 from orthrus_kernels import Sampling, choose
 from orthrus_kernels.backends import REFERENCE, backend_ops
 from orthrus_kernels.choice_triton import choose_triton
+from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
-from orthrus_kernels.linear_triton import linear_triton
 from orthrus_kernels.logit_summary import summary_of_logits
 from orthrus_kernels.swiglu import swiglu_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
+from orthrus_kernels.weight import Weight
 
 TRITON = backend_ops("triton")
 
@@ -57,12 +58,12 @@ ODD = [(80, 16, 3), (80, 16, 4), (75, 16, 4), (112, 16, 5), (16, 16, 3), (48, 16
 def test_segments_of_unequal_length(k, block_k, segments, tma):
     tma &= k % 16 == 0  # rows of other widths go by pointers
     # with rows behind them, so that a block too far reads numbers
-    x, w = hard("normal", 5, k).to(DEVICE)[:3], (hard("normal", 64, k, seed=1) / 4).to(DEVICE)[:32]
+    x, w = hard("normal", 5, k).to(DEVICE)[:3], Weight((hard("normal", 64, k, seed=1) / 4).to(DEVICE)[:32])
     for split in (True, False):
         entry = LinearEntry(block_k, segments, (LinearTile(None, 16, 32, split, 4, 3, tma=tma),))
-        assert_close(linear_triton(x, w, entry=entry), x.double() @ w.double().T)
+        assert_close(linear_triton(x, w, entry=entry), x.double() @ w.dense().double().T)
     entry = LinearEntry(block_k, segments, (LinearTile(None, 16, 32, False, 4, 3, tma=tma),))
-    gate, up = (x.double() @ w.double().T).chunk(2, -1)
+    gate, up = (x.double() @ w.dense().double().T).chunk(2, -1)
     assert_close(linear_swiglu_triton(x, w, entry=entry), gate * gate.sigmoid() * up)
 
 
@@ -113,7 +114,7 @@ def test_row_wise_kernels_are_compiled_without_contraction(monkeypatch):
     weight, angles = torch.ones(64, device=DEVICE), torch.zeros(2, 32, device=DEVICE)
     TRITON.rms_norm(x, weight, 1e-6), TRITON.add_rms_norm(x, x, weight, 1e-6), swiglu_triton(x)
     TRITON.qk_norm_rope(x[:, None].repeat(1, 3, 1), 1, weight, weight, angles, angles, 1e-6)
-    TRITON.linear_swiglu(x, hard("normal", 64, 64).to(DEVICE)), summary_of_logits(x, 2)
+    TRITON.linear_swiglu(x, Weight(hard("normal", 64, 64).to(DEVICE))), summary_of_logits(x, 2)
     for settings in ({}, {"top_k": 5}, {"top_p": 0.5}):
         TRITON.choose(x, torch.arange(2, device=DEVICE), Sampling(temperature=1.0, **settings))
     assert {name for name, _ in launches} == UNCONTRACTED

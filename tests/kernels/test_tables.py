@@ -10,7 +10,8 @@ from interpreter import DEVICE
 from strategies import hard
 
 from orthrus_kernels import tables
-from orthrus_kernels.linear_triton import linear_triton
+from orthrus_kernels.linear import linear_triton
+from orthrus_kernels.weight import Weight
 
 
 @given(n=st.integers(1, 200_000), k=st.integers(1, 30_000), rows=st.integers(1, 5000))
@@ -74,7 +75,7 @@ def test_every_row_count_gives_a_row_the_same_bits(dtype, block_k, segments, til
 
     On a small weight: beside the class, N only says which rows of the weight a tile holds."""
     rows, k = 40, block_k * segments + 24
-    x, w = hard("heavy", rows, k).to(device, dtype), hard("normal", 40, k, seed=1).to(device, dtype)
+    x, w = hard("heavy", rows, k).to(device, dtype), Weight(hard("normal", 40, k, seed=1).to(device, dtype))
     entry = tables.LinearEntry(block_k, segments, (replace(tiles[0], rows=None),))
     alone = torch.cat([linear_triton(x[i : i + 1], w, entry=entry) for i in range(rows)])
     launches = {"warps": 4, "stages": 1} if device.type == "cpu" else {}  # the interpreter knows neither
@@ -86,6 +87,6 @@ def test_every_row_count_gives_a_row_the_same_bits(dtype, block_k, segments, til
 
 def test_another_class_gives_other_bits(device):
     """The test above can fail: segments are part of what the bits depend on."""
-    x, w = hard("heavy", 8, 280).to(device), hard("normal", 40, 280, seed=1).to(device)
+    x, w = hard("heavy", 8, 280).to(device), Weight(hard("normal", 40, 280, seed=1).to(device))
     one, two = (tables.LinearEntry(64, s, (tables.LinearTile(None, 16, 64, True, 4, 3),)) for s in (1, 2))
     assert not torch.equal(linear_triton(x, w, entry=one), linear_triton(x, w, entry=two))

@@ -22,7 +22,7 @@ class Bug:
 
 
 _ATTENTION = "orthrus_kernels/attention_kernels.py"
-_LINEAR = "orthrus_kernels/linear_triton.py"
+_LINEAR = "orthrus_kernels/linear.py"
 _VISIBILITY = "orthrus_kernels/visibility.py"
 _BLOCKS = "orthrus_kernels/blocks.py"
 _LAY = "orthrus_kernels/lay.py"

@@ -1,0 +1,24 @@
+"""Matrices in tiles for TMA: what a descriptor takes, and where the matrix ends for it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ._triton import TensorDescriptor
+from .rows import ROWS_BEHIND
+
+
+def described(matrix: Tensor, stride: int, height: int, width: int) -> TensorDescriptor:
+    """A matrix in tiles of height x width, for TMA. What its memory holds behind the last row belongs to it,
+    as a tile that reaches past the end is copied slowly (rows.py); nobody stores what comes of those rows."""
+    rows, columns = matrix.shape
+    memory = matrix.untyped_storage().nbytes() // matrix.element_size() - matrix.storage_offset()
+    in_memory = (memory - columns) // stride + 1
+    shape = [min(rows + ROWS_BEHIND, max(in_memory, rows)), columns]
+    return TensorDescriptor(matrix, shape, [stride, 1], [height, width])
+
+
+def describable(*matrices: tuple[Tensor, int]) -> bool:
+    """Whether (matrix, row stride) pairs are what TMA asks for: every row begins at its own multiple of 16
+    bytes."""
+    return all(m.data_ptr() % 16 == 0 == s * m.element_size() % 16 and s > 0 for m, s in matrices)
