@@ -452,7 +452,7 @@ BUGS = (
         "max(before - reach + 1, 0)", "before", "test_callback_pieces.py::test_pieces_are_the_text",
         "tokens cut a text where they like"),
     Bug("a cycle's time is booked for the next one's kind", _DEVICE,
-        "budget.time(kind, end.milliseconds)", "budget.time(following_kind, end.milliseconds)",
+        "times.observe(kind, end.milliseconds)", "times.observe(following_kind, end.milliseconds)",
         "kernels/test_cycle_times.py::test_a_cycles_time_is_its_kinds",
         "one is launched before the last is read: costs of kinds would change places"),
     Bug("growing a tree is booked as drafting", "qwen3_model/decode/two_pass.py",

@@ -18,7 +18,7 @@ from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.prompts import read_prompts
 
 from . import report, trace_run
-from .budget_run import SEED, SETS, prompt_sets
+from .budget import SEED, SETS, prompt_sets
 from .command import Parser, fail, positive, writable
 from .measure import machine, machine_line
 from .trace_run import CHAIN, KINDS, ONE_PASS, Trace

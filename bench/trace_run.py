@@ -25,13 +25,13 @@ from orthrus_kernels import Rows, Sampling
 from orthrus_kernels.choice import correction_scale
 from qwen3_model import InputError, Qwen3
 from qwen3_model.cli.output import write_atomically
-from qwen3_model.decode.budget import TREES
 from qwen3_model.decode.cycle import CANDIDATES
 from qwen3_model.decode.one_pass import NODES
 from qwen3_model.kv_cache import KVCache
 from qwen3_model.request import block_rows
 
 CHAIN, ONE_PASS = "chain", "one-pass"
+TREES = (15, 31, 63, 127)  # nodes that are recorded: with the root they fill the kernels' tiles of rows
 KINDS = (CHAIN, *map(str, TREES), ONE_PASS)
 _ROWS = {"cuda": 4096}  # of a pass; elsewhere:
 _CPU_ROWS = 512

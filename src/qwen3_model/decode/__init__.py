@@ -10,7 +10,7 @@ STRATEGIES: dict[str, Callable[[Decoding], Iterator[Run]]] = {
     "autoregressive": autoregressive.cycles,
     "two-pass": two_pass.cycles,
     "one-pass": one_pass.cycles,
-    "auto": two_pass.cycles,  # on the device one-pass too (device.py); on the twins it would not pay
+    "auto": two_pass.cycles,
 }
 VERIFY = ("coupled", "rejection")  # how a two-pass cycle decides on its proposals
 

@@ -8,15 +8,15 @@ that many positions, which changes grids and never key cuts), and form of the ch
 these cycles give the same tokens and log-probabilities; they differ in two things (one-pass:
 one_pass_cycle.py). With one token left the loop does not draft, and a cycle here does. And the loop refuses
 logits that are not numbers in any row, a cycle only those on the accepted path. Where the settings leave it
-open, a `Budget` (budget.py) names the kind of each cycle, from the times of the cycles themselves; it knows
-every cycle but the one that runs. On a CPU, under the interpreter, cycles run from the same fixed tensors,
-uncaptured: a test of all but the capture."""
+open, a `Controller` (controller.py) names the kind of each cycle, from the times of the cycles themselves; it
+knows every cycle but the one that runs. On a CPU, under the interpreter, cycles run from the same fixed
+tensors, uncaptured: a test of all but the capture."""
 
 from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import repeat
 from typing import TYPE_CHECKING
 
@@ -27,10 +27,9 @@ from orthrus_kernels.grow_triton import MOST_DEPTH
 from orthrus_kernels.layout import Settings, State
 
 from ..errors import InputError
-from .budget import CHAIN, KINDS, ONE_PASS, PLAIN, TWIN_COSTS, Budget, known_tokens
-from .costs import measured_costs
+from .controller import CHAIN, ONE_PASS, PLAIN, TREES, TWIN_TIMES, Controller, Times, measured_times
 from .cycle import Choice, Cycle, Read, Shared, Walk
-from .one_pass import BLOCK, LEAST_BLOCK, Shape
+from .one_pass import Shape
 from .one_pass_cycle import Draft, OnePassCycle
 from .state import NOT_NUMBERS, Decoding, Run
 from .two_pass_cycle import TwoPassCycle
@@ -70,7 +69,7 @@ class DeviceCycles:
         self._ends = torch.tensor(model.config.eos_token_ids or (-1,), dtype=torch.int32, device=device)
         self._cycles: OrderedDict[tuple, Cycle] = OrderedDict()
         self._drafts: dict[tuple, Draft] = {}  # of one-pass cycles
-        self.budgets: dict[tuple, Budget] = {}
+        self.controllers: dict[tuple, Controller] = {}  # of the last text that was decoded so
         self.walk_of: Callable[[int], Walk] | None = None  # by kind, in place of the target's choices
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
@@ -97,9 +96,8 @@ class DeviceCycles:
         self._state.copy_(torch.tensor([begin[place] for place in State], dtype=torch.int32))
         for draft in self._drafts.values():
             draft.forget()
-        self._one_pass = one_pass_shape(strategy, decoding)
-        kinds, budget = self._kinds(strategy, decoding, form)
-        kind, timed = next(kinds), budget is not None
+        kinds, controller = self._kinds(strategy, decoding, form)
+        kind, timed = next(kinds), controller is not None
         waiting = self._launch(kind, form, decoding, unread=0, timed=timed)
         while True:
             following_kind = next(kinds)
@@ -107,10 +105,9 @@ class DeviceCycles:
             end = waiting()
             decoding.tokens += end.run.tokens
             self._cache.lengths[0] += len(end.run.tokens)
-            if budget is not None:
-                told = kind != ONE_PASS or end.run.nodes
-                budget.observe(known_tokens(kind, end.run.path) if told else {})
-                budget.time(kind, end.milliseconds)
+            if controller is not None:
+                controller.observe(kind, end.run.path if end.run.nodes else None)
+                controller.times.observe(kind, end.milliseconds)
             if end.run.tokens:
                 yield end.run
             if end.damaged:
@@ -119,43 +116,53 @@ class DeviceCycles:
                 return
             kind, waiting = following_kind, following
 
-    def _kinds(self, strategy: str, decoding: Decoding, form: tuple) -> tuple[Iterator[int], Budget | None]:
-        """The kinds of the cycles to come (budget.py), and who chooses them."""
+    def _kinds(
+        self, strategy: str, decoding: Decoding, form: tuple
+    ) -> tuple[Iterator[int], Controller | None]:
+        """The kinds of the cycles to come (controller.py), and who chooses them."""
         if strategy == "autoregressive":
             return repeat(PLAIN), None
         if strategy == "one-pass":
             return repeat(ONE_PASS), None
         if decoding.tree_nodes != "auto":
             return repeat(decoding.tree_nodes), None
-        kinds: tuple[int, ...] = KINDS if decoding.block_size <= MOST_DEPTH else (PLAIN, CHAIN)
-        if strategy == "two-pass" or decoding.block_size < LEAST_BLOCK:
-            kinds = tuple(kind for kind in kinds if kind != ONE_PASS)
-        key = kinds, form, decoding.block_size
-        if key not in self.budgets:
-            self.budgets[key] = Budget(self._costs(kinds, form, decoding))
-        budget = self.budgets[key]
-        budget.begin()
-        return iter(budget.next, None), budget
+        key = form, decoding.block_size
+        before = self.controllers.get(key)
+        times = self._times(form, decoding) if before is None else before.times
+        controller = self.controllers[key] = Controller(times, before)
+        return iter(controller.next, None), controller
 
-    def _costs(self, kinds: Sequence[int], form: tuple, decoding: Decoding) -> dict[int, float]:
-        """ms of a cycle of each kind at the text's length, measured on cycles that change nothing; without a
-        GPU, the twins'."""
+    def _times(self, form: tuple, decoding: Decoding) -> Times:
+        """What a cycle of each kind takes at the text's length, measured on cycles that change nothing;
+        without a GPU, the twins'. Kinds are trees, and chains for blocks of which no tree is searched."""
         if self._pool is None:
-            return TWIN_COSTS
+            return Times(TWIN_TIMES)
+        kinds = PLAIN, *(TREES if decoding.block_size <= MOST_DEPTH else (CHAIN,))
         finished = self._state[State.FINISHED :][:1]
         finished.fill_(1)
         for kind in kinds:
-            for _ in "01":  # the second is captured
+            for _ in range(2):  # the second is captured
                 self._launch(kind, form, decoding, unread=0)()
-        costs = measured_costs(kinds, lambda kind: self._launch(kind, form, decoding, unread=0, timed=True))
+
+        def launch(kind: int) -> Callable[[], float]:
+            read = self._launch(kind, form, decoding, unread=0, timed=True)
+
+            def milliseconds() -> float:
+                found = read().milliseconds
+                assert found is not None, "of a captured cycle"
+                return found
+
+            return milliseconds
+
+        times = Times(measured_times(kinds, launch))
         finished.fill_(0)
-        return costs
+        return times
 
     def _launch(self, kind: int, form: tuple, decoding: Decoding, unread: int, timed: bool = False) -> Read:
         """Launch a cycle while `unread` others are not read; returns how to read it."""
         shape, block = None, 0 if kind == PLAIN else decoding.block_size
         if kind == ONE_PASS:
-            shape = self._one_pass
+            shape = Shape.of(decoding.block_size, decoding.tree_nodes)
             block = 2 * shape.block  # rows stand so far behind the root: a block below the deepest node
         # tokens of a cycle, and how far behind the root its rows stand, at most
         most = max(decoding.block_size if decoding.tree_nodes == "auto" else block, block, 1)
@@ -186,10 +193,3 @@ class DeviceCycles:
         if self.walk_of is not None:
             cycle.walk = self.walk_of(kind)
         return cycle
-
-
-def one_pass_shape(strategy: str, decoding: Decoding) -> Shape:
-    """Of a strategy's one-pass cycles: beside others, whose blocks are long, they have short ones."""
-    if strategy == "one-pass":
-        return Shape.of(decoding.block_size, decoding.tree_nodes)
-    return Shape.of(min(max(decoding.block_size, LEAST_BLOCK), BLOCK), "auto")

@@ -17,7 +17,7 @@ from typing import Literal
 
 from orthrus_kernels import DraftTree, Rows, choose_anchors, verify
 
-from .budget import CHAIN
+from .controller import CHAIN
 from .state import Decoding, Run
 from .two_pass import CANDIDATES, alone, grow, now, sound
 

@@ -62,8 +62,8 @@ class Decoding:
         tree_nodes: int | Literal["auto"] = 0,
         verify: str = "coupled",
     ) -> None:
-        """tree_nodes: proposals of a draft tree; 0: a chain; "auto": what a `Budget` says, cycle by cycle.
-        verify: "coupled" or "rejection"."""
+        """tree_nodes: proposals of a draft tree; 0: a chain; "auto": what a `Controller` says, cycle by
+        cycle. verify: "coupled" or "rejection"."""
         self.model, self.sampling, self.block_size = model, sampling, block_size
         self.tree_nodes, self.verify = tree_nodes, verify
         self.tokens = list(prompt)

@@ -4,7 +4,7 @@ AR pass verifies.
 Proposals are chosen, or ranked, from the diffusion view's logits by the same settings and the same noise as
 the target's choices, which makes the two agree as often as they can; the text is the target's whatever they
 are. A chain takes one token of each of the block's distributions; a tree of `tree_nodes` nodes the likeliest
-paths through them (orthrus_kernels/draft_tree.py); "auto" what pays most, cycle by cycle (budget.py)."""
+paths through them (orthrus_kernels/draft_tree.py); "auto" what pays most, cycle by cycle (controller.py)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orthrus_kernels import DraftTree, Rows, draft_tree, verify
 from orthrus_kernels.choice import correction_scale, penalise
 
 from . import autoregressive
-from .budget import CHAIN, PLAIN, TWIN_COSTS, Budget, known_tokens
+from .controller import CHAIN, PLAIN, TWIN_TIMES, Controller, Times
 from .cycle import CANDIDATES
 from .state import Decoding, Run
 
@@ -28,11 +28,11 @@ def cycles(decoding: Decoding) -> Iterator[Run]:
     if decoding.tree_nodes != "auto":
         while True:
             yield cycle(decoding, decoding.tree_nodes)
-    budget = Budget(TWIN_COSTS)
+    controller = Controller(Times(TWIN_TIMES))
     while True:
-        kind = budget.next()
+        kind = controller.next()
         run = cycle(decoding, kind)
-        budget.observe(known_tokens(kind if run.nodes else PLAIN, run.path))
+        controller.observe(kind, run.path if run.nodes else None)
         yield run
 
 

@@ -14,7 +14,7 @@ from orthrus_kernels.layout import Record, State
 from orthrus_kernels.move_triton import move_triton
 
 from ..pass_inputs import PassInputs
-from .budget import CHAIN
+from .controller import CHAIN
 from .cycle import Cycle, Shared
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class TwoPassCycle(Cycle):
     """Draft and verify passes, or the latter alone."""
 
     def __init__(self, shared: Shared, kind: int, room: int, block: int) -> None:
-        """kind: of budget.py. room: no row sees a position from it on. block: rows of the draft, 0 without
-        one."""
+        """kind: of controller.py. room: no row sees a position from it on. block: rows of the draft, 0
+        without one."""
         rows = kind + 1 if kind > CHAIN else max(block, 1)
         super().__init__(shared, rows)
         self.kind, self.forwards = ("two-pass", 2) if block else ("plain", 1)
