@@ -115,7 +115,6 @@ def test_decoding_keeps_what_the_trace_says(model):
     ((title, head, lines),) = tables(rows)
     assert "tiny" in title and all(line[1] == "acceptance replayed" for line in lines)
     assert len(lines[0]) == len(head) and lines[0][-2] == "1.00x"
-    assert [line[head.index("one-pass")] for line in lines] == ["0%", "0%", "0%", "100%"]
 
 
 def test_a_text_has_its_own_walks_again(model):
@@ -185,5 +184,5 @@ def test_ways_are_served_by_device_cycles_and_have_the_shape_of_the_trace():
         Trace("strong", 8, 8, True, TEXTS, [], "simulated", {"one_pass": asdict(shape)})
         for shape in (Shape.of(24, 11), Shape.of(8, 19))
     ]
-    assert replay.ways(shaped[0])[-1] == Way("one-pass", "one-pass", 11, 24), "no auto: its shape is fixed"
+    assert replay.ways(shaped[0])[-2:] == [Way("one-pass", "one-pass", 11, 24), replay.ways(TRACE)[-1]]
     assert replay.ways(shaped[1]) == replay.ways(TRACE)
