@@ -21,7 +21,6 @@ import torch
 from orthrus_kernels import tables as launch_tables
 from qwen3_model import Qwen3
 from qwen3_model.checkpoint import EMBEDDED
-from qwen3_model.decode.budget import TREES
 
 from . import decode_report, kernels, replay, report
 from .cases import cases
@@ -41,6 +40,7 @@ from .measure import Meter, Pool, machine, machine_line, time_in_a_row, time_rep
 from .models import MODELS
 from .passes import PASSES, Measured, TimeIt, pass_bytes
 from .peers import HUGGING_FACE, hugging_face
+from .trace_run import TREES
 
 COMMAND = "bench.decode"
 DEVICE = "cuda"

@@ -6,9 +6,9 @@ of: every other kernel runs, on whatever tokens random weights choose. End token
 Walk of a cycle whose root is token i of the text: the nodes in row i of a table, int32 [L, W], -1 behind the
 last; the root alone in a cycle without a draft. Nodes of a two-pass tree are in the order of its growth, and
 a smaller tree is a prefix of a larger one; so the table puts what a smaller tree would have kept too at nodes
-of that tree, and a budget that counts them learns what the trace says of every size
-(qwen3_model/decode/budget.py). Walks of one-pass trees end at the root: where the weights are random it is
-the likeliest end, at which a block stands."""
+of that tree, and a controller that counts them learns what the trace says of every size
+(qwen3_model/decode/controller.py). Walks of one-pass trees end at the root: where the weights are random it
+is the likeliest end, at which a block stands."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from orthrus_kernels.layout import (
     STATE_ROOT,
     STATE_START,
 )
-from qwen3_model.decode import budget
+from qwen3_model.decode import controller
 from qwen3_model.decode.cycle import Walk
 
-from .trace_file import CHAIN, ONE_PASS, Text
+from .trace_file import CHAIN, ONE_PASS, TREES, Text
 
 WIDTH = 64  # nodes of a walk at most: rows of a block
 
@@ -102,24 +102,24 @@ def forced_walk(
 
 
 def walk(kept: Sequence[int]) -> list[int]:
-    """Nodes of a walk of kept[-1] tokens, of which trees of budget.TREES[i] nodes keep kept[i], each tree
+    """Nodes of a walk of kept[-1] tokens, of which trees of TREES[i] nodes keep kept[i], each tree
     below the one it is a prefix of."""
-    nodes, firsts = [0], (1, *(size + 1 for size in budget.TREES))
+    nodes, firsts = [0], (1, *(size + 1 for size in TREES))
     for first, last in zip(firsts, kept, strict=False):
         nodes += range(first, first + max(last - len(nodes), 0))
     return nodes
 
 
 def walks(kind: int, kept: Mapping[str, Sequence[int]], count: int) -> list[list[int]]:
-    """Of cycles of a kind (budget.py) at the first `count` tokens of a text. Raises KeyError for a tree that
-    the trace lacks."""
-    if kind == budget.PLAIN:
+    """Of cycles of a kind (controller.py) at the first `count` tokens of a text. Raises KeyError for a tree
+    that the trace lacks."""
+    if kind == controller.PLAIN:
         return [[0]] * count
-    if kind == budget.CHAIN:
+    if kind == controller.CHAIN:
         return [list(range(n)) for n in kept[CHAIN][:count]]
-    if kind == budget.ONE_PASS:
+    if kind == controller.ONE_PASS:
         return [[*range(1, n), 0] for n in kept[ONE_PASS][:count]]
-    sizes = [str(size) for size in budget.TREES if size < kind] + [str(kind)]
+    sizes = [str(size) for size in TREES if size < kind] + [str(kind)]
     return [walk([kept[size][i] for size in sizes]) for i in range(count)]
 
 

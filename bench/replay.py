@@ -50,11 +50,10 @@ TWO_PASS_CHAIN = Way("two-pass chain", "two-pass", 0)
 
 def ways(trace: Trace, trees: Sequence[int] = (63,)) -> list[Way]:
     """What is compared, with two-pass trees of so many nodes and one-pass cycles of the shape that a trace
-    was made for. "auto" has none but the default shape's: it is left out for another."""
+    was made for. Raises InputError for a trace whose one-pass blocks have another shape and do not say it."""
     found = [
         PLAIN, TWO_PASS_CHAIN, *(Way(f"two-pass tree {n}", "two-pass", n) for n in trees),
-        Way("two-pass auto", "two-pass", "auto"), Way("one-pass", "one-pass", "auto"),
-        Way("auto", "auto", "auto"),
+        Way("one-pass", "one-pass", "auto"), Way("auto", "auto", "auto"),
     ]  # fmt: skip
     made = trace.made.get("one_pass")
     if made is None and trace.one_pass_rows != BLOCK:
@@ -62,7 +61,6 @@ def ways(trace: Trace, trees: Sequence[int] = (63,)) -> list[Way]:
     if made is None or Shape(**made) == Shape.of(BLOCK, "auto"):
         return found
     size = {"tree_nodes": made["nodes"], "block_size": made["block"]}
-    found = [way for way in found if way.strategy != "auto"]
     return [replace(way, **size) if way.strategy == ONE_PASS else way for way in found]
 
 
@@ -178,7 +176,7 @@ def with_bigram(model: Qwen3, rank: int = BIGRAM_RANK) -> Qwen3:
 def tables(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str], list[list[str]]]]:
     """A table a model and acceptance; gains over the two-pass chain, the published cycle."""
     head = ["cycles", "acceptance", "tokens/s", "median of texts", "ms/cycle", "tokens/cycle",
-            "tokens/forward", "nodes", "one-pass", "over plain", "over chain"]  # fmt: skip
+            "tokens/forward", "nodes", "over plain", "over chain"]  # fmt: skip
     found = []
     for name, of in dict.fromkeys((row["model"], row["of"]) for row in rows):
         mine = {row["way"]: row for row in rows if (row["model"], row["of"]) == (name, of)}
@@ -190,16 +188,11 @@ def tables(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str], list[li
                 row["way"], row["acceptance"], f"{row['tokens_per_second']:.1f}",
                 f"{row['median_of_texts']:.1f}", number(row["ms_per_cycle"]),
                 f"{row['tokens_per_cycle']:.2f}", f"{row['tokens_per_forward']:.2f}",
-                f"{row['nodes_per_cycle']:.0f}", f"{of_one_pass(row):.0%}", *over,
+                f"{row['nodes_per_cycle']:.0f}", *over,
             ])  # fmt: skip
         texts = next(iter(mine.values()))["texts"]
         found.append((f"{name}, random weights, {texts} texts, acceptance of: {of}", head, lines))
     return found
-
-
-def of_one_pass(row: dict[str, Any]) -> float:
-    """Share of one-pass cycles."""
-    return row["cycles_of"].get(ONE_PASS, 0) / max(sum(row["cycles_of"].values()), 1)
 
 
 def traces(given: Any) -> Iterator[Trace]:

@@ -27,13 +27,12 @@ import torch
 from orthrus_kernels import DraftTree, choose_anchors, draft_tree
 from orthrus_kernels.anchors import end_probabilities
 from qwen3_model import InputError
-from qwen3_model.decode.budget import TREES
 from qwen3_model.decode.cycle import CANDIDATES
 from qwen3_model.decode.one_pass import NODES, Shape
 
 from . import report
 from .command import Parser, fail
-from .trace_file import CHAIN, ONE_PASS, Text, Trace, read
+from .trace_file import CHAIN, ONE_PASS, TREES, Text, Trace, read
 
 # Share of cycles of a 4B checkpoint accepted at depth 1..16, as published.
 CURVE = (0.87, 0.73, 0.62, 0.54, 0.45, 0.36, 0.31, 0.26, 0.22, 0.19, 0.16, 0.13, 0.11, 0.09, 0.07, 0.05)

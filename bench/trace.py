@@ -23,18 +23,17 @@ from orthrus_kernels import Rows, Sampling
 from orthrus_kernels.choice import correction_scale
 from qwen3_model import InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
-from qwen3_model.decode.budget import TREES
-from qwen3_model.decode.cycle import CANDIDATES
+from qwen3_model.decode.choice import CANDIDATES
 from qwen3_model.decode.one_pass import NODES
 from qwen3_model.kv_cache import KVCache
 from qwen3_model.prompts import read_prompts
 from qwen3_model.request import block_rows
 
 from . import report, trace_file
-from .budget_run import SEED, SETS, prompt_sets
+from .budget import SEED, SETS, prompt_sets
 from .command import Parser, fail, positive, writable
 from .measure import machine, machine_line
-from .trace_file import CHAIN, KINDS, ONE_PASS, Tally, Text, Trace
+from .trace_file import CHAIN, KINDS, ONE_PASS, TREES, Tally, Text, Trace
 
 COMMAND = "bench.trace"
 _OFFSETS, _RANKS = 8, 6  # that are printed
@@ -111,7 +110,7 @@ def drafts(
             tokens, range(-1, n - 1), start, range(n), size, model.config.mask_token_id or 0
         )
         wanted = [n + block * size + i for block in range(n) for i in range(size - 1)]
-        logits = model.forward(rows, cache, logits_of=wanted, repeats=False).logits
+        logits = model.forward(rows, cache, logits_of=wanted).logits
         positions = torch.tensor([rows.positions[row] + 1 for row in wanted], device=model.device)
         scores, ids = model.ops.candidates(logits, positions, sampling, width)
         shape = n, size - 1, width

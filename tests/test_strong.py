@@ -15,9 +15,8 @@ from bench.strong import (
     mean_of,
     stretched,
 )
-from bench.trace_file import CHAIN, KINDS, ONE_PASS, Tally, Text, Trace, followed, write
+from bench.trace_file import CHAIN, KINDS, ONE_PASS, TREES, Tally, Text, Trace, followed, write
 from qwen3_model import InputError
-from qwen3_model.decode.budget import TREES
 from qwen3_model.decode.one_pass import Shape
 
 SHARES = [0.4, 0.2, 0.1]  # of 1000 misses; 0.3 none

@@ -11,7 +11,7 @@ from scripted import ScriptedModel
 from small import small_config
 
 from qwen3_model.decode import autoregressive, device, one_pass, two_pass
-from qwen3_model.decode.budget import ONE_PASS, PLAIN, Budget
+from qwen3_model.decode.controller import PLAIN, Controller, Times
 
 PROMPT = [5, 6, 7]
 
@@ -27,8 +27,8 @@ def model(monkeypatch):
 @pytest.mark.skipif(DEVICE != "cpu", reason="a graph on a GPU has times of its own")
 def test_a_cycles_time_is_its_kinds(model, monkeypatch):
     """The next cycle is launched before one is read, and may be of another kind."""
-    of, booked, observed = {1: PLAIN, 4: 3, 20: ONE_PASS}, [], []
-    turns = iter([3, PLAIN, 3, 3, ONE_PASS, PLAIN, PLAIN, ONE_PASS, ONE_PASS, 3] * 9)
+    of, booked, observed = {1: PLAIN, 4: 3, 8: 7}, [], []
+    turns = iter([3, PLAIN, 3, 3, 7, PLAIN, PLAIN, 7, 7, 3] * 9)
     launch = device.Cycle.launch
 
     def timed(self, pool, timed=False):
@@ -36,15 +36,15 @@ def test_a_cycles_time_is_its_kinds(model, monkeypatch):
         return lambda: replace(read(), milliseconds=100.0 + of[len(self.choices)])
 
     monkeypatch.setattr(device.Cycle, "launch", timed)
-    monkeypatch.setattr(Budget, "next", lambda self: next(turns))
-    monkeypatch.setattr(Budget, "time", lambda self, kind, cost: booked.append((kind, cost)))
-    monkeypatch.setattr(Budget, "observe", lambda self, known: observed.append(known))
+    monkeypatch.setattr(Controller, "next", lambda self: next(turns))
+    monkeypatch.setattr(Times, "observe", lambda self, kind, cost: booked.append((kind, cost)))
+    monkeypatch.setattr(Controller, "observe", lambda self, kind, path: observed.append((kind, path)))
     stats = model.generate(PROMPT, max_new_tokens=16, strategy="auto", block_size=4).stats
-    assert {kind for kind, _ in booked} == {PLAIN, 3, ONE_PASS} and len(booked) == stats.cycles
+    assert {kind for kind, _ in booked} == {PLAIN, 3, 7} and len(booked) == stats.cycles
     assert all(cost == 100.0 + kind for kind, cost in booked), booked
-    assert [kind for kind, _ in booked[:6]] == [3, PLAIN, 3, 3, ONE_PASS, PLAIN]
-    for (kind, _), known in zip(booked, observed, strict=True):
-        assert kind in known or (kind == ONE_PASS and not known), (kind, known)
+    assert [kind for kind, _ in booked[:6]] == [3, PLAIN, 3, 3, 7, PLAIN]
+    for (kind, _), (told, path) in zip(booked, observed, strict=True):
+        assert told == kind and (path is None) == (kind == PLAIN), (kind, told, path)
 
 
 def test_the_parts_of_a_cycle_on_the_device(model):

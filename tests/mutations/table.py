@@ -28,6 +28,7 @@ _BLOCKS = "orthrus_kernels/blocks.py"
 _LAY = "orthrus_kernels/lay.py"
 _RERANK = "orthrus_kernels/rerank.py"
 _ONE_PASS_TEXT = "test_decode.py::test_one_pass_equals_plain_decoding"
+_CONTROLLER = "qwen3_model/decode/controller.py"
 _DEVICE = "qwen3_model/decode/device.py"
 _IN_TURN = "kernels/test_texts_in_turn.py::test_one_setting_at_a_time"
 _RARE = "kernels/test_rare_launches.py::"
@@ -476,8 +477,24 @@ BUGS = (
     Bug("a stop string over two tokens is not seen", "qwen3_model/decode/stream.py",
         "max(before - reach + 1, 0)", "before", "test_callback_pieces.py::test_pieces_are_the_text",
         "tokens cut a text where they like"),
+    Bug("what a large tree keeps is taken for a small one's", _CONTROLLER,
+        "sum(node <= self._smallest for node in path)", "len(path)",
+        "test_controller.py::test_a_walk_tells_what_a_smaller_tree_would_keep",
+        "a tree of 31 nodes would be chosen for what 63 bring"),
+    Bug("tries of a draft have no bound", _CONTROLLER,
+        "LOSS * self._plain * plain >= draft - plain", "LOSS * self._plain * plain >= 0",
+        "test_controller.py::test_a_text_that_cannot_be_drafted_costs_little",
+        "every second cycle of a text that cannot be drafted would draft"),
+    Bug("a text forgets how long there was no draft", _CONTROLLER,
+        "before._cycles, before._tokens, before._plain", "before._cycles, before._tokens, 0",
+        "test_controller.py::test_what_was_learnt_stays_for_the_next_text",
+        "short texts behind one that cannot be drafted would never draft again"),
+    Bug("one cycle that was held up sets a kind's time", _CONTROLLER,
+        "return median(self._last[kind])", "return self._last[kind][-1]",
+        "test_controller.py::test_cycles_that_were_held_up_do_not_count",
+        "the kind would look dear until it is tried again"),
     Bug("a cycle's time is booked for the next one's kind", _DEVICE,
-        "budget.time(kind, end.milliseconds)", "budget.time(following_kind, end.milliseconds)",
+        "times.observe(kind, end.milliseconds)", "times.observe(following_kind, end.milliseconds)",
         "kernels/test_cycle_times.py::test_a_cycles_time_is_its_kinds",
         "one is launched before the last is read: costs of kinds would change places"),
     Bug("growing a tree is booked as drafting", "qwen3_model/decode/two_pass.py",

@@ -1,13 +1,143 @@
-from .budget import CHAIN, PLAIN, TREES, TWIN_COSTS as TWIN_TIMES, Budget, known_tokens
-KINDS = (PLAIN, *TREES)
+"""Strategy "auto": which kind of cycle comes next, so that a text gets the most tokens a second.
+
+A **kind** is what a cycle does: `PLAIN` decodes without a draft, `CHAIN` verifies one token a position, n > 0
+verifies a draft tree of n nodes, and `ONE_PASS` drafts in the pass that verifies. A controller chooses among
+PLAIN and trees, or PLAIN and chains; one-pass cycles run only where they are asked for by name.
+
+The best kind keeps the most tokens for its time. What it keeps is a property of the text, and a `Controller`
+learns it, one controller a text: the decayed mean of what the smallest draft keeps, and for a larger tree the
+decayed ratio to it. Best-first trees are prefixes of each other, so every walk in a larger tree also tells
+what the smallest one would have kept. What a kind takes is a property of the model and the GPU, and all texts
+share one `Times`. The text itself never depends on any of this.
+
+The best kind alone would never learn better, so other kinds run at times. While no draft pays, a draft runs
+once for so many plain cycles that tries which keep one token cost at most LOSS of the time. While drafts pay,
+a kind that has not run for LOOK cycles runs: it may keep more by now, or its time may be wrong."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+
+from .cycle import IN_FLIGHT
+
+ONE_PASS, PLAIN, CHAIN = -2, -1, 0
+# Nodes of the trees that a controller chooses among. With the root they fill the kernels' tiles of rows.
+# With recorded acceptance trees of 15 and 127 nodes are always slower (bench/LOG.md, 2026-11-28).
+TREES = (31, 63)
+# Times on the plain twins, in plain cycles. Their attention takes a tree path by path, so a tree costs more
+# than it brings. Embedded checkpoint, 2-core AMD EPYC, 2026-11-26. They are constant: counts can be repeated.
+TWIN_TIMES = {PLAIN: 1.0, CHAIN: 2.0}
+
+DECAY = 0.96  # of what is known of the text, a cycle: about the last 25 cycles count
+RATIO_DECAY = 0.99  # of a larger tree's ratio, a cycle of it: ratios are close to 1 and change slowly
+FIRST_TOKENS, FIRST_CYCLES = 3.0, 4.0  # of the smallest draft before any text: it begins with some drafts
+FIRST_RATIO, RATIO_TOKENS = 1.07, 200.0  # recorded ratios are 1.04 to 1.09; as if seen on so many tokens
+FAVOUR = 1.05  # drafts count as this much better: a few unlucky cycles should not end drafting
+LOSS = 0.02  # of the time, at most, for drafts that are tried while plain decoding is best
+LOOK = 256  # cycles of all texts until a kind that has not run is tried beside a draft
+LAST_TIMES = 5  # of a kind, of which the median counts: two cycles that were held up change nothing
+ROUNDS = 5  # of first measurements that count: the last ones
+AWAKE = 0.1  # seconds of work until an idle GPU runs at its speed, by far enough
+
+
 class Times:
-    def __init__(self, kinds, measure): self.times = measure(kinds)
-    def observe(self, kind, ms): pass
+    """What a cycle of each kind takes, shared by all texts of one model and GPU."""
+
+    def __init__(self, first: Mapping[int, float]) -> None:
+        """first: of every kind that may be chosen, in any unit: `measured_times`, or TWIN_TIMES."""
+        self._last = {kind: deque([cost] * LAST_TIMES, LAST_TIMES) for kind, cost in first.items()}
+        self._cycles, self._ran_at = 0, dict.fromkeys(first, 0)
+        self.kinds = tuple(first)
+
+    def __getitem__(self, kind: int) -> float:
+        """The median of the last LAST_TIMES cycles of a kind."""
+        return median(self._last[kind])
+
+    def observe(self, kind: int, cost: float | None) -> None:
+        """A cycle of a kind ended, in the unit of the first times; None: its time was not measured."""
+        self._cycles += 1
+        self._ran_at[kind] = self._cycles
+        if cost is not None:
+            self._last[kind].append(cost)
+
+    def unused(self, kind: int) -> int:
+        """How many cycles ended since the last one of a kind."""
+        return self._cycles - self._ran_at[kind]
+
+
 class Controller:
-    timed = True
-    def __init__(self, kinds, times):
-        self.b = Budget({k: v for k, v in times.times.items()})
-    def next(self): return self.b.next()
-    def observe(self, kind, path, ms):
-        self.b.observe(known_tokens(kind if path is not None else PLAIN, path or (0,)))
-def measured_times(*a): raise NotImplementedError
+    """Chooses the kind of each cycle of one text."""
+
+    def __init__(self, times: Times, before: Controller | None = None) -> None:
+        """times: of the kinds to choose from. before: the controller of the text before this one, with the
+        same kinds; what it learnt is where this one begins. None: of the first text."""
+        self.times = times
+        self._smallest, *larger = sorted(kind for kind in times.kinds if kind != PLAIN)
+        # decayed sums: cycles with a draft, and tokens that the smallest draft would have kept in them
+        self._cycles, self._tokens = FIRST_CYCLES, FIRST_CYCLES * FIRST_TOKENS
+        # of each larger tree, over its own cycles: tokens of the smallest draft, and its own
+        self._pairs = dict.fromkeys(larger, (RATIO_TOKENS, RATIO_TOKENS * FIRST_RATIO))
+        self._plain = 0  # cycles without a draft since the last draft
+        if before is not None:
+            self._cycles, self._tokens, self._plain = before._cycles, before._tokens, before._plain
+            self._pairs = dict(before._pairs)
+
+    def tokens(self, kind: int) -> float:
+        """Tokens that a cycle of a kind is expected to keep."""
+        smallest, own = self._pairs.get(kind, (1.0, 1.0))
+        return 1.0 if kind == PLAIN else self._tokens / self._cycles * own / smallest
+
+    def next(self) -> int:
+        """The kind of the next cycle. Cycles before it may be launched and not observed yet."""
+        rates = {kind: self.tokens(kind) / self.times[kind] for kind in self.times.kinds}
+        best = max(rates, key=lambda kind: rates[kind] * (1.0 if kind == PLAIN else FAVOUR))
+        others = [kind for kind in rates if kind != best]
+        other = max(others, key=self.times.unused)
+        if best == PLAIN:
+            plain, draft = self.times[PLAIN], self.times[other]
+            due = LOSS * self._plain * plain >= draft - plain
+        else:
+            due = self.times.unused(other) >= LOOK
+        kind = other if due else best
+        self._plain = self._plain + 1 if kind == PLAIN else 0
+        return kind
+
+    def observe(self, kind: int, path: Sequence[int] | None) -> None:
+        """Learn from a cycle of a kind. path: numbers of the accepted nodes, the root's 0 first; a tree's are
+        in the order of its growth. None: the cycle had no draft."""
+        self._cycles, self._tokens = DECAY * self._cycles, DECAY * self._tokens
+        if path is None or kind == PLAIN:
+            return
+        kept = len(path) if kind == CHAIN else sum(node <= self._smallest for node in path)
+        self._cycles, self._tokens = self._cycles + 1, self._tokens + kept
+        if kind in self._pairs:
+            smallest, own = self._pairs[kind]
+            self._pairs[kind] = RATIO_DECAY * smallest + kept, RATIO_DECAY * own + len(path)
+
+
+def measured_times(kinds: Sequence[int], launch: Callable[[int], Callable[[], float]]) -> dict[int, float]:
+    """ms of a cycle of each kind, medians of the last ROUNDS of as many rounds as take AWAKE.
+
+    Kinds are timed in turn, not one after another: a GPU that lay idle while a graph was captured is slow for
+    a while, and what its clock does must meet all kinds alike. launch: starts a timed cycle of a kind that is
+    captured already, one that changes nothing, and returns a function that waits for its milliseconds."""
+    times: dict[int, list[float]] = {kind: [] for kind in kinds}
+    unread: deque[tuple[int, Callable[[], float]]] = deque()
+
+    def read_first() -> None:
+        kind, read = unread.popleft()
+        times[kind].append(read())
+
+    began, rounds = time.perf_counter(), 0
+    while rounds < ROUNDS or time.perf_counter() - began < AWAKE:
+        for kind in kinds:
+            unread.append((kind, launch(kind)))
+            if len(unread) == IN_FLIGHT:  # so many that the GPU never waits for the host: times are its own
+                read_first()
+        rounds += 1
+    while unread:
+        read_first()
+    return {kind: median(times[kind][-ROUNDS:]) for kind in kinds}

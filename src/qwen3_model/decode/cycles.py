@@ -7,15 +7,14 @@ settings of its key: what the cycle does, and the form of the choice."""
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence as Kinds
-from itertools import repeat
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from orthrus_kernels.layout import State
 
 from ..errors import InputError
 from .choice import Form
-from .controller import KINDS, PLAIN, TWIN_TIMES, Controller, Times, measured_times
+from .controller import PLAIN, TREES, TWIN_TIMES, Controller, Times, measured_times
 from .cycle import Cycle, Read, Text, Walk
 from .one_pass import OnePassCycle, Shape
 from .sequence import Run, Sequence
@@ -40,7 +39,7 @@ class Cycles:
         self.model, self.text, self.pool = model, Text(model, cache), pool
         self.ahead = model.device.type == "cuda"  # whether cycles are launched before the last one is read
         self.walk_of: Callable[[Kind], Walk] | None = None  # by kind, in place of the target's choices
-        self.times: dict[tuple, Times] = {}
+        self.controllers: dict[tuple, Controller] = {}  # of the last text of each form and block size
         self._cycles: OrderedDict[tuple, Cycle] = OrderedDict()
 
     def __len__(self) -> int:
@@ -59,44 +58,51 @@ class Cycles:
         watched, ahead = sequence.on_run is not None, self.ahead and sequence.on_run is None
         for cycle in self._cycles.values():
             cycle.forget()
-        chooser = self._chooser(sequence, form)
+        fixed = self._fixed(sequence)
+        controller = self._controller(sequence, form) if fixed is None else None
         self.text.begin(sequence.start, sequence.root, sequence.remaining)
 
-        def launch(left: int) -> tuple[Kind, Cycle, Read]:
-            # where one token is left there is nothing to propose
-            kind = PLAIN if left <= 1 else chooser.next()
+        def launch() -> tuple[Kind, Cycle, Read]:
+            kind: Kind = PLAIN  # where one token is left there is nothing to propose
+            if sequence.remaining > 1:
+                kind = controller.next() if controller is not None else fixed
             cycle = self._cycle(kind, form, sequence, watched)
-            return kind, cycle, cycle.launch(self.pool, timed=chooser.timed)
+            return kind, cycle, cycle.launch(self.pool, timed=controller is not None)
 
-        waiting = launch(sequence.remaining)
+        waiting = launch()
         while True:
-            following = launch(sequence.remaining) if ahead else None
+            following = launch() if ahead else None
             kind, cycle, read = waiting
             end = read()
             if watched:
                 cycle.tell(end.run)
-            chooser.observe(kind, end.run.path if end.run.nodes else None, end.milliseconds)
+            if controller is not None:
+                controller.observe(kind, end.run.path if end.run.nodes else None)
+                controller.times.observe(kind, end.milliseconds)
             if end.run.tokens:
                 yield end.run
             if end.damaged:
                 raise InputError(NOT_NUMBERS)
             if end.finished:
                 return
-            waiting = following or launch(sequence.remaining)
+            waiting = following or launch()
 
-    def _chooser(self, sequence: Sequence, form: Form) -> Controller | Fixed:
-        """What says the kind of each cycle to come."""
+    def _fixed(self, sequence: Sequence) -> Kind | None:
+        """The kind of every cycle of a text; None where a controller says it."""
         request = sequence.request
         if request.strategy == "autoregressive":
-            return Fixed(PLAIN)
+            return PLAIN
         if request.strategy == "one-pass":
-            return Fixed(Shape.of(sequence.block_size, request.tree_nodes))
-        if request.tree_nodes != "auto":
-            return Fixed(request.tree_nodes)
+            return Shape.of(sequence.block_size, request.tree_nodes)
+        return None if request.tree_nodes == "auto" else request.tree_nodes
+
+    def _controller(self, sequence: Sequence, form: Form) -> Controller:
+        """What says the kind of each cycle; it begins with what the last text has taught."""
         key = form, sequence.block_size
-        if key not in self.times:
-            self.times[key] = Times(KINDS, lambda kinds: self._measured(kinds, form, sequence))
-        return Controller(KINDS, self.times[key])
+        before = self.controllers.get(key)
+        times = self._times(form, sequence) if before is None else before.times
+        self.controllers[key] = Controller(times, before)
+        return self.controllers[key]
 
     def _cycle(self, kind: Kind, form: Form, sequence: Sequence, watched: bool) -> Cycle:
         """The cycle of a kind, made when it is first asked for."""
@@ -116,30 +122,25 @@ class Cycles:
         self._cycles.move_to_end(key)
         return self._cycles[key]
 
-    def _measured(self, kinds: Kinds[int], form: Form, sequence: Sequence) -> dict[int, float]:
-        """ms of a cycle of each kind at the text's length, measured on cycles that change nothing; without a
-        GPU, the twins'."""
+    def _times(self, form: Form, sequence: Sequence) -> Times:
+        """What a cycle of each kind takes at the text's length, measured on cycles that change nothing;
+        without CUDA graphs, the twins'."""
         if self.pool is None:
-            return TWIN_TIMES
+            return Times(TWIN_TIMES)
         self.text.begin(sequence.start, sequence.root, 0, finished=True)
-        cycles = {kind: self._cycle(kind, form, sequence, watched=False) for kind in kinds}
+        cycles = {kind: self._cycle(kind, form, sequence, watched=False) for kind in (PLAIN, *TREES)}
         for cycle in cycles.values():
             for _ in range(2):  # the second is captured
                 cycle.launch(self.pool)()
-        return measured_times(kinds, lambda kind: cycles[kind].launch(self.pool, timed=True))
 
+        def launch(kind: int) -> Callable[[], float]:
+            read = cycles[kind].launch(self.pool, timed=True)
 
-class Fixed:
-    """One kind for every cycle."""
+            def milliseconds() -> float:
+                found = read().milliseconds
+                assert found is not None, "of a captured cycle"
+                return found
 
-    timed = False
+            return milliseconds
 
-    def __init__(self, kind: Kind) -> None:
-        self.kind = kind
-
-    def next(self) -> Kind:
-        """The kind of the next cycle."""
-        return self.kind
-
-    def observe(self, kind: Kind, path: Kinds[int] | None, milliseconds: float | None) -> None:
-        """Nothing to learn."""
+        return Times(measured_times(tuple(cycles), launch))
