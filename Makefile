@@ -14,7 +14,7 @@ demo: $(VENV)/core ## complete held-out functions with the embedded checkpoint, 
 	@$(BIN)/orthrus demo
 
 test: $(VENV)/test ## the test suite, no GPU needed
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/test ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
@@ -23,7 +23,7 @@ fuzz: $(VENV)/test ## odd checkpoints, settings, processes; FUZZ="config --seed 
 	$(BIN)/python tests/fuzz/run.py $(FUZZ)
 
 coverage: $(VENV)/test ## lines of src/ that the suite runs, kernels in the interpreter too; slower than test
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow" --cov=src --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov=src --cov-report=term:skip-covered
 
 lint: $(VENV)/lint ## check style and types
 	$(BIN)/ruff check .

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -112,25 +112,28 @@ def summary(results: Sequence[Result]) -> list[str]:
 
 
 def print_tables(tables: Sequence[tuple[str, list[str], list[list[str]]]]) -> None:
-    """On stdout, with rich; without it (a GPU machine that has torch and triton alone) plainly."""
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        for title, head, lines in tables:
-            widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-            print(f"\n{title}")
-            for line in [head, *lines]:
-                print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
-        return
-    console = Console(width=None if sys.stdout.isatty() else 220)
+    """On stdout, as wide as the terminal at most (80 columns where there is none, or what COLUMNS says)."""
+    room = shutil.get_terminal_size((80, 24)).columns
     for title, head, lines in tables:
-        table = Table(title=title, title_justify="left")
-        for i, name in enumerate(head):
-            table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
-        for line in lines:
-            table.add_row(*line)
-        console.print(table)
+        print(f"\n{title}")
+        widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
+        for shown in fitting(lines, widths, room):
+            for line in [head, *lines]:
+                first, *others = (line[i].rjust(widths[i]) for i in shown)
+                print("  ".join([first.strip().ljust(widths[0]), *others]).rstrip())
+            print()
+
+
+def fitting(lines: Sequence[Sequence[str]], widths: Sequence[int], room: int) -> list[list[int]]:
+    """Columns of the tables that a table is printed as, each `room` wide at most with two spaces between
+    columns. Every one begins with the columns that tell the lines apart."""
+    names = next((n for n in range(1, len(widths)) if len({tuple(x[:n]) for x in lines}) == len(lines)), 1)
+    found = [list(range(names))]
+    for i in range(names, len(widths)):
+        if len(found[-1]) > names and sum(widths[j] + 2 for j in (*found[-1], i)) - 2 > room:
+            found.append(list(range(names)))
+        found[-1].append(i)
+    return found
 
 
 def to_json(

@@ -253,7 +253,7 @@ def checked(given: Any, base: Path) -> Found:
     gpu = torch.cuda.is_available()
     files = [ROOT / "tests" / file for file in operations()[given.op].tests]
     device = "cuda" if gpu else "cpu"
-    outcomes = run_tests(given.op, files, given.processes, given.seconds, "--seconds", device, "not slow")
+    outcomes = run_tests(given.op, files, given.processes, given.seconds, "--seconds", device)
     found = Found(given.op, given.base, outcomes)
     found.failures += [f"{t.what}: {t.said}" for t in outcomes if t.failures]
     compare_compiled(found, base, given.seconds)

@@ -83,24 +83,13 @@ def run(command: Sequence[str], limit: float, env: dict[str, str]) -> tuple[int 
 
 
 def run_tests(
-    what: str, files: Sequence[Path], processes: int, limit: float, option: str,
-    device: str = "cuda", marked: str = "",
-) -> list[Outcome]:  # fmt: skip
-    """A pytest run of at most `limit` seconds, a line a file. option: the one that sets the limit; marked:
-    what pytest's -m selects by."""
+    what: str, files: Sequence[Path], processes: int, limit: float, option: str, device: str = "cuda"
+) -> list[Outcome]:
+    """A pytest run of at most `limit` seconds, a line a file. option: the one that sets the limit."""
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder) / "tests.xml"
-        command: list[str] = [
-            sys.executable,
-            "-m",
-            "pytest",
-            *map(str, files),
-            f"--junitxml={xml}",
-            "-p",
-            "no:cacheprovider",
-            f"--timeout={limit:.0f}",
-        ]
-        command += ["-m", marked] if marked else []
+        command = [sys.executable, "-m", "pytest", *map(str, files), f"--junitxml={xml}",
+                   "-p", "no:cacheprovider", f"--timeout={limit:.0f}"]  # fmt: skip
         if processes > 1 and importlib.util.find_spec("xdist"):
             command += ["-n", str(processes)]
         code, said = run(command, limit, environment(device))

@@ -48,7 +48,7 @@ def short(text: str) -> str:
 
 def main(report: str, *arguments: str) -> int:
     recorder = Recorder()
-    code = int(pytest.main(["-p", "no:cacheprovider", "--tb=line", *arguments], plugins=[recorder]))
+    code = int(pytest.main(["-p", "no:cacheprovider", "--tb=line", "-m", "", *arguments], plugins=[recorder]))
     found = {"code": code, "passed": recorder.passed, "failures": recorder.failures}
     Path(report).write_text(json.dumps(found), encoding="utf-8")
     return code
