@@ -11,9 +11,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from qwen3_model.captured import MOST_ROWS
 
 from qwen3_model import Qwen3
-from qwen3_model.captured import MOST_ROWS
 from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.kv_cache import KVCache
 from qwen3_model.model import PREFILL_ROWS

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from qwen3_model.captured import CapturedPasses
 from torch import Tensor
 
 from orthrus_kernels import PassPlan, Rows, Weight
 from orthrus_kernels.torch_ops import linear_torch
 from qwen3_model import Qwen3, Qwen3Config
-from qwen3_model.captured import CapturedPasses
 from qwen3_model.kv_cache import KVCache
 
 from .command import short

@@ -16,10 +16,10 @@ from statistics import median
 from typing import Any, Literal
 
 import torch
+from qwen3_model.captured import lent_cache
 
 from qwen3_model import InputError, Qwen3
 from qwen3_model.bigram import Bigram
-from qwen3_model.captured import lent_cache
 from qwen3_model.decode.one_pass import BLOCK, Shape
 
 from . import report, strong, trace_file

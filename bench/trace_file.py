@@ -18,10 +18,10 @@ from typing import Any
 from orthrus_kernels import Sampling
 from qwen3_model import InputError
 from qwen3_model.cli.output import write_atomically
-from qwen3_model.decode.budget import TREES
-from qwen3_model.decode.cycle import CANDIDATES
+from qwen3_model.decode.choice import CANDIDATES
 
 CHAIN, ONE_PASS = "chain", "one-pass"
+TREES = (15, 31, 63, 127)  # nodes that are recorded: with the root they fill the kernels' tiles of rows
 KINDS = (CHAIN, *map(str, TREES), ONE_PASS)
 
 

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from qwen3_model.decode.state import Decoding, Run
 from tiny_folder import PROMPTS, edit_config, write_tiny
 
 from qwen3_model import InputError, Qwen3, checkpoint
 from qwen3_model.cli import VERBS, main
 from qwen3_model.comparison import compare
 from qwen3_model.decode import STRATEGIES, autoregressive
-from qwen3_model.decode.state import Decoding, Run
 
 SHELL = "import sys; from qwen3_model.cli import main; sys.exit(main())"
 

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from bench.trace_run import read
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.forced_walk import walks
-from bench.trace_run import read
 from orthrus_kernels import draft_tree, verify
 from qwen3_model.decode import controller
 from qwen3_model.decode.controller import (

@@ -14,10 +14,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from orthrus_kernels.advance_triton import advance_triton
 from torch import Tensor
 
 from orthrus_kernels import PassPlan, PassShape, PassTables, Rows, Sampling, Weight, backend_ops
-from orthrus_kernels.advance_triton import advance_triton
 from orthrus_kernels.attention_triton import tile_rows
 from orthrus_kernels.layout import RECORD, State
 from orthrus_kernels.swiglu import swiglu_triton

@@ -70,7 +70,11 @@ def walk(
         parts = record[s, RECORD:].view(3, n)
         parts[0, :kept], parts[2, :kept] = choices[nodes].int(), nodes - s * n
         parts[1, :kept] = log_probabilities[nodes].view(torch.int32)
-        record[s, Record.KEPT], record[s, Record.FINISHED], record[s, Record.DAMAGED] = kept, finished, damaged
+        record[s, Record.KEPT], record[s, Record.FINISHED], record[s, Record.DAMAGED] = (
+            kept,
+            finished,
+            damaged,
+        )
         state[s, State.START] += kept
         state[s, State.LEFT] -= kept
         state[s, State.FINISHED] = finished
@@ -146,12 +150,16 @@ def walk_triton(
     """`walk` in one launch, a program a sequence. Up to 4096 nodes."""
     sequences, n = accepted.shape
     assert 0 < n <= 4096, n
-    assert {len(t) for t in (tokens, parents, choices, logits, log_sum_exp)} == {sequences * n}, "a row a node"
+    assert {len(t) for t in (tokens, parents, choices, logits, log_sum_exp)} == {sequences * n}, (
+        "a row a node"
+    )
     assert {tokens.dtype, choices.dtype} == {torch.int64}, (tokens.dtype, choices.dtype)
     assert {logits.dtype, log_sum_exp.dtype} == {torch.float32}, (logits.dtype, log_sum_exp.dtype)
     whole = state, parents, ends, accepted, start, record
     assert {t.dtype for t in whole} == {torch.int32}, [t.dtype for t in whole]
-    assert state.shape == (sequences, len(State)) and record.shape == (sequences, RECORD + 3 * n), record.shape
+    assert state.shape == (sequences, len(State)) and record.shape == (sequences, RECORD + 3 * n), (
+        record.shape
+    )
     every = *whole, tokens, choices, logits, log_sum_exp
     assert all(t.is_contiguous() for t in every), [t.stride() for t in every]
     _walk_kernel[(sequences,)](

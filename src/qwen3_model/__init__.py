@@ -4,9 +4,9 @@
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .config import Qwen3Config
-    from .errors import InputError
     from .decode.engine import Engine
     from .decode.sequence import GenerationStats, Result
+    from .errors import InputError
     from .qwen3 import Qwen3
     from .request import Request
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .errors import InputError
 from .decode.sequence import Result, shares_of
+from .errors import InputError
 
 if TYPE_CHECKING:
     from .qwen3 import Qwen3

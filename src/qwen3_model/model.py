@@ -176,9 +176,7 @@ class Network:
         return logits[0]
 
     @torch.inference_mode()
-    def forward(
-        self, rows: Rows, cache: KVCache, logits_of: Sequence[int] | None = None
-    ) -> Output:
+    def forward(self, rows: Rows, cache: KVCache, logits_of: Sequence[int] | None = None) -> Output:
         """One pass over AR rows, diffusion rows or both, against the committed context of their sequences.
 
         logits_of: indices of the rows whose logits are wanted; None: all. The cache is read, never written:

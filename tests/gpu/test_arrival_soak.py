@@ -9,10 +9,10 @@ import os
 
 import pytest
 import torch
+from orthrus_kernels.linear_triton import linear_triton
 
 from orthrus_kernels import Rows
 from orthrus_kernels.attention_triton import attention_triton
-from orthrus_kernels.linear_triton import linear_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
 from orthrus_kernels.workspace import Workspace
 

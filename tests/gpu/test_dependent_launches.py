@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 from golden import SHAPES, seeded_model
+from orthrus_kernels.linear_triton import linear_triton
+from qwen3_model.captured import CapturedPasses
 
 from orthrus_kernels import Rows, backend_ops, tables
-from orthrus_kernels.linear_triton import linear_triton
 from orthrus_kernels.pdl import pdl_supported
 from orthrus_kernels.tables import LinearTile
 from orthrus_kernels.workspace import Workspace
-from qwen3_model.captured import CapturedPasses
 
 HERE = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
 pytestmark = pytest.mark.skipif(

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from orthrus_kernels.linear_triton import linear_triton
 
 from bench.models import MODELS
 from orthrus_kernels import Sampling, tables
 from orthrus_kernels.choice_triton import choose_triton
 from orthrus_kernels.head import head_triton
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
-from orthrus_kernels.linear_triton import linear_triton
 from orthrus_kernels.logit_summary import summary_of_logits
 from orthrus_kernels.swiglu import swiglu_triton
 

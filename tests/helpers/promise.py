@@ -12,10 +12,10 @@ import random
 from dataclasses import dataclass
 
 import torch
+from qwen3_model.captured import CapturedPasses
 
 from orthrus_kernels import Rows
 from qwen3_model import Qwen3
-from qwen3_model.captured import CapturedPasses
 from qwen3_model.kv_cache import KVCache
 
 

@@ -4,10 +4,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpreter import DEVICE
+from orthrus_kernels.advance_triton import advance_triton
 from strategies import parent_lists
 
 from orthrus_kernels import verify
-from orthrus_kernels.advance_triton import advance_triton
 from orthrus_kernels.layout import RECORD
 
 

@@ -8,6 +8,7 @@ from itertools import accumulate
 import pytest
 import torch
 from interpreter import DEVICE
+from qwen3_model.graphs import capturing
 from small import small_model
 
 from orthrus_kernels import PassTables, attention_triton
@@ -15,7 +16,6 @@ from qwen3_model import InputError
 from qwen3_model.bigram import Bigram
 from qwen3_model.decode import controller, device, one_pass
 from qwen3_model.decode.controller import CHAIN, ONE_PASS, PLAIN, TREES, Controller
-from qwen3_model.graphs import capturing
 
 PROMPT = [5, 6, 7]
 CUTS = ((0, 8),)

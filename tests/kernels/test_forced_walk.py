@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpreter import DEVICE
+from orthrus_kernels.advance_triton import advance_triton
 from small import small_model
 
 from bench import replay
 from bench.forced_walk import WIDTH, Forced, forced_walk, walk
 from bench.replay import Measured, Way, run, tables, with_bigram
 from bench.trace_file import CHAIN, KINDS, ONE_PASS, TREES, Text, Trace, followed
-from orthrus_kernels.advance_triton import advance_triton
 from orthrus_kernels.layout import RECORD
 from qwen3_model import InputError
 from qwen3_model.decode import device

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from promise import check_model, check_prefill
+from qwen3_model.captured import CapturedPasses
 from small import small_model
 
 from orthrus_kernels import Rows
 from orthrus_kernels.rows import ROWS_BEHIND
-from qwen3_model.captured import CapturedPasses
 
 
 @pytest.fixture

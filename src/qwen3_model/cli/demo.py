@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..comparison import Pair
-    from ..decode.stream import OnTokens
     from ..decode.sequence import GenerationStats, Result
+    from ..decode.stream import OnTokens
     from ..qwen3 import Qwen3
 
 PROMPT_LINES = 4  # of a prompt that are shown

@@ -11,8 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.cells import cell_len
 
 if TYPE_CHECKING:
-    from ..explain import Cycle
     from ..decode.sequence import Result
+    from ..explain import Cycle
     from ..text import Text
 
 # px, of 13 px monospace

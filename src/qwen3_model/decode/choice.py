@@ -45,7 +45,9 @@ class Choice:
         self.model, self.sampling = model, Sampling()
         self.numbers = torch.zeros(len(Settings), dtype=torch.int32, device=device)
         self.bias = torch.zeros(v, dtype=torch.float32, device=device)
-        self.counts = torch.zeros(v, dtype=torch.int32, device=device)  # of the text's tokens, for the penalty
+        self.counts = torch.zeros(
+            v, dtype=torch.int32, device=device
+        )  # of the text's tokens, for the penalty
 
     def begin(self, sampling: Sampling, tokens: list[int]) -> Form:
         """Take the settings of a text that holds these tokens."""

@@ -10,8 +10,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from orthrus_kernels.layout import State
-
 from ..errors import InputError
 from .choice import Form
 from .controller import PLAIN, TREES, TWIN_TIMES, Controller, Times, measured_times
@@ -63,9 +61,9 @@ class Cycles:
         self.text.begin(sequence.start, sequence.root, sequence.remaining)
 
         def launch() -> tuple[Kind, Cycle, Read]:
-            kind: Kind = PLAIN  # where one token is left there is nothing to propose
-            if sequence.remaining > 1:
-                kind = controller.next() if controller is not None else fixed
+            kind = fixed if controller is None else controller.next()
+            if kind is None or sequence.remaining <= 1:  # where one token is left there is nothing to propose
+                kind = PLAIN
             cycle = self._cycle(kind, form, sequence, watched)
             return kind, cycle, cycle.launch(self.pool, timed=controller is not None)
 
@@ -76,7 +74,7 @@ class Cycles:
             end = read()
             if watched:
                 cycle.tell(end.run)
-            if controller is not None:
+            if controller is not None and not isinstance(kind, Shape):
                 controller.observe(kind, end.run.path if end.run.nodes else None)
                 controller.times.observe(kind, end.milliseconds)
             if end.run.tokens:

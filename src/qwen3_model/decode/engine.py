@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import operator
 from collections import deque
-from collections.abc import Iterator, Sequence as Ids
+from collections.abc import Iterator
+from collections.abc import Sequence as Ids
 from typing import TYPE_CHECKING
 
 import torch

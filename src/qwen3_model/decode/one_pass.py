@@ -83,7 +83,9 @@ class OnePassCycle(Cycle):
         self.ids = torch.zeros(shape.depth, k, dtype=torch.int64, device=device)
         self.next_scores = torch.zeros(scored, device=device)
         self.order = torch.zeros(scored, dtype=torch.int32, device=device) if self.ordered else None
-        self.rows, self.behind = (torch.zeros(shape.depth, dtype=torch.int64, device=device) for _ in range(2))
+        self.rows, self.behind = (
+            torch.zeros(shape.depth, dtype=torch.int64, device=device) for _ in range(2)
+        )
 
     def forget(self) -> None:
         """Drop the draft, before a new text: its root may stand where the last text's did."""

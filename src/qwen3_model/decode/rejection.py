@@ -95,9 +95,7 @@ def propose(sequence: Sequence, logits: Tensor) -> tuple[list[int], Tensor]:
     return proposals, torch.cat(drawn_from)
 
 
-def placed(
-    sequence: Sequence, logits: Tensor, paths: list[list[int]]
-) -> tuple[Tensor, Tensor | None]:
+def placed(sequence: Sequence, logits: Tensor, paths: list[list[int]]) -> tuple[Tensor, Tensor | None]:
     """Positions [T] of the tokens to be chosen from logits [T, V], and what a penalty has seen, bool [T, V].
 
     paths[t]: the tokens between the text so far and the chosen token."""

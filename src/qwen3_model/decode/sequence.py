@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence as Ids
+from collections.abc import Callable
+from collections.abc import Sequence as Ids
 from dataclasses import asdict, dataclass, field
 
 from orthrus_kernels import DraftTree
@@ -191,4 +192,6 @@ class Sequence:
         if not self.finished:
             raise InputError("the text has not ended yet: call step() until it has, or cancel it")
         self.stats.tokens = len(self.stream.token_ids)
-        return Result(self.stream.token_ids, self.stream.text, self._logprobs[: self.stats.tokens], self.stats)
+        return Result(
+            self.stream.token_ids, self.stream.text, self._logprobs[: self.stats.tokens], self.stats
+        )
