@@ -28,6 +28,21 @@ def farewells():
         signal.signal(number, handler)
 
 
+@pytest.fixture
+def refused(capsys):
+    """Calls a command that must end with one line on stderr, exit code 2 and nothing on stdout: that line."""
+
+    def call(main, *arguments: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        out, err = capsys.readouterr()
+        assert (ended.value.code, out, err.count("\n")) == (2, "", 1), (ended.value.code, out, err)
+        return err
+
+    return call
+
+
 @pytest.fixture(autouse=True)
 def order_of_programs():
     """A test's launches have the same orders of programs whatever ran before it."""

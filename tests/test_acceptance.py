@@ -57,26 +57,6 @@ def test_a_whole_run(tmp_path, capsys):
     assert picture.stat().st_size > 5000
 
 
-@pytest.mark.parametrize(
-    "arguments, word",
-    [
-        (["--nodes", "256"], "'256' is not auto or a number of nodes, 0 (a chain) to 255"),
-        (["--temperatures", "inf"], "'inf' is not a temperature"),
-        (["--temperatures", "hot"], "'hot' is not a temperature, 0 or above"),
-        (["--limit", "0"], "'0' is not a whole number"),
-        (["--json", "/nowhere/at/all.json"], "cannot write"),
-        (["/nowhere/prompts.jsonl"], "there is no file"),
-        (["--top-p", "2", "--limit", "1", "--device", "cpu", "--temperatures", "1"], "top_p"),
-        (["--nonsense"], "unrecognized arguments"),
-    ],
-)
-def test_bad_options_end_with_one_line(arguments, word, capsys):
-    with pytest.raises(SystemExit) as end:
-        acceptance.main(arguments)
-    said = capsys.readouterr()
-    assert end.value.code == 2 and word in said.err and said.err.count("\n") == 1 and not said.out
-
-
 def test_one_pass_beside_two_pass():
     """Real passes, with blocks; its gain counts forward passes. The picture leaves it out."""
     model = small_model(eos_token_ids=(), block_size=8)

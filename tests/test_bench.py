@@ -196,28 +196,6 @@ def test_kernels_without_a_gpu_print_floors(capsys, tmp_path):
     assert {c["rows"] for c in got["cases"]} == {1, 32, 128}
 
 
-@pytest.mark.parametrize(
-    "arguments, word",
-    [
-        (["--rows", "0"], "'0' is not a whole number"),
-        (["--rows", "5000"], "more than 4096"),
-        (["--contexts", "1m"], "'1m' is not a whole number"),
-        (["--contexts", "2048k"], "more than 1024k"),
-        (["--models", "70B"], "invalid choice: '70B'"),
-        (["--ops", "softmax"], "invalid choice: 'softmax'"),
-        (["--json", "/nowhere/at/all.json"], "cannot write"),
-        (["--plot", "/"], "cannot write"),
-        (["--rows"], "expected at least one argument"),
-        (["--nonsense"], "unrecognized arguments"),
-    ],
-)
-def test_bad_options_end_with_one_line(arguments, word, capsys):
-    with pytest.raises(SystemExit) as end:
-        kernels.main(arguments)
-    said = capsys.readouterr()
-    assert end.value.code == 2 and word in said.err and said.err.count("\n") == 1 and not said.out
-
-
 def test_k_counts_1024():
     assert command.positive("40k") == 40960 and command.positive("7") == 7
 

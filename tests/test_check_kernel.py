@@ -235,22 +235,3 @@ def test_a_round_times_every_case(monkeypatch):
     wanted = list(cases.cases(["swiglu"], ["toy"], [1, 3], [70], "sm_90"))
     got = time_op.timed(wanted, FakeMeter())
     assert got == {"toy, rows 1": 2.5, "toy, rows 3": "ValueError: no room"}
-
-
-@pytest.mark.parametrize(
-    "arguments, word",
-    [
-        ([""], "invalid choice: ''"),
-        (["softmax"], "'linear'"),
-        ([], "required: OP"),
-        (["swiglu", "--base", "no-such-commit"], "cannot export 'no-such-commit'"),
-        (["swiglu", "--base", "--output=x"], "expected one argument"),
-        (["swiglu", "--json", "/nowhere/at/all.json"], "cannot write"),
-        (["swiglu", "--rows", "0"], "whole number"),
-    ],
-)
-def test_bad_options_end_with_one_line(arguments, word, capsys):
-    with pytest.raises(SystemExit) as end:
-        check_kernel.main(arguments)
-    said = capsys.readouterr()
-    assert end.value.code == 2 and word in said.err and said.err.count("\n") == 1 and not said.out

@@ -6,8 +6,6 @@ case's own. Run any number of cases with `python tests/fuzz/run.py NAME --seed S
 
 from __future__ import annotations
 
-import contextlib
-import io
 import random
 import shutil
 import sys
@@ -88,26 +86,6 @@ class Said:
     out: str
     err: str
     error: BaseException | None
-
-
-def run_command(*words: str) -> Said:
-    """A command line in this process, its output caught."""
-    from qwen3_model.cli import main
-
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in "01")
-    code: int | None = None
-    error: BaseException | None = None
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = main(list(words))
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else 1
-        except KeyboardInterrupt:
-            raise
-        except BaseException as caught:
-            error = caught
-    texts = [stream.buffer.getvalue().decode("utf-8", "replace") for stream in (out, err)]
-    return Said(code, texts[0], texts[1], error)
 
 
 def message_faults(said: Said) -> Iterator[Finding]:

@@ -3,7 +3,6 @@ against passes of ordinary launches, and chains of linears that start while the 
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import pytest
@@ -17,11 +16,6 @@ from orthrus_kernels.pdl import pdl_supported
 from orthrus_kernels.tables import LinearTile
 from orthrus_kernels.workspace import Workspace
 
-HERE = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-pytestmark = pytest.mark.skipif(
-    not HERE or not pdl_supported(torch.device("cuda")), reason="needs a GPU with dependent launches (sm_90)"
-)
-
 DEVICE, BF16 = "cuda", torch.bfloat16
 CONTEXT, PASSES, LAYERS = 1024, 50, 8
 KINDS = (
@@ -31,6 +25,12 @@ KINDS = (
     ("rowwise", "attention", "linear"),
 )
 WIDTH, LENGTH, REPLAYS = 4096, 48, 10  # of a chain of linears
+
+
+@pytest.fixture(scope="module", autouse=True)
+def dependent_launches():
+    if not pdl_supported(torch.device(DEVICE)):
+        pytest.skip("needs a GPU with dependent launches (sm_90)")
 
 
 @pytest.fixture(autouse=True)

@@ -1,29 +1,14 @@
 """Every kernel compiles for every target without a GPU, and none spills on sm_90."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from compiled import compiled_by
 
-import orthrus_kernels
-
-HELPERS = Path(__file__).parents[1] / "helpers"
 TARGETS = {"sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942"}
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """The lines of aot.py, run in a process that compiles."""
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env["PYTHONPATH"] = str(Path(orthrus_kernels.__file__).parent.parent)
-    env["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    command = [sys.executable, HELPERS / "aot.py"]
-    said = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
-    assert said.returncode == 0, said.stderr[-3000:]
-    return [json.loads(line) for line in said.stdout.splitlines()]
+    return compiled_by("aot.py", tmp_path_factory.mktemp("triton"))
 
 
 def test_everything_compiles(compiled):

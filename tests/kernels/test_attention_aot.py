@@ -1,25 +1,14 @@
 """The attention and commit kernels compile for GPUs that are not here, without spilling on sm_90."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from compiled import compiled_by
 
-HELPERS = Path(__file__).parents[1] / "helpers"
 TARGETS = ("80", "89", "90", "100", "120", "gfx942")
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, HELPERS / "compile_attention.py", *TARGETS]
-    said = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
-    assert said.returncode == 0, said.stderr[-3000:]
-    return [json.loads(line) for line in said.stdout.splitlines()]
+    return compiled_by("compile_attention.py", tmp_path_factory.mktemp("triton"), *TARGETS)
 
 
 def test_every_kernel_compiles_for_every_target(compiled):

@@ -1,25 +1,14 @@
 """What compiled code must be like where an interpreter cannot tell: no contraction where two forms of a
 launch must agree, and partials of other CTAs read past L1. Four small kernels, compiled for sm_90."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-
-HELPERS = Path(__file__).parents[1] / "helpers"
+from compiled import compiled_by
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, HELPERS / "compile_options.py"]
-    said = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
-    assert said.returncode == 0, said.stderr[-3000:]
-    return {line["kernel"]: line for line in map(json.loads, said.stdout.splitlines())}
+    lines = compiled_by("compile_options.py", tmp_path_factory.mktemp("triton"))
+    return {line["kernel"]: line for line in lines}
 
 
 def test_norms_are_not_contracted(compiled):

@@ -1,22 +1,16 @@
 """Dependent launches (pdl.py): compiled for sm_90, no kernel of a pass touches before its wait what another
 kernel may be writing, and none computes otherwise; the settings that turn them on."""
 
-import json
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from compiled import compiled_by
 from ptx_order import sass_before_wait, touches_before_wait
 from small import small_model
 
-import orthrus_kernels
 from orthrus_kernels import backend_ops, pdl
 
-HELPERS = Path(__file__).parents[1] / "helpers"
 PREFETCH = "prefetch.global.L2"
 # What a kernel may read before it waits: weights, which no kernel of a pass writes. All others: nothing.
 READS = {
@@ -36,14 +30,7 @@ KERNELS = {
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """The lines of compile_pdl.py, run in a process that compiles."""
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env["PYTHONPATH"] = str(Path(orthrus_kernels.__file__).parent.parent)
-    env["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    command = [sys.executable, HELPERS / "compile_pdl.py"]
-    said = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
-    assert said.returncode == 0, said.stderr[-3000:]
-    return [json.loads(line) for line in said.stdout.splitlines()]
+    return compiled_by("compile_pdl.py", tmp_path_factory.mktemp("triton"))
 
 
 def test_one_argument_makes_every_launch_of_a_pass_a_dependent_one(compiled):

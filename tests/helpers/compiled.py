@@ -1,0 +1,23 @@
+"""What a script of this folder compiles for GPUs that are not here, in a process without TRITON_INTERPRET."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import orthrus_kernels
+
+
+def compiled_by(script: str, cache: Path, *arguments: str) -> list[dict[str, Any]]:
+    """The lines of JSON that the script prints. cache: an empty folder, so that everything is compiled."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = str(Path(orthrus_kernels.__file__).parent.parent)
+    env |= {"TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, Path(__file__).with_name(script), *arguments]
+    said = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
+    assert said.returncode == 0, said.stderr[-3000:]
+    return [json.loads(line) for line in said.stdout.splitlines()]
