@@ -389,7 +389,7 @@ def test_blocks_of_one_pass_cycles(model, strategy, rows, monkeypatch):
     model.use_graphs, model.use_cycles, model.spare_cache = True, True, None
     block = {"block_size": 7} if strategy == "one-pass" else {}
     model.generate(**DEFAULTS | {"strategy": strategy, "tree_nodes": "auto", "max_new_tokens": 3} | block)
-    assert {key[3].block for key in model.spare_cache.cycles._cycles if key[0] == ONE_PASS} == {rows}
+    assert {key[2].block for key in model.spare_cache.cycles._cycles if key[0] == ONE_PASS} == {rows}
 
 
 def test_a_budget_changes_the_kind_of_cycle(model, monkeypatch):
