@@ -39,6 +39,7 @@ __all__ = [
     "cos_sin", "draft_tree", "embedding", "end_probabilities", "follow", "grow", "head",
     "inverse_frequencies", "key_segments", "lay", "linear", "linear_swiglu", "log_sum_exp",
     "new_tables", "pdl_kinds", "place_blocks", "qk_norm_rope", "rerank", "rms_norm", "rope", "rope_table",
-    "seen_rows", "swiglu", "top_k", "triton_interprets", "triton_runs_on", "unpack", "visible", "walk", "Weight",
+    "seen_rows", "swiglu", "top_k", "triton_interprets", "triton_runs_on", "unpack", "visible", "walk",
+    "Weight",
     # make new-op: the name
 ]  # fmt: skip

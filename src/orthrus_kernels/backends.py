@@ -66,8 +66,8 @@ REFERENCE = Ops(
     add_rms_norm=add_rms_norm, attention=attention, candidates=candidates, choose=choose,
     commit=commit, embedding=embedding, follow=follow, grow=grow, head=head, lay=lay, linear=linear,
     linear_swiglu=linear_swiglu, log_sum_exp=log_sum_exp, new_tables=new_tables,
-    place_blocks=place_blocks, qk_norm_rope=qk_norm_rope, rerank=rerank, rms_norm=rms_norm, seen_rows=seen_rows,
-    walk=walk,
+    place_blocks=place_blocks, qk_norm_rope=qk_norm_rope, rerank=rerank, rms_norm=rms_norm,
+    seen_rows=seen_rows, walk=walk,
     # make new-op: the twin
 )  # fmt: skip
 

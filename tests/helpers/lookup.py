@@ -36,10 +36,10 @@ def lookup_model(share: float, backend: str = "triton", seed: int = 0, **changes
         model.ops = replace(model.ops, linear=REFERENCE.linear, rerank=REFERENCE.rerank)
 
     def states(inputs, cache):
-        tokens, positions = inputs.ids
+        tokens, positions = inputs.plan.tokens, inputs.plan.positions
         found = (1 - share**2) ** 0.5 * places[positions] + share * names[tokens]
         found = found if inputs.logits_of is None else found[inputs.logits_of]
-        nothing = found.new_zeros(1, inputs.n_ar, c.num_key_value_heads, c.head_dim)
+        nothing = found.new_zeros(1, inputs.plan.shape.n_ar, c.num_key_value_heads, c.head_dim)
         return found, nothing, nothing
 
     model.states = states
