@@ -21,6 +21,7 @@ from orthrus_kernels.choice_triton import (
 )
 from orthrus_kernels.head import head_triton
 from orthrus_kernels.scores_triton import gumbel_at, gumbel_from, minus_log1p_minus
+from orthrus_kernels.weight import Weight
 
 INF = float("inf")
 
@@ -174,9 +175,8 @@ def test_log_probability_is_the_twins_and_the_heads(rows, v, seed, device):
     assert torch.equal(log_probability_triton(logits[-1:], ids[-1:]), got[-1:])
     out = torch.empty_like(got)
     assert log_probability_triton(logits, ids, out=out) is out and torch.equal(out, got)
-    _, _, log_sum_exp = head_triton(
-        torch.eye(rows, device=device), logits.T.clone(memory_format=torch.contiguous_format)
-    )
+    weight = Weight(logits.T.clone(memory_format=torch.contiguous_format))
+    _, _, log_sum_exp = head_triton(torch.eye(rows, device=device), weight)
     assert torch.equal(got, logits.gather(1, ids[:, None])[:, 0] - log_sum_exp)
 
 

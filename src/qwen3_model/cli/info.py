@@ -65,20 +65,21 @@ def figures(config: Qwen3Config, dtype: str | None, bandwidth: float) -> dict[st
     from ..qwen3 import Qwen3
 
     model = Qwen3.from_config(config, device="meta", dtype=dtype or config.dtype)
-    parameters = Counter(shared=0, ar=0, diffusion=0)
+    parameters, sizes = Counter(shared=0, ar=0, diffusion=0), Counter(shared=0, ar=0, diffusion=0)
     for name, weight in model.destinations().items():
         view = "shared" if "self_attn" not in name else "diffusion" if "_diff." in name else "ar"
         parameters[view] += weight.numel()
-    size = model.embedding.itemsize
-    kv_row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size
-    looked_up = 0 if config.tie_word_embeddings else model.embedding.numel()
-    ar_pass = (parameters["shared"] - looked_up + parameters["ar"]) * size
-    diffusion_pass = (parameters["shared"] - looked_up + parameters["diffusion"]) * size
+        sizes[view] += weight.nbytes
+    kv_row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    kv_row *= model.dtype.itemsize
+    looked_up = 0 if config.tie_word_embeddings else model.embedding.nbytes
+    ar_pass = sizes["shared"] - looked_up + sizes["ar"]
+    diffusion_pass = sizes["shared"] - looked_up + sizes["diffusion"]
     orthrus = config.has_diffusion_view
     return {
         "parameters": dict(parameters) | {"total": sum(parameters.values())},
         "dtype": str(model.dtype).removeprefix("torch."),
-        "bytes": sum(parameters.values()) * size,
+        "bytes": sum(sizes.values()),
         "kv_bytes_per_token": kv_row,
         "kv_bytes_full_context": kv_row * config.context_length,
         "diffusion_bytes_per_block": kv_row * config.block_size if orthrus else None,
