@@ -79,3 +79,14 @@ def test_the_tests_that_the_guides_name_exist():
     assert len(names) > 10
     for path in re.findall(r"`((?:src|tests|bench|docs)/[\w./]+\w)`", guide):
         assert (ROOT / path).exists(), path
+
+
+def test_the_index_of_the_log_names_every_entry():
+    """A line for each entry, newest first, with its day and a link as GitHub spells it."""
+    log = (ROOT / "bench/LOG.md").read_text()
+    entries = re.findall(r"^### (\d+\. .*)\n\n\d{4}-(\d\d-\d\d)\. ", log, re.M)
+    index = re.findall(r"^- \[(\d+\. .*)\]\((#\S+)\) \((\d\d-\d\d)\): \S", log, re.M)
+    assert [(title, day) for title, _, day in index] == entries
+    assert [int(title.split(".")[0]) for title, _ in entries] == list(range(len(entries), 0, -1))
+    for title, link, _ in index:
+        assert link == "#" + re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-"), title
