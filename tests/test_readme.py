@@ -46,7 +46,7 @@ def test_what_it_links_to_is_there():
     links = re.findall(r"\]\(([^)#]+)\)", README)
     for link in links:
         assert link.startswith("http") or (ROOT / link).exists(), link
-    assert {"docs/demo.svg", "docs/mask.svg", "docs/speed.svg"} <= set(links)
+    assert {"docs/demo.svg", "docs/explain.png", "docs/mask.svg", "docs/speed.svg"} <= set(links)
     assert len(README.splitlines()) <= 200, "detail goes to docs/"
 
 
