@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-demo: $(VENV)/core ## complete held-out functions with the embedded checkpoint, plain and Orthrus side by side
+demo: $(VENV)/core ## complete held-out functions with the embedded checkpoint, plainly and with Orthrus
 	@$(BIN)/orthrus demo
 
 test: $(VENV)/test ## the test suite, no GPU needed

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-# A linear copies its operand in tiles of rows, by descriptors. Past the end of memory that takes up to 1.8
-# times as long (H200, bench/LOG.md, 2026-11-26): so memory goes on by the tallest tile.
+# A linear copies its operand in tiles of rows, by descriptors (TMA). A copy that runs past the end of an
+# allocation takes up to 1.8 times as long (H200, 2026-11-26, bench/LOG.md, entry 79). So an allocation is
+# longer than its rows by the tallest tile.
 ROWS_BEHIND = 192
 
 # Row-wise kernels are compiled without multiply-add contraction, which may differ between specialisations;
