@@ -65,7 +65,8 @@ def test_one_pass_of_a_perfect_drafter_and_of_a_hopeless_one():
 
 
 def test_a_walk_that_ends_where_no_block_stands_goes_on_with_the_root(monkeypatch):
-    """Blocks at the root and at the least likely node: the text stays, and the pass behind a miss has nothing to verify."""
+    """Blocks at the root and at the least likely node: the text stays, and behind a miss nothing
+    is verified."""
     runs, settings = [], {"max_new_tokens": 40, "strategy": "one-pass", "tree_nodes": 5}
     model = ScriptedModel(small_config(eos_token_ids=()), skill=0.9)
     want = model.generate([1], **settings)

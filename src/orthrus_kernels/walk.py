@@ -70,11 +70,8 @@ def walk(
         parts = record[s, RECORD:].view(3, n)
         parts[0, :kept], parts[2, :kept] = choices[nodes].int(), nodes - s * n
         parts[1, :kept] = log_probabilities[nodes].view(torch.int32)
-        record[s, Record.KEPT], record[s, Record.FINISHED], record[s, Record.DAMAGED] = (
-            kept,
-            finished,
-            damaged,
-        )
+        for place, value in ((Record.KEPT, kept), (Record.FINISHED, finished), (Record.DAMAGED, damaged)):
+            record[s, place] = value
         state[s, State.START] += kept
         state[s, State.LEFT] -= kept
         state[s, State.FINISHED] = finished

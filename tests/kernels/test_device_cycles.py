@@ -8,14 +8,14 @@ from itertools import accumulate
 import pytest
 import torch
 from interpreter import DEVICE
+from qwen3_model.decode.budget import CHAIN, KINDS, ONE_PASS, PLAIN, Budget
 from qwen3_model.graphs import capturing
 from small import small_model
 
 from orthrus_kernels import PassTables, attention_triton
 from qwen3_model import InputError
 from qwen3_model.bigram import Bigram
-from qwen3_model.decode import controller, device, one_pass
-from qwen3_model.decode.controller import CHAIN, ONE_PASS, PLAIN, TREES, Controller
+from qwen3_model.decode import costs, device, one_pass
 
 PROMPT = [5, 6, 7]
 CUTS = ((0, 8),)
@@ -210,7 +210,8 @@ def test_measuring_costs_changes_nothing(model, monkeypatch):
     settings = {"strategy": "auto", "block_size": 4, "temperature": 0.8, "tree_nodes": "auto"}
     (host, _), cycles = both(model, **settings)
     watched = model.spare_cache.keys, model.spare_cache.values, cycles._state
-    of = {1: PLAIN, 8: 7, 16: 15}
+    shape = one_pass.Shape.of(4, "auto")
+    of = {1: PLAIN, 16: 15, shape.nodes + 1: ONE_PASS}
     kinds, launch, launched, before = tuple(of.values()), device.Cycle.launch, [], []
 
     def noted(self, pool, timed=False):
@@ -229,18 +230,18 @@ def test_measuring_costs_changes_nothing(model, monkeypatch):
         return end
 
     def measured(*given):
-        found = measured_times(*given)
+        found = measured_costs(*given)
         for old, new in zip(before, watched, strict=True):
             torch.testing.assert_close(new, old, rtol=0, atol=0, equal_nan=True)
         assert found == {kind: 4.0 + kind for kind in kinds}
         return found
 
-    measured_times = device.measured_times
-    monkeypatch.setattr(controller, "ROUNDS", 1), monkeypatch.setattr(controller, "AWAKE", 0.0)
-    monkeypatch.setattr(device, "TREES", kinds[1:]), monkeypatch.setattr(device, "measured_times", measured)
+    measured_costs = device.measured_costs
+    monkeypatch.setattr(costs, "ROUNDS", 1), monkeypatch.setattr(costs, "AWAKE", 0.0)
+    monkeypatch.setattr(device, "KINDS", kinds), monkeypatch.setattr(device, "measured_costs", measured)
     monkeypatch.setattr(device.Cycle, "launch", noted)
     monkeypatch.setattr(cycles, "_pool", cycles._pool or "a pool")
-    cycles.controllers.clear()
+    cycles.budgets.clear()
     for _ in "01":
         again = model.generate(**DEFAULTS | settings)
         assert again.token_ids == host.token_ids and again.logprobs == host.logprobs
@@ -272,7 +273,7 @@ def test_damaged_logits_are_said(model, monkeypatch):
 def test_a_damaged_drafter_leaves_the_text_alone(model, strategy, tree_nodes, settings):
     """Its tokens and its scores are NaN, and ids made of them still lie in the vocabulary."""
     damaged = small_model("float32", backend="triton", device=DEVICE, num_hidden_layers=1, **HEADS)
-    damaged.layers[0].diffusion.qkv.data[3, 3] = float("nan")
+    damaged.layers[0].diffusion.qkv[3, 3] = float("nan")
     settings = settings | {"max_new_tokens": 4, "block_size": 4}
     plain = plainly(model, **settings)
     (host, on_device), cycles = both(damaged, strategy=strategy, tree_nodes=tree_nodes, **settings)
@@ -378,42 +379,38 @@ def test_other_tables_have_cycles_of_their_own(model):
     assert {len(draft.scores.shape) for draft in model.spare_cache.cycles._drafts.values()} == {2, 3}
 
 
-def test_blocks_of_one_pass_cycles(model, monkeypatch):
-    """As long as asked for."""
+@pytest.mark.parametrize(("strategy", "rows"), [("one-pass", 7), ("auto", 8)])
+def test_blocks_of_one_pass_cycles(model, strategy, rows, monkeypatch):
+    """As long as asked for; beside others as short as they are best."""
     wide = type(model.config)(**{**vars(model.config), "block_size": 16})
     monkeypatch.setattr(model, "config", wide)
     monkeypatch.setattr(one_pass, "NODES", 2)
+    monkeypatch.setattr(Budget, "next", lambda self: ONE_PASS)
     model.use_graphs, model.use_cycles, model.spare_cache = True, True, None
-<<<<<<< HEAD
-    settings = {"strategy": "one-pass", "tree_nodes": "auto", "max_new_tokens": 3, "block_size": 7}
-    model.generate(**DEFAULTS | settings)
-    assert {key[3].block for key in model.spare_cache.cycles._cycles if key[0] == ONE_PASS} == {7}
-=======
     block = {"block_size": 7} if strategy == "one-pass" else {}
     model.generate(**DEFAULTS | {"strategy": strategy, "tree_nodes": "auto", "max_new_tokens": 3} | block)
     assert {key[2].block for key in model.spare_cache.cycles._cycles if key[0] == ONE_PASS} == {rows}
->>>>>>> w-kern
 
 
-def test_a_controller_changes_the_kind_of_cycle(model, monkeypatch):
-    """Plain cycles and trees in one text, each in its turn."""
+def test_a_budget_changes_the_kind_of_cycle(model, monkeypatch):
+    """Plain, two-pass and one-pass cycles in one text, each in its turn; a one-pass cycle behind another kind
+    has no draft."""
     plain = plainly(model, max_new_tokens=12)
-    turns = iter([15, PLAIN, 7, 7, 15, PLAIN] * 9)
-    monkeypatch.setattr(Controller, "next", lambda self: next(turns))
+    turns = iter([15, PLAIN, ONE_PASS, ONE_PASS, 15, ONE_PASS] * 9)
+    monkeypatch.setattr(Budget, "next", lambda self: next(turns))
     observed = []
-    monkeypatch.setattr(Controller, "observe", lambda self, kind, path: observed.append((kind, path)))
+    monkeypatch.setattr(Budget, "observe", lambda self, known: observed.append(known))
     model.use_graphs, model.use_cycles, model.spare_cache = True, True, None
     settings = DEFAULTS | {"strategy": "auto", "tree_nodes": "auto", "block_size": 5, "max_new_tokens": 12}
     on_device = model.generate(**settings)
     cycles = model.spare_cache.cycles
     assert on_device.token_ids == plain.token_ids and on_device.logprobs == plain.logprobs
-    # the times of all are measured on a GPU
-    assert {key[0] for key in cycles._cycles} == {15, 7, PLAIN} | (set() if DEVICE == "cpu" else set(TREES))
+    # the costs of all are measured on a GPU
+    assert {key[0] for key in cycles._cycles} == ({15, PLAIN, ONE_PASS} if DEVICE == "cpu" else set(KINDS))
     of = on_device.stats.cycles_of
-    assert set(of) == {"plain", "two-pass"} and sum(of.values()) == on_device.stats.cycles
+    assert set(of) == {"plain", "two-pass", "one-pass"} and sum(of.values()) == on_device.stats.cycles
     assert on_device.stats.forwards == 1 + on_device.stats.cycles + of["two-pass"]
-    assert [kind for kind, _ in observed[:3]] == [15, PLAIN, 7] and observed[1][1] is None
-    assert observed[0][1][0] == 0 == observed[2][1][0]
+    assert observed[1:3] == [{PLAIN: 1}, {}] and list(observed[3]) == [ONE_PASS]
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="blocks of 8 keys, too few for a compiled dot")

@@ -26,8 +26,8 @@ from .cycle import Cycle, Text
 # Rows of a pass that the default shape fills. Up to about as many the weights' bytes decide a pass's time on
 # an H200, not its rows.
 MOST_ROWS = 192
-# Nodes of the default tree: many short blocks beat few long ones for a weak drafter, and a tree in which every
-# node has one beats a larger one (embedded checkpoint, simulated on its recorded proposals, 2026-11-26).
+# Nodes of the default tree: many short blocks beat few long ones for a weak drafter, and a tree in which
+# every node has one beats a larger one (embedded checkpoint, simulated on its recorded proposals, 2026-11-26).
 NODES = 19
 _NOBODY = -2  # as a parent: a node that the walk does not find
 

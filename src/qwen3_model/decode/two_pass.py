@@ -1,5 +1,5 @@
 """The published cycle (arXiv 2605.12825, section 3.3), with a chain or a tree: a diffusion pass proposes, an
-AR pass verifies. Without the draft it is plain decoding, one row a pass: what every other strategy must equal.
+AR pass verifies. Without the draft it is plain decoding, one row a pass, which every strategy must equal.
 
 Proposals are chosen, or ranked, from the diffusion view's logits by the same settings and the same noise as
 the target's choices. A chain takes one token of each of the block's distributions; a tree of n nodes the
