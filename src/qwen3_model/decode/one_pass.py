@@ -27,7 +27,7 @@ from .cycle import Cycle, Text
 # an H200, not its rows.
 MOST_ROWS = 192
 # Nodes of the default tree: many short blocks beat few long ones for a weak drafter, and a tree in which
-# every node has one beats a larger one (embedded checkpoint, simulated on its recorded proposals, 2026-11-26).
+# every node has one beats a larger one (embedded checkpoint, simulated on recorded proposals, 2026-11-26).
 NODES = 19
 _NOBODY = -2  # as a parent: a node that the walk does not find
 
