@@ -42,6 +42,7 @@ from .layout import (
     TILE_SEQUENCE,
 )
 from .pdl import launch_dependents, wait
+from .visibility import row_sees_triton
 
 
 @triton.jit
@@ -152,7 +153,7 @@ def _segment(
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
             p_vs = tl.where(m_c, v_cache + o_c * stride_vs, v + b_slot * stride_vt)
             b_v = tl.load(p_vs[:, None] + o_d[None, :], mask=m_s[:, None], other=0.0)
-            b_s = tl.where(o_s[None, :] < b_limit[:, None], b_s, float("-inf"))
+            b_s = tl.where(row_sees_triton(o_s[None, :], b_limit[:, None]), b_s, float("-inf"))
             b_max, b_sum, b_acc = _step(b_s, b_v, b_max, b_sum, b_acc, scale)
     return b_max, b_sum, b_acc
 
