@@ -186,8 +186,19 @@ def row_limit_triton(position, block, block_end):
     return tl.where(block < 0, position + 1, block_end)
 
 
+def row_begin(limit: int) -> int:
+    """From where on a row of a limit sees its path, the third of the rules: from its beginning."""
+    return 0
+
+
+@triton.jit
+def row_begin_triton(limit):
+    """`row_begin` in a kernel, for vectors."""
+    return limit * 0
+
+
 def row_sees(position: Tensor, limit: Tensor) -> Tensor:
-    """Whether a row of a limit sees a position of its path, bool: the third of the rules, for attention."""
+    """Whether a row of a limit sees a position of its path, bool: the two bounds together, for attention."""
     return position < limit
 
 
