@@ -27,7 +27,14 @@ from .layout import (
 )
 from .pass_tables import PassTables
 from .plan import PassPlan
-from .visibility import row_above, row_above_triton, row_limit, row_limit_triton
+from .visibility import (
+    row_above,
+    row_above_triton,
+    row_begin,
+    row_begin_triton,
+    row_limit,
+    row_limit_triton,
+)
 
 _BLOCK = 512  # places that are cleared in a step
 _WARP_ROWS = 128  # of the vector of rows, for a warp
@@ -62,18 +69,20 @@ def lay(plan: PassPlan, tables: PassTables, root: Tensor | None = None, clock: T
         run = ends[-1] - start[s] - 1  # place in the line from which on the slots follow one another
         while run and slots[line][run - 1] == slots[line][run] - 1:
             run -= 1
-        ranges[tile] = range(inside[s] if shared[s] else 0, sum(first < ends[-1] for first in edges[:-1]))
+        begin = _segments(edges, ends[0])[0]
+        ranges[tile] = range(max(inside[s], begin) if shared[s] else begin, _segments(edges, ends[-1])[1])
         _put(tables, tile, mine, ends, ranges[tile], {
             Tile.SEQUENCE: s, Tile.CONTEXT: start[s], Tile.FIRST_SLOT: line * tables.slots.shape[1],
             Tile.CHAIN: start[s] + run, Tile.CHAIN_ROW: slots[line][run],
         })  # fmt: skip
         for row, end in zip(mine, ends, strict=True):
-            tables.row_segments[row] = sum(first < end for first in edges[:-1])
+            tables.row_segments[row] = torch.tensor(_segments(edges, end))
     tile = tables.path_tiles
     for s in [s for s, several in enumerate(shared) if several]:
         mine = [i for i, sequence in enumerate(sequences) if sequence == s]
+        begin = min(inside[s], *(_segments(edges, limits[row])[0] for row in mine))
         for first in range(0, len(mine), tables.tile_rows):
-            part, ranges[tile] = mine[first : first + tables.tile_rows], range(inside[s])
+            part, ranges[tile] = mine[first : first + tables.tile_rows], range(begin, inside[s])
             columns = {Tile.SEQUENCE: s, Tile.CONTEXT: start[s], Tile.CHAIN: start[s]}
             _put(tables, tile, part, [start[s]] * len(part), ranges[tile], columns)
             tile += 1
@@ -83,6 +92,12 @@ def lay(plan: PassPlan, tables: PassTables, root: Tensor | None = None, clock: T
         items = [(tile, s) for s in reversed(range(len(edges) - 1)) for tile in ranges if s in ranges[tile]]
     tables.items[: len(items)] = torch.tensor(items, dtype=torch.int32).view(-1, 2)
     tables.count[0] = len(items)
+
+
+def _segments(edges: list[int], limit: int) -> tuple[int, int]:
+    """First and last, not included, of the segments that hold keys which a row of a limit sees."""
+    begin = row_begin(limit)
+    return sum(last <= begin for last in edges[1:]), sum(first < limit for first in edges[:-1])
 
 
 def _rules(plan: PassPlan) -> tuple[list[int], list[int]]:
@@ -269,27 +284,33 @@ def _lay_kernel(
         b_depth = tl.load(positions + o, mask=m, other=0).to(tl.int32) - b_start
     b_at = b_start + b_depth
     b_limit = tl.where(m, row_limit_triton(b_at, b_block, b_at + 1 + b_last - o), 0)
-    b_inside, b_reach = tl.zeros((ROWS,), tl.int32), tl.zeros((ROWS,), tl.int32)
+    b_inside, b_reach, b_begin = (
+        tl.zeros((ROWS,), tl.int32),
+        tl.zeros((ROWS,), tl.int32),
+        tl.zeros((ROWS,), tl.int32),
+    )
     first = tl.load(segments)
     for i in range(N_SEGMENTS):
         last = tl.load(segments + i + 1)
         b_reach += (first < b_limit).to(tl.int32)
         b_inside += (last <= b_start).to(tl.int32)
+        b_begin += (last <= row_begin_triton(b_limit)).to(tl.int32)
         first = last
-    tl.store(row_segments + o, b_reach, mask=o < T)
+    tl.store(row_segments + 2 * o, b_begin, mask=o < T)
+    tl.store(row_segments + 2 * o + 1, b_reach, mask=o < T)
     b_kin = (b_up >= 0) & (tl.load(blocks + b_up, mask=b_up >= 0, other=-1) == b_block)
     tl.debug_barrier()  # what was filled is written by other threads
     b_line, b_place, is_head, is_last = _walk(
         o, m, b_up, b_kin, b_run, b_depth, slots, W, scratch, T, DOUBLINGS
     )
 
-    b_begin = tl.zeros((ROWS,), tl.int32)
     if SHARED:
         tile = PATH_TILES
         for s in range(S):
             mine = b_seq == s
             if tl.sum((mine & is_head).to(tl.int32)) > 1:
-                b_begin = tl.where(mine, b_inside, b_begin)
+                begin = tl.min(tl.where(mine, tl.minimum(b_begin, b_inside), N_SEGMENTS))
+                b_begin = tl.where(mine, tl.maximum(b_inside, b_begin), b_begin)
                 b_rank = tl.cumsum(mine.to(tl.int32)) - 1
                 b_tile = tile + b_rank // TILE
                 tl.store(rows + tile * TILE + b_rank, o, mask=mine)
@@ -298,6 +319,7 @@ def _lay_kernel(
                 tl.store(p_t + TILE_SEQUENCE, b_seq, mask=opens)
                 tl.store(p_t + TILE_CONTEXT, b_start, mask=opens)
                 tl.store(p_t + TILE_END, b_start, mask=opens)
+                tl.store(p_t + TILE_BEGIN, tl.zeros((ROWS,), tl.int32) + begin, mask=opens)
                 tl.store(p_t + TILE_REACH, b_inside, mask=opens)
                 tl.store(p_t + TILE_CHAIN, b_start, mask=opens)
                 tl.store(p_t + TILE_LOWEST, b_start, mask=opens)
