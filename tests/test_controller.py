@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from bench.trace_run import read
+from exact import walk_by_definition
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.forced_walk import walks
-from orthrus_kernels import draft_tree, verify
+from bench.trace_file import read
+from orthrus_kernels import draft_tree
 from qwen3_model.decode import controller
 from qwen3_model.decode.controller import (
     AWAKE,
@@ -195,8 +196,7 @@ def test_a_walk_tells_what_a_smaller_tree_would_keep(kind, sure, seed):
 
     def walk(nodes):
         tree = draft_tree(0, scores, ids, nodes)
-        path, _ = verify(tree.tokens, tree.parents, [text[d] for d in tree.depths])
-        return path
+        return walk_by_definition(tree.tokens, tree.parents, [text[d] for d in tree.depths])
 
     one, other = (Controller(Times(SMALL)) for _ in range(2))
     one.observe(kind, walk(kind)), other.observe(TREES[0], walk(TREES[0]))

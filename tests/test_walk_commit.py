@@ -3,14 +3,15 @@ accepted places."""
 
 import pytest
 import torch
+from exact import walk_by_definition
 from hypothesis import given
 from hypothesis import strategies as st
+from small import small_config
 from strategies import parent_lists
 
 from orthrus_kernels import commit, walk
 from orthrus_kernels.layout import RECORD, Record
 from qwen3_model.kv_cache import KVCache
-from small import small_config
 
 NAN, INF = float("nan"), float("inf")
 
@@ -33,16 +34,6 @@ def walked(state, trees, ends=(), sums=None):
     return state.tolist(), accepted.tolist(), start.tolist(), record
 
 
-def exhaustive(tokens, parents, choices) -> list[int]:
-    """The nodes that the target takes."""
-    path = [0]
-    while True:
-        matching = [i for i, p in enumerate(parents) if p == path[-1] and tokens[i] == choices[path[-1]]]
-        if not matching:
-            return path
-        path.append(min(matching))
-
-
 @given(parents=parent_lists(), other=parent_lists(), data=st.data())
 def test_the_walk_follows_the_targets_choices(parents, other, data):
     """Of two texts side by side, one of which may have ended. Three tokens only, so that walks are long, and
@@ -56,7 +47,7 @@ def test_the_walk_follows_the_targets_choices(parents, other, data):
     states, accepted, starts, records = walked(before, trees, ends)
     assert starts == [10, 30]
     for s, (tree, left, record) in enumerate(zip(trees, lefts, records, strict=True)):
-        path = exhaustive(*tree)
+        path = walk_by_definition(*tree)
         text = [tree[2][node] for node in path]
         kept = min(next((i + 1 for i, token in enumerate(text) if token in ends), len(text)), left)
         finished = int(text[kept - 1] in ends or kept == left)
