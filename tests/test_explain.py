@@ -81,9 +81,8 @@ def test_a_cycle_is_what_the_passes_were_and_what_the_target_says(tree_nodes):
     result, cycles = explain(model, [1, 2], max_new_tokens=40, tree_nodes=tree_nodes, strategy="two-pass")
     passes, text = iter(model.passes), [1, 2]
     for cycle in cycles:
-        if cycle is not cycles[0]:
-            taken = [next(passes) for _ in cycle.rows]
-            assert cycle.rows == [len(rows) for rows in taken]
+        taken = [next(passes) for _ in cycle.rows]
+        assert cycle.rows == [len(rows) for rows in taken]
         if cycle.run.tree is not None:
             tree, below = cycle.run.tree, cycle.run.tree.paths()
             assert (tree.tokens, tree.parents) == (taken[-1].tokens, taken[-1].parents)

@@ -237,7 +237,7 @@ def test_end_tokens_limits_and_counts(skill):
 def test_one_token_left_is_decoded_plainly():
     model = ScriptedModel(small_config(eos_token_ids=()))
     model.generate([1], max_new_tokens=2, temperature=1.0, verify="rejection")
-    assert [(len(p), p.n_ar) for p in model.passes] == [(1, 1)]
+    assert [(len(p), p.n_ar) for p in model.passes] == [(1, 1)] * 2, "the prompt's and one more"
 
 
 def test_stop_strings_and_the_command_line(capsys):
