@@ -23,7 +23,8 @@ from .commit_triton import commit_triton
 from .embedding import embedding, embedding_triton
 from .grow import grow, grow_triton
 from .head import head, head_triton
-from .lay import lay, lay_triton
+from .lay import lay
+from .lay_triton import lay_triton
 from .linear import linear
 from .linear_swiglu import linear_swiglu, linear_swiglu_triton
 from .linear_triton import linear_triton
