@@ -1,8 +1,8 @@
 """The one builder of a pass's tables as a kernel of one program; lay.py is its twin.
 
-The kernel holds all rows as one vector. A walk up a path would take a step a row; it goes from **run** to run,
-which are rows that stand below their neighbours: a chain of 2048 rows is one run. What a thread reads that
-another one wrote goes through memory, a barrier between the two."""
+The kernel holds all rows as one vector. A walk up a path would take a step a row; it goes from **run** to
+run, which are rows that stand below their neighbours: a chain of 2048 rows is one run. What a thread reads
+that another one wrote goes through memory, a barrier between the two."""
 
 from __future__ import annotations
 
