@@ -37,7 +37,7 @@ KEY_CUTS = ((0, 256), (1024, 512), (4096, 1024), (16384, 2048), (65536, 4096))
 
 Cuts = Sequence[tuple[int, int]]
 
-SCRATCH = 6  # numbers a row that the kernel of lay.py passes from one thread to another
+SCRATCH = 6  # numbers a row that lay_triton.py passes from one thread to another
 
 
 def key_segments(end: int, cuts: Cuts = KEY_CUTS) -> Iterator[tuple[int, int]]:
