@@ -37,7 +37,7 @@ KEY_CUTS = ((0, 256), (1024, 512), (4096, 1024), (16384, 2048), (65536, 4096))
 
 Cuts = Sequence[tuple[int, int]]
 
-SCRATCH = 6  # numbers a row that the kernel of lay.py passes from one thread to another
+SCRATCH = 6  # numbers a row that lay_triton.py passes from one thread to another
 
 
 def key_segments(end: int, cuts: Cuts = KEY_CUTS) -> Iterator[tuple[int, int]]:
@@ -61,7 +61,7 @@ class PassTables:
     whole: bool  # an item is a tile with all of its segments
     path_tiles: int  # so many places for path tiles; the others are for context tiles
     rows: Tensor  # [N, R] row index, -1 in a place that is not used
-    limits: Tensor  # [N, R] the row sees logical positions below its limit; 0 where not used
+    limits: Tensor  # [N, R] the row's limit (visibility.py); 0 where not used
     tiles: Tensor  # [N, columns of layout.Tile]
     slots: Tensor  # [lines, depth] position p of a line's path is the row slots[line, p - context]
     segments: Tensor  # [C + 1] where the key segments start, and where the last one ends
