@@ -68,7 +68,6 @@ KNOWN = {
     "lay": Op(("kernels/test_lay.py", "test_pass_tables.py"), ("_lay_kernel",)),
     "rerank": Op(("kernels/test_rerank.py",), ("_rerank_kernel",)),
     "grow": Op(("kernels/test_grow.py", "test_draft_tree.py"), ("_grow_kernel",)),
-    "move": Op(("kernels/test_move.py",), ("_move_kernel",)),
     "advance": Op(("kernels/test_advance.py",), ("_advance_kernel",)),
 }
 
