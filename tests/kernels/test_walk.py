@@ -1,4 +1,4 @@
-"""The end of a cycle: the kernel's walk is the twin's, place by place, and both are the walk by definition."""
+"""The end of a cycle: the kernel walks as the twin does, place by place, and both as the definition says."""
 
 import pytest
 import torch
