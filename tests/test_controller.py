@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from exact import walk_by_definition
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -195,8 +194,12 @@ def test_a_walk_tells_what_a_smaller_tree_would_keep(kind, sure, seed):
     text = torch.multinomial(scores.exp(), 1, generator=generator)[:, 0].tolist() + [16]
 
     def walk(nodes):
-        tree = draft_tree(0, scores, ids, nodes)
-        return walk_by_definition(tree.tokens, tree.parents, [text[d] for d in tree.depths])
+        tree, path = draft_tree(0, scores, ids, nodes), [0]
+        while agreed := [
+            i for i, p in enumerate(tree.parents) if p == path[-1] and tree.tokens[i] == text[len(path) - 1]
+        ]:
+            path += agreed[:1]
+        return path
 
     one, other = (Controller(Times(SMALL)) for _ in range(2))
     one.observe(kind, walk(kind)), other.observe(TREES[0], walk(TREES[0]))

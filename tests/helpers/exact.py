@@ -43,12 +43,3 @@ def p_value(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
     statistic = ((counts - expected) ** 2 / expected)[possible].sum()
     freedom = int(possible.sum() - len(expected))
     return float(stats.chi2.sf(float(statistic), freedom)) if freedom else 1.0  # 1.0: all were certain
-
-
-def walk_by_definition(tokens, parents, choices) -> list[int]:
-    """The nodes of a tree that the target takes, by its choices [N] behind every node: of equal children the
-    first."""
-    path = [0]
-    while matching := [i for i, p in enumerate(parents) if p == path[-1] and tokens[i] == choices[path[-1]]]:
-        path.append(min(matching))
-    return path
