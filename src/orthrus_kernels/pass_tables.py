@@ -61,7 +61,7 @@ class PassTables:
     whole: bool  # an item is a tile with all of its segments
     path_tiles: int  # so many places for path tiles; the others are for context tiles
     rows: Tensor  # [N, R] row index, -1 in a place that is not used
-    limits: Tensor  # [N, R] the row sees logical positions below its limit; 0 where not used
+    limits: Tensor  # [N, R] the row's limit (visibility.py); 0 where not used
     tiles: Tensor  # [N, columns of layout.Tile]
     slots: Tensor  # [lines, depth] position p of a line's path is the row slots[line, p - context]
     segments: Tensor  # [C + 1] where the key segments start, and where the last one ends

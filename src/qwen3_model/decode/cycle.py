@@ -157,8 +157,8 @@ class Cycle:
 
         return read
 
-    def forget(self) -> None:
-        """Drop what the last text has left."""
+    def begin(self, tokens: list[int]) -> None:
+        """Get ready for a new text, of so many tokens till now: what the last text has left is not its own."""
 
     def run(self) -> None:
         """The launches of a cycle; nothing comes from the host."""
