@@ -15,8 +15,8 @@ from qwen3_model.model import Network, Output
 
 
 class Replayed:
-    """Passes over one cache. The first one of a shape is launched kernel by kernel; where there are no graphs,
-    so are the others."""
+    """Passes over one cache. The first one of a shape is launched kernel by kernel; without graphs, so are
+    the others."""
 
     def __init__(self, model: Network, cache: KVCache) -> None:
         self.model, self.cache = model, cache
