@@ -88,7 +88,8 @@ def test_tree_node_equals_decoding_its_path_alone(rows, dtype, kind, data):
     inside = run(q, k, v, k_cache, v_cache, rows)[node]
     above, start = rows.ancestors(node), rows.contexts[0]
     k_cache, v_cache = k_cache[None].clone(), v_cache[None].clone()
-    commit(k_cache, v_cache, k[None], v[None], above, start)
+    table = torch.tensor([[start, *above]], dtype=torch.int32)
+    commit(k_cache, v_cache, k[None], v[None], table[:, 1:], table[:, 0])
     alone = Rows.chain([1], start + len(above))
     assert torch.equal(run(q[[node]], k[[node]], v[[node]], k_cache[0], v_cache[0], alone)[0], inside)
 
@@ -107,7 +108,8 @@ def test_block_equals_drafting_it_alone(rows, kind, data):
     inside = run(q, k, v, k_cache, v_cache, rows)[mine]
     above, start = rows.ancestors(mine[0]), rows.contexts[0]
     k_cache, v_cache = k_cache[None].clone(), v_cache[None].clone()
-    commit(k_cache, v_cache, k[None], v[None], above, start)
+    table = torch.tensor([[start, *above]], dtype=torch.int32)
+    commit(k_cache, v_cache, k[None], v[None], table[:, 1:], table[:, 0])
     alone = Rows.block(1, len(mine), start + len(above), 96)
     assert torch.equal(run(q[mine], k[mine], v[mine], k_cache[0], v_cache[0], alone), inside)
 

@@ -56,10 +56,13 @@ def captured(run, pool):
 
 
 def told(model, corrections, bigram=None, **settings):
-    """A text: its tokens, and how many the prompt's pass and each cycle kept."""
+    """A text: its tokens, and how many the prompt's pass and each cycle kept. A chain is as long as asked for."""
     model.bigram, kept = corrections[bigram], []
     result = model.generate(on_tokens=lambda ids, text: kept.append(len(ids)), **settings)
     assert sum(kept) == len(result.token_ids)
+    if settings["strategy"] == "two-pass" and settings["tree_nodes"] == 0:
+        each = settings["block_size"] - 1
+        assert result.stats.nodes == each * result.stats.cycles_of.get("two-pass", 0)
     return result.token_ids, kept
 
 
@@ -79,7 +82,7 @@ def test_one_setting_at_a_time(models, strategy, nodes, tokens, monkeypatch):
         model.engine.forget()
     how = {"strategy": strategy, "tree_nodes": nodes}
     settings, last, drafts = FIRST | {"max_new_tokens": tokens}, None, 0
-    for turn in [{}, *TURNS]:
+    for turn in [{}, {}, *TURNS]:
         settings |= turn
         want = told(twins, tables_of[1], **settings, **how)
         got = told(kernels, tables_of[0], **settings, **how)
@@ -90,7 +93,7 @@ def test_one_setting_at_a_time(models, strategy, nodes, tokens, monkeypatch):
         if strategy == "auto" and DEVICE != "cpu":  # which kinds of cycle pay, the GPU says
             got = got[0], want[1]
         assert got == want, (turn, settings)
-        if not set(turn) & set(QUIET):
+        if turn and not set(turn) & set(QUIET):
             assert want[0] != last, f"{turn} must change the text"
         drafts += max(want[1]) > 1
         last = want[0]
