@@ -182,7 +182,7 @@ BUGS = (
         "the walk would take nodes that another path proposed"),
     Bug("a branch loses its parent's key", _LAY,
         "tl.where(is_head, b_up, -1), b_depth - 1", "tl.where(is_head, b_up, -1), b_depth - 2",
-        "kernels/test_grow.py::test_the_twins_tree",
+        "kernels/test_lay.py::test_the_kernel_lays_what_the_twin_does",
         "a line that opens below a node begins with the slots of that node's path"),
     Bug("the walk ignores parents", "orthrus_kernels/verify.py",
         "if parents[node] == path[-1] and tokens[node]", "if tokens[node]",
