@@ -36,11 +36,11 @@ from .decode_measure import (
     random_prompt,
 )  # fmt: skip
 from .decode_report import Run
-from .measure import Meter, Pool, machine, machine_line, time_in_a_row, time_replays
+from .measure import Meter, Pool, machine, machine_line, time_replays
 from .models import MODELS
-from .passes import PASSES, Measured, TimeIt, pass_bytes
+from .passes import PASSES, Measured, pass_bytes
 from .peers import HUGGING_FACE, hugging_face
-from .trace_run import TREES
+from .trace_file import TREES
 
 COMMAND = "bench.decode"
 DEVICE = "cuda"
@@ -50,9 +50,7 @@ NEW_TOKENS = 256
 PEER_CONTEXT = 1024
 PEER_SECONDS = 80  # torch.compile of tens of layers takes about so long: not started with less left
 PROFILE_SECONDS = 15  # kept for the profiles of a model
-COMPILED_AHEAD = (
-    "linear", "attention", "add_rms_norm", "qk_norm_rope", "swiglu", "choose", "log_probability"
-)  # fmt: skip
+COMPILED_AHEAD = "linear", "linear_swiglu", "attention", "add_rms_norm", "qk_norm_rope", "head", "choose"
 _PASS_NAMES = [what.name for what in PASSES]
 
 
@@ -135,10 +133,10 @@ def without_gpu(given: Any) -> int:
     return 0
 
 
-def measure(run: Run, given: Any, time_it: TimeIt, facts: dict[str, Any]) -> None:
+def measure(run: Run, given: Any, facts: dict[str, Any]) -> None:
     """Everything asked for, as far as time allows, into `run`; the JSON file anew after each model."""
     for name in given.models:
-        run.attempt(name, partial(_model, run, given, name, time_it))
+        run.attempt(name, partial(_model, run, given, name))
         _free()
         if given.json:
             report.write_json(given.json, run.to_json(facts))
@@ -155,11 +153,11 @@ def measure(run: Run, given: Any, time_it: TimeIt, facts: dict[str, Any]) -> Non
         run.attempt(f"profiles of {name}", partial(_profiles, run, given, name))
 
 
-def _model(run: Run, given: Any, name: str, time_it: TimeIt) -> None:
+def _model(run: Run, given: Any, name: str) -> None:
     """All figures of one model but profiles; its memory goes when this returns."""
     model = _random(name)
     prompt = random_prompt(model)
-    run.attempt(f"passes of {name}", lambda: passes_of(run, name, model, given.contexts, PASSES, time_it))
+    run.attempt(f"passes of {name}", lambda: passes_of(run, name, model, given.contexts, PASSES, time_replays))
     run.attempt(f"generate with {name}", lambda: generate_with(run, name, model, prompt, NEW_TOKENS))
     if model.device.type == "cuda":
         run.attempt(f"choices of {name}", partial(_choices, run, name, model, prompt))
@@ -231,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _free()
     run = Run(read, lambda: given.seconds - (time.perf_counter() - began))
     print(f"read roof {read:.0f} GB/s, {time.perf_counter() - began:.0f} s so far", flush=True)
-    measure(run, given, partial(time_in_a_row, device=device), facts)
+    measure(run, given, facts)
     report.print_tables(run.tables())
     said = [*decode_report.summary(run.passes), *decode_report.reasons(run.passes)]
     print(*said, *(f"note: {note}" for note in run.notes), sep="\n")

@@ -25,7 +25,7 @@ Call = Callable[[int], Any]  # on copy i of the inputs
 NotRun = str  # in a call's place: why a peer is not run
 OURS = "ours"  # the name of our call among its peers
 GIB = 1 << 30
-BURST = 10  # replays one behind another that `time_in_a_row` launches before it waits
+BURST = 10  # replays one behind another that `time_replays` launches before it waits
 
 
 @dataclass(frozen=True)
@@ -155,18 +155,11 @@ def replayable(call: Callable[[], Any], device: torch.device) -> Callable[[], An
     return graph.replay
 
 
-def time_in_a_row(
-    call: Callable[[], Any], device: torch.device, seconds: float = 0.4, most: int = 100
-) -> Timing:
-    """Time a long call as decoding repeats it: replays one behind another, each between two events.
-
-    The GPU is busy with one replay while the host launches the next, and the L2 cache holds what the last one
-    left. For calls that take longer than their launch and read more than the cache holds."""
-    return time_replays(replayable(call, device), seconds, most)
-
-
 def time_replays(replay: Callable[[], Any], seconds: float = 0.4, most: int = 100) -> Timing:
-    """`time_in_a_row` of what is a replay already."""
+    """Time a long replay as decoding repeats it: one behind another, each between two events.
+
+    The GPU is busy with one while the host launches the next, and the L2 cache holds what the last one left.
+    For what takes longer than its launch and reads more than the cache holds."""
     first = min(_burst(replay))
     samples: list[float] = []
     while len(samples) < max(BURST, min(most, int(seconds * 1e6 / max(first, 1)))):

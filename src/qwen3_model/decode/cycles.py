@@ -44,9 +44,9 @@ class Cycles:
         """How many cycles there are."""
         return len(self._cycles)
 
-    def again(self) -> None:
-        """Launch the last cycle once more; behind the end of a text that changes nothing."""
-        next(reversed(self._cycles.values())).launch(self.pool)
+    def again(self, kind: Kind) -> None:
+        """Launch the newest cycle of a kind once more; behind the end of a text that changes nothing."""
+        next(self._cycles[key] for key in reversed(self._cycles) if key[0] == kind).launch(self.pool)
 
     def runs(self, sequence: Sequence) -> Iterator[Run]:
         """What each cycle adds to a text whose prompt is committed, until an end token or the limit. The
