@@ -23,14 +23,6 @@ GOOD, BAD = Outcome("test_rowwise", 3, 0), Outcome("test_rowwise", 3, 1, "test_x
 LINE = {"registers": 31, "spill_bytes": 0, "shared": 0}
 # Kernel tests of no one operation.
 OF_ALL = {
-    "test_clock",
-    "test_cycle_times",
-    "test_device_cycles",
-    "test_draft_scores",
-    "test_forced_walk",
-    "test_model_kernels",
-    "test_rare_launches",
-    "test_texts_in_turn",
 }
 
 

@@ -10,14 +10,16 @@ are rounded to the values' dtype before they multiply them, their sum is taken u
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from .layout import Tile
-from .pass_tables import PassTables, key_segments
+from .pass_tables import PassTables
 from .plan import PassShape
 from .tiles import ROW_TILE
+from .visibility import row_sees
 
 
 def attention(
@@ -56,15 +58,15 @@ class _Path:
 
     sequence: int
     context: int
-    end: int  # the largest limit
     slots: Tensor  # the rows in flight
+    segments: list[tuple[int, int]]  # that hold keys of them
 
     @staticmethod
     def of(tables: PassTables, tile: int) -> _Path:
         line = tables.tiles[tile].tolist()
-        context, end = line[Tile.CONTEXT], line[Tile.END]
-        slots = tables.slots.flatten()[line[Tile.FIRST_SLOT] :][: end - context]
-        return _Path(line[Tile.SEQUENCE], context, end, slots)
+        context, edges = line[Tile.CONTEXT], tables.segments[line[Tile.BEGIN] : line[Tile.REACH] + 1].tolist()
+        slots = tables.slots.flatten()[line[Tile.FIRST_SLOT] :][: line[Tile.END] - context]
+        return _Path(line[Tile.SEQUENCE], context, slots, list(pairwise(edges)))
 
 
 def _attend_tile(
@@ -79,13 +81,12 @@ def _attend_tile(
         tile.float().view(n, heads // group, group, d).transpose(0, 1).reshape(heads // group, n * group, d)
     )
     state: tuple[Tensor, Tensor, Tensor] | None = None
-    for first, last in key_segments(path.end):
+    for first, last in path.segments:
         keys, values = (
             _logical(cache, flight, path, first, last) for cache, flight in ((k_cache, k), (v_cache, v))
         )
-        hidden = None
-        if last > path.context:
-            hidden = torch.arange(first, last, device=tile.device) >= limit.repeat_interleave(group)[:, None]
+        positions = torch.arange(first, last, device=tile.device)
+        hidden = ~row_sees(positions, limit.repeat_interleave(group)[:, None])
         state = _fold(state, _partial(folded, keys, values, hidden, scale))
     assert state is not None
     _, total, acc = state
@@ -107,12 +108,11 @@ def _logical(cache: Tensor, flight: Tensor, path: _Path, first: int, last: int) 
 
 
 def _partial(
-    q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None, scale: float
+    q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One segment's (maximum, sum, accumulator) in fp32; a row that sees nothing of it gives (-inf, 0, 0)."""
     scores = torch.bmm(q, keys.float().transpose(1, 2)) * scale
-    if hidden is not None:
-        scores = scores.masked_fill(hidden, float("-inf"))
+    scores = scores.masked_fill(hidden, float("-inf"))
     top = scores.amax(-1, keepdim=True)
     weights = torch.exp(scores - top.masked_fill(top == float("-inf"), 0.0))
     rounded = weights.to(values.dtype).float()
@@ -122,11 +122,10 @@ def _partial(
 def _fold(
     state: tuple[Tensor, Tensor, Tensor] | None, segment: tuple[Tensor, Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Add the next segment's partial to what has been folded so far. Every row sees position 0, so no maximum
-    is -inf here.
-    """
+    """Add the next segment's partial to what has been folded so far."""
     if state is None:
         return segment
     top = torch.maximum(state[0], segment[0])
-    keep, add = torch.exp(state[0] - top), torch.exp(segment[0] - top)
+    finite = top.masked_fill(top == float("-inf"), 0.0)  # a row that has seen nothing yet
+    keep, add = torch.exp(state[0] - finite), torch.exp(segment[0] - finite)
     return top, state[1] * keep + segment[1] * add, state[2] * keep + segment[2] * add

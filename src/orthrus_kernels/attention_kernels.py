@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from ._triton import tl, triton
 from .layout import (
+    TILE_BEGIN,
     TILE_CHAIN,
     TILE_CHAIN_ROW,
     TILE_COLUMNS,
@@ -42,6 +43,7 @@ from .layout import (
     TILE_SEQUENCE,
 )
 from .pdl import launch_dependents, wait
+from .visibility import row_sees_triton
 
 
 @triton.jit
@@ -152,7 +154,7 @@ def _segment(
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
             p_vs = tl.where(m_c, v_cache + o_c * stride_vs, v + b_slot * stride_vt)
             b_v = tl.load(p_vs[:, None] + o_d[None, :], mask=m_s[:, None], other=0.0)
-            b_s = tl.where(o_s[None, :] < b_limit[:, None], b_s, float("-inf"))
+            b_s = tl.where(row_sees_triton(o_s[None, :], b_limit[:, None]), b_s, float("-inf"))
             b_max, b_sum, b_acc = _step(b_s, b_v, b_max, b_sum, b_acc, scale)
     return b_max, b_sum, b_acc
 
@@ -211,6 +213,7 @@ def _partial_kernel(
                 f_row, f_h = (o_f // GROUP).to(tl.int64), i_g * GROUP + o_f % GROUP
                 m_f = f_row < T
                 o_first, stride_segment = f_row * (G * GROUP) + f_h, T.to(tl.int64) * (G * GROUP)
+                o_first += tl.load(p_t + TILE_BEGIN) * stride_segment
                 b_out = _fold(acc, stats, o_first, m_f, stride_segment, n_items, scale, FUSED, D, UNROLL)
                 p_out = out + (f_row * stride_ot + f_h * stride_oh)[:, None] + o_d[None, :]
                 tl.store(p_out, b_out.to(out.dtype.element_ty), mask=m_f[:, None])
@@ -227,10 +230,12 @@ def _combine_kernel(
         wait()
         launch_dependents()
     i_row, i_h = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    n = tl.load(row_segments + i_row)
+    first = tl.load(row_segments + 2 * i_row)
+    n = tl.load(row_segments + 2 * i_row + 1) - first
     o_one, o_d = tl.arange(0, 1), tl.arange(0, D)
     stride_segment = T.to(tl.int64) * H
-    b_out = _fold(acc, stats, i_row * H + i_h + o_one, o_one < n, stride_segment, n, scale, 1, D, UNROLL)
+    o_first = first * stride_segment + i_row * H + i_h + o_one
+    b_out = _fold(acc, stats, o_first, o_one < n, stride_segment, n, scale, 1, D, UNROLL)
     p_out = out + i_row * stride_ot + i_h * stride_oh + o_one[:, None] + o_d[None, :]
     tl.store(p_out, b_out.to(out.dtype.element_ty))
 
@@ -266,12 +271,12 @@ def _whole_kernel(
     end, first_slot = tl.load(p_t + TILE_END), tl.load(p_t + TILE_FIRST_SLOT)
     chain, chain_row = tl.load(p_t + TILE_CHAIN), tl.load(p_t + TILE_CHAIN_ROW)
     lowest = tl.load(p_t + TILE_LOWEST)
-    n_segments = tl.load(p_t + TILE_REACH)
+    begin, reach = tl.load(p_t + TILE_BEGIN), tl.load(p_t + TILE_REACH)
     i_g = i_g.to(tl.int64)
     b_max = tl.full((FOLDED,), float("-inf"), tl.float32)
     b_sum = tl.zeros((FOLDED,), tl.float32)
     b_acc = tl.zeros((FOLDED, D), tl.float32)
-    for i_segment in range(n_segments):
+    for i_segment in range(begin, reach):
         b_m, b_l, b_a = _segment(
             b_q, b_limit, k + i_g * stride_kg, stride_kt, v + i_g * stride_vg, stride_vt,
             k_cache + i_b * stride_kb + i_g * stride_kcg, stride_ks,

@@ -22,7 +22,8 @@ from .commit import commit, commit_triton
 from .embedding import embedding, embedding_triton
 from .grow import grow, grow_triton
 from .head import head, head_triton
-from .lay import lay, lay_triton
+from .lay import lay
+from .lay_triton import lay_triton
 from .linear import linear, linear_triton
 from .linear_swiglu import linear_swiglu, linear_swiglu_triton
 from .qk_norm_rope import qk_norm_rope, qk_norm_rope_triton

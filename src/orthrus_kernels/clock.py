@@ -24,8 +24,8 @@ def mark_here(places: Tensor) -> None:
 
 
 def has_clock(device: torch.device) -> bool:
-    """Whether a cycle on this device can be timed: not by kernels that are interpreted, nor on an AMD GPU."""
-    return torch.version.hip is None and not triton_interprets()
+    """Whether kernels on this device can read it: compiled ones, on an NVIDIA GPU."""
+    return device.type == "cuda" and torch.version.hip is None and not triton_interprets()
 
 
 def seconds_between(first: int, second: int) -> float:

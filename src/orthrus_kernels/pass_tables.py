@@ -37,7 +37,7 @@ KEY_CUTS = ((0, 256), (1024, 512), (4096, 1024), (16384, 2048), (65536, 4096))
 
 Cuts = Sequence[tuple[int, int]]
 
-SCRATCH = 6  # numbers a row that the kernel of lay.py passes from one thread to another
+SCRATCH = 6  # numbers a row that lay_triton.py passes from one thread to another
 
 
 def key_segments(end: int, cuts: Cuts = KEY_CUTS) -> Iterator[tuple[int, int]]:
@@ -61,13 +61,13 @@ class PassTables:
     whole: bool  # an item is a tile with all of its segments
     path_tiles: int  # so many places for path tiles; the others are for context tiles
     rows: Tensor  # [N, R] row index, -1 in a place that is not used
-    limits: Tensor  # [N, R] the row sees logical positions below its limit; 0 where not used
+    limits: Tensor  # [N, R] the row's limit (visibility.py); 0 where not used
     tiles: Tensor  # [N, columns of layout.Tile]
     slots: Tensor  # [lines, depth] position p of a line's path is the row slots[line, p - context]
     segments: Tensor  # [C + 1] where the key segments start, and where the last one ends
     items: Tensor  # [I, 2] (tile, segment), widest segments first; whole: (tile, 0), the last tile first
     count: Tensor  # [1] how many items there are
-    row_segments: Tensor  # [T] how many segments hold keys that the row sees; 0 for padding
+    row_segments: Tensor  # [T, 2] first and last, not included, of segments with keys that the row sees
     scratch: Tensor  # [SCRATCH, T]
 
     @staticmethod
@@ -94,7 +94,7 @@ class PassTables:
             shape, whole, path, table(path + context, tile_rows), table(path + context, tile_rows),
             table(path + context, len(Tile)), table(shape.lines, shape.depth),
             torch.tensor(edges, dtype=torch.int32, device=device), table(most, 2), table(1),
-            table(shape.n_rows), table(SCRATCH, shape.n_rows),
+            table(shape.n_rows, 2), table(SCRATCH, shape.n_rows),
         )  # fmt: skip
 
     @property
@@ -127,7 +127,7 @@ def unpack(tables: PassTables) -> Tensor:
                 found.append(row)
                 path = slots[columns[Tile.FIRST_SLOT] :][: limit - columns[Tile.CONTEXT]]
                 seen[row, path.long()] = True
-    wanted = tables.row_segments.nonzero().flatten().tolist()
+    wanted = tables.row_segments[:, 1].nonzero().flatten().tolist()
     if sorted(found) != wanted:
         raise ValueError(f"path tiles hold rows {sorted(found)}, not each of {wanted} once")
     return seen

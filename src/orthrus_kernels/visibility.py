@@ -184,3 +184,25 @@ def row_limit(position: int, block: int, block_end: int) -> int:
 def row_limit_triton(position, block, block_end):
     """`row_limit` in a kernel, for vectors."""
     return tl.where(block < 0, position + 1, block_end)
+
+
+def row_begin(limit: int) -> int:
+    """From where on a row of a limit sees its path, the third of the rules: from its beginning."""
+    return 0
+
+
+@triton.jit
+def row_begin_triton(limit):
+    """`row_begin` in a kernel, for vectors."""
+    return limit * 0
+
+
+def row_sees(position: Tensor, limit: Tensor) -> Tensor:
+    """Whether a row of a limit sees a position of its path, bool: the two bounds together, for attention."""
+    return position < limit
+
+
+@triton.jit
+def row_sees_triton(position, limit):
+    """`row_sees` in a kernel, for blocks."""
+    return position < limit

@@ -203,7 +203,7 @@ def choices() -> Iterator[Launch]:
 
 def cycles() -> Iterator[Launch]:
     """What a cycle on the device begins and ends with, for a tree with blocks at 32k."""
-    lay, advance, rows = module("lay"), module("advance_triton"), module("visibility").Rows
+    lay, advance, rows = module("lay_triton"), module("advance_triton"), module("visibility").Rows
     one, record = meta(1, dtype=torch.int32), meta(107, dtype=torch.int32)
     tree = rows.tree_with_blocks([1] * 33, [-1, *range(32)], 0, range(9, 33), 6, 96)
     chains = rows.batch([rows.chain([1] * 64, 0, s) for s in range(8)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from orthrus_kernels import Rows
+from orthrus_kernels import Rows, Weight
 from qwen3_model import Engine, Qwen3Config, Request, Result
 from qwen3_model.kv_cache import KVCache
 from qwen3_model.model import Network
@@ -19,7 +19,7 @@ class ScriptedModel(Network):
     def __init__(self, config: Qwen3Config, skill: float = 0.6, text=None, seed: int = 0) -> None:
         super().__init__(config, torch.device("cpu"), torch.float32, "reference", text)
         self.skill, self.seed = skill, seed
-        self.head = torch.eye(config.vocab_size)
+        self.head = Weight(torch.eye(config.vocab_size))
         self.passes: list[Rows] = []  # the prompt's first
         self.interrupt_after: int | None = None
 

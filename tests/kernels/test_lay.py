@@ -11,7 +11,8 @@ from interpreter import DEVICE
 from plans import plans, tables_for
 
 from orthrus_kernels import Rows
-from orthrus_kernels.lay import lay, lay_triton
+from orthrus_kernels.lay import lay
+from orthrus_kernels.lay_triton import lay_triton
 from orthrus_kernels.pass_tables import PassTables
 from orthrus_kernels.plan import PassPlan
 
@@ -90,3 +91,16 @@ def test_large_passes(rows):
         lay(plan, want)
         lay_triton(on(plan, DEVICE)[0], got)
         assert_same(got, want)
+
+
+def test_a_pass_of_padding_alone():
+    """Nothing to do, and nothing left of the pass before."""
+    for whole in (False, True):
+        plan = PassPlan.of(Rows.tree([1] * 9, [-1, *(i // 2 for i in range(8))], 40))
+        tables = [tables_for(plan.shape, 4, whole, device) for device in ("cpu", DEVICE)]
+        for sequence in (0, -1):
+            plan.sequences.fill_(sequence)
+            lay(plan, tables[0])
+            lay_triton(on(plan, DEVICE)[0], tables[1])
+        assert_same(tables[1], tables[0])
+        assert int(tables[0].count) == 0 and not tables[0].row_segments.any()

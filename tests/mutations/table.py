@@ -25,7 +25,7 @@ _ATTENTION = "orthrus_kernels/attention_kernels.py"
 _LINEAR = "orthrus_kernels/linear.py"
 _VISIBILITY = "orthrus_kernels/visibility.py"
 _BLOCKS = "orthrus_kernels/blocks.py"
-_LAY = "orthrus_kernels/lay.py"
+_LAY = "orthrus_kernels/lay_triton.py"
 _RERANK = "orthrus_kernels/rerank.py"
 _ONE_PASS_TEXT = "test_decode.py::test_one_pass_equals_plain_decoding"
 _CONTROLLER = "qwen3_model/decode/controller.py"
@@ -94,8 +94,8 @@ BUGS = (
         "o_s[None, :] < b_limit[:, None]", "o_s[None, :] <= b_limit[:, None]",
         "kernels/test_attention_kernels.py::test_tree_node_equals_decoding_its_path_alone",
         "a row sees the key behind its own"),
-    Bug("a chain is read unmasked too far", _LAY,
-        "Tile.LOWEST: limits[0]", "Tile.LOWEST: limits[-1]",
+    Bug("a chain is read unmasked too far", "orthrus_kernels/lay.py",
+        "Tile.LOWEST: limits[mine[0]]", "Tile.LOWEST: end",
         "test_pass_tables.py::test_unpacked_tables_equal_the_definition",
         "blocks of a chain are read without a mask up to where every row of the tile sees"),
     Bug("the tail block of keys is dropped", _ATTENTION,
@@ -103,8 +103,8 @@ BUGS = (
         "tl.where(in_cache, tl.minimum(middle, end), end) // BLOCK_S * BLOCK_S",
         "kernels/test_attention_kernels.py::test_other_head_groupings_and_split_qkv",
         "keys behind the last whole block"),
-    Bug("the segment at the end of the context is dropped", _LAY,
-        "range(inside[s] if shared[s] else 0,", "range(inside[s] + 1 if shared[s] else 0,",
+    Bug("the segment at the end of the context is dropped", "orthrus_kernels/lay.py",
+        "Tile.BEGIN: inside[s] if shared[s] else 0", "Tile.BEGIN: inside[s] + 1 if shared[s] else 0",
         "test_pass_tables.py::test_every_segment_of_a_row_has_one_item",
         "it is half in the cache and half in flight, and both sides may leave it to the other"),
     Bug("a slot past the committed length is read", _ATTENTION,

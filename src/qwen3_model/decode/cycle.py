@@ -118,7 +118,8 @@ class Cycle:
         self.start = text.state.new_zeros(1)
         self.choices = torch.zeros(nodes, dtype=torch.int64, device=device)  # of the last launch
         self.record = text.state.new_zeros(1, RECORD + 3 * nodes)
-        self.clock = self.record[0, Record.BEGAN : Record.DONE_AT] if has_clock(device) else None
+        timed = self.model.backend != "triton" or has_clock(device)  # twins ask the host for the time
+        self.clock = self.record[0, Record.BEGAN : Record.DONE_AT] if timed else None
         self.walk: Walk = self.model.ops.walk
         self.readings = [Reading(self.record[0]) for _ in range(IN_FLIGHT)]
         self.launches = 0
@@ -156,8 +157,8 @@ class Cycle:
 
         return read
 
-    def forget(self) -> None:
-        """Drop what the last text has left."""
+    def begin(self, tokens: list[int]) -> None:
+        """Get ready for a new text, of so many tokens till now: what the last text has left is not its own."""
 
     def run(self) -> None:
         """The launches of a cycle; nothing comes from the host."""

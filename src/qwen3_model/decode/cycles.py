@@ -55,7 +55,7 @@ class Cycles:
         form = self.text.choice.begin(sequence.sampling, sequence.tokens)
         watched, ahead = sequence.on_run is not None, self.ahead and sequence.on_run is None
         for cycle in self._cycles.values():
-            cycle.forget()
+            cycle.begin(sequence.tokens)
         fixed = self._fixed(sequence)
         controller = self._controller(sequence, form) if fixed is None else None
         self.text.begin(sequence.start, sequence.root, sequence.remaining)
@@ -112,6 +112,7 @@ class Cycles:
                 cycle = OnePassCycle(self.text, kind)
             else:
                 cycle = TwoPassCycle(self.text, kind, block, watched)
+            cycle.begin(sequence.tokens)
             if self.walk_of is not None:
                 cycle.walk = self.walk_of(kind)
             self._cycles[key] = cycle

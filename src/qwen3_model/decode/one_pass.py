@@ -87,8 +87,8 @@ class OnePassCycle(Cycle):
             torch.zeros(shape.depth, dtype=torch.int64, device=device) for _ in range(2)
         )
 
-    def forget(self) -> None:
-        """Drop the draft, before a new text: its root may stand where the last text's did."""
+    def begin(self, tokens: list[int]) -> None:
+        """Drop the draft of the last text: its root may stand where this one's does."""
         self.drafted_at.fill_(-1)
 
     def run(self) -> None:
