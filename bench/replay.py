@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any, Literal
 
 import torch
+
 from qwen3_model import InputError, Qwen3
 from qwen3_model.bigram import Bigram
 from qwen3_model.decode.engine import Slot

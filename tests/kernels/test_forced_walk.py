@@ -97,8 +97,8 @@ def model():
 
 
 def test_decoding_keeps_what_the_trace_says(model):
-    """Of two texts, in turn with every way; blocks stand at all nodes of the one-pass tree. Where one token is
-    left the cycle is plain."""
+    """Of two texts, in turn with every way; blocks stand at all nodes of the one-pass tree. Where one token
+    is left the cycle is plain."""
     compared = [Way("plain", "autoregressive", 0), Way("two-pass chain", "two-pass", 0),
                 Way("tree", "two-pass", 15), Way("one-pass", "one-pass", 3, 3)]  # fmt: skip
     found = run(model, TRACE, 2, 6, compared)

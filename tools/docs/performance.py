@@ -78,7 +78,8 @@ def generated(run: Found) -> str:
          f"{number(us)} ({us / r['ms_per_cycle'] / 1e3:.1%})", f"{r['tokens_per_cycle']:.2f}"]
         for r in run["generate"] if r["captured"] == "cycles" for us in [r["host_us_per_cycle"]]
     ]  # fmt: skip
-    return markdown(["model", "strategy", "tokens/s", "ms a cycle", "host µs a cycle", "tokens a cycle"], lines)
+    head = ["model", "strategy", "tokens/s", "ms a cycle", "host µs a cycle", "tokens a cycle"]
+    return markdown(head, lines)
 
 
 def choices(run: Found) -> str:
