@@ -157,7 +157,9 @@ def _model(run: Run, given: Any, name: str) -> None:
     """All figures of one model but profiles; its memory goes when this returns."""
     model = _random(name)
     prompt = random_prompt(model)
-    run.attempt(f"passes of {name}", lambda: passes_of(run, name, model, given.contexts, PASSES, time_replays))
+    run.attempt(
+        f"passes of {name}", lambda: passes_of(run, name, model, given.contexts, PASSES, time_replays)
+    )
     run.attempt(f"generate with {name}", lambda: generate_with(run, name, model, prompt, NEW_TOKENS))
     if model.device.type == "cuda":
         run.attempt(f"choices of {name}", partial(_choices, run, name, model, prompt))

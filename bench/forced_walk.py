@@ -113,7 +113,7 @@ def walk(kept: Sequence[int]) -> list[int]:
 
 
 def walks(kind: Kind, kept: Mapping[str, Sequence[int]], count: int) -> list[list[int]]:
-    """Of cycles of a kind (decode/cycles.py) at the first `count` tokens of a text. Raises KeyError for a tree
+    """Of cycles of a kind (cycles.py) at the first `count` tokens of a text. Raises KeyError for a tree
     that the trace lacks."""
     if isinstance(kind, Shape):
         return [[*range(1, n), 0] for n in kept[ONE_PASS][:count]]

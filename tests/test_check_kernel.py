@@ -22,8 +22,7 @@ from tools.gpu_check import Outcome
 GOOD, BAD = Outcome("test_rowwise", 3, 0), Outcome("test_rowwise", 3, 1, "test_x: assert False")
 LINE = {"registers": 31, "spill_bytes": 0, "shared": 0}
 # Kernel tests of no one operation.
-OF_ALL = {
-}
+OF_ALL = {}
 
 
 def test_every_kernel_and_every_kernel_test_belongs_to_an_operation():
