@@ -6,7 +6,6 @@ the recorded ones. Prefills are outside the clock."""
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 from collections import Counter
@@ -26,8 +25,8 @@ from qwen3_model.request import ONE_PASS_BLOCK
 from . import report, strong, trace_file
 from .command import fail
 from .forced_walk import Forced
-from .measure import machine, machine_line
-from .models import MODELS
+from .measure import free_memory, machine, machine_line
+from .models import random_model
 from .report import number
 from .trace_file import ONE_PASS, Text, Trace
 
@@ -159,15 +158,8 @@ def run(model: Qwen3, trace: Trace, prompts: int, tokens: int, compared: Sequenc
     return found
 
 
-def random_model(name: str, device: str = "cuda") -> Qwen3:
-    """Random weights of a model's shape, with random tables of a bigram correction: ranking takes its
-    time."""
-    model = Qwen3.from_config(MODELS[name].config(), device=device, dtype="bfloat16")
-    return with_bigram(model)
-
-
 def with_bigram(model: Qwen3, rank: int = BIGRAM_RANK) -> Qwen3:
-    """The model with small random tables."""
+    """The model with small random tables of a bigram correction: ranking takes its time."""
     generator = torch.Generator(model.device).manual_seed(1)
     shape = model.config.vocab_size, rank
     tables = [torch.randn(shape, generator=generator, device=model.device) / rank for _ in "uw"]
@@ -229,7 +221,7 @@ def main(given: Any) -> int:
                  "made": t.made} for t, _ in wanted]  # fmt: skip
         sets = len(given.models) * len(wanted)
         for name in given.models:
-            model = random_model(name)
+            model = with_bigram(random_model(name))
             for trace, compared in wanted:
                 measured = run(model, trace, given.prompts, given.tokens, compared)
                 found = [one.row(name, trace) for one in measured]
@@ -242,8 +234,7 @@ def main(given: Any) -> int:
                         given.json, {"machine": facts, "traces": made, "rows": rows, "sets_left_out": sets}
                     )
             del model
-            gc.collect()
-            torch.cuda.empty_cache()
+            free_memory()
     except InputError as error:
         fail(COMMAND, str(error))
     print(f"{machine_line(facts)}; {time.perf_counter() - began:.0f} s")

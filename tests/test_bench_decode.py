@@ -416,7 +416,7 @@ def test_a_whole_run(other_bits, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(decode, "machine", lambda said: {"gpu": "fake", "date": "d"})
     monkeypatch.setattr(decode.launch_tables, "device_key", lambda device: "sm_90")
     monkeypatch.setattr(decode, "in_processes", lambda work, arguments, workers, limit: [f"{workers} at it"])
-    monkeypatch.setattr(decode, "_random", lambda name: tiny(eos_token_ids=()))
+    monkeypatch.setattr(decode, "random_model", lambda name: tiny(eos_token_ids=()))
     monkeypatch.setattr(decode, "hugging_face", lambda model, context: Timing(2.0, 2.0, 2.0))
     if other_bits:
         monkeypatch.setattr(passes.torch, "equal", lambda a, b: False)

@@ -159,7 +159,7 @@ def test_what_a_run_that_is_cut_short_keeps(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(replay, "machine", lambda command: {"gpu": "one", "command": command})
     monkeypatch.setattr(replay, "machine_line", lambda facts: facts["gpu"])
-    monkeypatch.setattr(replay, "random_model", lambda name: None)
+    monkeypatch.setattr(replay, "random_model", lambda name: small_model())
     monkeypatch.setattr(replay, "traces", lambda given: iter([TRACE, other]))
     monkeypatch.setattr(replay, "run", measured)
     with pytest.raises(KeyboardInterrupt):

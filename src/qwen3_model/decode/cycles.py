@@ -14,7 +14,7 @@ from ..errors import InputError
 from .choice import Form
 from .controller import PLAIN, TREES, TWIN_TIMES, Controller, Times, measured_times
 from .cycle import Cycle, Read, Text, Walk
-from .one_pass import OnePassCycle, Shape
+from .one_pass import Shape
 from .sequence import Run, Sequence
 from .two_pass import TwoPassCycle
 
@@ -74,7 +74,7 @@ class Cycles:
             end = read()
             if watched:
                 cycle.tell(end.run)
-            if controller is not None and not isinstance(kind, Shape):
+            if controller is not None and isinstance(kind, int):
                 controller.observe(kind, end.run.path if end.run.nodes else None)
                 controller.times.observe(kind, end.milliseconds)
             if end.run.tokens:
@@ -108,10 +108,10 @@ class Cycles:
         key = kind, block, form, watched, self.model.bigram
         if key not in self._cycles:
             cycle: Cycle
-            if isinstance(kind, Shape):
-                cycle = OnePassCycle(self.text, kind)
-            else:
+            if isinstance(kind, int):
                 cycle = TwoPassCycle(self.text, kind, block, watched)
+            else:
+                cycle = kind.cycle(self.text)
             cycle.begin(sequence.tokens)
             if self.walk_of is not None:
                 cycle.walk = self.walk_of(kind)
