@@ -189,7 +189,7 @@ class Network:
         for sequence, context in rows.contexts.items():
             assert context == cache.lengths[sequence], (sequence, context, cache.lengths[sequence])
         cache.check_positions(rows)
-        wanted = None if logits_of is None else torch.tensor(list(logits_of), device=self.device)
+        wanted = None if logits_of is None else torch.tensor(list(logits_of)).long().to(self.device)
         given = self.new_pass(rows, cache, logits_of=wanted)
         self.ops.lay(given.plan, given.tables)
         normed, keys, values = self.states(given, cache)

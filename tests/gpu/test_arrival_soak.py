@@ -5,12 +5,15 @@ launch, so that a sum that is taken too early is NaN."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
-from orthrus_kernels.linear_triton import linear_triton
+from plans import laid
 
-from orthrus_kernels import Rows
-from orthrus_kernels.attention_triton import attention_triton
+from orthrus_kernels import Rows, Weight, backend_ops
+from orthrus_kernels.attention_triton import attention_triton, tile_rows
+from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
 from orthrus_kernels.workspace import Workspace
 
@@ -36,10 +39,14 @@ def test_attention(rows, form):
     torch.manual_seed(0)
     k_cache, v_cache = (torch.randn(1, G, CONTEXT, D, device=DEVICE).to(BF16) for _ in "kv")
     q, k, v = (torch.randn(rows, heads, D, device=DEVICE).to(BF16) for heads in (H, G, G))
-    call = q, k, v, k_cache, v_cache, Rows.chain([1] * rows, CONTEXT), D**-0.5
+    chain, ops = Rows.chain([1] * rows, CONTEXT), backend_ops("triton")
+    tables, height = laid(chain, q, k, ops), tile_rows(H, G, D, BF16, whole=True)
+    whole = laid(chain, q, k, ops, tile_rows=height, whole=True)
     partials = torch.empty(PARTIALS, device=DEVICE)
-    want = attention_triton(*call, form="whole")
-    assert soak(lambda: attention_triton(*call, workspace=partials, form=form), partials, want) == 0
+    inputs, scale = (q, k, v, k_cache, v_cache), D**-0.5
+    want = attention_triton(*inputs, whole, scale)
+    call = partial(attention_triton, *inputs, tables, scale, workspace=partials, form=form)
+    assert soak(call, partials, want) == 0
 
 
 @pytest.mark.parametrize("segments", [2, 8])
@@ -47,7 +54,8 @@ def test_attention(rows, form):
 def test_split_linears(rows, segments):
     """Against the launch whose programs run their segments one after another; counters end as zeros."""
     torch.manual_seed(0)
-    x, w = (torch.randn(n, 4096, device=DEVICE).to(BF16) for n in (rows, 4096))
+    x, numbers = (torch.randn(n, 4096, device=DEVICE).to(BF16) for n in (rows, 4096))
+    w = Weight(numbers)
     space = Workspace.new(torch.device(DEVICE), PARTIALS)
     split, in_turn = (
         LinearEntry(64, segments, (LinearTile(None, 16, 64, form, 4, 4),)) for form in (True, False)

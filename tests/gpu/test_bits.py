@@ -12,6 +12,7 @@ from qwen3_model.checkpoint import EMBEDDED
 CONTEXTS = [1, 127, 128, 129, 255, 256, 257, 4096]
 
 
+@pytest.mark.usefixtures("memory")
 @pytest.mark.parametrize("name", ["embedded", *SHAPES])
 def test_bits(name):
     if name == "embedded":

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 from golden import SHAPES, seeded_model
-from orthrus_kernels.linear_triton import linear_triton
-from qwen3_model.captured import CapturedPasses
+from replayed import Replayed
 
-from orthrus_kernels import Rows, backend_ops, tables
+from orthrus_kernels import Rows, Weight, backend_ops, tables
+from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.pdl import pdl_supported
 from orthrus_kernels.tables import LinearTile
 from orthrus_kernels.workspace import Workspace
@@ -42,10 +42,10 @@ def poisoned_memory():
 def passes(model, cache, tokens: list[list[int]], kinds: tuple[str, ...]) -> list[list[torch.Tensor]]:
     """(logits, keys, values) of a pass over each line of tokens. The first pass is launched kernel by kernel,
     the others are replays of one CUDA graph, queued one behind the other."""
-    model.ops, cache.passes = backend_ops("triton", kinds), CapturedPasses(model, cache)
-    found = []
+    model.ops, found = backend_ops("triton", kinds), []
+    replayed = Replayed(model, cache)
     for line in tokens:
-        out = model.forward(Rows.chain(line, CONTEXT), cache)
+        out = replayed.forward(Rows.chain(line, CONTEXT))
         found.append([t.clone() for t in (out.logits, out.keys, out.values)])
     return found
 
@@ -79,7 +79,7 @@ def tiles() -> list[LinearTile]:
     return [*(replace(tile, rows=None) for tile in committed), *more, replace(more[1], prefetch=8)]
 
 
-def chain(x: torch.Tensor, weights: list[torch.Tensor], entry, space: Workspace, pdl: bool) -> torch.Tensor:
+def chain(x: torch.Tensor, weights: list[Weight], entry, space: Workspace, pdl: bool) -> torch.Tensor:
     """LENGTH linears of both views, each on the output of the one in front, a norm behind every fifth.
     Ordinary launches run one at a time."""
     ops, gain = backend_ops("triton"), torch.ones(WIDTH, device=DEVICE, dtype=BF16)
@@ -97,7 +97,7 @@ def chain(x: torch.Tensor, weights: list[torch.Tensor], entry, space: Workspace,
 def test_chains_of_linears(tile, rows):
     """Partials and arrival counters are shared by all launches of a chain."""
     torch.manual_seed(0)
-    weights = [(torch.randn(WIDTH, WIDTH, device=DEVICE) * WIDTH**-0.5).to(BF16) for _ in range(8)]
+    weights = [Weight((torch.randn(WIDTH, WIDTH, device=DEVICE) * WIDTH**-0.5).to(BF16)) for _ in range(8)]
     x, space = torch.randn(rows, WIDTH, device=DEVICE).to(BF16), Workspace.new(torch.device(DEVICE))
     own = tables.linear_entry(WIDTH, WIDTH, BF16, "sm_90")
     entry = replace(own, segments=max(own.segments, 2), tiles=(tile,), apart=64)

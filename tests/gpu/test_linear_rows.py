@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from orthrus_kernels.linear_triton import linear_triton
 
 from bench.models import MODELS
-from orthrus_kernels import Sampling, tables
+from orthrus_kernels import Sampling, Weight, tables
 from orthrus_kernels.choice_triton import choose_triton
 from orthrus_kernels.head import head_triton
+from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
 from orthrus_kernels.logit_summary import summary_of_logits
 from orthrus_kernels.swiglu import swiglu_triton
@@ -45,9 +45,9 @@ def each_alone(op, x: torch.Tensor) -> torch.Tensor:
 def test_linears(size, name):
     torch.manual_seed(0)
     n, k = MODELS[size].weights()[name]
-    x, w, w_diff = heavy(MOST_ROWS, k), heavy(n, k), heavy(n, k)
+    x, w, w_diff = heavy(MOST_ROWS, k), Weight(heavy(n, k)), Weight(heavy(n, k))
     ar, diffusion = (each_alone(lambda row, of=of: linear_triton(row, of), x) for of in (w, w_diff))
-    exact = x.double() @ w.double().T
+    exact = x.double() @ w.dense().double().T
     assert (ar.double() - exact).abs().max() < 1e-2 * exact.abs().max()
     for rows in range(1, MOST_ROWS + 1):
         n_ar = rows // 3
@@ -68,7 +68,7 @@ def test_swiglu_in_the_linear(size, numbers):
     """By the tables, and the two kernels one after another on each row alone."""
     torch.manual_seed(0)
     n, k = MODELS[size].weights()["gate_up"]
-    x, w = numbers(MOST_ROWS, k), numbers(n, k) * k**-0.5
+    x, w = numbers(MOST_ROWS, k), Weight(numbers(n, k) * k**-0.5)
     alone = each_alone(lambda row: swiglu_triton(linear_triton(row, w)), x)
     for rows in range(1, MOST_ROWS + 1):
         assert torch.equal(linear_swiglu_triton(x[:rows], w), alone[:rows]), rows
@@ -82,8 +82,8 @@ def test_the_head(size, likeliest):
     """Ids, logits and log-sum-exps are those of written logits; one token stands in two tiles, a tie."""
     torch.manual_seed(0)
     v, e = MODELS[size].weights()["head"]
-    x, w = normal(MOST_ROWS, e), normal(v, e) * 0.05
-    w[100_000] = w[17]
+    x, w = normal(MOST_ROWS, e), Weight(normal(v, e) * 0.05)
+    w.data[100_000] = w.data[17]
     alone = summary_of_logits(linear_triton(x, w, out_dtype=torch.float32), likeliest)
     slices = [(0, rows) for rows in range(1, MOST_ROWS + 1)] + [*SLICES]
     for first, last in slices:

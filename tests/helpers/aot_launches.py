@@ -203,7 +203,7 @@ def choices() -> Iterator[Launch]:
 
 def cycles() -> Iterator[Launch]:
     """What a cycle on the device begins and ends with, for a tree with blocks at 32k."""
-    lay, advance, rows = module("lay_triton"), module("advance_triton"), module("visibility").Rows
+    lay, rows = module("lay_triton"), module("visibility").Rows
     one, record = meta(1, dtype=torch.int32), meta(107, dtype=torch.int32)
     tree = rows.tree_with_blocks([1] * 33, [-1, *range(32)], 0, range(9, 33), 6, 96)
     chains = rows.batch([rows.chain([1] * 64, 0, s) for s in range(8)])
@@ -242,14 +242,21 @@ def cycles() -> Iterator[Launch]:
     launch = partial(blocks.follow_triton, meta(68, dtype=torch.int32), state, at, 8, drafts, behind, one)
     yield "20 blocks", blocks, "_follow_kernel", launch, ALL
 
-    nodes, chosen, logits = (meta(33, dtype=t) for t in (torch.int32, torch.int64, torch.float32))
-    ends = meta(2, dtype=torch.int32)
+    nodes, chosen, logits = (meta(66, dtype=t) for t in (torch.int32, torch.int64, torch.float32))
+    states, accepted, start = (meta(*n, dtype=torch.int32) for n in ((2, 4), (2, 33), (2,)))
+    ends, records = meta(2, dtype=torch.int32), meta(2, 107, dtype=torch.int32)
+    walk, commit, seen = module("walk"), module("commit"), module("seen")
     for name, timed, targets in (("33 nodes", False, ALL), ("33 nodes, timed", True, HOPPER)):
         launch = partial(
-            advance.advance_triton, state, chosen, nodes, chosen, logits, logits, ends, nodes, one, record,
+            walk.walk_triton, states, chosen, nodes, chosen, logits, logits, ends, accepted, start, records,
             timed,
         )  # fmt: skip
-        yield name, advance, "_advance_kernel", launch, targets
+        yield name, walk, "_walk_kernel", launch, targets
+    cache, kept = meta(36, 2, 8, 2048, 128), meta(36, 66, 8, 128)
+    launch = partial(commit.commit_triton, cache, cache, kept, kept, accepted, start)
+    yield "36 layers", commit, "_commit_kernel", launch, ALL
+    counts = meta(151936, dtype=torch.int32)
+    yield "66 rows", seen, "_paths_kernel", partial(seen.seen_rows_triton, counts, chosen, nodes), ALL
 
 
 def launches() -> Iterator[Launch]:

@@ -19,8 +19,8 @@ from torch import Tensor
 from orthrus_kernels import Sampling
 from orthrus_kernels.backends import REFERENCE
 from orthrus_kernels.choice_triton import choice_form
+from orthrus_kernels.layout import Settings
 from qwen3_model import Qwen3
-from qwen3_model.decode import cycle
 
 
 def lookup_model(share: float, backend: str = "triton", seed: int = 0, **changes) -> Qwen3:
@@ -49,38 +49,39 @@ def lookup_model(share: float, backend: str = "triton", seed: int = 0, **changes
 def fast_choices(model: Qwen3, monkeypatch) -> None:
     """The twins in the kernels' place, where those are interpreted."""
     if DEVICE == "cpu":
-        fast = {"candidates": _candidates, "head": _head, "log_probability": REFERENCE.log_probability}
-        monkeypatch.setattr(model, "ops", replace(model.ops, choose=REFERENCE.choose, **fast))
-        monkeypatch.setattr(cycle, "choose_triton", _choose)
-        monkeypatch.setattr(cycle, "summary_of_logits", lambda logits, top: (0, 0, logits.logsumexp(-1)))
+        fast = {name: _reading(getattr(REFERENCE, name)) for name in ("choose", "candidates")}
+        fast["head"] = _packed(REFERENCE.head)
+        fast |= {name: getattr(REFERENCE, name) for name in ("log_sum_exp", "seen_rows")}
+        monkeypatch.setattr(model, "ops", replace(model.ops, **fast))
 
 
 def _read(numbers: Tensor, form: Sampling, vocabulary: int) -> Sampling:
-    """The settings that lie in `numbers` [8], of those that a launch of this form reads."""
+    """The settings that lie in `numbers`, of those that a launch of this form reads."""
     sampled, room, by_p, by_min = choice_form(form, vocabulary)
-    low, high, top_k = numbers[:3].tolist()
-    _, temperature, top_p, min_p, _ = numbers[3:].view(torch.float32).tolist()
+    whole, parts = numbers.tolist(), numbers.view(torch.float32).tolist()
     return Sampling(
-        temperature=temperature if sampled else 0.0, top_k=top_k if room else 0,
-        top_p=top_p if by_p else 1.0, min_p=min_p if by_min else 0.0,
-        seed=low % 2**32 + high % 2**32 * 2**32,
+        temperature=parts[Settings.TEMPERATURE] if sampled else 0.0,
+        top_k=whole[Settings.TOP_K] if room else 0, top_p=parts[Settings.TOP_P] if by_p else 1.0,
+        min_p=parts[Settings.MIN_P] if by_min else 0.0, repetition_penalty=parts[Settings.PENALTY],
+        seed=whole[Settings.SEED_LOW] % 2**32 + whole[Settings.SEED_HIGH] % 2**32 * 2**32,
     )  # fmt: skip
 
 
-def _choose(logits, positions, sampling, *, out, numbers, bias):
-    logits = logits if bias is None else logits + bias
-    out.copy_(REFERENCE.choose(logits, positions, _read(numbers, sampling, logits.shape[1])))
+def _reading(twin):
+    """A twin of the choice that takes its settings from where a kernel finds them."""
+
+    def run(logits, positions, sampling, *given, numbers, bias):
+        logits = logits if bias is None else logits + bias
+        return _packed(twin)(logits, positions, _read(numbers, sampling, logits.shape[1]), *given)
+
+    return run
 
 
-def _candidates(logits, positions, sampling, k, seen=None, *, numbers=None, bias=None):
-    if numbers is not None:
-        sampling = _read(numbers, sampling, logits.shape[1])
-    logits = logits if bias is None else logits + bias
-    return tuple(t.contiguous() for t in REFERENCE.candidates(logits, positions, sampling, k, seen))
+def _packed(twin):
+    """With results as kernels lay them out."""
 
+    def run(*given):
+        found = twin(*given)
+        return found.contiguous() if isinstance(found, Tensor) else [t.contiguous() for t in found]
 
-def _head(states, weight, k, out=None):
-    found = [t.contiguous() for t in REFERENCE.head(states, weight, k)]
-    for mine, theirs in zip(out or (), found, strict=False):
-        mine.copy_(theirs)
-    return found
+    return run

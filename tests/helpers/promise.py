@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from qwen3_model.captured import CapturedPasses
+from replayed import Replayed
 
 from orthrus_kernels import Rows
 from qwen3_model import Qwen3
@@ -51,13 +52,13 @@ def filled_cache(model: Qwen3, context: int, room: int, sequences: int, rng: ran
     return cache
 
 
-def decode_trunk(model: Qwen3, cache: KVCache, trunk: list[int], context: int):
+def decode_trunk(forward, cache: KVCache, trunk: list[int], context: int):
     """One row a pass: logits [n, V], keys and values [L, n, G, D] of every token of the trunk."""
     logits, keys, values = [], [], []
     for i, token in enumerate(trunk):
-        out = model.forward(Rows.chain([token], context + i), cache)
+        out = forward(Rows.chain([token], context + i))
         cache.commit(out.keys, out.values, [0])
-        logits.append(out.logits.clone())  # an output is valid until the next pass
+        logits.append(out.logits.clone())  # a replay's output is valid until the next one
         keys.append(out.keys.clone())
         values.append(out.values.clone())
     return torch.cat(logits), torch.cat(keys, 1), torch.cat(values, 1)
@@ -97,15 +98,14 @@ def check_model(
     seed: int = 0,
     graphs: bool = False,
 ) -> Counts:
-    """`passes` random passes on each context. graphs: the trunk's passes, all of one or two shapes, and what
-    passes repeat a shape are replayed.
-    """
+    """`passes` random passes on each context. graphs: the trunk's passes, all of one shape, and what passes
+    repeat a shape are replayed."""
     rng, found = random.Random(seed), Counts()
     for context in contexts:
         cache = filled_cache(model, context, trunk_length + 2, 2, rng)
-        cache.passes = CapturedPasses(model, cache) if graphs else None
+        forward = Replayed(model, cache).forward if graphs else partial(model.forward, cache=cache)
         trunk = random_tokens(model, trunk_length, rng)
-        logits, keys, values = decode_trunk(model, cache, trunk, context)
+        logits, keys, values = decode_trunk(forward, cache, trunk, context)
         for _ in range(passes):
             first = rng.randrange(trunk_length)
             cache.lengths[0] = context + first
@@ -116,7 +116,7 @@ def check_model(
                 tree_first = both.sequences[0] == 0
                 path = path if tree_first else [len(other) + i for i in path]
                 rows = both
-            out = model.forward(rows, cache, logits_of=path)
+            out = forward(rows, logits_of=path)
             found.passes += 1
             for i, row in enumerate(path):
                 at = first + i

@@ -1,6 +1,6 @@
 """What a draft tree is ranked by, at a temperature of 0.5, against its written definition: bias, penalty and
 correction change logits, and a score is one of logits over the temperature. A scale that is off by it would
-leave every text as it is."""
+leave every text as it is. A penalty of a draft sees the text and not the draft."""
 
 import pytest
 import torch
@@ -9,9 +9,9 @@ from lookup import lookup_model
 
 from orthrus_kernels import Rows, Sampling
 from orthrus_kernels.choice import gumbel
-from orthrus_kernels.choice_triton import bias_table, choice_numbers
+from orthrus_kernels.choice_triton import bias_table
 from qwen3_model.bigram import Bigram
-from qwen3_model.decode.cycle import CANDIDATES, Choice
+from qwen3_model.decode.choice import CANDIDATES, Choice
 
 T, PROMPT = 0.5, [5, 6, 7]
 # So that paths hold tokens twice.
@@ -57,32 +57,26 @@ def block_logits(model, root, start, count):
 
 
 def check_tree(tree, logits, told, seed, penalty, tables):
-    """Every node: the sum of its steps along its path. Returns how many are on their own path already, and
-    not in the text."""
-    before, repeats = torch.zeros(logits.shape[1], dtype=torch.bool), 0
-    before[told] = True
-    steps = [shares(penalised(row, penalty, before), len(told) + d, seed) for d, row in enumerate(logits)]
-    paths = tree.paths()
+    """Every node: the sum of its steps along its path. Returns how many nodes hold a token of the text."""
+    seen = torch.zeros(logits.shape[1], dtype=torch.bool)
+    seen[told] = True
+    steps = [shares(penalised(row, penalty, seen), len(told) + d, seed) for d, row in enumerate(logits)]
     for node in range(1, len(tree)):
         d, token, parent = tree.depths[node] - 1, tree.tokens[node], tree.parents[node]
         logs, ids = steps[d]
-        if penalty == 1.0 and d > 0:
-            logs = corrected(logs, ids, tree.tokens[parent], tables)
-        step = logs[ids.index(token)]
-        if penalty != 1.0 and token in paths[parent]:
-            repeats += not before[token]
-            change = penalised(logits[d], penalty, before | True) - penalised(logits[d], penalty, before)
-            step = (step + change[token].double() / T).clamp(max=0)
-        assert tree.scores[node] == pytest.approx(tree.scores[parent] + step.item(), abs=1e-4), (tree, node)
-    return repeats
+        logs = corrected(logs, ids, tree.tokens[parent], tables) if d > 0 else logs
+        wanted = tree.scores[parent] + logs[ids.index(token)].item()
+        assert tree.scores[node] == pytest.approx(wanted, abs=1e-4), (tree, node)
+    return sum(token in told for token in tree.tokens[1:])
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1.7], ids=["correction", "penalty"])
-def test_the_loops_trees(penalty):
-    model, runs = model_of("reference"), []
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("penalty", [1.0, 1.7])
+def test_a_cycles_trees(penalty, backend):
+    model, runs = model_of(backend), []
     model.bigram = tables = random_tables(model.config.vocab_size)
     repeats = accepted = 0
-    for seed in range(4):
+    for seed in range(4 if backend == "reference" else 2):
         runs.clear()
         model.generate(
             PROMPT, max_new_tokens=12, strategy="two-pass", tree_nodes=20, temperature=T, seed=seed,
@@ -90,32 +84,30 @@ def test_the_loops_trees(penalty):
         )  # fmt: skip
         told = [*PROMPT, *runs[0].tokens]
         for run in runs[1:]:
-            if run.tree is not None:
+            if run.nodes:
                 logits = block_logits(model, told[-1], len(told) - 1, max(run.tree.depths))
                 repeats += check_tree(run.tree, logits, told, seed, penalty, tables)
                 accepted += len(run.path) - 1
             told += run.tokens
-    assert accepted > 8 and (repeats > 2 or penalty == 1.0), (accepted, repeats)
+    assert accepted > 3 and repeats > 2, (accepted, repeats)
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_a_cycles_ranks(known):
-    """The same of a cycle on the device: its numbers, its bias, its scale."""
+    """By the numbers and the bias that lie on the device, whatever settings of this form it was captured
+    with."""
     model, start, count = model_of("triton"), 5, 2
     v = model.config.vocab_size
     model.bigram = tables = random_tables(v)
-    sampling = Sampling(temperature=T, seed=3, logit_bias=BIASES)
-    bias = bias_table(tuple(BIASES.items()), v, torch.device(DEVICE))
-    first = Sampling(
-        temperature=1.5, seed=8, logit_bias={1: 20.0}
-    )  # of this form too: the graph was made for it
-    choice = Choice(first, choice_numbers(sampling, v).to(DEVICE), bias)
+    choice = Choice(model)
+    choice.begin(Sampling(temperature=T, seed=3, logit_bias=BIASES), PROMPT)
+    choice.sampling = Sampling(temperature=1.5, seed=8, logit_bias={1: 20.0})
     g = torch.Generator().manual_seed(2)
     states = torch.randn(count, model.config.hidden_size, generator=g).to(DEVICE)
     root = torch.tensor([7], dtype=torch.int32, device=DEVICE)
     positions = torch.arange(start + 1, start + 1 + count, device=DEVICE)
-    scores, ids, order = choice.ranked(model, states, positions, root, known)
-    logits = (model.ops.linear(states, model.head, out_dtype=torch.float32) + bias).cpu()
+    scores, ids, order = choice.ranked(states, positions, root, known)
+    logits = (model.ops.linear(states, model.head, out_dtype=torch.float32) + choice.bias).cpu()
     fronts = [[7] * CANDIDATES, ids[0].tolist()]
     for p in range(count):
         logs, wanted = shares(logits[p], start + 1 + p, 3)

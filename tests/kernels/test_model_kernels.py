@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from plainly import plainly
 from promise import check_model, check_prefill
-from qwen3_model.captured import CapturedPasses
+from replayed import Replayed
 from small import small_model
 
 from orthrus_kernels import Rows
@@ -74,32 +75,33 @@ def test_what_a_linear_reads_has_memory_behind_it(model_of, monkeypatch, logits_
     assert len(behind) == 5 and min(behind) >= ROWS_BEHIND, behind  # qkv, o, gate_up, down, head
 
 
-def test_a_captured_pass_takes_each_passs_numbers(model_of):
+def test_a_pass_takes_each_passs_numbers(model_of):
     """Passes of one shape run from the same tensors: other tokens, positions and tables each time."""
-    model, logits = model_of("float32", num_hidden_layers=1), {}
-    for graphs in (False, True):
-        cache = model.new_cache(40)
-        model.prefill(list(range(5, 25)), cache)
-        cache.passes = CapturedPasses(model, cache) if graphs else None
-        passes = [Rows.tree([t, 7, t + 1], [-1, 0, 0], 18 + t % 3) for t in range(30, 34)]
-        logits[graphs] = []
-        for rows in passes:
-            cache.lengths[0] = rows.contexts[0]
-            logits[graphs].append(model.forward(rows, cache).logits.clone())
-        assert not graphs or len(cache.passes) == 1, "one shape"
-    assert all(torch.equal(a, b) for a, b in zip(logits[True], logits[False], strict=True))
+    model = model_of("float32", num_hidden_layers=1)
+    cache = model.new_cache(40)
+    model.prefill(list(range(5, 25)), cache)
+    replayed = Replayed(model, cache)
+    for t in range(30, 34):
+        rows = Rows.tree([t, 7, t + 1], [-1, 0, 0], 18 + t % 3)
+        cache.lengths[0] = rows.contexts[0]
+        assert torch.equal(replayed.forward(rows).logits, model.forward(rows, cache).logits)
+    assert len(replayed.passes) == 1, "one shape"
 
 
 def test_generations_share_a_cache(model_of):
-    model = model_of("float32", num_hidden_layers=1)
-    plain = [model.generate([5, 6, t], max_new_tokens=3, tree_nodes=0).token_ids for t in (7, 8)]
-    model.use_graphs = True
-    assert [model.generate([5, 6, t], max_new_tokens=3, tree_nodes=0).token_ids for t in (7, 8)] == plain
-    spare = model.spare_cache
-    inner = []
-    model.generate([5, 6, 7], max_new_tokens=2, tree_nodes=0, on_tokens=lambda *_: inner.append(
-        model.generate([5, 6, 8], max_new_tokens=3, tree_nodes=0).token_ids))  # fmt: skip
-    assert inner[0] == plain[1] and spare is not None and spare.capacity == 1024
+    """Also one inside another's callback, where they take turns."""
+    model = model_of("float32", num_hidden_layers=1, max_position_embeddings=3000)
+    plain = [plainly(model, [5, 6, t], 3)[0] for t in (7, 8)]
+    how, inner = {"max_new_tokens": 3, "tree_nodes": 0}, []
+    for _ in "01":
+        assert [model.generate([5, 6, t], **how).token_ids for t in (7, 8)] == plain
+    slot = model.engine.slot
+    outer = model.generate([5, 6, 7], **how, on_tokens=lambda *_: inner.append(
+        model.generate([5, 6, 8], **how).token_ids))  # fmt: skip
+    assert outer.token_ids == plain[0] and inner[0] == inner[-1] == plain[1]
+    assert model.engine.slot is slot and slot.cache.capacity == 1024
+    model.engine._slot(1025)
+    assert model.engine.slot is not slot and model.engine.slot.cache.capacity == 2048
 
 
 def test_prefill_in_chunks(model_of):
@@ -110,9 +112,8 @@ def test_prefill_in_chunks(model_of):
 def test_two_pass_decoding_is_plain_decoding(model_of, temperature):
     model = model_of("bfloat16", num_hidden_layers=1)
     settings = {"max_new_tokens": 6, "temperature": temperature, "seed": 3}
-    plain = model.generate([5, 6, 7], strategy="autoregressive", **settings)
     drafted = model.generate([5, 6, 7], strategy="two-pass", tree_nodes=0, **settings)
-    assert drafted.token_ids == plain.token_ids and drafted.logprobs == plain.logprobs
+    assert (drafted.token_ids, drafted.logprobs) == plainly(model, [5, 6, 7], **settings)
 
 
 def test_torchs_own_kernels_run_for_comparison(model_of):

@@ -8,7 +8,7 @@ import torch
 from interpreter import DEVICE
 from limits import assert_close
 from strategies import hard
-from test_advance import run
+from test_walk import run
 
 from orthrus_kernels import Sampling, choose
 from orthrus_kernels.backends import REFERENCE, backend_ops
@@ -26,9 +26,11 @@ TRITON = backend_ops("triton")
 @pytest.mark.parametrize("ends", [(14, 12), (30, 31, 12), (13, 30, 14, 31, 12), (12,), (30, 31), ()], ids=str)
 def test_every_end_token_of_the_list_ends_a_walk(ends):
     """A chain of 11, 12, 13, 14, all agreed with."""
-    state, accepted, _, record = run([7, 10, 9, 0], [10, 11, 12, 13], [-1, 0, 1, 2], [11, 12, 13, 14], ends)
+    (state,), (accepted,), _, (record,) = run(
+        [[7, 10, 9, 0]], [10, 11, 12, 13], [-1, 0, 1, 2], [11, 12, 13, 14], ends
+    )
     kept = 2 if 12 in ends else 4
-    assert state == [7 + kept, 10 + kept, 9 - kept, int(12 in ends)] and int(record[0]) == kept
+    assert state == [7 + kept, 10 + kept, 9 - kept, int(12 in ends)] and record[0] == kept
     assert accepted == [0, 1, 2, 3][:kept] + [-1] * (4 - kept)
 
 

@@ -72,7 +72,7 @@ class Cycles:
             following = launch() if ahead else None
             kind, cycle, read = waiting
             end = read()
-            if watched:
+            if watched and kind != PLAIN:
                 cycle.tell(end.run)
             if controller is not None and isinstance(kind, int):
                 controller.observe(kind, end.run.path if end.run.nodes else None)

@@ -85,6 +85,7 @@ class Engine:
         Returns the text it was for, None if there is nothing to do. Raises InputError when logits are not
         numbers or a pass does not fit into memory, and whatever a callback raises: the text is then out of
         the engine, which goes on with the next one."""
+        self._drop_finished()  # by a step inside the callback of its last run
         if self._running is None:
             if not self._waiting:
                 return None
@@ -98,8 +99,7 @@ class Engine:
         except BaseException:
             self._running = None
             raise
-        if sequence.finished:
-            self._running = None
+        self._drop_finished()
         return sequence
 
     def generate(
@@ -126,6 +126,10 @@ class Engine:
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
         sequence.end(reason)
+
+    def _drop_finished(self) -> None:
+        if self._running is not None and self._running[0].finished:
+            self._running = None
 
     def forget(self) -> None:
         """Free the cache and its graphs; the next text makes them anew."""
