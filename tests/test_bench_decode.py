@@ -13,7 +13,6 @@ from bench import (
     decode,
     decode_measure,
     decode_report,
-    measure,
     passes,
     peers,
     step_profile,
@@ -22,7 +21,6 @@ from bench.measure import Timing, replayable
 from bench.models import MODELS
 from bench.passes import CYCLE, PASSES, SDPA, Pass, measure_passes, pass_bytes, weight_bytes
 from bench.step_profile import Span
-from orthrus_kernels import attention_triton
 from qwen3_model import Qwen3
 from tools.docs import performance
 
@@ -234,33 +232,6 @@ def test_replayable_on_a_cpu_is_the_call():
     assert calls == [1, 1]
 
 
-def test_replays_are_timed_one_behind_another(monkeypatch):
-    """A GPU whose clock goes on by 7 ms a replay: one replay more than intervals, none of them waits."""
-    said, clock = [], [0.0]
-
-    class Event:
-        def __init__(self, enable_timing):
-            self.at = None
-
-        def record(self):
-            self.at = clock[0]
-            said.append("event")
-
-        def elapsed_time(self, later):
-            return later.at - self.at
-
-    def replayed():
-        clock[0] += 7
-        said.append("replay")
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda *device: said.append("wait"))
-    timing = measure.time_replays(replayed, seconds=0.15)
-    assert timing == Timing(7000.0, 7000.0, 7000.0)
-    burst = ["replay"] + ["event", "replay"] * measure.BURST + ["event", "wait"]
-    assert said == 4 * burst, "a first look; 21 samples at least"
-
-
 def recorded(call, count):
     call()
     return [Span(s.name, s.start + 20 * i, s.end + 20 * i) for i in range(count) for s in STEP]
@@ -299,10 +270,7 @@ def test_rows_of_sampling_and_trees(monkeypatch):
     """Chain and tree, greedy and sampled; the cycle is timed, and the kernels of the text it ends."""
     monkeypatch.setattr(decode_measure, "PROFILED_TOKENS", 3)
     monkeypatch.setattr(decode_measure, "TREE", 3)
-    monkeypatch.setattr(attention_triton, "PROGRAMS", 8)  # the interpreter pays for programs without items
-    monkeypatch.setattr(attention_triton, "COMBINE_UNROLL", 1)  # and for unrolled steps
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    model, texts = tiny("triton", eos_token_ids=(), block_size=3, **heads), []
+    model, texts = tiny(eos_token_ids=(), block_size=3), []
 
     def text(call, count):
         texts.append(call())

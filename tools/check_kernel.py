@@ -63,7 +63,7 @@ KNOWN = {
     "choose": _CHOOSE,
     "candidates": _CHOOSE,
     "log_sum_exp": Op(_CHOICE, ("_logits_kernel", "_merge_kernel")),
-    "commit": Op(("kernels/test_commit.py", "test_verify_commit.py"), ("_commit_kernel",)),
+    "commit": Op(("kernels/test_commit.py", "test_cache.py"), ("_commit_kernel",)),
     "blocks": Op(("kernels/test_grow.py", "test_anchors.py"), ("_place_kernel", "_follow_kernel")),
     "lay": Op(("kernels/test_lay.py", "test_pass_tables.py"), ("_lay_kernel",)),
     "rerank": Op(("kernels/test_rerank.py",), ("_rerank_kernel",)),
