@@ -126,7 +126,8 @@ def test_tree_node_equals_decoding_its_path_alone(rows, dtype, kind, data):
     inside = attention(q, k, v, k_cache, v_cache, rows, 0.25)[node]
     above, start = rows.ancestors(node), rows.contexts[0]
     k_cache, v_cache = k_cache[None].clone(), v_cache[None].clone()
-    commit(k_cache, v_cache, k[None], v[None], above, start)
+    table = torch.tensor([[start, *above]], dtype=torch.int32)
+    commit(k_cache, v_cache, k[None], v[None], table[:, 1:], table[:, 0])
     alone = Rows.chain([1], start + len(above))
     assert torch.equal(
         attention(q[[node]], k[[node]], v[[node]], k_cache[0], v_cache[0], alone, 0.25)[0], inside

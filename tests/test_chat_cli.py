@@ -132,14 +132,14 @@ def test_settings_that_no_turn_can_have_end_the_chat(tiny, talk):
 
 
 def test_ctrl_c_ends_an_answer_and_not_the_chat(tiny, talk, monkeypatch):
-    forward, count = Qwen3.forward, iter(range(100))
+    states, count = Qwen3.states, iter(range(100))
 
-    def interrupted(self, *args, **kwargs):
+    def interrupted(self, *args):
         if next(count) == 1:
             raise KeyboardInterrupt
-        return forward(self, *args, **kwargs)
+        return states(self, *args)
 
-    monkeypatch.setattr(Qwen3, "forward", interrupted)
+    monkeypatch.setattr(Qwen3, "states", interrupted)
     code, out, _, prompts = talk(tiny, b"x\ny\n", "--json", "--strategy", "autoregressive")
     first, second = map(json.loads, out.splitlines())
     assert code == 0 and first["stats"]["finish_reason"] == "interrupted" and len(second["token_ids"]) == 4

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
-from qwen3_model.decode.state import Decoding, Run
 from tiny_folder import PROMPTS, edit_config, write_tiny
 
 from qwen3_model import InputError, Qwen3, checkpoint
 from qwen3_model.cli import VERBS, main
 from qwen3_model.comparison import compare
-from qwen3_model.decode import STRATEGIES, autoregressive
+from qwen3_model.decode.cycles import Cycles
 
 SHELL = "import sys; from qwen3_model.cli import main; sys.exit(main())"
 
@@ -47,14 +46,14 @@ def orthrus(capsys):
 
 def stop_after(monkeypatch, passes: int) -> None:
     """Ctrl-C in the forward pass after `passes`."""
-    forward, count = Qwen3.forward, iter(range(passes))
+    states, count = Qwen3.states, iter(range(passes))
 
-    def interrupted(self, *args, **kwargs):
+    def interrupted(self, *args):
         if next(count, None) is None:
             raise KeyboardInterrupt
-        return forward(self, *args, **kwargs)
+        return states(self, *args)
 
-    monkeypatch.setattr(Qwen3, "forward", interrupted)
+    monkeypatch.setattr(Qwen3, "states", interrupted)
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -259,15 +258,25 @@ def test_verify_prints_tables(tiny, orthrus):
     assert code == 0 and "2/2" in out and "tokens per forward" in out and "this many or more" in out
 
 
-def test_verify_sees_a_single_wrong_token(tiny, orthrus, monkeypatch):
-    def lossy(decoding: Decoding) -> Iterator[Run]:
-        while True:
-            run = autoregressive.cycle(decoding)
-            if len(decoding.tokens) == 12:
-                decoding.tokens[-1] = run.tokens[0] = (run.tokens[0] + 1) % 300
+def spoil_one(monkeypatch, spoil) -> None:
+    """spoil(run, i): of a text that is not plain, where the run's token i is the text's twelfth."""
+    runs = Cycles.runs
+
+    def lossy(self, sequence):
+        for run in runs(self, sequence):
+            i = 11 - len(sequence.tokens)
+            if sequence.request.strategy != "autoregressive" and 0 <= i < len(run.tokens):
+                spoil(run, i)
             yield run
 
-    monkeypatch.setitem(STRATEGIES, "auto", lossy)
+    monkeypatch.setattr(Cycles, "runs", lossy)
+
+
+def test_verify_sees_a_single_wrong_token(tiny, orthrus, monkeypatch):
+    def spoil(run, i):
+        run.tokens[i] = (run.tokens[i] + 1) % 300
+
+    spoil_one(monkeypatch, spoil)
     line = ("verify", tiny / "held_out.jsonl", "--model", tiny, "--max-new-tokens", 16)
     code, out, _ = orthrus(*line, "--json")
     found = json.loads(out)
@@ -285,16 +294,10 @@ def test_verify_sees_a_single_wrong_token(tiny, orthrus, monkeypatch):
 
 
 def test_verify_sees_a_single_wrong_bit_of_a_log_probability(tiny, orthrus, monkeypatch):
-    def lossy(decoding: Decoding) -> Iterator[Run]:
-        while True:
-            run = autoregressive.cycle(decoding)
-            if len(decoding.tokens) == 12:
-                run.logprobs[0] = float(
-                    torch.tensor(run.logprobs[0], dtype=torch.float64).nextafter(torch.zeros(()).double())
-                )
-            yield run
+    def spoil(run, i):
+        run.logprobs[i] = math.nextafter(run.logprobs[i], 0.0)
 
-    monkeypatch.setitem(STRATEGIES, "auto", lossy)
+    spoil_one(monkeypatch, spoil)
     code, out, _ = orthrus(
         "verify", tiny / "held_out.jsonl", "--model", tiny, "--max-new-tokens", 16, "--json"
     )

@@ -6,12 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import small_model
+from plainly import plainly
+from scripted import ScriptedModel
+from small import small_config, small_model
 
 from orthrus_kernels import Rows, Sampling, draft_tree, visible
 from qwen3_model import InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
-from qwen3_model.decode import Decoding, two_pass
+from qwen3_model.decode.choice import Choice
 from qwen3_model.prompts import read_prompts
 
 
@@ -23,16 +25,14 @@ def distributions(depth, width, seed):
     return logits.log_softmax(-1), ids
 
 
-def every_path(scores, ids, again=None):
-    """(score, tokens) of all paths from the root, summed in fp32 from the root down; again: scores of tokens
-    that are on the path already."""
+def every_path(scores, ids):
+    """(score, tokens) of all paths from the root, summed in fp32 from the root down."""
     found = []
     for depth in range(1, len(scores) + 1):
         for ranks in itertools.product(range(scores.shape[1]), repeat=depth):
             total = torch.zeros(())
             for d, rank in enumerate(ranks):
-                old = again is not None and ids[d, rank] in [ids[e, ranks[e]] for e in range(d)]
-                total = total + (again if old else scores)[d, rank]
+                total = total + scores[d, rank]
             found.append((total.item(), tuple(ids[d, rank].item() for d, rank in enumerate(ranks))))
     return sorted(found, key=lambda path: -path[0])
 
@@ -54,33 +54,18 @@ def test_it_holds_the_best_paths(depth, width, nodes, seed):
     visible(Rows.tree(tree.tokens, tree.parents, 3))  # a tree that a pass takes
 
 
-@settings(max_examples=40)
-@given(depth=st.integers(2, 4), width=st.integers(1, 4), nodes=st.integers(1, 30), seed=st.integers(0, 10**6))
-def test_it_holds_the_best_paths_where_repeats_are_penalised(depth, width, nodes, seed):
-    """Six tokens, so that most paths have one twice."""
-    scores, _ = distributions(depth, width, seed)
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.stack([torch.randperm(6, generator=generator)[:width] for _ in range(depth)])
-    again = scores - torch.rand(depth, width, generator=generator) * 2
-    tree, wanted = draft_tree(7, scores, ids, nodes, again), every_path(scores, ids, again)[:nodes]
-    assert tree.scores[1:] == [score for score, _ in wanted], "best first"
-    assert sorted(map(tuple, tree.paths()[1:])) == sorted(path for _, path in wanted)
-
-
-def test_a_penalty_follows_a_nodes_own_path():
-    """Two positions that want one token: behind itself it is divided by the penalty, and another one wins."""
-    model = small_model(eos_token_ids=())
-    decoding = Decoding(model, model.new_cache(64), [5, 6], 20, Sampling(repetition_penalty=2.0), 4)
+def test_a_drafts_penalty_sees_the_text():
+    """And not the draft: two positions that want one token both get it, unless the text has it."""
+    model = ScriptedModel(small_config())
+    choice, at = Choice(model), torch.tensor([4, 5])
     logits = torch.zeros(2, model.config.vocab_size)
     logits[:, 9], logits[:, 11] = 6.0, 5.0
-    tree = two_pass.grow(decoding, logits, 4)
-    assert (9, 11) in set(map(tuple, tree.paths())) and (9, 9) not in set(map(tuple, tree.paths()))
-    log_z = torch.logsumexp(logits[0], 0).item()
-    by_path = dict(zip(map(tuple, tree.paths()), tree.scores, strict=True))
-    assert by_path[9, 11] == pytest.approx(6 + 5 - 2 * log_z, abs=1e-5)
-    wide = two_pass.grow(decoding, logits, 40)
-    by_path = dict(zip(map(tuple, wide.paths()), wide.scores, strict=True))
-    assert by_path[9, 9] == pytest.approx(6 + 3 - 2 * log_z, abs=1e-5)
+    for text, wanted, score in (([5, 6], 9, 6.0), ([5, 9], 11, 5.0)):
+        choice.begin(Sampling(repetition_penalty=2.0), text)
+        scores, ids, order = choice.ranked(logits, at, torch.tensor(text[-1:]), known=True)
+        assert choice.proposals(logits, at).tolist() == ids[:, 0].tolist() == [wanted] * 2 and order is None
+        penalised = logits.index_fill(1, torch.tensor([9]), 3.0) if 9 in text else logits
+        assert scores[:, 0].tolist() == pytest.approx((score - penalised.logsumexp(-1)).tolist(), abs=1e-6)
 
 
 def test_a_stop_string_inside_a_path():
@@ -133,11 +118,11 @@ def test_any_tree_gives_the_text_of_plain_decoding(settings, dtype):
     model = small_model(dtype, max_position_embeddings=32)
     prompt = [5, 6, 7]
     for seed in range(2 if settings else 1):  # without a temperature a seed is nothing
-        plain = model.generate(prompt, "autoregressive", seed=seed, **settings)
+        plain = plainly(model, prompt, 29, seed=seed, **settings)
         for nodes in (1, 20, "auto"):
             drafted = model.generate(prompt, "two-pass", seed=seed, tree_nodes=nodes, **settings)
-            assert drafted.token_ids == plain.token_ids and drafted.logprobs == plain.logprobs
-            assert drafted.stats.finish_reason == plain.stats.finish_reason
+            assert (drafted.token_ids, drafted.logprobs) == plain
+            assert (drafted.stats.finish_reason == "length") == (len(plain[0]) == 29)
             assert nodes == "auto" or drafted.stats.nodes <= nodes * drafted.stats.cycles
 
 

@@ -6,17 +6,17 @@ import json
 import os
 
 import pytest
-import torch
 from rich.cells import cell_len
 from scripted import ScriptedModel
 from small import small_config
 from tiny_folder import PROMPTS, write_tiny
 
-from orthrus_kernels import DraftTree, Sampling
+from orthrus_kernels import DraftTree
 from qwen3_model import Qwen3, checkpoint
 from qwen3_model.cli import main
 from qwen3_model.cli.explain_page import draw, visible
-from qwen3_model.decode import Decoding, Run, autoregressive, two_pass
+from qwen3_model.decode.sequence import Run
+from qwen3_model.decode.two_pass import TwoPassCycle
 from qwen3_model.explain import Cycle, explain
 from qwen3_model.text import on_one_line
 
@@ -81,9 +81,8 @@ def test_a_cycle_is_what_the_passes_were_and_what_the_target_says(tree_nodes):
     result, cycles = explain(model, [1, 2], max_new_tokens=40, tree_nodes=tree_nodes, strategy="two-pass")
     passes, text = iter(model.passes), [1, 2]
     for cycle in cycles:
-        if cycle is not cycles[0]:
-            taken = [next(passes) for _ in cycle.rows]
-            assert cycle.rows == [len(rows) for rows in taken]
+        taken = [next(passes) for _ in cycle.rows]
+        assert cycle.rows == [len(rows) for rows in taken]
         if cycle.run.tree is not None:
             tree, below = cycle.run.tree, cycle.run.tree.paths()
             assert (tree.tokens, tree.parents) == (taken[-1].tokens, taken[-1].parents)
@@ -97,7 +96,9 @@ def test_a_cycle_is_what_the_passes_were_and_what_the_target_says(tree_nodes):
     assert max(len(cycle.path) for cycle in cycles) > 2
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "seed": 2}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 0.8, "seed": 2}, {"repetition_penalty": 3.0}], ids=str
+)
 def test_a_chain_has_the_estimates_of_the_tree_along_first_children(settings):
     drafts = []
     for nodes in (0, 60):
@@ -112,23 +113,6 @@ def test_a_chain_has_the_estimates_of_the_tree_along_first_children(settings):
     assert len(first) >= 2
     for (token, score), (wanted, its) in zip(chain, first, strict=False):
         assert token == wanted and score == pytest.approx(its, abs=1e-5)
-
-
-def test_a_chain_estimates_with_the_penalty_on_its_own_path():
-    logits = torch.randn(6, 97, generator=torch.Generator().manual_seed(1))
-    logits[:, 40] = 6.0  # proposed, then penalised
-    model = ScriptedModel(small_config())
-    decoding = Decoding(model, model.new_cache(9), [3, 4], 9, Sampling(repetition_penalty=3.0), 8)
-    assert two_pass.chain(decoding, logits).scores == [0.0] * 7, "nobody asked"
-    decoding.watched = True
-    tree, score, seen = two_pass.chain(decoding, logits), 0.0, [3, 4]
-    assert tree.tokens[1] == 40 != tree.tokens[2]
-    for row, token, found in zip(logits, tree.tokens[1:], tree.scores[1:], strict=True):
-        penalised = row.clone()
-        penalised[seen] = torch.where(row[seen] > 0, row[seen] / 3, row[seen] * 3)
-        score += penalised.log_softmax(-1)[token].item()
-        seen = [*seen, token]
-        assert found == pytest.approx(score, abs=1e-5)
 
 
 def test_a_cut_cycle_keeps_no_choice_of_its_own():
@@ -193,14 +177,14 @@ def test_labels_do_not_reach_the_terminal_as_commands(model):
 
 
 def test_ctrl_c_tells_what_there_is(tiny, orthrus, monkeypatch, tmp_path):
-    cycle, count = autoregressive.cycle, iter(range(5))
+    run, count = TwoPassCycle.run, iter(range(5))
 
-    def interrupted(decoding):
+    def interrupted(self):
         if next(count, None) is None:
             raise KeyboardInterrupt
-        return cycle(decoding)
+        run(self)
 
-    monkeypatch.setattr(autoregressive, "cycle", interrupted)
+    monkeypatch.setattr(TwoPassCycle, "run", interrupted)
     page = tmp_path / "page.html"
     code, out, err = orthrus(
         "explain", PROMPTS[0], "--model", tiny, "--strategy", "autoregressive", "--html", page

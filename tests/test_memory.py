@@ -47,13 +47,13 @@ def test_weights(tiny, monkeypatch, error):
 @pytest.mark.parametrize("strategy", ["autoregressive", "two-pass"])
 def test_a_pass(monkeypatch, error, strategy):
     model = small_model()
-    monkeypatch.setattr(Qwen3, "forward", raising(error))
+    monkeypatch.setattr(Qwen3, "states", raising(error))
     with pytest.raises(InputError, match=r"a pass of this text does not fit into memory \(12.0 GiB"):
         model.generate([5, 6], strategy, max_new_tokens=4)
 
 
 def test_another_error_of_a_pass_is_not_hidden(monkeypatch):
-    monkeypatch.setattr(Qwen3, "forward", raising(RuntimeError("shapes do not fit")))
+    monkeypatch.setattr(Qwen3, "states", raising(RuntimeError("shapes do not fit")))
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         small_model().generate([5, 6], max_new_tokens=4)
 

@@ -70,9 +70,8 @@ def test_every_segment_of_a_row_has_one_item(plan, height):
         needed = []
         if sequence >= 0:
             needed = list(key_segments(int(plan.start[sequence]) + int(seen[row]), CUTS))
-        assert tables.row_segments[row].tolist() == [0, len(needed)] and set(range(len(needed))) <= set(
-            segments
-        )
+        assert tables.row_segments[row].tolist() == [0, len(needed)]
+        assert set(range(len(needed))) <= set(segments)
         assert sequence >= 0 or not segments, "padding is in no item"
 
 

@@ -3,7 +3,6 @@ that reject every bias planted here; and that it stays a comparison.
 """
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,12 +10,11 @@ from exact import by_definition, p_value
 from scripted import ScriptedModel
 from small import small_config, small_model
 
-from orthrus_kernels import Rows, Sampling, choose, log_probability, rejection
+from orthrus_kernels import Rows, Sampling, choose, log_sum_exp, rejection
 from orthrus_kernels.choice import random_bits
 from orthrus_kernels.rejection import accepts, filtered_probabilities, residual, sample
 from qwen3_model import InputError
 from qwen3_model.cli import main
-from qwen3_model.decode import Decoding, device
 from qwen3_model.decode import rejection as decode_rejection
 
 UNLIKELY = 1e-4  # of the statistic, were the tokens distributed as claimed
@@ -209,7 +207,8 @@ def test_log_probabilities_are_the_models_own():
     cache = model.new_cache(50)
     first = model.prefill(prompt, cache)[None]
     rest = model.forward(Rows.chain(result.token_ids[:-1], len(prompt)), cache).logits
-    wanted = log_probability(torch.cat([first, rest]), torch.tensor(result.token_ids))
+    logits, tokens = torch.cat([first, rest]), torch.tensor(result.token_ids)
+    wanted = logits.gather(1, tokens[:, None])[:, 0] - log_sum_exp(logits)
     assert result.logprobs == wanted.tolist() and result.stats.forwards > 10
 
 
@@ -238,7 +237,7 @@ def test_end_tokens_limits_and_counts(skill):
 def test_one_token_left_is_decoded_plainly():
     model = ScriptedModel(small_config(eos_token_ids=()))
     model.generate([1], max_new_tokens=2, temperature=1.0, verify="rejection")
-    assert [(len(p), p.n_ar) for p in model.passes] == [(1, 1)]
+    assert [(len(p), p.n_ar) for p in model.passes] == [(1, 1)] * 2, "the prompt's and one more"
 
 
 def test_stop_strings_and_the_command_line(capsys):
@@ -281,10 +280,3 @@ def test_a_plain_qwen3_and_damaged_logits_are_refused(monkeypatch):
     monkeypatch.setattr(model, "_row", lambda *_: torch.full((97,), float("nan")))
     with pytest.raises(InputError, match="NaN or infinite"):
         model.generate([1], max_new_tokens=4, temperature=1.0, verify="rejection")
-
-
-@pytest.mark.parametrize("verify", ["coupled", "rejection"])
-def test_device_cycles_leave_it_to_the_host(verify):
-    model = SimpleNamespace(backend="triton", use_cycles=True)
-    decoding = Decoding(model, None, [1], 5, Sampling(temperature=1.0), 8, 0, verify)
-    assert device.serves("two-pass", decoding) == (verify == "coupled")

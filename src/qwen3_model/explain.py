@@ -41,13 +41,17 @@ class Cycle:
 
     @property
     def path(self) -> list[int]:
-        """Nodes of the tree whose tokens were kept, the root first."""
-        return list(self.run.path)[: self.kept + 1]
+        """Nodes of the tree whose tokens were kept, the root first. A walk ends where the text does, with a
+        choice that a node may have proposed."""
+        path, tree = list(self.run.path)[: self.kept + 1], self.run.tree
+        if tree is not None and len(path) == self.kept:
+            path += [node for node in self.children()[path[-1]] if tree.tokens[node] == self.tokens[-1]][:1]
+        return path
 
     @property
     def bonus(self) -> int | None:
         """The target's choice where the walk left the tree; None when the text ended before it."""
-        return self.run.tokens[-1] if self.kept == len(self.run.tokens) else None
+        return self.tokens[-1] if len(self.path) == self.kept else None
 
     @property
     def kind(self) -> str:

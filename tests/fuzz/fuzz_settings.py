@@ -54,7 +54,7 @@ def tokenized() -> Qwen3:
 def damaged(where: str) -> Qwen3:
     """A small model whose diffusion view alone holds a NaN."""
     model = small_model(seed=1)
-    getattr(model.layers[0].diffusion, where).view(-1)[0] = math.nan
+    getattr(model.layers[0].diffusion, where).data.view(-1)[0] = math.nan
     return model
 
 

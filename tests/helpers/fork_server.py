@@ -79,7 +79,7 @@ def serve(embedded: str) -> None:
     """Read cases from stdin and answer on stdout how they ended."""
     import torch  # noqa: F401
 
-    from qwen3_model import checkpoint, explain, generate, model, prompts  # noqa: F401
+    from qwen3_model import checkpoint, explain, prompts, qwen3  # noqa: F401
     from qwen3_model.cli import main
 
     checkpoint.EMBEDDED = Path(embedded)

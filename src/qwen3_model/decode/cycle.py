@@ -158,7 +158,7 @@ class Cycle:
         return read
 
     def begin(self, tokens: list[int]) -> None:
-        """Get ready for a new text, of so many tokens till now: what the last text has left is not its own."""
+        """Get ready for a text that holds these tokens: what the last text has left is not its own."""
 
     def run(self) -> None:
         """The launches of a cycle; nothing comes from the host."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from orthrus_kernels import cos_sin, inverse_frequencies, rope
+from orthrus_kernels.visibility import row_limit, row_sees
 
 from ..config import Qwen3Config
 
@@ -187,13 +188,15 @@ def diffusion_blocks(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of blocks of `size` at anchors [B, N] of texts [B, T].
 
-    Returns ids and positions [B, N size], and the mask [B, 1, N size, T + N size]: AR keys strictly before
-    the row's anchor, and the rows of its own block in both directions."""
-    batch, count = anchors.shape
-    positions = anchors[..., None] + torch.arange(size, device=ids.device)
+    Returns ids and positions [B, N size], and the mask [B, 1, N size, T + N size]. A row's path is the text
+    in front of its anchor and its own block; what it sees of that, visibility.py says."""
+    offsets, places = (torch.arange(n, device=ids.device) for n in (size, ids.shape[1]))
+    positions = (anchors[..., None] + offsets).flatten(1)
     rows = torch.full_like(positions, mask_token)
-    rows[..., 0] = ids.gather(1, anchors)
-    before = torch.arange(ids.shape[1], device=ids.device) < anchors.repeat_interleave(size, 1)[..., None]
-    block = torch.arange(count, device=ids.device).repeat_interleave(size)
-    own = (block[:, None] == block).expand(batch, -1, -1)
-    return rows.flatten(1), positions.flatten(1), torch.cat([before, own], -1)[:, None]
+    rows[:, ::size] = ids.gather(1, anchors)
+    limits = torch.tensor([row_limit(row, 0, size) for row in range(size)], device=ids.device)
+    limits = (anchors[..., None] + limits).flatten(1)[..., None]
+    before = (places < anchors.repeat_interleave(size, 1)[..., None]) & row_sees(places, limits)
+    block = torch.arange(anchors.shape[1], device=ids.device).repeat_interleave(size)
+    own = (block[:, None] == block) & row_sees(positions[:, None], limits)
+    return rows, positions, torch.cat([before, own], -1)[:, None]
