@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-budget bench-replay performance pictures recording tune mutations gpu-check tiny-checkpoint clean
+.PHONY: help demo test test-slow fuzz coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-budget bench-first-token bench-replay performance pictures recording tune mutations gpu-check tiny-checkpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -54,6 +54,9 @@ acceptance: $(VENV)/bench ## tokens a cycle of chains and draft trees, with inte
 
 bench-budget: $(VENV)/bench ## does strategy "auto" find the fastest cycle? on this GPU, 3 minutes; options in BENCH="..."
 	$(BIN)/python -m bench.budget $(BENCH)
+
+bench-first-token: $(VENV)/bench ## milliseconds from generate to the first token on this GPU, 2 minutes; options in BENCH="..."
+	$(BIN)/python -m bench.first_token $(BENCH)
 
 bench-replay: $(VENV)/bench ## tokens/s at 8B shapes on this GPU, acceptance replayed from a recorded trace; options in BENCH="..."
 	$(BIN)/python -m bench.decode --replay bench/results/trace-h100.json $(if $(BENCH),$(BENCH),--models 8B)

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from qwen3_model.generate import GenerationStats
 
-from qwen3_model import InputError, Qwen3
+from qwen3_model import GenerationStats, InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.prompts import read_prompts
 from qwen3_model.request import MOST_NODES

@@ -18,18 +18,18 @@ from rich.table import Table
 
 from qwen3_model import InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
-from qwen3_model.decode.controller import CHAIN, ONE_PASS, PLAIN
+from qwen3_model.decode.controller import CHAIN, PLAIN
 from qwen3_model.prompts import read_prompts
 
 from . import report
 from .command import Parser, fail, positive, writable
 from .measure import machine, machine_line
-from .trace_run import TREES
+from .trace_file import ONE_PASS, TREES
 
 COMMAND = "bench.budget"
 ROUNDS = 5  # over all kinds, of which the median counts
 FIXED = (PLAIN, CHAIN, *TREES, ONE_PASS)
-NAMES = {str(PLAIN): "plain", str(CHAIN): "chain", str(ONE_PASS): "one-pass", "auto": "auto"}
+NAMES = {str(PLAIN): "plain", str(CHAIN): "chain", ONE_PASS: ONE_PASS, "auto": "auto"}
 PROMPT_TOKENS = 64  # of noise
 SEED = 1
 SETS = ("predictable", "mixed", "noise")
@@ -66,8 +66,8 @@ def prompt_sets(model: Qwen3, count: int) -> list[PromptSet]:
 
 def decode(model: Qwen3, prompts: PromptSet, kind: int | str, new_tokens: int) -> dict[str, Any]:
     """Tokens a second of a whole set, tokens a cycle and how many cycles of each kind. kind: of
-    qwen3_model/decode/controller.py, or "auto". Raises InputError for texts without a cycle."""
-    of_kind = {PLAIN: ("autoregressive", 0), ONE_PASS: ("one-pass", "auto"), "auto": ("auto", "auto")}
+    qwen3_model/decode/controller.py, "one-pass" or "auto". Raises InputError for texts without a cycle."""
+    of_kind = {PLAIN: ("autoregressive", 0), ONE_PASS: (ONE_PASS, "auto"), "auto": ("auto", "auto")}
     strategy, tree = of_kind.get(kind, ("two-pass", kind))
     cycles_of: Counter[str] = Counter()
     tokens = cycles = kept = 0

@@ -161,7 +161,7 @@ def logits_cases(op: str, shape: Shape, rows: Sequence[int]) -> Iterator[dict]:
     build, names, row_bytes = {
         "choose": (choose, list(SETTINGS), 16),
         "candidates": (candidates, list(SETTINGS), 12 * LIKELIEST),
-        "log_probability": (log_probability, [""], 12),
+        "log_sum_exp": (log_sum_exp, [""], 4),
     }[op]
     for name in names:
         for t in rows:
@@ -202,13 +202,11 @@ def candidates(v: int, name: str, t: int, pool: Pool) -> tuple[int, dict[str, Ca
     }  # fmt: skip
 
 
-def log_probability(v: int, name: str, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
+def log_sum_exp(v: int, name: str, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
     logits = written_logits(v, t, pool)
-    ids = torch.randint(v, (t,), generator=torch.Generator().manual_seed(0)).to(pool.device)
-    out = torch.empty(t, dtype=torch.float32, device=pool.device)
     return len(logits), {
-        OURS: lambda i: KERNELS.log_probability(logits[i], ids, out=out),
-        "torch chain": lambda i: logits[i].gather(1, ids[:, None])[:, 0] - logits[i].logsumexp(-1),
+        OURS: lambda i: KERNELS.log_sum_exp(logits[i]),
+        "torch": lambda i: logits[i].logsumexp(-1),
     }
 
 
@@ -228,7 +226,7 @@ def commit(layers: int, g: int, d: int, t: int, pool: Pool) -> tuple[int, dict[s
     k_rows, v_rows = ([pool.take(layers, t, g, d) for _ in range(copies)] for _ in "kv")
     shape = layers, 1, g, t + 64, d
     caches = [(pool.take(*shape), pool.take(*shape)) for _ in range(copies)]
-    accepted = torch.arange(t, dtype=torch.int32, device=pool.device)
+    accepted = torch.arange(t, dtype=torch.int32, device=pool.device)[None]
     at = torch.tensor([start], dtype=torch.int32, device=pool.device)
 
     def ours(i: int) -> tuple[Tensor, ...]:
@@ -289,7 +287,7 @@ _OF: dict[str, Callable[[Shape, Sequence[int], Sequence[int], str], Iterator[dic
     },
     **{
         op: (lambda shape, rows, contexts, device, op=op: logits_cases(op, shape, rows))  # type: ignore[misc]
-        for op in ("choose", "candidates", "log_probability")
+        for op in ("choose", "candidates", "log_sum_exp")
     },
     "rerank": lambda shape, rows, contexts, device: rerank_cases(shape, rows),
     "commit": lambda shape, rows, contexts, device: commit_cases(shape, rows),

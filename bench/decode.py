@@ -6,7 +6,6 @@ tokens/s of model.generate, what sampling and trees cost, and peers. Without a G
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import time
@@ -36,11 +35,11 @@ from .decode_measure import (
     random_prompt,
 )  # fmt: skip
 from .decode_report import Run
-from .measure import Meter, Pool, machine, machine_line, time_in_a_row, time_replays
-from .models import MODELS
-from .passes import PASSES, Measured, TimeIt, pass_bytes
+from .measure import Meter, Pool, free_memory, machine, machine_line, time_replays
+from .models import MODELS, random_model
+from .passes import PASSES, Measured, pass_bytes
 from .peers import HUGGING_FACE, hugging_face
-from .trace_run import TREES
+from .trace_file import TREES
 
 COMMAND = "bench.decode"
 DEVICE = "cuda"
@@ -50,9 +49,7 @@ NEW_TOKENS = 256
 PEER_CONTEXT = 1024
 PEER_SECONDS = 80  # torch.compile of tens of layers takes about so long: not started with less left
 PROFILE_SECONDS = 15  # kept for the profiles of a model
-COMPILED_AHEAD = (
-    "linear", "attention", "add_rms_norm", "qk_norm_rope", "swiglu", "choose", "log_probability"
-)  # fmt: skip
+COMPILED_AHEAD = "linear", "linear_swiglu", "attention", "add_rms_norm", "qk_norm_rope", "head", "choose"
 _PASS_NAMES = [what.name for what in PASSES]
 
 
@@ -135,48 +132,46 @@ def without_gpu(given: Any) -> int:
     return 0
 
 
-def measure(run: Run, given: Any, time_it: TimeIt, facts: dict[str, Any]) -> None:
+def measure(run: Run, given: Any, facts: dict[str, Any]) -> None:
     """Everything asked for, as far as time allows, into `run`; the JSON file anew after each model."""
     for name in given.models:
-        run.attempt(name, partial(_model, run, given, name, time_it))
-        _free()
+        run.attempt(name, partial(_model, run, given, name))
+        free_memory()
         if given.json:
             report.write_json(given.json, run.to_json(facts))
     run.attempt("generate with embedded", partial(_embedded, run))
     profiles = PROFILE_SECONDS * len(given.models) if given.profile else 0
     for name in given.models:
-        _free()
+        free_memory()
         run.attempt(
             f"{HUGGING_FACE}, {name}", partial(_hugging_face, run, name), PEER_SECONDS + profiles, True
         )
     # last: whatever is launched after the profiler was there takes the host several times as long
     for name in given.models if given.profile else ():
-        _free()
+        free_memory()
         run.attempt(f"profiles of {name}", partial(_profiles, run, given, name))
 
 
-def _model(run: Run, given: Any, name: str, time_it: TimeIt) -> None:
+def _model(run: Run, given: Any, name: str) -> None:
     """All figures of one model but profiles; its memory goes when this returns."""
-    model = _random(name)
+    model = random_model(name)
     prompt = random_prompt(model)
-    run.attempt(f"passes of {name}", lambda: passes_of(run, name, model, given.contexts, PASSES, time_it))
+    run.attempt(
+        f"passes of {name}", lambda: passes_of(run, name, model, given.contexts, PASSES, time_replays)
+    )
     run.attempt(f"generate with {name}", lambda: generate_with(run, name, model, prompt, NEW_TOKENS))
     if model.device.type == "cuda":
         run.attempt(f"choices of {name}", partial(_choices, run, name, model, prompt))
-        _free()
+        free_memory()
         run.attempt(f"memory of {name}", partial(memory_of, run, name, model, max(given.contexts)))
 
 
 def _profiles(run: Run, given: Any, name: str) -> None:
-    model = _random(name)
+    model = random_model(name)
     profiles_of(run, name, model, given.contexts, [what for what in PASSES if what.name in given.profile])
     if model.device.type == "cuda":
         rows = [row for row in run.choices if row["model"] == name]
         run.attempt(f"tree kernels of {name}", lambda: add_kernels(rows, model, random_prompt(model)))
-
-
-def _random(name: str) -> Qwen3:
-    return Qwen3.from_config(MODELS[name].config(), device=DEVICE, dtype="bfloat16")
 
 
 def _choices(run: Run, name: str, model: Qwen3, prompt: Sequence[int]) -> None:
@@ -192,7 +187,7 @@ def _embedded(run: Run) -> None:
 
 
 def _hugging_face(run: Run, name: str) -> None:
-    timing = hugging_face(_random(name), PEER_CONTEXT)
+    timing = hugging_face(random_model(name), PEER_CONTEXT)
     ours = [r["us"] for r in run.passes if (r["model"], r["pass"]) == (name, "token")
             and r["context"] == PEER_CONTEXT and r["us"]]  # fmt: skip
     beside = f", {timing.median / ours[0]['median']:.2f} times our pass" if ours else ""
@@ -228,10 +223,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in _compile_ahead(given, launch_tables.device_key(device)):
         print(f"  compiling ahead: {line}", flush=True)
     read = Meter(Pool(device, kernels.POOL)).read_roof()
-    _free()
+    free_memory()
     run = Run(read, lambda: given.seconds - (time.perf_counter() - began))
     print(f"read roof {read:.0f} GB/s, {time.perf_counter() - began:.0f} s so far", flush=True)
-    measure(run, given, partial(time_in_a_row, device=device), facts)
+    measure(run, given, facts)
     report.print_tables(run.tables())
     said = [*decode_report.summary(run.passes), *decode_report.reasons(run.passes)]
     print(*said, *(f"note: {note}" for note in run.notes), sep="\n")
@@ -243,12 +238,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.plot and run.profiles:
         decode_report.plot(given.plot, run.profiles, f"{facts['gpu']}, {facts['date']}, {read:.0f} GB/s")
     return 1 if run.wrong else 0
-
-
-def _free() -> None:
-    """Give a dropped model's memory back."""
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 def _command() -> str:

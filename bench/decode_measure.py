@@ -11,18 +11,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from qwen3_model.captured import MOST_ROWS
 
 from qwen3_model import Qwen3
 from qwen3_model.checkpoint import EMBEDDED
+from qwen3_model.decode.controller import CHAIN, PLAIN
 from qwen3_model.kv_cache import KVCache
-from qwen3_model.model import PREFILL_ROWS
 from qwen3_model.prompts import read_prompts
 
 from . import decode_report
 from .decode_report import SAMPLED, TREE_KERNELS, Run
 from .measure import Timing, replayable
-from .passes import CYCLE, Pass, TimeIt, calls_of, filled_cache, host_time, measure_passes, pass_bytes
+from .passes import CYCLE, Pass, TimeIt, filled_cache, host_time, launches_of, measure_passes, pass_bytes
 from .step_profile import Span, record, step_profile
 
 PROMPT_TOKENS = 64
@@ -86,65 +85,63 @@ def _profile(
     recorded: Recorded,
 ) -> None:
     cache.lengths[0] = context
-    replay = replayable(calls_of(model, cache, what, context).device, model.device)
+    replay = replayable(launches_of(model, cache, what, context), model.device)
     floor = pass_bytes(model.config, what, context, model.dtype.itemsize) / run.read_gb_s / 1e6
     made = step_profile(recorded(replay, PROFILED_PASSES), PROFILED_PASSES)
     run.profiles.append(decode_report.profile_row(name, what.name, context, made, round(floor, 4)))
 
 
 def generate_with(run: Run, name: str, model: Qwen3, prompt: Sequence[int], new_tokens: int) -> None:
-    """tokens/s of model.generate by both strategies, with passes captured one by one and with whole cycles
-    captured where the model can; of two runs the second, since the first captures."""
+    """tokens/s of model.generate, plainly and with two-pass chains; of two runs the second, since the first
+    captures."""
     texts: list[list[int]] = []
-    default = model.use_cycles
-    try:
-        for strategy in ("autoregressive", "two-pass"):
-            for captured in ("passes", "cycles") if model.use_graphs else ("nothing",):
-                model.use_cycles = captured == "cycles"
-                for _ in range(2):
-                    result = model.generate(prompt, strategy, new_tokens, seed=0, tree_nodes=0).whole()
-                texts.append(result.token_ids)
-                s = result.stats
-                host_us = cycle_host_us(model) if captured == "cycles" else None
-                run.generate.append({
-                    "model": name, "strategy": strategy, "captured": captured, "prompt_tokens": len(prompt),
-                    "host_us_per_cycle": host_us,
-                    "tokens": s.tokens, "seconds": round(s.seconds, 4),
-                    "tokens_per_second": round(s.tokens / s.seconds, 2),
-                    "ms_per_cycle": round(s.seconds * 1e3 / max(s.cycles, 1), 4),
-                    "tokens_per_cycle": round(s.tokens_per_cycle, 4),
-                    "identical": result.token_ids == texts[0],
-                })  # fmt: skip
-    finally:
-        model.use_cycles = default
+    for strategy, kind in (("autoregressive", PLAIN), ("two-pass", CHAIN)):
+        for _ in range(2):
+            result = model.generate(prompt, strategy, new_tokens, seed=0, tree_nodes=0).whole()
+        texts.append(result.token_ids)
+        s, graphs = result.stats, model.use_graphs
+        run.generate.append({
+            "model": name, "strategy": strategy, "captured": "cycles" if graphs else "nothing",
+            "prompt_tokens": len(prompt),
+            "host_us_per_cycle": cycle_host_us(model, kind) if graphs else None,
+            "tokens": s.tokens, "seconds": round(s.seconds, 4),
+            "tokens_per_second": round(s.tokens / s.seconds, 2),
+            "ms_per_cycle": round(s.seconds * 1e3 / max(s.cycles, 1), 4),
+            "tokens_per_cycle": round(s.tokens_per_cycle, 4),
+            "identical": result.token_ids == texts[0],
+        })  # fmt: skip
 
 
-def cycle_host_us(model: Qwen3) -> float:
-    """Median µs of the host's time to launch a captured cycle of the last generation; what that launches
-    comes after its end and changes nothing."""
-    assert model.spare_cache is not None and model.spare_cache.cycles is not None
-    with torch.inference_mode():
-        return host_time(model.spare_cache.cycles.again, model.device)
+def again(model: Qwen3, kind: int) -> Callable[[], None]:
+    """Launches the newest cycle of a kind once more; behind the end of a text that changes nothing."""
+    slot = model.engine.slot
+    assert slot is not None, "after a text"
+    return partial(slot.cycles.again, kind)
+
+
+@torch.inference_mode()
+def cycle_host_us(model: Qwen3, kind: int) -> float:
+    """Median µs of the host's time to launch a cycle of a kind."""
+    return host_time(again(model, kind), model.device)
 
 
 def memory_of(run: Run, name: str, model: Qwen3, context: int, new_tokens: int = 64) -> None:
     """Peak memory of a whole two-pass generation of `new_tokens`, every kind of cycle in it, behind a long
-    prompt. The last chunk of the prompt has 256 rows, the most of a captured pass."""
+    prompt."""
     rng = random.Random(0)
-    chunks = max((context - new_tokens - MOST_ROWS) // PREFILL_ROWS, 0)
-    length = chunks * PREFILL_ROWS + MOST_ROWS
-    prompt = [rng.randrange(model.config.vocab_size - 1) for _ in range(min(length, context - new_tokens))]
-    model.spare_cache = None
+    prompt = [rng.randrange(model.config.vocab_size - 1) for _ in range(context - new_tokens)]
+    model.engine.forget()
     before = torch.cuda.memory_allocated(model.device) - weights_bytes(model)
     torch.cuda.reset_peak_memory_stats(model.device)
     model.generate(prompt, "two-pass", new_tokens, seed=0).whole()
-    assert model.spare_cache is not None
+    assert model.engine.slot is not None
+    cache = model.engine.slot.cache
     run.memory.append({
         "model": name, "context": context, "weights_bytes": weights_bytes(model),
-        "cache_bytes": model.spare_cache.keys.nbytes + model.spare_cache.values.nbytes,
+        "cache_bytes": cache.keys.nbytes + cache.values.nbytes,
         "peak_bytes": torch.cuda.max_memory_allocated(model.device) - before,
     })  # fmt: skip
-    model.spare_cache = None
+    model.engine.forget()
 
 
 def weights_bytes(model: Qwen3) -> int:
@@ -175,9 +172,8 @@ def choice_rows(
             row: Row = {"model": name, "nodes": nodes, "choice": choice}
             text = _text(model, prompt, row)
             text(), text()  # the second captures nothing more
-            assert model.spare_cache is not None and model.spare_cache.cycles is not None
             with torch.inference_mode():
-                us = time_it(model.spare_cache.cycles.again)
+                us = time_it(again(model, nodes))
             rows.append(row | {"us": asdict(us), "tree_kernels_us": {}, "share": None})
     return rows
 

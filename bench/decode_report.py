@@ -15,7 +15,7 @@ from .step_profile import GAPS, GROUPS, StepProfile
 Table = tuple[str, list[str], list[list[str]]]
 # Settings of sampled cycles, and the kernels around a cycle's passes: they grow, walk and commit.
 SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95, "top_k": 20}
-TREE_KERNELS = ("_grow_kernel", "_advance_kernel", "_commit_kernel")
+TREE_KERNELS = ("_grow_kernel", "_walk_kernel", "_commit_kernel")
 
 
 class Run:
@@ -152,14 +152,15 @@ def generate_table(rows: Sequence[dict[str, Any]]) -> list[Table]:
 
 def choice_table(rows: Sequence[dict[str, Any]]) -> list[Table]:
     """The rows as one table."""
-    head = ["model", "draft", "choice", "ms a cycle", "p20", "p80", "over greedy", "grow µs", "walk µs",
-            "commit µs", "of the cycle"]  # fmt: skip
+    kernels = list(max((r["tree_kernels_us"] for r in rows), key=len, default={}))
+    head = ["model", "draft", "choice", "ms a cycle", "p20", "p80", "over greedy",
+            *(f"{k[1:].removesuffix('_kernel')} µs" for k in kernels), "of the cycle"]  # fmt: skip
     greedy = {(r["model"], r["nodes"]): r["us"]["median"] for r in rows if r["choice"] == "greedy"}
     lines = [
         [r["model"], f"tree of {r['nodes']}" if r["nodes"] else "chain", r["choice"],
          *(number(r["us"][n] / 1e3) for n in ("median", "p20", "p80")),
          f"{r['us']['median'] / greedy[r['model'], r['nodes']]:.3f}",
-         *(f"{r['tree_kernels_us'][k]:.1f}" if k in r["tree_kernels_us"] else "-" for k in TREE_KERNELS),
+         *(f"{r['tree_kernels_us'][k]:.1f}" if k in r["tree_kernels_us"] else "-" for k in kernels),
          f"{r['share']:.2%}" if r["share"] else "-"]
         for r in rows
     ]  # fmt: skip

@@ -1,7 +1,7 @@
 """The end of a cycle with its walk forced: what it keeps comes from a trace (trace_file.py), not a choice.
 
-State and record are those of `advance_triton` (orthrus_kernels/advance_triton.py), which this takes the place
-of: every other kernel runs, on whatever tokens random weights choose. End tokens end nothing.
+State and record are those of `walk_triton` (orthrus_kernels/walk.py), which this takes the place of, for one
+text: every other kernel runs, on whatever tokens random weights choose. End tokens end nothing.
 
 Walk of a cycle whose root is token i of the text: the nodes in row i of a table, int32 [L, W], -1 behind the
 last; the root alone in a cycle without a draft. Nodes of a two-pass tree are in the order of its growth, and
@@ -35,6 +35,8 @@ from orthrus_kernels.layout import (
 )
 from qwen3_model.decode import controller
 from qwen3_model.decode.cycle import Walk
+from qwen3_model.decode.cycles import Kind
+from qwen3_model.decode.one_pass import Shape
 
 from .trace_file import CHAIN, ONE_PASS, TREES, Text
 
@@ -87,10 +89,10 @@ def forced_walk(
 ) -> None:  # fmt: skip
     """Keep the first nodes of the text's row of `paths`, as many as are left. One launch.
 
-    Arguments up to `timed` as for `advance_triton`; tokens, parents and ends are not read. paths [L, WIDTH]
+    Arguments up to `timed` as for `walk_triton`; tokens, parents and ends are not read. paths [L, WIDTH]
     int32: by state's start less base [1] int32, the position of the text's first token."""
     n = len(choices)
-    assert 0 < n <= 4096 and record.numel() == RECORD + 3 * n == RECORD + 3 * len(accepted), record.shape
+    assert 0 < n <= 4096 and accepted.shape == (1, n) and record.shape == (1, RECORD + 3 * n), record.shape
     assert paths.shape[1:] == (WIDTH,) and paths.is_contiguous(), (paths.shape, paths.stride())
     assert {t.dtype for t in (state, accepted, start, record, paths, base)} == {torch.int32}
     assert (choices.dtype, logits.dtype, log_sum_exp.dtype) == (torch.int64, torch.float32, torch.float32)
@@ -110,15 +112,15 @@ def walk(kept: Sequence[int]) -> list[int]:
     return nodes
 
 
-def walks(kind: int, kept: Mapping[str, Sequence[int]], count: int) -> list[list[int]]:
-    """Of cycles of a kind (controller.py) at the first `count` tokens of a text. Raises KeyError for a tree
+def walks(kind: Kind, kept: Mapping[str, Sequence[int]], count: int) -> list[list[int]]:
+    """Of cycles of a kind (cycles.py) at the first `count` tokens of a text. Raises KeyError for a tree
     that the trace lacks."""
+    if isinstance(kind, Shape):
+        return [[*range(1, n), 0] for n in kept[ONE_PASS][:count]]
     if kind == controller.PLAIN:
         return [[0]] * count
     if kind == controller.CHAIN:
         return [list(range(n)) for n in kept[CHAIN][:count]]
-    if kind == controller.ONE_PASS:
-        return [[*range(1, n), 0] for n in kept[ONE_PASS][:count]]
     sizes = [str(size) for size in TREES if size < kind] + [str(kind)]
     return [walk([kept[size][i] for size in sizes]) for i in range(count)]
 
@@ -130,7 +132,7 @@ class Forced:
         """tokens: of a text at most."""
         self._device, self._tokens = device, tokens
         self._base = torch.zeros(1, dtype=torch.int32, device=device)
-        self._tables: dict[int, Tensor] = {}
+        self._tables: dict[Kind, Tensor] = {}
         self._text: Text | None = None
 
     @torch.inference_mode()
@@ -141,14 +143,14 @@ class Forced:
         for kind in self._tables:
             self._fill(kind)
 
-    def walk_of(self, kind: int) -> Walk:
+    def walk_of(self, kind: Kind) -> Walk:
         """`forced_walk` for cycles of a kind."""
         if kind not in self._tables:
             self._tables[kind] = torch.full((self._tokens, WIDTH), -1, dtype=torch.int32, device=self._device)
             self._fill(kind)
         return partial(forced_walk, paths=self._tables[kind], base=self._base)
 
-    def _fill(self, kind: int) -> None:
+    def _fill(self, kind: Kind) -> None:
         assert self._text is not None, "begin comes first"
         count = min(self._tokens, self._text.tokens)
         rows = [nodes[:WIDTH] + [-1] * (WIDTH - len(nodes)) for nodes in walks(kind, self._text.kept, count)]

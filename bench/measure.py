@@ -8,6 +8,7 @@ of random numbers on this machine (zeros read faster: they cost less power)."""
 
 from __future__ import annotations
 
+import gc
 import platform
 import subprocess
 import time
@@ -25,7 +26,7 @@ Call = Callable[[int], Any]  # on copy i of the inputs
 NotRun = str  # in a call's place: why a peer is not run
 OURS = "ours"  # the name of our call among its peers
 GIB = 1 << 30
-BURST = 10  # replays one behind another that `time_in_a_row` launches before it waits
+BURST = 10  # replays one behind another that `time_replays` launches before it waits
 
 
 @dataclass(frozen=True)
@@ -155,18 +156,11 @@ def replayable(call: Callable[[], Any], device: torch.device) -> Callable[[], An
     return graph.replay
 
 
-def time_in_a_row(
-    call: Callable[[], Any], device: torch.device, seconds: float = 0.4, most: int = 100
-) -> Timing:
-    """Time a long call as decoding repeats it: replays one behind another, each between two events.
-
-    The GPU is busy with one replay while the host launches the next, and the L2 cache holds what the last one
-    left. For calls that take longer than their launch and read more than the cache holds."""
-    return time_replays(replayable(call, device), seconds, most)
-
-
 def time_replays(replay: Callable[[], Any], seconds: float = 0.4, most: int = 100) -> Timing:
-    """`time_in_a_row` of what is a replay already."""
+    """Time a long replay as decoding repeats it: one behind another, each between two events.
+
+    The GPU is busy with one while the host launches the next, and the L2 cache holds what the last one left.
+    For what takes longer than its launch and reads more than the cache holds."""
     first = min(_burst(replay))
     samples: list[float] = []
     while len(samples) < max(BURST, min(most, int(seconds * 1e6 / max(first, 1)))):
@@ -184,6 +178,12 @@ def _burst(replay: Callable[[], Any]) -> list[float]:
         event.record()
     torch.cuda.synchronize()
     return [a.elapsed_time(b) * 1000 for a, b in pairwise(events)]
+
+
+def free_memory() -> None:
+    """Give a dropped model's memory back."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def machine(command: str) -> dict[str, str | None]:

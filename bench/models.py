@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qwen3_model import Qwen3Config
+from qwen3_model import Qwen3, Qwen3Config
 
 
 @dataclass(frozen=True)
@@ -49,3 +49,8 @@ MODELS = {
     "8B": Shape(36, 4096, 32, 12288, tied=False),
     "32B": Shape(64, 5120, 64, 25600, tied=False),
 }
+
+
+def random_model(name: str, device: str = "cuda") -> Qwen3:
+    """Random weights of a model's shape, in bf16."""
+    return Qwen3.from_config(MODELS[name].config(), device=device, dtype="bfloat16")

@@ -15,18 +15,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from qwen3_model.captured import CapturedPasses
 from torch import Tensor
 
-from orthrus_kernels import PassPlan, Rows, Weight
+from orthrus_kernels import Rows, Weight
 from orthrus_kernels.torch_ops import linear_torch
 from qwen3_model import Qwen3, Qwen3Config
 from qwen3_model.kv_cache import KVCache
+from qwen3_model.model import Network
 
 from .command import short
-from .measure import Timing
+from .measure import Timing, replayable
 
-TimeIt = Callable[[Callable[[], Any]], Timing]  # of a call that only launches; µs
+TimeIt = Callable[[Callable[[], Any]], Timing]  # of a replay; µs
 
 # Largest difference of a peer's logits from ours, over the largest logit: sums in other orders, rounded to
 # bf16 in tens of layers. A wrong position, mask or weight is off by about 1.
@@ -108,32 +108,23 @@ class Measured:
     context: int
     bytes: int
     time: Timing | None = None  # of a replay on the GPU
-    launch_us: float | None = None  # the host in CapturedPasses.run: inputs copied, one replay launched
-    forward_us: float | None = None  # the host in Qwen3.forward: the same with the pass's tables built first
+    launch_us: float | None = None  # the host that launches the replay
+    forward_us: float | None = None  # the host in Qwen3.forward: rows copied, every kernel launched
     peers: dict[str, Timing] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Calls:
-    """A pass ready to run: `device` only launches (to be captured), `replay` is how decoding repeats a pass,
-    `forward` the whole call. Each returns the logits."""
+def launches_of(model: Network, cache: KVCache, what: Pass, context: int) -> Callable[[], Tensor]:
+    """A pass on a cache that holds `context` tokens, as a call that only launches and returns the logits."""
+    wanted = None if what.logits_of is None else torch.tensor(what.logits_of, device=model.device)
+    given = model.new_pass(what.rows(model.config, context), cache, logits_of=wanted)
 
-    device: Callable[[], Tensor]
-    replay: Callable[[], Tensor] | None  # None: the backend captures nothing
-    forward: Callable[[], Tensor]
+    def launch() -> Tensor:
+        model.ops.lay(given.plan, given.tables)
+        states, _, _ = model.states(given, cache)
+        return model.ops.linear(states, model.head, out_dtype=torch.float32)
 
-
-def calls_of(model: Qwen3, cache: KVCache, what: Pass, context: int) -> Calls:
-    """The calls of a pass on a cache that holds `context` tokens: all this bench knows of the model's API."""
-    rows, wanted, passes = what.rows(model.config, context), what.logits_of, cache.passes
-    plan = PassPlan.of(rows)
-    there = model.pass_inputs(plan.on(model.device), cache, wanted)
-    return Calls(
-        lambda: model.compute(there, cache).logits,
-        (lambda: passes.run(plan, wanted).logits) if passes is not None else None,
-        lambda: model.forward(rows, cache, wanted).logits,
-    )
+    return launch
 
 
 def sdpa_token(model: Qwen3, cache: KVCache, what: Pass, context: int) -> Callable[[], Tensor]:
@@ -151,10 +142,9 @@ def sdpa_token(model: Qwen3, cache: KVCache, what: Pass, context: int) -> Callab
         out = torch.nn.functional.scaled_dot_product_attention(folded, keys, values, scale=scale)
         return out.reshape(q.shape)
 
-    peer, rows = copy.copy(model), what.rows(model.config, context)
+    peer = copy.copy(model)
     peer.ops = replace(model.ops, linear=linear_torch, attention=attention, lay=lambda plan, tables: None)
-    inputs = model.pass_inputs(PassPlan.of(rows, model.device), cache)
-    return lambda: peer.compute(inputs, cache).logits
+    return launches_of(peer, cache, what, context)
 
 
 def filled_cache(model: Qwen3, contexts: Sequence[int], room: int) -> KVCache:
@@ -181,11 +171,10 @@ def measure_passes(
     where they differ it gets a word and no time."""
     for context in contexts:
         cache.lengths[0] = context
-        cache.passes = CapturedPasses(model, cache) if model.backend == "triton" else None
         found: list[Measured] = []
         if out_of_time():
             return
-        plain = calls_of(model, cache, Pass("token", 1), context).device()[0].clone()
+        plain = launches_of(model, cache, Pass("token", 1), context)()[0].clone()
         for what in passes:
             if out_of_time():
                 return
@@ -202,8 +191,8 @@ def measure_passes(
 def _measure(result: Measured, model: Qwen3, cache: KVCache, plain: Tensor, time_it: TimeIt) -> None:
     """Fill in a result. plain: the root's logits in plain decoding."""
     what, context = result.what, result.context
-    calls = calls_of(model, cache, what, context)
-    logits = calls.device()
+    launch = launches_of(model, cache, what, context)
+    logits = launch()
     if not torch.isfinite(logits).all():
         result.notes[OURS] = "WRONG: logits are not finite"
         return
@@ -211,10 +200,12 @@ def _measure(result: Measured, model: Qwen3, cache: KVCache, plain: Tensor, time
         result.notes[OURS] = "WRONG: the root's logits are not those of plain decoding"
         return
     del logits  # up to 117 MB, which would count as memory of the pass
-    result.time = time_it(calls.device)
-    if calls.replay is not None:
-        result.launch_us = host_time(calls.replay, model.device)
-        result.forward_us = host_time(calls.forward, model.device)
+    replay = replayable(launch, model.device)
+    result.time = time_it(replay)
+    if model.use_graphs:
+        rows = what.rows(model.config, context)
+        result.launch_us = host_time(replay, model.device)
+        result.forward_us = host_time(lambda: model.forward(rows, cache, what.logits_of), model.device)
     if what.is_token:
         _measure_peer(result, sdpa_token(model, cache, what, context), plain, time_it)
 
@@ -225,7 +216,7 @@ def _measure_peer(result: Measured, call: Callable[[], Tensor], plain: Tensor, t
         if off > PEER_TOLERANCE:
             result.notes[SDPA] = f"differs by {off:.1%}"
         else:
-            result.peers[SDPA] = time_it(call)
+            result.peers[SDPA] = time_it(replayable(call, plain.device))
     except Exception as error:  # a peer that fails must not end the run
         result.notes[SDPA] = short(error)
 
@@ -253,7 +244,7 @@ def _sum(a: float | None, b: float | None) -> float | None:
 
 def host_time(call: Callable[[], Any], device: torch.device) -> float:
     """Median µs that the host spends in a call, which is made several times in a row without waiting."""
-    call(), call()  # a shape is captured when it comes for the second time
+    call()
     samples = []
     for _ in range(HOST_ROUNDS):
         synchronize(device)

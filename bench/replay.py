@@ -6,7 +6,6 @@ the recorded ones. Prefills are outside the clock."""
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 from collections import Counter
@@ -16,17 +15,18 @@ from statistics import median
 from typing import Any, Literal
 
 import torch
-from qwen3_model.captured import lent_cache
 
 from qwen3_model import InputError, Qwen3
 from qwen3_model.bigram import Bigram
-from qwen3_model.decode.one_pass import BLOCK, Shape
+from qwen3_model.decode.engine import Slot
+from qwen3_model.decode.one_pass import Shape
+from qwen3_model.request import ONE_PASS_BLOCK
 
 from . import report, strong, trace_file
 from .command import fail
 from .forced_walk import Forced
-from .measure import machine, machine_line
-from .models import MODELS
+from .measure import free_memory, machine, machine_line
+from .models import random_model
 from .report import number
 from .trace_file import ONE_PASS, Text, Trace
 
@@ -56,9 +56,11 @@ def ways(trace: Trace, trees: Sequence[int] = (63,)) -> list[Way]:
         Way("one-pass", "one-pass", "auto"), Way("auto", "auto", "auto"),
     ]  # fmt: skip
     made = trace.made.get("one_pass")
-    if made is None and trace.one_pass_rows != BLOCK:
-        raise InputError(f"the trace's one-pass blocks have {trace.one_pass_rows} rows, cycles here {BLOCK}")
-    if made is None or Shape(**made) == Shape.of(BLOCK, "auto"):
+    if made is None and trace.one_pass_rows != ONE_PASS_BLOCK:
+        raise InputError(
+            f"the trace's one-pass blocks have {trace.one_pass_rows} rows, cycles here {ONE_PASS_BLOCK}"
+        )
+    if made is None or Shape(**made) == Shape.of(ONE_PASS_BLOCK, "auto"):
         return found
     size = {"tree_nodes": made["nodes"], "block_size": made["block"]}
     return [replace(way, **size) if way.strategy == ONE_PASS else way for way in found]
@@ -101,19 +103,18 @@ class Replay:
 
     def __init__(self, model: Qwen3, longest_prompt: int, tokens: int, temperature: float = 0.0) -> None:
         """tokens: new ones of a text at most. temperature: the choices', which cost what they cost and are
-        then forced. Raises InputError for a model that has no device cycles."""
-        if not model.use_cycles:
-            raise InputError("acceptance is replayed in cycles on the device, which take a GPU")
+        then forced. Raises InputError for a model on the plain twins."""
+        if model.backend != "triton":
+            raise InputError("acceptance is replayed by a kernel: backend triton, on a GPU")
         self.model, self.tokens, self.temperature = model, tokens, temperature
         self.forced = Forced(model.device, tokens)
-        model.spare_cache = None
-        with lent_cache(model, longest_prompt + tokens) as cache:
-            assert cache.cycles is not None
-            cache.cycles.walk_of = self.forced.walk_of
+        model.engine.forget()
+        model.engine.slot = Slot(model, longest_prompt + tokens)
+        model.engine.slot.cycles.walk_of = self.forced.walk_of
 
     def close(self) -> None:
         """Drop the cache with its cycles: the next text's walks are its own."""
-        self.model.spare_cache = None
+        self.model.engine.forget()
 
     def decode(self, text: Text, way: Way, into: Measured) -> None:
         """One text, prefill outside the clock, into what was measured."""
@@ -139,7 +140,7 @@ class Replay:
 
 def run(model: Qwen3, trace: Trace, prompts: int, tokens: int, compared: Sequence[Way]) -> list[Measured]:
     """Every way over the first texts of a trace, in turn text by text, after one that compiles and captures.
-    Raises InputError for a model without device cycles or a trace of texts without cycles."""
+    Raises InputError for a model on the plain twins or a trace of texts without cycles."""
     texts = [text for text in trace.texts if text.tokens > 1][:prompts]
     if not texts:
         raise InputError("the trace's texts end with their first token")
@@ -157,15 +158,8 @@ def run(model: Qwen3, trace: Trace, prompts: int, tokens: int, compared: Sequenc
     return found
 
 
-def random_model(name: str, device: str = "cuda") -> Qwen3:
-    """Random weights of a model's shape, with random tables of a bigram correction: ranking takes its
-    time."""
-    model = Qwen3.from_config(MODELS[name].config(), device=device, dtype="bfloat16")
-    return with_bigram(model)
-
-
 def with_bigram(model: Qwen3, rank: int = BIGRAM_RANK) -> Qwen3:
-    """The model with small random tables."""
+    """The model with small random tables of a bigram correction: ranking takes its time."""
     generator = torch.Generator(model.device).manual_seed(1)
     shape = model.config.vocab_size, rank
     tables = [torch.randn(shape, generator=generator, device=model.device) / rank for _ in "uw"]
@@ -227,7 +221,7 @@ def main(given: Any) -> int:
                  "made": t.made} for t, _ in wanted]  # fmt: skip
         sets = len(given.models) * len(wanted)
         for name in given.models:
-            model = random_model(name)
+            model = with_bigram(random_model(name))
             for trace, compared in wanted:
                 measured = run(model, trace, given.prompts, given.tokens, compared)
                 found = [one.row(name, trace) for one in measured]
@@ -240,8 +234,7 @@ def main(given: Any) -> int:
                         given.json, {"machine": facts, "traces": made, "rows": rows, "sets_left_out": sets}
                     )
             del model
-            gc.collect()
-            torch.cuda.empty_cache()
+            free_memory()
     except InputError as error:
         fail(COMMAND, str(error))
     print(f"{machine_line(facts)}; {time.perf_counter() - began:.0f} s")

@@ -27,7 +27,7 @@ import torch
 from orthrus_kernels import DraftTree, choose_anchors, draft_tree
 from orthrus_kernels.anchors import end_probabilities
 from qwen3_model import InputError
-from qwen3_model.decode.cycle import CANDIDATES
+from qwen3_model.decode.choice import CANDIDATES
 from qwen3_model.decode.one_pass import NODES, Shape
 
 from . import report

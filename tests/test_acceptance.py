@@ -3,12 +3,11 @@
 import json
 
 import pytest
-from qwen3_model.generate import GenerationStats
 from small import small_model
 
 from bench import acceptance
 from bench.acceptance import Measured, Setting, measure, plot
-from qwen3_model import InputError
+from qwen3_model import GenerationStats, InputError
 
 
 def stats(histogram, nodes=0):

@@ -52,9 +52,10 @@ def test_a_call_is_a_replay_over_its_copies(monkeypatch):
     assert timing == Timing.of([10.0, 11.0, 12.0, 13.0, 14.0] * 5)
 
 
-def test_the_replay_in_front_is_not_timed(monkeypatch):
-    """Replays of 500, 1, 2, 3, ... ms in each burst: the long one fills the queue."""
-    clock = SimpleNamespace(now=0.0, ran=0)
+def test_replays_are_timed_one_behind_another(monkeypatch):
+    """Replays of 500, 1, 2, 3, ... ms in each burst: the long one fills the queue and is not timed, and the
+    host waits once a burst. A first look, then as many bursts as fill the time."""
+    clock, said = SimpleNamespace(now=0.0, ran=0), []
 
     class Event:
         def __init__(self, enable_timing):
@@ -62,6 +63,7 @@ def test_the_replay_in_front_is_not_timed(monkeypatch):
 
         def record(self):
             self.at = clock.now
+            said.append("event")
 
         def elapsed_time(self, other):
             return other.at - self.at
@@ -69,11 +71,14 @@ def test_the_replay_in_front_is_not_timed(monkeypatch):
     def replayed():
         place = clock.ran % (measure.BURST + 1)
         clock.now, clock.ran = clock.now + (place or 500), clock.ran + 1
+        said.append("replay")
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    timing = measure.time_replays(replayed, seconds=0.02)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: said.append("wait"))
+    timing = measure.time_replays(replayed, seconds=0.021)
     assert timing == Timing.of([1000.0 * i for i in range(1, measure.BURST + 1)])
+    burst = ["replay"] + ["event", "replay"] * measure.BURST + ["event", "wait"]
+    assert said == 4 * burst, "21 samples at least"
 
 
 def test_bytes_over_time_and_shares_of_a_floor():

@@ -13,7 +13,6 @@ from bench import (
     decode,
     decode_measure,
     decode_report,
-    measure,
     passes,
     peers,
     step_profile,
@@ -22,7 +21,6 @@ from bench.measure import Timing, replayable
 from bench.models import MODELS
 from bench.passes import CYCLE, PASSES, SDPA, Pass, measure_passes, pass_bytes, weight_bytes
 from bench.step_profile import Span
-from orthrus_kernels import attention_triton
 from qwen3_model import Qwen3
 from tools.docs import performance
 
@@ -121,10 +119,11 @@ def test_measured_passes():
 def test_host_times_and_peer_of_the_kernels():
     """The kernels, captured as far as a CPU can, and the peer's own attention in their model."""
     model = tiny("triton")
+    model.use_graphs = True
     cache = passes.filled_cache(model, [5], 16)
     found = list(measure_passes(model, cache, [5], SMALLEST, Clock()))
     assert all(m.time and m.launch_us > 0 and m.forward_us > 0 and not m.notes for m in found)
-    assert len(found) == 2 and SDPA in found[0].peers and len(cache.passes) == 2
+    assert len(found) == 2 and SDPA in found[0].peers
 
 
 def test_no_pass_starts_after_time_is_out():
@@ -154,9 +153,8 @@ def test_other_bits_get_no_time():
 def test_a_peer_far_off_is_not_timed():
     model = tiny()
     cache, result = passes.filled_cache(model, [5], 16), passes.Measured(TINY[0], 5, 1)
-    plain = passes.calls_of(model, cache, TINY[0], 5)
-    cache.lengths[0] = 5
-    near, far = plain.device()[0], -plain.device()[0]
+    near = passes.launches_of(model, cache, TINY[0], 5)()[0]
+    far = -near
     passes._measure_peer(result, lambda: near[None], near, Clock())
     assert SDPA in result.peers
     passes._measure_peer(result, lambda: far[None], near, Clock())
@@ -234,33 +232,6 @@ def test_replayable_on_a_cpu_is_the_call():
     assert calls == [1, 1]
 
 
-def test_replays_are_timed_one_behind_another(monkeypatch):
-    """A GPU whose clock goes on by 7 ms a replay: one replay more than intervals, none of them waits."""
-    said, clock = [], [0.0]
-
-    class Event:
-        def __init__(self, enable_timing):
-            self.at = None
-
-        def record(self):
-            self.at = clock[0]
-            said.append("event")
-
-        def elapsed_time(self, later):
-            return later.at - self.at
-
-    def call():
-        clock[0] += 7
-        said.append("replay")
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda *device: said.append("wait"))
-    timing = measure.time_in_a_row(call, torch.device("cpu"), seconds=0.15)
-    assert timing == Timing(7000.0, 7000.0, 7000.0)
-    burst = ["replay"] + ["event", "replay"] * measure.BURST + ["event", "wait"]
-    assert said == ["replay"] + 4 * burst, "captured; a first look; 21 samples at least"
-
-
 def recorded(call, count):
     call()
     return [Span(s.name, s.start + 20 * i, s.end + 20 * i) for i in range(count) for s in STEP]
@@ -297,17 +268,13 @@ def test_rows_tables_and_summary_of_a_run():
 
 def test_rows_of_sampling_and_trees(monkeypatch):
     """Chain and tree, greedy and sampled; the cycle is timed, and the kernels of the text it ends."""
-    monkeypatch.setattr(decode_measure, "PROFILED_TOKENS", 2)
+    monkeypatch.setattr(decode_measure, "PROFILED_TOKENS", 3)
     monkeypatch.setattr(decode_measure, "TREE", 3)
-    monkeypatch.setattr(attention_triton, "PROGRAMS", 8)  # the interpreter pays for programs without items
-    monkeypatch.setattr(attention_triton, "COMBINE_UNROLL", 1)  # and for unrolled steps
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    model, texts = tiny("triton", eos_token_ids=(), block_size=3, **heads), []
-    model.use_graphs = model.use_cycles = True
+    model, texts = tiny(eos_token_ids=(), block_size=3), []
 
     def text(call, count):
         texts.append(call())
-        names = ("_grow_kernel", "_linear_kernel", "_advance_kernel", "_commit_kernel", "_grow_kernel_0d1")
+        names = ("_grow_kernel", "_linear_kernel", "_walk_kernel", "_commit_kernel", "_grow_kernel_0d1")
         return [Span(name, 0, 1 + i) for i, name in enumerate(names)]
 
     rows = decode_measure.choice_rows("tiny", model, [1, 2, 3], Clock())
@@ -316,8 +283,8 @@ def test_rows_of_sampling_and_trees(monkeypatch):
     assert [(r["nodes"], r["choice"]) for r in rows] == [
         (0, "greedy"), (0, "sampled"), (3, "greedy"), (3, "sampled")
     ]  # fmt: skip
-    assert [t.stats.nodes for t in texts[2:]] and all(len(t.token_ids) == 2 for t in texts)
-    assert rows[0]["tree_kernels_us"] == {"_grow_kernel": 3, "_advance_kernel": 3, "_commit_kernel": 4}
+    assert [t.stats.nodes for t in texts[2:]] and all(len(t.token_ids) == 3 for t in texts)
+    assert rows[0]["tree_kernels_us"] == {"_grow_kernel": 3, "_walk_kernel": 3, "_commit_kernel": 4}
     assert [r["us"]["median"] for r in rows] == [100, 200, 300, 400] and rows[3]["share"] == 10 / 400
     ((_, head, lines),) = decode_report.choice_table(rows)
     assert all(len(line) == len(head) for line in lines)
@@ -413,11 +380,11 @@ def test_a_whole_run(other_bits, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(decode, "PASSES", TINY)
     monkeypatch.setattr(decode, "Pool", lambda device, size: None)
     monkeypatch.setattr(decode, "Meter", FakeMeter)
-    monkeypatch.setattr(decode, "time_in_a_row", lambda call, device: Clock()(call))
+    monkeypatch.setattr(decode, "time_replays", lambda replay: Clock()(replay))
     monkeypatch.setattr(decode, "machine", lambda said: {"gpu": "fake", "date": "d"})
     monkeypatch.setattr(decode.launch_tables, "device_key", lambda device: "sm_90")
     monkeypatch.setattr(decode, "in_processes", lambda work, arguments, workers, limit: [f"{workers} at it"])
-    monkeypatch.setattr(decode, "_random", lambda name: tiny(eos_token_ids=()))
+    monkeypatch.setattr(decode, "random_model", lambda name: tiny(eos_token_ids=()))
     monkeypatch.setattr(decode, "hugging_face", lambda model, context: Timing(2.0, 2.0, 2.0))
     if other_bits:
         monkeypatch.setattr(passes.torch, "equal", lambda a, b: False)

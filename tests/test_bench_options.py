@@ -4,10 +4,13 @@ import shlex
 
 import pytest
 
-from bench import acceptance, decode, kernels
+from bench import acceptance, decode, first_token, kernels
 from tools import check_kernel
 
-COMMANDS = {"acceptance": acceptance, "check_kernel": check_kernel, "decode": decode, "kernels": kernels}
+COMMANDS = {
+    "acceptance": acceptance, "check_kernel": check_kernel, "decode": decode, "first_token": first_token,
+    "kernels": kernels,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -48,6 +51,8 @@ def test_options_that_all_have(name, arguments, word, refused):
         (decode, "--replay a.json b.json --strong", "from one trace"),
         (decode, "--replay t.json --trees 20", "invalid choice"),
         (decode, "--trees 15", "--trees is of --replay"),
+        (first_token, "--prompts 0", "'0' is not a whole number"),
+        (first_token, "--models 70B", "invalid choice: '70B'"),
         (kernels, "--rows 0", "'0' is not a whole number"),
         (kernels, "--rows 5000", "more than 4096"),
         (kernels, "--contexts 1m", "'1m' is not a whole number"),

@@ -11,7 +11,8 @@ from scripted import ScriptedModel
 from small import small_config, small_model
 
 from bench import acceptance, kernels
-from qwen3_model import cli, decode
+from qwen3_model import cli, request
+from qwen3_model.decode.cycles import Cycles
 from tools import check_kernel
 
 ROOT = Path(__file__).parents[1]
@@ -72,8 +73,13 @@ def lookup(monkeypatch):
     (code,) = re.findall(r"^```python\n(.*?)^```", TEXTS["adding.md"], re.M | re.S)
     names: dict = {}
     exec(compile(code, "docs/adding.md", "exec"), names)
-    monkeypatch.setitem(decode.STRATEGIES, "lookup", names["cycles"])
-    return names
+    fixed = Cycles._fixed
+    monkeypatch.setattr(request, "STRATEGIES", (*request.STRATEGIES, "lookup"))
+    monkeypatch.setattr(
+        Cycles, "_fixed",
+        lambda cycles, sequence: names["Lookup"](sequence.block_size)
+        if sequence.request.strategy == "lookup" else fixed(cycles, sequence),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.8}, {"repetition_penalty": 1.3}])
@@ -90,7 +96,6 @@ def test_the_strategy_that_is_shown_equals_plain_decoding(settings, lookup):
 
 def test_it_finds_what_repeats(lookup):
     """A model that loops: whole blocks are accepted, counted, and have the bits of plain decoding."""
-    assert lookup["proposals"]([5, 6, 7, 8, 5, 6], 2) == [7, 8] and lookup["proposals"]([5, 6, 7], 9) == []
     model = small_model(eos_token_ids=())
     plain, looked_up = (
         model.generate([3, 9, 27], strategy=name, max_new_tokens=200) for name in ("autoregressive", "lookup")

@@ -14,14 +14,25 @@ from small import small_model
 from bench import replay, trace, trace_file
 from bench.trace import indices, ranked, ranks_of, record
 from bench.trace_file import CHAIN, KINDS, ONE_PASS, Tally, Text, followed
-from orthrus_kernels import Rows, Sampling, draft_tree, verify
+from orthrus_kernels import Rows, Sampling, draft_tree
 from qwen3_model import InputError, Qwen3
 from qwen3_model.bigram import Bigram
 from qwen3_model.checkpoint import EMBEDDED
-from qwen3_model.decode import Decoding
+from qwen3_model.decode.choice import Choice
 from qwen3_model.decode.one_pass import NODES
-from qwen3_model.decode.two_pass import grow
 from qwen3_model.prompts import read_prompts
+
+
+def walked(tree, truth):
+    """Nodes of the walk down a draft tree whose target says truth[d] behind depth d."""
+    path = [0]
+    while True:
+        last = path[-1]
+        child = next((i for i, parent in enumerate(tree.parents)
+                      if parent == last and tree.tokens[i] == truth[tree.depths[last]]), None)  # fmt: skip
+        if child is None:
+            return path
+        path.append(child)
 
 
 @settings(max_examples=100)
@@ -44,10 +55,9 @@ def test_the_walk_is_that_of_the_grown_tree(depths, width, nodes, few, ordered, 
     truth = [int(names[torch.randint(width, (), generator=g)]) for names in ids]
     if torch.rand((), generator=g) < 0.5:
         truth[-1] = 99  # no candidate
-    walked, _ = verify(tree.tokens, tree.parents, [(truth + [-1])[depth] for depth in tree.depths])
     ranks = ranks_of(ids.tolist(), order.numpy(), truth)
     assert len(ranks) == depths - (truth[-1] == 99)
-    assert indices(scores.numpy(), order.numpy(), ranks, nodes) == walked[1:]
+    assert indices(scores.numpy(), order.numpy(), ranks, nodes) == walked(tree, [*truth, -1])[1:]
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -112,15 +122,20 @@ def test_a_trace_says_what_a_tree_of_a_one_pass_cycle_keeps(embedded):
     whole = [*prompt, *tokens]
     cache = model.new_cache(len(whole))
     model.prefill(whole, cache)
-    decoding = Decoding(model, cache, whole, 9, trace.GREEDY, 8)
+    choice = Choice(model)
+    choice.begin(trace.GREEDY, whole)
     for i in (0, 5, 11):
         start = len(prompt) + i
-        cache.lengths[0], decoding.tokens = start - 1, whole[: start + 1]
+        cache.lengths[0] = start - 1
         block = Rows.block(whole[start - 1], found.one_pass_rows, start - 1, model.config.mask_token_id)
-        logits = model.forward(block, cache, logits_of=range(1, found.one_pass_rows - 1)).logits
-        tree = grow(decoding, logits, NODES, known=False)
-        path, _ = verify(tree.tokens, tree.parents, [(whole + [-1] * 9)[start + d + 1] for d in tree.depths])
-        assert text.kept[ONE_PASS][i] == len(path)
+        wanted = torch.arange(1, found.one_pass_rows - 1)
+        given = model.new_pass(block, cache, logits_of=wanted)
+        model.ops.lay(given.plan, given.tables)
+        states, _, _ = model.states(given, cache)
+        root = torch.tensor([whole[start]])
+        scores, ids, order = choice.ranked(states, start + wanted, root, known=False)
+        tree = draft_tree(whole[start], scores, ids, NODES, order=order)
+        assert text.kept[ONE_PASS][i] == len(walked(tree, (whole + [-1] * 9)[start + 1 :]))
 
 
 def test_tables_are_of_one_length_and_end_with_the_text(embedded):

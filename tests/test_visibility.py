@@ -63,13 +63,16 @@ def test_nothing_crosses_sequences(starts, data):
 
 @given(mixed_passes())
 def test_the_rules_say_the_same_as_visible(rows):
-    """A row sees the rows above it, one after another, and those of its path up to its limit."""
+    """Of a path that goes on below a row, it sees what lies below its limit."""
     seen = visible(rows)
     for i, block in enumerate(rows.blocks):
         end = max(p for p, of in zip(rows.positions, rows.blocks, strict=True) if of == block) + 1
         above, last = [], i
-        while last + 1 < len(rows) and block >= 0 and rows.blocks[last + 1] == block:
-            last += 1
+        while below := [
+            j for j in range(last + 1, len(rows)) if rows.blocks[j] == block
+            and (block >= 0 or rows.parents[j] == last)
+        ]:  # fmt: skip
+            last = below[0]
         while last >= 0:
             above.append(last)
             before = rows.blocks[last - 1] if last else -1

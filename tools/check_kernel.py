@@ -62,13 +62,14 @@ KNOWN = {
     "embedding": Op(_ROWS, ("_embedding_kernel",)),
     "choose": _CHOOSE,
     "candidates": _CHOOSE,
-    "log_probability": Op(_CHOICE, ("_logits_kernel", "_merge_kernel")),
-    "commit": Op(("kernels/test_commit.py", "test_verify_commit.py"), ("_commit_kernel",)),
+    "log_sum_exp": Op(_CHOICE, ("_logits_kernel", "_merge_kernel")),
+    "commit": Op(("kernels/test_commit.py", "test_cache.py"), ("_commit_kernel",)),
     "blocks": Op(("kernels/test_grow.py", "test_anchors.py"), ("_place_kernel", "_follow_kernel")),
     "lay": Op(("kernels/test_lay.py", "test_pass_tables.py"), ("_lay_kernel",)),
     "rerank": Op(("kernels/test_rerank.py",), ("_rerank_kernel",)),
     "grow": Op(("kernels/test_grow.py", "test_draft_tree.py"), ("_grow_kernel",)),
-    "advance": Op(("kernels/test_advance.py",), ("_advance_kernel",)),
+    "walk": Op(("kernels/test_walk.py",), ("_walk_kernel",)),
+    "seen_rows": Op(("kernels/test_seen.py",), ("_paths_kernel",)),
 }
 
 

@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from orthrus_kernels.advance_triton import advance_triton
 from torch import Tensor
 
 from orthrus_kernels import PassPlan, PassShape, PassTables, Rows, Sampling, Weight, backend_ops
@@ -162,8 +161,7 @@ def head() -> None:
 
 def logit_summary() -> None:
     """Two tiles of the vocabulary, the last one ragged."""
-    logits = torch.randn(3, 5003, device=DEVICE)
-    TRITON.log_probability(logits, torch.tensor([5002, 0, 7], device=DEVICE))
+    TRITON.log_sum_exp(torch.randn(3, 5003, device=DEVICE))
 
 
 def choose(**settings: Any) -> None:
@@ -179,18 +177,25 @@ FILTERS = {"temperature": 0.8, "top_k": 200, "top_p": 0.95, "min_p": 0.01, "repe
            "logit_bias": {7: 1.0, 9: float("-inf")}}  # fmt: skip
 
 
-def advance() -> None:
-    n, state = 4, table([9, 5, 3, 0])
-    logits = torch.zeros(n, device=DEVICE)
-    advance_triton(
-        state, table([5, 6, 7, 7]).long(), table([-1, 0, 0, 2]), table([7, 1, 7, 3]).long(), logits, logits,
-        table([3]), table([0] * n), table([0]), table([0] * (RECORD + 3 * n)),
+def walk() -> None:
+    """Two texts, trees of 4 nodes."""
+    n, states = 4, table([[9, 5, 3, 0], [2, 5, 9, 0]])
+    logits = torch.zeros(2 * n, device=DEVICE)
+    TRITON.walk(
+        states, table([5, 6, 7, 7] * 2).long(), table([-1, 0, 0, 2, -1, 4, 4, 6]),
+        table([7, 1, 7, 3] * 2).long(), logits, logits, table([3]), table([[0] * n] * 2), table([0] * 2),
+        table([[0] * (RECORD + 3 * n)] * 2),
     )  # fmt: skip
+
+
+def seen_rows() -> None:
+    counts, tree = table([0, 2, 0] * 30), table([-1, 0, 0, 2])
+    TRITON.seen_rows(counts, table([5, 6, 89, 7]).long(), tree)
 
 
 def commit() -> None:
     caches, rows = [numbers(2, 1, 3, 8, 40) for _ in "kv"], [numbers(2, 6, 3, 40) for _ in "kv"]
-    TRITON.commit(caches[0], caches[1], rows[0], rows[1], table([0, 2, 5, -1]), table([6]))
+    TRITON.commit(*caches, *rows, table([[0, 2, 5, -1]]), table([6]))
 
 
 LAUNCHES: dict[str, Callable[[], object]] = {
@@ -217,7 +222,8 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "choose, top-k": lambda: choose(**FILTERS | {"top_k": 20}),
     "commit": commit,
     "lay": lay,
-    "advance": advance,
+    "walk": walk,
+    "seen_rows": seen_rows,
     "grow": lambda: grown(30, 7, 0),
     "blocks": blocks,
     "rerank": rerank,

@@ -68,7 +68,7 @@ def kinds(over):
 @pytest.mark.parametrize(
     "settings",
     [{}, {"temperature": 0.8}, {"temperature": 0.8, "top_p": 0.9, "logit_bias": {9: 2.0}},
-     {"temperature": 0.8, "repetition_penalty": 1.3}],
+     {"repetition_penalty": 3.0, "logit_bias": {9: 40.0, 11: 39.0}}],
     ids=str,
 )  # fmt: skip
 def test_same_tokens_and_log_probabilities(model, twins, strategy, settings):

@@ -1,4 +1,4 @@
-"""bench's forced walks: the record and state of `advance_triton`, with the counts of a table, and whole
+"""bench's forced walks: the record and state of `walk_triton`, with the counts of a table, and whole
 decoding that keeps what a trace says."""
 
 import json
@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpreter import DEVICE
-from orthrus_kernels.advance_triton import advance_triton
 from small import small_model
 
 from bench import replay
@@ -18,12 +17,12 @@ from bench.forced_walk import WIDTH, Forced, forced_walk, walk
 from bench.replay import Measured, Way, run, tables, with_bigram
 from bench.trace_file import CHAIN, KINDS, ONE_PASS, TREES, Text, Trace, followed
 from orthrus_kernels.layout import RECORD
+from orthrus_kernels.walk import walk_triton
 from qwen3_model import InputError
-from qwen3_model.decode import device
 from qwen3_model.decode.controller import CHAIN as CHAIN_KIND
-from qwen3_model.decode.controller import ONE_PASS as ONE_PASS_KIND
 from qwen3_model.decode.controller import PLAIN
 from qwen3_model.decode.one_pass import Shape
+from qwen3_model.request import STRATEGIES
 
 
 def table(values, dtype=torch.int32) -> torch.Tensor:
@@ -32,14 +31,14 @@ def table(values, dtype=torch.int32) -> torch.Tensor:
 
 def walked(step, n, state, choices, tokens, **more):
     """(state, accepted, start, record) after a cycle over a chain."""
-    accepted, start, record = table([9] * n), table([-5]), table([77] * (RECORD + 3 * n))
-    state = table(state)
+    accepted, start, record = table([[9] * n]), table([-5]), table([[77] * (RECORD + 3 * n)])
+    state = table([state])
     step(
         state, table(tokens, torch.int64), table(list(range(-1, n - 1))), table(choices, torch.int64),
         table([i / 3 for i in range(n)], torch.float32), table([2.0] * n, torch.float32), table([-1]),
         accepted, start, record, **more,
     )  # fmt: skip
-    return [x.tolist() for x in (state, accepted, start, record)]
+    return [x.flatten().tolist() for x in (state, accepted, start, record)]
 
 
 @settings(max_examples=60)
@@ -53,7 +52,7 @@ def test_it_writes_what_a_walk_of_as_many_tokens_would(n, at, left, data):
     paths = [[0] + [-1] * (WIDTH - 1)] * 5
     paths[at] = list(range(count)) + [-1] * (WIDTH - count)
     forced = walked(forced_walk, n, state, choices, tokens, paths=table(paths), base=table([20]))
-    assert forced == walked(advance_triton, n, state, choices, tokens)
+    assert forced == walked(walk_triton, n, state, choices, tokens)
     assert forced[3][0] == min(count, left) and forced[3][3] == 77, "whether it is drafted is not its to say"
 
 
@@ -61,15 +60,15 @@ def test_it_writes_what_a_walk_of_as_many_tokens_would(n, at, left, data):
 def test_a_cycle_without_a_draft_keeps_one_token(drafted):
     """At its root, whatever the trace says; with one, the walk of a one-pass tree ends there."""
     n, paths = 4, table([[1, 2, 0] + [-1] * (WIDTH - 3)])
-    accepted, start, record = table([9] * n), table([0]), table([0, 0, 0, drafted, *[0] * (4 + 3 * n)])
+    accepted, start, record = table([[9] * n]), table([0]), table([[0, 0, 0, drafted, *[0] * (4 + 3 * n)]])
     state, choices, sums = table([20, 5, 9, 0]), table([6, 7, 8, 9], torch.int64), table([0.0] * n)
     sums = sums.float()
     forced_walk(state, choices, accepted, choices, sums, sums, start, accepted, start, record,
                 paths=paths, base=table([20]))  # fmt: skip
     kept = 3 if drafted else 1
-    assert state.tolist() == [20 + kept, 6, 9 - kept, 0] and record[:4].tolist() == [kept, 0, 0, drafted]
-    assert accepted.tolist() == ([1, 2, 0, -1] if drafted else [0, -1, -1, -1])
-    assert record[RECORD:][:kept].tolist() == ([7, 8, 6] if drafted else [6])
+    assert state.tolist() == [20 + kept, 6, 9 - kept, 0] and record[0, :4].tolist() == [kept, 0, 0, drafted]
+    assert accepted[0].tolist() == ([1, 2, 0, -1] if drafted else [0, -1, -1, -1])
+    assert record[0, RECORD:][:kept].tolist() == ([7, 8, 6] if drafted else [6])
 
 
 @given(steps=st.lists(st.integers(0, 15), min_size=4, max_size=4))
@@ -94,23 +93,27 @@ def model():
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1} if DEVICE == "cpu" else {}
     found = small_model("float32", backend="triton", device=DEVICE, num_hidden_layers=1, block_size=4,
                         eos_token_ids=(), **heads)  # fmt: skip
-    found.use_graphs = found.use_cycles = True
     return with_bigram(found, 4)
 
 
 def test_decoding_keeps_what_the_trace_says(model):
-    """Of two texts, in turn with every way; blocks stand at all nodes of the one-pass tree."""
+    """Of two texts, in turn with every way; blocks stand at all nodes of the one-pass tree. Where one token
+    is left the cycle is plain."""
     compared = [Way("plain", "autoregressive", 0), Way("two-pass chain", "two-pass", 0),
                 Way("tree", "two-pass", 15), Way("one-pass", "one-pass", 3, 3)]  # fmt: skip
     found = run(model, TRACE, 2, 6, compared)
     for measured, kind in zip(found, (None, CHAIN, "15", ONE_PASS), strict=True):
         steps = [followed(text, kind) if kind else [1] * (text.tokens - 1) for text in TEXTS]
         assert measured.tokens == [5, 3] and measured.cycles == [len(of_text) for of_text in steps]
-        assert measured.forwards == [(2 if kind in (CHAIN, "15") else 1) * n for n in measured.cycles]
-    assert found[2].nodes == 15 * sum(found[2].cycles) and model.spare_cache is None
-    assert found[3].nodes == 3 * (sum(found[3].cycles) - 2), "the first one of a text has no draft"
+        plain = [int(kept[-1] == 1) if kind else len(kept) for kept in steps]
+        both = 2 if kind in (CHAIN, "15") else 1
+        forwards = [both * len(kept) - (both - 1) * n for kept, n in zip(steps, plain, strict=True)]
+        assert measured.forwards == forwards and measured.cycles_of["plain"] == sum(plain)
+    two, one = (sum(found[way].cycles) - found[way].cycles_of["plain"] for way in (2, 3))
+    assert found[2].nodes == 15 * two and model.engine.slot is None
+    assert found[3].nodes == 3 * (one - 2), "the first one of a text has no draft"
     rows = [measured.row("tiny", TRACE) for measured in found]
-    assert rows[1]["tokens_per_cycle"] == 2.0 and rows[2]["tokens_per_forward"] == 1.0
+    assert rows[1]["tokens_per_cycle"] == 2.0 and rows[2]["tokens_per_forward"] == 1.1429
     ((title, head, lines),) = tables(rows)
     assert "tiny" in title and all(line[1] == "acceptance replayed" for line in lines)
     assert len(lines[0]) == len(head) and lines[0][-2] == "1.00x"
@@ -123,7 +126,7 @@ def test_a_text_has_its_own_walks_again(model):
     forced.walk_of(31)
     forced.begin(TEXTS[0], 2)
     kept = TEXTS[0].kept
-    wanted = {31: kept["31"], CHAIN_KIND: kept[CHAIN], PLAIN: [1] * 6, ONE_PASS_KIND: kept[ONE_PASS]}
+    wanted = {31: kept["31"], CHAIN_KIND: kept[CHAIN], PLAIN: [1] * 6, Shape(19, 20): kept[ONE_PASS]}
     for kind, counts in wanted.items():
         step = forced.walk_of(kind)
         records = [walked(step, 32, [2 + i, 5, 9, 0], [7] * 32, [5] * 32)[3] for i in range(5)]
@@ -136,7 +139,7 @@ def test_ctrl_c_ends_a_replay(model, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    for what in ("prefill", "states"):
+    for what in ("new_pass", "states"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(model, what, interrupted)
             run(model, TRACE, 2, 6, [Way("plain", "autoregressive", 0)])
@@ -156,7 +159,7 @@ def test_what_a_run_that_is_cut_short_keeps(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(replay, "machine", lambda command: {"gpu": "one", "command": command})
     monkeypatch.setattr(replay, "machine_line", lambda facts: facts["gpu"])
-    monkeypatch.setattr(replay, "random_model", lambda name: None)
+    monkeypatch.setattr(replay, "random_model", lambda name: small_model())
     monkeypatch.setattr(replay, "traces", lambda given: iter([TRACE, other]))
     monkeypatch.setattr(replay, "run", measured)
     with pytest.raises(KeyboardInterrupt):
@@ -169,15 +172,15 @@ def test_what_a_run_that_is_cut_short_keeps(monkeypatch, tmp_path, capsys):
 
 def test_what_cannot_be_replayed_is_refused(model):
     plain = small_model()
-    with pytest.raises(InputError, match="take a GPU"):
+    with pytest.raises(InputError, match="on a GPU"):
         run(plain, TRACE, 1, 4, replay.ways(TRACE))
     short = Trace("tiny", 8, 8, True, [Text(2, {kind: [1] for kind in KINDS})], [])
     with pytest.raises(InputError, match="first token"):
         run(model, short, 1, 4, replay.ways(TRACE))
 
 
-def test_ways_are_served_by_device_cycles_and_have_the_shape_of_the_trace():
-    assert {way.strategy for way in replay.ways(TRACE)} == set(device.STRATEGIES)
+def test_ways_are_of_every_strategy_and_have_the_shape_of_the_trace():
+    assert {way.strategy for way in replay.ways(TRACE)} == set(STRATEGIES)
     assert {way.tree_nodes for way in replay.ways(TRACE, TREES)} == {0, *TREES, "auto"}
     shaped = [
         Trace("strong", 8, 8, True, TEXTS, [], "simulated", {"one_pass": asdict(shape)})

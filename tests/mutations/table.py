@@ -187,7 +187,7 @@ BUGS = (
         "the walk would take nodes that another path proposed"),
     Bug("a branch loses its parent's key", _LAY,
         "tl.where(is_head, b_up, -1), b_depth - 1", "tl.where(is_head, b_up, -1), b_depth - 2",
-        "kernels/test_grow.py::test_the_twins_tree",
+        "kernels/test_lay.py::test_the_kernel_lays_what_the_twin_does",
         "a line that opens below a node begins with the slots of that node's path"),
     Bug("the walk ignores parents", _WALK,
         "if above[i] == node and names[i] == choice", "if names[i] == choice", _WALKED,

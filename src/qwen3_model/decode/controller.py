@@ -1,8 +1,8 @@
 """Strategy "auto": which kind of cycle comes next, so that a text gets the most tokens a second.
 
 A **kind** is what a cycle does: `PLAIN` decodes without a draft, `CHAIN` verifies one token a position, n > 0
-verifies a draft tree of n nodes, and `ONE_PASS` drafts in the pass that verifies. A controller chooses among
-PLAIN and trees, or PLAIN and chains; one-pass cycles run only where they are asked for by name.
+verifies a draft tree of n nodes. A controller chooses among PLAIN and trees, or PLAIN and chains; one-pass
+cycles run only where they are asked for by name.
 
 The best kind keeps the most tokens for its time. What it keeps is a property of the text, and a `Controller`
 learns it, one controller a text: the decayed mean of what the smallest draft keeps, and for a larger tree the
@@ -23,7 +23,7 @@ from statistics import median
 
 from .cycle import IN_FLIGHT
 
-ONE_PASS, PLAIN, CHAIN = -2, -1, 0
+PLAIN, CHAIN = -1, 0
 # Nodes of the trees that a controller chooses among. With the root they fill the kernels' tiles of rows.
 # With recorded acceptance trees of 15 and 127 nodes are always slower (bench/LOG.md, 2026-11-28).
 TREES = (31, 63)

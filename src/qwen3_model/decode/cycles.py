@@ -14,7 +14,7 @@ from ..errors import InputError
 from .choice import Form
 from .controller import PLAIN, TREES, TWIN_TIMES, Controller, Times, measured_times
 from .cycle import Cycle, Read, Text, Walk
-from .one_pass import OnePassCycle, Shape
+from .one_pass import Shape
 from .sequence import Run, Sequence
 from .two_pass import TwoPassCycle
 
@@ -44,9 +44,9 @@ class Cycles:
         """How many cycles there are."""
         return len(self._cycles)
 
-    def again(self) -> None:
-        """Launch the last cycle once more; behind the end of a text that changes nothing."""
-        next(reversed(self._cycles.values())).launch(self.pool)
+    def again(self, kind: Kind) -> None:
+        """Launch the newest cycle of a kind once more; behind the end of a text that changes nothing."""
+        next(self._cycles[key] for key in reversed(self._cycles) if key[0] == kind).launch(self.pool)
 
     def runs(self, sequence: Sequence) -> Iterator[Run]:
         """What each cycle adds to a text whose prompt is committed, until an end token or the limit. The
@@ -74,7 +74,7 @@ class Cycles:
             end = read()
             if watched and kind != PLAIN:
                 cycle.tell(end.run)
-            if controller is not None and not isinstance(kind, Shape):
+            if controller is not None and isinstance(kind, int):
                 controller.observe(kind, end.run.path if end.run.nodes else None)
                 controller.times.observe(kind, end.milliseconds)
             if end.run.tokens:
@@ -108,10 +108,10 @@ class Cycles:
         key = kind, block, form, watched, self.model.bigram
         if key not in self._cycles:
             cycle: Cycle
-            if isinstance(kind, Shape):
-                cycle = OnePassCycle(self.text, kind)
-            else:
+            if isinstance(kind, int):
                 cycle = TwoPassCycle(self.text, kind, block, watched)
+            else:
+                cycle = kind.cycle(self.text)
             cycle.begin(sequence.tokens)
             if self.walk_of is not None:
                 cycle.walk = self.walk_of(kind)

@@ -52,6 +52,10 @@ class Shape:
         anchors = min(max((MOST_ROWS - 1 - nodes) // block, 1), nodes + 1)
         return Shape(nodes, anchors, block, width)
 
+    def cycle(self, text: Text) -> OnePassCycle:
+        """A cycle of this shape."""
+        return OnePassCycle(text, self)
+
     @property
     def depth(self) -> int:
         """Of a node below the root, at most."""
