@@ -56,7 +56,7 @@ def captured(run, pool):
 
 
 def told(model, corrections, bigram=None, **settings):
-    """A text: its tokens, and how many the prompt's pass and each cycle kept. Chains are as long as asked for."""
+    """A text: its tokens, and how many each pass kept, the prompt's first. Chains are as long as asked."""
     model.bigram, kept = corrections[bigram], []
     result = model.generate(on_tokens=lambda ids, text: kept.append(len(ids)), **settings)
     assert sum(kept) == len(result.token_ids)
