@@ -90,7 +90,7 @@ def test_one_who_watches_gets_the_same_cycles(model, strategy):
     result, _ = by_cycles(model, on_run=lambda run, kept: runs.append(run), ahead=True, **how)
     assert result.token_ids == unseen.token_ids and result.logprobs == unseen.logprobs
     assert result.stats.accepted_histogram == unseen.stats.accepted_histogram
-    for run in runs[1:]:
+    for run in [run for run in runs[1:] if run.kind != "plain"]:
         assert len(run.tree) == len(run.choices) == 1 + run.nodes
         assert [run.choices[node] for node in run.path] == run.tokens
     drafted = [run for run in runs if run.nodes]

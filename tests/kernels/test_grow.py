@@ -13,6 +13,7 @@ from plans import tables_for
 from orthrus_kernels import PassPlan, PassShape, Rows, draft_tree, end_probabilities, unpack, visible
 from orthrus_kernels.blocks import follow, follow_triton, place_blocks, place_blocks_triton
 from orthrus_kernels.grow import grow, grow_triton
+from orthrus_kernels.lay import lay
 from orthrus_kernels.lay_triton import lay_triton
 from orthrus_kernels.layout import RECORD, State
 
@@ -56,7 +57,7 @@ def grown(nodes, draws, states, tile_rows, device=DEVICE, run=grow_triton, block
         run(plan, scores, state, sharp.contiguous().to(device), ids.to(device))
         if blocks:
             (place_blocks_triton if run is grow_triton else place_blocks)(plan, scores, anchors)
-        lay_triton(plan, tables)
+        (lay_triton if run is grow_triton else lay)(plan, tables)
     return plan, scores, tables, anchors.tolist()
 
 
