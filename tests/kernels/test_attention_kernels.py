@@ -88,8 +88,7 @@ def test_tree_node_equals_decoding_its_path_alone(rows, dtype, kind, data):
     inside = run(q, k, v, k_cache, v_cache, rows)[node]
     above, start = rows.ancestors(node), rows.contexts[0]
     k_cache, v_cache = k_cache[None].clone(), v_cache[None].clone()
-    table = torch.tensor([[start, *above]], dtype=torch.int32)
-    commit(k_cache, v_cache, k[None], v[None], table[:, 1:], table[:, 0])
+    committed((k_cache, v_cache), k, v, above, start)
     alone = Rows.chain([1], start + len(above))
     assert torch.equal(run(q[[node]], k[[node]], v[[node]], k_cache[0], v_cache[0], alone)[0], inside)
 
@@ -108,8 +107,7 @@ def test_block_equals_drafting_it_alone(rows, kind, data):
     inside = run(q, k, v, k_cache, v_cache, rows)[mine]
     above, start = rows.ancestors(mine[0]), rows.contexts[0]
     k_cache, v_cache = k_cache[None].clone(), v_cache[None].clone()
-    table = torch.tensor([[start, *above]], dtype=torch.int32)
-    commit(k_cache, v_cache, k[None], v[None], table[:, 1:], table[:, 0])
+    committed((k_cache, v_cache), k, v, above, start)
     alone = Rows.block(1, len(mine), start + len(above), 96)
     assert torch.equal(run(q[mine], k[mine], v[mine], k_cache[0], v_cache[0], alone), inside)
 
@@ -153,6 +151,12 @@ def test_row_bits_across_the_wider_cuts(row):
         assert torch.equal(row_after_split(q, k, v, row, row - 5, form=form), alone)
 
 
+def committed(caches, k, v, rows, start):
+    """Rows of a pass put behind `start` committed positions of the only sequence."""
+    table = torch.tensor([[start, *rows]], dtype=torch.int32, device=k.device)
+    commit(*caches, k[None], v[None], table[:, 1:], table[:, 0])
+
+
 @pytest.mark.parametrize("heads, groups", [(5, 1), (8, 8), (16, 2)])
 def test_other_head_groupings_and_split_qkv(heads, groups):
     """A group that does not divide the tile, none, 8 to one; q, k, v as views of one projection."""
@@ -165,7 +169,7 @@ def test_other_head_groupings_and_split_qkv(heads, groups):
     for node in (0, 8):
         above = rows.ancestors(node)
         caches = k_cache[None].clone(), v_cache[None].clone()
-        commit(*caches, k[None], v[None], above, 130)
+        committed(caches, k, v, above, 130)
         alone = Rows.chain([1], 130 + len(above))
         part = run(q[[node]], k[[node]], v[[node]], caches[0][0], caches[1][0], alone)[0]
         assert torch.equal(part, got[node])
@@ -306,7 +310,7 @@ def test_blocks_on_long_paths_read_their_chain_in_place():
         mine = [i for i, b in enumerate(rows.blocks) if b == block]
         above = rows.ancestors(mine[0])
         caches = k_cache[None].clone(), v_cache[None].clone()
-        commit(*caches, k[None], v[None], above, 33)
+        committed(caches, k, v, above, 33)
         alone = Rows.block(1, 70, 33 + len(above), 96)
         assert torch.equal(run(q[mine], k[mine], v[mine], caches[0][0], caches[1][0], alone), got[mine])
 

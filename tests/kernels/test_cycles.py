@@ -240,8 +240,8 @@ def test_a_surplus_cycle_leaves_cache_and_state(model, strategy):
     _, over = by_cycles(model, ahead=True, **how)
     before, counts = copies(over), over.text.choice.counts.clone()
     with torch.inference_mode():
-        over.again()
-        for cycle in over._cycles.values():
+        for (kind, *_), cycle in over._cycles.items():
+            over.again(kind)
             end = cycle.launch(over.pool)()
             assert end.finished and not end.run.tokens
     same_copies(over, before)
