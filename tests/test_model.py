@@ -273,7 +273,7 @@ def test_what_a_cache_has_no_room_for():
         with pytest.raises(ValueError, match=f"positions 0..{tokens - 1} do not fit a cache of 100"):
             model.prefill([5] * tokens, model.new_cache(100))
     cache = model.new_cache(4)
-    deepest = cache.turns.shape[1] - 1
+    deepest = cache.rope_table.shape[1] - 1
     block = Rows.block(5, deepest + 1, 0, model.config.mask_token_id)
     assert torch.isfinite(model.forward(block, cache, logits_of=[deepest]).logits).all()
     with pytest.raises(ValueError, match=f"at position {deepest + 1}; with a cache of 4"):

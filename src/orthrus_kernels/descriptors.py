@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ._triton import TensorDescriptor
-from .rows import ROWS_BEHIND
+from .rows import SPARE_ROWS
 
 
 def described(matrix: Tensor, stride: int, height: int, width: int) -> TensorDescriptor:
@@ -14,7 +14,7 @@ def described(matrix: Tensor, stride: int, height: int, width: int) -> TensorDes
     rows, columns = matrix.shape
     memory = matrix.untyped_storage().nbytes() // matrix.element_size() - matrix.storage_offset()
     in_memory = (memory - columns) // stride + 1
-    shape = [min(rows + ROWS_BEHIND, max(in_memory, rows)), columns]
+    shape = [min(rows + SPARE_ROWS, max(in_memory, rows)), columns]
     return TensorDescriptor(matrix, shape, [stride, 1], [height, width])
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 # A linear copies its operand in tiles of rows, by descriptors (TMA). A copy that runs past the end of an
 # allocation takes up to 1.8 times as long (H200, 2026-11-26, bench/LOG.md, entry 79). So an allocation is
 # longer than its rows by the tallest tile.
-ROWS_BEHIND = 192
+SPARE_ROWS = 192
 
 # Row-wise kernels are compiled without multiply-add contraction, which may differ between specialisations;
 # where a fused multiply-add is meant, the kernel says tl.fma.
@@ -25,9 +25,9 @@ def block_and_warps(width: int) -> tuple[int, int]:
 
 
 def new_rows(like: Tensor, *shape: int) -> Tensor:
-    """Uninitialised [T, ...] of `like`'s dtype and device, for a linear to read: ROWS_BEHIND more rows of
+    """Uninitialised [T, ...] of `like`'s dtype and device, for a linear to read: SPARE_ROWS more rows of
     memory stand behind it."""
-    return like.new_empty(shape[0] + ROWS_BEHIND, *shape[1:])[: shape[0]]
+    return like.new_empty(shape[0] + SPARE_ROWS, *shape[1:])[: shape[0]]
 
 
 def row_stride(x: Tensor, width: int) -> int:

@@ -19,11 +19,11 @@ class KVCache:
     positions.
 
     `lengths[s]` positions of sequence s are committed, where the host drives the passes (`Network.forward`);
-    an engine's sequences know their own lengths. What lies behind is never read. `turns`: cosine and
+    an engine's sequences know their own lengths. What lies behind is never read. `rope_table`: cosine and
     sine of every position, [2, positions, D/2] fp32, which a pass gathers in one launch.
     """
 
-    turns: Tensor
+    rope_table: Tensor
 
     def __init__(
         self,
@@ -33,15 +33,15 @@ class KVCache:
         dtype: torch.dtype,
         sequences: int = 1,
         write: Callable[..., None] = commit,
-        turns: Callable[[], Tensor] | None = None,
+        rope_table: Callable[[], Tensor] | None = None,
     ) -> None:
-        """write: a backend's `commit`. turns: makes the table of that name, which a model's passes read."""
+        """write: a backend's `commit`. rope_table: makes the table of that name."""
         shape = (config.num_hidden_layers, sequences, config.num_key_value_heads, capacity, config.head_dim)
         try:
             self.keys = torch.empty(shape, device=device, dtype=dtype)
             self.values = torch.empty(shape, device=device, dtype=dtype)
-            if turns is not None:
-                self.turns = turns()
+            if rope_table is not None:
+                self.rope_table = rope_table()
         except RuntimeError:  # torch.OutOfMemoryError on a GPU is one
             size = size_of(2 * math.prod(shape) * dtype.itemsize)
             raise InputError(
@@ -65,8 +65,8 @@ class KVCache:
             )
 
     def check_positions(self, rows: Rows) -> None:
-        """Raises ValueError when a row stands further behind the cache than `turns` goes."""
-        furthest, end = max(rows.positions, default=0), self.turns.shape[1]
+        """Raises ValueError when a row stands further behind the cache than `rope_table` goes."""
+        furthest, end = max(rows.positions, default=0), self.rope_table.shape[1]
         if furthest >= end:
             raise ValueError(
                 f"a row stands at position {furthest}; with a cache of {self.capacity} positions "

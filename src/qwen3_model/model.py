@@ -33,7 +33,7 @@ from .text import Text
 
 NewTensor = Callable[..., Tensor]  # torch.empty on the model's device and in its dtype
 PREFILL_ROWS = 2048  # of a prompt in a pass, at most: keys and values of its layers take 302 MB at 8B
-ROWS_BEHIND = BLOCK_SIZES[-1]  # positions past a cache's end that rows of a draft may take
+POSITIONS_PAST_CACHE = BLOCK_SIZES[-1]  # positions past a cache's end that rows of a draft may take
 
 
 @dataclass
@@ -143,8 +143,8 @@ class Network:
 
     def new_cache(self, capacity: int, sequences: int = 1) -> KVCache:
         """An empty cache for `capacity` positions of each of `sequences` sequences."""
-        turns = partial(rope_table, capacity + ROWS_BEHIND, self.frequencies, self.rope_scale)
-        return KVCache(self.config, capacity, self.device, self.dtype, sequences, self.ops.commit, turns)
+        table = partial(rope_table, capacity + POSITIONS_PAST_CACHE, self.frequencies, self.rope_scale)
+        return KVCache(self.config, capacity, self.device, self.dtype, sequences, self.ops.commit, table)
 
     @torch.inference_mode()
     def logits(self, token_ids: Sequence[int]) -> Tensor:
@@ -211,7 +211,7 @@ class Network:
         c, plan = self.config, PassPlan.of(rows, self.device)
         plan = replace(plan, shape=shape or plan.shape, start=plan.start if start is None else start)
         tables = self.ops.new_tables(
-            plan.shape, cache.turns.shape[1], c.num_attention_heads, c.num_key_value_heads, c.head_dim,
+            plan.shape, cache.rope_table.shape[1], c.num_attention_heads, c.num_key_value_heads, c.head_dim,
             self.dtype, self.device,
         )  # fmt: skip
         return Pass(plan, tables, logits_of)
@@ -219,7 +219,7 @@ class Network:
     def states(self, given: Pass, cache: KVCache) -> tuple[Tensor, Tensor, Tensor]:
         """The pass without its head: (normalised states [rows asked for, E], keys, values as in Output)."""
         plan, n_ar = given.plan, given.plan.shape.n_ar
-        turn = cache.turns[:, plan.positions]
+        turn = cache.rope_table[:, plan.positions]
         x = self.ops.embedding(self.embedding, plan.tokens)
         normed, keys, values = self._run_layers(x, turn, given, cache)
         if given.logits_of is not None:

@@ -15,7 +15,7 @@ from orthrus_kernels.descriptors import describable, described
 from orthrus_kernels.embedding import embedding_triton
 from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton, swiglu_entry
-from orthrus_kernels.rows import ROWS_BEHIND, new_rows
+from orthrus_kernels.rows import SPARE_ROWS, new_rows
 from orthrus_kernels.swiglu import swiglu_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
 from orthrus_kernels.weight import Weight
@@ -187,7 +187,7 @@ def test_descriptors_end_with_memory(device):
     cut = torch.zeros(9 * 64 + 63, device=device).as_strided((4, 64), (64, 1))
     for matrix, rows in [
         (of, 10), (of[:4], 10), (of[4:6], 6), (of[:4, 32:], 10), (strided, 10), (cut, 9),
-        (new_rows(of, 3, 64), 3 + ROWS_BEHIND), (torch.zeros(3 * ROWS_BEHIND, 64)[:5], 5 + ROWS_BEHIND),
+        (new_rows(of, 3, 64), 3 + SPARE_ROWS), (torch.zeros(3 * SPARE_ROWS, 64)[:5], 5 + SPARE_ROWS),
     ]:  # fmt: skip
         assert list(described(matrix, 64, 16, 16).shape) == [rows, matrix.shape[1]]
         end = matrix.storage_offset() + (rows - 1) * 64 + matrix.shape[1]
@@ -198,7 +198,7 @@ def test_memory_goes_on_by_the_tallest_tile():
     """A tile begins at one of x's rows, so it ends that far behind them at most."""
     linears = [*tables.linear_entries().values(), *(entry.values[0] for entry in entries())]
     fused = [swiglu_entry(n, k, torch.bfloat16, "sm_90") for n, k, *_ in tables.linear_entries()]
-    assert max(tile.block_t for entry in linears + fused for tile in entry.tiles) <= ROWS_BEHIND
+    assert max(tile.block_t for entry in linears + fused for tile in entry.tiles) <= SPARE_ROWS
 
 
 def room_behind(x):
@@ -215,7 +215,7 @@ def test_outputs_have_memory_behind_them(rows, device):
         linear_swiglu_triton(x, w),
         embedding_triton(x, torch.arange(rows - 1, device=device)),
     ):
-        assert room_behind(out) == ROWS_BEHIND
+        assert room_behind(out) == SPARE_ROWS
 
 
 def test_a_full_workspace_changes_no_bits(device):

@@ -8,7 +8,7 @@ from replayed import Replayed
 from small import small_model
 
 from orthrus_kernels import Rows
-from orthrus_kernels.rows import ROWS_BEHIND
+from orthrus_kernels.rows import SPARE_ROWS
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_what_a_linear_reads_has_memory_behind_it(model_of, monkeypatch, logits_
     rows = Rows.tree_with_blocks([5, 6, 7], [-1, 0, 0], 3, [0, 2], 17, 96)
     behind.clear()
     model.forward(rows, cache, logits_of=logits_of)
-    assert len(behind) == 5 and min(behind) >= ROWS_BEHIND, behind  # qkv, o, gate_up, down, head
+    assert len(behind) == 5 and min(behind) >= SPARE_ROWS, behind  # qkv, o, gate_up, down, head
 
 
 def test_a_pass_takes_each_passs_numbers(model_of):
