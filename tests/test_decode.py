@@ -191,13 +191,37 @@ def test_texts_take_turns_and_a_cancelled_one_leaves_the_engine():
     assert third.result().token_ids == [] and engine.step() is None
 
 
-def test_an_exception_in_a_callback_leaves_the_engine_usable():
+def test_an_error_ends_the_text_whose_step_it_was():
+    """And no other: those that wait keep their place, and what a callback has started goes on."""
     model = ScriptedModel(small_config(eos_token_ids=()), skill=0.7)
-    engine = Engine(model)
-    want = engine.generate([1], Request(max_new_tokens=9)).token_ids
+    engine, request = Engine(model), Request(max_new_tokens=9)
+    want, seen = engine.generate([1], request).token_ids, []
     with pytest.raises(ZeroDivisionError):
-        engine.generate([1], Request(max_new_tokens=9), lambda ids, text: 1 / 0)
-    assert engine.generate([1], Request(max_new_tokens=9)).token_ids == want
+        engine.generate([1], request, lambda ids, text: 1 / 0)
+    assert engine.generate([1], request).token_ids == want
+    first = engine.submit([1], request, lambda ids, text: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        engine.generate([1], request, lambda ids, text: seen.append(ids))
+    assert first.finished and first.result().stats.finish_reason == "error" and not seen
+    assert engine.generate([1], request).token_ids == want and not seen, "its own text is not left behind"
+
+    def starts_the_next_and_fails(ids, text):
+        engine.cancel(failing)
+        engine.step()
+        raise ZeroDivisionError
+
+    failing = engine.submit([1], request, starts_the_next_and_fails)
+    following = engine.submit([1], request)
+    with pytest.raises(ZeroDivisionError):
+        engine.step()
+    while not following.finished:
+        assert engine.step() is following
+    assert following.result().token_ids == want
+    waiting = engine.submit([1], request)
+    engine.cancel(waiting, "")
+    assert waiting.result().stats.finish_reason == "cancelled" and waiting.result().stats.seconds == 0
+    with pytest.raises(InputError, match="a Request was expected"):
+        engine.submit([1], {"max_new_tokens": 3})
 
 
 def test_infinite_logits_are_reported(monkeypatch):

@@ -28,7 +28,7 @@ from .workspace import workspace as shared_workspace
 # (D, bytes of an element) -> (FOLDED, BLOCK_S, warps, stages). FOLDED: rows of a tile once the query heads of
 # a key head are folded in. It, BLOCK_S and the warps decide bits, stages do not. 16 bits: tiles of 64 rows or
 # more gave a row the same bits (four warps per 64 rows), tiles of 16 and 32 others; 64 cost nothing even for
-# one token (H200, 2026-11-24, prototypes/attention_tiles.py). fp32 multiplies without tensor cores, whose
+# one token (H200, 2026-11-24). fp32 multiplies without tensor cores, whose
 # operands lie in registers: larger tiles spill (ptxas of triton 3.7.1, sm_90).
 LAUNCH = {
     (64, 2): (64, 64, 4, 3),

@@ -72,12 +72,12 @@ def follow(
     record: Tensor, state: Tensor, anchors: Tensor, size: int, rows: Tensor, positions: Tensor,
     drafted: Tensor,
 ) -> None:  # fmt: skip
-    """Which rows of the pass draft the tree behind the walk that `advance_triton` has recorded.
+    """Which rows of the pass draft the tree behind the walk that `walk` has recorded, for one sequence.
 
-    record int32 [RECORD + 3 N], state int32: of `advance_triton`. anchors [A] int32: nodes with a block of
-    `size` rows, in their order behind the N nodes. Written: rows [P] int64, those rows, and positions [P]
-    int64, what their proposals take; drafted [1] int32: where the root of that tree stands, -1 without a
-    block there, when any rows are written."""
+    record int32 [RECORD + 3 N], state int32: one row of those of `walk`. anchors [A] int32: nodes with a
+    block of `size` rows, in their order behind the N nodes. Written: rows [P] int64, those rows, and
+    positions [P] int64, what their proposals take; drafted [1] int32: where the root of that tree stands, -1
+    without a block there, when any rows are written."""
     n, kept, start = (len(record) - RECORD) // 3, int(record[Record.KEPT]), int(state[State.START])
     end = int(record[RECORD + 2 * n + max(kept - 1, 0)])
     found = kept > 0 and end in anchors.tolist()

@@ -18,8 +18,8 @@ def commit(
     """Write accepted rows of k_rows, v_rows [L, T, G, D] to caches [L, S, G, C, D] of C positions, in place.
 
     accepted [S, N] int32: for each sequence its rows in order, behind them -1. start [S] int32: the position
-    of its first one. What would not fit behind the last position is not written: the host cannot know in
-    time, so callers keep room for a whole draft. Every other place keeps its bits."""
+    of its first one. What would not fit behind the last position is not written; a walk keeps no more than
+    the text may have. Every other place keeps its bits."""
     for s, (rows, first) in enumerate(zip(accepted.tolist(), start.tolist(), strict=True)):
         rows = [row for row in rows if row >= 0][: max(k_cache.shape[3] - first, 0)]
         k_cache[:, s, :, first : first + len(rows)] = k_rows[:, rows].transpose(1, 2)

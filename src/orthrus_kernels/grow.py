@@ -18,7 +18,7 @@ from .draft_tree import draft_tree
 from .layout import STATE_ROOT, STATE_START, State
 from .plan import PassPlan
 
-MOST_DEPTH = 64  # of a node, not reached: 8 bits
+MOST_DEPTH = 64  # of a node, not reached: a tree takes so many rows of a block at most
 
 
 def grow(

@@ -1,6 +1,6 @@
 """The one builder of a pass's tables (pass_tables.py), the plain twin; the kernel is in `lay_triton.py`.
 
-Both read the plan through the two rules of visibility.py, `row_above` and `row_limit`, and nothing else."""
+Both know what a row sees from the rules of visibility.py, and from nothing else."""
 
 from __future__ import annotations
 

@@ -11,9 +11,11 @@ The rules (arXiv 2605.12825, section 3; trees and mixed passes are ours):
 - an AR row sees its ancestors' AR keys and its own;
 - a diffusion row sees the AR keys of its anchor's strict ancestors and all rows of its own block.
 
-`visible` is the definition. `row_above` and `row_limit` say the same of one row at a time, and the tables of
-attention are built by nothing else (lay.py): the rows above a row are its **path**, and a row sees the
-context and the part of its path that lies below its limit. What a row sees changes here."""
+`visible` is the definition. Four rules say the same of one row at a time. `row_above` names the row above a
+row; a row's **path** is the context, then the rows above it from the top down, then the row itself and, in a
+block, the rows behind it. A row sees the positions of its path from `row_begin` on and below `row_limit`;
+`row_sees` puts both bounds in one. The tables of attention (lay.py), attention's masks and training's are
+made by these rules alone: what a row sees changes here."""
 
 from __future__ import annotations
 
@@ -30,9 +32,8 @@ from ._triton import tl, triton
 class Rows:
     """The rows of one pass. All lists have one entry a row; AR rows first.
 
-    parents: for an AR row, the row index of its parent; for a diffusion row, that of its anchor's parent. -1:
-    the row stands
-        directly on the committed context.
+    parents: for an AR row, the row index of its parent; for a diffusion row, that of its anchor's parent. -1
+        means that the row stands directly on the committed context.
     blocks: -1 for an AR row, else the index of the row's block.
     contexts: committed length of each sequence; the cache holds the keys of positions [0, contexts[s]).
     """

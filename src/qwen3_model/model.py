@@ -5,6 +5,7 @@ MLP size, V vocabulary."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -161,9 +162,7 @@ class Network:
         Any chunking gives the same bits. Raises InputError for an empty prompt and for ids past the
         vocabulary, ValueError for more tokens than the cache has room for.
         """
-        if not token_ids:
-            raise InputError("the prompt is empty: give at least one token")
-        check_ids(token_ids, self.config.vocab_size)
+        token_ids = checked_prompt(token_ids, self.config.vocab_size)
         cache.check_room(len(token_ids), sequence)
         for first in range(0, len(token_ids), chunk):
             part = token_ids[first : first + chunk]
@@ -275,3 +274,18 @@ def check_ids(ids: Sequence[int], vocabulary: int) -> None:
         raise InputError(
             f"the prompt holds token id {quoted(wrong)}; ids of this checkpoint are 0..{vocabulary - 1}"
         )
+
+
+def checked_prompt(prompt_ids: Sequence[int], vocabulary: int) -> list[int]:
+    """The ids as whole numbers. Raises InputError for an empty prompt, for what is not a token id, and for an
+    id past the vocabulary: a kernel would read past the embedding."""
+    try:
+        prompt = [operator.index(token) for token in prompt_ids]
+    except TypeError:
+        raise InputError(
+            "the prompt must be a list of token ids: encode text first (model.text.encode)"
+        ) from None
+    if not prompt:
+        raise InputError("the prompt is empty: give at least one token")
+    check_ids(prompt, vocabulary)
+    return prompt

@@ -104,7 +104,7 @@ def _import_torch() -> None:
         import safetensors  # noqa: F401
         import tokenizers  # noqa: F401
         import torch  # noqa: F401
-    from .. import model  # noqa: F401
+    from .. import qwen3  # noqa: F401
 
 
 def _tell(error: Exception) -> int:

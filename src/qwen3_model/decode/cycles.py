@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import InputError
 from .choice import Form
@@ -26,7 +26,16 @@ MOST_GRAPHS = 64  # the one not used for longest goes first
 NOT_NUMBERS = (
     "the model's logits are NaN or infinite: the checkpoint is damaged or overflows this dtype; try float32"
 )
-Kind = int | Shape  # of a two-pass cycle (controller.py), or the shape of a one-pass cycle
+
+
+class Strategy(Protocol):
+    """A kind of cycle of a strategy's own, hashable: all that its launches follow from."""
+
+    def cycle(self, text: Text) -> Cycle:
+        """A cycle of this kind."""
+
+
+Kind = int | Strategy  # a number is a two-pass cycle's (controller.py)
 
 
 class Cycles:

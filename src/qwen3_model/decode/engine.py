@@ -10,7 +10,6 @@ One text runs at a time; the others wait in the order in which they came."""
 
 from __future__ import annotations
 
-import operator
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Ids
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import InputError, in_memory, quoted
-from ..model import Network, check_ids
+from ..model import Network, checked_prompt
 from ..request import Request
 from . import rejection
 from .cycles import NOT_NUMBERS, Cycles
@@ -70,6 +69,8 @@ class Engine:
         for name, callback in (("on_tokens", on_tokens), ("on_run", on_run)):
             if callback is not None and not callable(callback):
                 raise InputError(f"{name} is {quoted(callback)}; a function was expected")
+        if not isinstance(request, Request | None):
+            raise InputError(f"request is {quoted(request)}; a Request was expected")
         model, prompt = self.model, checked_prompt(prompt_ids, self.model.config.vocab_size)
         fitted = (request or Request()).fit(model.config, len(prompt), model.text is not None)
         assert fitted.max_new_tokens is not None
@@ -83,8 +84,8 @@ class Engine:
         """Do the next piece of work: the prompt of a text that waits, or a cycle of the one that runs.
 
         Returns the text it was for, None if there is nothing to do. Raises InputError when logits are not
-        numbers or a pass does not fit into memory, and whatever a callback raises: the text is then out of
-        the engine, which goes on with the next one."""
+        numbers or a pass does not fit into memory, and whatever a callback raises: the text has then ended,
+        for the reason "error", and the engine goes on with the next one."""
         self._drop_finished()  # by a step inside the callback of its last run
         if self._running is None:
             if not self._waiting:
@@ -96,8 +97,8 @@ class Engine:
             with torch.inference_mode(), in_memory("a pass of this text", _SMALLER):
                 run = next(runs)
             sequence.take(run)
-        except BaseException:
-            self._running = None
+        except BaseException as error:
+            self.cancel(sequence, "interrupted" if isinstance(error, KeyboardInterrupt) else "error")
             raise
         self._drop_finished()
         return sequence
@@ -109,14 +110,17 @@ class Engine:
         on_tokens: OnTokens | None = None,
         on_run: OnRun | None = None,
     ) -> Result:
-        """Submit a text and step until it has ended; arguments and errors are those of `submit` and `step`.
-        Ctrl-C ends it with what has been decoded."""
+        """Submit a text and step until it has ended; arguments and errors are those of `submit` and `step`,
+        and an error of another text's step ends this one too. Ctrl-C ends it with what has been decoded."""
         sequence = self.submit(prompt_ids, request, on_tokens, on_run)
         try:
             while not sequence.finished:
                 self.step()
         except KeyboardInterrupt:
             self.cancel(sequence, "interrupted")
+        except BaseException:
+            self.cancel(sequence, "error")
+            raise
         return sequence.result()
 
     def cancel(self, sequence: Sequence, reason: str = "cancelled") -> None:
@@ -125,7 +129,7 @@ class Engine:
             self._running = None
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
-        sequence.end(reason)
+        sequence.end(reason or "cancelled")
 
     def _drop_finished(self) -> None:
         if self._running is not None and self._running[0].finished:
@@ -166,18 +170,3 @@ class Engine:
         if not abs(log_sum_exp) < float("inf"):
             raise InputError(NOT_NUMBERS)
         return Run([token], (logits - sums).tolist(), 1, "prompt", rows=(len(prompt),))
-
-
-def checked_prompt(prompt_ids: Ids[int], vocabulary: int) -> list[int]:
-    """The ids as whole numbers. Raises InputError for an empty prompt, for what is not a token id, and for an
-    id past the vocabulary: a kernel would read past the embedding."""
-    try:
-        prompt = [operator.index(token) for token in prompt_ids]
-    except TypeError:
-        raise InputError(
-            "the prompt must be a list of token ids: encode text first (model.text.encode)"
-        ) from None
-    if not prompt:
-        raise InputError("the prompt is empty: give at least one token")
-    check_ids(prompt, vocabulary)
-    return prompt

@@ -4,7 +4,8 @@ Beside the tree's AR rows stand diffusion blocks, anchored at the nodes at which
 (orthrus_kernels/anchors.py). The walk ends at one node, with a bonus token behind it; the block anchored
 there proposes what follows. It did not know the bonus token: its first proposal stands in that token's place
 and is dropped, so a block of B rows gives a tree B - 2 deep. Where no block stands at that node, the next
-pass has no tree to verify: nodes stand in its place which the walk does not find, and its blocks draft again.
+pass has no tree to verify. It keeps its shape: its nodes get a parent that does not exist, so that the walk
+keeps the bonus token alone, and its blocks draft again.
 
 The text is the target's whatever the anchors are; they decide how often a pass has a tree to verify."""
 

@@ -50,7 +50,7 @@ class GenerationStats:
     )  # [n]: cycles that kept n proposals beside their last token
     seconds: float = 0.0
     seconds_in: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # drafts, trees, verification
-    finish_reason: str = ""  # end_token, stop_string, length, callback, cancelled or interrupted
+    finish_reason: str = ""  # end_token, stop_string, length, callback, cancelled, interrupted or error
     verify: str = "coupled"  # or "rejection"
     cycles_of: dict[str, int] = field(default_factory=dict)  # by kind: plain, two-pass, one-pass
 
@@ -184,7 +184,7 @@ class Sequence:
         """End the text, keeping what has been decoded; an ended text keeps its first reason."""
         self.stream.finish(reason)
         if not self.stats.finish_reason:
-            self.stats.seconds = time.perf_counter() - self._began
+            self.stats.seconds = time.perf_counter() - self._began if self._began else 0.0
             self.stats.finish_reason = self.stream.finish_reason
 
     def result(self) -> Result:
