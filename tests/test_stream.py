@@ -51,6 +51,13 @@ def test_a_stop_string_that_the_last_half_character_completes_ends_the_text(text
     assert streamed(text, tokens, ["a\ufffd"], len(tokens)) == ("", "stop_string", tokens, "")
 
 
+@pytest.mark.parametrize("end", [5, 6])
+def test_any_end_token_of_the_list_ends_a_stream(end):
+    stream = TokenStream(None, (5, 6), (), 9, None)
+    assert stream.push([1, end, 2]) == 2
+    assert (stream.token_ids, stream.finish_reason) == ([1, end], "end_token")
+
+
 @pytest.mark.parametrize("reason", ["callback", "interrupted"])
 def test_an_end_from_outside_keeps_its_name(text, reason):
     stream = TokenStream(text, [END], ["\ufffd"], 9, None)

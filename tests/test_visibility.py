@@ -99,6 +99,7 @@ def test_block_sees_itself_both_ways_but_not_its_anchors_ar_row():
     rows = Rows.tree_with_blocks([7, 8], [-1, 0], 3, [1], 4, 96)
     assert rows.tokens == [7, 8, 8, 96, 96, 96] and rows.positions == [3, 4, 4, 5, 6, 7] and rows.n_ar == 2
     assert visible(rows)[2:].tolist() == [[True, False, True, True, True, True]] * 4
+    assert Rows.block(7, 3, 5, 96).positions == [5, 6, 7]
 
 
 def test_bad_rows_are_refused():
