@@ -22,7 +22,7 @@ def captured(monkeypatch):
         return SimpleNamespace(replay=run)
 
     monkeypatch.setattr(prompt, "captured", again)
-    monkeypatch.setattr(prompt, "MOST_ROWS", 32)
+    monkeypatch.setattr(prompt, "PREFILL_ROWS", 32)
     return runs
 
 

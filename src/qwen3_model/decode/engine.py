@@ -163,9 +163,9 @@ class Engine:
         choice, prompt, device = slot.cycles.text.choice, sequence.tokens, self.model.device
         choice.begin(sequence.sampling, prompt)
         states = slot.prompts.run(prompt)
-        root = torch.tensor(prompt[-1:], device=device)
+        root, position = (torch.tensor([x], device=device) for x in (prompt[-1], len(prompt)))
         above = torch.full((1,), -1, dtype=torch.int32, device=device)
-        chosen, logits, sums = choice.of_tree(states, root * 0 + len(prompt), root, above)
+        chosen, logits, sums = choice.of_tree(states, position, root, above)
         token, log_sum_exp = int(chosen), float(sums)
         if not abs(log_sum_exp) < float("inf"):
             raise InputError(NOT_NUMBERS)

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from orthrus_kernels import Rows
 
+from ..model import PREFILL_ROWS, Network
 from .cycle import captured
 
 if TYPE_CHECKING:
     from ..kv_cache import KVCache
-    from ..model import Network
 
-MOST_ROWS = 2048  # of a chunk: keys and values of its layers take 302 MB at 8B
 LEAST_ROWS, STEP = 16, 128  # of a chunk that is captured: powers of two up to STEP, then its multiples
 
 
@@ -40,7 +39,7 @@ class Chunk:
         last = torch.zeros(1, dtype=torch.int64, device=device)
         self.forward = model.new_pass(Rows.chain([0] * rows, 0), cache, start, logits_of=last)
         self.accepted = torch.zeros(1, rows, dtype=torch.int32, device=device)
-        self.states: Tensor | None = None
+        self.states: Tensor  # [1, E], of the last token, where the last launch or capture puts it
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def fill(self, tokens: Sequence[int], start: int) -> None:
@@ -72,15 +71,12 @@ class Chunk:
         """Run it; returns the last token's state [1, E]. pool: of CUDA graphs; None: nothing is captured."""
         if self.graph is not None:
             self.graph.replay()
-        else:
-            self.run()
-            if pool is not None:  # the kernels are compiled now: the next chunk of as many rows is a replay
-                states = self.states
-                self.graph = captured(self.run, pool)
-                assert states is not None
-                return states
-        assert self.states is not None
-        return self.states
+            return self.states
+        self.run()
+        states = self.states
+        if pool is not None:  # the kernels are compiled now: the next chunk of as many rows is a replay
+            self.graph = captured(self.run, pool)
+        return states
 
 
 class Prompts:
@@ -92,8 +88,8 @@ class Prompts:
 
     def run(self, tokens: Sequence[int]) -> Tensor:
         """Commit the tokens of a prompt to an empty cache; returns the last one's state [1, E]."""
-        for first in range(0, len(tokens), MOST_ROWS):
-            part = tokens[first : first + MOST_ROWS]
+        for first in range(0, len(tokens), PREFILL_ROWS):
+            part = tokens[first : first + PREFILL_ROWS]
             rows = len(part) if self.pool is None else rows_for(len(part))
             chunk = self._chunks.get(rows) or Chunk(self.model, self.cache, rows)
             if self.pool is not None:
