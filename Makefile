@@ -73,7 +73,7 @@ recording: $(VENV)/core ## docs/demo.svg anew: a terminal recording of `orthrus 
 tune: $(VENV)/bench ## make the linears' launch table anew on this GPU; options in TUNE="..."
 	$(BIN)/python -m bench.tune $(TUNE)
 
-mutations: $(VENV)/test ## plant known bugs in a copy, each to be caught by its test, 4 minutes; options in MUTATIONS="..."
+mutations: $(VENV)/test ## plant known bugs in a copy, each to be caught by its test, 10 minutes; options in MUTATIONS="..."
 	$(BIN)/python -m tests.mutations.run $(MUTATIONS)
 
 gpu-check: $(VENV)/test ## the kernel tests compiled on this GPU, whole models, then compute-sanitizer; 10 minutes

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .clock import mark_here
 from .linear import by_view
 from .plan import PassPlan, PassShape
 from .swiglu import swiglu
@@ -38,6 +39,8 @@ def lay_torch(
     plan: PassPlan, tables: MaskedRows, root: Tensor | None = None, clock: Tensor | None = None
 ) -> None:
     """`lay` for `attention_torch`."""
+    if clock is not None:
+        mark_here(clock)
     if root is not None:
         plan.stand(root)
     rows, device = plan.rows(), plan.tokens.device

@@ -9,7 +9,7 @@ import torch
 from interpreter import DEVICE
 from lookup import fast_choices, lookup_model
 from scripted import ScriptedModel
-from small import small_config
+from small import small_config, small_model
 
 from orthrus_kernels import clock as clocks
 from orthrus_kernels.layout import Record
@@ -110,3 +110,11 @@ def test_the_parts_of_a_cycle_of_the_twins(settings, parts, monkeypatch):
     wanted = [n * len(cycles) for n in parts]
     wanted[2] += 10 * (len(runs) - 1 - len(cycles))
     assert [1e3 * part for part in stats.seconds_in] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("strategy", ["autoregressive", "two-pass", "one-pass"])
+def test_the_time_of_cycles_on_torchs_own_operations(strategy):
+    """The backend has tables of its own and marks the clock: no part takes longer than the text."""
+    model = small_model("float32", backend="torch")
+    stats = model.generate([5, 6, 7], max_new_tokens=6, strategy=strategy).stats
+    assert 0 < sum(stats.seconds_in) <= stats.seconds
