@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
@@ -26,6 +27,7 @@ import torch  # noqa: E402
 import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
+from triton.runtime.cache import get_cache_manager  # noqa: E402
 from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
 
 TARGETS = {
@@ -103,10 +105,17 @@ def built_from(source: ASTSource, target: GPUTarget, options: dict):
     """What Triton compiles, and what ptxas said."""
     with redirect_stdout(io.StringIO()) as said:
         built = triton.compile(source, target=target, options=options)
-    log = said.getvalue()
-    if target.backend == "cuda" and "registers" not in log:  # compiled before, and kept in Triton's cache
-        log = assembled(built.asm["ptx"], target)
-    return built, log
+    if target.backend != "cuda":
+        return built, ""
+    log = said.getvalue()  # empty where the kernel lay in Triton's cache
+    return built, kept(built, "ptxas.log", lambda: log or assembled(built.asm["ptx"], target))
+
+
+def kept(built, name: str, make: Callable[[], str]) -> str:
+    """What a tool says of a compiled kernel, kept beside the kernel in Triton's cache."""
+    entry = get_cache_manager(built.hash)
+    path = entry.get_file(name) or entry.put(make(), name)
+    return Path(path).read_text()
 
 
 def assembled(ptx: str, target: GPUTarget) -> str:

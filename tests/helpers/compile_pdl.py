@@ -100,11 +100,12 @@ def disassembled(cubin: bytes) -> str:
 def line_of(kernel, plain: dict, dependent: dict) -> dict:
     off, _, _ = aot.built_for(kernel, plain, HOPPER)
     on, log, names = aot.built_for(kernel, dependent, HOPPER)
+    sass = aot.kept(on, "sass", lambda: disassembled(on.asm["cubin"]))
     return {
         "launch_pdl": [plain.get("launch_pdl", False), dependent.get("launch_pdl", False)],
         "registers": aot.registers(log), "spill_bytes": aot.spilled(log),
         "before_wait": touches_before_wait(on.asm["ptx"], names),
-        "sass_before_wait": sass_before_wait(disassembled(on.asm["cubin"])),
+        "sass_before_wait": sass_before_wait(sass),
         "same_arithmetic": arithmetic(on.asm["ptx"]) == arithmetic(off.asm["ptx"]),
         "arithmetic": sum(arithmetic(on.asm["ptx"]).values()),
         "waits_off": off.asm["ptx"].count("griddepcontrol"),

@@ -13,7 +13,8 @@ import orthrus_kernels
 
 
 def compiled_by(script: str, cache: Path, *arguments: str) -> list[dict[str, Any]]:
-    """The lines of JSON that the script prints. cache: an empty folder, so that everything is compiled."""
+    """The lines of JSON that the script prints. cache: Triton's; what lies there is not compiled again, and
+    Triton finds it by everything that goes into a compilation."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = str(Path(orthrus_kernels.__file__).parent.parent)
     env |= {"TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}

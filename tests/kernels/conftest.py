@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from interpreter import DEVICE
@@ -12,6 +14,15 @@ from orthrus_kernels import attention_triton
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     return torch.device(DEVICE)
+
+
+@pytest.fixture(scope="session")
+def triton_cache(request, tmp_path_factory) -> Path:
+    """Triton's cache for kernels that are compiled ahead of time. pytest keeps it from run to run, so that
+    only what has changed is compiled; `pytest --cache-clear` empties it."""
+    if request.config.pluginmanager.has_plugin("cacheprovider"):
+        return request.config.cache.mkdir("triton")
+    return tmp_path_factory.mktemp("triton")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,8 +11,8 @@ TARGETS = {"sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942"}
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    return compiled_by("aot.py", tmp_path_factory.mktemp("triton"))
+def compiled(triton_cache):
+    return compiled_by("aot.py", triton_cache)
 
 
 def test_everything_compiles(compiled):

@@ -7,8 +7,8 @@ TARGETS = ("80", "89", "90", "100", "120", "gfx942")
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    return compiled_by("compile_attention.py", tmp_path_factory.mktemp("triton"), *TARGETS)
+def compiled(triton_cache):
+    return compiled_by("compile_attention.py", triton_cache, *TARGETS)
 
 
 def test_every_kernel_compiles_for_every_target(compiled):

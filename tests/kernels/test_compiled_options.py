@@ -6,8 +6,8 @@ from compiled import compiled_by
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    lines = compiled_by("compile_options.py", tmp_path_factory.mktemp("triton"))
+def compiled(triton_cache):
+    lines = compiled_by("compile_options.py", triton_cache)
     return {line["kernel"]: line for line in lines}
 
 

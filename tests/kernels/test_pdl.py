@@ -29,8 +29,8 @@ KERNELS = {
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    return compiled_by("compile_pdl.py", tmp_path_factory.mktemp("triton"))
+def compiled(triton_cache):
+    return compiled_by("compile_pdl.py", triton_cache)
 
 
 def test_one_argument_makes_every_launch_of_a_pass_a_dependent_one(compiled):
