@@ -1,0 +1,226 @@
+"""The scheduler of many texts: which pass comes next, in which slots, and who owns the pages of the cache.
+
+    scheduler = Scheduler(slots=64, pages=4096, chunk=2048)
+    scheduler.add(text, length, limit)
+    while work := scheduler.next(ahead):
+        ...  # launch it: a Prefill or a Cycle; tell what earlier ones brought: grown, remove
+
+Nothing of a device is in here. Texts run in the order in which they came:
+
+- Texts are admitted first come, first served, one prompt at a time. So every running text is older than every
+  waiting one, and only the youngest running text can be in the middle of its prompt.
+- Free pages go to the oldest text first. While a text lacks a page, no younger one takes any; it may go on in
+  the pages that it has.
+- If no text can go on, the youngest is preempted: it gives up slot and pages and is the next to be admitted.
+  The oldest text alone has all pages, so it always ends, and then the next one is the oldest.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, TypeVar
+
+from ..errors import InputError
+from .pages import PAGE, Pages, pages_for
+
+T = TypeVar("T", bound=Hashable)
+
+
+class Grant(NamedTuple):
+    """Pages that a slot's page table gets, from the place `first` on, before the work that names them."""
+
+    slot: int
+    first: int
+    pages: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Prefill(Generic[T]):
+    """A pass over tokens [first, first + count) of a text through the AR view, with their commit.
+
+    The chunks of a text end in front of its last token, the root of its first cycle: of a new text, that is
+    the token which the pass of the last chunk chooses; a preempted text has it already."""
+
+    text: T
+    slot: int
+    first: int
+    count: int
+    last: bool  # no further chunk comes
+    grants: tuple[Grant, ...]
+
+
+@dataclass(frozen=True)
+class Cycle(Generic[T]):
+    """One cycle of all texts that can go on, the oldest first. Before it the slots of preempted texts stop,
+    and what has not been read of those texts is dropped."""
+
+    texts: tuple[tuple[T, int], ...]  # with their slots
+    grants: tuple[Grant, ...]
+    preempted: tuple[T, ...]
+
+
+@dataclass(eq=False)
+class _Entry(Generic[T]):
+    text: T
+    tokens: int  # known, and the one that follows the prompt
+    limit: int
+    slot: int = -1
+    pages: list[int] = field(default_factory=list)
+    unread: int = 0  # tokens in front of the last one that no chunk has read
+    paused: bool = False
+
+    def missing(self, growth: int) -> int:
+        """Pages it must get before so many more tokens fit."""
+        return max(pages_for(min(self.limit, self.tokens + growth)) - len(self.pages), 0)
+
+
+class Scheduler(Generic[T]):
+    """Says which pass comes next. Texts are any hashable objects."""
+
+    def __init__(self, slots: int, pages: int, chunk: int) -> None:
+        """slots: texts that run at a time at most; pages: of the pool; chunk: tokens of a Prefill at most."""
+        assert slots > 0 and pages > 0 and chunk > 0, (slots, pages, chunk)
+        self.chunk, self.preemptions = chunk, 0
+        self._pages, self._slots = Pages(pages), list(range(slots))[::-1]
+        self._entries: dict[T, _Entry[T]] = {}
+        # both in the order of submission, and every running text is older than every waiting one
+        self._running: list[_Entry[T]] = []
+        self._waiting: deque[_Entry[T]] = deque()
+        self._cycle_due = False  # a chunk has run since the last cycle
+
+    @property
+    def running(self) -> int:
+        """Texts that have a slot."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Texts that have none, those that were preempted included."""
+        return len(self._waiting)
+
+    @property
+    def paused(self) -> int:
+        """Running texts that the last cycle left out for want of a page."""
+        return sum(entry.paused for entry in self._running)
+
+    @property
+    def pages_used(self) -> int:
+        """Pages that texts own."""
+        return self._pages.count - self._pages.free
+
+    def add(self, text: T, length: int, limit: int) -> None:
+        """Queue a text of `length` tokens that may have `limit` in the end.
+
+        Raises InputError where the pool cannot hold `limit` tokens."""
+        assert 0 < length < limit and text not in self._entries, (length, limit)
+        needed, count = pages_for(limit), self._pages.count
+        if needed > count:
+            raise InputError(
+                f"the text may grow to {limit} tokens, {needed} pages of {PAGE}, but the whole cache has "
+                f"{count} pages, {count * PAGE} tokens: shorten the prompt, ask for fewer new tokens, or "
+                "make the engine with more cache_tokens"
+            )
+        self._entries[text] = entry = _Entry(text, length + 1, limit)
+        self._waiting.append(entry)
+
+    def grown(self, text: T, length: int) -> None:
+        """The text is known to have so many tokens now, the one behind its prompt included. Told of texts
+        whose prompt has been read; what was not read of a preempted text is never told."""
+        entry = self._entries[text]
+        assert entry.pages and not entry.unread and entry.tokens <= length <= entry.limit, (entry, length)
+        entry.tokens = length
+
+    def remove(self, text: T) -> None:
+        """Forget a text that ended or was cancelled, wherever it is. Its slot and pages are free at once:
+        what is launched later runs later. Raises KeyError for a text that is not there."""
+        entry = self._entries.pop(text)
+        if entry.pages:
+            self._running.remove(entry)
+            self._release(entry)
+        else:
+            self._waiting.remove(entry)
+
+    def next(self, ahead: int) -> Prefill[T] | Cycle[T] | None:
+        """The next piece of work; None where there is no text. Chunks and cycles take turns while there is
+        work for both.
+
+        ahead: tokens that the cycles in flight and the next one may add to a text at most."""
+        if not (self._cycle_due and self._running and not self._running[0].unread):
+            chunk = self._chunk_of_youngest(ahead)
+            if chunk is not None:
+                self._cycle_due = True
+                return chunk
+        self._cycle_due = False
+        return self._cycle(ahead)
+
+    def _chunk_of_youngest(self, ahead: int) -> Prefill[T] | None:
+        """The next chunk of the text that is in its prompt, or the first one of the next text."""
+        grants: tuple[Grant, ...] = ()
+        if not self._running or not self._running[-1].unread:
+            if not self._admissible(ahead):
+                return None
+            entry = self._waiting.popleft()
+            self._running.append(entry)
+            entry.slot, entry.unread = self._slots.pop(), entry.tokens - 1
+            grants = self._grant(entry, ahead)
+        entry = self._running[-1]
+        first, count = entry.tokens - 1 - entry.unread, min(self.chunk, entry.unread)
+        entry.unread -= count
+        return Prefill(entry.text, entry.slot, first, count, not entry.unread, grants)
+
+    def _admissible(self, ahead: int) -> bool:
+        """Whether the first waiting text gets a slot.
+
+        It would lose its pages to older texts, and its chunks would have run in vain, if those ran out of
+        pages soon. So there must be pages for what every text may add in the cycles between its chunks and in
+        its first one, and for a page's worth of tokens besides. Where no text runs, it always fits."""
+        if not self._waiting or not self._slots:
+            return False
+        entry = self._waiting[0]
+        chunks = -(-(entry.tokens - 1) // self.chunk)
+        growth = max((chunks + 1) * ahead, PAGE)
+        return sum(text.missing(growth) for text in (*self._running, entry)) <= self._pages.free
+
+    def _cycle(self, ahead: int) -> Cycle[T] | None:
+        """A cycle of all texts whose prompt has been read and that have pages; the youngest texts are
+        preempted until there is one."""
+        preempted: list[T] = []
+        while any(not entry.unread for entry in self._running):
+            going, grants = self._going(ahead)
+            if going:
+                return Cycle(tuple(going), tuple(grants), tuple(preempted))
+            youngest = self._running.pop()
+            self._release(youngest)
+            self._waiting.appendleft(youngest)
+            preempted.append(youngest.text)
+            self.preemptions += 1
+        return None
+
+    def _going(self, ahead: int) -> tuple[list[tuple[T, int]], list[Grant]]:
+        """The texts that can take part in a cycle, with their slots, and the pages that they get for it."""
+        going, grants, short = [], list[Grant](), False
+        for entry in self._running:
+            if entry.unread:
+                continue
+            missing = entry.missing(ahead)
+            # free pages are kept for the oldest text that lacks some: younger ones would take them one by one
+            entry.paused = missing > 0 and (short or missing > self._pages.free)
+            short = short or entry.paused
+            if not entry.paused:
+                grants += self._grant(entry, ahead)
+                going.append((entry.text, entry.slot))
+        return going, grants
+
+    def _grant(self, entry: _Entry[T], ahead: int) -> tuple[Grant, ...]:
+        """Give a text the pages that it misses."""
+        first, pages = len(entry.pages), self._pages.take(entry.missing(ahead))
+        entry.pages += pages
+        return (Grant(entry.slot, first, tuple(pages)),) if pages else ()
+
+    def _release(self, entry: _Entry[T]) -> None:
+        """Take back a text's slot and pages."""
+        self._slots.append(entry.slot)
+        self._pages.give(entry.pages)
+        entry.pages, entry.slot, entry.unread, entry.paused = [], -1, 0, False

@@ -1,0 +1,196 @@
+"""An engine without a model, for tests/test_scheduler.py: it does what a scheduler says on page tables of its
+own, reads what a piece of work brought some pieces later, and checks what the scheduler promises."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass
+
+from qwen3_model.decode.pages import PAGE, pages_for
+from qwen3_model.decode.scheduler import Cycle, Prefill, Scheduler
+
+
+@dataclass
+class Text:
+    prompt: int
+    limit: int
+    end: int  # its length when it ends
+    told: int  # tokens that the host has read
+    length: int  # tokens on the device
+    slot: int | None = None
+    prefill: int = 0  # tokens that its chunks read: all in front of the root, which is chosen behind a prompt
+    read: int = 0  # of them have been
+    epoch: int = 0  # preemptions
+    cycles: int = 0  # since it was admitted
+    left_out: int = 0  # cycles in turn that it was paused
+    removed_before: int = 0  # texts, when it was preempted
+
+    @property
+    def ready(self) -> bool:
+        return self.slot is not None and self.read == self.prefill
+
+
+class ToyEngine:
+    """growth(): what a cycle adds to a text, at most `most`; late: pieces of work that are in flight when the
+    next one is asked for."""
+
+    def __init__(self, slots, pages, chunk, most, late, growth) -> None:
+        self.scheduler: Scheduler[int] = Scheduler(slots, pages, chunk)
+        self.slots, self.pages, self.chunk, self.most, self.growth = slots, pages, chunk, most, growth
+        self.late, self.ahead = late, (late + 1) * most
+        self.texts: dict[int, Text] = {}  # in the order of submission
+        self.tables: dict[int, list[int]] = {}  # by slot
+        self.unread: deque[dict[int, tuple[int, int]]] = deque()  # text: (epoch, length)
+        self.before: type | None = None  # the last piece of work
+        self.seen: Counter[str] = Counter()
+        self._added = 0
+
+    def add(self, prompt: int, new: int, end: int) -> int:
+        """Submit a text of at most `new` tokens behind its prompt, which ends after `end`."""
+        number, self._added = self._added, self._added + 1
+        self.texts[number] = Text(prompt, prompt + new, prompt + min(end, new), prompt, prompt)
+        self.scheduler.add(number, prompt, prompt + new)
+        return number
+
+    def remove(self, number: int, why: str = "ended") -> None:
+        text = self.texts.pop(number)
+        state = "waiting" if text.slot is None else "running" if text.ready else "prompt"
+        self.seen[f"{why}, {state}"] += 1
+        self.seen["removed"] += 1
+        if text.slot is not None:
+            del self.tables[text.slot]
+        self.scheduler.remove(number)
+        self.check()
+
+    def step(self) -> None:
+        """Ask for work, check it, do it, and read an older piece's record."""
+        before = self.running()
+        work = self.scheduler.next(self.ahead)
+        if work is None:
+            assert not self.texts, "there is work for as long as there is a text"
+            self.unread.clear()
+            return
+        self.seen[type(work).__name__] += 1
+        if isinstance(work, Cycle):
+            self.preempt(work.preempted, before)
+        elif work.slot not in self.tables:
+            self.admit(work)
+        for slot, first, pages in work.grants:
+            assert pages and first == len(self.tables[slot]), "places of a table are filled in turn"
+            self.tables[slot] += pages
+        self.unread.append(self.prefill(work) if isinstance(work, Prefill) else self.cycle(work))
+        self.before = type(work)
+        self.check()
+        while len(self.unread) > self.late:
+            self.read(self.unread.popleft())
+
+    def running(self) -> dict[int, Text]:
+        return {number: text for number, text in self.texts.items() if text.slot is not None}
+
+    def missing(self, text: Text, tokens: int) -> int:
+        """Pages that a text lacks to hold so many tokens, or its limit."""
+        assert text.slot is not None
+        return pages_for(min(text.limit, tokens)) - len(self.tables[text.slot])
+
+    def needed(self, text: Text) -> int:
+        """Pages that it lacks for the next cycle; the token behind its prompt counts, read or not."""
+        return self.missing(text, max(text.told, text.prompt + 1) + self.ahead)
+
+    def free(self) -> int:
+        return self.pages - sum(map(len, self.tables.values()))
+
+    def preempt(self, preempted, before) -> None:
+        """The youngest, as long as no text can go on; what is unread of them is dropped."""
+        for number in preempted:
+            text = self.texts[number]
+            assert number == max(self.running()), "the youngest"
+            able = [t for t in self.running().values() if t.ready and self.needed(t) <= 0]
+            oldest = next(iter(self.running().values()))
+            assert not able and self.needed(oldest) > self.free(), "only if no text can go on"
+            assert text.cycles, "no text is preempted before a cycle of its own"
+            del self.tables[text.slot]
+            text.slot, text.read, text.cycles, text.left_out = None, 0, 0, 0
+            text.epoch, text.length, text.removed_before = text.epoch + 1, text.told, self.seen["removed"]
+            self.seen["preempted"] += 1
+
+    def admit(self, work: Prefill) -> None:
+        text = self.texts[work.text]
+        assert text.slot is None and 0 <= work.slot < self.slots
+        assert not text.epoch or self.seen["removed"] > text.removed_before, "room for it has come"
+        self.seen["admitted"] += 1
+        text.slot, self.tables[work.slot] = work.slot, []
+        text.prefill = text.prompt if text.told == text.prompt else text.told - 1
+
+    def prefill(self, work: Prefill) -> dict[int, tuple[int, int]]:
+        text = self.texts[work.text]
+        busy = [t for t in self.running().values() if t is not text and t.ready]
+        assert not busy or self.before is not Prefill, "chunks and cycles take turns"
+        assert (work.slot, work.first) == (text.slot, text.read) and 0 < work.count <= self.chunk
+        text.read += work.count
+        assert text.read <= len(self.tables[work.slot]) * PAGE, "its pages hold the chunk"
+        assert work.last == (text.read == text.prefill) and (work.last or work.count == self.chunk)
+        if not work.last:
+            return {}
+        text.length = text.read + 1
+        return {work.text: (text.epoch, text.length)}
+
+    def cycle(self, work: Cycle) -> dict[int, tuple[int, int]]:
+        ready = {n: t for n, t in self.running().items() if t.ready}
+        in_prompt = [t for t in self.running().values() if not t.ready]
+        assert not in_prompt or self.before is not Cycle, "chunks and cycles take turns"
+        going = dict(work.texts)
+        assert going and len(going) == len(work.texts), "each once"
+        record, short = {}, False
+        for number, text in ready.items():
+            lacks = self.needed(text)
+            if number not in going:
+                assert lacks > 0 and (short or lacks > self.free()), "a text with its pages goes on"
+                short, text.left_out = True, text.left_out + 1
+                self.seen["paused"] += 1
+                continue
+            assert going[number] == text.slot
+            assert lacks <= 0 and self.missing(text, text.length + self.most) <= 0, "its pages hold the cycle"
+            text.cycles, text.left_out = text.cycles + 1, 0
+            text.length = min(text.length + self.growth(), text.end)
+            record[number] = text.epoch, text.length
+        assert record.keys() == going.keys(), "no text without its prompt"
+        assert self.scheduler.paused == len(ready) - len(going)
+        oldest = next(iter(ready.values()))
+        assert oldest.left_out <= PAGE + 2 * self.ahead, "younger ones soon need a page too"
+        return record
+
+    def read(self, record: dict[int, tuple[int, int]]) -> None:
+        for number, (epoch, length) in record.items():
+            text = self.texts.get(number)
+            if text is None or text.epoch != epoch:
+                continue
+            text.told = length
+            self.scheduler.grown(number, length)
+            if length == text.end:
+                self.remove(number)
+
+    def check(self) -> None:
+        """What holds at any time."""
+        owned = [page for table in self.tables.values() for page in table]
+        assert len(set(owned)) == len(owned) and set(owned) <= set(range(self.pages)), "one owner a page"
+        assert self.scheduler.pages_used == len(owned), "no page is lost"
+        running = list(self.running())
+        assert {self.texts[n].slot for n in running} == self.tables.keys(), "one text a slot"
+        assert running == list(self.texts)[: len(running)], "no text overtakes another"
+        assert (self.scheduler.running, self.scheduler.waiting) == (
+            len(running),
+            len(self.texts) - len(running),
+        )
+        assert self.scheduler.preemptions == self.seen["preempted"]
+
+    def drain(self) -> None:
+        """Run until every text has ended: each piece of work brings that nearer."""
+        most = sum(t.end + 2 * self.late + 2 * t.end // self.chunk + 9 for t in self.texts.values())
+        most *= 2 + len(self.texts)  # a text may begin anew whenever another one has ended
+        for _ in range(most):
+            if not self.texts:
+                break
+            self.step()
+        assert not self.texts, "every text ends"
+        self.step()
+        assert not self.tables and self.scheduler.pages_used == 0

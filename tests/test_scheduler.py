@@ -1,0 +1,216 @@
+"""The scheduler of many texts: a state machine against a toy engine that checks every piece of work
+(helpers/toy_engine.py), the same in 10^4 random steps, and the order of work in small cases."""
+
+import random
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from toy_engine import ToyEngine
+
+from qwen3_model import InputError
+from qwen3_model.decode.pages import PAGE, Pages
+from qwen3_model.decode.scheduler import Cycle, Grant, Prefill, Scheduler
+
+SIZES = [
+    # slots, pages, chunk, most tokens of a cycle, pieces of work in flight
+    (4, 9, 50, 5, 1),
+    (3, 7, 512, 2, 0),
+    (8, 17, 33, 32, 1),
+    (1, 6, 64, 8, 1),
+    (16, 40, 100, 3, 2),
+]
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_ten_thousand_random_steps(sizes):
+    """With arrivals, cancels, and texts up to the whole pool."""
+    draw = random.Random(str(sizes))
+    slots, pages, most = sizes[0], sizes[1], sizes[3]
+    engine = ToyEngine(*sizes, growth=lambda: draw.randint(1, most))
+    for _ in range(10_000):
+        if len(engine.texts) < 2 * slots + 1 and draw.random() < 0.3:
+            longest = pages * PAGE // draw.choice((1, 2, 2, 4))
+            prompt = draw.randint(1, longest // draw.choice((2, 30)))
+            engine.add(prompt, draw.randint(1, longest - prompt), draw.randint(1, longest))
+        if engine.texts and draw.random() < 0.01:
+            engine.remove(draw.choice(list(engine.texts)), "cancelled")
+        engine.step()
+    engine.drain()
+    for what in ("preempted", "paused", "ended, running", "cancelled, running", "cancelled, waiting"):
+        assert engine.seen[what] > 2 or slots == 1, engine.seen
+
+
+class Texts(RuleBasedStateMachine):
+    """Hypothesis's choice of sizes, texts, growth and cancels."""
+
+    @initialize(data=st.data(), sizes=st.tuples(st.integers(1, 6), st.integers(1, 12), st.integers(1, 200),
+                                                st.integers(1, 40), st.integers(0, 2)))  # fmt: skip
+    def begin(self, data, sizes):
+        self.engine = ToyEngine(*sizes, growth=self.growth)
+        self.draw, self.each = random.Random(0), 1
+
+    def growth(self):
+        return self.draw.randint(1, self.each)
+
+    @rule(prompt=st.integers(1, 800), new=st.integers(1, 800), end=st.integers(1, 800))
+    def add(self, prompt, new, end):
+        most = self.engine.pages * PAGE
+        prompt = min(prompt, most - 1)
+        self.engine.add(prompt, min(new, most - prompt), end)
+
+    @rule(which=st.integers(0, 30))
+    def cancel(self, which):
+        if self.engine.texts:
+            self.engine.remove(list(self.engine.texts)[which % len(self.engine.texts)], "cancelled")
+
+    @rule(steps=st.integers(1, 60), each=st.integers(1, 40))
+    def run(self, steps, each):
+        self.each = min(each, self.engine.most)
+        for _ in range(steps):
+            self.engine.step()
+
+    def teardown(self):
+        if hasattr(self, "engine"):
+            self.engine.drain()
+
+
+TestTexts = Texts.TestCase
+TestTexts.settings = settings(max_examples=100, stateful_step_count=20)
+
+
+def prefill(work):
+    """(text, first token, count, whether it is the last chunk)."""
+    assert isinstance(work, Prefill), work
+    return work.text, work.first, work.count, work.last
+
+
+def texts(work):
+    assert isinstance(work, Cycle), work
+    return [text for text, _ in work.texts]
+
+
+def test_chunks_and_cycles_take_turns_first_come_first_served():
+    scheduler = Scheduler(slots=2, pages=20, chunk=100)
+    scheduler.add("a", 100, 200)
+    scheduler.add("b", 250, 300)
+    scheduler.add("c", 1, 10)
+    assert prefill(scheduler.next(2)) == ("a", 0, 100, True)
+    assert texts(scheduler.next(2)) == ["a"]
+    for first, count, last in ((0, 100, False), (100, 100, False), (200, 50, True)):
+        assert prefill(scheduler.next(2)) == ("b", first, count, last)
+        assert texts(scheduler.next(2)) == (["a", "b"] if last else ["a"])
+    assert texts(scheduler.next(2)) == ["a", "b"], "no slot is free"
+    scheduler.remove("a")
+    assert prefill(scheduler.next(2)) == ("c", 0, 1, True)
+    assert (scheduler.running, scheduler.waiting, scheduler.paused) == (2, 0, 0)
+    scheduler.remove("b")
+    scheduler.remove("c")
+    assert scheduler.next(2) is None and scheduler.pages_used == 0
+
+
+def test_chunks_follow_each_other_where_no_text_is_in_cycles():
+    scheduler = Scheduler(slots=2, pages=20, chunk=100)
+    scheduler.add("a", 201, 300)
+    assert [prefill(scheduler.next(2))[1:3] for _ in range(3)] == [(0, 100), (100, 100), (200, 1)]
+
+
+def test_a_text_owns_the_pages_of_what_a_cycle_may_add_and_none_behind_its_limit():
+    scheduler = Scheduler(slots=1, pages=9, chunk=512)
+    scheduler.add("a", PAGE - 2, 3 * PAGE)
+    work = scheduler.next(1)
+    assert work.grants == (Grant(work.slot, 0, (0,)),), "62 of the prompt, one behind it, one more"
+    assert scheduler.next(1).grants == ()
+    scheduler.grown("a", PAGE)
+    assert scheduler.next(1).grants == (Grant(work.slot, 1, (1,)),)
+    scheduler.grown("a", 3 * PAGE - 1)
+    assert scheduler.next(200).grants == (Grant(work.slot, 2, (2,)),)
+    assert scheduler.pages_used == 3
+
+
+def short_of_pages():
+    """Two texts of two pages each in a pool of four, whose next tokens need a third."""
+    scheduler = Scheduler(slots=3, pages=4, chunk=512)
+    for text in ("old", "young"):
+        scheduler.add(text, 70, 4 * PAGE)
+    assert prefill(scheduler.next(2))[0] == "old" and texts(scheduler.next(2)) == ["old"]
+    assert scheduler.pages_used == 2
+    return scheduler
+
+
+def test_no_text_is_admitted_that_older_ones_would_soon_push_out():
+    scheduler = short_of_pages()
+    assert texts(scheduler.next(2)) == ["old"], "a page's worth of tokens for each would not fit"
+    scheduler.remove("old")
+    assert prefill(scheduler.next(2)) == ("young", 0, 70, True)
+
+
+def running_three():
+    """Three texts, of a page each in a pool of six, in the middle of their cycles."""
+    scheduler = Scheduler(slots=3, pages=6, chunk=512)
+    for text in "abc":
+        scheduler.add(text, 20, 6 * PAGE)
+    for n in (1, 2, 3):
+        assert prefill(scheduler.next(2)) == ("abc"[n - 1], 0, 20, True)
+        assert len(texts(scheduler.next(2))) == n
+    assert scheduler.pages_used == 3
+    return scheduler
+
+
+def test_free_pages_are_kept_for_the_oldest_text_that_lacks_some():
+    scheduler = running_three()
+    scheduler.grown("a", 4 * PAGE)
+    scheduler.grown("b", PAGE)
+    assert texts(scheduler.next(2)) == ["c"], "four for a where three are free; b would need one"
+    assert (scheduler.paused, scheduler.pages_used) == (2, 3)
+
+
+def test_a_text_without_a_page_pauses_and_the_youngest_is_preempted_when_none_can_go_on():
+    scheduler = running_three()
+    scheduler.grown("a", 3 * PAGE)
+    assert texts(scheduler.next(2)) == ["a", "b", "c"] and scheduler.pages_used == 6
+    scheduler.grown("b", PAGE - 1)
+    assert texts(scheduler.next(2)) == ["a", "c"] and scheduler.paused == 1
+    scheduler.grown("c", PAGE)
+    assert texts(scheduler.next(2)) == ["a"] and scheduler.paused == 2
+    scheduler.grown("a", 5 * PAGE)
+    work = scheduler.next(2)
+    assert texts(work) == ["a"] and work.preempted == ("c", "b"), "the youngest first"
+    assert [(grant.first, len(grant.pages)) for grant in work.grants] == [(4, 2)]
+    assert (scheduler.running, scheduler.waiting, scheduler.preemptions) == (1, 2, 2)
+    assert texts(scheduler.next(2)) == ["a"]
+    scheduler.remove("a")
+    assert prefill(scheduler.next(2)) == ("b", 0, PAGE - 2, True), "its last token is the root"
+    scheduler.remove("b")
+    assert prefill(scheduler.next(2)) == ("c", 0, PAGE - 1, True)
+
+
+def test_a_preempted_text_whose_first_token_was_not_read_is_a_new_one():
+    scheduler = running_three()
+    scheduler.grown("a", 3 * PAGE)
+    scheduler.next(2)
+    scheduler.grown("a", 3 * PAGE + 1)
+    assert scheduler.next(PAGE).preempted == ("c",)
+    scheduler.remove("a")
+    assert prefill(scheduler.next(PAGE)) == ("c", 0, 20, True)
+
+
+def test_a_text_that_can_never_fit_is_refused_with_both_sizes():
+    scheduler = Scheduler(slots=2, pages=3, chunk=64)
+    scheduler.add("fits", 100, 192)
+    with pytest.raises(InputError) as refused:
+        scheduler.add("too long", 100, 193)
+    for said in ("193 tokens, 4 pages of 64", "3 pages, 192 tokens", "shorten the prompt", "cache_tokens"):
+        assert said in str(refused.value)
+    assert (scheduler.running, scheduler.waiting) == (0, 1)
+
+
+def test_pages_are_taken_once_and_come_back():
+    pages = Pages(5)
+    first, second = pages.take(2), pages.take(3)
+    assert sorted(first + second) == list(range(5)) and pages.free == 0
+    pages.give(first)
+    assert pages.free == 2 and sorted(pages.take(2)) == sorted(first)
+    with pytest.raises(AssertionError):
+        pages.take(1)
