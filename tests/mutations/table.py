@@ -32,6 +32,7 @@ _CONTROLLER = "qwen3_model/decode/controller.py"
 _CYCLE = "qwen3_model/decode/cycle.py"
 _CYCLES = "qwen3_model/decode/cycles.py"
 _CHOICE = "qwen3_model/decode/choice.py"
+_SCHEDULER = "qwen3_model/decode/scheduler.py"
 _ONE_PASS = "qwen3_model/decode/one_pass.py"
 _WALK = "orthrus_kernels/walk.py"
 _WALKED = "kernels/test_walk.py::test_a_cycle_keeps_the_walk_up_to_an_end"
@@ -528,6 +529,22 @@ BUGS = (
         "times.observe(following[0] if following else kind, end.milliseconds)",
         "kernels/test_cycle_times.py::test_a_cycles_time_is_its_kinds",
         "one is launched before the last is read: costs of kinds would change places"),
+    Bug("younger texts take the pages that an older one waits for", _SCHEDULER,
+        "short = short or entry.paused", "short = False",
+        "test_scheduler.py::test_free_pages_are_kept_for_the_oldest_text_that_lacks_some",
+        "a text that needs several pages would starve beside texts that need one"),
+    Bug("the pages of cycles in flight are not counted", _SCHEDULER,
+        "pages_for(min(self.limit, self.tokens + growth))", "pages_for(self.tokens)",
+        "test_scheduler.py::test_a_text_owns_the_pages_of_what_a_cycle_may_add_and_none_behind_its_limit",
+        "a cycle would write into a page of another text"),
+    Bug("a preempted text's root is read with its prompt", _SCHEDULER,
+        "self._slots.pop(), entry.tokens - 1", "self._slots.pop(), entry.tokens",
+        "test_scheduler.py::test_a_text_without_a_page_pauses_and_the_youngest_is_preempted_when_none_can_go_on",
+        "the next cycle would put its keys down a second time"),
+    Bug("a text is admitted into the last free pages", _SCHEDULER,
+        "growth = max((chunks + 1) * ahead, PAGE)", "growth = 1",
+        "test_scheduler.py::test_no_text_is_admitted_that_older_ones_would_soon_push_out",
+        "its prompt would be read for a few tokens, and again later"),
     Bug("drafting is booked as growing a tree", "orthrus_kernels/grow.py",
         "mark_here(clock[:1])", "pass",
         "kernels/test_cycle_times.py::test_the_parts_of_a_cycle_of_the_twins",
