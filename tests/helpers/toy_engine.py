@@ -140,7 +140,7 @@ class ToyEngine:
         assert not in_prompt or self.before is not Cycle, "chunks and cycles take turns"
         going = dict(work.texts)
         assert going and len(going) == len(work.texts), "each once"
-        record, short = {}, False
+        record, short, granted = {}, False, {grant.slot for grant in work.grants}
         for number, text in ready.items():
             lacks = self.needed(text)
             if number not in going:
@@ -149,6 +149,7 @@ class ToyEngine:
                 self.seen["paused"] += 1
                 continue
             assert going[number] == text.slot
+            assert not short or text.slot not in granted, "free pages are kept for an older text"
             assert lacks <= 0 and self.missing(text, text.length + self.most) <= 0, "its pages hold the cycle"
             text.cycles, text.left_out = text.cycles + 1, 0
             text.length = min(text.length + self.growth(), text.end)
