@@ -64,7 +64,6 @@ class ToyEngine:
 
     def step(self) -> None:
         """Ask for work, check it, do it, and read an older piece's record."""
-        before = self.running()
         work = self.scheduler.next(self.ahead)
         if work is None:
             assert not self.texts, "there is work for as long as there is a text"
@@ -72,7 +71,7 @@ class ToyEngine:
             return
         self.seen[type(work).__name__] += 1
         if isinstance(work, Cycle):
-            self.preempt(work.preempted, before)
+            self.preempt(work.preempted)
         elif work.slot not in self.tables:
             self.admit(work)
         for slot, first, pages in work.grants:
@@ -99,7 +98,7 @@ class ToyEngine:
     def free(self) -> int:
         return self.pages - sum(map(len, self.tables.values()))
 
-    def preempt(self, preempted, before) -> None:
+    def preempt(self, preempted: tuple[int, ...]) -> None:
         """The youngest, as long as no text can go on; what is unread of them is dropped."""
         for number in preempted:
             text = self.texts[number]
