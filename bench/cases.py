@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orthrus_kernels import Sampling, backend_ops, rope
+from orthrus_kernels import PAGE, Sampling, alike, backend_ops, pages_for, rope, top_k
+from orthrus_kernels.choice import candidate_scores
 from orthrus_kernels.commit import commit_triton
 from orthrus_kernels.swiglu import swiglu_triton
 
@@ -178,27 +179,28 @@ def written_logits(v: int, t: int, pool: Pool) -> list[Tensor]:
 
 
 def choose(v: int, name: str, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
-    """Peer: the twin, where a graph can hold it: its noise and its filters ask the host."""
+    """Peer: what the twin does with rows of one setting, where a graph can hold it: its noise and its filters
+    ask the host."""
     sampling, logits = SETTINGS[name], written_logits(v, t, pool)
+    settings = alike(sampling, logits[0])
     positions = torch.arange(t, device=pool.device)
     out = torch.empty_like(positions)
     return len(logits), {
-        OURS: lambda i: KERNELS.choose(logits[i], positions, sampling, out=out),
-        "twin": "asks the host" if sampling.temperature else lambda i: TWINS.choose(
+        OURS: lambda i: KERNELS.choose(logits[i], positions, *settings, out=out),
+        "twin": "asks the host" if sampling.temperature else lambda i: candidate_scores(
             logits[i], positions, sampling
-        ),
+        ).argmax(-1),
     }  # fmt: skip
 
 
 def candidates(v: int, name: str, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
-    """Of a draft tree. Peer: the twin, where a graph can hold it."""
+    """Of a draft tree. Peer: what the twin does with rows of one setting, where a graph can hold it."""
     sampling, logits = SETTINGS[name], written_logits(v, t, pool)
+    settings = alike(sampling, logits[0])
     positions = torch.arange(t, device=pool.device)
     return len(logits), {
-        OURS: lambda i: KERNELS.candidates(logits[i], positions, sampling, LIKELIEST)[0],
-        "twin": "asks the host" if sampling.temperature else lambda i: TWINS.candidates(
-            logits[i], positions, sampling, LIKELIEST
-        )[0],
+        OURS: lambda i: KERNELS.candidates(logits[i], positions, *settings, LIKELIEST)[0],
+        "twin": "asks the host" if sampling.temperature else lambda i: top_k(logits[i], LIKELIEST)[0],
     }  # fmt: skip
 
 
@@ -220,24 +222,24 @@ def commit_cases(shape: Shape, rows: Sequence[int]) -> Iterator[dict]:
 
 
 def commit(layers: int, g: int, d: int, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
-    """All t rows of a pass accepted. The peer copies slices and knows on the host what was accepted. Each
-    returns the slots it wrote."""
-    start, copies = 37, pool.copies(2 * layers * g * d * (2 * t + 64))
+    """All t rows of a pass accepted. The peer, whose cache has no pages, copies slices and knows on the host
+    what was accepted. Each returns its cache, [L, G, pages, PAGE, D]."""
+    start, n = 37, pages_for(37 + t)
+    copies = pool.copies(2 * layers * g * d * (t + 2 * n * PAGE))
     k_rows, v_rows = ([pool.take(layers, t, g, d) for _ in range(copies)] for _ in "kv")
-    shape = layers, 1, g, t + 64, d
-    caches = [(pool.take(*shape), pool.take(*shape)) for _ in range(copies)]
-    accepted = torch.arange(t, dtype=torch.int32, device=pool.device)[None]
-    at = torch.tensor([start], dtype=torch.int32, device=pool.device)
+    pools = [[pool.take(layers, n, g, PAGE, d) for _ in "kv"] for _ in range(copies)]
+    caches = [[pool.take(layers, g, n, PAGE, d).copy_(p.transpose(1, 2)) for p in both] for both in pools]
+    pages, accepted = (torch.arange(m, dtype=torch.int32, device=pool.device)[None] for m in (n, t))
+    at, slot = (torch.tensor([x], dtype=torch.int32, device=pool.device) for x in (start, 0))
 
     def ours(i: int) -> tuple[Tensor, ...]:
-        commit_triton(*caches[i], k_rows[i], v_rows[i], accepted, at)
-        return tuple(cache[:, 0, :, start : start + t] for cache in caches[i])
+        commit_triton(*pools[i], pages, slot, k_rows[i], v_rows[i], accepted, at)
+        return tuple(pool.transpose(1, 2) for pool in pools[i])
 
     def slices(i: int) -> tuple[Tensor, ...]:
-        written = tuple(cache[:, 0, :, start : start + t] for cache in caches[i])
-        for slots, own in zip(written, (k_rows[i], v_rows[i]), strict=True):
-            slots.copy_(own.transpose(1, 2))
-        return written
+        for cache, own in zip(caches[i], (k_rows[i], v_rows[i]), strict=True):
+            cache.flatten(2, 3)[:, :, start : start + t].copy_(own.transpose(1, 2))
+        return tuple(caches[i])
 
     return copies, {OURS: ours, "torch slices": slices}
 
@@ -254,11 +256,11 @@ def rerank_cases(shape: Shape, rows: Sequence[int]) -> Iterator[dict]:
 
 def rerank(v: int, p: int, k: int, r: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
     before, after = pool.take(v, r), pool.take(v, r)
-    scores = torch.randn(p, k, device=pool.device).sort(-1, descending=True).values.log_softmax(-1)
-    ids = torch.randint(0, v, (p, k), device=pool.device)
-    root = torch.zeros(1, dtype=torch.int32, device=pool.device)
-    scale = torch.ones(1, device=pool.device)
-    arguments = scores, ids, root, before, after, scale, True
+    scores = torch.randn(1, p, k, device=pool.device).sort(-1, descending=True).values.log_softmax(-1)
+    ids = torch.randint(0, v, (1, p, k), device=pool.device)
+    zero = torch.zeros(1, dtype=torch.int32, device=pool.device)  # the root, and its slot
+    scales = torch.ones(1, device=pool.device)
+    arguments = scores, ids, zero, before, after, scales, zero, True
     return 16, {OURS: lambda i: KERNELS.rerank(*arguments)[0], "twin": lambda i: TWINS.rerank(*arguments)[0]}
 
 

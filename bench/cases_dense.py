@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from orthrus_kernels import PassPlan, Rows, Weight, backend_ops, tables
+from orthrus_kernels import PAGE, PassPlan, Rows, Weight, backend_ops, in_order, pages_for, tables
 from orthrus_kernels.head import head_entry
 from orthrus_kernels.linear_swiglu import swiglu_entry
 from orthrus_kernels.swiglu import swiglu_triton
@@ -145,16 +145,21 @@ def attention(
 ) -> tuple[int, dict[str, Call | NotRun]]:
     """A chain of t rows in flight on `context` cached positions; each call returns its last row's [H, D].
 
-    Peers read the chain's keys from the cache behind the context. SDPA runs without a mask, so that its rows
-    see the chain's later keys as well, a little work more and no mask to read; only the last row, which sees
-    everything, is the same. FlexAttention has the causal mask. "folded": query heads of one key head as rows.
+    Peers read a cache without pages, the chain's keys in it too, behind the context. SDPA runs without a
+    mask, so that its rows see the chain's later keys as well, a little work more and no mask to read; only
+    the last row, which sees everything, is the same. FlexAttention has the causal mask. "folded": query heads
+    of one key head as rows.
     """
     q, k, v = (pool.take(t, heads, d) for heads in (h, g, g))
-    size = g * (context + t) * d
-    copies = pool.copies(2 * size)
-    caches = [(pool.take(1, g, context + t, d), pool.take(1, g, context + t, d)) for _ in range(copies)]
-    for k_cache, v_cache in caches:
-        k_cache[0, :, context:], v_cache[0, :, context:] = k.transpose(0, 1), v.transpose(0, 1)
+    n = pages_for(context + t)
+    copies = pool.copies(4 * n * g * PAGE * d)
+    pages = torch.randperm(n, device=pool.device, dtype=torch.int32)[None]
+    pools = [[pool.take(n, g, PAGE, d) for _ in "kv"] for _ in range(copies)]
+    caches = [[pool.take(1, g, context + t, d) for _ in "kv"] for _ in range(copies)]
+    for both, paged in zip(caches, pools, strict=True):
+        for cache, of, flight in zip(both, paged, (k, v), strict=True):
+            cache[0] = in_order(of, pages[0], 0, context + t)
+            cache[0, :, context:] = flight.transpose(0, 1)
     plan = PassPlan.of(Rows.chain([0] * t, context), pool.device)
     laid = KERNELS.new_tables(plan.shape, context + t, h, g, d, q.dtype, pool.device)
     KERNELS.lay(plan, laid)
@@ -163,7 +168,7 @@ def attention(
     folded = q.view(t, g, h // g, d).permute(1, 0, 2, 3).reshape(1, g, t * (h // g), d)
 
     def ours(i: int) -> Tensor:
-        return KERNELS.attention(q, k, v, *caches[i], laid, d**-0.5, out=out)[-1]
+        return KERNELS.attention(q, k, v, *pools[i], pages, laid, d**-0.5, out=out)[-1]
 
     def sdpa(backend: SDPBackend, i: int) -> Tensor:
         k, v = caches[i]
@@ -185,7 +190,7 @@ def attention(
     return copies, calls
 
 
-def flex(q: Tensor, caches: list[tuple[Tensor, Tensor]], context: int) -> Call:
+def flex(q: Tensor, caches: list[list[Tensor]], context: int) -> Call:
     """Compiled FlexAttention of q [1, H, T, D] with the chain's causal mask. Compiles on its first call, for
     seconds."""
     compiled: list[Callable[..., Tensor]] = []

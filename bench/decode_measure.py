@@ -114,7 +114,7 @@ def generate_with(run: Run, name: str, model: Qwen3, prompt: Sequence[int], new_
 
 def again(model: Qwen3, kind: int) -> Callable[[], None]:
     """Launches the newest cycle of a kind once more; behind the end of a text that changes nothing."""
-    slot = model.engine.slot
+    slot = model.engine.runner
     assert slot is not None, "after a text"
     return partial(slot.cycles.again, kind)
 
@@ -134,8 +134,8 @@ def memory_of(run: Run, name: str, model: Qwen3, context: int, new_tokens: int =
     before = torch.cuda.memory_allocated(model.device) - weights_bytes(model)
     torch.cuda.reset_peak_memory_stats(model.device)
     model.generate(prompt, "two-pass", new_tokens, seed=0).whole()
-    assert model.engine.slot is not None
-    cache = model.engine.slot.cache
+    assert model.engine.runner is not None
+    cache = model.engine.runner.cache
     run.memory.append({
         "model": name, "context": context, "weights_bytes": weights_bytes(model),
         "cache_bytes": cache.keys.nbytes + cache.values.nbytes,

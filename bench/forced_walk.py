@@ -28,8 +28,11 @@ from orthrus_kernels.layout import (
     RECORD_FINISHED,
     RECORD_HEAD,
     RECORD_KEPT,
+    RECORD_NODES,
+    STATE_COLUMNS,
     STATE_FINISHED,
     STATE_LEFT,
+    STATE_ROOM,
     STATE_ROOT,
     STATE_START,
 )
@@ -45,60 +48,69 @@ WIDTH = 64  # nodes of a walk at most: rows of a block
 
 @triton.jit(do_not_specialize=["N", "L"])
 def _forced_walk_kernel(
-    state, choices, logits, log_sum_exp, accepted, start, record, paths, base,
+    state, slots, first, choices, logits, log_sum_exp, accepted, start, record, paths, base,
     N, L,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, CLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program; the steps of the walk lie side by side."""
     o_n = tl.arange(0, BLOCK)
-    first, root = tl.load(state + STATE_START), tl.load(state + STATE_ROOT)
+    state += tl.load(slots) * STATE_COLUMNS
+    row = tl.load(first)  # of the root
+    nodes = tl.load(first + 1) - row
+    begin, root = tl.load(state + STATE_START), tl.load(state + STATE_ROOT)
     left, finished = tl.load(state + STATE_LEFT), tl.load(state + STATE_FINISHED)
-    at = tl.minimum(tl.maximum(first - tl.load(base), 0), L - 1)
+    most = tl.minimum(left, tl.load(state + STATE_ROOM) - begin)
+    at = tl.minimum(tl.maximum(begin - tl.load(base), 0), L - 1)
     b_node = tl.load(paths + at * WIDTH + o_n, mask=o_n < WIDTH, other=-1)
     b_node = tl.where(
         tl.load(record + RECORD_DRAFTED) != 0, b_node, tl.where(o_n == 0, 0, -1)
     )  # without a draft
-    m_kept = (b_node >= 0) & (b_node < N) & (o_n < N) & (o_n < left) & (finished == 0)
+    m_kept = (b_node >= 0) & (b_node < nodes) & (o_n < N) & (o_n < most) & (finished == 0)
     count = tl.sum(m_kept.to(tl.int32), axis=0)
-    b_token = tl.load(choices + b_node, mask=m_kept, other=0).to(tl.int32)
-    b_log = tl.load(logits + b_node, mask=m_kept, other=0.0)
-    b_log -= tl.load(log_sum_exp + b_node, mask=m_kept, other=0.0)
+    b_token = tl.load(choices + row + b_node, mask=m_kept, other=0).to(tl.int32)
+    b_log = tl.load(logits + row + b_node, mask=m_kept, other=0.0)
+    b_log -= tl.load(log_sum_exp + row + b_node, mask=m_kept, other=0.0)
     last = tl.sum(tl.where(o_n == count - 1, b_token, 0), axis=0)
     tl.debug_barrier()  # what was read above is written below
-    tl.store(accepted + o_n, tl.where(m_kept, b_node, -1), mask=o_n < N)
+    tl.store(accepted + o_n, tl.where(m_kept, row + b_node, -1), mask=o_n < N)
     tl.store(record + RECORD_HEAD + o_n, b_token, mask=m_kept)
     tl.store(record + RECORD_HEAD + N + o_n, b_log.to(tl.int32, bitcast=True), mask=m_kept)
     tl.store(record + RECORD_HEAD + 2 * N + o_n, b_node, mask=m_kept)
     finished = tl.where((finished == 1) | (count >= left), 1, 0)
-    tl.store(start, first)
-    tl.store(state + STATE_START, first + count)
+    tl.store(start, begin)
+    tl.store(state + STATE_START, begin + count)
     tl.store(state + STATE_ROOT, tl.where(count > 0, last, root))
     tl.store(state + STATE_LEFT, left - count)
     tl.store(state + STATE_FINISHED, finished)
     tl.store(record + RECORD_KEPT, count)
     tl.store(record + RECORD_FINISHED, finished)
     tl.store(record + RECORD_DAMAGED, 0)
+    tl.store(record + RECORD_NODES, nodes)
     if CLOCK:
         mark(record, RECORD_DONE_AT)
 
 
 def forced_walk(
-    state: Tensor, tokens: Tensor, parents: Tensor, choices: Tensor, logits: Tensor, log_sum_exp: Tensor,
-    ends: Tensor, accepted: Tensor, start: Tensor, record: Tensor, timed: bool = False, *,
+    state: Tensor, slots: Tensor, first: Tensor, tokens: Tensor, parents: Tensor, choices: Tensor,
+    logits: Tensor, log_sum_exp: Tensor, ends: Tensor, accepted: Tensor, start: Tensor, record: Tensor,
+    timed: bool = False, *,
     paths: Tensor, base: Tensor,
 ) -> None:  # fmt: skip
-    """Keep the first nodes of the text's row of `paths`, as many as are left. One launch.
+    """Keep the first nodes of the text's row of `paths`, as many as are left and its pages hold. One launch.
 
-    Arguments up to `timed` as for `walk_triton`; tokens, parents and ends are not read. paths [L, WIDTH]
-    int32: by state's start less base [1] int32, the position of the text's first token."""
-    n = len(choices)
+    Arguments up to `timed` as for `walk_triton`, of one seat, which is not empty; tokens, parents and ends
+    are not read. paths [L, WIDTH] int32: by state's start less base [1] int32, the position of the text's
+    first token."""
+    n = accepted.shape[1]
     assert 0 < n <= 4096 and accepted.shape == (1, n) and record.shape == (1, RECORD + 3 * n), record.shape
+    assert len(slots) == 1 and len(first) == 2, (slots.shape, first.shape)
     assert paths.shape[1:] == (WIDTH,) and paths.is_contiguous(), (paths.shape, paths.stride())
-    assert {t.dtype for t in (state, accepted, start, record, paths, base)} == {torch.int32}
+    whole = state, slots, first, accepted, start, record, paths, base
+    assert {t.dtype for t in whole} == {torch.int32}, [t.dtype for t in whole]
     assert (choices.dtype, logits.dtype, log_sum_exp.dtype) == (torch.int64, torch.float32, torch.float32)
     _forced_walk_kernel[(1,)](
-        state=state, choices=choices, logits=logits, log_sum_exp=log_sum_exp, accepted=accepted, start=start,
-        record=record, paths=paths, base=base, N=n, L=len(paths),
+        state=state, slots=slots, first=first, choices=choices, logits=logits, log_sum_exp=log_sum_exp,
+        accepted=accepted, start=start, record=record, paths=paths, base=base, N=n, L=len(paths),
         WIDTH=WIDTH, BLOCK=max(WIDTH, triton.next_power_of_2(n)), CLOCK=timed, num_warps=1,
     )  # fmt: skip
 

@@ -130,21 +130,26 @@ def launches_of(model: Network, cache: KVCache, what: Pass, context: int) -> Cal
 def sdpa_token(model: Qwen3, cache: KVCache, what: Pass, context: int) -> Callable[[], Tensor]:
     """The peer of plain decoding: the same step with cuBLAS for linears and SDPA for attention.
 
-    As everyone decodes: the token's key and value go into the cache behind the context, which SDPA reads
-    without a mask; the query heads of a key head are folded into rows, which is faster for one token."""
+    As everyone decodes: keys lie in the order of their positions, the token's go behind the context, and SDPA
+    reads them without a mask; the query heads of a key head are folded into rows, which is faster for one
+    token."""
 
     def attention(
-        q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, tables: object, scale: float
-    ) -> Tensor:
-        k_cache[0, :, context], v_cache[0, :, context] = k[0], v[0]
+        q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, pages: object, tables: object,
+        scale: float,
+    ) -> Tensor:  # fmt: skip
+        k_cache[:, context], v_cache[:, context] = k[0], v[0]
         folded = q.reshape(1, k.shape[1], -1, q.shape[2])
-        keys, values = k_cache[:1, :, : context + 1], v_cache[:1, :, : context + 1]
-        out = torch.nn.functional.scaled_dot_product_attention(folded, keys, values, scale=scale)
+        out = torch.nn.functional.scaled_dot_product_attention(
+            folded, k_cache[None], v_cache[None], scale=scale
+        )
         return out.reshape(q.shape)
 
+    own = copy.copy(cache)
+    own.keys, own.values = cache.read(0, context + 1)
     peer = copy.copy(model)
     peer.ops = replace(model.ops, linear=linear_torch, attention=attention, lay=lambda plan, tables: None)
-    return launches_of(peer, cache, what, context)
+    return launches_of(peer, own, what, context)
 
 
 def filled_cache(model: Qwen3, contexts: Sequence[int], room: int) -> KVCache:

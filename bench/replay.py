@@ -18,7 +18,6 @@ import torch
 
 from qwen3_model import InputError, Qwen3
 from qwen3_model.bigram import Bigram
-from qwen3_model.decode.engine import Slot
 from qwen3_model.decode.one_pass import Shape
 from qwen3_model.request import ONE_PASS_BLOCK
 
@@ -109,8 +108,7 @@ class Replay:
         self.model, self.tokens, self.temperature = model, tokens, temperature
         self.forced = Forced(model.device, tokens)
         model.engine.forget()
-        model.engine.slot = Slot(model, longest_prompt + tokens)
-        model.engine.slot.cycles.walk_of = self.forced.walk_of
+        model.engine.runner_for(longest_prompt + tokens).cycles.walk_of = self.forced.walk_of
 
     def close(self) -> None:
         """Drop the cache with its cycles: the next text's walks are its own."""

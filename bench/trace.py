@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orthrus_kernels import Rows, Sampling
-from orthrus_kernels.choice import correction_scale
+from orthrus_kernels import Rows, Sampling, alike
+from orthrus_kernels.sampling import correction_scale
 from qwen3_model import InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.decode.choice import CANDIDATES
@@ -112,7 +112,7 @@ def drafts(
         wanted = [n + block * size + i for block in range(n) for i in range(size - 1)]
         logits = model.forward(rows, cache, logits_of=wanted).logits
         positions = torch.tensor([rows.positions[row] + 1 for row in wanted], device=model.device)
-        scores, ids = model.ops.candidates(logits, positions, sampling, width)
+        scores, ids = model.ops.candidates(logits, positions, *alike(sampling, logits), width)
         shape = n, size - 1, width
         found.append((scores.view(shape), ids.view(shape)))
     scores, ids = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -124,23 +124,17 @@ def ranked(
     sampling: Sampling = GREEDY,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """(scores, order), both [N, P, K, K], of the candidates of N blocks under N roots; not corrected: as they
-    are. One `rerank` for all, each block behind a row that holds nothing but its root."""
+    are."""
     scores, ids = blocks
     n, p, k = scores.shape
     if not corrected or model.bigram is None:
         plain, unmoved = scores.cpu().numpy()[:, :, None], np.arange(k)
         return np.broadcast_to(plain, (n, p, k, k)), np.broadcast_to(unmoved, (n, p, k, k))
-    tables, scale = model.bigram, torch.tensor([correction_scale(sampling)], device=ids.device)
-    front = torch.zeros(1, dtype=torch.int32, device=ids.device)
-    above = torch.tensor(roots, device=ids.device)[:, None, None].expand(n, 1, k)
-    lines = torch.cat([scores[:, :1], scores], 1).flatten(0, 1), torch.cat([above, ids], 1).flatten(0, 1)
-    found = model.ops.rerank(*lines, front, tables.before, tables.after, scale, False)
-    both, order = (x.view(n, p + 1, k, k)[:, 1:].cpu().numpy() for x in found)
-    if known:  # the first position keeps its scores
-        none = torch.zeros_like(tables.before)
-        first = scores[:, 0].contiguous(), ids[:, 0].contiguous()
-        found = model.ops.rerank(*first, front, none, none, scale, False)
-        both[:, 0], order[:, 0] = (x.cpu().numpy() for x in found)
+    fronts = torch.tensor(roots, dtype=torch.int32, device=ids.device)
+    scales = torch.tensor([correction_scale(sampling)], device=ids.device)
+    tables, slots = model.bigram, torch.zeros_like(fronts)
+    found = model.ops.rerank(scores, ids, fronts, tables.before, tables.after, scales, slots, known)
+    both, order = (x.cpu().numpy() for x in found)
     return both, order
 
 

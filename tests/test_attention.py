@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paged import committed, paged
 from plans import laid
 from strategies import KINDS, hard, mixed_passes
 
-from orthrus_kernels import Rows, commit, key_segments, visible
+from orthrus_kernels import Rows, key_segments, visible
 from orthrus_kernels import attention as attention_of
 
 HEADS, GROUPS, DIM = 4, 2, 16
@@ -20,8 +21,8 @@ LIMIT = {
 
 
 def attention(q, k, v, k_cache, v_cache, rows: Rows, scale: float) -> torch.Tensor:
-    """The twin with its tables."""
-    return attention_of(q, k, v, k_cache, v_cache, laid(rows, q, k), scale)
+    """The twin with its tables, from caches [B, G, S, D] whose pages lie in any order."""
+    return attention_of(q, k, v, *paged(k_cache, v_cache, rows.contexts), laid(rows, q, k), scale)
 
 
 def inputs(rows: Rows, dtype=torch.float32, kind="normal", seed=0, room=64):
@@ -125,13 +126,18 @@ def test_tree_node_equals_decoding_its_path_alone(rows, dtype, kind, data):
     node = data.draw(st.integers(0, rows.n_ar - 1))
     inside = attention(q, k, v, k_cache, v_cache, rows, 0.25)[node]
     above, start = rows.ancestors(node), rows.contexts[0]
-    k_cache, v_cache = k_cache[None].clone(), v_cache[None].clone()
-    table = torch.tensor([[start, *above]], dtype=torch.int32)
-    commit(k_cache, v_cache, k[None], v[None], table[:, 1:], table[:, 0])
+    caches = committed(k_cache, v_cache, k, v, above, start)
     alone = Rows.chain([1], start + len(above))
-    assert torch.equal(
-        attention(q[[node]], k[[node]], v[[node]], k_cache[0], v_cache[0], alone, 0.25)[0], inside
-    )
+    assert torch.equal(attention(q[[node]], k[[node]], v[[node]], *caches, alone, 0.25)[0], inside)
+
+
+@settings(max_examples=15)
+@given(rows=mixed_passes(max_start=300), dtype=st.sampled_from(list(LIMIT)))
+def test_where_pages_lie_changes_no_bit(rows, dtype):
+    """One behind the other, or in any order among foreign pages, which hold NaN."""
+    q, k, v, *caches = inputs(rows, dtype)
+    apart = attention_of(q, k, v, *paged(*caches, rows.contexts, shuffled=False), laid(rows, q, k), 0.25)
+    assert torch.equal(attention(q, k, v, *caches, rows, 0.25), apart)
 
 
 @settings(max_examples=20)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from orthrus_kernels import Sampling, choose, log_sum_exp
+from orthrus_kernels import Sampling, alike, choose, log_sum_exp
 from orthrus_kernels.choice import _philox, filter_logits, gumbel, penalise, random_bits
 
 
@@ -64,7 +64,8 @@ def test_sampled_distribution_is_exact(settings, temperature):
 def _choose_many(logits, n, sampling):
     scaled = filter_logits(logits[None] / sampling.temperature, sampling)
     got = (scaled + gumbel(sampling.seed, torch.arange(n), len(logits))).argmax(-1)
-    few = choose(logits.expand(50, -1), torch.arange(50), sampling)
+    some = logits.expand(50, -1)
+    few = choose(some, torch.arange(50), *alike(sampling, some))
     assert torch.equal(few, got[:50]), "choose is filter, noise, argmax"
     return got
 
@@ -85,8 +86,10 @@ def test_filters_by_definition_with_ties(logits, k, p, min_p):
 
 def test_greedy_takes_the_lowest_id_and_ignores_filters():
     logits = torch.tensor([[1.0, 3.0, 3.0, 2.0]])
-    assert choose(logits, torch.tensor([0]), Sampling(top_k=1, top_p=0.1)).tolist() == [1]
-    assert choose(logits, torch.tensor([0]), Sampling(logit_bias={1: -math.inf})).tolist() == [2]
+    assert choose(logits, torch.tensor([0]), *alike(Sampling(top_k=1, top_p=0.1), logits)).tolist() == [1]
+    assert choose(
+        logits, torch.tensor([0]), *alike(Sampling(logit_bias={1: -math.inf}), logits)
+    ).tolist() == [2]
 
 
 def test_penalty_by_sign_on_seen_tokens_after_the_bias():
@@ -101,9 +104,9 @@ def test_a_rows_choice_does_not_depend_on_its_neighbours(n, i, seed):
     logits = torch.randn(n, 64, generator=torch.Generator().manual_seed(seed))
     sampling = Sampling(temperature=0.9, top_p=0.9, seed=seed)
     positions = torch.arange(100, 100 + n)
-    assert (
-        choose(logits, positions, sampling)[i] == choose(logits[i : i + 1], positions[i : i + 1], sampling)[0]
-    )
+    table, slots = alike(sampling, logits)
+    alone = choose(logits[i : i + 1], positions[i : i + 1], table, slots[:1])
+    assert torch.equal(choose(logits, positions, table, slots)[i : i + 1], alone)
     assert torch.equal(log_sum_exp(logits)[i], log_sum_exp(logits[i : i + 1])[0])
 
 

@@ -17,7 +17,7 @@ from tiny_folder import PROMPTS, edit_config, write_tiny
 from qwen3_model import InputError, Qwen3, checkpoint
 from qwen3_model.cli import VERBS, main
 from qwen3_model.comparison import compare
-from qwen3_model.decode.cycles import Cycles
+from qwen3_model.decode.sequence import Sequence
 
 SHELL = "import sys; from qwen3_model.cli import main; sys.exit(main())"
 
@@ -258,18 +258,31 @@ def test_verify_prints_tables(tiny, orthrus):
     assert code == 0 and "2/2" in out and "tokens per forward" in out and "this many or more" in out
 
 
+def test_verify_side_by_side(tiny, orthrus):
+    """Three texts at a time against one, plainly too; what cannot be is one line."""
+    line = ("verify", tiny / "held_out.jsonl", "--model", tiny, "--max-new-tokens", 8, "--batch", 3)
+    for how in (("--strategy", "two-pass", "--tree-nodes", 5), ("--strategy", "autoregressive")):
+        code, out, _ = orthrus(*line, *how, "--temperature", 0.9, "--json")
+        found = json.loads(out)
+        assert code == 0 and found["identical"] == found["compared"] == 5 and found["batch"] == 3
+    assert "3 texts side by side" in orthrus(*line)[1]
+    for how, says in ((("--jobs", 2), "give one of them"), (("--batch", 0), "1 to 256 was expected"),
+                      (("--strategy", "one-pass"), "runs alone")):  # fmt: skip
+        code, _, err = orthrus(*line, *how)
+        assert code == 2 and says in err and len(err.splitlines()) == 1
+
+
 def spoil_one(monkeypatch, spoil) -> None:
     """spoil(run, i): of a text that is not plain, where the run's token i is the text's twelfth."""
-    runs = Cycles.runs
+    add = Sequence.add
 
-    def lossy(self, sequence):
-        for run in runs(self, sequence):
-            i = 11 - len(sequence.tokens)
-            if sequence.request.strategy != "autoregressive" and 0 <= i < len(run.tokens):
-                spoil(run, i)
-            yield run
+    def lossy(self, run):
+        i = 11 - len(self.tokens)
+        if self.request.strategy != "autoregressive" and run.kind != "prompt" and 0 <= i < len(run.tokens):
+            spoil(run, i)
+        return add(self, run)
 
-    monkeypatch.setattr(Cycles, "runs", lossy)
+    monkeypatch.setattr(Sequence, "add", lossy)
 
 
 def test_verify_sees_a_single_wrong_token(tiny, orthrus, monkeypatch):

@@ -178,7 +178,7 @@ def test_texts_take_turns_and_a_cancelled_one_leaves_the_engine():
     engine, request = Engine(model), Request(max_new_tokens=12, seed=4, temperature=0.8)
     alone = [engine.generate([1, n], request).token_ids for n in range(4)]
     first, second, third, fourth = (engine.submit([1, n], request) for n in range(4))
-    assert engine.step() is first and not first.finished
+    assert engine.step() == (first,) and not first.finished
     with pytest.raises(InputError, match="has not ended"):
         first.result()
     engine.cancel(first)
@@ -188,7 +188,7 @@ def test_texts_take_turns_and_a_cancelled_one_leaves_the_engine():
     assert second.result().token_ids == alone[1] and fourth.result().token_ids == alone[3]
     cut = first.result()
     assert cut.stats.finish_reason == "cancelled" and cut.token_ids == alone[0][: len(cut.token_ids)] != []
-    assert third.result().token_ids == [] and engine.step() is None
+    assert third.result().token_ids == [] and engine.step() == ()
 
 
 def test_an_error_ends_the_text_whose_step_it_was():
@@ -215,7 +215,7 @@ def test_an_error_ends_the_text_whose_step_it_was():
     with pytest.raises(ZeroDivisionError):
         engine.step()
     while not following.finished:
-        assert engine.step() is following
+        assert engine.step() == (following,)
     assert following.result().token_ids == want
     waiting = engine.submit([1], request)
     engine.cancel(waiting, "")

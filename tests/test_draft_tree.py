@@ -57,13 +57,16 @@ def test_it_holds_the_best_paths(depth, width, nodes, seed):
 def test_a_drafts_penalty_sees_the_text():
     """And not the draft: two positions that want one token both get it, unless the text has it."""
     model = ScriptedModel(small_config())
-    choice, at = Choice(model), torch.tensor([4, 5])
+    choice, at, slots = Choice(model), torch.tensor([4, 5]), torch.zeros(2, dtype=torch.int32)
     logits = torch.zeros(2, model.config.vocab_size)
     logits[:, 9], logits[:, 11] = 6.0, 5.0
     for text, wanted, score in (([5, 6], 9, 6.0), ([5, 9], 11, 5.0)):
-        choice.begin(Sampling(repetition_penalty=2.0), text)
-        scores, ids, order = choice.ranked(logits, at, torch.tensor(text[-1:]), known=True)
-        assert choice.proposals(logits, at).tolist() == ids[:, 0].tolist() == [wanted] * 2 and order is None
+        choice.put(0, Sampling(repetition_penalty=2.0), text)
+        choice.form = choice.form_of([0])
+        scores, ids, order = choice.ranked(logits, at, torch.tensor(text[-1:]), slots, known=True)
+        scores, ids = scores[0], ids[0]
+        assert choice.proposals(logits, at, slots).tolist() == ids[:, 0].tolist() == [wanted] * 2
+        assert order is None
         penalised = logits.index_fill(1, torch.tensor([9]), 3.0) if 9 in text else logits
         assert scores[:, 0].tolist() == pytest.approx((score - penalised.logsumexp(-1)).tolist(), abs=1e-6)
 

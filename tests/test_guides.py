@@ -12,7 +12,7 @@ from small import small_config, small_model
 
 from bench import acceptance, kernels
 from qwen3_model import cli, request
-from qwen3_model.decode.cycles import Cycles
+from qwen3_model.decode import cycles
 from tools import check_kernel
 
 ROOT = Path(__file__).parents[1]
@@ -73,12 +73,11 @@ def lookup(monkeypatch):
     (code,) = re.findall(r"^```python\n(.*?)^```", TEXTS["adding.md"], re.M | re.S)
     names: dict = {}
     exec(compile(code, "docs/adding.md", "exec"), names)
-    fixed = Cycles._fixed
+    fixed = cycles._fixed
     monkeypatch.setattr(request, "STRATEGIES", (*request.STRATEGIES, "lookup"))
     monkeypatch.setattr(
-        Cycles, "_fixed",
-        lambda cycles, sequence: names["Lookup"](sequence.block_size)
-        if sequence.request.strategy == "lookup" else fixed(cycles, sequence),
+        cycles, "_fixed",
+        lambda text: names["Lookup"](text.block_size) if text.request.strategy == "lookup" else fixed(text),
     )  # fmt: skip
 
 

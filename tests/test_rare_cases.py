@@ -9,7 +9,7 @@ from exact import by_definition
 from scripted import ScriptedModel
 from small import small_config
 
-from orthrus_kernels import Sampling, choose, inverse_frequencies
+from orthrus_kernels import Sampling, alike, choose, inverse_frequencies
 from orthrus_kernels.choice import filtered_scores
 from qwen3_model.config import YarnScaling
 
@@ -80,7 +80,8 @@ def test_tied_tops(settings, kept):
     logits = torch.tensor([TIED])
     assert filtered_scores(logits, sampling)[0].isfinite().nonzero().flatten().tolist() == kept
     assert by_definition(TIED, sampling).nonzero().flatten().tolist() == kept
-    chosen = choose(logits.expand(200, -1), torch.arange(200), sampling)
+    many = logits.expand(200, -1)
+    chosen = choose(many, torch.arange(200), *alike(sampling, many))
     assert sorted(set(chosen.tolist())) == kept
 
 

@@ -10,7 +10,7 @@ from exact import by_definition, p_value
 from scripted import ScriptedModel
 from small import small_config, small_model
 
-from orthrus_kernels import Rows, Sampling, choose, log_sum_exp, rejection
+from orthrus_kernels import Rows, Sampling, alike, choose, log_sum_exp, rejection
 from orthrus_kernels.choice import random_bits
 from orthrus_kernels.rejection import accepts, filtered_probabilities, residual, sample
 from qwen3_model import InputError
@@ -33,7 +33,8 @@ def test_the_coupled_choice_and_filters_that_are_off_by_one(settings, planted):
     for given, right in ((settings, True), (settings | planted, False)):
         n = 2000 if settings else 40_000
         sampling = Sampling(seed=2, **({"temperature": 1.0} | given))
-        got = choose(LOGITS.expand(n, -1), torch.arange(n), sampling)
+        logits = LOGITS.expand(n, -1)
+        got = choose(logits, torch.arange(n), *alike(sampling, logits))
         counts = torch.bincount(got, minlength=len(LOGITS)).double()
         assert (p_value(counts[None], wanted[None]) > UNLIKELY) == right
         assert torch.allclose(filtered_probabilities(LOGITS[None], sampling)[0], wanted, atol=1e-6) == right

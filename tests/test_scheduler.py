@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from toy_engine import ToyEngine
 
+from orthrus_kernels import PAGE
 from qwen3_model import InputError
-from qwen3_model.decode.pages import PAGE, Pages
+from qwen3_model.decode.pages import Pages
 from qwen3_model.decode.scheduler import Cycle, Grant, Prefill, Scheduler
 
 SIZES = [

@@ -69,10 +69,11 @@ def test_blocks_ranked_together_are_those_ranked_alone(known):
     ids = torch.stack([torch.randperm(97, generator=g)[:5] for _ in range(12)]).view(3, 4, 5)
     together = ranked(model, (scores, ids), [11, 12, 13], known, corrected=True)
     for i, root in enumerate((11, 12, 13)):
-        front, scale = torch.tensor([root], dtype=torch.int32), torch.ones(1)
+        front, slot = torch.tensor([[root], [0]], dtype=torch.int32)
         tables = model.bigram.before, model.bigram.after
-        alone = model.ops.rerank(scores[i], ids[i], front, *tables, scale, known)
-        assert np.array_equal(together[0][i], alone[0]) and np.array_equal(together[1][i], alone[1])
+        one = scores[i : i + 1], ids[i : i + 1]
+        alone = model.ops.rerank(*one, front, *tables, torch.ones(1), slot, known)
+        assert np.array_equal(together[0][i], alone[0][0]) and np.array_equal(together[1][i], alone[1][0])
     plain = ranked(model, (scores, ids), [11, 12, 13], known, corrected=False)
     assert np.array_equal(plain[0][1, 2, 3], scores[1, 2]) and plain[1][0, 0, 0].tolist() == [0, 1, 2, 3, 4]
 
@@ -123,7 +124,7 @@ def test_a_trace_says_what_a_tree_of_a_one_pass_cycle_keeps(embedded):
     cache = model.new_cache(len(whole))
     model.prefill(whole, cache)
     choice = Choice(model)
-    choice.begin(trace.GREEDY, whole)
+    choice.put(0, trace.GREEDY, whole)
     for i in (0, 5, 11):
         start = len(prompt) + i
         cache.lengths[0] = start - 1
@@ -132,9 +133,9 @@ def test_a_trace_says_what_a_tree_of_a_one_pass_cycle_keeps(embedded):
         given = model.new_pass(block, cache, logits_of=wanted)
         model.ops.lay(given.plan, given.tables)
         states, _, _ = model.states(given, cache)
-        root = torch.tensor([whole[start]])
-        scores, ids, order = choice.ranked(states, start + wanted, root, known=False)
-        tree = draft_tree(whole[start], scores, ids, NODES, order=order)
+        root, slots = torch.tensor([whole[start]]), torch.zeros(len(wanted), dtype=torch.int32)
+        scores, ids, order = choice.ranked(states, start + wanted, root, slots, known=False)
+        tree = draft_tree(whole[start], scores[0], ids[0], NODES, order=None if order is None else order[0])
         assert text.kept[ONE_PASS][i] == len(walked(tree, (whole + [-1] * 9)[start + 1 :]))
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from paged import paged
 from plans import laid
 from strategies import hard, mixed_passes, parent_lists
 
@@ -136,7 +137,7 @@ def test_what_a_row_sees_is_said_here_alone(changed, context):
     rows = Rows.tree_with_blocks([1] * 9, [-1, 0, 0, 1, 1, 3, 5, 6, 7], context, [0, 4, 8], 30, 96)
     q, k, v = (hard("normal", len(rows), heads, 16, seed=heads) for heads in (2, 1, 1))
     k_cache, v_cache = (hard("normal", 1, 1, context + 40, 16, seed=seed) for seed in (3, 4))
-    got = attention(q, k, v, k_cache, v_cache, laid(rows, q, k), 0.25)
+    got = attention(q, k, v, *paged(k_cache, v_cache, rows.contexts), laid(rows, q, k), 0.25)
     for i, path in enumerate(visible(rows)):
         above = sorted(path.nonzero().flatten().tolist(), key=lambda j: rows.positions[j])
         keys, values = (

@@ -42,10 +42,11 @@ class Op:
     kernels: tuple[str, ...]
 
 
-_ROWS, _CHOICE = ("kernels/test_rowwise.py",), ("kernels/test_choice_kernels.py", "test_choice.py")
+_ROWS = ("kernels/test_rowwise.py",)
+_CHOICE = ("kernels/test_choice_kernels.py", "kernels/test_mixed_choices.py", "test_choice.py")
 _CHOOSE = Op(_CHOICE, (
     "_tile_best_kernel", "_row_best_kernel", "_group_best_kernel", "_choose_top_k_kernel",
-    "_choose_by_edges_kernel",
+    "_choose_by_edges_kernel", "_log_probabilities_kernel",
 ))  # fmt: skip
 # Any other operation of the bench: tests/kernels/test_<op>.py and _<op>_kernel.
 KNOWN = {
@@ -68,8 +69,9 @@ KNOWN = {
     "lay": Op(("kernels/test_lay.py", "test_pass_tables.py"), ("_lay_kernel",)),
     "rerank": Op(("kernels/test_rerank.py",), ("_rerank_kernel",)),
     "grow": Op(("kernels/test_grow.py", "test_draft_tree.py"), ("_grow_kernel",)),
+    "allot": Op(("kernels/test_allot.py", "kernels/test_grow.py"), ("_allot_kernel",)),
     "walk": Op(("kernels/test_walk.py",), ("_walk_kernel",)),
-    "seen_rows": Op(("kernels/test_seen.py",), ("_paths_kernel",)),
+    "seen_rows": Op(("kernels/test_seen.py",), ("_texts_kernel", "_paths_kernel")),
 }
 
 

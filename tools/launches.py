@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthrus_kernels import PassPlan, PassShape, PassTables, Rows, Sampling, Weight, backend_ops
+from orthrus_kernels import PassPlan, PassShape, PassTables, Rows, Sampling, Weight, alike, backend_ops
 from orthrus_kernels.attention_triton import tile_rows
+from orthrus_kernels.grow import Trees
 from orthrus_kernels.layout import RECORD, State
+from orthrus_kernels.pages import PAGE, pages_for
 from orthrus_kernels.swiglu import swiglu_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
 
@@ -86,19 +88,24 @@ def laid(rows: Rows, q: Tensor, k: Tensor, whole: bool = False) -> PassTables:
     return tables
 
 
+def cache(length: int, g: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values of so many positions, and a table of their pages, the last one in front."""
+    n = pages_for(length)
+    return numbers(n, g, PAGE, d), numbers(n, g, PAGE, d), table([list(range(n))[::-1]])
+
+
 def attention(whole: bool) -> None:
     """A tree with two blocks behind 300 cached keys: a whole segment and a ragged one."""
     rows = Rows.tree_with_blocks([1] * 7, [-1, 0, 0, 1, 1, 3, 2], 300, [2, 5], 4, 2)
     q, k, v = (numbers(len(rows), heads, 64) for heads in (4, 2, 2))
-    caches = numbers(1, 2, 300, 64), numbers(1, 2, 300, 64)
-    TRITON.attention(q, k, v, *caches, laid(rows, q, k, whole), 0.125)
+    TRITON.attention(q, k, v, *cache(300, 2, 64), laid(rows, q, k, whole), 0.125)
 
 
 def fused_attention() -> None:
     """One row: the program that arrives last folds."""
     q, k, v = (numbers(1, heads, 64) for heads in (4, 2, 2))
-    caches = numbers(1, 2, 300, 64), numbers(1, 2, 300, 64)
-    TRITON.attention(q, k, v, *caches, laid(Rows.chain([1], 300), q, k), 0.125, form="fused")
+    tables = laid(Rows.chain([1], 300), q, k)
+    TRITON.attention(q, k, v, *cache(300, 2, 64), tables, 0.125, form="fused")
 
 
 def mixed_pass() -> None:
@@ -109,49 +116,63 @@ def mixed_pass() -> None:
     normed = TRITON.rms_norm(x, w, EPS, w, n_ar)
     qkv = TRITON.linear(normed, weight((h + 2 * g) * d, e), weight((h + 2 * g) * d, e), n_ar)
     qkv, head_norm = qkv.view(n, h + 2 * g, d), numbers(d)
+    keep = numbers(n, g, d), numbers(n, g, d)
     q, k, v = TRITON.qk_norm_rope(
-        qkv, h, head_norm, head_norm, angle.cos(), angle.sin(), EPS, head_norm, head_norm, n_ar
+        qkv, h, head_norm, head_norm, angle.cos(), angle.sin(), EPS, head_norm, head_norm, n_ar, keep
     )
-    caches = numbers(1, g, 37, d), numbers(1, g, 37, d)
-    o = TRITON.attention(q, k, v, *caches, laid(rows, q, k), d**-0.5).view(n, h * d)
+    o = TRITON.attention(q, k, v, *cache(37, g, d), laid(rows, q, k), d**-0.5).view(n, h * d)
     TRITON.add_rms_norm(TRITON.linear(o, weight(e, h * d), weight(e, h * d), n_ar), x, w, EPS)
 
 
-def grown(nodes: int, depth: int, blocks: int) -> tuple[PassPlan, Tensor, Tensor]:
-    """A plan with a tree, the scores of its nodes and the state that it stands behind."""
-    rows = Rows.tree_with_blocks([1] * (nodes + 1), [-1] + [0] * nodes, 0, range(blocks), 8, 2)
-    plan, state, n = PassPlan.of(rows, DEVICE), table([[250, 1, 9, 0]]), nodes + 1
-    shape = PassShape(len(rows), n, n + blocks, depth + 9, 1)
-    plan = replace(plan, shape=shape, start=state[:, State.START])
-    scores = torch.randn(depth, 5, device=DEVICE).sort(-1, descending=True).values.log_softmax(-1)
-    of = torch.zeros(n, device=DEVICE)
-    TRITON.grow(plan, of, state, scores, torch.ones(depth, 5, dtype=torch.int64, device=DEVICE))
-    return plan, of, state
+def grown(seats: int, nodes: int, depth: int) -> tuple[Trees, Tensor, Tensor]:
+    """Trees of texts in the first slots but for an empty seat, the states of the slots, and the seats."""
+    state, slots = table([[250, 1, 9, 0, 999, 99]] * seats), table([*range(seats - 1, 0, -1), 0][:seats])
+    slots[1:2] = -1
+    scores = torch.randn(seats, depth, 5, device=DEVICE).sort(-1, descending=True).values.log_softmax(-1)
+    trees = Trees.new(seats, nodes + 1, DEVICE)
+    ids = torch.ones(seats, depth, 5, dtype=torch.int64, device=DEVICE)
+    TRITON.grow(trees, state, slots, scores, ids)
+    return trees, state, slots
+
+
+def allotted(seats: int, nodes: int, rows: int, blocks: int = 0) -> tuple[PassPlan, Trees, Tensor]:
+    """A plan of so many AR rows for grown trees, the trees, and the state of the first slot."""
+    trees, state, slots = grown(seats, nodes, 6)
+    tree = Rows.tree_with_blocks([1] * rows, [-1] + [0] * (rows - 1), 0, range(blocks), 8, 2)
+    shape = PassShape(len(tree), rows, rows + blocks, 7 + 8, seats)
+    plan = replace(PassPlan.of(tree, DEVICE), shape=shape, start=state[:, State.START])
+    TRITON.allot(plan, table([0] * (seats + 1)), trees, state, slots)
+    return plan, trees, state[0]
 
 
 def lay() -> None:
-    """A grown tree with blocks, from one key segment to the next, and a chain at the root."""
-    plan, scores, _ = grown(12, 6, 7)
-    TRITON.place_blocks(plan, scores, table([0] * 7))
+    """A grown tree with blocks, from one key segment to the next, trees that share rows, and a chain at the
+    root."""
+    plan, trees, _ = allotted(1, 12, 13, 7)
+    TRITON.place_blocks(plan, trees.scores[0], table([0] * 7))
     TRITON.lay(plan, PassTables.new(plan.shape, 700, 4, False, DEVICE))
+    shared, *_ = allotted(5, 12, 29)
+    TRITON.lay(shared, PassTables.new(shared.shape, 700, 4, False, DEVICE))
     chain, root = PassPlan.of(Rows.chain([1] * 200, 0), DEVICE), table([5])
     TRITON.lay(chain, PassTables.new(chain.shape, 700, 32, True, DEVICE), root)
 
 
 def blocks() -> None:
     """A tree of 12 nodes with blocks at 7 of them, and the block where a walk has ended."""
-    plan, scores, state = grown(12, 6, 7)
+    plan, trees, state = allotted(1, 12, 13, 7)
     anchors, record = table([0] * 7), table([0] * (RECORD + 3 * 13))
-    TRITON.place_blocks(plan, scores, anchors)
+    TRITON.place_blocks(plan, trees.scores[0], anchors)
     record[0] = 1
     rows, positions = torch.zeros(2, 6, dtype=torch.int64, device=DEVICE)
-    TRITON.follow(record, state[0], anchors, 8, rows, positions, table([0]))
+    TRITON.follow(record, state, anchors, 8, rows, positions, table([0]))
 
 
 def rerank() -> None:
-    scores = torch.randn(7, 5, device=DEVICE).sort(-1, descending=True).values.log_softmax(-1)
-    ids, one = torch.randint(0, 90, (7, 5)).to(DEVICE), torch.ones(1, device=DEVICE)
-    TRITON.rerank(scores, ids, table([3]), numbers(90, 12), numbers(90, 12), one, known=False)
+    """Blocks of two texts, and one of padding."""
+    scores = torch.randn(3, 7, 5, device=DEVICE).sort(-1, descending=True).values.log_softmax(-1)
+    ids, two = torch.randint(0, 90, (3, 7, 5)).to(DEVICE), torch.ones(2, device=DEVICE)
+    roots, slots = table([3, 4, -9]), table([1, 0, -1])
+    TRITON.rerank(scores, ids, roots, numbers(90, 12), numbers(90, 12), two, slots, known=False)
 
 
 def head() -> None:
@@ -168,9 +189,9 @@ def choose(**settings: Any) -> None:
     """Two blocks of the vocabulary, the last one ragged; rounded logits: ties at every edge."""
     logits, positions = 2 * torch.randn(3, 9001, device=DEVICE), torch.tensor([5, 0, 40959], device=DEVICE)
     logits[0] = logits[0].round()
-    sampling = Sampling(seed=2**40 + 3, **settings)
-    TRITON.choose(logits, positions, sampling, logits > 1)
-    TRITON.candidates(logits, positions, sampling, 16, logits > 1)
+    settings_of = alike(Sampling(seed=2**40 + 3, **settings), logits)
+    TRITON.choose(logits, positions, *settings_of, logits > 1)
+    TRITON.candidates(logits, positions, *settings_of, 16, logits > 1)
 
 
 FILTERS = {"temperature": 0.8, "top_k": 200, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.1,
@@ -178,24 +199,25 @@ FILTERS = {"temperature": 0.8, "top_k": 200, "top_p": 0.95, "min_p": 0.01, "repe
 
 
 def walk() -> None:
-    """Two texts, trees of 4 nodes."""
-    n, states = 4, table([[9, 5, 3, 0], [2, 5, 9, 0]])
-    logits = torch.zeros(2 * n, device=DEVICE)
+    """Two texts in three seats, trees of 4 nodes and of 3, in a pass of 9 rows; one's pages end."""
+    n, states = 4, table([[9, 5, 3, 0, 10, 4], [0] * len(State), [2, 5, 9, 0, 99, 4]])
+    logits = torch.zeros(9, device=DEVICE)
     TRITON.walk(
-        states, table([5, 6, 7, 7] * 2).long(), table([-1, 0, 0, 2, -1, 4, 4, 6]),
-        table([7, 1, 7, 3] * 2).long(), logits, logits, table([3]), table([[0] * n] * 2), table([0] * 2),
-        table([[0] * (RECORD + 3 * n)] * 2),
+        states, table([2, -1, 0]), table([0, 4, 5, 8]), table([5, 6, 7, 7, 0, 5, 6, 7, 7]).long(),
+        table([-1, 0, 0, 2, -1, -1, 5, 6, 0]), table([7, 1, 7, 3, 0, 6, 7, 3, 3]).long(), logits, logits,
+        table([3]), table([[0] * n] * 3), table([0] * 3), table([[0] * (RECORD + 3 * n)] * 3),
     )  # fmt: skip
 
 
 def seen_rows() -> None:
-    counts, tree = table([0, 2, 0] * 30), table([-1, 0, 0, 2])
-    TRITON.seen_rows(counts, table([5, 6, 89, 7]).long(), tree)
+    """Trees of two texts, and a row of padding."""
+    counts, tree = table([[0, 2, 0] * 30, [1, 0, 0] * 30]), table([-1, 0, 0, -1, 3, -1])
+    TRITON.seen_rows(counts, table([1, 1, 1, 0, 0, -1]), table([5, 6, 89, 7, 7, 0]).long(), tree)
 
 
 def commit() -> None:
-    caches, rows = [numbers(2, 1, 3, 8, 40) for _ in "kv"], [numbers(2, 6, 3, 40) for _ in "kv"]
-    TRITON.commit(*caches, *rows, table([[0, 2, 5, -1]]), table([6]))
+    pools, rows = [numbers(2, 2, 3, PAGE, 40) for _ in "kv"], [numbers(2, 6, 3, 40) for _ in "kv"]
+    TRITON.commit(*pools, table([[1, 0]]), table([0]), *rows, table([[0, 2, 5, -1]]), table([2 * PAGE - 2]))
 
 
 LAUNCHES: dict[str, Callable[[], object]] = {
@@ -224,7 +246,8 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "lay": lay,
     "walk": walk,
     "seen_rows": seen_rows,
-    "grow": lambda: grown(30, 7, 0),
+    "grow": lambda: grown(3, 30, 7),
+    "allot": lambda: allotted(5, 12, 29),
     "blocks": blocks,
     "rerank": rerank,
     # make new-op: a launch

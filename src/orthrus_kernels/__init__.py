@@ -5,11 +5,12 @@ order included, readable and row-invariant on any device. `backend_ops` gives th
 names."""
 
 from ._triton import triton_interprets, triton_runs_on
+from .allot import allot
 from .anchors import choose_anchors, end_probabilities
 from .attention import attention, new_tables
 from .backends import Ops, backend_ops
 from .blocks import follow, place_blocks
-from .choice import Sampling, candidates, choose, log_sum_exp
+from .choice import candidates, choose, log_sum_exp
 from .commit import commit
 from .draft_tree import DraftTree, draft_tree
 from .embedding import embedding
@@ -18,6 +19,7 @@ from .head import head
 from .lay import lay
 from .linear import linear
 from .linear_swiglu import linear_swiglu
+from .pages import PAGE, in_order, pages_for
 from .pass_tables import PassTables, key_segments, unpack
 from .pdl import pdl_kinds
 from .plan import PassPlan, PassShape
@@ -25,6 +27,8 @@ from .qk_norm_rope import qk_norm_rope
 from .rerank import rerank
 from .rms_norm import add_rms_norm, rms_norm
 from .rope import cos_sin, inverse_frequencies, rope, rope_table
+from .sampling import Sampling
+from .sampling_table import Form, SamplingTable, alike
 from .seen import seen_rows
 from .swiglu import swiglu
 from .top_k import top_k
@@ -34,12 +38,12 @@ from .walk import walk
 from .weight import Weight
 
 __all__ = [
-    "DraftTree", "MaskedRows", "Ops", "PassPlan", "PassShape", "PassTables", "Rows", "Sampling",
-    "add_rms_norm", "attention", "backend_ops", "candidates", "choose", "choose_anchors", "commit",
-    "cos_sin", "draft_tree", "embedding", "end_probabilities", "follow", "grow", "head",
-    "inverse_frequencies", "key_segments", "lay", "linear", "linear_swiglu", "log_sum_exp",
-    "new_tables", "pdl_kinds", "place_blocks", "qk_norm_rope", "rerank", "rms_norm", "rope", "rope_table",
-    "seen_rows", "swiglu", "top_k", "triton_interprets", "triton_runs_on", "unpack", "visible", "walk",
-    "Weight",
+    "DraftTree", "Form", "MaskedRows", "Ops", "PAGE", "PassPlan", "PassShape", "PassTables", "Rows",
+    "Sampling", "SamplingTable", "Weight", "add_rms_norm", "alike", "allot", "attention", "backend_ops",
+    "candidates", "choose", "choose_anchors", "commit", "cos_sin", "draft_tree", "embedding",
+    "end_probabilities", "follow", "grow", "head", "in_order", "inverse_frequencies", "key_segments", "lay",
+    "linear", "linear_swiglu", "log_sum_exp", "new_tables", "pages_for", "pdl_kinds", "place_blocks",
+    "qk_norm_rope", "rerank", "rms_norm", "rope", "rope_table", "seen_rows", "swiglu", "top_k",
+    "triton_interprets", "triton_runs_on", "unpack", "visible", "walk",
     # make new-op: the name
 ]  # fmt: skip

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .layout import Tile
+from .pages import in_order
 from .pass_tables import PassTables
 from .plan import PassShape
 from .tiles import ROW_TILE
@@ -23,13 +24,15 @@ from .visibility import row_sees
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, tables: PassTables, scale: float
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, pages: Tensor, tables: PassTables,
+    scale: float,
+) -> Tensor:  # fmt: skip
     """Attend from every row of a pass; returns [T, H, D] in q's dtype, rows of padding undefined.
 
-    q [T, H, D]; k, v [T, G, D]: in-flight keys and values of both views; k_cache, v_cache [B, G, S, D]:
-    committed ones, one slot a sequence. Slots at and past a sequence's context are never read. H must be a
-    multiple of G. tables: of `new_tables`, laid."""
+    q [T, H, D]; k, v [T, G, D]: in-flight keys and values of both views; k_cache, v_cache [P, G, PAGE, D]:
+    committed ones, in the pages that `pages` [S, N] int32 says of each sequence (pages.py). No position at or
+    past a sequence's context is looked up or read. H must be a multiple of G. tables: of `new_tables`,
+    laid."""
     group = q.shape[1] // k.shape[1]
     out = torch.empty_like(q)
     for tile, _ in tables.items[: tables.count].tolist():
@@ -39,7 +42,8 @@ def attention(
         # a padded row sees position 0 and is dropped
         limit = torch.where(tables.rows[tile] >= 0, tables.limits[tile], 1)
         path = _Path.of(tables, tile)
-        attended = _attend_tile(padded, limit, path, k, v, k_cache, v_cache, scale, group)
+        line = pages[path.sequence]
+        attended = _attend_tile(padded, limit, path, k, v, k_cache, v_cache, line, scale, group)
         out[queries] = attended[: len(queries)]
     return out
 
@@ -71,7 +75,7 @@ class _Path:
 
 def _attend_tile(
     tile: Tensor, limit: Tensor, path: _Path, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor,
-    scale: float, group: int,
+    pages: Tensor, scale: float, group: int,
 ) -> Tensor:  # fmt: skip
     """ROW_TILE queries [ROW_TILE, H, D] of one path; the `group` query heads of a key head are folded into
     rows, so keys are read once.
@@ -83,7 +87,8 @@ def _attend_tile(
     state: tuple[Tensor, Tensor, Tensor] | None = None
     for first, last in path.segments:
         keys, values = (
-            _logical(cache, flight, path, first, last) for cache, flight in ((k_cache, k), (v_cache, v))
+            _logical(cache, pages, flight, path, first, last)
+            for cache, flight in ((k_cache, k), (v_cache, v))
         )
         positions = torch.arange(first, last, device=tile.device)
         hidden = ~row_sees(positions, limit.repeat_interleave(group)[:, None])
@@ -93,15 +98,15 @@ def _attend_tile(
     return (acc / total).view(heads // group, n, group, d).transpose(0, 1).reshape(n, heads, d).to(tile.dtype)
 
 
-def _logical(cache: Tensor, flight: Tensor, path: _Path, first: int, last: int) -> Tensor:
+def _logical(cache: Tensor, pages: Tensor, flight: Tensor, path: _Path, first: int, last: int) -> Tensor:
     """Keys (or values) of logical positions [first, last) of a path, [G, last - first, D]; zeros past its
     end.
     """
     if last <= path.context:
-        return cache[path.sequence, :, first:last]
+        return in_order(cache, pages, first, last)
     out = cache.new_zeros(cache.shape[1], last - first, cache.shape[3])
     cached = max(path.context - first, 0)
-    out[:, :cached] = cache[path.sequence, :, first : first + cached]
+    out[:, :cached] = in_order(cache, pages, first, first + cached)
     slots = path.slots[max(first - path.context, 0) : last - path.context]
     out[:, cached : cached + len(slots)] = flight[slots].transpose(0, 1)
     return out

@@ -14,10 +14,10 @@ BLOCK_S keys; the tall tile of the whole form is two side by side), the same dot
 in the same order, cut at the same absolute positions. Three things vary, and none of them reaches the sum of
 another row or the order within one:
 
-- **where keys come from**: blocks below the context are read in place, and so are blocks of a chain of rows
-  in flight (a prompt) that every row of the tile sees whole; the block that holds the end of the context and
-  all others behind it are gathered by slot(path, position) from cache and in-flight rows into the same tile.
-  Each block continues the (m, l, a) that the segment has reached;
+- **where keys come from**: blocks below the context are read in place, each from one page (pages.py), and so
+  are blocks of a chain of rows in flight (a prompt) that every row of the tile sees whole; the block that
+  holds the end of the context and all others behind it are gathered by slot(path, position) from cache and
+  in-flight rows into the same tile. Each block continues the (m, l, a) that the segment has reached;
 - **which rows share a tile**: any rows of a sequence in segments wholly inside the context, where all see
   every key; rows of one path otherwise, a mask hiding positions at and past a row's limit. A hidden key adds
   exp2(-inf) = 0 and leaves m alone, so a row goes through blocks past its limit unchanged;
@@ -105,16 +105,25 @@ def _fold(acc, stats, o_first, m_m, stride_segment, n, scale, FOLDED: tl.constex
 
 
 @triton.jit
+def _page(pages, position, known, PAGE: tl.constexpr):
+    """The page that holds a position, looked up where it is `known` to be in the cache; else the one that
+    would hold it if all pages lay side by side."""
+    i_page = position // PAGE
+    return tl.load(pages + i_page, mask=known, other=i_page)
+
+
+@triton.jit
 def _segment(
-    b_q, b_limit,
-    k, stride_kt, v, stride_vt, k_cache, stride_ks, v_cache, stride_vs, slots,
+    b_q, b_limit, k, v, stride_kt, k_cache, v_cache, stride_cp, stride_cs, pages, slots,
     first, last, context, end, chain, chain_row, lowest, scale,
     D: tl.constexpr, FOLDED: tl.constexpr, BLOCK_S: tl.constexpr, STAGES: tl.constexpr,
+    PAGE: tl.constexpr,
 ):  # fmt: skip
     """(maximum [FOLDED], sum [FOLDED], accumulator [FOLDED, D]) of the keys at positions [first, last).
 
-    Pointers stand at the key head and sequence already, `slots` at the slot of position `context`. Positions
-    from `chain` on lie in rows chain_row, chain_row + 1, ...; every row sees the positions below `lowest`.
+    Pointers stand at the key head already, `pages` at the sequence's line of its table, `slots` at the slot
+    of position `context`. Positions from `chain` on lie in rows chain_row, chain_row + 1, ...; every row sees
+    the positions below `lowest`. Blocks begin at multiples of BLOCK_S, which divides PAGE.
     """
     o_n, o_d = tl.arange(0, BLOCK_S), tl.arange(0, D)
     b_max = tl.full((FOLDED,), float("-inf"), tl.float32)
@@ -130,29 +139,33 @@ def _segment(
     for i_run in tl.range(2, disable_licm=True):
         in_cache = i_run == 0
         start, stop = tl.where(in_cache, first, middle), tl.where(in_cache, cached, masked)
-        # Only the start of a block needs 64 bits; offsets within it stay small, which saves registers.
-        i_first = tl.where(in_cache, first, chain_row + (middle - chain)).to(tl.int64)
-        stride_k, stride_v = (
-            tl.where(in_cache, stride_ks, stride_kt),
-            tl.where(in_cache, stride_vs, stride_vt),
-        )
-        p_k = (k_cache if in_cache else k) + i_first * stride_k
-        p_v = (v_cache if in_cache else v) + i_first * stride_v
-        o_k, o_v = o_n[:, None] * stride_k + o_d[None, :], o_n[:, None] * stride_v + o_d[None, :]
-        for _ in tl.range(start, stop, BLOCK_S, num_stages=STAGES):
-            b_s = tl.dot(b_q, tl.trans(tl.load(p_k + o_k)), input_precision="ieee")
-            b_max, b_sum, b_acc = _step(b_s, tl.load(p_v + o_v), b_max, b_sum, b_acc, scale)
-            p_k += BLOCK_S * stride_k
-            p_v += BLOCK_S * stride_v
-        for start in tl.range(stop, tl.where(in_cache, tl.minimum(middle, end), end), BLOCK_S, num_stages=1):
-            o_s = start + o_n
+        # A chain in flight is read as pages that lie side by side.
+        o_run = tl.where(in_cache, 0, (chain_row - chain).to(tl.int64) * stride_kt)
+        p_k, p_v = (k_cache if in_cache else k) + o_run, (v_cache if in_cache else v) + o_run
+        stride = tl.where(in_cache, stride_cs, stride_kt)
+        stride_page = tl.where(in_cache, stride_cp, PAGE * stride_kt).to(tl.int64)
+        o_kv = o_n[:, None] * stride + o_d[None, :]
+        i_page = _page(pages, start, in_cache & (start < stop), PAGE)
+        for position in tl.range(start, stop, BLOCK_S, num_stages=STAGES):
+            # Only the start of a block needs 64 bits; offsets within it stay small, which saves registers.
+            o_block = i_page * stride_page + position % PAGE * stride
+            # A page is looked up a block ahead: no copy waits for it, and the pipeline keeps all its stages.
+            ahead = position + BLOCK_S
+            i_page = _page(pages, ahead, in_cache & (ahead < stop), PAGE)
+            b_s = tl.dot(b_q, tl.trans(tl.load(p_k + o_block + o_kv)), input_precision="ieee")
+            b_max, b_sum, b_acc = _step(b_s, tl.load(p_v + o_block + o_kv), b_max, b_sum, b_acc, scale)
+        for position in tl.range(
+            stop, tl.where(in_cache, tl.minimum(middle, end), end), BLOCK_S, num_stages=1
+        ):
+            o_s = position + o_n
             m_c, m_s = o_s < context, o_s < end
+            i_own = _page(pages, position, position < context, PAGE).to(tl.int64)
+            o_c = i_own * stride_cp + o_s % PAGE * stride_cs
             b_slot = tl.load(slots + (o_s - context), mask=m_s & (o_s >= context), other=0).to(tl.int64)
-            o_c = o_s.to(tl.int64)
-            p_ks = tl.where(m_c, k_cache + o_c * stride_ks, k + b_slot * stride_kt)
+            p_ks = tl.where(m_c, k_cache + o_c, k + b_slot * stride_kt)
             b_k = tl.load(p_ks[:, None] + o_d[None, :], mask=m_s[:, None], other=0.0)
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
-            p_vs = tl.where(m_c, v_cache + o_c * stride_vs, v + b_slot * stride_vt)
+            p_vs = tl.where(m_c, v_cache + o_c, v + b_slot * stride_kt)
             b_v = tl.load(p_vs[:, None] + o_d[None, :], mask=m_s[:, None], other=0.0)
             b_s = tl.where(row_sees_triton(o_s[None, :], b_limit[:, None]), b_s, float("-inf"))
             b_max, b_sum, b_acc = _step(b_s, b_v, b_max, b_sum, b_acc, scale)
@@ -161,13 +174,14 @@ def _segment(
 
 @triton.jit(do_not_specialize=["T"])
 def _partial_kernel(
-    q, stride_qt, stride_qh, k, stride_kt, stride_kg, v, stride_vt, stride_vg,
-    k_cache, stride_kb, stride_kcg, stride_ks, v_cache, stride_vb, stride_vcg, stride_vs,
+    q, stride_qt, stride_qh, k, v, stride_kt, stride_kg,
+    k_cache, v_cache, stride_cp, stride_cg, stride_cs, pages, stride_ps,
     rows, limits, tiles, slots, segments, items, count,
     acc, stats, arrivals, out, stride_ot, stride_oh,
     T, G, scale,
     D: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr, FOLDED: tl.constexpr, BLOCK_S: tl.constexpr,
-    STAGES: tl.constexpr, FUSED: tl.constexpr, UNROLL: tl.constexpr, PDL: tl.constexpr,
+    STAGES: tl.constexpr, PAGE: tl.constexpr, FUSED: tl.constexpr, UNROLL: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Items i, i + P, ... of the work list for one key head, P programs a head: acc [C, T, H, D], stats [C,
     T, H, 2] (maximum, sum) of each (tile, segment).
@@ -195,12 +209,12 @@ def _partial_kernel(
         chain, chain_row = tl.load(p_t + TILE_CHAIN), tl.load(p_t + TILE_CHAIN_ROW)
         lowest = tl.load(p_t + TILE_LOWEST)
         b_max, b_sum, b_acc = _segment(
-            b_q, b_limit, k + i_g * stride_kg, stride_kt, v + i_g * stride_vg, stride_vt,
-            k_cache + i_b * stride_kb + i_g * stride_kcg, stride_ks,
-            v_cache + i_b * stride_vb + i_g * stride_vcg, stride_vs, slots + first_slot,
+            b_q, b_limit, k + i_g * stride_kg, v + i_g * stride_kg, stride_kt,
+            k_cache + i_g * stride_cg, v_cache + i_g * stride_cg, stride_cp, stride_cs,
+            pages + i_b * stride_ps, slots + first_slot,
             tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end,
             chain, chain_row, lowest, scale,
-            D, FOLDED, BLOCK_S, STAGES,
+            D, FOLDED, BLOCK_S, STAGES, PAGE,
         )  # fmt: skip
         o_part = (i_segment.to(tl.int64) * T + i_row) * (G * GROUP) + i_h
         tl.store(acc + o_part[:, None] * D + o_d[None, :], b_acc, mask=m_m[:, None])
@@ -242,13 +256,13 @@ def _combine_kernel(
 
 @triton.jit
 def _whole_kernel(
-    q, stride_qt, stride_qh, k, stride_kt, stride_kg, v, stride_vt, stride_vg,
-    k_cache, stride_kb, stride_kcg, stride_ks, v_cache, stride_vb, stride_vcg, stride_vs,
+    q, stride_qt, stride_qh, k, v, stride_kt, stride_kg,
+    k_cache, v_cache, stride_cp, stride_cg, stride_cs, pages, stride_ps,
     rows, limits, tiles, slots, segments, items, count,
     out, stride_ot, stride_oh,
     G, scale,
     D: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr, FOLDED: tl.constexpr, BLOCK_S: tl.constexpr,
-    STAGES: tl.constexpr, PDL: tl.constexpr,
+    STAGES: tl.constexpr, PAGE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """All segments of one path tile for one key head, folded in order."""
     if PDL:
@@ -278,12 +292,12 @@ def _whole_kernel(
     b_acc = tl.zeros((FOLDED, D), tl.float32)
     for i_segment in range(begin, reach):
         b_m, b_l, b_a = _segment(
-            b_q, b_limit, k + i_g * stride_kg, stride_kt, v + i_g * stride_vg, stride_vt,
-            k_cache + i_b * stride_kb + i_g * stride_kcg, stride_ks,
-            v_cache + i_b * stride_vb + i_g * stride_vcg, stride_vs, slots + first_slot,
+            b_q, b_limit, k + i_g * stride_kg, v + i_g * stride_kg, stride_kt,
+            k_cache + i_g * stride_cg, v_cache + i_g * stride_cg, stride_cp, stride_cs,
+            pages + i_b * stride_ps, slots + first_slot,
             tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end,
             chain, chain_row, lowest, scale,
-            D, FOLDED, BLOCK_S, STAGES,
+            D, FOLDED, BLOCK_S, STAGES, PAGE,
         )  # fmt: skip
         b_max, b_keep, b_add = _fold_weights(b_max, b_m, scale)
         b_sum = tl.fma(b_l, b_add, b_sum * b_keep)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ._triton import triton
 from .attention_kernels import _combine_kernel, _partial_kernel, _whole_kernel
+from .pages import PAGE
 from .pass_tables import PassTables
 from .pdl import launch_options
 from .plan import PassShape
@@ -44,7 +45,7 @@ DEFAULT_LAUNCH = (64, 64, 4, 2)  # other head sizes: tests and toy models
 # tiles at every context and 32 to 128 rows (H100, bench/LOG.md, 2026-11-25).
 TALL = 2
 
-# Rows of chains (prompts) from which on, not included, the whole form is taken: it needs no memory for
+# Rows of a chain (a prompt) from which on, not included, the whole form is taken: it needs no memory for
 # partials, which grow with the context, to hundreds of MB.
 PROMPT_ROWS = 128
 # Programs of the partial form, at most: 4 for every SM of an H200, which take the items of the work list in
@@ -61,40 +62,40 @@ COMBINE_UNROLL = 8  # partials a combining program has in flight; they are folde
 
 
 def attention_triton(
-    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, tables: PassTables, scale: float,
-    *, out: Tensor | None = None, workspace: Tensor | None = None, form: str = "auto",
+    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, pages: Tensor, tables: PassTables,
+    scale: float, *, out: Tensor | None = None, workspace: Tensor | None = None, form: str = "auto",
     programs: int | None = None, pdl: bool = False,
 ) -> Tensor:  # fmt: skip
     """Attend from every row of a pass; returns [T, H, D] in q's dtype. Arguments as for the twin `attention`.
 
-    q [T, H, D]; k, v [T, G, D]; k_cache, v_cache [B, G, S, D]: any strides but a last one of 1. tables: of
-    `new_tables_triton`, laid. workspace: at least `workspace_size(...)` fp32 numbers, where nothing may be
-    allocated. form: of tables that are not whole, "partial" or "fused" (passes of one path tile), the same
-    bits; "auto" takes the fastest. "fused" counts arrivals in the device's shared workspace: launches on one
-    stream only. programs: of the partial form, at most, but one a key head; PROGRAMS where it is not said.
+    q [T, H, D]; k, v [T, G, D]; k_cache, v_cache [P, G, PAGE, D]: any strides but a last one of 1, keys and
+    values laid out alike; pages [S, N] int32. tables: of `new_tables_triton`, laid. workspace: at least
+    `workspace_size(...)` fp32 numbers, where nothing may be allocated. form: of tables that are not whole,
+    "partial" or "fused" (passes of one path tile), the same bits; "auto" takes the fastest. "fused" counts
+    arrivals in the device's shared workspace: launches on one stream only. programs: of the partial form, at
+    most, but one a key head; PROGRAMS where it is not said.
     pdl: as dependent launches (pdl.py), the combine too."""
     n, heads, d = q.shape
     groups = k.shape[1]
     group = heads // groups
-    _check(q, k, v, k_cache, v_cache, tables, scale)
+    _check(q, k, v, k_cache, v_cache, pages, tables, scale)
     out = new_rows(q, *q.shape) if out is None else out
     assert out.shape == q.shape and out.stride(2) == 1, (out.shape, out.stride())
     folded, block, warps, stages = _launch(d, q.dtype)
     tall = _tall(q.dtype) if tables.whole else 1
     shared = {
         "q": q, "stride_qt": q.stride(0), "stride_qh": q.stride(1),
-        "k": k, "stride_kt": k.stride(0), "stride_kg": k.stride(1),
-        "v": v, "stride_vt": v.stride(0), "stride_vg": v.stride(1),
-        "k_cache": k_cache, "stride_kb": k_cache.stride(0), "stride_kcg": k_cache.stride(1),
-        "stride_ks": k_cache.stride(2),
-        "v_cache": v_cache, "stride_vb": v_cache.stride(0), "stride_vcg": v_cache.stride(1),
-        "stride_vs": v_cache.stride(2),
+        "k": k, "v": v, "stride_kt": k.stride(0), "stride_kg": k.stride(1),
+        "k_cache": k_cache, "v_cache": v_cache, "stride_cp": k_cache.stride(0),
+        "stride_cg": k_cache.stride(1), "stride_cs": k_cache.stride(2),
+        "pages": pages, "stride_ps": pages.stride(0),
         "rows": tables.rows, "limits": tables.limits, "tiles": tables.tiles, "slots": tables.slots,
         "segments": tables.segments, "items": tables.items, "count": tables.count,
         "G": groups, "scale": scale * math.log2(math.e),
         "out": out, "stride_ot": out.stride(0), "stride_oh": out.stride(1),
         "D": d, "GROUP": group, "TILE": tables.tile_rows, "FOLDED": tall * folded,
-        "BLOCK_S": block, "STAGES": stages, "PDL": pdl, "num_warps": tall * warps, **launch_options(pdl),
+        "BLOCK_S": block, "STAGES": stages, "PAGE": PAGE, "PDL": pdl, "num_warps": tall * warps,
+        **launch_options(pdl),
     }  # fmt: skip
     if tables.whole:
         _whole_kernel[(len(tables.items) * groups,)](**shared)
@@ -166,14 +167,18 @@ def _fused_unroll(fused: int, d: int, warps: int) -> int:
 
 
 def _check(
-    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, tables: PassTables, scale: float
-) -> None:
+    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, pages: Tensor, tables: PassTables,
+    scale: float,
+) -> None:  # fmt: skip
     n, heads, d = q.shape
     groups = k.shape[1]
-    folded = _launch(d, q.dtype)[0]
+    folded, block, *_ = _launch(d, q.dtype)
+    assert PAGE % block == 0, f"a block of {block} keys would lie in two pages"
     assert heads % groups == 0 and heads // groups <= folded, (heads, groups, folded)
     assert k.shape == v.shape == (n, groups, d), (q.shape, k.shape, v.shape)
-    assert k_cache.shape == v_cache.shape and k_cache.shape[1::2] == (groups, d), (k_cache.shape, k.shape)
+    assert k_cache.shape == v_cache.shape and k_cache.shape[1:] == (groups, PAGE, d), (k_cache.shape, k.shape)
+    assert k.stride() == v.stride() and k_cache.stride() == v_cache.stride(), "keys and values laid out alike"
+    assert pages.ndim == 2 and pages.dtype == torch.int32 and pages.stride(1) == 1, (pages.shape, pages.dtype)
     assert {t.dtype for t in (q, k, v, k_cache, v_cache)} == {q.dtype}, "one dtype for all"
     assert all(t.stride(-1) == 1 for t in (q, k, v, k_cache, v_cache)), "last strides must be 1"
     height = tile_rows(heads, groups, d, q.dtype, tables.whole)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from .allot import allot, allot_triton
 from .attention import attention, new_tables
 from .attention_triton import attention_triton, new_tables_triton
 from .blocks import follow, follow_triton, place_blocks, place_blocks_triton
@@ -41,6 +42,7 @@ class Ops:
     """One backend's operations; each is described by the twin of its name."""
 
     add_rms_norm: Op
+    allot: Op
     attention: Op
     candidates: Op
     choose: Op
@@ -64,7 +66,7 @@ class Ops:
 
 
 REFERENCE = Ops(
-    add_rms_norm=add_rms_norm, attention=attention, candidates=candidates, choose=choose,
+    add_rms_norm=add_rms_norm, allot=allot, attention=attention, candidates=candidates, choose=choose,
     commit=commit, embedding=embedding, follow=follow, grow=grow, head=head, lay=lay, linear=linear,
     linear_swiglu=linear_swiglu, log_sum_exp=log_sum_exp, new_tables=new_tables,
     place_blocks=place_blocks, qk_norm_rope=qk_norm_rope, rerank=rerank, rms_norm=rms_norm,
@@ -75,6 +77,7 @@ REFERENCE = Ops(
 _TRITON = replace(
     REFERENCE,
     add_rms_norm=add_rms_norm_triton,
+    allot=allot_triton,
     attention=attention_triton,
     candidates=candidates_triton,
     choose=choose_triton,

@@ -9,16 +9,13 @@ of 0 is greedy: bias and penalty count, filters and noise do not."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 
+from .sampling import Sampling
+from .sampling_table import SamplingTable
 from .top_k import top_k
 
-LEAST_TEMPERATURE = 1e-4  # logits over less would leave fp32's range
 _MASK32 = 0xFFFFFFFF
 # Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): round multipliers
 # and key increments.
@@ -26,61 +23,28 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """Settings of the choice. Defaults choose greedily. Raises ValueError with one line when a setting is
-    impossible.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0  # 0: off
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, ok, wanted in (
-            ("temperature", self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature < math.inf,
-             f"0 (greedy) or a finite number of at least {LEAST_TEMPERATURE}"),
-            ("top_k", self.top_k >= 0 and self.top_k == int(self.top_k),
-             "a whole number of at least 0; 0 turns it off"),
-            ("top_p", 0 < self.top_p <= 1, "in (0, 1]; 1 turns it off"),
-            ("min_p", 0 <= self.min_p <= 1, "in [0, 1]; 0 turns it off"),
-            ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100,
-             "in [0.01, 100]; 1 turns it off"),
-            ("seed", isinstance(self.seed, int) and 0 <= self.seed < 2**64, "a whole number in [0, 2^64)"),
-        ):  # fmt: skip
-            if not ok:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be {wanted}")
-        for token, bias in self.logit_bias.items():
-            if math.isnan(bias) or bias == math.inf:
-                raise ValueError(
-                    f"logit_bias of token {token} is {bias}; it must be finite, or -inf to ban it"
-                )
-
-    @property
-    def filters(self) -> bool:
-        """Whether any token can be filtered out of a sampled choice."""
-        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
-
-
-def choose(logits: Tensor, positions: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
-    """Choose a token id from every row; returns [T] int64.
+def choose(
+    logits: Tensor, positions: Tensor, table: SamplingTable, slots: Tensor, seen: Tensor | None = None
+) -> Tensor:
+    """Choose a token id from every row by the settings of its slot; returns [T] int64.
 
     logits [T, V] fp32; positions [T] int64: the position that the chosen token will take, which keys the
-    noise; seen [T, V] bool: tokens the repetition penalty applies to (prompt, committed text and the row's
-    own ancestors)."""
-    return candidate_scores(logits, positions, sampling, seen).argmax(-1)
+    noise; slots [T] int32: whose settings in the table; -1: a padding row, which gets token 0 and is not
+    read; seen [T, V] bool: tokens the repetition penalty applies to (prompt, committed text and the row's own
+    ancestors), for the rows that have one."""
+    chosen = torch.zeros_like(positions)
+    for sampling, rows in table.groups(slots):
+        penalised = None if seen is None else seen[rows]
+        chosen[rows] = candidate_scores(logits[rows], positions[rows], sampling, penalised).argmax(-1)
+    return chosen
 
 
 def candidate_scores(
     logits: Tensor, positions: Tensor, sampling: Sampling, seen: Tensor | None = None
 ) -> Tensor:
-    """What a drafter ranks the tokens of every row by, [T, V]; arguments as for `choose`, which takes the
-    first. With noise the scores are perturbed: their softmax over a few candidates is the share of each in
-    being chosen, and is below 1, which bare perturbed logits are not."""
+    """What a drafter ranks the tokens of rows of one setting by, [T, V]; `choose` takes the first. With noise
+    the scores are perturbed: their softmax over a few candidates is the share of each in being chosen, and is
+    below 1, which bare perturbed logits are not."""
     scores = filtered_scores(logits, sampling, seen)
     if sampling.temperature > 0:
         scores = scores + gumbel(sampling.seed, positions, scores.shape[1])
@@ -95,13 +59,21 @@ def filtered_scores(logits: Tensor, sampling: Sampling, seen: Tensor | None = No
 
 
 def candidates(
-    logits: Tensor, positions: Tensor, sampling: Sampling, k: int, seen: Tensor | None = None
+    logits: Tensor, positions: Tensor, table: SamplingTable, slots: Tensor, k: int, seen: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """What a draft tree is grown from: (log-probabilities [T, k] fp32, token ids [T, k] int64), likeliest
-    first; arguments as for `choose`. With noise they are shares among these k. Raises ValueError when k is
-    not in 1..V."""
-    scores, ids = top_k(candidate_scores(logits, positions, sampling, seen), k)
-    return (scores.log_softmax(-1) if sampling.temperature > 0 else scores), ids
+    first; arguments as for `choose`. With noise they are shares among these k. A padding row gets zeros.
+    Raises ValueError when k is not in 1..V."""
+    log_probabilities, ids = logits.new_zeros(len(logits), k), positions.new_zeros(len(logits), k)
+    for sampling, rows in table.groups(slots):
+        penalised = None if seen is None else seen[rows]
+        scores = candidate_scores(logits[rows], positions[rows], sampling, penalised)
+        best, ids[rows] = top_k(scores, k)
+        if sampling.temperature > 0:
+            log_probabilities[rows] = best.log_softmax(-1)
+        else:  # as from the head, to the bit
+            log_probabilities[rows] = scores.gather(1, ids[rows]) - log_sum_exp(scores)[:, None]
+    return log_probabilities, ids
 
 
 def penalise(logits: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:
@@ -116,11 +88,6 @@ def penalise(logits: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:
         penalty = sampling.repetition_penalty
         logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
     return logits
-
-
-def correction_scale(sampling: Sampling) -> float:
-    """What `rerank` multiplies a change of logits with: 1 / temperature, 1 for greedy choice."""
-    return 1.0 / sampling.temperature if sampling.temperature > 0 else 1.0
 
 
 def filter_logits(scaled: Tensor, sampling: Sampling) -> Tensor:

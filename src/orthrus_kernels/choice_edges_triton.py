@@ -11,6 +11,7 @@ A row's bits: every reduction has no order, maxima, counts and sums of integers.
 from __future__ import annotations
 
 from ._triton import tl, triton
+from .layout import TAKES_EDGES, TAKES_MIN_P, TAKES_TOP_K, TAKES_TOP_P, slot_and_takes
 from .logit_summary import finite_or_zero, ordered, unordered
 from .scores_triton import (
     INFINITY,
@@ -104,14 +105,20 @@ def _edge(scores, V, edge, last, top_key, target, MASS: tl.constexpr, BLOCK: tl.
 
 @triton.jit
 def _choose_by_edges_kernel(
-    logits, s_t, positions, seen, s_seen, bias, scores, perturbed, choices, numbers,
+    logits, s_t, positions, seen, s_seen, bias, scores, perturbed, choices, numbers, slots,
     V,
     HAS_BIAS: tl.constexpr, HAS_SEEN: tl.constexpr, TOP_K: tl.constexpr, TOP_P: tl.constexpr,
     MIN_P: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr, NOISE_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program r: row r. scores: room for [T, V]. KEEP: what is compared goes to perturbed [T, V]."""
-    seed_low, seed_high, top_k, penalty, temperature, top_p, min_p = settings(numbers)
     i_r = tl.program_id(0).to(tl.int64)
+    slot, takes = slot_and_takes(numbers, slots, i_r)
+    tl.store(choices + i_r, 0, mask=slot < 0)
+    if (takes & TAKES_EDGES) == 0:
+        return
+    seed_low, seed_high, top_k, penalty, temperature, top_p, min_p = settings(numbers, slot)
+    if HAS_BIAS:
+        bias += slot.to(tl.int64) * V
     logits += i_r * s_t
     scores += i_r * V
     if HAS_SEEN:
@@ -121,7 +128,7 @@ def _choose_by_edges_kernel(
     b_top = tl.full((BLOCK,), LEAST, tl.int32)
     for first in tl.range(0, V, BLOCK):
         o_v = first + tl.arange(0, BLOCK)
-        b = scores_of(logits, bias, seen, o_v, o_v < V, penalty, temperature, HAS_BIAS, HAS_SEEN, True)
+        b = scores_of(logits, bias, seen, o_v, o_v < V, takes, penalty, temperature, HAS_BIAS, HAS_SEEN, True)
         tl.store(scores + o_v, b, mask=o_v < V)
         b_top = tl.maximum(b_top, tl.where(o_v < V, ordered(b), LEAST))
     tl.debug_barrier()  # scores are read by other threads than wrote them
@@ -130,10 +137,10 @@ def _choose_by_edges_kernel(
     usual = (top_key > MINUS_INFINITY) & (top_key < INFINITY)
     k_edge, k_last, p_edge, p_last = LEAST, V, LEAST, V
     if TOP_K:  # noqa: SIM102  when compiled; the rest when run
-        if usual & (top_k < V):
+        if usual & ((takes & TAKES_TOP_K) != 0):
             k_edge, k_last = _edge(scores, V, LEAST, V, top_key, top_k.to(tl.int64), False, BLOCK)
     if TOP_P:  # noqa: SIM102
-        if usual:
+        if usual & ((takes & TAKES_TOP_P) != 0):
             total, _ = _weight_from(scores, V, k_edge, k_last, LEAST, top, True, BLOCK)
             target = target_mass(total, top_p)
             p_edge, p_last = _edge(scores, V, k_edge, k_last, top_key, target, True, BLOCK)
@@ -146,7 +153,8 @@ def _choose_by_edges_kernel(
         kept &= (key > p_edge) | ((key == p_edge) & (o_v <= p_last))
         if MIN_P:
             share = tl.exp(unordered(key) - finite_or_zero(top))
-            kept &= (share >= min_p) | (key == top_key) | (not usual)
+            every = (not usual) | ((takes & TAKES_MIN_P) == 0)
+            kept &= (share >= min_p) | (key == top_key) | every
         if KEEP:
             gone = tl.full((NOISE_BLOCK,), float("-inf"), tl.float32)
             tl.store(perturbed + i_r * V + o_v, gone, mask=(o_v < V) & (kept == 0))

@@ -10,6 +10,7 @@ A row's bits: maxima and sums of integers, which have no order; one shape whatev
 from __future__ import annotations
 
 from ._triton import tl, triton
+from .layout import TAKES_BEST, TAKES_MIN_P, TAKES_TOP_P, slot_and_takes
 from .logit_summary import finite_or_zero, in_order, ordered, unordered
 from .scores_triton import (
     INFINITY,
@@ -24,22 +25,26 @@ from .scores_triton import (
 )
 
 GROUP = 64  # tokens
-MOST = 128  # tokens kept: each is a step of the second launch
 _NO_TOKEN = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
 def _group_best_kernel(
-    logits, s_t, seen, s_seen, bias, best, numbers,
+    logits, s_t, seen, s_seen, bias, best, numbers, slots,
     V, groups,
     HAS_BIAS: tl.constexpr, HAS_SEEN: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Program (tile, row). best int32 [T, groups]: images, groups counted in whole tiles."""
-    _, _, _, penalty, temperature, _, _ = settings(numbers)
     i_n, i_r = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    slot, takes = slot_and_takes(numbers, slots, i_r)
+    if (takes & TAKES_BEST) == 0:
+        return
+    _, _, _, penalty, temperature, _, _ = settings(numbers, slot)
+    if HAS_BIAS:
+        bias += slot.to(tl.int64) * V
     o_v = i_n * BLOCK + tl.arange(0, BLOCK)
     b = scores_of(
-        logits + i_r * s_t, bias, seen + i_r * s_seen if HAS_SEEN else seen, o_v, o_v < V, penalty,
+        logits + i_r * s_t, bias, seen + i_r * s_seen if HAS_SEEN else seen, o_v, o_v < V, takes, penalty,
         temperature, HAS_BIAS, HAS_SEEN, True,
     )  # fmt: skip
     b_key = tl.where(o_v < V, ordered(b), LEAST)
@@ -50,14 +55,21 @@ def _group_best_kernel(
 @triton.jit
 def _choose_top_k_kernel(
     logits, s_t, positions, seen, s_seen, bias, best, choices, candidate_scores, candidate_ids, numbers,
+    slots,
     V, groups,
     HAS_BIAS: tl.constexpr, HAS_SEEN: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr,
     CANDIDATES: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_GROUPS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Program r: row r. CANDIDATES: so many of the tokens kept, best first, with what was compared go to
     candidate_scores fp32 and candidate_ids int64 [T, CANDIDATES]; -inf where fewer are kept. 0: choose."""
-    seed_low, seed_high, top_k, penalty, temperature, top_p, min_p = settings(numbers)
     i_r = tl.program_id(0).to(tl.int64)
+    slot, takes = slot_and_takes(numbers, slots, i_r)
+    tl.store(choices + i_r, 0, mask=slot < 0)
+    if (takes & TAKES_BEST) == 0:
+        return
+    seed_low, seed_high, top_k, penalty, temperature, top_p, min_p = settings(numbers, slot)
+    if HAS_BIAS:
+        bias += slot.to(tl.int64) * V
     logits += i_r * s_t
     if HAS_SEEN:
         seen += i_r * s_seen
@@ -71,7 +83,7 @@ def _choose_top_k_kernel(
         first = tl.max(b_group, axis=0)
         wanted, group = (first >> 32).to(tl.int32), 0x7FFFFFFF - (first & 0x7FFFFFFF).to(tl.int32)
         o_v = group * GROUP + tl.arange(0, GROUP)
-        b = scores_of(logits, bias, seen, o_v, o_v < V, penalty, temperature, HAS_BIAS, HAS_SEEN, True)
+        b = scores_of(logits, bias, seen, o_v, o_v < V, takes, penalty, temperature, HAS_BIAS, HAS_SEEN, True)
         key = ordered(b)
         # taken are those no later than the last one, in the order of (score falling, id rising)
         left = (o_v < V) & ((key < last_key) | ((key == last_key) & (o_v > last_id)))
@@ -88,10 +100,12 @@ def _choose_top_k_kernel(
     if TOP_P:
         b_mass = tl.where(kept, mass(tl.where(kept & usual, b_key, 0), finite_or_zero(top)), 0)
         before = tl.cumsum(b_mass, axis=0) - b_mass
-        kept &= (before < target_mass(tl.sum(b_mass, axis=0), top_p)) | (not usual)
+        every = (not usual) | ((takes & TAKES_TOP_P) == 0)
+        kept &= (before < target_mass(tl.sum(b_mass, axis=0), top_p)) | every
     if MIN_P:
         share = tl.exp(unordered(b_key) - finite_or_zero(top))
-        kept &= (share >= min_p) | (b_key == top_key) | (not usual)
+        every = (not usual) | ((takes & TAKES_MIN_P) == 0)
+        kept &= (share >= min_p) | (b_key == top_key) | every
     b = unordered(b_key) + gumbel_at(seed_low, seed_high, tl.load(positions + i_r).to(tl.int32), b_id)
     b_perturbed = tl.where(kept, ordered(b), LEAST)
     if CANDIDATES:

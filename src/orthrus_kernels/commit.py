@@ -10,38 +10,49 @@ import torch
 from torch import Tensor
 
 from ._triton import tl, triton
+from .pages import PAGE, page_of
 
 
 def commit(
-    k_cache: Tensor, v_cache: Tensor, k_rows: Tensor, v_rows: Tensor, accepted: Tensor, start: Tensor
-) -> None:
-    """Write accepted rows of k_rows, v_rows [L, T, G, D] to caches [L, S, G, C, D] of C positions, in place.
+    k_cache: Tensor, v_cache: Tensor, pages: Tensor, slots: Tensor, k_rows: Tensor, v_rows: Tensor,
+    accepted: Tensor, start: Tensor,
+) -> None:  # fmt: skip
+    """Write accepted rows of k_rows, v_rows [L, T, G, D] to the pools k_cache, v_cache [L, P, G, PAGE, D], in
+    place.
 
-    accepted [S, N] int32: for each sequence its rows in order, behind them -1. start [S] int32: the position
-    of its first one. What would not fit behind the last position is not written; a walk keeps no more than
-    the text may have. Every other place keeps its bits."""
-    for s, (rows, first) in enumerate(zip(accepted.tolist(), start.tolist(), strict=True)):
-        rows = [row for row in rows if row >= 0][: max(k_cache.shape[3] - first, 0)]
-        k_cache[:, s, :, first : first + len(rows)] = k_rows[:, rows].transpose(1, 2)
-        v_cache[:, s, :, first : first + len(rows)] = v_rows[:, rows].transpose(1, 2)
+    pages [S, N] int32: the table of pages.py. slots [B] int32: whose rows each line of accepted holds; -1:
+    nobody's. accepted [B, M] int32: rows in order, behind them -1. start [B] int32: the position of the first
+    one. A row whose position has no page, or lies past the reach of the table, is not written. Every other
+    place keeps its bits."""
+    seats, index = ((accepted >= 0) & (slots >= 0)[:, None]).nonzero(as_tuple=True)
+    positions = start[seats] + index
+    page = page_of(pages, slots[seats].long(), positions)
+    there = page >= 0
+    rows = accepted[seats, index][there].long()
+    page, place = page[there].long(), (positions[there] % PAGE).long()
+    k_cache[:, page, :, place] = k_rows[:, rows].transpose(0, 1)
+    v_cache[:, page, :, place] = v_rows[:, rows].transpose(0, 1)
 
 
-@triton.jit(do_not_specialize=["N", "C"])
+@triton.jit(do_not_specialize=["M", "N"])
 def _commit_kernel(
-    k_cache, v_cache, stride_cl, stride_cb, stride_cg, stride_cs,
+    k_cache, v_cache, stride_cl, stride_cp, stride_cg, stride_cs, pages, stride_ps, slots,
     k_rows, v_rows, stride_rl, stride_rt, stride_rg, accepted, start,
-    N, C, G,
-    D: tl.constexpr, BLOCK_D: tl.constexpr,
+    M, N, G,
+    PAGE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One (accepted row, layer), one key head after another."""
     i_a, i_l = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    i_s = i_a // N
-    row = tl.load(accepted + i_a).to(tl.int64)
-    position = tl.load(start + i_s).to(tl.int64) + i_a % N
+    i_b = i_a // M
+    row, slot = tl.load(accepted + i_a).to(tl.int64), tl.load(slots + i_b).to(tl.int64)
+    position = tl.load(start + i_b) + i_a % M
+    reached = (slot >= 0) & (position >= 0) & (position < N * PAGE)
+    p_page = pages + slot * stride_ps + position // PAGE
+    i_page = tl.load(p_page, mask=reached, other=-1).to(tl.int64)
     o_d = tl.arange(0, BLOCK_D)
-    m_d = (o_d < D) & (row >= 0) & (position >= 0) & (position < C)
+    m_d = (o_d < D) & (row >= 0) & (i_page >= 0)
     p_row = i_l * stride_rl + row * stride_rt + o_d
-    p_cache = i_l * stride_cl + i_s.to(tl.int64) * stride_cb + position * stride_cs + o_d
+    p_cache = i_l * stride_cl + i_page * stride_cp + position % PAGE * stride_cs + o_d
     for _ in range(G):
         b_k = tl.load(k_rows + p_row, mask=m_d, other=0.0)
         b_v = tl.load(v_rows + p_row, mask=m_d, other=0.0)
@@ -52,22 +63,25 @@ def _commit_kernel(
 
 
 def commit_triton(
-    k_cache: Tensor, v_cache: Tensor, k_rows: Tensor, v_rows: Tensor, accepted: Tensor, start: Tensor
-) -> None:
+    k_cache: Tensor, v_cache: Tensor, pages: Tensor, slots: Tensor, k_rows: Tensor, v_rows: Tensor,
+    accepted: Tensor, start: Tensor,
+) -> None:  # fmt: skip
     """`commit` in one launch."""
-    layers, sequences, groups, size, d = k_cache.shape
-    assert accepted.shape[0] == len(start) == sequences and accepted.is_contiguous(), accepted.shape
+    layers, groups, d = k_cache.shape[0], *k_cache.shape[2::2]
+    assert k_cache.shape == v_cache.shape and k_cache.shape[3] == PAGE, (k_cache.shape, v_cache.shape)
+    assert len(accepted) == len(start) == len(slots) and accepted.is_contiguous(), accepted.shape
     assert k_rows.shape == v_rows.shape == (layers, k_rows.shape[1], groups, d), k_rows.shape
     assert k_cache.stride() == v_cache.stride() and k_rows.stride() == v_rows.stride(), "laid out alike"
     assert k_cache.stride(4) == k_rows.stride(3) == 1, (k_cache.stride(), k_rows.stride())
-    assert accepted.dtype == start.dtype == torch.int32, (accepted.dtype, start.dtype)
+    assert pages.ndim == 2 and pages.stride(1) == 1, (pages.shape, pages.stride())
+    assert {t.dtype for t in (pages, slots, accepted, start)} == {torch.int32}, "tables are int32"
     if not accepted.numel():
         return
     _commit_kernel[(accepted.numel(), layers)](
-        k_cache=k_cache, v_cache=v_cache, stride_cl=k_cache.stride(0), stride_cb=k_cache.stride(1),
-        stride_cg=k_cache.stride(2), stride_cs=k_cache.stride(3),
-        k_rows=k_rows, v_rows=v_rows, stride_rl=k_rows.stride(0), stride_rt=k_rows.stride(1),
+        k_cache=k_cache, v_cache=v_cache, stride_cl=k_cache.stride(0), stride_cp=k_cache.stride(1),
+        stride_cg=k_cache.stride(2), stride_cs=k_cache.stride(3), pages=pages, stride_ps=pages.stride(0),
+        slots=slots, k_rows=k_rows, v_rows=v_rows, stride_rl=k_rows.stride(0), stride_rt=k_rows.stride(1),
         stride_rg=k_rows.stride(2),
-        accepted=accepted, start=start, N=accepted.shape[1], C=size, G=groups,
-        D=d, BLOCK_D=triton.next_power_of_2(d), num_warps=1,
+        accepted=accepted, start=start, M=accepted.shape[1], N=pages.shape[1], G=groups,
+        PAGE=PAGE, D=d, BLOCK_D=triton.next_power_of_2(d), num_warps=1,
     )  # fmt: skip

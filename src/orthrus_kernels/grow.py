@@ -1,13 +1,16 @@
-"""Draft trees grown into the rows of a pass: which nodes they have, and nothing else. One tree a sequence.
+"""Draft trees grown on the device, best nodes first: one a seat of a cycle.
 
 `draft_tree` says which nodes a tree has (draft_tree.py). Here it has exactly N of them, the root one, so that
 a captured graph takes any tree: where there are fewer possible paths, the root's likeliest child comes again
-and again, as a leaf of score -inf; the walk takes the first of equal siblings.
+and again, as a leaf of score -inf; the walk takes the first of equal siblings. Scores never rise from a node
+to the next, so the first n nodes are the tree of n nodes: how many of them stand in a pass, allot.py says.
 
 The frontier of the kernel's search lies in registers, an entry a place that is known and not taken, by the
 order in which places became known; a step takes the best entry, the first of equals, and offers two more."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,41 +18,56 @@ from torch import Tensor
 from ._triton import tl, triton
 from .clock import mark, mark_here
 from .draft_tree import draft_tree
-from .layout import STATE_ROOT, STATE_START, State
-from .plan import PassPlan
+from .layout import STATE_COLUMNS, STATE_ROOT, State
 
 MOST_DEPTH = 64  # of a node, not reached: a tree takes so many rows of a block at most
 
 
+@dataclass(frozen=True)
+class Trees:
+    """Draft trees of B seats, N nodes each, the root the first, parents before their children."""
+
+    tokens: Tensor  # [B, N] int64
+    parents: Tensor  # [B, N] int32: node of the same tree, -1 at the root
+    depths: Tensor  # [B, N] int32
+    scores: Tensor  # [B, N] fp32: log-probability of the path to the node, 0 at the root
+
+    @staticmethod
+    def new(seats: int, nodes: int, device: torch.device | str) -> Trees:
+        """Trees to be filled by `grow`; until then roots alone with leaves that are impossible."""
+        scores = torch.full((seats, nodes), float("-inf"), device=device)
+        scores[:, 0] = 0.0
+        parents = torch.zeros(seats, nodes, dtype=torch.int32, device=device)
+        parents[:, 0] = -1
+        tokens = torch.zeros(seats, nodes, dtype=torch.int64, device=device)
+        return Trees(tokens, parents, parents + 1, scores)
+
+
 def grow(
-    plan: PassPlan, scores: Tensor, state: Tensor, log_probabilities: Tensor, ids: Tensor,
+    trees: Trees, state: Tensor, slots: Tensor, log_probabilities: Tensor, ids: Tensor,
     order: Tensor | None = None, clock: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Grow the tree of sequence s into rows s N, s N + 1, ... of a plan, its root where the text has got to.
+    """Grow the tree of every seat below the root of its text; a seat without a text keeps its old one.
 
-    Written: tokens, positions and parents of those rows, and scores [S N] fp32: log-probability of the path
-    to each node, 0 at the root. state [S, columns of layout.State] int32. log_probabilities [S, P, K] fp32,
-    likeliest first, of candidates ids [S, P, K] int64 at the positions behind the root; with order: both it
-    and log_probabilities [S, P, K, K], int32, of `rerank`; without S for one sequence. clock [2] int32:
-    takes the times of begin and end (clock.py)."""
+    state [S, columns of layout.State] int32; slots [B] int32: whose text sits in each seat, -1: none.
+    log_probabilities [B, P, K] fp32, likeliest first, of candidates ids [B, P, K] int64 at the positions
+    behind the root; with order: both it and log_probabilities [B, P, K, K], int32, of `rerank`. clock [2]
+    int32: takes the times of begin and end (clock.py)."""
     if clock is not None:
         mark_here(clock[:1])
-    sequences, (depth, k) = len(state), ids.shape[-2:]
-    n = len(scores) // sequences
-    ids, of = ids.view(-1, depth, k), (depth, k) if order is None else (depth, k, k)
-    log_probabilities = log_probabilities.view(-1, *of)
-    for s in range(sequences):
-        start, root = state[s, State.START].item(), int(state[s, State.ROOT])
-        ranked = None if order is None else order.view(-1, *of)[s]
-        tree = draft_tree(root, log_probabilities[s], ids[s], n - 1, order=ranked)
+    n = trees.tokens.shape[1]
+    for b, slot in enumerate(slots.tolist()):
+        if slot < 0:
+            continue
+        ranked = None if order is None else order[b]
+        tree = draft_tree(int(state[slot, State.ROOT]), log_probabilities[b], ids[b], n - 1, order=ranked)
         again = n - len(tree)
-        likeliest = int(ids[s, 0, 0 if ranked is None else ranked[0, 0, 0]])
-        rows = slice(s * n, (s + 1) * n)
-        plan.tokens[rows] = torch.tensor(tree.tokens + [likeliest] * again)
-        plan.positions[rows] = start + torch.tensor(tree.depths + [1] * again)
-        parents = [parent if parent < 0 else s * n + parent for parent in tree.parents + [0] * again]
-        plan.parents[rows] = torch.tensor(parents, dtype=torch.int32)
-        scores[rows] = torch.tensor(tree.scores + [float("-inf")] * again)
+        likeliest = int(ids[b, 0, 0 if ranked is None else ranked[0, 0, 0]])
+        for kept, grown in (
+            (trees.tokens, tree.tokens + [likeliest] * again), (trees.parents, tree.parents + [0] * again),
+            (trees.depths, tree.depths + [1] * again), (trees.scores, tree.scores + [float("-inf")] * again),
+        ):  # fmt: skip
+            kept[b] = torch.tensor(grown, dtype=kept.dtype)
     if clock is not None:
         mark_here(clock[1:2])
 
@@ -61,23 +79,24 @@ def _score(p):
     return tl.where(score == score, score, float("-inf"))
 
 
-@triton.jit(do_not_specialize=["N", "DEPTH", "K", "STATE"])
+@triton.jit(do_not_specialize=["N", "DEPTH", "K"])
 def _grow_kernel(
-    state, log_probabilities, order, candidates, tokens, positions, parents, scores, clock,
-    N, DEPTH, K, STATE,
+    state, slots, log_probabilities, order, candidates, tokens, parents, depths, scores, clock,
+    N, DEPTH, K,
     FRONTIER: tl.constexpr, ORDERED: tl.constexpr, CLOCK: tl.constexpr,
 ):  # fmt: skip
-    """N nodes of one sequence, the root one of them. FRONTIER >= 2 N, a power of two. ORDERED: scores behind
-    each candidate before, and their order."""
-    i_s = tl.program_id(0)
-    if CLOCK:
-        mark(clock, 0)
-    start, root = tl.load(state + i_s * STATE + STATE_START), tl.load(state + i_s * STATE + STATE_ROOT)
-    first = i_s * N
-    candidates += i_s * DEPTH * K
-    log_probabilities += i_s * DEPTH * K * (K if ORDERED else 1)
+    """N nodes of one seat's tree, the root one of them. FRONTIER >= 2 N, a power of two. ORDERED: scores
+    behind each candidate before, and their order."""
+    i_b = tl.program_id(0)
+    if CLOCK:  # noqa: SIM102  at compile time, the next at run time
+        if i_b == 0:
+            mark(clock, 0)
+    slot = tl.load(slots + i_b)
+    first = i_b * N
+    candidates += i_b * DEPTH * K
+    log_probabilities += i_b * DEPTH * K * (K if ORDERED else 1)
     if ORDERED:
-        order += i_s * DEPTH * K * K
+        order += i_b * DEPTH * K * K
     o_f = tl.arange(0, FRONTIER)
     # An entry: scores of its node and of its parent; (parent, rank, parent's depth) packed; which candidate
     # the parent is.
@@ -86,12 +105,13 @@ def _grow_kernel(
     b_node = tl.zeros((FRONTIER,), tl.int32)
     b_which = tl.zeros((FRONTIER,), tl.int32)
     known = 0
-    tl.store(tokens + first, root.to(tl.int64))
-    tl.store(positions + first, start.to(tl.int64))
-    tl.store(parents + first, -1)
-    tl.store(scores + first, 0.0)
+    if slot >= 0:
+        tl.store(tokens + first, tl.load(state + slot * STATE_COLUMNS + STATE_ROOT).to(tl.int64))
+        tl.store(parents + first, -1)
+        tl.store(depths + first, 0)
+        tl.store(scores + first, 0.0)
     score, depth, which = 0.0, 0, 0
-    for node in range(1, N):
+    for node in range(1, tl.where(slot >= 0, N, 1)):
         # the first child of the node taken last
         if depth < DEPTH:
             is_new = o_f == known
@@ -122,31 +142,32 @@ def _grow_kernel(
         if ORDERED:
             which = tl.load(order + row + rank)
         tl.store(tokens + first + node, tl.load(candidates + above * K + which))
-        tl.store(positions + first + node, (start + depth).to(tl.int64))
-        tl.store(parents + first + node, first + parent)
+        tl.store(parents + first + node, parent)
+        tl.store(depths + first + node, depth)
         tl.store(scores + first + node, score)
-    if CLOCK:
-        mark(clock, 1)
+    if CLOCK:  # noqa: SIM102  at compile time, the next at run time
+        if i_b == 0:
+            mark(clock, 1)
 
 
 def grow_triton(
-    plan: PassPlan, scores: Tensor, state: Tensor, log_probabilities: Tensor, ids: Tensor,
+    trees: Trees, state: Tensor, slots: Tensor, log_probabilities: Tensor, ids: Tensor,
     order: Tensor | None = None, clock: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """`grow` as one launch, a program a sequence."""
-    sequences, (depth, k) = len(state), ids.shape[-2:]
-    n, rest = divmod(len(scores), sequences)
-    scored = (depth, k) if order is None else (depth, k, k)
-    assert rest == 0 and 1 <= n < 2**15 and len(scores) <= plan.shape.n_ar, (len(scores), plan.shape)
-    assert depth < MOST_DEPTH and k < 256 and ids.numel() == sequences * depth * k, (ids.shape, sequences)
-    assert log_probabilities.shape[-len(scored) :] == scored, (log_probabilities.shape, scored)
+    """`grow` as one launch, a program a seat."""
+    seats, depth, k = ids.shape
+    n = trees.tokens.shape[1]
+    scored = (seats, depth, k) if order is None else (seats, depth, k, k)
+    assert 1 <= n < 2**15 and trees.tokens.shape[0] == len(slots) == seats, (trees.tokens.shape, ids.shape)
+    assert depth < MOST_DEPTH and k < 256 and log_probabilities.shape == scored, (ids.shape, scored)
     assert order is None or (order.shape == log_probabilities.shape and order.dtype == torch.int32)
     assert (log_probabilities.dtype, ids.dtype) == (torch.float32, torch.int64), ids.dtype
-    tensors = (state, log_probabilities, ids, scores, *(() if order is None else (order,)))
+    assert state.dtype == slots.dtype == torch.int32 and state.shape[1] == len(State), state.shape
+    tensors = (state, slots, log_probabilities, ids, *(() if order is None else (order,)))
     assert all(t.is_contiguous() for t in tensors), [t.stride() for t in tensors]
-    _grow_kernel[(sequences,)](
-        state=state, log_probabilities=log_probabilities, order=order, candidates=ids,
-        tokens=plan.tokens, positions=plan.positions, parents=plan.parents, scores=scores, clock=clock,
-        N=n, DEPTH=depth, K=k, STATE=state.stride(0), FRONTIER=triton.next_power_of_2(2 * n),
+    _grow_kernel[(seats,)](
+        state=state, slots=slots, log_probabilities=log_probabilities, order=order, candidates=ids,
+        tokens=trees.tokens, parents=trees.parents, depths=trees.depths, scores=trees.scores, clock=clock,
+        N=n, DEPTH=depth, K=k, FRONTIER=triton.next_power_of_2(2 * n),
         ORDERED=order is not None, CLOCK=clock is not None, num_warps=1,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """The rows of a pass in tensors, as kernels read and write them; visibility.py says what the numbers mean.
 
 A pass has a **shape**, which is static and which every launch and CUDA graph follows from, and a **plan**:
-what stands in its rows. A plan may be written on the device (grow.py, blocks.py, lay.py), and may leave rows
+what stands in its rows. A plan may be written on the device (allot.py, blocks.py, lay.py), and may leave rows
 unused: a padding row has sequence -1, and does not stand inside a block."""
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .choice import Sampling, filtered_scores, gumbel, random_bits
+from .choice import filtered_scores, gumbel, random_bits
+from .sampling import Sampling
 
 DRAFT, ACCEPT, REST = 1, 2, 3  # streams; 0 is that of `choose`
 

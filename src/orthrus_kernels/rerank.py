@@ -6,8 +6,8 @@ table learnt behind distillation (qwen3_model/training/bigram.py) says what that
     score[p, a, c] = log_probability[p, c] + scale * u[token before] . w[candidate c]
 
 then normalised so that the candidates of a position and all that is not among them sum to 1 again; a is the
-candidate of position p - 1 that stands before (the root before position 0). Scores stay log-probabilities not
-above 0, which the tree's order needs (draft_tree.py)."""
+candidate of position p - 1 of the same block that stands before, the block's root before position 0. Scores
+stay log-probabilities not above 0, which the tree's order needs (draft_tree.py)."""
 
 from __future__ import annotations
 
@@ -21,26 +21,29 @@ _MOST = 1e30  # a change beyond it, or none at all, comes of damaged tables
 
 
 def rerank(
-    log_probabilities: Tensor, ids: Tensor, root: Tensor, before: Tensor, after: Tensor, scale: Tensor,
-    known: bool,
+    log_probabilities: Tensor, ids: Tensor, roots: Tensor, before: Tensor, after: Tensor, scales: Tensor,
+    slots: Tensor, known: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Rank K candidates of P positions behind each candidate before them.
+    """Rank K candidates of P positions behind each candidate before them, in each of B blocks.
 
-    log_probabilities [P, K] fp32, of candidates ids [P, K] int64, likeliest first. root [1] int32: the token
-    in front of position 0. before, after [V, R]: the tables u and w. scale [1] fp32: 1 / temperature.
-    known: the drafter has seen the root, and position 0 keeps its scores. Returns scores [P, K, K] fp32,
-    likeliest first at equal ones in the old order, and which candidate each is, [P, K, K] int32."""
-    p, k = ids.shape
-    fronts = torch.cat([root.long().expand(1, k), ids[:-1]])  # [P, K]
-    change = torch.einsum("par,pcr->pac", before[fronts].float(), after[ids].float()) * scale
+    log_probabilities [B, P, K] fp32, of candidates ids [B, P, K] int64, likeliest first. roots [B] int32: the
+    token in front of each block's position 0. before, after [V, R]: the tables u and w. scales [S] fp32: 1 /
+    temperature of each slot. slots [B] int32: the blocks' texts; -1: padding, whose root and scale are not
+    read. known: the drafter has seen the root, and position 0 keeps its scores. Returns scores [B, P, K, K]
+    fp32, likeliest first at equal ones in the old order, and which candidate each is, [B, P, K, K] int32."""
+    b, p, k = ids.shape
+    fronts = torch.where(slots >= 0, roots, 0).long()[:, None, None].expand(b, 1, k)
+    fronts = torch.cat([fronts, ids[:, :-1]], 1)  # [B, P, K]
+    scale = torch.where(slots >= 0, scales[slots.clamp(min=0).long()], 0.0)[:, None, None, None]
+    change = torch.einsum("bpar,bpcr->bpac", before[fronts].float(), after[ids].float()) * scale
     change = change.nan_to_num(0.0).clamp(-_MOST, _MOST)
     if known:
-        change[0] = 0
+        change[:, 0] = 0
     log_probabilities = torch.where(log_probabilities.isnan(), float("-inf"), log_probabilities)
-    scores = log_probabilities[:, None] + change
+    scores = log_probabilities[:, :, None] + change
     scores = torch.where(scores.isnan(), float("-inf"), scores)  # damaged logits: impossible
-    rest = (1 - log_probabilities.exp().sum(1)).clamp(min=_LEAST_REST).log()
-    rest = rest[:, None, None].expand(p, k, 1)
+    rest = (1 - log_probabilities.exp().sum(-1)).clamp(min=_LEAST_REST).log()
+    rest = rest[:, :, None, None].expand(b, p, k, 1)
     scores = scores - torch.cat([scores, rest], -1).logsumexp(-1, keepdim=True)
     scores, order = scores.clamp(max=0.0).sort(dim=-1, descending=True, stable=True)
     return scores.contiguous(), order.int()
@@ -48,27 +51,30 @@ def rerank(
 
 @triton.jit
 def _rerank_kernel(
-    log_probabilities, ids, root, before, after, scale, scores, order,
-    K, R,
+    log_probabilities, ids, roots, s_root, before, after, scales, s_scale, slots, s_slot, scores, order,
+    P, K, R,
     KNOWN: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr, LEAST_REST: tl.constexpr,
     MOST: tl.constexpr,
 ):  # fmt: skip
-    """One (position, candidate before it)."""
+    """One (position of a block, candidate before it)."""
     i_p, i_a = tl.program_id(0), tl.program_id(1)
+    i_b, place = i_p // P, i_p % P
+    slot = tl.load(slots + i_b * s_slot)
     o_k, o_r = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_R)
     m_k, m_r = o_k < K, o_r < R
     b_log = tl.load(log_probabilities + i_p * K + o_k, mask=m_k, other=float("-inf"))
     b_id = tl.load(ids + i_p * K + o_k, mask=m_k, other=0)
-    front = tl.load(root).to(tl.int64)
-    if i_p > 0:
+    front = tl.load(roots + i_b * s_root, mask=slot >= 0, other=0).to(tl.int64)
+    if place > 0:
         front = tl.load(ids + (i_p - 1) * K + i_a)
     b_u = tl.load(before + front * R + o_r, mask=m_r, other=0.0).to(tl.float32)
     b_w = tl.load(after + b_id[:, None] * R + o_r[None, :], mask=m_k[:, None] & m_r[None, :], other=0.0)
-    b_change = tl.sum(b_u[None, :] * b_w.to(tl.float32), axis=1) * tl.load(scale)
+    b_change = tl.sum(b_u[None, :] * b_w.to(tl.float32), axis=1)
+    b_change *= tl.load(scales + slot * s_scale, mask=slot >= 0, other=0.0)
     b_change = tl.where(b_change == b_change, b_change, 0.0)
     b_change = tl.minimum(tl.maximum(b_change, -MOST), MOST)
     if KNOWN:
-        b_change = tl.where(i_p == 0, 0.0, b_change)
+        b_change = tl.where(place == 0, 0.0, b_change)
     b_log = tl.where(b_log == b_log, b_log, float("-inf"))
     b_score = tl.where(m_k, b_log + b_change, float("-inf"))
     b_score = tl.where(b_score == b_score, b_score, float("-inf"))  # damaged logits: impossible
@@ -86,23 +92,26 @@ def _rerank_kernel(
 
 
 def rerank_triton(
-    log_probabilities: Tensor, ids: Tensor, root: Tensor, before: Tensor, after: Tensor, scale: Tensor,
-    known: bool,
+    log_probabilities: Tensor, ids: Tensor, roots: Tensor, before: Tensor, after: Tensor, scales: Tensor,
+    slots: Tensor, known: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`rerank` in one launch. Equal up to the rounding of sums and logarithms."""
-    p, k = ids.shape
+    """`rerank` in one launch. Equal up to the rounding of sums and logarithms. roots, scales and slots may be
+    columns of tables."""
+    b, p, k = ids.shape
     r = before.shape[1]
-    assert log_probabilities.shape == (p, k) and k <= 64 and r <= 256, (log_probabilities.shape, k, r)
+    assert log_probabilities.shape == ids.shape and k <= 64 and r <= 256, (log_probabilities.shape, k, r)
     assert before.shape == after.shape and before.dtype == after.dtype, (before.shape, after.shape)
     assert (log_probabilities.dtype, ids.dtype) == (torch.float32, torch.int64), ids.dtype
-    assert (root.dtype, scale.dtype) == (torch.int32, torch.float32), (root.dtype, scale.dtype)
+    assert roots.dtype == slots.dtype == torch.int32 and scales.dtype == torch.float32, roots.dtype
+    assert roots.shape == slots.shape == (b,), (roots.shape, slots.shape, b)
     every = log_probabilities, ids, before, after
     assert all(t.is_contiguous() for t in every), [t.stride() for t in every]
-    scores = torch.empty(p, k, k, dtype=torch.float32, device=ids.device)
-    order = torch.empty(p, k, k, dtype=torch.int32, device=ids.device)
-    _rerank_kernel[(p, k)](
-        log_probabilities=log_probabilities, ids=ids, root=root, before=before, after=after, scale=scale,
-        scores=scores, order=order, K=k, R=r, KNOWN=known, BLOCK_K=triton.next_power_of_2(k),
+    scores = torch.empty(b, p, k, k, dtype=torch.float32, device=ids.device)
+    order = torch.empty(b, p, k, k, dtype=torch.int32, device=ids.device)
+    _rerank_kernel[(b * p, k)](
+        log_probabilities=log_probabilities, ids=ids, roots=roots, s_root=roots.stride(0), before=before,
+        after=after, scales=scales, s_scale=scales.stride(0), slots=slots, s_slot=slots.stride(0),
+        scores=scores, order=order, P=p, K=k, R=r, KNOWN=known, BLOCK_K=triton.next_power_of_2(k),
         BLOCK_R=triton.next_power_of_2(r), LEAST_REST=_LEAST_REST, MOST=_MOST, num_warps=1,
     )  # fmt: skip
     return scores, order

@@ -9,7 +9,18 @@ in the last place, measured in tests/kernels/test_choice_kernels.py."""
 from __future__ import annotations
 
 from ._triton import tl, triton
-from .layout import MIN_P, PENALTY, SEED_HIGH, SEED_LOW, TEMPERATURE, TOP_K, TOP_P
+from .layout import (
+    MIN_P,
+    PENALTY,
+    SEED_HIGH,
+    SEED_LOW,
+    SETTINGS_COLUMNS,
+    TAKES_BIAS,
+    TAKES_PENALTY,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+)
 from .logit_summary import ordered, unordered
 
 LEAST = tl.constexpr(-(1 << 31))  # below the image of every number
@@ -18,8 +29,10 @@ INFINITY = tl.constexpr(2139095040)
 
 
 @triton.jit
-def settings(numbers):
-    """(seed low, seed high, top-k, penalty, temperature, top-p, min-p) as `choice_numbers` lays them out."""
+def settings(numbers, slot):
+    """(seed low, seed high, top-k, penalty, temperature, top-p, min-p) of a slot, as `settings_numbers` lays
+    them out."""
+    numbers += slot * SETTINGS_COLUMNS
     return (
         tl.load(numbers + SEED_LOW), tl.load(numbers + SEED_HIGH), tl.load(numbers + TOP_K),
         tl.load(numbers + PENALTY).to(tl.float32, bitcast=True),
@@ -31,15 +44,16 @@ def settings(numbers):
 
 @triton.jit
 def scores_of(
-    logits, bias, seen, o_v, m_v, penalty, temperature,
+    logits, bias, seen, o_v, m_v, takes, penalty, temperature,
     HAS_BIAS: tl.constexpr, HAS_SEEN: tl.constexpr, SAMPLED: tl.constexpr,
 ):  # fmt: skip
-    """What is ordered and perturbed: logits with bias and penalty, over the temperature."""
+    """What is ordered and perturbed: logits with bias and penalty, over the temperature. Of a row that takes
+    no bias or no penalty, neither table is read; adding -0 changes no number."""
     b = tl.load(logits + o_v, mask=m_v, other=float("-inf"))
     if HAS_BIAS:
-        b += tl.load(bias + o_v, mask=m_v, other=0.0)
+        b += tl.load(bias + o_v, mask=m_v & ((takes & TAKES_BIAS) != 0), other=-0.0)
     if HAS_SEEN:
-        b_seen = tl.load(seen + o_v, mask=m_v, other=0) != 0
+        b_seen = tl.load(seen + o_v, mask=m_v & ((takes & TAKES_PENALTY) != 0), other=0) != 0
         divided = tl.math.div_rn(b, tl.full(b.shape, penalty, tl.float32))
         b = tl.where(b_seen, tl.where(b > 0, divided, b * penalty), b)
     if SAMPLED:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .clock import mark_here
 from .linear import by_view
+from .pages import in_order
 from .plan import PassPlan, PassShape
 from .swiglu import swiglu
 from .visibility import visible
@@ -55,14 +56,15 @@ def lay_torch(
 
 
 def attention_torch(
-    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, tables: MaskedRows, scale: float
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, pages: Tensor, tables: MaskedRows,
+    scale: float,
+) -> Tensor:  # fmt: skip
     """`attention` by `scaled_dot_product_attention` with a mask, a sequence at a time."""
     out = torch.empty_like(q)
     for sequence, context in tables.contexts.items():
         mine = tables.queries[sequence]
         keys, values = (
-            torch.cat([cache[sequence, :, :context], flight.transpose(0, 1)], 1)
+            torch.cat([in_order(cache, pages[sequence], 0, context), flight.transpose(0, 1)], 1)
             for cache, flight in ((k_cache, k), (v_cache, v))
         )
         attended = F.scaled_dot_product_attention(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import signal
 import struct
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .decode.sequence import Result, shares_of
+from .decode import many
+from .decode.sequence import GenerationStats, Result, shares_of
 from .errors import InputError
+from .request import Request
 
 if TYPE_CHECKING:
     from .qwen3 import Qwen3
@@ -77,6 +80,7 @@ class Report:
     strategy: str
     pairs: list[Pair]
     divergence: Divergence | None  # the first
+    together: float | None = None  # seconds of all texts of the strategy, decoded side by side
 
     @property
     def identical(self) -> int:
@@ -126,11 +130,17 @@ class Report:
             "tokens": sum(s.tokens for s in stats),
             "forwards": sum(s.forwards for s in stats),
             "cycles": sum(s.cycles for s in stats),
-            "tokens_per_second": _ratio([(s.tokens, s.seconds) for s in stats]),
+            "tokens_per_second": self._tokens_per_second(stats),
             "tokens_per_second_plain": _ratio(
                 [(pair.plain.stats.tokens, pair.plain.stats.seconds) for pair in self.pairs]
             ),
         }
+
+    def _tokens_per_second(self, stats: Sequence[GenerationStats]) -> float:
+        """Of one text at a time, or of all together."""
+        if self.together is None:
+            return _ratio([(s.tokens, s.seconds) for s in stats])
+        return sum(s.tokens for s in stats) / self.together
 
 
 def compare(
@@ -142,15 +152,18 @@ def compare(
     on_pair: Callable[[Pair], None] | None = None,
     load: Callable[[], Qwen3] | None = None,
     jobs: int = 1,
+    batch: int = 1,
     **settings: Any,
 ) -> Report:
     """Decode every prompt (token ids) with "autoregressive" and with `strategy`, `seeds` times.
 
     Round r decodes prompt i with seed `seed + r * len(prompts) + i`. settings: those of `generate`. A short
     decoding of each kind comes first, so that speeds do not hold what only a first call pays. With jobs > 1
-    so many processes share the work, each with a model of its own from the picklable `load`. Raises
-    InputError, with the prompt's number or where both would be plain decoding, and KeyboardInterrupt."""
-    if strategy == "autoregressive" or (strategy == "auto" and not model.config.has_diffusion_view):
+    so many processes share the work, each with a model of its own from the picklable `load`. With batch > 1
+    so many texts of the strategy run side by side, and plain decoding, one text at a time, comes behind.
+    Raises InputError, with the prompt's number or where both would be the same, and KeyboardInterrupt."""
+    plain = strategy == "autoregressive" or (strategy == "auto" and not model.config.has_diffusion_view)
+    if plain and batch == 1:
         raise InputError(
             "plain decoding would be compared with itself: name a strategy, and an Orthrus for it"
         )
@@ -158,8 +171,22 @@ def compare(
     tasks = [(nth % len(prompts), seed + nth) for nth in range(seeds * len(prompts))]
     pairs: list[Pair] = []
     found: Iterable[Pair]
-    jobs = min(jobs, len(tasks))
-    if jobs > 1 and load is not None:
+    jobs, together = min(jobs, len(tasks)), None
+    if batch > 1:
+        began = time.perf_counter()
+        drafted = _side_by_side(model, prompts, strategy, tasks, batch, settings)
+        together = time.perf_counter() - began
+        found = (
+            Pair(
+                i,
+                seed,
+                list(prompts[i]),
+                _decode(model, i, prompts[i], "autoregressive", seed, **settings),
+                of,
+            )
+            for (i, seed), of in zip(tasks, drafted, strict=True)
+        )
+    elif jobs > 1 and load is not None:
         found = _spread(tasks, jobs, load, prompts, strategy, settings)
     else:
         found = map(partial(_pair, model, prompts, strategy, settings), tasks)
@@ -169,7 +196,24 @@ def compare(
             on_pair(pair)
     different = next((pair for pair in pairs if pair.diverges_at is not None), None)
     divergence = _explain(model, different) if different else None
-    return Report(pairs[0].drafted.stats.strategy, pairs, divergence)
+    return Report(pairs[0].drafted.stats.strategy, pairs, divergence, together)
+
+
+def _side_by_side(
+    model: Qwen3, prompts: Sequence[Sequence[int]], strategy: str, tasks: Sequence[tuple[int, int]],
+    slots: int, settings: Mapping[str, Any],
+) -> list[Result]:  # fmt: skip
+    """The strategy's results of all tasks, `slots` texts at a time."""
+    jobs = [(prompts[i], Request(strategy=strategy, seed=seed, **settings)) for i, seed in tasks]
+    engine = model.engine_of(slots)
+    for (i, _), job in zip(tasks, jobs, strict=True):
+        try:
+            engine.fitted(*job)
+        except InputError as error:
+            raise InputError(f"prompt {i + 1}: {error}") from None
+    for result in many.results(engine, jobs[:slots]):  # what only a first call pays
+        result.whole()
+    return [result.whole() for result in many.with_bar(many.results(engine, jobs), len(jobs), None)]
 
 
 def _warm_up(model: Qwen3, prompt: Sequence[int], strategy: str, settings: Mapping[str, Any]) -> None:

@@ -34,6 +34,7 @@ from .text import Text
 
 NewTensor = Callable[..., Tensor]  # torch.empty on the model's device and in its dtype
 PREFILL_ROWS = 2048  # of a prompt in a pass, at most: keys and values of its layers take 302 MB at 8B
+CPU_CACHE = 2 << 30  # bytes of a cache of several texts on a CPU, where nobody has said how large it is
 POSITIONS_PAST_CACHE = BLOCK_SIZES[-1]  # positions past a cache's end that rows of a draft may take
 
 
@@ -142,10 +143,22 @@ class Network:
             (named["lm_head.weight"],) = self.head.parts(self.config.vocab_size)
         return named
 
-    def new_cache(self, capacity: int, sequences: int = 1) -> KVCache:
-        """An empty cache for `capacity` positions of each of `sequences` sequences."""
+    def new_cache(self, capacity: int, sequences: int = 1, pool: int | None = None) -> KVCache:
+        """An empty cache for `capacity` positions of each of `sequences` sequences; pool: of so many pages,
+        which the caller hands out (kv_cache.py)."""
         table = partial(rope_table, capacity + POSITIONS_PAST_CACHE, self.frequencies, self.rope_scale)
-        return KVCache(self.config, capacity, self.device, self.dtype, sequences, self.ops.commit, table)
+        commit = self.ops.commit
+        return KVCache(self.config, capacity, self.device, self.dtype, sequences, commit, table, pool)
+
+    def positions_that_fit(self, most: int) -> int:
+        """How many positions of a cache 0.9 of the free memory holds, `most` at most; on a CPU 2 GiB."""
+        c = self.config
+        each = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * self.dtype.itemsize
+        free = CPU_CACHE
+        if self.device.type == "cuda":
+            unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+            free = int(0.9 * (torch.cuda.mem_get_info(self.device)[0] + unused))
+        return min(free // each, most)
 
     @torch.inference_mode()
     def logits(self, token_ids: Sequence[int]) -> Tensor:
@@ -238,7 +251,7 @@ class Network:
         keys, values = x.new_empty(shape), x.new_empty(shape)
         for i, (layer, norm_after) in enumerate(zip(self.layers, norms_after, strict=True)):
             a = self._attention(
-                layer, normed, turn, given, (keys[i], values[i]), cache.keys[i], cache.values[i]
+                layer, normed, turn, given, (keys[i], values[i]), cache.keys[i], cache.values[i], cache.pages
             )
             normed, x = ops.add_rms_norm(a, x, layer.post_norm, eps)
             mlp = ops.linear(ops.linear_swiglu(normed, layer.gate_up), layer.down)
@@ -254,8 +267,9 @@ class Network:
         keep: tuple[Tensor, Tensor],
         k_cache: Tensor,
         v_cache: Tensor,
+        pages: Tensor,
     ) -> Tensor:
-        """A layer's attention over normalised rows x [T, E] against its cache [B, G, S, D]: output [T, E].
+        """A layer's attention over normalised rows x [T, E] against its cache [P, G, PAGE, D]: output [T, E].
         keep: takes the rows' keys and values, two [T, G, D]."""
         c, ops, ar, diff = self.config, self.ops, layer.ar, layer.diffusion or layer.ar
         heads, groups, n_ar = c.num_attention_heads, c.num_key_value_heads, given.plan.shape.n_ar
@@ -263,7 +277,7 @@ class Network:
         q, k, v = ops.qk_norm_rope(
             qkv, heads, ar.q_norm, ar.k_norm, *turn, c.rms_norm_eps, diff.q_norm, diff.k_norm, n_ar, keep
         )
-        out = ops.attention(q, k, v, k_cache, v_cache, given.tables, c.head_dim**-0.5)
+        out = ops.attention(q, k, v, k_cache, v_cache, pages, given.tables, c.head_dim**-0.5)
         return ops.linear(out.flatten(1), ar.o, diff.o, n_ar)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import torch
 
 from . import bigram, checkpoint, hub
 from .config import Qwen3Config
+from .decode import many
 from .decode.engine import Engine
 from .decode.sequence import OnRun, Result
 from .decode.stream import OnTokens
-from .errors import InputError, in_memory, one_line, size_of
+from .errors import InputError, in_memory, one_line, quoted, size_of
 from .model import Network
 from .request import Request
 from .settings import pick_backend, pick_device, pick_dtype
@@ -95,6 +96,8 @@ class Qwen3(Network):
         ends = [end for weight in weights for end in weight.aminmax()]  # NaN if one of them is
         return not ends or bool(torch.stack(ends).isfinite().all())
 
+    _many: tuple[tuple[int, int | None], Engine] | None = None
+
     @cached_property
     def engine(self) -> Engine:
         """The engine of `generate`. It does not keep the model alive, so that its memory goes with the
@@ -124,3 +127,44 @@ class Qwen3(Network):
         numbers, and a pass that does not fit into memory."""
         request = Request(strategy=strategy, max_new_tokens=max_new_tokens, **settings)
         return self.engine.generate(prompt_ids, request, on_tokens, on_run)
+
+    def generate_many(
+        self,
+        prompts: Iterable[Sequence[int]],
+        strategy: str = "auto",
+        max_new_tokens: int | None = None,
+        *,
+        slots: int = 32,
+        cache_tokens: int | None = None,
+        progress: bool | None = None,
+        **settings: Any,
+    ) -> Iterator[Result]:
+        """Decode after every prompt (token ids), many side by side; yields the results in order, each equal
+        in every bit to that of `generate` with the same settings and seed.
+
+        slots, cache_tokens: of the engine, as in `Engine`; it is kept for the next call. progress: a bar on
+        stderr; None: where that is a terminal. The prompts of a list are all checked before the first pass;
+        an iterator is read as its prompts are needed. A text whose logits are not numbers ends alone:
+        `finish_reason` is "error", and `error` says why. Ctrl-C ends the texts that run with what they have,
+        and the iterator behind them. Raises InputError, naming the prompt by its number from 0."""
+        request = Request(strategy=strategy, max_new_tokens=max_new_tokens, **settings)
+        if not isinstance(prompts, Iterable):
+            raise InputError(f"prompts is {quoted(prompts)}; a list or an iterator of prompts was expected")
+        total = None
+        if isinstance(prompts, Sequence):
+            many.checked(self.engine_of(slots, cache_tokens), prompts, request)
+            total = len(prompts)
+
+        def found() -> Iterator[Result]:
+            jobs = ((prompt, request) for prompt in prompts)
+            yield from many.with_bar(many.results(self.engine_of(slots, cache_tokens), jobs), total, progress)
+
+        return found()
+
+    def engine_of(self, slots: int, cache_tokens: int | None = None) -> Engine:
+        """The engine of `generate_many` for so many slots, the last one's if it had as many."""
+        key = slots, cache_tokens
+        if self._many is None or self._many[0] != key:
+            self._many = None  # frees the memory before more is taken
+            self._many = key, Engine(weakref.proxy(self), slots, cache_tokens)
+        return self._many[1]

@@ -244,6 +244,17 @@ class Request:
             )
 
 
+def whole_up_to(name: str, value: int, most: int) -> int:
+    """A whole number from 1 to `most`. Raises InputError, naming it."""
+    try:
+        number = WHOLE.read(value)
+    except Exception:
+        number = 0
+    if not 1 <= number <= most:
+        raise InputError(f"{name} is {quoted(value)}; a whole number from 1 to {most} was expected")
+    return number
+
+
 def block_rows(config: Qwen3Config, block_size: int | None, strategy: str) -> int:
     """Rows of a strategy's blocks, its default for None; 0 without a diffusion view. Raises InputError."""
     least, most = 2, config.block_size

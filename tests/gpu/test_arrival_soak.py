@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from paged import paged
 from plans import laid
 
 from orthrus_kernels import Rows, Weight, backend_ops
@@ -43,7 +44,7 @@ def test_attention(rows, form):
     tables, height = laid(chain, q, k, ops), tile_rows(H, G, D, BF16, whole=True)
     whole = laid(chain, q, k, ops, tile_rows=height, whole=True)
     partials = torch.empty(PARTIALS, device=DEVICE)
-    inputs, scale = (q, k, v, k_cache, v_cache), D**-0.5
+    inputs, scale = (q, k, v, *paged(k_cache, v_cache)), D**-0.5
     want = attention_triton(*inputs, whole, scale)
     call = partial(attention_triton, *inputs, tables, scale, workspace=partials, form=form)
     assert soak(call, partials, want) == 0

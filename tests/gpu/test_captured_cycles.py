@@ -12,6 +12,7 @@ from plainly import plainly
 from qwen3_model import Qwen3
 from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.decode.prompt import Prompts
+from qwen3_model.model import PREFILL_ROWS
 from qwen3_model.prompts import read_prompts
 
 pytestmark = pytest.mark.usefixtures("memory")
@@ -61,7 +62,7 @@ def test_captured_cycles(model, strategy, nodes, settings):
     plain, how = by_hand(900, 250, seed=5, **settings), {"seed": 5, "tree_nodes": nodes, **settings}
     for _ in "01":  # the second one's cycles are all replays
         assert same(model.generate(prompt_of(900), strategy, 250, **how), plain)
-    cycles = model.engine.slot.cycles._cycles
+    cycles = model.engine.runner.cycles._cycles
     assert len(cycles) <= (3 if nodes == "auto" else 2), "beside the plain one where one token is left"
     used = [cycle for cycle in cycles.values() if cycle.launches > 2]
     assert used and all(cycle.graph is not None for cycle in used)
@@ -73,17 +74,17 @@ def test_one_graph_serves_every_length(model, strategy):
     how, cycles = {"strategy": strategy, "tree_nodes": 15}, []
     for room in (2048, 4096):
         model.engine.forget()
-        model.engine._slot(room)
+        model.engine.runner_for(room)
         for length in (10, 240, 1000, 1900, 10):
             assert same(model.generate(prompt_of(length), max_new_tokens=60, **how), by_hand(length, 60))
-            cycles.append(list(model.engine.slot.cycles._cycles.values()))
+            cycles.append(list(model.engine.runner.cycles._cycles.values()))
         assert cycles[-1] == cycles[-5], "no cycle was made anew"
-        assert model.engine.slot.cache.capacity == room
+        assert model.engine.runner.cache.capacity == room
 
 
 def test_a_short_text_behind_one_that_fills_the_cache(model):
     model.generate(prompt_of(3900), max_new_tokens=150)
-    assert model.engine.slot.cache.capacity == 4096
+    assert model.engine.runner.cache.capacity == 4096
     assert same(model.generate(prompt_of(12), max_new_tokens=100), by_hand(12, 100))
 
 
@@ -99,7 +100,8 @@ def test_prompts_of_several_chunks():
             cache_.values.fill_(7.0)
         tokens, theirs.lengths = torch.randint(0, 150_000, (length,)).tolist(), [0]
         with torch.inference_mode():
-            states = prompts.run(tokens)
+            for first in range(0, length, PREFILL_ROWS):
+                states = prompts.run(tokens[first : first + PREFILL_ROWS], first, 0)
             logits = model.ops.linear(states, model.head, out_dtype=torch.float32)[0]
             assert torch.equal(logits, model.prefill(tokens, theirs, chunk=1000)), length
         for got, want in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
@@ -108,14 +110,15 @@ def test_prompts_of_several_chunks():
 
 def test_a_surplus_cycle_changes_nothing(model):
     model.generate([5, 6, 7], "two-pass", max_new_tokens=40, tree_nodes=0)
-    slot = model.engine.slot
-    before = [t.clone() for t in (slot.cache.keys, slot.cache.values, slot.cycles.text.state)]
+    runner = model.engine.runner
+    now = runner.cache.keys, runner.cache.values, runner.cycles.slots.state
+    before = [t.clone() for t in now]
     with torch.inference_mode():
-        for cycle in slot.cycles._cycles.values():
+        for cycle in runner.cycles._cycles.values():
             for _ in range(3):
-                end = cycle.launch(slot.cycles.pool)()
+                (end,) = cycle.launch(runner.cycles.pool)()
                 assert end.finished and not end.run.tokens
-    for old, new in zip(before, (slot.cache.keys, slot.cache.values, slot.cycles.text.state), strict=True):
+    for old, new in zip(before, now, strict=True):
         torch.testing.assert_close(new, old, rtol=0, atol=0, equal_nan=True)
 
 
@@ -128,4 +131,4 @@ def test_a_plain_qwen3_past_the_first_cut(model):
     for name, weight in alone.destinations().items():
         weight.copy_(mine[name])
     got = alone.generate(prompt_of(1000), max_new_tokens=60)
-    assert same(got, by_hand(1000, 60)) and len(alone.engine.slot.cycles) == 1
+    assert same(got, by_hand(1000, 60)) and len(alone.engine.runner.cycles) == 1

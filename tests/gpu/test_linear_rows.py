@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.models import MODELS
-from orthrus_kernels import Sampling, Weight, tables
+from orthrus_kernels import Sampling, Weight, alike, tables
 from orthrus_kernels.choice_triton import choose_triton
 from orthrus_kernels.head import head_triton
 from orthrus_kernels.linear import linear_triton
@@ -100,9 +100,9 @@ def test_a_choice(settings):
     logits *= torch.logspace(-0.5, 0.8, MOST_ROWS, device=DEVICE)[:, None]
     logits[::5] = logits[::5].round()
     positions = torch.arange(7, 7 + MOST_ROWS, device=DEVICE)
-    sampling = Sampling(seed=2**40 + 3, **settings)
-    alone = torch.cat([choose_triton(logits[i : i + 1], positions[i : i + 1], sampling)
+    table, slots = alike(Sampling(seed=2**40 + 3, **settings), logits)
+    alone = torch.cat([choose_triton(logits[i : i + 1], positions[i : i + 1], table, slots[:1])
                        for i in range(MOST_ROWS)])  # fmt: skip
     for first, last in [(0, rows) for rows in range(1, MOST_ROWS + 1)] + [*SLICES]:
-        got = choose_triton(logits[first:last], positions[first:last], sampling)
+        got = choose_triton(logits[first:last], positions[first:last], table, slots[first:last])
         assert torch.equal(got, alone[first:last]), (first, last)

@@ -12,6 +12,7 @@ import torch
 
 import orthrus_kernels.backends  # noqa: F401  imports every kernel module
 from orthrus_kernels import Weight, tables
+from orthrus_kernels.layout import RECORD, State
 
 Launch = tuple[str, ModuleType, str, Callable[[], object], tuple[str, ...]]
 HOPPER = ("sm_90",)
@@ -174,42 +175,59 @@ def linear_swiglus() -> Iterator[Launch]:
 
 
 def choices() -> Iterator[Launch]:
-    """The choice from Qwen3's vocabulary, with few and with all settings; some as for a draft tree."""
-    op, sampling = module("choice_triton"), module("choice").Sampling
+    """The choice from Qwen3's vocabulary, with few and with all settings, and in mixed passes; some as for a
+    draft tree."""
+    op, sampling, of = module("choice_triton"), module("sampling").Sampling, module("sampling_table")
     logits = meta(33, 151936, dtype=torch.float32)
     positions, seen = meta(33, dtype=torch.int64), meta(33, 151936, dtype=torch.bool)
-    warm = {"temperature": 0.8}
+    slots, warm = meta(33, dtype=torch.int32), {"temperature": 0.8}
     everything = {**warm, "top_p": 0.95, "min_p": 0.1, "repetition_penalty": 1.1, "logit_bias": {5: 1.0}}
+    few, many = {**everything, "top_k": 20}, {**everything, "top_k": 200}
+    mixed = {}, warm, few, many
     for kernel, cases in (
-        ("_tile_best_kernel", (("greedy", {}, False), ("sampled", warm, True))),
-        ("_row_best_kernel", (("sampled", warm, True),)),
-        ("_group_best_kernel", (("all", {**everything, "top_k": 20}, True),)),
-        ("_choose_top_k_kernel", (("top-k", {**warm, "top_k": 20}, False),
-                                  ("all", {**everything, "top_k": 128}, False),
-                                  ("candidates, all", {**everything, "top_k": 20}, True))),
-        ("_choose_by_edges_kernel", (("top-p", {**warm, "top_p": 0.95}, False),
-                                     ("candidates, all", {**everything, "top_k": 200}, True))),
+        ("_tile_best_kernel", (("greedy", [{}], False), ("mixed", mixed, True), ("sampled", [warm], True))),
+        ("_row_best_kernel", (("sampled", [warm], True),)),
+        ("_group_best_kernel", (("all", [few], True),)),
+        ("_choose_top_k_kernel", (("top-k", [{**warm, "top_k": 20}], False),
+                                  ("all", [{**everything, "top_k": 128}], False),
+                                  ("candidates, all", [few], True))),
+        ("_choose_by_edges_kernel", (("top-p", [{**warm, "top_p": 0.95}], False),
+                                     ("candidates, all", [many], True))),
+        ("_log_probabilities_kernel", (("sampled", [warm], True), ("mixed", mixed, True))),
     ):  # fmt: skip
         for i, (name, settings, draft) in enumerate(cases):
 
             def launch(settings=settings, draft=draft):
-                if draft:
-                    op.candidates_triton(logits, positions, sampling(**settings), 16, seen)
-                else:
-                    op.choose_triton(logits, positions, sampling(**settings), seen)
+                table = of.SamplingTable(len(settings), logits.shape[1], "meta")
+                for slot, one in enumerate(settings):
+                    table.put(slot, sampling(**one))
+                table.form = table.form_of(range(len(settings)))
+                given = (16, seen) if draft else (seen,)
+                (op.candidates_triton if draft else op.choose_triton)(logits, positions, table, slots, *given)
 
             yield name, op, kernel, launch, ALL if i == len(cases) - 1 else HOPPER
+
+
+def allots() -> Iterator[Launch]:
+    """The rows of the largest passes of many texts, and of a text alone."""
+    allot, trees, plans = module("allot"), module("grow").Trees, module("plan").PassPlan
+    for seats, n, t in ((64, 64, 512), (256, 16, 512), (256, 64, 512), (1, 128, 128)):
+        plan, sat = plans.of(module("visibility").Rows.chain([1] * t, 0), "meta"), meta(seats).int()
+        tree, state, first = trees.new(seats, n, "meta"), meta(256, len(State)).int(), meta(seats + 1).int()
+        launch = partial(allot.allot_triton, plan, first, tree, state, sat)
+        name = f"{seats} seats, {n} nodes, {t} rows"
+        yield name, allot, "_allot_kernel", launch, ALL if seats == n else HOPPER
 
 
 def cycles() -> Iterator[Launch]:
     """What a cycle on the device begins and ends with, for a tree with blocks at 32k."""
     lay, rows = module("lay_triton"), module("visibility").Rows
-    one, record = meta(1, dtype=torch.int32), meta(107, dtype=torch.int32)
+    one, record = meta(1, dtype=torch.int32), meta(RECORD + 3 * 33, dtype=torch.int32)
     tree = rows.tree_with_blocks([1] * 33, [-1, *range(32)], 0, range(9, 33), 6, 96)
     chains = rows.batch([rows.chain([1] * 64, 0, s) for s in range(8)])
     for name, of, root, clock, targets in (
         ("177 rows", tree, None, None, ALL),
-        ("a chain, timed", rows.chain([1] * 32, 0), one, record[4:7], HOPPER),
+        ("a chain, timed", rows.chain([1] * 32, 0), one, record[5:8], HOPPER),
         ("a prompt", rows.chain([1] * 2048, 0), None, None, HOPPER), ("8 chains", chains, None, None, HOPPER),
         ("deep tree", rows.tree([1] * 256, [-1, *range(63), *range(192)], 0), None, None, HOPPER),
     ):  # fmt: skip
@@ -217,46 +235,52 @@ def cycles() -> Iterator[Launch]:
         tables = module("pass_tables").PassTables.new(plan.shape, 32768, 16, of is chains, "meta")
         yield name, lay, "_lay_kernel", partial(lay.lay_triton, plan, tables, root, clock), targets
 
-    grow, plan_of = module("grow"), module("plan").PassPlan.of
-    plan = plan_of(rows.tree([0] * 129, [-1] + [0] * 128, 0), "meta")
-    of, ids = meta(129, dtype=torch.float32), meta(31, 16).long()
-    state, scores = meta(1, 4, dtype=torch.int32), meta(31, 16, dtype=torch.float32)
-    for name, clock, targets in (("128 nodes", None, ALL), ("128 nodes, timed", record[5:7], HOPPER)):
-        launch = partial(grow.grow_triton, plan, of, state, scores, ids, None, clock)
+    grow, ids = module("grow"), meta(2, 31, 16).long()
+    trees, slots = grow.Trees.new(2, 129, "meta"), meta(2, dtype=torch.int32)
+    state, scores = meta(4, len(State), dtype=torch.int32), meta(2, 31, 16, dtype=torch.float32)
+    for name, clock, targets in (("128 nodes", None, ALL), ("128 nodes, timed", record[6:8], HOPPER)):
+        launch = partial(grow.grow_triton, trees, state, slots, scores, ids, None, clock)
         yield name, grow, "_grow_kernel", launch, targets
 
-    order, ranked = meta(31, 16, 16, dtype=torch.int32), meta(31, 16, 16, dtype=torch.float32)
-    launch = partial(grow.grow_triton, plan, of, state, ranked, ids, order)
+    order, ranked = meta(2, 31, 16, 16, dtype=torch.int32), meta(2, 31, 16, 16, dtype=torch.float32)
+    launch = partial(grow.grow_triton, trees, state, slots, ranked, ids, order)
     yield "128 nodes, re-ranked", grow, "_grow_kernel", launch, HOPPER
+    yield from allots()
     rerank, bigram = module("rerank"), meta(151936, 32)
-    launch = partial(
-        rerank.rerank_triton, scores, ids, one, bigram, bigram, meta(1, dtype=torch.float32), True
-    )
+    scales = meta(4, dtype=torch.float32)
+    launch = partial(rerank.rerank_triton, scores, ids, slots, bigram, bigram, scales, slots, True)
     yield "31 x 16, rank 32", rerank, "_rerank_kernel", launch, ALL
 
-    blocks, at, state = module("blocks"), meta(20, dtype=torch.int32), meta(4, dtype=torch.int32)
-    placed = plan_of(rows.tree_with_blocks([0] * 20, [-1] + [0] * 19, 0, range(20), 8, 96), "meta")
+    blocks, at, state = module("blocks"), meta(20, dtype=torch.int32), meta(len(State), dtype=torch.int32)
+    placed = module("plan").PassPlan.of(
+        rows.tree_with_blocks([0] * 20, [-1] + [0] * 19, 0, range(20), 8, 96), "meta"
+    )
     launch = partial(blocks.place_blocks_triton, placed, meta(20, dtype=torch.float32), at)
     yield "20 nodes, 20 blocks", blocks, "_place_kernel", launch, ALL
     drafts, behind = (meta(6, dtype=torch.int64) for _ in "01")
-    launch = partial(blocks.follow_triton, meta(68, dtype=torch.int32), state, at, 8, drafts, behind, one)
+    launch = partial(
+        blocks.follow_triton, meta(RECORD + 3 * 20, dtype=torch.int32), state, at, 8, drafts, behind, one
+    )
     yield "20 blocks", blocks, "_follow_kernel", launch, ALL
 
     nodes, chosen, logits = (meta(66, dtype=t) for t in (torch.int32, torch.int64, torch.float32))
-    states, accepted, start = (meta(*n, dtype=torch.int32) for n in ((2, 4), (2, 33), (2,)))
-    ends, records = meta(2, dtype=torch.int32), meta(2, 107, dtype=torch.int32)
+    states, accepted, start, first = (
+        meta(*n, dtype=torch.int32) for n in ((4, len(State)), (2, 33), (2,), (3,))
+    )  # fmt: skip
+    ends, records = meta(2, dtype=torch.int32), meta(2, RECORD + 3 * 33, dtype=torch.int32)
     walk, commit, seen = module("walk"), module("commit"), module("seen")
     for name, timed, targets in (("33 nodes", False, ALL), ("33 nodes, timed", True, HOPPER)):
         launch = partial(
-            walk.walk_triton, states, chosen, nodes, chosen, logits, logits, ends, accepted, start, records,
-            timed,
+            walk.walk_triton, states, start, first, chosen, nodes, chosen, logits, logits, ends, accepted,
+            start, records, timed,
         )  # fmt: skip
         yield name, walk, "_walk_kernel", launch, targets
-    cache, kept = meta(36, 2, 8, 2048, 128), meta(36, 66, 8, 128)
-    launch = partial(commit.commit_triton, cache, cache, kept, kept, accepted, start)
+    cache, pages, kept = meta(36, 64, 8, 64, 128), meta(2, 32, dtype=torch.int32), meta(36, 66, 8, 128)
+    launch = partial(commit.commit_triton, cache, cache, pages, start, kept, kept, accepted, start)
     yield "36 layers", commit, "_commit_kernel", launch, ALL
-    counts = meta(151936, dtype=torch.int32)
-    yield "66 rows", seen, "_paths_kernel", partial(seen.seen_rows_triton, counts, chosen, nodes), ALL
+    launch = partial(seen.seen_rows_triton, meta(2, 151936, dtype=torch.int32), nodes, chosen, nodes)
+    for kernel in ("_texts_kernel", "_paths_kernel"):
+        yield "66 rows", seen, kernel, launch, ALL
 
 
 def launches() -> Iterator[Launch]:

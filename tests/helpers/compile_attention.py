@@ -15,10 +15,11 @@ from triton.compiler import ASTSource
 
 from orthrus_kernels import attention_triton as a
 from orthrus_kernels.commit import _commit_kernel
+from orthrus_kernels.pages import PAGE
 
 POINTERS = {"q", "k", "v", "k_cache", "v_cache", "out", "k_rows", "v_rows"}
 TABLES = {"rows", "limits", "tiles", "slots", "segments", "items", "row_segments", "accepted", "start"}
-TABLES |= {"arrivals", "count"}
+TABLES |= {"arrivals", "count", "pages"}
 
 
 def source_of(kernel, dtype: str, constants: dict) -> ASTSource:
@@ -76,7 +77,7 @@ def main() -> None:
             for kernel, height, fused in [*jobs, (a._whole_kernel, tall, None)]:
                 group, rows = 4, height * folded
                 constants = {"GROUP": group, "TILE": rows // group, "FOLDED": rows, "D": d, "BLOCK_S": block}
-                constants |= {"STAGES": stages, "PDL": False}
+                constants |= {"STAGES": stages, "PAGE": PAGE, "PDL": False}
                 if fused is not None:
                     unroll = a._fused_unroll(fused, d, warps)
                     constants |= {"FUSED": fused, "UNROLL": unroll}
@@ -88,7 +89,11 @@ def main() -> None:
 
 
 def commit(arch: str) -> None:
-    print(json.dumps(compiled(_commit_kernel, "bf16", {"D": 128, "BLOCK_D": 128}, arch, num_warps=1)))
+    print(
+        json.dumps(
+            compiled(_commit_kernel, "bf16", {"PAGE": PAGE, "D": 128, "BLOCK_D": 128}, arch, num_warps=1)
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -66,14 +66,16 @@ def cases() -> Iterator[tuple[str, Callable[..., object]]]:
 def attentions() -> Iterator[tuple[str, Callable[..., object]]]:
     """Every form; nobody reads the tables."""
     op, dtype = module("attention_triton"), torch.bfloat16
-    cache = meta(1, 8, 2048, 128)
+    cache, pages = meta(32, 8, 64, 128), meta(1, 32, dtype=torch.int32)
     for form, n in (("fused", 1), ("partial", 33), ("whole", 512)):
         shape = PassShape(n, n, 1, n, 1)
         tables = op.new_tables_triton(shape, 2048, 32, 8, 128, dtype, torch.device("meta"))
         assert tables.whole == (form == "whole")
         q, k = meta(n, 32, 128), meta(n, 8, 128)
         space = meta(op.workspace_size(tables, 32, 128), dtype=torch.float32)
-        call = partial(op.attention_triton, q, k, k, cache, cache, tables, 1.0, workspace=space, form=form)
+        call = partial(
+            op.attention_triton, q, k, k, cache, cache, pages, tables, 1.0, workspace=space, form=form
+        )
         yield form, call
 
 

@@ -16,10 +16,9 @@ from interpreter import DEVICE
 from small import small_config
 from torch import Tensor
 
-from orthrus_kernels import Sampling
+from orthrus_kernels import Sampling, SamplingTable
 from orthrus_kernels.backends import REFERENCE
-from orthrus_kernels.choice_triton import choice_form
-from orthrus_kernels.layout import Settings
+from orthrus_kernels.layout import Settings, Takes
 from qwen3_model import Qwen3
 
 
@@ -55,24 +54,30 @@ def fast_choices(model: Qwen3, monkeypatch) -> None:
         monkeypatch.setattr(model, "ops", replace(model.ops, **fast))
 
 
-def _read(numbers: Tensor, form: Sampling, vocabulary: int) -> Sampling:
-    """The settings that lie in `numbers`, of those that a launch of this form reads."""
-    sampled, room, by_p, by_min = choice_form(form, vocabulary)
-    whole, parts = numbers.tolist(), numbers.view(torch.float32).tolist()
-    return Sampling(
-        temperature=parts[Settings.TEMPERATURE] if sampled else 0.0,
-        top_k=whole[Settings.TOP_K] if room else 0, top_p=parts[Settings.TOP_P] if by_p else 1.0,
-        min_p=parts[Settings.MIN_P] if by_min else 0.0, repetition_penalty=parts[Settings.PENALTY],
-        seed=whole[Settings.SEED_LOW] % 2**32 + whole[Settings.SEED_HIGH] % 2**32 * 2**32,
-    )  # fmt: skip
+def _read(table: SamplingTable) -> SamplingTable:
+    """A table of the settings that lie in the numbers of another, as launches of its form read them."""
+    read, takes = SamplingTable(len(table.samplings), table.vocabulary, "cpu"), table.form.takes
+    for slot, numbers in enumerate(table.numbers.cpu()):
+        whole, parts = numbers.tolist(), numbers.view(torch.float32).tolist()
+        biased = table.bias is not None and Takes.BIAS in takes
+        sampling = Sampling(
+            temperature=0.0 if takes & Takes.GREEDY else parts[Settings.TEMPERATURE],
+            top_k=whole[Settings.TOP_K] if Takes.TOP_K in takes else 0,
+            top_p=parts[Settings.TOP_P] if Takes.TOP_P in takes else 1.0,
+            min_p=parts[Settings.MIN_P] if Takes.MIN_P in takes else 0.0,
+            repetition_penalty=parts[Settings.PENALTY],
+            logit_bias=dict(enumerate(table.bias[slot].tolist())) if biased else {},
+            seed=whole[Settings.SEED_LOW] % 2**32 + whole[Settings.SEED_HIGH] % 2**32 * 2**32,
+        )  # fmt: skip
+        read.put(slot, sampling)
+    return read
 
 
 def _reading(twin):
     """A twin of the choice that takes its settings from where a kernel finds them."""
 
-    def run(logits, positions, sampling, *given, numbers, bias):
-        logits = logits if bias is None else logits + bias
-        return _packed(twin)(logits, positions, _read(numbers, sampling, logits.shape[1]), *given)
+    def run(logits, positions, table, *given):
+        return _packed(twin)(logits, positions, _read(table), *given)
 
     return run
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import torch
 
-from orthrus_kernels import Rows, Sampling
+from orthrus_kernels import Rows, Sampling, alike
 from qwen3_model.model import Network
 
 
@@ -20,7 +20,7 @@ def plainly(model: Network, prompt, max_new_tokens: int, **settings) -> tuple[li
         seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
         seen[:, text] = True
         at = torch.tensor([len(text)], device=logits.device)
-        token = int(model.ops.choose(logits, at, sampling, seen))
+        token = int(model.ops.choose(logits, at, *alike(sampling, logits), seen))
         logprobs.append(float(logits[0, token] - model.ops.log_sum_exp(logits)[0]))
         text.append(token)
         if token in model.config.eos_token_ids or len(logprobs) == max_new_tokens:

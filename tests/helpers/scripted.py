@@ -23,9 +23,10 @@ class ScriptedModel(Network):
         self.passes: list[Rows] = []  # the prompt's first
         self.interrupt_after: int | None = None
 
-    def new_cache(self, capacity: int, sequences: int = 1) -> KVCache:
-        cache = super().new_cache(capacity, sequences)
-        cache.keys, cache.values = torch.full((2, 1, sequences, 1, capacity, 1), float("nan"))
+    def new_cache(self, capacity: int, sequences: int = 1, pool: int | None = None) -> KVCache:
+        cache = super().new_cache(capacity, sequences, pool)
+        size = cache.keys.shape[1], 1, cache.keys.shape[3], 1  # one layer, one head of size 1
+        cache.keys, cache.values = torch.full((2, 1, *size), float("nan"))
         return cache
 
     def generate(self, prompt, strategy="auto", max_new_tokens=None, on_tokens=None, on_run=None, **settings):
@@ -43,15 +44,25 @@ class ScriptedModel(Network):
         return torch.randn(self.config.vocab_size, generator=g) * 2
 
     def states(self, given: Pass, cache: KVCache):
-        rows = given.plan.rows()
+        plan, rows = given.plan, given.plan.rows()
         if self.interrupt_after is not None and len(self.passes) > self.interrupt_after:
             raise KeyboardInterrupt
         self.passes.append(rows)
-        context = [int(token) for token in cache.keys[0, 0, 0, : rows.contexts[0], 0]]
-        wanted = range(len(rows)) if given.logits_of is None else given.logits_of.tolist()
-        keys = torch.tensor(rows.tokens[: rows.n_ar], dtype=torch.float32)[None, :, None, None]
-        states = [self._row(rows, i, context) for i in wanted]
+        contexts = {s: self._context(cache, s, length) for s, length in rows.contexts.items()}
+        used = {row: i for i, row in enumerate((plan.sequences >= 0).nonzero().flatten().tolist())}
+        wanted = range(len(plan.tokens)) if given.logits_of is None else given.logits_of.tolist()
+        keys = torch.where(plan.sequences >= 0, plan.tokens.float(), float("nan"))[: plan.shape.n_ar]
+        keys = keys[None, :, None, None]
+        nothing = torch.zeros(self.config.vocab_size)  # of a row of padding
+        states = [
+            self._row(rows, used[row], contexts[rows.sequences[used[row]]]) if row in used else nothing
+            for row in wanted
+        ]
         return torch.stack(states) if states else torch.zeros(0, self.config.vocab_size), keys, keys
+
+    def _context(self, cache: KVCache, sequence: int, length: int) -> list[int]:
+        """The committed tokens."""
+        return [int(token) for token in cache.read(sequence, length)[0].flatten()]
 
     def _row(self, rows: Rows, i: int, context: list[int]) -> torch.Tensor:
         if rows.blocks[i] < 0:

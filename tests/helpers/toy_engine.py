@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass
 
-from qwen3_model.decode.pages import PAGE, pages_for
+from orthrus_kernels import PAGE, pages_for
 from qwen3_model.decode.scheduler import Cycle, Prefill, Scheduler
 
 

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpreter import DEVICE
+from paged import committed, paged
 from plans import laid, padded
 from strategies import KINDS, hard, mixed_passes
 
-from orthrus_kernels import PassPlan, PassShape, PassTables, Rows, backend_ops, commit
+from orthrus_kernels import PAGE, PassPlan, PassShape, PassTables, Rows, backend_ops
 from orthrus_kernels import attention_triton as module
 from orthrus_kernels.attention_triton import attention_triton, new_tables_triton, tile_rows, workspace_size
 from orthrus_kernels.layout import Tile
@@ -34,13 +35,18 @@ def tables_of(rows, q, k, whole=False, capacity=None):
 
 
 def run(q, k, v, k_cache, v_cache, rows, form="auto", tables=None, **settings):
-    """The kernel on the device it is tested on, its output on the CPU; form "whole" is one of the tables."""
+    """The kernel on the device it is tested on, its output on the CPU; form "whole" is one of the tables.
+    Caches [B, G, S, D], whose pages lie in any order."""
     if tables is None and form == "auto":
         tables = laid(rows, q.to(DEVICE), k, TRITON)
     elif tables is None:
         tables = tables_of(rows, q, k, form == "whole")
-    args = (t.to(DEVICE) for t in (q, k, v, k_cache, v_cache))
+    args = on_device(q, k, v, *paged(k_cache, v_cache, rows.contexts))
     return attention_triton(*args, tables, SCALE, form="auto" if tables.whole else form, **settings).cpu()
+
+
+def on_device(*tensors):
+    return [t.to(DEVICE) for t in tensors]
 
 
 @pytest.mark.parametrize("dtype", LIMIT, ids=str)
@@ -59,6 +65,22 @@ def test_against_dense_fp64_and_the_twin(dtype, rows, seed, form):
 def test_both_forms_give_the_same_bits(rows, dtype, kind):
     args = twin.inputs(rows, dtype, kind)
     assert torch.equal(run(*args, rows, form="partial"), run(*args, rows, form="whole"))
+
+
+@pytest.mark.parametrize("block", [16, 64])
+@settings(max_examples=20 if DEVICE == "cuda" else 3)
+@given(rows=mixed_passes(max_start=300), whole=st.booleans())
+def test_where_pages_lie_changes_no_bit(block, rows, whole):
+    """One behind the other, or in any order among foreign pages, which hold NaN; a page is a block of keys,
+    or several."""
+    q, k, v, *caches = twin.inputs(rows, torch.bfloat16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "DEFAULT_LAUNCH", (64, block, 4, 2))
+        tables = tables_of(rows, q, k, whole)
+        apart = on_device(q, k, v, *paged(*caches, rows.contexts, shuffled=False))
+        want = attention_triton(*apart, tables, SCALE).cpu()
+        assert torch.equal(run(q, k, v, *caches, rows, tables=tables), want)
+    assert ((want - twin.attention(q, k, v, *caches, rows, SCALE)).abs().max() / want.abs().max()) < 1.5e-2
 
 
 @settings(max_examples=30 if DEVICE == "cuda" else 4)
@@ -87,10 +109,9 @@ def test_tree_node_equals_decoding_its_path_alone(rows, dtype, kind, data):
     node = data.draw(st.integers(0, rows.n_ar - 1))
     inside = run(q, k, v, k_cache, v_cache, rows)[node]
     above, start = rows.ancestors(node), rows.contexts[0]
-    k_cache, v_cache = k_cache[None].clone(), v_cache[None].clone()
-    committed((k_cache, v_cache), k, v, above, start)
+    caches = committed(k_cache, v_cache, k, v, above, start)
     alone = Rows.chain([1], start + len(above))
-    assert torch.equal(run(q[[node]], k[[node]], v[[node]], k_cache[0], v_cache[0], alone)[0], inside)
+    assert torch.equal(run(q[[node]], k[[node]], v[[node]], *caches, alone)[0], inside)
 
 
 @settings(max_examples=8)
@@ -106,10 +127,9 @@ def test_block_equals_drafting_it_alone(rows, kind, data):
     mine = [i for i, b in enumerate(rows.blocks) if b == block]
     inside = run(q, k, v, k_cache, v_cache, rows)[mine]
     above, start = rows.ancestors(mine[0]), rows.contexts[0]
-    k_cache, v_cache = k_cache[None].clone(), v_cache[None].clone()
-    committed((k_cache, v_cache), k, v, above, start)
+    caches = committed(k_cache, v_cache, k, v, above, start)
     alone = Rows.block(1, len(mine), start + len(above), 96)
-    assert torch.equal(run(q[mine], k[mine], v[mine], k_cache[0], v_cache[0], alone), inside)
+    assert torch.equal(run(q[mine], k[mine], v[mine], *caches, alone), inside)
 
 
 def row_after_split(q, k, v, row, cached, extra=3, form="auto"):
@@ -151,12 +171,6 @@ def test_row_bits_across_the_wider_cuts(row):
         assert torch.equal(row_after_split(q, k, v, row, row - 5, form=form), alone)
 
 
-def committed(caches, k, v, rows, start):
-    """Rows of a pass put behind `start` committed positions of the only sequence."""
-    table = torch.tensor([[start, *rows]], dtype=torch.int32, device=k.device)
-    commit(*caches, k[None], v[None], table[:, 1:], table[:, 0])
-
-
 @pytest.mark.parametrize("heads, groups", [(5, 1), (8, 8), (16, 2)])
 def test_other_head_groupings_and_split_qkv(heads, groups):
     """A group that does not divide the tile, none, 8 to one; q, k, v as views of one projection."""
@@ -168,10 +182,9 @@ def test_other_head_groupings_and_split_qkv(heads, groups):
     assert ((got - want).abs().max() / want.abs().max()).item() < LIMIT[torch.bfloat16]
     for node in (0, 8):
         above = rows.ancestors(node)
-        caches = k_cache[None].clone(), v_cache[None].clone()
-        committed(caches, k, v, above, 130)
+        caches = committed(k_cache, v_cache, k, v, above, 130)
         alone = Rows.chain([1], 130 + len(above))
-        part = run(q[[node]], k[[node]], v[[node]], caches[0][0], caches[1][0], alone)[0]
+        part = run(q[[node]], k[[node]], v[[node]], *caches, alone)[0]
         assert torch.equal(part, got[node])
 
 
@@ -276,7 +289,7 @@ def test_fused_rows_of_a_block_and_odd_groups(arrivals):
     rows = Rows.block(1, 3, 530, 96)
     q, k, v, k_cache, v_cache = (t.to(DEVICE) for t in twin.inputs(rows, torch.bfloat16, "massive"))
     q = hard("heavy", 3, 5, DIM).bfloat16().to(DEVICE)
-    args = q, k[:, :1], v[:, :1], k_cache[:, :1], v_cache[:, :1]
+    args = q, k[:, :1], v[:, :1], *paged(k_cache[:, :1], v_cache[:, :1], rows.contexts)
     args = *args, tables_of(rows, *args[:2]), SCALE
     out = torch.full((3, 8, DIM), 7.0, dtype=torch.bfloat16, device=DEVICE)
     attention_triton(*args, out=out[:, 1:6], form="fused")
@@ -287,11 +300,11 @@ def test_fused_rows_of_a_block_and_odd_groups(arrivals):
 def test_an_item_that_does_not_arrive_leaves_the_output_alone(arrivals):
     """The fold waits for every segment: with an arrival less nobody folds."""
     rows = Rows.chain([1], 600)
-    args = twin.inputs(rows)
-    tables = tables_of(rows, *args[:2])
+    q, k, v, *caches = twin.inputs(rows)
+    tables = tables_of(rows, q, k)
     arrivals[:GROUPS] = -1
-    out = torch.full_like(args[0], 7.0, device=DEVICE)
-    attention_triton(*(t.to(DEVICE) for t in args), tables, SCALE, out=out, form="fused")
+    out = torch.full_like(q, 7.0, device=DEVICE)
+    attention_triton(*on_device(q, k, v, *paged(*caches)), tables, SCALE, out=out, form="fused")
     assert (out == 7).all() and (arrivals[:GROUPS] == tables.n_segments - 1).all()
 
 
@@ -309,21 +322,21 @@ def test_blocks_on_long_paths_read_their_chain_in_place():
     for block in range(2):
         mine = [i for i, b in enumerate(rows.blocks) if b == block]
         above = rows.ancestors(mine[0])
-        caches = k_cache[None].clone(), v_cache[None].clone()
-        committed(caches, k, v, above, 33)
+        caches = committed(k_cache, v_cache, k, v, above, 33)
         alone = Rows.block(1, 70, 33 + len(above), 96)
-        assert torch.equal(run(q[mine], k[mine], v[mine], caches[0][0], caches[1][0], alone), got[mine])
+        assert torch.equal(run(q[mine], k[mine], v[mine], *caches, alone), got[mine])
 
 
 def test_tables_workspace_and_output_of_a_captured_pass():
     """Tables made once, memory given."""
     rows = Rows.tree([1] * 5, [-1, 0, 0, 1, 3], 300)
-    args = twin.inputs(rows)
-    tables = tables_of(rows, *args[:2])
+    q, k, v, *caches = twin.inputs(rows)
+    tables = tables_of(rows, q, k)
     space = torch.full((workspace_size(tables, HEADS, DIM),), float("nan"), device=DEVICE)
-    out = torch.empty_like(args[0], device=DEVICE)
-    got = attention_triton(*(t.to(DEVICE) for t in args), tables, SCALE, out=out, workspace=space)
-    assert got is out and torch.equal(got.cpu(), run(*args, rows))
+    out = torch.empty_like(q, device=DEVICE)
+    args = on_device(q, k, v, *paged(*caches))
+    got = attention_triton(*args, tables, SCALE, out=out, workspace=space)
+    assert got is out and torch.equal(got.cpu(), run(q, k, v, *caches, rows))
 
 
 def form_of(shape, capacity, dtype=torch.bfloat16):
@@ -368,11 +381,23 @@ def test_partials_in_flight_do_not_touch_the_bits(monkeypatch):
 
 def test_what_does_not_fit_is_refused():
     rows = Rows.chain([1, 2], 3)
-    q, k, v, k_cache, v_cache = (t.to(DEVICE) for t in twin.inputs(rows))
-    tables = tables_of(rows, q, k)
+    q, k, v, *caches = on_device(*twin.inputs(rows))
+    pools, tables = paged(*caches), tables_of(rows, q, k)
     with pytest.raises(AssertionError):
-        attention_triton(q, k, v, k_cache, v_cache, tables_of(Rows.chain([1], 3), q, k), SCALE)
+        attention_triton(q, k, v, *pools, tables_of(Rows.chain([1], 3), q, k), SCALE)
     with pytest.raises(AssertionError):
-        attention_triton(q, k, v, k_cache, v_cache, tables, -1.0)
+        attention_triton(q, k, v, *pools, tables, -1.0)
     with pytest.raises(AssertionError):
-        attention_triton(q, k.bfloat16(), v, k_cache, v_cache, tables, SCALE)
+        attention_triton(q, k.bfloat16(), v, *pools, tables, SCALE)
+    with pytest.raises(AssertionError, match="laid out alike"):
+        attention_triton(q, k, v.transpose(0, 1).contiguous().transpose(0, 1), *pools, tables, SCALE)
+    with pytest.raises(AssertionError):
+        attention_triton(q, k, v, *caches, pools[2], tables, SCALE)
+
+
+def test_a_block_of_keys_lies_in_one_page(monkeypatch):
+    assert all(PAGE % block == 0 for _, block, *_ in [*module.LAUNCH.values(), module.DEFAULT_LAUNCH])
+    monkeypatch.setattr(module, "DEFAULT_LAUNCH", (64, 128, 4, 2))
+    rows = Rows.chain([1], 3)
+    with pytest.raises(AssertionError, match="two pages"):
+        run(*twin.inputs(rows), rows)

@@ -10,16 +10,12 @@ from hypothesis import strategies as st
 from inputs import examples
 from strategies import hard
 
-from orthrus_kernels import Sampling, choose, log_sum_exp
+from orthrus_kernels import Sampling, alike, choose, log_sum_exp
 from orthrus_kernels._triton import tl, triton
 from orthrus_kernels.choice import candidates, gumbel, random_bits
-from orthrus_kernels.choice_triton import (
-    _signed32,
-    candidates_triton,
-    choose_triton,
-    log_sum_exp_triton,
-)
+from orthrus_kernels.choice_triton import candidates_triton, choose_triton, log_sum_exp_triton
 from orthrus_kernels.head import head_triton
+from orthrus_kernels.sampling_table import signed32
 from orthrus_kernels.scores_triton import gumbel_at, gumbel_from, minus_log1p_minus
 from orthrus_kernels.weight import Weight
 
@@ -50,7 +46,7 @@ def test_noise_is_the_twins(seed, at, device):
     number or of 1 where the logarithm passes 0."""
     position, n = 31_000, 4096
     got = torch.empty(n, device=device)
-    _noise_kernel[(4,)](y=got, seed_low=_signed32(seed), seed_high=_signed32(seed >> 32), position=position,
+    _noise_kernel[(4,)](y=got, seed_low=signed32(seed), seed_high=signed32(seed >> 32), position=position,
                         AT=at, BLOCK=1024, enable_fp_fusion=False)  # fmt: skip
     place = torch.tensor([position])
     bits = random_bits(seed, place, torch.arange(n)).numpy()[0]
@@ -99,9 +95,10 @@ def test_the_twins_choices(sampling, v, whole, seed, spread, device):
     seen = (torch.rand(3, v, generator=g) < 0.3).to(device)
     positions = torch.randint(0, 40_000, (3,), generator=g).to(device)
     logits = logits.to(device)
-    got = choose_triton(logits, positions, sampling, seen)
-    assert got.tolist() == choose(logits, positions, sampling, seen).tolist()
-    assert torch.equal(got[2:], choose_triton(logits[2:], positions[2:], sampling, seen[2:]))
+    table, slots = alike(sampling, logits)
+    got = choose_triton(logits, positions, table, slots, seen)
+    assert got.tolist() == choose(logits, positions, table, slots, seen).tolist()
+    assert torch.equal(got[2:], choose_triton(logits[2:], positions[2:], table, slots[2:], seen[2:]))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +117,8 @@ def test_ties_at_the_edge_keep_the_lowest_ids(settings, kept, device):
     want = gumbel(5, positions, 300)[:, :kept].argmax(-1)
     assert want.max() > kept // 2 or kept == 1, "the edge matters"
     logits = torch.full((10, 300), -2.5, device=device)
-    got = choose_triton(logits, positions.to(device), Sampling(temperature=0.9, seed=5, **settings))
+    sampling = Sampling(temperature=0.9, seed=5, **settings)
+    got = choose_triton(logits, positions.to(device), *alike(sampling, logits))
     assert got.tolist() == want.tolist()
 
 
@@ -134,7 +132,8 @@ def test_an_edge_between_neighbouring_numbers(device):
     positions = torch.arange(4).to(device)
     for k in (1, 59, 61, 119):
         sampling = Sampling(temperature=1.0, top_k=k, seed=k)
-        assert torch.equal(choose_triton(logits, positions, sampling), choose(logits, positions, sampling))
+        given = logits, positions, *alike(sampling, logits)
+        assert torch.equal(choose_triton(*given), choose(*given))
 
 
 def test_several_blocks(device):
@@ -149,7 +148,8 @@ def test_several_blocks(device):
         Sampling(temperature=1.0, top_k=2, seed=3),
         Sampling(temperature=1.5, top_p=0.6, seed=4),
     ):
-        assert torch.equal(choose_triton(logits, positions, sampling), choose(logits, positions, sampling))
+        given = logits, positions, *alike(sampling, logits)
+        assert torch.equal(choose_triton(*given), choose(*given))
 
 
 @pytest.mark.parametrize(
@@ -160,9 +160,10 @@ def test_what_is_not_finite_is_chosen_as_the_twin_does(settings, device):
     logits[0, [40, 60]], logits[1, [7, 60]], logits[2, :99] = math.nan, INF, -INF
     logits[3] = -INF
     positions, sampling = torch.arange(4, device=device), Sampling(**settings)
-    want = choose(logits, positions, sampling).tolist()
+    given = logits, positions, *alike(sampling, logits)
+    want = choose(*given).tolist()
     assert want == [40, 7, 99, 0]
-    assert choose_triton(logits, positions, sampling).tolist() == want
+    assert choose_triton(*given).tolist() == want
 
 
 @examples(5)
@@ -178,10 +179,10 @@ def test_log_sum_exp_is_the_twins_and_the_heads(rows, v, seed, device):
 
 def test_no_rows(device):
     logits, positions = torch.zeros(0, 50, device=device), torch.zeros(0, dtype=torch.int64, device=device)
-    assert choose_triton(logits, positions, Sampling()).shape == (0,)
+    assert choose_triton(logits, positions, *alike(Sampling(), logits)).shape == (0,)
     out = torch.full((1,), -1, device=device)
     one = torch.zeros(1, 50, device=device), torch.zeros(1, dtype=torch.int64, device=device)
-    assert choose_triton(*one, Sampling(), out=out) is out and out.tolist() == [0]
+    assert choose_triton(*one, *alike(Sampling(), one[0]), out=out) is out and out.tolist() == [0]
     assert log_sum_exp_triton(logits).shape == (0,)
 
 
@@ -195,16 +196,18 @@ def test_the_twins_candidates(sampling, v, k, seed, device):
     logits = hard("normal", 3, v, seed=seed) * 3
     seen = (torch.rand(3, v, generator=torch.Generator().manual_seed(seed)) < 0.3).to(device)
     positions, logits = torch.tensor([0, 7, 40_000], device=device), logits.to(device)
-    want, want_ids = candidates(logits, positions, sampling, k, seen)
-    got, ids = candidates_triton(logits, positions, sampling, k, seen)
+    table, slots = alike(sampling, logits)
+    want, want_ids = candidates(logits, positions, table, slots, k, seen)
+    got, ids = candidates_triton(logits, positions, table, slots, k, seen)
     possible = want > -INF
     assert torch.equal(possible, got > -INF) and possible[:, 0].all()
     assert torch.equal(ids[possible], want_ids[possible])
     assert (got[possible] - want[possible]).abs().max() <= 2**-16
-    alone, ids_alone = candidates_triton(logits[1:2], positions[1:2], sampling, k, seen[1:2])
-    assert torch.equal(ids_alone, ids[1:2]) and torch.equal(alone.exp(), got[1:2].exp())
+    alone, ids_alone = candidates_triton(logits[1:2], positions[1:2], table, slots[:1], k, seen[1:2])
+    assert torch.equal(ids_alone, ids[1:2]) and torch.equal(alone, got[1:2])
 
 
 def test_candidates_past_the_vocabulary_are_refused(device):
     with pytest.raises(ValueError, match="k is 9"):
-        candidates_triton(torch.zeros(1, 8, device=device), torch.zeros(1, dtype=torch.int64), Sampling(), 9)
+        logits = torch.zeros(1, 8, device=device)
+        candidates_triton(logits, torch.zeros(1, dtype=torch.int64), *alike(Sampling(), logits), 9)

@@ -36,13 +36,13 @@ def test_a_cycles_time_is_its_kinds(model, monkeypatch):
 
     def timed(self, pool, timed=False):
         read = launch(self, pool, timed)
-        return lambda: replace(read(), milliseconds=100.0 + of[self.nodes])
+        return lambda: [replace(end, milliseconds=100.0 + of[self.nodes]) for end in read()]
 
     monkeypatch.setattr(Cycle, "launch", timed)
     monkeypatch.setattr(Controller, "next", lambda self: next(turns))
     monkeypatch.setattr(Times, "observe", lambda self, kind, cost: booked.append((kind, cost)))
     monkeypatch.setattr(Controller, "observe", lambda self, kind, path: observed.append((kind, path)))
-    model.engine.slot.cycles.ahead = True
+    model.engine.runner.ahead = True
     result = model.generate(PROMPT, max_new_tokens=16, strategy="auto", block_size=4)
     assert result.token_ids == plain.token_ids and result.logprobs == plain.logprobs
     assert {kind for kind, _ in booked} == {PLAIN, 3, 7} and len(booked) == result.stats.cycles
@@ -58,13 +58,13 @@ def test_a_cycles_time_is_its_kinds(model, monkeypatch):
 def test_the_parts_of_a_cycle_on_the_device(model):
     """Begin, behind the draft, behind the tree, end: low bits of ns, which pass the largest int32."""
     model.generate(PROMPT, max_new_tokens=4, strategy="two-pass", tree_nodes=2, block_size=3)
-    over = model.engine.slot.cycles
+    over = model.engine.runner.cycles
     cycle = next(cycle for (kind, *_), cycle in over._cycles.items() if kind == 2)
     with torch.inference_mode():
         read = cycle.launch(over.pool)
-        times = cycle.readings[(cycle.launches - 1) % len(cycle.readings)].wait()[Record.BEGAN :]
+        times = cycle.readings[(cycle.launches - 1) % len(cycle.readings)].wait()[0, Record.BEGAN :]
         times[:4] = torch.tensor([2**31 - 400, 2**31 - 300, -(2**31) + 100, -(2**31) + 1100])
-    assert read().run.seconds == pytest.approx([100e-9, 400e-9, 1000e-9], rel=1e-9)
+    assert read()[0].run.seconds == pytest.approx([100e-9, 400e-9, 1000e-9], rel=1e-9)
 
 
 class Ticking(ScriptedModel):

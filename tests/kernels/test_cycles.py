@@ -46,9 +46,9 @@ def by_cycles(model, prompt=PROMPT, ahead=False, **settings):
     """(result, cycles) of a text from a fresh cache. ahead: each cycle is launched before the last is read,
     as on a GPU."""
     model.engine.forget()
-    over = model.engine._slot(len(prompt) + 40).cycles
-    over.ahead |= ahead
-    return model.generate(prompt, **DEFAULTS | settings), over
+    runner = model.engine.runner_for(len(prompt) + 40)
+    runner.ahead |= ahead
+    return model.generate(prompt, **DEFAULTS | settings), runner.cycles
 
 
 def by_hand(model, prompt=PROMPT, max_new_tokens=5, seed=3, **settings):
@@ -105,7 +105,7 @@ def test_end_tokens_end_it_on_the_device(model, strategy, monkeypatch):
     monkeypatch.setattr(model, "config", replace(model.config, eos_token_ids=(end,)))
     result, over = by_cycles(model, strategy=strategy, temperature=1.0, ahead=True)
     assert same(result, (tokens[:first], logprobs[:first])) and result.stats.finish_reason == "end_token"
-    state = over.text.state[0]
+    state = over.slots.state[0]
     assert first == 1 or int(state[State.FINISHED]) == 1, "on the device, not by the host alone"
 
 
@@ -113,7 +113,7 @@ def test_seeds_biases_and_texts_share_a_cycle(model):
     model.engine.forget()
     how = {"tree_nodes": 0, "max_new_tokens": 4}
     texts = [model.generate(PROMPT, temperature=1.0, seed=s, **how).token_ids for s in (1, 2, 1)]
-    over = model.engine.slot.cycles
+    over = model.engine.runner.cycles
     cycles = len(over)
     assert texts[0] == texts[2] != texts[1] and cycles <= 2
     for token in (9, 11):
@@ -226,7 +226,7 @@ def test_an_interrupted_capture_is_not_replayed(model, monkeypatch):
 
 
 def copies(over):
-    return [t.clone() for t in (over.text.cache.keys, over.text.cache.values, over.text.state)]
+    return [t.clone() for t in (over.slots.cache.keys, over.slots.cache.values, over.slots.state)]
 
 
 def same_copies(over, before):
@@ -238,14 +238,14 @@ def same_copies(over, before):
 def test_a_surplus_cycle_leaves_cache_and_state(model, strategy):
     how = {"strategy": strategy, "block_size": 4, "temperature": 0.8, "repetition_penalty": 1.2}
     _, over = by_cycles(model, ahead=True, **how)
-    before, counts = copies(over), over.text.choice.counts.clone()
+    before, counts = copies(over), over.slots.choice.counts.clone()
     with torch.inference_mode():
         for (kind, *_), cycle in over._cycles.items():
             over.again(kind)
-            end = cycle.launch(over.pool)()
+            (end,) = cycle.launch(over.pool)()
             assert end.finished and not end.run.tokens
     same_copies(over, before)
-    assert torch.equal(over.text.choice.counts, counts)
+    assert torch.equal(over.slots.choice.counts, counts)
 
 
 def test_measuring_times_changes_nothing(model, monkeypatch):
@@ -254,7 +254,7 @@ def test_measuring_times_changes_nothing(model, monkeypatch):
     settings = {"strategy": "auto", "tree_nodes": "auto", "block_size": 4, "temperature": 0.8}
     plain = by_hand(model, temperature=0.8)
     model.engine.forget()
-    over = model.engine._slot(40).cycles
+    over = model.engine.runner_for(40).cycles
 
     def noted(self, pool, timed=False):
         kind = of[self.nodes]
@@ -264,12 +264,12 @@ def test_measuring_times_changes_nothing(model, monkeypatch):
         launched.append((kind, timed))
 
         def end():
-            found = read()
+            (found,) = read()
             if len(launched) <= 9:
                 assert found.finished and not found.run.tokens
                 same_copies(over, before)
             assert DEVICE == "cpu" or not timed or found.milliseconds > 0
-            return replace(found, milliseconds=4.0 + kind if timed else None)
+            return [replace(found, milliseconds=4.0 + kind if timed else None)]
 
         return end
 
@@ -279,7 +279,7 @@ def test_measuring_times_changes_nothing(model, monkeypatch):
     for _ in "01":
         again = model.generate(PROMPT, **DEFAULTS | settings)
         assert same(again, plain)
-        state = over.text.state[0]
+        state = over.slots.state[0]
         assert int(state[State.LEFT]) == 0 and int(state[State.FINISHED]) == 1, "decoded here, to the end"
     every = (PLAIN, 3, 7)
     assert launched[:9] == [(k, False) for k in every for _ in "01"] + [(k, True) for k in every]
@@ -291,8 +291,8 @@ def test_measuring_times_changes_nothing(model, monkeypatch):
 def test_damaged_logits_are_said(monkeypatch):
     damaged, run = model_of(), Prompts.run
 
-    def then_damage(self, tokens):
-        states = run(self, tokens).clone()
+    def then_damage(self, *given):
+        states = run(self, *given).clone()
         damaged.norm.fill_(float("nan"))
         return states
 
@@ -318,13 +318,12 @@ def test_a_damaged_drafter_leaves_the_text_alone(model, strategy, tree_nodes, se
 
 def test_the_cache_holds_what_plain_decoding_commits(model):
     result, over = by_cycles(model, strategy="two-pass", block_size=3)
-    cache, n = over.text.cache, len(PROMPT) + len(result.token_ids) - 1
+    cache, n = over.slots.cache, len(PROMPT) + len(result.token_ids) - 1
     plain = model.new_cache(n)
     with torch.inference_mode():
         model.prefill([*PROMPT, *result.token_ids[:-1]], plain)
-    assert int(over.text.start) == n
-    assert torch.equal(cache.keys[:, :, :, :n], plain.keys)
-    assert torch.equal(cache.values[:, :, :, :n], plain.values)
+    assert int(over.slots.start) == n
+    assert all(map(torch.equal, cache.read(0, n), plain.read(0, n)))
 
 
 def test_a_stopped_text_leaves_the_cache_usable(model):
@@ -381,7 +380,7 @@ def test_a_draft_is_not_taken_into_another_text(model):
     )
     (cycle,) = over._cycles.values()
     at = int(cycle.drafted_at)
-    assert at > 0 and (cycle.ids[:, 0] == 9).all(), "a draft is left"
+    assert at > 0 and (cycle.ids[..., 0] == 9).all(), "a draft is left"
     stats = model.generate(
         [5] * at, max_new_tokens=4, on_tokens=lambda ids, text: kept.append(len(ids)), **settings
     ).stats
@@ -400,7 +399,7 @@ def test_other_tables_have_cycles_of_their_own(model):
     assert again.stats.accepted_histogram == plain.stats.accepted_histogram
     assert corrected.token_ids == plain.token_ids
     drafts = [cycle for (kind, *_), cycle in over._cycles.items() if kind != PLAIN]
-    assert sorted(cycle.next_scores.dim() for cycle in drafts) == [2, 3, 3]
+    assert sorted(cycle.next_scores.dim() for cycle in drafts) == [3, 4, 4]
 
 
 @pytest.mark.parametrize("block", [7, None])

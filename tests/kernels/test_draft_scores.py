@@ -9,7 +9,7 @@ from lookup import lookup_model
 
 from orthrus_kernels import Rows, Sampling
 from orthrus_kernels.choice import gumbel
-from orthrus_kernels.choice_triton import bias_table
+from orthrus_kernels.sampling_table import bias_row
 from qwen3_model.bigram import Bigram
 from qwen3_model.decode.choice import CANDIDATES, Choice
 
@@ -53,7 +53,7 @@ def block_logits(model, root, start, count):
     cache.lengths = [start]
     rows = Rows.block(root, model.config.block_size, start, model.config.mask_token_id)
     logits = model.forward(rows, cache).logits[:count].cpu()
-    return logits + bias_table(tuple(BIASES.items()), model.config.vocab_size, torch.device("cpu"))
+    return logits + bias_row(Sampling(logit_bias=BIASES), model.config.vocab_size)
 
 
 def check_tree(tree, logits, told, seed, penalty, tables):
@@ -94,20 +94,22 @@ def test_a_cycles_trees(penalty, backend):
 
 @pytest.mark.parametrize("known", [True, False])
 def test_a_cycles_ranks(known):
-    """By the numbers and the bias that lie on the device, whatever settings of this form it was captured
-    with."""
+    """By the numbers and the bias that lie on the device, whatever the host says of this form."""
     model, start, count = model_of("triton"), 5, 2
     v = model.config.vocab_size
     model.bigram = tables = random_tables(v)
-    choice = Choice(model)
-    choice.begin(Sampling(temperature=T, seed=3, logit_bias=BIASES), PROMPT)
-    choice.sampling = Sampling(temperature=1.5, seed=8, logit_bias={1: 20.0})
+    choice = Choice(model, 3)
+    choice.put(1, Sampling(temperature=T, seed=3, logit_bias=BIASES), PROMPT)
+    choice.put(2, Sampling(temperature=3.0, seed=9, logit_bias={2: 20.0}), PROMPT)
+    choice.form = choice.form_of([1])
+    choice.table.samplings[1] = Sampling(temperature=1.5, seed=8, logit_bias={1: 20.0})
+    slots = torch.ones(count, dtype=torch.int32, device=DEVICE)
     g = torch.Generator().manual_seed(2)
     states = torch.randn(count, model.config.hidden_size, generator=g).to(DEVICE)
     root = torch.tensor([7], dtype=torch.int32, device=DEVICE)
     positions = torch.arange(start + 1, start + 1 + count, device=DEVICE)
-    scores, ids, order = choice.ranked(states, positions, root, known)
-    logits = (model.ops.linear(states, model.head, out_dtype=torch.float32) + choice.bias).cpu()
+    scores, ids, order = (x[0] for x in choice.ranked(states, positions, root, slots, known))
+    logits = (model.ops.linear(states, model.head, out_dtype=torch.float32) + choice.table.bias[1]).cpu()
     fronts = [[7] * CANDIDATES, ids[0].tolist()]
     for p in range(count):
         logs, wanted = shares(logits[p], start + 1 + p, 3)

@@ -16,7 +16,7 @@ from bench import replay
 from bench.forced_walk import WIDTH, Forced, forced_walk, walk
 from bench.replay import Measured, Way, run, tables, with_bigram
 from bench.trace_file import CHAIN, KINDS, ONE_PASS, TREES, Text, Trace, followed
-from orthrus_kernels.layout import RECORD
+from orthrus_kernels.layout import RECORD, Record, State
 from orthrus_kernels.walk import walk_triton
 from qwen3_model import InputError
 from qwen3_model.decode.controller import CHAIN as CHAIN_KIND
@@ -29,44 +29,56 @@ def table(values, dtype=torch.int32) -> torch.Tensor:
     return torch.tensor(values, dtype=dtype, device=DEVICE)
 
 
-def walked(step, n, state, choices, tokens, **more):
-    """(state, accepted, start, record) after a cycle over a chain."""
+def walked(step, n, state, choices, tokens, rows=0, **more):
+    """(states, accepted, start, record) after a cycle over a chain of the text in slot 1, whose root stands
+    in row `rows`; n: nodes of a tree at most."""
     accepted, start, record = table([[9] * n]), table([-5]), table([[77] * (RECORD + 3 * n)])
-    state = table([state])
+    state, length = table([[3] * len(State), state]), len(tokens)
+    numbers = [i / 3 for i in range(-rows, length)]
     step(
-        state, table(tokens, torch.int64), table(list(range(-1, n - 1))), table(choices, torch.int64),
-        table([i / 3 for i in range(n)], torch.float32), table([2.0] * n, torch.float32), table([-1]),
+        state, table([1]), table([rows, rows + length]), table([0] * rows + tokens, torch.int64),
+        table([-1] * rows + [-1, *range(rows, rows + length - 1)]), table([0] * rows + choices, torch.int64),
+        table(numbers, torch.float32), table([2.0] * len(numbers), torch.float32), table([-1]),
         accepted, start, record, **more,
     )  # fmt: skip
-    return [x.flatten().tolist() for x in (state, accepted, start, record)]
+    return [x.flatten().tolist() for x in (state[1], state[0], accepted, start, record)]
 
 
 @settings(max_examples=60)
-@given(n=st.integers(1, 70), at=st.integers(0, 4), left=st.integers(0, 40), data=st.data())
-def test_it_writes_what_a_walk_of_as_many_tokens_would(n, at, left, data):
-    """On a chain, where accepted nodes are those of any walk. With nothing left the text is finished."""
+@given(
+    n=st.integers(1, 70), at=st.integers(0, 4), left=st.integers(0, 40), room=st.integers(0, 40),
+    rows=st.sampled_from([0, 0, 3]), data=st.data(),
+)  # fmt: skip
+def test_it_writes_what_a_walk_of_as_many_tokens_would(n, at, left, room, rows, data):
+    """On a chain, where accepted nodes are those of any walk; of the second slot, in any rows. With nothing
+    left the text is finished; where its pages end it is not."""
     count = data.draw(st.integers(1, min(n, WIDTH)))
     tokens = list(range(100, 100 + n))
     choices = tokens[1:count] + [7] * (n - count + 1)
-    state = [20 + at, 100, left, int(left == 0)]
+    state = [20 + at, 100, left, int(left == 0), 20 + at + room, n]
     paths = [[0] + [-1] * (WIDTH - 1)] * 5
     paths[at] = list(range(count)) + [-1] * (WIDTH - count)
-    forced = walked(forced_walk, n, state, choices, tokens, paths=table(paths), base=table([20]))
-    assert forced == walked(walk_triton, n, state, choices, tokens)
-    assert forced[3][0] == min(count, left) and forced[3][3] == 77, "whether it is drafted is not its to say"
+    run = n + 2, state, choices, tokens, rows
+    forced = walked(forced_walk, *run, paths=table(paths), base=table([20]))
+    assert forced == walked(walk_triton, *run)
+    *_, record = forced
+    assert record[Record.KEPT] == min(count, left, room) and record[Record.NODES] == n
+    assert record[Record.DRAFTED] == 77, "whether it is drafted is not its to say"
 
 
 @pytest.mark.parametrize("drafted", [0, 1])
 def test_a_cycle_without_a_draft_keeps_one_token(drafted):
     """At its root, whatever the trace says; with one, the walk of a one-pass tree ends there."""
     n, paths = 4, table([[1, 2, 0] + [-1] * (WIDTH - 3)])
-    accepted, start, record = table([[9] * n]), table([0]), table([[0, 0, 0, drafted, *[0] * (4 + 3 * n)]])
-    state, choices, sums = table([20, 5, 9, 0]), table([6, 7, 8, 9], torch.int64), table([0.0] * n)
-    sums = sums.float()
-    forced_walk(state, choices, accepted, choices, sums, sums, start, accepted, start, record,
+    accepted, start, record = table([[9] * n]), table([0]), table([[0] * (RECORD + 3 * n)])
+    record[0, Record.DRAFTED] = drafted
+    state, choices, sums = table([[20, 5, 9, 0, 99, 9]]), table([6, 7, 8, 9], torch.int64), table([0.0] * n)
+    seat, sums = (table([0]), table([0, n])), sums.float()
+    forced_walk(state, *seat, choices, accepted, choices, sums, sums, start, accepted, start, record,
                 paths=paths, base=table([20]))  # fmt: skip
     kept = 3 if drafted else 1
-    assert state.tolist() == [20 + kept, 6, 9 - kept, 0] and record[0, :4].tolist() == [kept, 0, 0, drafted]
+    assert state[0, :4].tolist() == [20 + kept, 6, 9 - kept, 0]
+    assert record[0, : Record.BEGAN].tolist() == [kept, 0, 0, drafted, n]
     assert accepted[0].tolist() == ([1, 2, 0, -1] if drafted else [0, -1, -1, -1])
     assert record[0, RECORD:][:kept].tolist() == ([7, 8, 6] if drafted else [6])
 
@@ -112,7 +124,7 @@ def test_decoding_keeps_what_the_trace_says(model):
         forwards = [both * len(kept) - (both - 1) * n for kept, n in zip(steps, plain, strict=True)]
         assert measured.forwards == forwards and measured.cycles_of["plain"] == sum(plain)
     two, one = (sum(found[way].cycles) - found[way].cycles_of["plain"] for way in (2, 3))
-    assert found[2].nodes == 15 * two and model.engine.slot is None
+    assert found[2].nodes == 15 * two and model.engine.runner is None
     assert found[3].nodes == 3 * (one - 2), "the first one of a text has no draft"
     rows = [measured.row("tiny", TRACE) for measured in found]
     assert rows[1]["tokens_per_cycle"] == 2.0
@@ -132,7 +144,7 @@ def test_a_text_has_its_own_walks_again(model):
     wanted = {31: kept["31"], CHAIN_KIND: kept[CHAIN], PLAIN: [1] * 6, Shape(19, 20): kept[ONE_PASS]}
     for kind, counts in wanted.items():
         step = forced.walk_of(kind)
-        records = [walked(step, 32, [2 + i, 5, 9, 0], [7] * 32, [5] * 32)[3] for i in range(5)]
+        records = [walked(step, 32, [2 + i, 5, 9, 0, 99, 32], [7] * 32, [5] * 32)[-1] for i in range(5)]
         assert [record[0] for record in records] == counts[:5]
 
 

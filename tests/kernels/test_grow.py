@@ -1,6 +1,8 @@
-"""Trees grown and blocks placed on the device: the plan is the twin's, and its pass sees what it should."""
+"""Trees grown, put into the rows of a pass, and blocks placed beside them, on the device: the plan is the
+twin's, and its pass sees what it should."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from interpreter import DEVICE
 from plans import tables_for
 
 from orthrus_kernels import PassPlan, PassShape, Rows, draft_tree, end_probabilities, unpack, visible
+from orthrus_kernels.allot import allot, allot_triton
 from orthrus_kernels.blocks import follow, follow_triton, place_blocks, place_blocks_triton
-from orthrus_kernels.grow import grow, grow_triton
+from orthrus_kernels.grow import Trees, grow, grow_triton
 from orthrus_kernels.lay import lay
 from orthrus_kernels.lay_triton import lay_triton
 from orthrus_kernels.layout import RECORD, State
@@ -27,44 +30,55 @@ def distributions(depth, width, seed, sharp=1.0):
     return scores, torch.randint(0, 90, (depth, width), generator=generator)
 
 
-def plan_of(nodes, depth, states, device, blocks=0, size=0):
-    """The plan of a tree of `nodes` nodes and its root for each sequence, filled with what nothing has."""
-    rows = Rows.batch([
-        Rows.tree_with_blocks([-7] * (nodes + 1), [-1] + [0] * nodes, 0, range(blocks), size, MASK, s)
-        for s in range(len(states))
-    ])  # fmt: skip
-    n = (nodes + 1) * len(states)
-    shape = PassShape(len(rows), n, n + blocks, depth + 1 + size, len(states))
-    plan = replace(PassPlan.of(rows).on(device), shape=shape)
-    plan.positions.fill_(-7)
-    plan.parents.fill_(-7)
+def plan_of(rows, depth, state, slots, blocks=0, size=0):
+    """A plan of AR rows for trees whose nodes are `depth` below their roots at most, and of blocks of the
+    text in the first seat; filled with what nothing has."""
+    nobody = Rows.tree_with_blocks([-7] * rows, [-1] + [0] * (rows - 1), 0, range(blocks), size, MASK)
+    plan = PassPlan.of(nobody).on(state.device)
+    shape = PassShape(len(nobody), rows, rows + blocks, depth + 1 + size, len(state))
+    for column in (plan.positions, plan.parents, plan.sequences):
+        column.fill_(-7)
+    plan.sequences[rows:] = slots[0]
+    return replace(plan, shape=shape, start=state[:, State.START])
+
+
+def grown(
+    nodes, draws, states, tile_rows, device=DEVICE, run=grow_triton, blocks=0, size=0, slots=None, rows=None
+):  # fmt: skip
+    """(plan, trees, first, tables, anchors): twice in the same tensors, so that nothing of the pass before is
+    left. draws: scores and ids of each seat. rows: AR rows of the pass; without them every tree has its."""
+    twin, seats = run is grow, len(draws)
     state = torch.tensor(states, dtype=torch.int32, device=device)
-    return replace(plan, start=state[:, State.START]), state
-
-
-def grown(nodes, draws, states, tile_rows, device=DEVICE, run=grow_triton, blocks=0, size=0):
-    """(plan, scores, tables, anchors): twice in the same tensors, so that nothing of the pass before is
-    left. draws: scores and ids of each sequence."""
-    plan, state = plan_of(nodes, len(draws[0][0]), states, device, blocks, size)
-    scores = torch.zeros((nodes + 1) * len(states), device=device)
+    slots = torch.tensor(slots or [*range(seats)], dtype=torch.int32, device=device)
+    plan = plan_of(rows or seats * (nodes + 1), len(draws[0][0]), state, slots, blocks, size)
+    trees, first = Trees.new(seats, nodes + 1, device), slots.new_zeros(seats + 1)
     tables = tables_for(plan.shape, tile_rows, device=device)
     anchors = torch.full((blocks,), -1, dtype=torch.int32, device=device)
     log_probabilities, ids = (torch.stack(parts) for parts in zip(*draws, strict=True))
     other = -log_probabilities.flip(1).sort(-1, descending=True).values
+    other = other - other[..., :1]  # not above 0
     at = state[:, State.START].clone()
     for start, sharp in ((torch.full_like(at, 3), other), (at, log_probabilities)):
         state[:, State.START] = start
-        run(plan, scores, state, sharp.contiguous().to(device), ids.to(device))
+        run(trees, state, slots, sharp.contiguous().to(device), ids.to(device))
+        (allot if twin else allot_triton)(plan, first, trees, state, slots)
         if blocks:
-            (place_blocks_triton if run is grow_triton else place_blocks)(plan, scores, anchors)
-        (lay_triton if run is grow_triton else lay)(plan, tables)
-    return plan, scores, tables, anchors.tolist()
+            (place_blocks if twin else place_blocks_triton)(plan, trees.scores[0], anchors)
+        (lay if twin else lay_triton)(plan, tables)
+    return plan, trees, first.tolist(), tables, anchors.tolist()
+
+
+def assert_same(got, want):
+    """Plans or trees: every place of every tensor."""
+    for f in fields(got):
+        if isinstance(getattr(got, f.name), torch.Tensor):
+            assert torch.equal(getattr(got, f.name).cpu(), getattr(want, f.name)), f.name
 
 
 def assert_sees(plan, tables):
     """Every row of every view sees what the one definition says, and each of its keys in one item."""
-    rows = plan.rows()
-    assert torch.equal(unpack(tables), visible(rows))
+    rows, seen = plan.rows(), unpack(tables).cpu()
+    assert torch.equal(seen[: len(rows), : len(rows)], visible(rows)) and seen.sum() == visible(rows).sum()
     edges, items = tables.segments.tolist(), tables.items[: tables.count].tolist()
     keys: dict[int, list[int]] = {row: [] for row in range(len(rows))}
     for tile, segment in items:
@@ -78,27 +92,46 @@ def assert_sees(plan, tables):
         assert tables.row_segments[row].tolist() == [0, sum(first < end for first in edges[:-1])]
 
 
-@examples(15)
+@examples(20)
 @given(
     depth=st.integers(1, 9), width=st.integers(2, 5), nodes=st.integers(1, 40), seed=st.integers(0, 10**6),
     starts=st.lists(st.integers(0, 140), min_size=1, max_size=3), tile_rows=st.sampled_from([4, 16]),
-    sharp=st.sampled_from([0.3, 1.0, 5.0]),
+    sharp=st.sampled_from([0.3, 1.0, 5.0]), slots=st.permutations(range(4)), share=st.floats(0, 1),
+    empty=st.sampled_from([0, 0, 1, 2, 3]), most=st.lists(st.integers(1, 50), min_size=3, max_size=3),
 )  # fmt: skip
-def test_the_twins_tree(depth, width, nodes, seed, starts, tile_rows, sharp):
-    """Of each sequence, in places of its own."""
+def test_the_twins_tree(depth, width, nodes, seed, starts, tile_rows, sharp, slots, share, empty, most):
+    """Of every seat. In the rows of the pass, which all seats share, stand its first nodes: the tree of so
+    many nodes. A seat may be empty, and a slot without a seat."""
     nodes = min(nodes, depth * width)  # at least so many paths
-    draws = [distributions(depth, width, seed + s, sharp) for s in range(len(starts))]
-    states = [[start, 7 + s, 9, 0] for s, start in enumerate(starts)]
-    plan, scores, tables, _ = grown(nodes, draws, states, tile_rows)
-    trees = [draft_tree(7 + s, *draw, nodes) for s, draw in enumerate(draws)]
-    singles = [
-        Rows.tree(t.tokens, t.parents, at, s) for s, (t, at) in enumerate(zip(trees, starts, strict=True))
-    ]
-    assert plan.rows() == Rows.batch(singles)
-    assert scores.tolist() == [score for tree in trees for score in tree.scores]
-    assert_sees(plan, tables)
-    twin, twins_scores, *_ = grown(nodes, draws, states, tile_rows, "cpu", grow)
-    assert twin.rows() == plan.rows() and torch.equal(twins_scores, scores.cpu())
+    draws = [distributions(depth, width, seed + b, sharp) for b in range(len(starts))]
+    states, slots = [[5] * len(State) for _ in range(4)], slots[: len(starts)]
+    for b, (slot, start) in enumerate(zip(slots, starts, strict=True)):
+        states[slot] = [start, 7 + b, 9, 0, 999, most[b]]
+    if empty < len(slots):
+        slots[empty], draws[empty] = -1, (torch.full((depth, width), float("nan")), draws[empty][1] * 0 - 1)
+    rows = len(slots) + round(share * len(slots) * nodes)
+    how = {"slots": slots, "rows": rows}
+    plan, trees, first, tables, _ = grown(nodes, draws, states, tile_rows, **how)
+    singles = []
+    for b, (slot, draw) in enumerate(zip(slots, draws, strict=True)):
+        if slot < 0:
+            assert trees.scores[b].tolist() == [0.0] + [float("-inf")] * nodes, "as it was"
+            continue
+        tree = draft_tree(7 + b, *draw, nodes)
+        assert trees.tokens[b].tolist() == tree.tokens and trees.parents[b].tolist() == tree.parents
+        assert trees.depths[b].tolist() == tree.depths and trees.scores[b].tolist() == tree.scores
+        smaller = draft_tree(7 + b, *draw, first[b + 1] - first[b] - 1)
+        assert len(smaller) <= most[b]
+        singles.append(Rows.tree(smaller.tokens, smaller.parents, starts[b], slot))
+    possible = sum(min(nodes + 1, m) for m, slot in zip(most, slots, strict=False) if slot >= 0)
+    assert first[-1] == min(possible, rows), "no row is left where a node could stand"
+    if singles:
+        assert plan.rows() == Rows.batch(singles)
+        assert_sees(plan, tables)
+    twin, twins_trees, twins_first, *_ = grown(nodes, draws, states, tile_rows, "cpu", grow, **how)
+    assert_same(plan, twin)
+    assert_same(trees, twins_trees)
+    assert first == twins_first
 
 
 @examples(15)
@@ -114,8 +147,8 @@ def test_blocks_at_the_likeliest_ends(depth, width, nodes, seed, start, tile_row
     ends = end_probabilities(tree.parents, tree.scores)
     best = sorted(ends, reverse=True)[:count]
     for device, run in ((DEVICE, grow_triton), ("cpu", grow)):
-        plan, _, tables, anchors = grown(
-            nodes, [draw], [[start, 7, 9, 0]], tile_rows, device, run, count, size
+        plan, *_, tables, anchors = grown(
+            nodes, [draw], [[start, 7, 9, 0, 999, 99]], tile_rows, device, run, count, size
         )
         assert plan.rows() == Rows.tree_with_blocks(tree.tokens, tree.parents, start, anchors, size, MASK)
         assert len(set(anchors)) == count and [ends[a] for a in anchors] == pytest.approx(best, abs=1e-6)
@@ -128,25 +161,38 @@ def test_nodes_that_are_not_possible(possible, nothing):
     """Filtered or damaged candidates: the rows are of some tree all the same, the twin's too."""
     scores, ids = distributions(4, 4, 1)
     scores[:, possible:] = nothing
-    plan, of, tables, _ = grown(20, [(scores, ids)], [[30, 7, 9, 0]], 4)
+    drawn = 20, [(scores, ids)], [[30, 7, 9, 0, 999, 99]], 4
+    plan, trees, _, tables, _ = grown(*drawn)
     assert_sees(plan, tables)
-    twin, twins_scores, *_ = grown(20, [(scores, ids)], [[30, 7, 9, 0]], 4, "cpu", grow)
-    assert twin.rows() == plan.rows() and torch.equal(twins_scores, of.cpu())
+    twin, twins_trees, *_ = grown(*drawn, "cpu", grow)
+    assert_same(plan, twin)
+    assert_same(trees, twins_trees)
+    assert plan.sequences.tolist() == [0] * 21 and not trees.scores.isnan().any()
     if possible:
         tree = draft_tree(7, scores[:, :possible], ids[:, :possible], 20)
         rows = plan.rows()
         assert rows.tokens[: len(tree)] == tree.tokens and rows.parents[: len(tree)] == tree.parents
 
 
-def test_what_is_not_grown():
-    for nodes, depth in ((5, 64), (40000, 3)):
-        plan, state = plan_of(nodes, depth, [[0, 1, 9, 0]], DEVICE)
-        scores, ids = (
-            torch.zeros(depth, 2, device=DEVICE),
-            torch.zeros(depth, 2, dtype=torch.int64, device=DEVICE),
-        )
-        with pytest.raises(AssertionError):
-            grow_triton(plan, torch.zeros(nodes + 1, device=DEVICE), state, scores, ids)
+def test_impossible_nodes_take_the_rows_that_nobody_wants():
+    """A text that has no more than its root and one child leaves its rows to another."""
+    scores, ids = distributions(4, 4, 1)
+    few = torch.full_like(scores, float("nan"))
+    few[0, 0] = 0.0
+    states = [[30, 7, 9, 0, 999, 99], [90, 8, 9, 0, 999, 99]]
+    for rows, counts in ((10, [2, 8]), (22, [6, 16])):
+        plan, trees, first, tables, _ = grown(15, [(few, ids), (scores, ids)], states, 4, rows=rows)
+        assert [b - a for a, b in pairwise(first)] == counts and trees.scores[0, 1] == 0.0
+        assert_sees(plan, tables)
+
+
+@pytest.mark.parametrize("nodes, depth, seats", [(5, 64, 1), (40000, 3, 1), (5, 3, 2)])
+def test_what_is_not_grown(nodes, depth, seats):
+    """Nodes too deep, too many nodes, candidates of fewer texts than seats."""
+    scores, state = torch.zeros(1, depth, 2, device=DEVICE), torch.zeros(1, len(State), device=DEVICE).int()
+    slots = torch.zeros(seats, dtype=torch.int32, device=DEVICE)
+    with pytest.raises(AssertionError):
+        grow_triton(Trees.new(seats, nodes + 1, DEVICE), state, slots, scores, scores.long())
 
 
 @pytest.mark.parametrize("run, device", [(follow_triton, DEVICE), (follow, "cpu")])
@@ -157,7 +203,9 @@ def test_the_block_where_the_walk_ended(kept, run, device):
     record[0] = kept
     record[RECORD + 2 * n :][:3] = torch.tensor([0, 2, 4])
     for anchors, block in (([4, 0], {1: 1, 3: 0}), ([1, 3], {})):
-        table = [torch.tensor(x, dtype=torch.int32, device=device) for x in ([start, 9, 9, 0], anchors, [7])]
+        table = [
+            torch.tensor(x, dtype=torch.int32, device=device) for x in ([start, 9, 9, 0, 99, 9], anchors, [7])
+        ]
         rows, positions = (torch.zeros(3, dtype=torch.int64, device=device) for _ in "01")
         run(record.to(device), table[0], table[1], size, rows, positions, table[2])
         assert positions.tolist() == [41, 42, 43], "behind the root, whose place the first proposal had"

@@ -95,13 +95,13 @@ def test_generations_share_a_cache(model_of):
     how, inner = {"max_new_tokens": 3, "tree_nodes": 0}, []
     for _ in "01":
         assert [model.generate([5, 6, t], **how).token_ids for t in (7, 8)] == plain
-    slot = model.engine.slot
+    slot = model.engine.runner
     outer = model.generate([5, 6, 7], **how, on_tokens=lambda *_: inner.append(
         model.generate([5, 6, 8], **how).token_ids))  # fmt: skip
     assert outer.token_ids == plain[0] and inner[0] == inner[-1] == plain[1]
-    assert model.engine.slot is slot and slot.cache.capacity == 1024
-    model.engine._slot(1025)
-    assert model.engine.slot is not slot and model.engine.slot.cache.capacity == 2048
+    assert model.engine.runner is slot and slot.cache.capacity == 1024
+    model.engine.runner_for(1025)
+    assert model.engine.runner is not slot and model.engine.runner.cache.capacity == 2048
 
 
 def test_prefill_in_chunks(model_of):

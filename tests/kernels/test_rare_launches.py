@@ -8,9 +8,9 @@ import torch
 from interpreter import DEVICE
 from limits import assert_close
 from strategies import hard
-from test_walk import run
+from test_walk import FAR, alone, run
 
-from orthrus_kernels import Sampling, choose
+from orthrus_kernels import Sampling, alike, choose
 from orthrus_kernels.backends import REFERENCE, backend_ops
 from orthrus_kernels.choice_triton import choose_triton
 from orthrus_kernels.linear import linear_triton
@@ -26,11 +26,10 @@ TRITON = backend_ops("triton")
 @pytest.mark.parametrize("ends", [(14, 12), (30, 31, 12), (13, 30, 14, 31, 12), (12,), (30, 31), ()], ids=str)
 def test_every_end_token_of_the_list_ends_a_walk(ends):
     """A chain of 11, 12, 13, 14, all agreed with."""
-    (state,), (accepted,), _, (record,) = run(
-        [[7, 10, 9, 0]], [10, 11, 12, 13], [-1, 0, 1, 2], [11, 12, 13, 14], ends
-    )
+    chain = alone([7, 10, 9, 0], [10, 11, 12, 13], [-1, 0, 1, 2], [11, 12, 13, 14])
+    (state,), (accepted,), _, (record,) = run(chain._replace(ends=[*ends]))
     kept = 2 if 12 in ends else 4
-    assert state == [7 + kept, 10 + kept, 9 - kept, int(12 in ends)] and record[0] == kept
+    assert state == [7 + kept, 10 + kept, 9 - kept, int(12 in ends), FAR, 4] and record[0] == kept
     assert accepted == [0, 1, 2, 3][:kept] + [-1] * (4 - kept)
 
 
@@ -46,8 +45,11 @@ TIED = [1.0, 3.0, -2.0, 3.0, 3.0, 2.0]
 def test_tied_tops(settings, kept):
     sampling, positions = Sampling(temperature=1.0, seed=5, **settings), torch.arange(30)
     logits = torch.tensor([TIED]).repeat(30, 1)
-    got = choose_triton(logits.to(DEVICE), positions.to(DEVICE), sampling).cpu()
-    assert sorted(set(got.tolist())) == kept and torch.equal(got, choose(logits, positions, sampling))
+    there = logits.to(DEVICE)
+    got = choose_triton(there, positions.to(DEVICE), *alike(sampling, there)).cpu()
+    assert sorted(set(got.tolist())) == kept and torch.equal(
+        got, choose(logits, positions, *alike(sampling, logits))
+    )
 
 
 # (K, block_k, segments): blocks of K that segments do not share evenly, so that the last one is short, or
@@ -118,6 +120,6 @@ def test_row_wise_kernels_are_compiled_without_contraction(monkeypatch):
     TRITON.qk_norm_rope(x[:, None].repeat(1, 3, 1), 1, weight, weight, angles, angles, 1e-6)
     TRITON.linear_swiglu(x, Weight(hard("normal", 64, 64).to(DEVICE))), summary_of_logits(x, 2)
     for settings in ({}, {"top_k": 5}, {"top_p": 0.5}):
-        TRITON.choose(x, torch.arange(2, device=DEVICE), Sampling(temperature=1.0, **settings))
+        TRITON.choose(x, torch.arange(2, device=DEVICE), *alike(Sampling(temperature=1.0, **settings), x))
     assert {name for name, _ in launches} == UNCONTRACTED
     assert all(arguments.get("enable_fp_fusion") is False for _, arguments in launches), launches

@@ -9,21 +9,22 @@ from hypothesis import strategies as st
 from inputs import examples
 from interpreter import DEVICE
 
-from orthrus_kernels import PassPlan, Rows, draft_tree, rerank
-from orthrus_kernels.grow import grow_triton
+from orthrus_kernels import draft_tree, rerank
+from orthrus_kernels.grow import Trees, grow_triton
 from orthrus_kernels.rerank import rerank_triton
 
 VOCABULARY = 50
 
 
-def candidates(p, k, seed, rank=6, dtype=torch.float32):
-    """Scores, ids, root, tables, scale: candidates take 0.9 of the probability."""
-    g = torch.Generator().manual_seed(seed)
-    scores = torch.randn(p, k, generator=g).sort(-1, descending=True).values.log_softmax(-1) + math.log(0.9)
-    ids = torch.stack([torch.randperm(VOCABULARY, generator=g)[:k] for _ in range(p)])
+def candidates(p, k, seed, rank=6, dtype=torch.float32, slots=(0,)):
+    """Scores, ids, roots, tables, scales, slots: candidates take 0.9 of the probability."""
+    g, b = torch.Generator().manual_seed(seed), len(slots)
+    scores = torch.randn(b, p, k, generator=g).sort(-1, descending=True).values.log_softmax(-1)
+    ids = torch.stack([torch.randperm(VOCABULARY, generator=g)[:k] for _ in range(b * p)]).view(b, p, k)
     tables = [torch.randn(VOCABULARY, rank, generator=g).to(dtype) for _ in "uw"]
-    root = torch.randint(0, VOCABULARY, (1,), generator=g, dtype=torch.int32)
-    return scores, ids, root, *tables, torch.tensor([0.7])
+    roots = torch.randint(0, VOCABULARY, (b,), generator=g, dtype=torch.int32)
+    scales = torch.tensor([0.7, 2.0, 0.25])
+    return scores + math.log(0.9), ids, roots, *tables, scales, torch.tensor(slots, dtype=torch.int32)
 
 
 def kernel(arguments, known):
@@ -31,15 +32,45 @@ def kernel(arguments, known):
     return tuple(t.cpu() for t in found)
 
 
+@examples(10)
+@given(slots=st.lists(st.integers(-1, 2), min_size=1, max_size=4), p=st.integers(1, 3), k=st.integers(1, 5),
+       seed=st.integers(0, 10**6), known=st.booleans())  # fmt: skip
+def test_a_block_is_ranked_as_it_is_alone(slots, p, k, seed, known):
+    """By the root and the scale of its own text; beside it are blocks of others, and of none with a root that
+    is no token."""
+    scores, ids, roots, before, after, scales, slots = candidates(p, k, seed, slots=slots)
+    roots[slots < 0] = -(2**31)
+    # Columns of tables: what lies beside them is read by nobody.
+    beside = torch.stack([torch.full_like(roots, 2**30), roots], 1)[:, 1]
+    tables = before, after, torch.stack([torch.full_like(scales, math.nan), scales], 1)[:, 1]
+    for how in (rerank, rerank_triton):
+        given_ = (scores, ids, beside, *tables, slots)
+        together = how(*(t.to(DEVICE) if how is rerank_triton else t for t in given_), known)
+        for b, slot in enumerate(slots.tolist()):
+            if slot < 0:
+                assert together[0][b].isfinite().all()
+                assert torch.equal(
+                    together[1][b].cpu().sort(-1).values, torch.arange(k).expand(p, k, k).int()
+                )
+                continue
+            one = slice(b, b + 1)
+            alone = (
+                scores[one], ids[one], roots[one], before, after, scales[slot : slot + 1],
+                torch.zeros_like(slots[one]),
+            )  # fmt: skip
+            alone = how(*(t.to(DEVICE) if how is rerank_triton else t for t in alone), known)
+            assert torch.equal(together[0][one], alone[0]) and torch.equal(together[1][one], alone[1])
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_by_hand(known):
     """Two candidates of two positions, a table of rank 1."""
-    scores, ids = torch.tensor([[0.5, 0.25], [0.6, 0.4]]).log(), torch.tensor([[3, 5], [4, 2]])
+    scores, ids = torch.tensor([[[0.5, 0.25], [0.6, 0.4]]]).log(), torch.tensor([[[3, 5], [4, 2]]])
     before, after = torch.zeros(8, 1), torch.zeros(8, 1)
     before[[7, 3, 5], 0] = torch.tensor([1.0, 2.0, 0.0])
     after[[5, 2], 0] = math.log(4)
-    root, scale = torch.tensor([7], dtype=torch.int32), torch.ones(1)
-    found, order = rerank(scores, ids, root, before, after, scale, known)
+    root, slot = torch.tensor([[7], [0]], dtype=torch.int32)
+    found, order = (x[0] for x in rerank(scores, ids, root, before, after, torch.ones(1), slot, known))
     # position 0 behind token 7: 5 weighs 4 times as much, the rest 0.25 as before
     want = [0.5, 0.25] if known else [1.0 / 1.75, 0.5 / 1.75]
     assert found[0, 0].exp().tolist() == pytest.approx(want, rel=1e-5)
@@ -58,9 +89,9 @@ def test_kernel_and_twin(p, k, seed, known, dtype):
     scores, order = rerank(*arguments, known)
     got, got_order = kernel(arguments, known)
     torch.testing.assert_close(got, scores, rtol=1e-5, atol=1e-5)
-    assert torch.equal(got_order.sort(-1).values, torch.arange(k).expand(p, k, k).int()), "a permutation"
+    assert torch.equal(got_order.sort(-1).values, torch.arange(k).expand(1, p, k, k).int()), "a permutation"
     assert torch.equal(got, got.sort(-1, descending=True).values) and (got <= 0).all()
-    far = (scores[..., 1:] - scores[..., :-1]).abs().amin(-1) > 1e-4 if k > 1 else torch.ones(p, k).bool()
+    far = (scores[..., 1:] - scores[..., :-1]).abs().amin(-1) > 1e-4 if k > 1 else torch.ones(1, p, k).bool()
     assert torch.equal(got_order[far], order[far])
     total = got.exp().sum(-1)
     assert (total < 1 + 1e-4).all(), "with what is not among the candidates it is 1"
@@ -70,16 +101,17 @@ def test_kernel_and_twin(p, k, seed, known, dtype):
 def test_what_is_not_possible_stays_so(nothing):
     """Filtered or damaged candidates rank last, whatever the tables say; every order is a permutation."""
     arguments = candidates(3, 6, 1)
-    arguments[0][:, 4:] = nothing
+    arguments[0][..., 4:] = nothing
     for scores, order in (rerank(*arguments, False), kernel(arguments, False)):
         assert torch.isneginf(scores[..., -1]).all() and (order[..., 4:] >= 4).all()
-        assert torch.equal(order.sort(-1).values, torch.arange(6).expand(3, 6, 6).int())
+        assert torch.equal(order.sort(-1).values, torch.arange(6).expand(1, 3, 6, 6).int())
 
 
 @pytest.mark.parametrize("scale", [1e4, 1e7])
 def test_a_temperature_near_0_leaves_one_candidate(scale):
     """No sum overflows: the best one keeps all the probability, in twin and kernel."""
-    arguments = (*candidates(4, 6, 3)[:5], torch.tensor([scale]))
+    *arguments, _, slots = candidates(4, 6, 3)
+    arguments = *arguments, torch.tensor([scale]), slots
     scores, order = rerank(*arguments, False)
     got, got_order = kernel(arguments, False)
     best = scores[..., 0] > math.log(0.5)
@@ -91,8 +123,8 @@ def test_without_tables_of_any_size_nothing_changes():
     arguments = candidates(4, 5, 2)
     arguments[3].zero_()
     scores, order = rerank(*arguments, False)
-    torch.testing.assert_close(scores, arguments[0][:, None].expand(-1, 5, -1))
-    assert torch.equal(order, torch.arange(5).expand(4, 5, 5).int())
+    torch.testing.assert_close(scores, arguments[0][:, :, None].expand(-1, -1, 5, -1))
+    assert torch.equal(order, torch.arange(5).expand(1, 4, 5, 5).int())
 
 
 @examples(10)
@@ -101,15 +133,14 @@ def test_a_tree_grown_from_it(p, k, nodes, seed):
     """The kernel's tree is the twin's, and every node is where the scores say."""
     nodes = min(nodes, p * k)
     arguments = candidates(p, k, seed)
-    scores, order = rerank(*arguments, False)
-    ids = arguments[1]
+    scores, order = (x[0] for x in rerank(*arguments, False))
+    ids = arguments[1][0]
     tree = draft_tree(7, scores, ids, nodes, order=order)
-    plan = PassPlan.of(Rows.chain([0] * (nodes + 1), 0), DEVICE)
-    state = torch.tensor([[20, 7, 9, 0]], dtype=torch.int32, device=DEVICE)
-    of = torch.zeros(nodes + 1, device=DEVICE)
-    grow_triton(plan, of, state, scores.to(DEVICE), ids.to(DEVICE), order.to(DEVICE))
-    assert plan.tokens.tolist() == tree.tokens and plan.parents.tolist() == tree.parents
-    assert of.tolist() == tree.scores
+    state = torch.tensor([[20, 7, 9, 0, 99, 99]], dtype=torch.int32, device=DEVICE)
+    trees, slots = Trees.new(1, nodes + 1, DEVICE), torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    grow_triton(trees, state, slots, *(t[None].to(DEVICE) for t in (scores, ids, order)))
+    assert trees.tokens[0].tolist() == tree.tokens and trees.parents[0].tolist() == tree.parents
+    assert trees.depths[0].tolist() == tree.depths and trees.scores[0].tolist() == tree.scores
     which = [0]
     for node in range(1, len(tree)):
         parent, depth = tree.parents[node], tree.depths[node]

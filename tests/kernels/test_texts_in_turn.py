@@ -43,14 +43,14 @@ def tables(model, seed):
 def captured(run, pool):
     """In a graph's place: the launches as they were when it was captured."""
     cycle = run.__self__
-    choice, model = cycle.text.choice, cycle.model
-    then = choice.sampling, model.bigram
+    choice, model = cycle.slots.choice, cycle.model
+    then = choice.form, model.bigram
 
     def replay():
-        now = choice.sampling, model.bigram
-        choice.sampling, model.bigram = then
+        now = choice.form, model.bigram
+        choice.form, model.bigram = then
         run()
-        choice.sampling, model.bigram = now
+        choice.form, model.bigram = now
 
     return SimpleNamespace(replay=replay)
 
@@ -86,8 +86,8 @@ def test_one_setting_at_a_time(models, strategy, nodes, tokens, monkeypatch):
         settings |= turn
         want = told(twins, tables_of[1], **settings, **how)
         got = told(kernels, tables_of[0], **settings, **how)
-        cycles = kernels.engine.slot.cycles
-        cycles.ahead |= strategy != "auto"
+        cycles = kernels.engine.runner.cycles
+        kernels.engine.runner.ahead |= strategy != "auto"
         if DEVICE == "cpu" and strategy != "auto":
             cycles.pool = "of graphs that are not ones"
         if strategy == "auto" and DEVICE != "cpu":  # which kinds of cycle pay, the GPU says
@@ -110,5 +110,5 @@ def test_any_end_token_of_the_list_ends_a_text_on_the_device(models, strategy, m
     ended = lookup_model(0.6, vocab_size=32, mask_token_id=31, eos_token_ids=(*unused[:2], free[end]))
     fast_choices(ended, monkeypatch)
     assert ended.generate(**settings).token_ids == free[: end + 1]
-    state = ended.engine.slot.cycles.text.state[0]
+    state = ended.engine.runner.cycles.slots.state[0]
     assert int(state[State.FINISHED]) == 1, "finished on the device, not by the host alone"

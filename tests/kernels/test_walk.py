@@ -1,5 +1,7 @@
 """The end of a cycle: the kernel walks as the twin does, place by place, and both as the definition says."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,97 +9,183 @@ from hypothesis import strategies as st
 from inputs import examples
 from interpreter import DEVICE
 
-from orthrus_kernels.layout import RECORD, Record
+from orthrus_kernels.layout import RECORD, Record, State
 from orthrus_kernels.walk import walk, walk_triton
 
-BAD = (float("nan"), float("inf"), float("-inf"))
+NAN = float("nan")
+BAD = (NAN, float("inf"), float("-inf"))
+SLOTS, FAR = 7, 10_000
+BOTH = pytest.mark.parametrize("how, device", [(walk_triton, DEVICE), (walk, "cpu")])
 
 
-def run(state, tokens, parents, choices, ends=(), sums=None, how=walk_triton, device=DEVICE):
-    """(states, accepted, start, record) behind a walk, all lists. state: a line a sequence; tokens, parents,
-    choices of all nodes side by side. Row i's logit is i, its log-sum-exp 2 i."""
-    n, rows = len(tokens), torch.arange(len(tokens), device=device).float()
+class Forest(NamedTuple):
+    """The trees of the seats of a cycle, as `walk` takes them. Row i's logit is i."""
+
+    states: list[list[int]]
+    slots: list[int]
+    first: list[int]
+    tokens: list[int]
+    parents: list[int]
+    choices: list[int]
+    ends: list[int]
+    sums: list[float]
+    nodes: int  # N
+
+
+def run(forest, how=walk_triton, device=DEVICE):
+    """(states, accepted, start, record) behind a walk, all lists. What is not written: 9, -5 and 77."""
 
     def table(values, dtype=torch.int32):
         return torch.tensor(values, dtype=dtype, device=device)
 
-    per = n // len(state)
-    written = table([[9] * per] * len(state)), table([-5] * len(state))
-    state, record = table(state), table([[77] * (RECORD + 3 * per)] * len(state))
-    sums = 2 * rows if sums is None else table(sums, torch.float32)
-    names, chosen = (table(t, torch.int64) for t in (tokens, choices))
-    how(state, names, table(parents), chosen, rows, sums, table(list(ends)), *written, record)
-    return [t.tolist() for t in (state, *written, record)]
+    seats, n, rows = len(forest.slots), forest.nodes, torch.arange(len(forest.tokens), device=device)
+    written = table([[9] * n] * seats), table([-5] * seats), table([[77] * (RECORD + 3 * n)] * seats)
+    state, names = table(forest.states), table(forest.tokens, torch.int64)
+    chosen = table(forest.choices, torch.int64)
+    how(
+        state, table(forest.slots), table(forest.first), names, table(forest.parents), chosen, rows.float(),
+        table(forest.sums, torch.float32), table(forest.ends), *written,
+    )  # fmt: skip
+    return [t.tolist() for t in (state, *written)]
 
 
-def by_definition(node, last, tokens, parents, choices, sums, ends, left):
-    """(path, is it damaged, has the text ended): from node, of nodes before `last`."""
-    path = []
-    while True:
-        if sums[node] in BAD or sums[node] != sums[node]:
+def agreed(forest, node, last):
+    """The first child of a node, of nodes before `last`, that carries the choice at it; None without one."""
+    wanted = node, forest.choices[node]
+    return next((i for i in range(node + 1, last) if (forest.parents[i], forest.tokens[i]) == wanted), None)
+
+
+def by_definition(forest, seat):
+    """(path, is it damaged, has the text ended): of the tree of a seat."""
+    node, last = forest.first[seat : seat + 2]
+    state, path = forest.states[forest.slots[seat]], []
+    if state[State.FINISHED]:
+        return path, False, True
+    while node is not None and node < last and state[State.START] + len(path) < state[State.ROOM]:
+        if forest.sums[node] in BAD or forest.sums[node] != forest.sums[node]:
             return path, True, True
         path.append(node)
-        if choices[node] in ends or len(path) >= left:
+        if forest.choices[node] in forest.ends or len(path) >= state[State.LEFT]:
             return path, False, True
-        agreed = [i for i in range(node + 1, last) if (parents[i], tokens[i]) == (node, choices[node])]
-        if not agreed:
-            return path, False, False
-        node = agreed[0]
+        node = agreed(forest, node, last)
+    return path, False, False
 
 
 @st.composite
-def forests(draw):
-    """(states, tokens, parents, choices, ends, log-sum-exps) of one to three sequences whose trees have as
-    many nodes. Three tokens only, so that walks are long, and 0 or 1 may end a text."""
-    sequences, n = draw(st.integers(1, 3)), draw(st.integers(1, 40))
-    few = st.lists(st.integers(0, 2), min_size=sequences * n, max_size=sequences * n)
-    tokens, choices, parents, states = draw(few), draw(few), [], []
-    for first in range(0, sequences * n, n):
-        parents += [-1] + [first + draw(st.integers(0, i - 1)) for i in range(1, n)]
-        left, finished = draw(st.integers(1, 8)), draw(st.sampled_from([0, 0, 0, 1]))
-        states.append([draw(st.integers(0, 90)), tokens[first], left, finished])
-    sums = [2.0 * i for i in range(sequences * n)]
-    for row in draw(st.lists(st.integers(0, sequences * n - 1), max_size=3)):
+def forests(draw, most_seats=4):
+    """Up to four texts, in seats in any order over more slots; empty seats, which have rows of padding as
+    those before the first tree and behind the last one. Three tokens only, so that walks are long, and 0 or
+    1 may end a text. Some texts have finished, and the pages of some end in the walk."""
+    seats = draw(st.integers(1, most_seats))
+    slots = draw(st.permutations(range(SLOTS)))[:seats]
+    numbers = st.lists(st.integers(-3, 3), min_size=len(State), max_size=len(State))
+    states = draw(st.lists(numbers, min_size=SLOTS, max_size=SLOTS))
+    first = [draw(st.integers(0, 2))]
+    parents, sums = [draw(st.integers(-1, 9)) for _ in range(first[0])], [NAN] * first[0]
+    for seat, slot in enumerate(slots):
+        row = first[-1]
+        if draw(st.integers(0, 3)) == 0:
+            slots[seat], size = -1, draw(st.integers(0, 3))
+            parents, sums = parents + [row] * size, sums + [NAN] * size
+        else:
+            size = draw(st.integers(1, 24))
+            parents += [-1] + [row + draw(st.integers(0, i - 1)) for i in range(1, size)]
+            sums += [2.0 * i for i in range(row, row + size)]
+            start = draw(st.integers(0, 90))
+            states[slot] = [
+                start, 2, draw(st.integers(1, 8)), draw(st.sampled_from([0, 0, 0, 1])),
+                start + draw(st.sampled_from([FAR, FAR, 0, 1, 2, 3])), size,
+            ]  # fmt: skip
+        first.append(row + size)
+    behind = draw(st.integers(0, 2))
+    parents, sums = parents + [first[-1] - 1] * behind, sums + [NAN] * behind
+    for row in draw(st.lists(st.integers(0, len(sums) - 1), max_size=3)) if sums else []:
         sums[row] = draw(st.sampled_from(BAD))
-    return states, tokens, parents, choices, draw(st.lists(st.integers(0, 1), max_size=2)), sums
+    few = st.lists(st.integers(0, 2), min_size=len(sums), max_size=len(sums))
+    ends, nodes = draw(st.lists(st.integers(0, 1), max_size=2)), draw(st.integers(24, 40))
+    return Forest(states, slots, first, draw(few), parents, draw(few), ends, sums, nodes)
 
 
-@examples(60)
+@examples(80)
 @given(forest=forests())
 def test_a_cycle_keeps_the_walk_up_to_an_end(forest):
-    found = run(*forest)
-    assert found == run(*forest, how=walk, device="cpu"), "the twin"
-    states, tokens, parents, choices, ends, sums = forest
-    n = len(tokens) // len(states)
-    for s, ((start, root, left, over), after, accepted, first, record) in enumerate(
-        zip(states, *found, strict=True)
-    ):
-        tree = s * n, (s + 1) * n, tokens, parents, choices, sums, ends, left
-        path, damaged, finished = ([], False, True) if over else by_definition(*tree)
-        kept, text = len(path), [choices[node] for node in path]
-        assert after == [start + kept, [root, *text][-1], left - kept, int(finished)] and first == start
-        assert accepted == path + [-1] * (n - kept)
-        assert record[: Record.DRAFTED] == [kept, int(finished), int(damaged)]
-        parts = torch.tensor(record[RECORD:], dtype=torch.int32).view(3, n)
-        assert parts[0, :kept].tolist() == text and parts[2, :kept].tolist() == [i - s * n for i in path]
+    found = run(forest)
+    assert found == run(forest, walk, "cpu"), "the twin"
+    after, every, starts, records = found
+    seated = [slot for slot in forest.slots if slot >= 0]
+    assert all(after[s] == forest.states[s] for s in range(SLOTS) if s not in seated), "nobody's business"
+    for b, (slot, accepted, at, record) in enumerate(zip(forest.slots, every, starts, records, strict=True)):
+        path, damaged, finished = ([], False, False) if slot < 0 else by_definition(forest, b)
+        kept, text, row = len(path), [forest.choices[node] for node in path], forest.first[b]
+        assert accepted == path + [-1] * (forest.nodes - kept) and record[Record.KEPT] == kept
+        parts = torch.tensor(record[RECORD:], dtype=torch.int32).view(3, forest.nodes)
+        assert parts[0, :kept].tolist() == text and parts[2, :kept].tolist() == [i - row for i in path]
         assert parts[1, :kept].view(torch.float32).tolist() == [-float(node) for node in path]
-        assert set(record[Record.DRAFTED : RECORD] + parts[:, kept:].flatten().tolist()) <= {77}
+        untouched = set(record[Record.BEGAN : RECORD] + parts[:, kept:].flatten().tolist())
+        assert untouched <= {77} and record[Record.DRAFTED] == 77
+        if slot < 0:
+            assert at == -5 and record[1:RECORD] == [77] * (RECORD - 1)
+            continue
+        start, root, left, *rest = forest.states[slot]
+        assert after[slot] == [start + kept, [root, *text][-1], left - kept, int(finished), *rest[1:]]
+        assert at == start and record[: Record.DRAFTED] == [kept, int(finished), int(damaged)]
+        assert record[Record.NODES] == forest.first[b + 1] - row
 
 
-@pytest.mark.parametrize("how, device", [(walk_triton, DEVICE), (walk, "cpu")])
+@BOTH
+@examples(40)
+@given(forest=forests(most_seats=1), pages=st.integers(0, 7))
+def test_a_text_whose_pages_end_goes_on_when_it_has_more(how, device, forest, pages):
+    """Cut anywhere, before its first token too: both walks together keep what one would have kept."""
+    (slot,), (row, last) = forest.slots, forest.first
+    if slot < 0:
+        return
+    start, *_ = forest.states[slot]
+    forest.states[slot][State.ROOM] = FAR
+    whole, (path,), _, (record,) = run(forest, how, device)
+    forest.states[slot][State.ROOM] = start + pages
+    between, (begun,), (at,), (part,) = run(forest, how, device)
+    head, path = begun[: part[0]], path[: record[0]]
+    if len(path) > pages:
+        assert part[: Record.DRAFTED] == [pages, 0, 0], "neither finished nor damaged"
+    node = agreed(forest, head[-1], last) if head else row
+    if node is not None and not between[slot][State.FINISHED]:
+        between[slot][State.ROOM] = FAR
+        forest.parents[node] = -1
+        between, (more,), (at,), (end,) = run(
+            forest._replace(states=between, first=[node, last]), how, device
+        )
+        assert head + more[: end[0]] == path and at == start + len(head)
+        for i in (0, 1):  # tokens and log-probabilities
+            parts = [r[RECORD + i * forest.nodes :][: r[0]] for r in (part, end, record)]
+            assert parts[0] + parts[1] == parts[2]
+        assert end[1:3] == record[1:3]
+    else:
+        assert (begun[: part[0]], part[1:3]) == (path, record[1:3])
+    between[slot][State.ROOM] = FAR
+    assert between == whole
+
+
+def alone(state, tokens, parents, choices, sums=None):
+    """A text alone, with room."""
+    n = len(tokens)
+    whole = [state + [FAR, n]]
+    return Forest(whole, [0], [0, n], tokens, parents, choices, [], sums or [2.0 * i for i in range(n)], n)
+
+
+@BOTH
 def test_a_surplus_cycle_changes_nothing(how, device):
-    (state,), (accepted,), _, (record,) = run(
-        [[10, 4, 3, 1]], [4, 5], [-1, 0], [5, 6], how=how, device=device
-    )
-    assert state == [10, 4, 3, 1] and accepted == [-1, -1] and record[:3] == [0, 1, 0]
+    (state,), (accepted,), _, (record,) = run(alone([10, 4, 3, 1], [4, 5], [-1, 0], [5, 6]), how, device)
+    assert state == [10, 4, 3, 1, FAR, 2] and accepted == [-1, -1] and record[:3] == [0, 1, 0]
 
 
-@pytest.mark.parametrize("how, device", [(walk_triton, DEVICE), (walk, "cpu")])
+@BOTH
 def test_damaged_logits_end_it_where_the_path_meets_them(how, device):
     for bad in BAD:
         (state,), (accepted,), _, (record,) = run(
-            [[10, 4, 9, 0]], [4, 5, 6], [-1, 0, 1], [5, 6, 7], (), [0, bad, 0], how, device
+            alone([10, 4, 9, 0], [4, 5, 6], [-1, 0, 1], [5, 6, 7], [0, bad, 0]), how, device
         )
-        assert state == [11, 5, 8, 1] and accepted == [0, -1, -1] and record[:3] == [1, 1, 1]
-    *_, (record,) = run([[10, 4, 9, 0]], [4, 5, 6], [-1, 0, 0], [5, 9, 7], (), [0, 0, BAD[0]], how, device)
+        assert state[:4] == [11, 5, 8, 1] and accepted == [0, -1, -1] and record[:3] == [1, 1, 1]
+    off = alone([10, 4, 9, 0], [4, 5, 6], [-1, 0, 0], [5, 9, 7], [0, 0, BAD[0]])
+    *_, (record,) = run(off, how, device)
     assert record[:3] == [2, 0, 0], "a node off the path"

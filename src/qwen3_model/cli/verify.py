@@ -57,17 +57,26 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         help="processes that share the prompts, each with a model of its own; speeds are then those of N "
         "decodings at once (default: 1)",
     )  # fmt: skip
+    parser.add_argument(
+        "--batch", type=int, default=1, metavar="N",
+        help="decode N texts of the strategy side by side, and plainly one at a time (default: 1)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the tables")
 
 
 def run(args: argparse.Namespace) -> int:
     """Compare and report; 1 unless everything is identical."""
     from ..comparison import compare
+    from ..decode.engine import MOST_SLOTS
 
     if args.seeds < 1:
         raise InputError(f"--seeds is {args.seeds}; it must be at least 1")
     if not 1 <= args.jobs <= MOST_JOBS:
         raise InputError(f"--jobs is {args.jobs}; 1 to {MOST_JOBS} was expected")
+    if not 1 <= args.batch <= MOST_SLOTS:
+        raise InputError(f"--batch is {args.batch}; 1 to {MOST_SLOTS} was expected")
+    if args.batch > 1 and args.jobs > 1:
+        raise InputError("--batch and --jobs both share the prompts out: give one of them")
     prompts = _prompts(args)
     model = options.load_model(args)
     prompt_ids = [options.encode(model, prompt) for prompt in prompts]
@@ -76,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
         report = compare(
             model, prompt_ids, args.strategy, args.seed, args.seeds, advance,
             load=options.model_loader(args, progress=False), jobs=args.jobs,
-            max_new_tokens=args.max_new_tokens, block_size=args.block_size, tree_nodes=args.tree_nodes,
-            **settings,
+            batch=args.batch, max_new_tokens=args.max_new_tokens, block_size=args.block_size,
+            tree_nodes=args.tree_nodes, **settings,
         )  # fmt: skip
     figures = _circumstances(args, model) | report.to_dict()
     if args.json:
@@ -112,6 +121,7 @@ def _circumstances(args: argparse.Namespace, model: Qwen3) -> dict[str, Any]:
         "backend": model.backend,
         "max_new_tokens": args.max_new_tokens,
         "jobs": args.jobs,
+        "batch": args.batch,
         "block_size": block_rows(model.config, args.block_size, args.strategy),
         "tree_nodes": args.tree_nodes,
         "seed": args.seed,
@@ -152,6 +162,7 @@ def _print(figures: dict[str, Any]) -> None:
     table.add_row("distinct 8-grams", _number(figures["distinct_8grams"]))
     plain = figures["tokens_per_second_plain"]
     beside = f" (each of {figures['jobs']} at once)" if figures["jobs"] > 1 else ""
+    beside = f" ({figures['batch']} texts side by side; plainly one)" if figures["batch"] > 1 else beside
     table.add_row("tok/s", f"{figures['tokens_per_second']:.1f}, plainly {plain:.1f}{beside}")
     table.add_row("on", "{device}, torch {torch}, {threads} threads, {dtype}, {backend}".format(**figures))
     terminal.show(console, table)

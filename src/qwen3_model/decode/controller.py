@@ -90,9 +90,11 @@ class Controller:
         smallest, own = self._pairs.get(kind, (1.0, 1.0))
         return 1.0 if kind == PLAIN else self._tokens / self._cycles * own / smallest
 
-    def next(self) -> int:
-        """The kind of the next cycle. Cycles before it may be launched and not observed yet."""
-        rates = {kind: self.tokens(kind) / self.times[kind] for kind in self.times.kinds}
+    def next(self, *beside: Controller) -> int:
+        """The kind of the next cycle. Cycles before it may be launched and not observed yet. beside: the
+        controllers of the other texts in the cycle, with the same times."""
+        texts = self, *beside
+        rates = {kind: sum(c.tokens(kind) for c in texts) / self.times[kind] for kind in self.times.kinds}
         best = max(rates, key=lambda kind: rates[kind] * (1.0 if kind == PLAIN else FAVOUR))
         others = [kind for kind in rates if kind != best]
         other = max(others, key=self.times.unused)

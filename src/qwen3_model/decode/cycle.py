@@ -1,14 +1,15 @@
 """A cycle: passes, the choice of tokens, the walk and the commit, in one place for every device.
 
-A cycle is written once, as operations on tensors. The plain twins run it on a CPU; on a GPU the same launches
-are captured as one CUDA graph. Nothing in a cycle comes from the host: where the text stands, its root and
-its limit lie in a state that the walk moves on (orthrus_kernels/walk.py). So a graph serves every text and
-every length. What passes a cycle has, its strategy says: two_pass.py, one_pass.py."""
+A cycle is written once, as operations on tensors, for the texts of all its seats. The plain twins run it on a
+CPU; on a GPU the same launches are captured as one CUDA graph. Nothing in a cycle comes from the host: whose
+text sits in a seat, where it stands, its root and its limit lie in tables that the walk moves on
+(orthrus_kernels/walk.py). So a graph serves every text and every length. What passes a cycle has, its
+strategy says: two_pass.py, one_pass.py."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from orthrus_kernels import DraftTree
 from orthrus_kernels.clock import has_clock, seconds_between
+from orthrus_kernels.grow import Trees
 from orthrus_kernels.layout import RECORD, Record, State
 
 from .choice import Choice
@@ -33,21 +35,24 @@ IN_FLIGHT = 4  # launches of a cycle that may be unread
 Walk = Callable[..., None]  # called as `walk` of walk.py is
 
 
-class Text:
-    """The text that runs, on the device: what all cycles of a cache read and write."""
+class Slots:
+    """The texts that run, on the device, a slot each: what all cycles read and write."""
 
-    def __init__(self, model: Network, cache: KVCache) -> None:
-        self.model, self.cache, self.choice = model, cache, Choice(model)
-        self.state = torch.zeros(1, len(State), dtype=torch.int32, device=model.device)  # [S, columns]
+    def __init__(self, model: Network, cache: KVCache, count: int) -> None:
+        """count: of the slots, as many as the cache has."""
+        self.model, self.cache, self.choice = model, cache, Choice(model, count)
+        self.state = torch.zeros(count, len(State), dtype=torch.int32, device=model.device)  # [S, columns]
         ends = model.config.eos_token_ids or (-1,)
         self.ends = torch.tensor(ends, dtype=torch.int32, device=model.device)
 
-    def begin(self, start: int, root: int, left: int, finished: bool = False) -> None:
-        """Put a text down: its root at position `start`, and `left` tokens that may still be added."""
-        columns = {
-            State.START: start, State.ROOT: root, State.LEFT: left, State.FINISHED: int(finished)
-        }  # fmt: skip
-        self.state.copy_(torch.tensor([[columns[column] for column in State]], dtype=torch.int32))
+    def put(self, slot: int, **columns: int) -> None:
+        """Put columns of `layout.State`, named in small letters, down for a slot; others keep their values.
+        The copy takes its turn on the stream: cycles launched before it do not see it."""
+        gpu = self.state.is_cuda
+        places = [State[name.upper()] for name in columns]
+        for place, value in zip(places, columns.values(), strict=True):
+            number = torch.tensor(value, dtype=torch.int32, pin_memory=gpu)
+            self.state[slot, place].copy_(number, non_blocking=gpu)
 
     @property
     def start(self) -> Tensor:
@@ -70,7 +75,7 @@ class Outcome:
     milliseconds: float | None
 
 
-Read = Callable[[], Outcome]
+Read = Callable[[], list[Outcome]]  # by seat
 
 
 class Reading:
@@ -102,28 +107,48 @@ class Reading:
 
 
 class Cycle:
-    """A cycle of fixed shape: what its strategy adds, then choice, walk and commit of N nodes."""
+    """A cycle of fixed shape: what its strategy adds, then choice, walk and commit for the trees of B seats.
+
+    Text b of a launch sits in seat b."""
 
     kind: str  # as in `Run`
     pass_rows: list[int]  # of each of its passes
-    check: Pass  # that verifies, its first rows the nodes
-    scores: Tensor  # [N] fp32: of the path to each node, as in `DraftTree`
+    check: Pass  # that verifies, its first rows the trees
+    trees: Trees  # scores, where there are any
 
-    def __init__(self, text: Text, nodes: int) -> None:
-        """nodes: that it verifies, the root included."""
-        self.text, self.model = text, text.model
-        device = text.state.device
-        self.nodes = nodes
-        self.accepted = text.state.new_zeros(1, nodes)
-        self.start = text.state.new_zeros(1)
-        self.choices = torch.zeros(nodes, dtype=torch.int64, device=device)  # of the last launch
-        self.record = text.state.new_zeros(1, RECORD + 3 * nodes)
+    def __init__(self, slots: Slots, seats: int, nodes: int) -> None:
+        """seats: B. nodes: of a tree at most, the root included."""
+        self.slots, self.model = slots, slots.model
+        device = slots.state.device
+        self.nodes, self.seated = nodes, (-1,) * seats
+        self.seats = slots.state.new_full((seats,), -1)  # [B]: the slot of each
+        self.first = torch.arange(seats + 1, dtype=torch.int32, device=device) * nodes  # [B + 1] rows
+        self.accepted = slots.state.new_zeros(seats, nodes)
+        self.start = slots.state.new_zeros(seats)
+        self.choices = torch.zeros(seats * nodes, dtype=torch.int64, device=device)  # of the last launch
+        self.record = slots.state.new_zeros(seats, RECORD + 3 * nodes)
         timed = self.model.backend != "triton" or has_clock(device)  # twins ask the host for the time
         self.clock = self.record[0, Record.BEGAN : Record.DONE_AT] if timed else None
         self.walk: Walk = self.model.ops.walk
-        self.readings = [Reading(self.record[0]) for _ in range(IN_FLIGHT)]
         self.launches = 0
+        self.new_readings()
         self.graph: torch.cuda.CUDAGraph | None = None
+
+    def new_readings(self) -> None:
+        """Launches from now on leave what an earlier one has left to be read."""
+        self.readings = [Reading(self.record) for _ in range(IN_FLIGHT)]
+
+    def seat(self, slots: Sequence[int]) -> None:
+        """Seat the texts of slots, B at most; a seat behind them is empty."""
+        seated = (*slots, *[-1] * (len(self.seated) - len(slots)))
+        if seated != self.seated:
+            gpu = self.seats.is_cuda
+            self.seats.copy_(torch.tensor(seated, dtype=torch.int32, pin_memory=gpu), non_blocking=gpu)
+            self.place()
+            self.seated = seated  # last: Ctrl-C in between leaves it to the next launch
+
+    def place(self) -> None:
+        """Give the rows that never move to the slots of their seats."""
 
     def launch(self, pool: Any, timed: bool = False) -> Read:
         """Run the cycle once more. Returns how to read it, before IN_FLIGHT more launches.
@@ -141,21 +166,32 @@ class Cycle:
                 self.graph = captured(self.run, pool)
             self.graph.replay()
         self.launches += 1
-        reading.fetch(self.record[0])
+        reading.fetch(self.record)
 
-        def read() -> Outcome:
-            head = reading.wait()[:RECORD].tolist()
-            kept, drafted, times = head[Record.KEPT], head[Record.DRAFTED], head[Record.BEGAN :]
-            tokens, logprobs, path = (part[:kept] for part in reading.target[RECORD:].view(3, -1))
-            run = Run(
-                tokens.tolist(), logprobs.view(torch.float32).tolist(), len(self.pass_rows), self.kind,
-                self.nodes - 1 if drafted else 0, path.tolist(),
-                [seconds_between(a, b) for a, b in pairwise(times)], self.pass_rows,
-            )  # fmt: skip
-            damaged, finished = bool(head[Record.DAMAGED]), bool(head[Record.FINISHED])
-            return Outcome(run, finished, damaged, reading.milliseconds() if timed else None)
+        def read() -> list[Outcome]:
+            records, n = reading.wait(), self.accepted.shape[1]
+            logprobs = records[:, RECORD + n : RECORD + 2 * n].view(torch.float32).tolist()
+            milliseconds, found = reading.milliseconds() if timed else None, records.tolist()
+            seconds = [seconds_between(a, b) for a, b in pairwise(found[0][Record.BEGAN : RECORD])]
+            return [
+                self._outcome(record, log, seconds, milliseconds)
+                for record, log in zip(found, logprobs, strict=True)
+            ]
 
         return read
+
+    def _outcome(
+        self, record: list[int], logprobs: list[float], seconds: list[float], milliseconds: float | None
+    ) -> Outcome:
+        """What the record of a seat says, with its log-probabilities as numbers."""
+        kept, n = record[Record.KEPT], len(logprobs)
+        nodes = record[Record.NODES] - 1 if record[Record.DRAFTED] else 0
+        path = record[RECORD + 2 * n :][:kept]
+        run = Run(
+            record[RECORD : RECORD + kept], logprobs[:kept], len(self.pass_rows), self.kind, nodes, path,
+            seconds, self.pass_rows,
+        )  # fmt: skip
+        return Outcome(run, bool(record[Record.FINISHED]), bool(record[Record.DAMAGED]), milliseconds)
 
     def begin(self, tokens: list[int]) -> None:
         """Get ready for a text that holds these tokens: what the last text has left is not its own."""
@@ -164,27 +200,31 @@ class Cycle:
         """The launches of a cycle; nothing comes from the host."""
         raise NotImplementedError
 
-    def tell(self, run: Run) -> None:
+    def tell(self, seat: int, run: Run) -> None:
         """Fill in what a caller that watches wants to know of the launch that was just read."""
-        n, plan = 1 + run.nodes, self.check.plan
-        depths = (plan.positions[:n] - plan.positions[0]).tolist()
-        scores = self.scores[:n].tolist()
-        run.tree = DraftTree(plan.tokens[:n].tolist(), plan.parents[:n].tolist(), depths, scores)
-        run.choices = self.choices[:n].tolist()
+        begin, plan = int(self.first[seat]), self.check.plan
+        rows = slice(begin, begin + 1 + run.nodes)
+        depths = (plan.positions[rows] - plan.positions[begin]).tolist()
+        parents = [parent if parent < 0 else parent - begin for parent in plan.parents[rows].tolist()]
+        scores = self.trees.scores[seat, : 1 + run.nodes].tolist()
+        run.tree = DraftTree(plan.tokens[rows].tolist(), parents, depths, scores)
+        run.choices = self.choices[rows].tolist()
 
     def verify(self, parents: Tensor, states: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Choose behind the N nodes of `check`, walk, and commit what the walk accepted. parents [N] int32;
-        states [N, E]; keys and values [L, >= N, G, D] of the pass."""
-        n, text, plan = self.nodes, self.text, self.check.plan
-        tokens, positions = plan.tokens[:n], plan.positions[:n]
-        self.choices, logits, sums = text.choice.of_tree(states, positions + 1, tokens, parents)
+        """Choose behind the T first rows of `check`, which are the trees, walk, and commit what the walks
+        accepted. parents [T] int32; states [T, E]; keys and values [L, >= T, G, D] of the pass."""
+        n, slots, plan = len(parents), self.slots, self.check.plan
+        tokens, positions, owners = plan.tokens[:n], plan.positions[:n], plan.sequences[:n]
+        self.choices, logits, sums = slots.choice.of_tree(states, positions + 1, tokens, parents, owners)
         self.walk(
-            text.state, tokens, parents, self.choices, logits, sums, text.ends, self.accepted, self.start,
-            self.record, timed=self.clock is not None,
+            slots.state, self.seats, self.first, tokens, parents, self.choices, logits, sums, slots.ends,
+            self.accepted, self.start, self.record, timed=self.clock is not None,
         )  # fmt: skip
-        text.choice.note(self.choices, self.accepted)
-        cache = text.cache
-        self.model.ops.commit(cache.keys, cache.values, keys, values, self.accepted, self.start)
+        slots.choice.note(self.choices, self.accepted, owners)
+        cache = slots.cache
+        self.model.ops.commit(
+            cache.keys, cache.values, cache.pages, self.seats, keys, values, self.accepted, self.start
+        )
 
 
 def captured(run: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:

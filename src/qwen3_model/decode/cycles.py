@@ -1,21 +1,23 @@
 """The cycles over one cache: which comes next, launched ahead of what the host knows.
 
 On a GPU the host launches cycle n + 1 before it reads what cycle n kept, so that the GPU does not wait for
-Python; a cycle launched after the text has ended changes nothing. A graph serves all texts, lengths and
-settings of its key: what the cycle does, and the form of the choice."""
+Python; a cycle launched after a text has ended changes nothing for it. A graph serves all texts, lengths and
+settings of its key: what the cycle does, how many seats it has, and the form of the choice."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import InputError
-from .choice import Form
-from .controller import PLAIN, TREES, TWIN_TIMES, Controller, Times, measured_times
-from .cycle import Cycle, Read, Text, Walk
+from orthrus_kernels import Form
+from orthrus_kernels.layout import State
+
+from .controller import CHAIN, PLAIN, TREES, TWIN_TIMES, Controller, Times, measured_times
+from .cycle import Cycle, Outcome, Read, Slots, Walk
 from .one_pass import Shape
-from .sequence import Run, Sequence
+from .sequence import Sequence as Text
 from .two_pass import TwoPassCycle
 
 if TYPE_CHECKING:
@@ -26,27 +28,48 @@ MOST_GRAPHS = 64  # the one not used for longest goes first
 NOT_NUMBERS = (
     "the model's logits are NaN or infinite: the checkpoint is damaged or overflows this dtype; try float32"
 )
+MOST_ROWS = 512  # of a pass with drafts of several texts
+EVERY_NODE = 1 << 15  # in `State.NODES`: no limit
 
 
 class Strategy(Protocol):
     """A kind of cycle of a strategy's own, hashable: all that its launches follow from."""
 
-    def cycle(self, text: Text) -> Cycle:
+    def cycle(self, slots: Slots) -> Cycle:
         """A cycle of this kind."""
 
 
 Kind = int | Strategy  # a number is a two-pass cycle's (controller.py)
+Seated = Sequence[tuple[Text, int]]  # texts and their slots
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A cycle that was launched and not read yet."""
+
+    kind: Kind
+    cycle: Cycle
+    seated: Seated
+    epochs: tuple[int, ...]  # of the texts: one that was preempted since takes nothing
+    controllers: tuple[Controller | None, ...]  # that learn from it
+    read: Read
+
+
+def seats_for(texts: int) -> int:
+    """Seats of a cycle for so many texts: powers of two up to 16, then multiples of 16."""
+    return 1 << (texts - 1).bit_length() if texts <= 16 else -(-texts // 16) * 16
 
 
 class Cycles:
     """The cycles of one cache, with their graphs."""
 
-    def __init__(self, model: Network, cache: KVCache, pool: Any) -> None:
-        """pool: of CUDA graphs; None: every kernel is launched by the host."""
-        self.model, self.text, self.pool = model, Text(model, cache), pool
-        self.ahead = model.device.type == "cuda"  # whether cycles are launched before the last one is read
+    def __init__(self, model: Network, cache: KVCache, slots: int, pool: Any) -> None:
+        """slots: texts that may run at once. pool: of CUDA graphs; None: every kernel is launched by the
+        host."""
+        self.model, self.slots, self.pool = model, Slots(model, cache, slots), pool
         self.walk_of: Callable[[Kind], Walk] | None = None  # by kind, in place of the target's choices
-        self.controllers: dict[tuple, Controller] = {}  # of the last text of each form and block size
+        self.controllers: dict[tuple, Controller] = {}  # of the last text of each form, block size and seats
+        self._of: dict[Text, tuple[tuple, Controller]] = {}  # the controller of each text that runs
         self._cycles: OrderedDict[tuple, Cycle] = OrderedDict()
 
     def __len__(self) -> int:
@@ -57,71 +80,90 @@ class Cycles:
         """Launch the newest cycle of a kind once more; behind the end of a text that changes nothing."""
         next(self._cycles[key] for key in reversed(self._cycles) if key[0] == kind).launch(self.pool)
 
-    def runs(self, sequence: Sequence) -> Iterator[Run]:
-        """What each cycle adds to a text whose prompt is committed, until an end token or the limit. The
-        caller adds a run to the sequence before it asks for the next one. Raises InputError when logits on
-        the path are not numbers."""
-        form = self.text.choice.begin(sequence.sampling, sequence.tokens)
-        watched, ahead = sequence.on_run is not None, self.ahead and sequence.on_run is None
+    def begin(self, text: Text, slot: int, room: int) -> None:
+        """A text whose prompt is committed runs in a slot from now on. room: positions that its pages
+        hold."""
+        self.slots.choice.put(slot, text.sampling, text.tokens)
+        self.slots.put(
+            slot, start=text.start, root=text.root, left=text.remaining, finished=0, room=room,
+            nodes=_most_nodes(text),
+        )  # fmt: skip
         for cycle in self._cycles.values():
-            cycle.begin(sequence.tokens)
-        fixed = self._fixed(sequence)
-        controller = self._controller(sequence, form) if fixed is None else None
-        self.text.begin(sequence.start, sequence.root, sequence.remaining)
+            cycle.begin(text.tokens)
 
-        def launch() -> tuple[Kind, Cycle, Read]:
-            kind = fixed if controller is None else controller.next()
-            if kind is None or sequence.remaining <= 1:  # where one token is left there is nothing to propose
-                kind = PLAIN
-            cycle = self._cycle(kind, form, sequence, watched)
-            return kind, cycle, cycle.launch(self.pool, timed=controller is not None)
+    def end(self, text: Text) -> None:
+        """A text runs no longer."""
+        self._of.pop(text, None)
 
-        waiting = launch()
-        while True:
-            following = launch() if ahead else None
-            kind, cycle, read = waiting
-            end = read()
-            if watched and kind != PLAIN:
-                cycle.tell(end.run)
+    def launch(self, seated: Seated) -> Launched:
+        """Launch a cycle of texts that run; what it adds to each, `read` finds out."""
+        texts, slots = [text for text, _ in seated], [slot for _, slot in seated]
+        form = self.slots.choice.form = self.slots.choice.form_of(slots)
+        watched, seats = any(text.on_run is not None for text in texts), seats_for(len(texts))
+        kind, timed = self._kind(texts, form, seats)
+        drafted = (text.block_size for text in texts if text.request.strategy != "autoregressive")
+        block = min(drafted, default=0)
+        cycle = self._cycle(kind, block, form, seats, watched, texts)
+        cycle.seat(slots)
+        epochs, learn = tuple(text.epoch for text in texts), [self._of.get(text) for text in texts]
+        controllers = tuple(found and found[1] for found in learn)
+        return Launched(kind, cycle, seated, epochs, controllers, cycle.launch(self.pool, timed=timed))
+
+    def read(self, launched: Launched) -> list[tuple[Text, Outcome]]:
+        """What a cycle has added to the texts that still run, and learn from it."""
+        kind, cycle, outcomes = launched.kind, launched.cycle, launched.read()
+        of, found = zip(launched.seated, launched.epochs, launched.controllers, outcomes, strict=False), []
+        timed: dict[int, Times] = {}
+        for seat, ((text, _), epoch, controller, end) in enumerate(of):
+            if text.finished or text.epoch != epoch:
+                continue
+            if text.on_run is not None and kind != PLAIN:
+                cycle.tell(seat, end.run)
             if controller is not None and isinstance(kind, int):
                 controller.observe(kind, end.run.path if end.run.nodes else None)
-                controller.times.observe(kind, end.milliseconds)
-            if end.run.tokens:
-                yield end.run
-            if end.damaged:
-                raise InputError(NOT_NUMBERS)
-            if end.finished:
-                return
-            waiting = following or launch()
+                timed[id(controller.times)] = controller.times
+            found.append((text, end))
+        for times in timed.values():  # several texts share one
+            assert isinstance(kind, int)
+            times.observe(kind, outcomes[0].milliseconds)
+        return found
 
-    def _fixed(self, sequence: Sequence) -> Kind | None:
-        """The kind of every cycle of a text; None where a controller says it."""
-        request = sequence.request
-        if request.strategy == "autoregressive":
-            return PLAIN
-        if request.strategy == "one-pass":
-            return Shape.of(sequence.block_size, request.tree_nodes)
-        return None if request.tree_nodes == "auto" else request.tree_nodes
+    def _kind(self, texts: Sequence[Text], form: Form, seats: int) -> tuple[Kind, bool]:
+        """The kind of the next cycle, and whether it is to be timed."""
+        drafted = [text for text in texts if text.request.strategy != "autoregressive"]
+        # where one token is left there is nothing to propose
+        if all(text.remaining <= 1 for text in drafted):
+            return PLAIN, False
+        fixed = [kind for kind in map(_fixed, drafted) if kind is not None]
+        if len(fixed) == len(drafted):
+            return _shared(fixed, seats) if seats > 1 else fixed[0], False
+        controllers = [self._controller(text, form, seats) for text in drafted if _fixed(text) is None]
+        return controllers[0].next(*controllers[1:]), True
 
-    def _controller(self, sequence: Sequence, form: Form) -> Controller:
-        """What says the kind of each cycle; it begins with what the last text has taught."""
-        key = form, sequence.block_size
-        before = self.controllers.get(key)
-        times = self._times(form, sequence) if before is None else before.times
-        self.controllers[key] = Controller(times, before)
-        return self.controllers[key]
+    def _controller(self, text: Text, form: Form, seats: int) -> Controller:
+        """What says the kinds that suit a text; it begins with what the last text has taught."""
+        key = form, text.block_size, seats
+        if text not in self._of or self._of[text][0] != key:
+            before = self.controllers.get(key)
+            times = self._times(form, text.block_size, seats) if before is None else before.times
+            self.controllers[key] = Controller(times, before)
+            self._of[text] = key, self.controllers[key]
+        return self._of[text][1]
 
-    def _cycle(self, kind: Kind, form: Form, sequence: Sequence, watched: bool) -> Cycle:
-        """The cycle of a kind, made when it is first asked for."""
-        block = 0 if kind == PLAIN else sequence.block_size
-        key = kind, block, form, watched, self.model.bigram
+    def _cycle(
+        self, kind: Kind, block: int, form: Form, seats: int, watched: bool, texts: Sequence[Text] = ()
+    ) -> Cycle:
+        """The cycle of a kind, made when it is first asked for; texts: those that run then."""
+        block = 0 if kind == PLAIN else min(block, max(MOST_ROWS // seats, 2))
+        key = kind, block, form, seats, watched, self.model.bigram
         if key not in self._cycles:
             cycle: Cycle
             if isinstance(kind, int):
-                cycle = TwoPassCycle(self.text, kind, block, watched)
+                cycle = TwoPassCycle(self.slots, seats, kind, block, watched)
             else:
-                cycle = kind.cycle(self.text)
-            cycle.begin(sequence.tokens)
+                cycle = kind.cycle(self.slots)
+            for text in texts:
+                cycle.begin(text.tokens)
             if self.walk_of is not None:
                 cycle.walk = self.walk_of(kind)
             self._cycles[key] = cycle
@@ -130,14 +172,26 @@ class Cycles:
         self._cycles.move_to_end(key)
         return self._cycles[key]
 
-    def _times(self, form: Form, sequence: Sequence) -> Times:
-        """What a cycle of each kind takes at the text's length, measured on cycles that change nothing;
-        without CUDA graphs, the twins'."""
+    def _times(self, form: Form, block: int, seats: int) -> Times:
+        """What a cycle of each kind takes for texts as long as those that run, measured on cycles that
+        change nothing; without CUDA graphs, the twins'."""
         if self.pool is None:
             return Times(TWIN_TIMES)
-        self.text.begin(sequence.start, sequence.root, 0, finished=True)
-        cycles = {kind: self._cycle(kind, form, sequence, watched=False) for kind in (PLAIN, *TREES)}
+        kinds = PLAIN, *trees_for(seats)
+        cycles = {kind: self._cycle(kind, block, form, seats, watched=False) for kind in kinds}
+        state = self.slots.state
+        before = state.clone()
+        try:
+            state[:, State.FINISHED] = 1
+            return self._measured(cycles, range(min(seats, len(state))))
+        finally:
+            state.copy_(before)
+
+    def _measured(self, cycles: dict[int, Cycle], slots: Sequence[int]) -> Times:
+        """What each cycle takes, for texts that are said to have ended."""
         for cycle in cycles.values():
+            cycle.new_readings()
+            cycle.seat(slots)
             for _ in range(2):  # the second is captured
                 cycle.launch(self.pool)()
 
@@ -145,10 +199,37 @@ class Cycles:
             read = cycles[kind].launch(self.pool, timed=True)
 
             def milliseconds() -> float:
-                found = read().milliseconds
+                found = read()[0].milliseconds
                 assert found is not None, "of a captured cycle"
                 return found
 
             return milliseconds
 
         return Times(measured_times(tuple(cycles), launch))
+
+
+def trees_for(seats: int) -> tuple[int, ...]:
+    """Nodes of the trees that "auto" chooses among: of the largest passes that fit MOST_ROWS."""
+    most = MOST_ROWS // seats - 1
+    return TREES if most >= TREES[-1] else tuple(max(n, 1) for n in (most // 2, most))
+
+
+def _fixed(text: Text) -> Kind | None:
+    """The kind of every cycle of a text that is not plain; None where a controller says it."""
+    request = text.request
+    if request.strategy == "one-pass":
+        return Shape.of(text.block_size, request.tree_nodes)
+    return None if request.tree_nodes == "auto" else request.tree_nodes
+
+
+def _shared(kinds: Sequence[Kind], seats: int) -> int:
+    """The kind of a cycle of several texts that asked for some: the largest, as far as MOST_ROWS permits."""
+    return min(max(kind for kind in kinds if isinstance(kind, int)), max(MOST_ROWS // seats - 1, 1))
+
+
+def _most_nodes(text: Text) -> int:
+    """Nodes of a text's tree at most, its root one of them."""
+    if text.request.strategy == "autoregressive":
+        return 1
+    nodes = text.request.tree_nodes
+    return nodes + 1 if isinstance(nodes, int) and nodes > CHAIN else EVERY_NODE

@@ -1,57 +1,62 @@
 """The engine: it owns a model's cache and graphs, takes requests, and decodes them step by step.
 
-    engine = Engine(model)
-    text = engine.submit(prompt_ids, Request(max_new_tokens=100))
-    while not text.finished:
-        engine.step()
-    print(text.result().text)
+    engine = Engine(model, slots=32)
+    texts = [engine.submit(ids, Request(max_new_tokens=100)) for ids in prompts]
+    while engine.step():
+        pass
+    print(texts[0].result().text)
 
-One text runs at a time; the others wait in the order in which they came."""
+As many texts run at once as there are slots; the others wait in the order in which they came. Which of them
+does what next, scheduler.py says. A text's tokens and log-probabilities do not depend on those beside it."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Ids
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import InputError, in_memory, quoted
-from ..model import Network, checked_prompt
-from ..request import Request
+from orthrus_kernels import PAGE, pages_for
+
+from ..errors import InputError, in_memory, one_line, quoted
+from ..model import PREFILL_ROWS, checked_prompt
+from ..request import Request, whole_up_to
 from . import rejection
-from .cycles import NOT_NUMBERS, Cycles
-from .prompt import Prompts
+from .cycle import Outcome
+from .cycles import NOT_NUMBERS, Launched
+from .runner import Runner
+from .scheduler import Cycle, Prefill, Scheduler, check_fits
 from .sequence import OnRun, Result, Run, Sequence
 from .stream import OnTokens, TokenStream
 
 if TYPE_CHECKING:
-    from ..kv_cache import KVCache
+    from ..model import Network
 
 _SMALLER = "shorten it, or ask for fewer tree_nodes"
-CAPACITY_STEP = 1024  # positions; capacities of caches are multiples of it
-
-
-class Slot:
-    """A cache with all that is captured over it."""
-
-    def __init__(self, model: Network, capacity: int) -> None:
-        graphs = model.use_graphs
-        self.cache: KVCache = model.new_cache(-(-capacity // CAPACITY_STEP) * CAPACITY_STEP)
-        pool = torch.cuda.graph_pool_handle() if graphs and model.device.type == "cuda" else None
-        self.graphs, self.prompts = graphs, Prompts(model, self.cache, pool)
-        self.cycles = Cycles(model, self.cache, pool)
+CAPACITY_STEP = 1024  # positions; a cache that grows with its texts has a multiple of it
+MOST_SLOTS, MOST_TOKENS = 256, 1 << 40
 
 
 class Engine:
     """Decodes requests with one model. On CUDA one thread and stream at a time: kernels share a workspace."""
 
-    def __init__(self, model: Network) -> None:
-        self.model = model
-        self.slot: Slot | None = None
-        self._waiting: deque[Sequence] = deque()
-        self._running: tuple[Sequence, Iterator[Run]] | None = None
+    def __init__(self, model: Network, slots: int = 1, cache_tokens: int | None = None) -> None:
+        """slots: texts that may run at once, up to 256. cache_tokens: positions that the cache holds for all
+        of them; None: with one slot what its text needs, else what 0.9 of the free memory holds. Raises
+        InputError for what is out of range."""
+        self.model, self.slots = model, whole_up_to("slots", slots, MOST_SLOTS)
+        if cache_tokens is not None:
+            cache_tokens = whole_up_to("cache_tokens", cache_tokens, MOST_TOKENS)
+        self._fixed = cache_tokens is not None or self.slots > 1  # whether the cache keeps its size
+        self._tokens = cache_tokens
+        self.runner: Runner | None = None
+        self._scheduler: Scheduler | None = None
+        self._waiting: deque[Sequence] = deque()  # for the scheduler
+        self._unread: deque[Launched] = deque()
+        self._alone: tuple[Sequence, Iterator[Run]] | None = None  # by rejection sampling
 
     def submit(
         self,
@@ -65,43 +70,56 @@ class Engine:
         on_tokens(ids, text): called with each accepted run; returning False stops the text. on_run(run,
         kept): called with the prompt's run and each cycle's, and how many of its tokens were kept, before
         on_tokens; runs then tell their trees and the target's choices, at the cost of speed. Raises
-        InputError for impossible settings, and for a prompt that is empty or does not fit."""
+        InputError for impossible settings, for a prompt that is empty or does not fit, and for what cannot
+        run beside other texts."""
         for name, callback in (("on_tokens", on_tokens), ("on_run", on_run)):
             if callback is not None and not callable(callback):
                 raise InputError(f"{name} is {quoted(callback)}; a function was expected")
+        prompt, fitted = self.fitted(prompt_ids, request)
+        model, most = self.model, fitted.max_new_tokens
+        assert most is not None
+        stream = TokenStream(model.text, model.config.eos_token_ids, fitted.stop, most, on_tokens)
+        text = Sequence(prompt, fitted, stream, on_run)
+        if self._fixed and fitted.verify != "rejection":
+            self._schedule(text)
+        else:
+            self._waiting.append(text)
+        return text
+
+    def fitted(self, prompt_ids: Ids[int], request: Request | None = None) -> tuple[list[int], Request]:
+        """A prompt as whole numbers, and its request with nothing left open. Raises the InputErrors of
+        `submit`, but for one: where nobody has said how large the cache is, only `submit` knows."""
         if not isinstance(request, Request | None):
             raise InputError(f"request is {quoted(request)}; a Request was expected")
         model, prompt = self.model, checked_prompt(prompt_ids, self.model.config.vocab_size)
         fitted = (request or Request()).fit(model.config, len(prompt), model.text is not None)
+        self._check_beside(fitted)
         assert fitted.max_new_tokens is not None
-        stream = TokenStream(
-            model.text, model.config.eos_token_ids, fitted.stop, fitted.max_new_tokens, on_tokens
-        )
-        self._waiting.append(Sequence(prompt, fitted, stream, on_run))
-        return self._waiting[-1]
+        if self._tokens is not None:
+            check_fits(len(prompt) + fitted.max_new_tokens, pages_for(self._tokens))
+        return prompt, fitted
 
-    def step(self) -> Sequence | None:
-        """Do the next piece of work: the prompt of a text that waits, or a cycle of the one that runs.
+    def _check_beside(self, request: Request) -> None:
+        """Raises InputError for what cannot run beside other texts."""
+        if self.slots > 1 and request.verify == "rejection":
+            raise InputError('verify "rejection" runs alone: use an Engine of one slot')
+        if self.slots > 1 and request.strategy == "one-pass":
+            raise InputError('strategy "one-pass" runs alone: use an Engine of one slot, or another strategy')
 
-        Returns the text it was for, None if there is nothing to do. Raises InputError when logits are not
-        numbers or a pass does not fit into memory, and whatever a callback raises: the text has then ended,
-        for the reason "error", and the engine goes on with the next one."""
-        self._drop_finished()  # by a step inside the callback of its last run
-        if self._running is None:
-            if not self._waiting:
-                return None
-            sequence = self._waiting.popleft()
-            self._running = sequence, self._runs(sequence)
-        sequence, runs = self._running
+    def step(self) -> tuple[Sequence, ...]:
+        """Do the next piece of work: a part of a waiting text's prompt, or a cycle of those that run.
+
+        Returns the texts that it was for, none if there is nothing to do. Raises InputError when a text's
+        logits are not numbers or a pass does not fit into memory, and whatever a callback raises: the texts
+        concerned have then ended, for the reason "error", and the engine goes on with the others. Ctrl-C
+        ends all texts that run, for the reason "interrupted"; those that wait go on waiting."""
         try:
-            with torch.inference_mode(), in_memory("a pass of this text", _SMALLER):
-                run = next(runs)
-            sequence.take(run)
-        except BaseException as error:
-            self.cancel(sequence, "interrupted" if isinstance(error, KeyboardInterrupt) else "error")
+            with torch.inference_mode():
+                self._feed()
+                return self._work()
+        except KeyboardInterrupt as error:
+            self._fail(error)
             raise
-        self._drop_finished()
-        return sequence
 
     def generate(
         self,
@@ -112,61 +130,213 @@ class Engine:
     ) -> Result:
         """Submit a text and step until it has ended; arguments and errors are those of `submit` and `step`,
         and an error of another text's step ends this one too. Ctrl-C ends it with what has been decoded."""
-        sequence = self.submit(prompt_ids, request, on_tokens, on_run)
+        text = self.submit(prompt_ids, request, on_tokens, on_run)
         try:
-            while not sequence.finished:
+            while not text.finished:
                 self.step()
         except KeyboardInterrupt:
-            self.cancel(sequence, "interrupted")
+            self.cancel(text, "interrupted")
         except BaseException:
-            self.cancel(sequence, "error")
+            self.cancel(text, "error")
             raise
-        return sequence.result()
+        return text.result()
 
-    def cancel(self, sequence: Sequence, reason: str = "cancelled") -> None:
+    def cancel(self, text: Sequence, reason: str = "cancelled") -> None:
         """End a text, whether it runs or waits, with what has been decoded. An ended text stays as it is."""
-        if self._running is not None and self._running[0] is sequence:
-            self._running = None
-        elif sequence in self._waiting:
-            self._waiting.remove(sequence)
-        sequence.end(reason or "cancelled")
-
-    def _drop_finished(self) -> None:
-        if self._running is not None and self._running[0].finished:
-            self._running = None
+        text.end(reason or "cancelled")
+        self._drop(text)
 
     def forget(self) -> None:
-        """Free the cache and its graphs; the next text makes them anew."""
-        self.slot = None
+        """Free the cache and its graphs; the next text makes them anew. Raises InputError while a text is
+        there that needs them."""
+        if self._scheduler:
+            raise InputError(
+                "texts of this engine have not ended: call step() until they have, or cancel them"
+            )
+        self.runner, self._scheduler = None, None
+        self._unread.clear()
 
-    def _runs(self, sequence: Sequence) -> Iterator[Run]:
-        """The prompt's run, then those of the cycles."""
-        sequence.begin()
-        slot = self._slot(sequence.limit)
-        yield self._prompt(slot, sequence)
-        if sequence.request.verify == "rejection":
-            slot.cache.lengths = [sequence.start]
-            yield from rejection.runs(self.model, slot.cache, sequence)
-        else:
-            yield from slot.cycles.runs(sequence)
+    @property
+    def preemptions(self) -> int:
+        """How often a text had to give its pages up to an older one and was prefilled again."""
+        return 0 if self._scheduler is None else self._scheduler.preemptions
 
-    def _slot(self, capacity: int) -> Slot:
-        """The last text's cache where that is large enough and its graphs are wanted: they stay good."""
-        slot = self.slot
-        if slot is None or slot.cache.capacity < capacity or slot.graphs != self.model.use_graphs:
-            self.slot = slot = None  # frees the memory before more is taken
-            self.slot = slot = Slot(self.model, capacity)
-        return slot
+    @property
+    def cache_tokens(self) -> int:
+        """Positions that the cache holds for all texts together; 0 before the first text."""
+        return 0 if self.runner is None else self.runner.cache.positions
 
-    def _prompt(self, slot: Slot, sequence: Sequence) -> Run:
-        """Run the prompt through the AR view and choose the first token behind it."""
-        choice, prompt, device = slot.cycles.text.choice, sequence.tokens, self.model.device
-        choice.begin(sequence.sampling, prompt)
-        states = slot.prompts.run(prompt)
-        root, position = (torch.tensor([x], device=device) for x in (prompt[-1], len(prompt)))
-        above = torch.full((1,), -1, dtype=torch.int32, device=device)
-        chosen, logits, sums = choice.of_tree(states, position, root, above)
-        token, log_sum_exp = int(chosen), float(sums)
-        if not abs(log_sum_exp) < float("inf"):
-            raise InputError(NOT_NUMBERS)
-        return Run([token], (logits - sums).tolist(), 1, "prompt", rows=(len(prompt),))
+    def _feed(self) -> None:
+        """Hand texts that wait to the scheduler: one at a time where the cache grows with its texts."""
+        while self._waiting and self._alone is None and not self._scheduler:
+            text = self._waiting.popleft()
+            try:
+                if text.request.verify == "rejection":
+                    self._alone = text, rejection.runs(self.model, text)
+                else:
+                    self._schedule(text)
+            except BaseException as error:
+                self._end(text, error)
+                raise
+
+    def _schedule(self, text: Sequence) -> None:
+        """Give a text to the scheduler, with a cache that may hold it. Raises InputError where none can."""
+        self.runner_for(text.limit)
+        assert self._scheduler is not None
+        self._scheduler.add(text, len(text.tokens), text.limit)
+
+    def runner_for(self, limit: int) -> Runner:
+        """The runner for a text of so many positions: the last one where that is large enough and its graphs
+        are wanted, since they stay good."""
+        runner, scheduler = self.runner, self._scheduler
+        if runner is not None and scheduler is not None:
+            fits = self._fixed or runner.capacity >= limit
+            if scheduler or (fits and runner.graphs == self.model.use_graphs):
+                return runner
+        runner = None
+        self.forget()  # frees the memory before more is taken
+        capacity, pages = self._size(limit)
+        self.runner = runner = Runner(self.model, self.slots, capacity, pages)
+        self._scheduler = Scheduler(self.slots, pages, PREFILL_ROWS)
+        return runner
+
+    def _size(self, limit: int) -> tuple[int, int]:
+        """(positions of a text at most, pages of the pool) of a cache for a text of so many positions."""
+        if not self._fixed:
+            capacity = -(-limit // CAPACITY_STEP) * CAPACITY_STEP
+            return capacity, capacity // PAGE
+        context = -(-self.model.config.context_length // PAGE) * PAGE
+        tokens = self._tokens or self.model.positions_that_fit(context * self.slots)
+        pages = pages_for(max(tokens, 1))
+        return min(context, pages * PAGE), pages
+
+    def _work(self) -> tuple[Sequence, ...]:
+        if self._alone is not None:
+            text, runs = self._alone
+            return self._all(((text, lambda: self._tell(text, *self._add(text, next(runs)))),))
+        if self._scheduler is None:
+            return ()
+        assert self.runner is not None
+        try:
+            work = self._scheduler.next(self._reach())
+            if work is not None:
+                self.runner.grant(work.grants)
+            if isinstance(work, Cycle):
+                self._launch(work)
+        except Exception as error:
+            self._fail(error)
+            raise
+        if isinstance(work, Prefill):
+            return self._prefill(work)
+        watched = work is not None and any(text.on_run is not None for text, _ in work.texts)
+        if work is not None and self.runner.ahead and not watched and len(self._unread) == 1:
+            return self._work()
+        found = self._read()
+        while watched and self._unread:  # the newest cycle is told before it is launched again
+            found = self._read()
+        return found
+
+    def _launch(self, work: Cycle[Sequence]) -> None:
+        assert self.runner is not None
+        for text in work.preempted:
+            text.epoch += 1
+            self.runner.cycles.end(text)
+        with in_memory("a pass of these texts", _SMALLER):
+            self._unread.append(self.runner.cycles.launch(work.texts))
+
+    def _reach(self) -> int:
+        """Positions that cycles in flight and the next one may add to a text."""
+        return (len(self._unread) + 1) * max(self.model.config.block_size or 1, 1)
+
+    def _prefill(self, work: Prefill) -> tuple[Sequence, ...]:
+        text, runner = work.text, self.runner
+        assert runner is not None
+        text.begin()
+
+        def run() -> None:
+            with in_memory("a pass of this text", _SMALLER):
+                found = runner.prefill(text, work)
+            if found is not None:
+                added = self._add(text, found)
+                if not text.finished:
+                    runner.begin(text, work.slot)
+                self._tell(text, *added)
+
+        return self._all(((text, run),))
+
+    def _read(self) -> tuple[Sequence, ...]:
+        """Read the oldest cycle that was launched, and hand its texts what it added; one whose texts have all
+        ended does not count. All texts have it before a callback is called, which may make the engine step.
+        """
+        assert self.runner is not None
+        ends: list[tuple[Sequence, Outcome]] = []
+        try:
+            while self._unread and not ends:
+                ends = self.runner.cycles.read(self._unread.popleft())
+            added = [self._add(text, end.run) for text, end in ends]
+        except Exception as error:
+            self._fail(error)
+            raise
+
+        def tell(text: Sequence, end: Outcome, run: Run, kept: int) -> None:
+            if run.tokens:
+                self._tell(text, run, kept)
+            if end.damaged and not text.finished:
+                raise InputError(NOT_NUMBERS)
+
+        parts = zip(ends, added, strict=True)
+        return self._all([(text, partial(tell, text, end, *what)) for (text, end), what in parts])
+
+    def _add(self, text: Sequence, run: Run) -> tuple[Run, int]:
+        """Add a run to a text, and let go of it where that has ended it; returns the run and how many of its
+        tokens were kept."""
+        kept = text.add(run) if run.tokens else 0
+        if text.finished:
+            self._drop(text)
+        elif self._scheduler is not None and text in self._scheduler:
+            self._scheduler.grown(text, len(text.tokens))
+        return run, kept
+
+    def _tell(self, text: Sequence, run: Run, kept: int) -> None:
+        """Hand a run to a text's callbacks, and let go of the text where they have ended it."""
+        text.tell(run, kept)
+        if text.finished:
+            self._drop(text)
+
+    def _all(self, parts: Iterable[tuple[Sequence, Callable[[], None]]]) -> tuple[Sequence, ...]:
+        """Do every text's part, even if an earlier one fails; a text whose part fails ends for the reason
+        "error", or "interrupted". Raises the first error."""
+        failed: list[BaseException] = []
+        texts = []
+        for text, part in parts:
+            texts.append(text)
+            try:
+                part()
+            except BaseException as error:
+                self._end(text, error)
+                failed.append(error)
+        if failed:
+            raise failed[0]
+        return tuple(texts)
+
+    def _fail(self, error: BaseException) -> None:
+        """End all texts that run: host and device may have parted."""
+        self._unread.clear()
+        running = [] if self._scheduler is None else self._scheduler.texts
+        for text in [*running, *([] if self._alone is None else [self._alone[0]])]:
+            self._end(text, error)
+
+    def _end(self, text: Sequence, error: BaseException) -> None:
+        text.error = text.error or one_line(error, 200)
+        self.cancel(text, "interrupted" if isinstance(error, KeyboardInterrupt) else "error")
+
+    def _drop(self, text: Sequence) -> None:
+        """Let go of a text that has ended."""
+        if text in self._waiting:
+            self._waiting.remove(text)
+        if self._alone is not None and self._alone[0] is text:
+            self._alone = None
+        if self._scheduler is not None and self.runner is not None:
+            if text in self._scheduler:
+                self._scheduler.remove(text)
+            self.runner.cycles.end(text)

@@ -17,12 +17,13 @@ from typing import Literal
 import torch
 
 from orthrus_kernels import PassShape, Rows
+from orthrus_kernels.grow import Trees
 from orthrus_kernels.layout import Record, State
 
 from ..request import ONE_PASS_BLOCK
 from .choice import CANDIDATES
 from .controller import CHAIN
-from .cycle import Cycle, Text
+from .cycle import Cycle, Slots
 
 # Rows of a pass that the default shape fills. Up to about as many the weights' bytes decide a pass's time on
 # an H200, not its rows.
@@ -53,9 +54,9 @@ class Shape:
         anchors = min(max((MOST_ROWS - 1 - nodes) // block, 1), nodes + 1)
         return Shape(nodes, anchors, block, width)
 
-    def cycle(self, text: Text) -> OnePassCycle:
+    def cycle(self, slots: Slots) -> OnePassCycle:
         """A cycle of this shape."""
-        return OnePassCycle(text, self)
+        return OnePassCycle(slots, self)
 
     @property
     def depth(self) -> int:
@@ -64,28 +65,28 @@ class Shape:
 
 
 class OnePassCycle(Cycle):
-    """One pass: a tree's AR rows and diffusion blocks."""
+    """One pass: a tree's AR rows and diffusion blocks, for one text."""
 
     kind = "one-pass"
 
-    def __init__(self, text: Text, shape: Shape) -> None:
+    def __init__(self, slots: Slots, shape: Shape) -> None:
         n = shape.nodes + 1
-        super().__init__(text, n)
-        self.shape, model, device = shape, text.model, text.state.device
+        super().__init__(slots, 1, n)
+        self.shape, model, device = shape, slots.model, slots.state.device
         tree = [0] * n, list(range(-1, n - 1)), 0
         rows = Rows.tree_with_blocks(*tree, [0] * shape.anchors, shape.block, model.config.mask_token_id or 0)
         lines, depth = n + shape.anchors, shape.depth + shape.block
-        passes = PassShape(len(rows), n, lines, depth, sequences=1)
-        self.check = model.new_pass(rows, text.cache, text.start, passes)
+        passes = PassShape(len(rows), n, lines, depth, sequences=len(slots.state))
+        self.check = model.new_pass(rows, slots.cache, slots.start, passes)
         self.pass_rows = [len(rows)]
-        self.scores = torch.zeros(n, device=device)
+        self.trees = Trees.new(1, n, device)
         self.anchors = torch.zeros(shape.anchors, dtype=torch.int32, device=device)
         # The draft for the next cycle: where its root stands (-1: nowhere), candidates and their scores.
         k = min(shape.width, model.config.vocab_size)
         self.ordered = shape.width == CANDIDATES and model.bigram is not None
-        scored = (shape.depth, k, k) if self.ordered else (shape.depth, k)
+        scored = (1, shape.depth, k, k) if self.ordered else (1, shape.depth, k)
         self.drafted_at = torch.full((1,), -1, dtype=torch.int32, device=device)
-        self.ids = torch.zeros(shape.depth, k, dtype=torch.int64, device=device)
+        self.ids = torch.zeros(1, shape.depth, k, dtype=torch.int64, device=device)
         self.next_scores = torch.zeros(scored, device=device)
         self.order = torch.zeros(scored, dtype=torch.int32, device=device) if self.ordered else None
         self.rows, self.behind = (
@@ -96,34 +97,41 @@ class OnePassCycle(Cycle):
         """Drop the draft of the last text: its root may stand where this one's does."""
         self.drafted_at.fill_(-1)
 
+    def place(self) -> None:
+        """The blocks belong to the text; the rows of its tree are given to it with every tree."""
+        self.check.plan.sequences[self.nodes :] = self.seats
+
     def run(self) -> None:
         """The launches of a cycle."""
-        text, model, plan, ops = self.text, self.model, self.check.plan, self.model.ops
-        drafted = self.drafted_at == text.start
+        slots, model, plan, ops = self.slots, self.model, self.check.plan, self.model.ops
+        slot = self.seats.clamp(min=0).long()
+        drafted = self.drafted_at == slots.start[slot]
         self.record[:, Record.DRAFTED].copy_(drafted)
         scores = torch.where(drafted, self.next_scores, float("-inf"))
         marks = None if self.clock is None else self.clock[1:]
-        ops.grow(plan, self.scores, text.state, scores, self.ids, self.order, marks)
+        ops.grow(self.trees, slots.state, self.seats, scores, self.ids, self.order, marks)
         if self.clock is not None:  # its draft took no time of its own
             self.clock[:1].copy_(self.clock[1:2])
-        ops.place_blocks(plan, self.scores, self.anchors)
+        ops.allot(plan, self.first, self.trees, slots.state, self.seats)
+        ops.place_blocks(plan, self.trees.scores[0], self.anchors)
         ops.lay(plan, self.check.tables)
-        states, keys, values = model.states(self.check, text.cache)
+        states, keys, values = model.states(self.check, slots.cache)
         parents = torch.where(drafted, plan.parents[: self.nodes], _NOBODY)
         self.verify(parents, states[: self.nodes], keys, values)
-        record, state, size = self.record[0], text.state[0], self.shape.block
-        ops.follow(record, state, self.anchors, size, self.rows, self.behind, self.drafted_at)
-        self._keep(model.ops.embedding(states, self.rows))
+        state, size = slots.state[slot][0], self.shape.block
+        ops.follow(self.record[0], state, self.anchors, size, self.rows, self.behind, self.drafted_at)
+        self._keep(model.ops.embedding(states, self.rows), state)
 
-    def _keep(self, states: torch.Tensor) -> None:
+    def _keep(self, states: torch.Tensor, state: torch.Tensor) -> None:
         """The candidates of the block's states [D, E], behind the bonus token, which it has not seen."""
-        choice, width = self.text.choice, self.ids.shape[1]
+        choice, width = self.slots.choice, self.ids.shape[-1]
+        owners = self.seats.expand(len(states)).contiguous()
         if self.order is not None:
-            root = self.text.state[:, State.ROOT]
-            scores, ids, order = choice.ranked(states, self.behind, root, known=False)
+            root = state[State.ROOT :][:1]
+            scores, ids, order = choice.ranked(states, self.behind, root, owners, known=False)
             assert order is not None
             self.order.copy_(order)
         else:
-            scores, ids = choice.candidates(states, self.behind)
-        self.next_scores.copy_(scores[..., :width])
-        self.ids.copy_(ids[:, :width])
+            scores, ids = choice.candidates(states, self.behind, owners)
+        self.next_scores.copy_(scores[..., :width].view(self.next_scores.shape))
+        self.ids.copy_(ids[..., :width].view(self.ids.shape))

@@ -4,13 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-PAGE = 64  # positions
-
-
-def pages_for(positions: int) -> int:
-    """Pages that hold so many positions."""
-    return -(-positions // PAGE)
-
 
 class Pages:
     """The numbers 0 to count - 1 of a pool's pages: which of them nobody owns."""

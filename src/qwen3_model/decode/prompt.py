@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from orthrus_kernels import Rows
+from orthrus_kernels import PassShape, Rows
 
-from ..model import PREFILL_ROWS, Network
+from ..model import Network
 from .cycle import captured
 
 if TYPE_CHECKING:
@@ -35,28 +35,31 @@ class Chunk:
 
     def __init__(self, model: Network, cache: KVCache, rows: int) -> None:
         self.model, self.cache, device = model, cache, model.device
-        start = torch.zeros(1, dtype=torch.int32, device=device)
+        start = torch.zeros(cache.sequences, dtype=torch.int32, device=device)
         last = torch.zeros(1, dtype=torch.int64, device=device)
-        self.forward = model.new_pass(Rows.chain([0] * rows, 0), cache, start, logits_of=last)
+        shape = PassShape(rows, rows, lines=1, depth=rows, sequences=cache.sequences)
+        self.forward = model.new_pass(Rows.chain([0] * rows, 0), cache, start, shape, logits_of=last)
+        self.slot = start.new_zeros(1)
         self.accepted = torch.zeros(1, rows, dtype=torch.int32, device=device)
         self.states: Tensor  # [1, E], of the last token, where the last launch or capture puts it
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def fill(self, tokens: Sequence[int], start: int) -> None:
-        """Put tokens down behind `start` committed ones."""
+    def fill(self, tokens: Sequence[int], start: int, slot: int) -> None:
+        """Put tokens of the text in a slot down behind `start` committed ones."""
         plan, n = self.forward.plan, len(tokens)
         rows = len(plan.tokens)
         used = torch.arange(rows) < n
         ids = torch.zeros(2, rows, dtype=torch.int64)
         ids[0, :n] = torch.tensor(list(tokens))
         ids[1] = torch.where(used, start + torch.arange(rows), 0)
-        places = torch.where(used, torch.stack([torch.zeros(rows), torch.arange(rows)]), -1).int()
+        places = torch.where(used, torch.stack([torch.full((rows,), slot), torch.arange(rows)]), -1).int()
         ids, places = ids.to(self.model.device), places.to(self.model.device)
         plan.tokens.copy_(ids[0])
         plan.positions.copy_(ids[1])
         plan.sequences.copy_(places[0])
         self.accepted[0] = places[1]
         plan.start.fill_(start)
+        self.slot.fill_(slot)
         assert self.forward.logits_of is not None
         self.forward.logits_of.fill_(n - 1)
 
@@ -65,7 +68,9 @@ class Chunk:
         model, cache, plan = self.model, self.cache, self.forward.plan
         model.ops.lay(plan, self.forward.tables)
         self.states, keys, values = model.states(self.forward, cache)
-        model.ops.commit(cache.keys, cache.values, keys, values, self.accepted, plan.start)
+        model.ops.commit(
+            cache.keys, cache.values, cache.pages, self.slot, keys, values, self.accepted, plan.start[:1]
+        )
 
     def launch(self, pool: Any) -> Tensor:
         """Run it; returns the last token's state [1, E]. pool: of CUDA graphs; None: nothing is captured."""
@@ -86,14 +91,12 @@ class Prompts:
         self.model, self.cache, self.pool = model, cache, pool
         self._chunks: dict[int, Chunk] = {}
 
-    def run(self, tokens: Sequence[int]) -> Tensor:
-        """Commit the tokens of a prompt to an empty cache; returns the last one's state [1, E]."""
-        for first in range(0, len(tokens), PREFILL_ROWS):
-            part = tokens[first : first + PREFILL_ROWS]
-            rows = len(part) if self.pool is None else rows_for(len(part))
-            chunk = self._chunks.get(rows) or Chunk(self.model, self.cache, rows)
-            if self.pool is not None:
-                self._chunks[rows] = chunk
-            chunk.fill(part, first)
-            states = chunk.launch(self.pool)
-        return states
+    def run(self, tokens: Sequence[int], start: int, slot: int) -> Tensor:
+        """Commit a chunk of a prompt, of PREFILL_ROWS tokens at most, behind `start` tokens of the text in a
+        slot; returns the last one's state [1, E]."""
+        rows = len(tokens) if self.pool is None else rows_for(len(tokens))
+        chunk = self._chunks.get(rows) or Chunk(self.model, self.cache, rows)
+        if self.pool is not None:
+            self._chunks[rows] = chunk
+        chunk.fill(tokens, start, slot)
+        return chunk.launch(self.pool)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from orthrus_kernels import DraftTree, Rows
+from orthrus_kernels import DraftTree, Rows, alike
 from orthrus_kernels.rejection import DRAFT, filtered_probabilities, reject, sample
 
 from ..errors import InputError
@@ -22,12 +22,18 @@ from .sequence import Run, Sequence
 
 if TYPE_CHECKING:
     from ..kv_cache import KVCache
-    from ..model import Network, Output
+    from ..model import Network
 
 
-def runs(model: Network, cache: KVCache, sequence: Sequence) -> Iterator[Run]:
-    """What each such cycle adds to a text whose prompt is committed. The caller adds a run to the sequence
-    before it asks for the next one. Raises InputError when the target's logits are not numbers."""
+def runs(model: Network, sequence: Sequence) -> Iterator[Run]:
+    """The prompt's run, then what each such cycle adds, in a cache of its own. The caller adds a run to the
+    sequence before it asks for the next one. Raises InputError when the target's logits are not numbers."""
+    sequence.begin()
+    cache = model.new_cache(sequence.limit)
+    logits = model.prefill(sequence.tokens, cache)[None]
+    _check(logits)
+    token = _chosen(model, sequence, logits)
+    yield Run([token], _logprobs(model, logits, [token]), 1, "prompt", rows=(len(sequence.tokens),))
     while True:
         count = min(sequence.block_size, sequence.remaining) - 1
         drafted = draft(model, cache, sequence, count) if count > 0 else None
@@ -50,10 +56,15 @@ def plain(model: Network, cache: KVCache, sequence: Sequence) -> Run:
     """Decode the token after the root."""
     out = model.forward(Rows.chain([sequence.root], sequence.start), cache)
     _check(out.logits)
-    positions, seen = placed(sequence, out.logits, [[]])
-    token = int(model.ops.choose(out.logits, positions, sequence.sampling, seen))
+    token = _chosen(model, sequence, out.logits)
     cache.commit(out.keys, out.values, [0])
-    return Run([token], _logprobs(model, out, [token]), forwards=1)
+    return Run([token], _logprobs(model, out.logits, [token]), forwards=1)
+
+
+def _chosen(model: Network, sequence: Sequence, logits: Tensor) -> int:
+    """The coupled choice behind the text, of logits [1, V]."""
+    positions, seen = placed(sequence, logits, [[]])
+    return int(model.ops.choose(logits, positions, *alike(sequence.sampling, logits), seen))
 
 
 def cycle(model: Network, cache: KVCache, sequence: Sequence, drafted: Tensor) -> Run:
@@ -70,7 +81,7 @@ def cycle(model: Network, cache: KVCache, sequence: Sequence, drafted: Tensor) -
     cache.commit(out.keys, out.values, range(accepted + 1))
     tokens = [*proposals[:accepted], int(last)]
     run = Run(
-        tokens, _logprobs(model, out, tokens), 2, "two-pass", count, range(accepted + 1),
+        tokens, _logprobs(model, out.logits, tokens), 2, "two-pass", count, range(accepted + 1),
         rows=(sequence.block_size, count + 1), choices=tokens,
     )  # fmt: skip
     if sequence.on_run is not None:
@@ -115,8 +126,8 @@ def _distributions(sequence: Sequence, logits: Tensor, paths: list[list[int]]) -
     return filtered_probabilities(logits, sequence.sampling, seen), positions
 
 
-def _logprobs(model: Network, out: Output, tokens: list[int]) -> list[float]:
-    logits = out.logits[: len(tokens)]
+def _logprobs(model: Network, logits: Tensor, tokens: list[int]) -> list[float]:
+    logits = logits[: len(tokens)]
     chosen = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0]
     return (chosen - model.ops.log_sum_exp(logits)).tolist()
 

@@ -22,8 +22,10 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
+from orthrus_kernels import PAGE, pages_for
+
 from ..errors import InputError
-from .pages import PAGE, Pages, pages_for
+from .pages import Pages
 
 T = TypeVar("T", bound=Hashable)
 
@@ -76,6 +78,17 @@ class _Entry(Generic[T]):
         return max(pages_for(min(self.limit, self.tokens + growth)) - len(self.pages), 0)
 
 
+def check_fits(limit: int, count: int) -> None:
+    """Raises InputError where a pool of so many pages cannot hold a text of `limit` tokens."""
+    needed = pages_for(limit)
+    if needed > count:
+        raise InputError(
+            f"the text may grow to {limit} tokens, {needed} pages of {PAGE}, but the whole cache has "
+            f"{count} pages, {count * PAGE} tokens: shorten the prompt, ask for fewer new tokens, or "
+            "make the engine with more cache_tokens"
+        )
+
+
 class Scheduler(Generic[T]):
     """Says which pass comes next. Texts are any hashable objects."""
 
@@ -89,6 +102,19 @@ class Scheduler(Generic[T]):
         self._running: list[_Entry[T]] = []
         self._waiting: deque[_Entry[T]] = deque()
         self._cycle_due = False  # a chunk has run since the last cycle
+
+    def __contains__(self, text: T) -> bool:
+        """Whether a text runs or waits."""
+        return text in self._entries
+
+    def __len__(self) -> int:
+        """How many texts run or wait."""
+        return len(self._entries)
+
+    @property
+    def texts(self) -> list[T]:
+        """Those that have a slot, the oldest first."""
+        return [entry.text for entry in self._running]
 
     @property
     def running(self) -> int:
@@ -115,13 +141,7 @@ class Scheduler(Generic[T]):
 
         Raises InputError where the pool cannot hold `limit` tokens."""
         assert 0 < length < limit and text not in self._entries, (length, limit)
-        needed, count = pages_for(limit), self._pages.count
-        if needed > count:
-            raise InputError(
-                f"the text may grow to {limit} tokens, {needed} pages of {PAGE}, but the whole cache has "
-                f"{count} pages, {count * PAGE} tokens: shorten the prompt, ask for fewer new tokens, or "
-                "make the engine with more cache_tokens"
-            )
+        check_fits(limit, self._pages.count)
         self._entries[text] = entry = _Entry(text, length + 1, limit)
         self._waiting.append(entry)
 

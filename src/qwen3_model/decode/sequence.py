@@ -113,6 +113,7 @@ class Result:
         float
     ]  # the model's log-probability of each token, before bias, penalty, temperature and filters
     stats: GenerationStats
+    error: str = ""  # why the text ended for the reason "error"
 
     def whole(self) -> Result:
         """Return self, or raise KeyboardInterrupt if Ctrl-C cut the text short. Call it before comparing or
@@ -138,6 +139,8 @@ class Sequence:
         self.limit = len(prompt) + budget  # length of the finished text at most
         self.block_size, self.sampling = block, request.sampling
         self.stats = GenerationStats(request.strategy, seed, verify=request.verify)
+        self.epoch = 0  # how often it was preempted
+        self.error = ""
         self._logprobs: list[float] = []
         self._began = 0.0
 
@@ -162,18 +165,22 @@ class Sequence:
         return bool(self.stream.finish_reason)
 
     def begin(self) -> None:
-        """Start the clock: the text's first pass comes now."""
-        self._began = time.perf_counter()
+        """Start the clock, if it does not run: the text's first pass comes now."""
+        self._began = self._began or time.perf_counter()
 
-    def take(self, run: Run) -> None:
-        """Add a run to the text and hand what was kept of it to the caller.
-
-        The callback comes last, so that an exception in it leaves tokens, log-probabilities and counts in
-        step."""
+    def add(self, run: Run) -> int:
+        """Add a run to the text; returns how many of its tokens were kept. `tell` comes behind it."""
         self.tokens += run.tokens
         kept = self.stream.push(run.tokens)
         self.stats.count(run, kept)
         self._logprobs += run.logprobs[:kept]
+        return kept
+
+    def tell(self, run: Run, kept: int) -> None:
+        """Hand a run that was added to the caller, and end the text where that has ended it.
+
+        An exception of a callback leaves tokens, log-probabilities and counts in step, and a callback may
+        make the engine step."""
         if self.on_run is not None:
             self.on_run(run, kept)
         self.stream.release()
@@ -193,5 +200,6 @@ class Sequence:
             raise InputError("the text has not ended yet: call step() until it has, or cancel it")
         self.stats.tokens = len(self.stream.token_ids)
         return Result(
-            self.stream.token_ids, self.stream.text, self._logprobs[: self.stats.tokens], self.stats
-        )
+            self.stream.token_ids, self.stream.text, self._logprobs[: self.stats.tokens], self.stats,
+            self.error,
+        )  # fmt: skip

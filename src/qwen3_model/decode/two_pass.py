@@ -1,65 +1,85 @@
-"""The published cycle (arXiv 2605.12825, section 3.3), with a chain or a tree: a diffusion pass proposes, an
-AR pass verifies. Without the draft it is plain decoding, one row a pass, which every strategy must equal.
+"""The published cycle (arXiv 2605.12825, section 3.3), with chains or trees: a diffusion pass proposes, an AR
+pass verifies. Without the draft it is plain decoding, one row a text, which every strategy must equal.
 
 Proposals are chosen, or ranked, from the diffusion view's logits by the same settings and the same noise as
-the target's choices. A chain takes one token of each of the block's distributions; a tree of n nodes the
-likeliest paths through them (orthrus_kernels/draft_tree.py)."""
+the target's choices. A chain takes one token of each of the block's distributions; a tree the likeliest paths
+through them (orthrus_kernels/draft_tree.py). Trees of n nodes a text are n on average: the likeliest nodes of
+all texts share the rows of the pass (orthrus_kernels/allot.py)."""
 
 from __future__ import annotations
 
 import torch
 
 from orthrus_kernels import PassShape, Rows
-from orthrus_kernels.grow import MOST_DEPTH
+from orthrus_kernels.grow import MOST_DEPTH, Trees
 from orthrus_kernels.layout import Record
 
 from .controller import CHAIN
-from .cycle import Cycle, Text
+from .cycle import Cycle, Slots
+
+MOST_TREE = 64  # nodes of a text's tree, the root included, where several texts share the rows
 
 
 class TwoPassCycle(Cycle):
     """A draft pass and a verify pass, or the latter alone."""
 
-    def __init__(self, text: Text, nodes: int, block: int, scored: bool = False) -> None:
-        """nodes: of the tree; CHAIN: one a position of the block. block: rows of the draft; 0: no draft.
-        scored: a chain has scores too, for a caller that watches."""
-        rows = nodes + 1 if nodes > CHAIN else max(block, 1)
-        super().__init__(text, rows)
-        model, device = text.model, text.state.device
-        self.kind, self.pass_rows = ("two-pass", [block, rows]) if block else ("plain", [rows])
+    def __init__(self, slots: Slots, seats: int, nodes: int, block: int, scored: bool = False) -> None:
+        """seats: texts at most. nodes: of a tree; CHAIN: one a position of the block. block: rows of a
+        draft; 0: no draft. scored: a chain has scores too, for a caller that watches."""
+        self.grows, self.scored, self.block = nodes > CHAIN, scored and block > 0, block
+        each = nodes + 1 if self.grows else max(block, 1)  # rows a seat
+        super().__init__(slots, seats, max(each, MOST_TREE) if self.grows and seats > 1 else each)
+        model, device, running = slots.model, slots.state.device, len(slots.state)
+        rows = seats * each
+        self.kind, self.pass_rows = ("two-pass", [seats * block, rows]) if block else ("plain", [rows])
         self.draft = None
         if block:
-            masks = Rows.block(0, block, 0, model.config.mask_token_id)
-            self.depth = min(block, MOST_DEPTH) - 1 if nodes > CHAIN else block - 1
-            wanted = torch.arange(self.depth, device=device)
-            self.draft = model.new_pass(masks, text.cache, text.start, logits_of=wanted)
-        chain = Rows.chain([0] * rows, 0)
-        self.grows, self.scored = nodes > CHAIN, scored and block > 0
-        shape = PassShape(rows, rows, lines=rows, depth=block, sequences=1) if self.grows else None
-        self.check = model.new_pass(chain, text.cache, text.start, shape)
-        self.scores = torch.zeros(rows, device=device)
+            masks = Rows.batch([Rows.block(0, block, 0, model.config.mask_token_id, b) for b in range(seats)])
+            self.depth = min(block, MOST_DEPTH) - 1 if self.grows else block - 1
+            wanted = torch.arange(seats * block, device=device).view(seats, block)[:, : self.depth].flatten()
+            shape = PassShape(len(masks), 0, lines=seats, depth=block, sequences=running)
+            self.draft = model.new_pass(masks, slots.cache, slots.start, shape, logits_of=wanted)
+        chains = Rows.batch([Rows.chain([0] * each, 0, b) for b in range(seats)])
+        lines, depth = (rows, block) if self.grows else (seats, each)
+        shape = PassShape(rows, rows, lines, depth, sequences=running)
+        self.check = model.new_pass(chains, slots.cache, slots.start, shape)
+        self.trees = Trees.new(seats, self.nodes, device)
         self.record[:, Record.DRAFTED] = int(block > 0)
+
+    def place(self) -> None:
+        """A block, and without trees a chain, belongs to the text of its seat."""
+        if self.draft is not None:
+            self.draft.plan.sequences.copy_(self.seats.repeat_interleave(self.block))
+        if not self.grows:
+            self.check.plan.sequences.copy_(self.seats.repeat_interleave(self.nodes))
 
     def run(self) -> None:
         """The launches of a cycle."""
-        text, model, check, ops = self.text, self.model, self.check, self.model.ops
-        clock = self.clock
+        slots, model, check, ops = self.slots, self.model, self.check, self.model.ops
+        clock, seats = self.clock, len(self.seats)
         if self.draft is not None:
-            ops.lay(self.draft.plan, self.draft.tables, text.root, clock)
-            states, _, _ = model.states(self.draft, text.cache)
+            plan = self.draft.plan
+            ops.lay(plan, self.draft.tables, slots.root, clock)
+            states, _, _ = model.states(self.draft, slots.cache)
             clock = None if clock is None else clock[1:]
-            behind = self.draft.plan.positions[1 : self.depth + 1]
+            blocks = plan.positions, plan.sequences, plan.tokens
+            positions, owners, tokens = (t.view(seats, self.block) for t in blocks)
+            # the proposal of block row i takes the place of the row behind it
+            behind, owners = positions[:, 1 : self.depth + 1], owners[:, : self.depth]
+            behind, owners = behind.flatten(), owners.flatten()
             if self.grows:
-                scores, ids, order = text.choice.ranked(states, behind, text.root, known=True)
-                ops.grow(check.plan, self.scores, text.state, scores, ids, order, clock)
-            else:  # the proposal of block row i takes the place of verify row i + 1
-                check.plan.tokens[1:] = text.choice.proposals(states, behind)
+                ranked = slots.choice.ranked(states, behind, tokens[:, 0].int(), owners, known=True)
+                ops.grow(self.trees, slots.state, self.seats, *ranked, clock)
+            else:
+                chains = check.plan.tokens.view(seats, self.nodes)
+                chains[:, 1:] = slots.choice.proposals(states, behind, owners).view(seats, self.depth)
                 if self.scored:
-                    scores, _ = text.choice.candidates(states, behind)
-                    self.scores[1:] = scores[:, 0].cumsum(0)
+                    scores, _ = slots.choice.candidates(states, behind, owners)
+                    self.trees.scores[:, 1:] = scores[:, 0].view(seats, self.depth).cumsum(1)
         if self.grows:
+            ops.allot(check.plan, self.first, self.trees, slots.state, self.seats)
             ops.lay(check.plan, check.tables)
         else:
-            ops.lay(check.plan, check.tables, text.root, clock)
-        states, keys, values = model.states(check, text.cache)
+            ops.lay(check.plan, check.tables, slots.root, clock)
+        states, keys, values = model.states(check, slots.cache)
         self.verify(check.plan.parents, states, keys, values)

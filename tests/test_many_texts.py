@@ -1,0 +1,286 @@
+"""Many texts in one engine: each has the tokens and log-probabilities that it has alone, whoever runs beside
+it, whatever is drafted, however few pages there are."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from inputs import examples
+from scripted import ScriptedModel
+from small import small_config, small_model
+
+from orthrus_kernels import PAGE, pages_for
+from qwen3_model import Engine, InputError, Request
+from qwen3_model.decode import controller
+from qwen3_model.decode.cycle import Cycle
+
+SETTINGS = st.fixed_dictionaries(
+    {"max_new_tokens": st.integers(1, 25), "seed": st.integers(0, 2**64 - 1)},
+    optional={
+        "strategy": st.sampled_from(["autoregressive", "two-pass", "auto"]),
+        "tree_nodes": st.sampled_from(["auto", 0, 3, 12]),
+        "block_size": st.integers(2, 8),
+        "temperature": st.sampled_from([0.0, 0.8, 1.5]),
+        "top_k": st.sampled_from([0, 5]),
+        "top_p": st.sampled_from([1.0, 0.8]),
+        "repetition_penalty": st.sampled_from([1.0, 1.3]),
+        "logit_bias": st.dictionaries(st.integers(0, 30), st.sampled_from([-5.0, 3.0]), max_size=3),
+    },
+)
+TEXTS = st.lists(
+    st.tuples(st.lists(st.integers(0, 95), min_size=1, max_size=90), SETTINGS, st.integers(0, 12)),
+    min_size=1,
+    max_size=12,
+)
+
+
+def engine_of(model, slots, pages, ahead=False):
+    """ahead: each cycle is launched before the last is read, as on a GPU."""
+    engine = Engine(model, slots, PAGE * pages)
+    engine.runner_for(1).ahead = ahead
+    return engine
+
+
+def run_all(engine, texts, cancelled=None):
+    """Submit each text before the step that it names, cancel some by step; returns all, ended."""
+    waiting, found, steps = sorted(enumerate(texts), key=lambda text: text[1][2]), {}, 0
+    while waiting or any(not text.finished for text in found.values()):
+        while waiting and waiting[0][1][2] <= steps:
+            nth, (prompt, settings, _) = waiting.pop(0)
+            found[nth] = engine.submit(prompt, Request(**settings))
+        for nth, step in (cancelled or {}).items():
+            if step == steps and nth in found:
+                engine.cancel(found[nth])
+        engine.step()
+        steps += 1
+        assert steps < 5000
+    return [found[nth].result() for nth in range(len(texts))]
+
+
+@examples(40)
+@given(
+    texts=TEXTS, slots=st.integers(2, 9), spare=st.integers(0, 6), skill=st.sampled_from([0.0, 0.5, 0.95]),
+    world=st.integers(0, 9), cancelled=st.dictionaries(st.integers(0, 11), st.integers(0, 30), max_size=3),
+    ahead=st.booleans(),
+)  # fmt: skip
+def test_each_text_has_the_bits_it_has_alone(texts, slots, spare, skill, world, cancelled, ahead):
+    model = ScriptedModel(small_config(), skill, seed=world)
+    pages = max(pages_for(len(prompt) + how["max_new_tokens"]) for prompt, how, _ in texts) + spare
+    many = run_all(engine_of(model, slots, pages, ahead), texts, cancelled)
+    for nth, ((prompt, settings, _), result) in enumerate(zip(texts, many, strict=True)):
+        alone = model.generate(prompt, **settings | {"strategy": "autoregressive"})
+        if result.stats.finish_reason == "cancelled":
+            assert nth in cancelled
+            n = len(result.token_ids)
+            assert result.token_ids == alone.token_ids[:n] and result.logprobs == alone.logprobs[:n]
+        else:
+            assert (result.token_ids, result.logprobs) == (alone.token_ids, alone.logprobs), nth
+            assert result.stats.finish_reason == alone.stats.finish_reason
+
+
+@pytest.mark.parametrize(
+    "settings", [{"repetition_penalty": 1.5}, {"temperature": 0.9, "top_p": 0.9}], ids=str
+)
+def test_a_real_model(settings):
+    """Of two layers, on the twins: trees of texts of different lengths in one pass."""
+    model = small_model(eos_token_ids=())
+    ways = ("two-pass", 12), ("autoregressive", 0), ("two-pass", 0), ("auto", "auto")
+    texts = []
+    for i, (strategy, nodes) in enumerate(ways):
+        how = {"max_new_tokens": 12, "seed": i, "strategy": strategy, "tree_nodes": nodes, **settings}
+        texts.append((list(range(1, 2 + 30 * i)), how, i))
+    many = run_all(engine_of(model, 3, 12), texts)
+    for (prompt, how, _), result in zip(texts, many, strict=True):
+        alone = model.generate(prompt, **how | {"strategy": "autoregressive"})
+        assert (result.token_ids, result.logprobs) == (alone.token_ids, alone.logprobs)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_few_pages_preempt_the_youngest_and_change_nothing(ahead):
+    model = ScriptedModel(small_config(eos_token_ids=(), max_position_embeddings=400), skill=0.9)
+    engine = engine_of(model, 4, 6, ahead)
+    texts = [([i + 1] * 50, {"max_new_tokens": 200, "seed": 3, "strategy": "two-pass"}, 0) for i in range(4)]
+    many = run_all(engine, texts)
+    assert engine.preemptions > 0
+    for (prompt, how, _), result in zip(texts, many, strict=True):
+        assert result.token_ids == model.generate(prompt, **how).token_ids
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_an_engine_of_one_slot_steps_through_all_texts(ahead):
+    """The cycle that is in flight when a text ends is no step of its own."""
+    model = ScriptedModel(small_config(eos_token_ids=()), skill=0.7)
+    for engine in (Engine(model), engine_of(model, 1, 4)):
+        engine.runner_for(40).ahead = ahead
+        texts = [engine.submit([1, n], Request(max_new_tokens=9, strategy="two-pass")) for n in range(4)]
+        while engine.step():
+            pass
+        assert [len(text.result().token_ids) for text in texts] == [9] * 4
+
+
+def test_a_text_that_can_never_fit_is_refused_with_its_size():
+    engine = engine_of(ScriptedModel(small_config()), 2, 3)
+    with pytest.raises(InputError, match="213 tokens, 4 pages of 64.*3 pages, 192 tokens"):
+        engine.submit([1] * 13, Request(max_new_tokens=200))
+    assert engine.step() == ()
+
+
+@pytest.mark.parametrize("settings, says", [
+    ({"strategy": "two-pass", "verify": "rejection", "temperature": 1.0}, "rejection"),
+    ({"strategy": "one-pass"}, "one-pass"),
+])  # fmt: skip
+def test_what_cannot_run_beside_others_is_refused_by_name(settings, says):
+    with pytest.raises(InputError, match=f"{says}.* runs alone"):
+        Engine(ScriptedModel(small_config()), 2, 640).submit([1], Request(**settings))
+
+
+def test_settings_of_the_engine_are_checked():
+    model = ScriptedModel(small_config())
+    for slots, tokens in ((0, None), (257, None), ("2", None), (2, 0), (2, 1.5)):
+        with pytest.raises(InputError, match="was expected"):
+            Engine(model, slots, tokens)
+
+
+def test_generate_many_reads_prompts_as_they_are_needed_and_keeps_their_order():
+    """Each result is that of `generate`; the model lives as long as the iterator does."""
+    read, model = [], small_model(eos_token_ids=())
+    prompts = [[1] * 5, [2] * 70, [3], [4, 5], [6] * 9, [7], [8]]
+    how = {"seed": 2, "temperature": 0.8, "max_new_tokens": 5}
+    alone = [model.generate(prompt, **how).token_ids for prompt in prompts]
+
+    def source():
+        for prompt in prompts:
+            read.append(prompt)
+            yield prompt
+
+    found = model.generate_many(source(), slots=2, cache_tokens=512, **how)
+    del model
+    assert next(found).token_ids == alone[0] and len(read) < len(prompts)
+    assert [result.token_ids for result in found] == alone[1:]
+
+
+def test_generate_many_checks_a_list_before_the_first_pass():
+    model, cache = small_model(), {"slots": 2, "cache_tokens": 130}
+    model.states = None
+    for prompts, settings, says in (
+        ([[1], [2, 400]], {}, "prompt 1: .*400"), ([[1], []], {}, "prompt 1: .*empty"),
+        ([[1], [2] * 150], {"max_new_tokens": 43}, "prompt 1: .*193 tokens, 4 pages.*3 pages"),
+        (5, {}, "prompts is 5"), ([[1]], {"strategy": "one-pass"}, "prompt 0: .*runs alone"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=says):
+            model.generate_many(prompts, **{"max_new_tokens": 4} | settings, **cache)
+    with pytest.raises(InputError, match="slots is 0"):
+        model.generate_many([[1]], slots=0)
+
+
+def test_generate_many_that_is_left_or_interrupted_leaves_nothing_running(monkeypatch):
+    model = small_model(eos_token_ids=())
+    for _ in model.generate_many([[1], [2], [3]], slots=2, cache_tokens=512, max_new_tokens=4):
+        break
+    engine = model.engine_of(2, 512)
+    assert not engine._scheduler
+    work, calls = Engine._work, []
+
+    def interrupted(self):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return work(self)
+
+    monkeypatch.setattr(Engine, "_work", interrupted)
+    found = list(model.generate_many([[1]] * 9, slots=2, cache_tokens=512, max_new_tokens=50))
+    assert {result.stats.finish_reason for result in found} == {"interrupted"} and len(found) == 4
+    assert not engine._scheduler
+
+
+def test_an_error_of_a_pass_ends_the_texts_that_run_and_says_why(monkeypatch):
+    """Also one of a cache that does not fit; the engine goes on behind it."""
+    model = small_model(eos_token_ids=())
+
+    def too_large(*given):
+        raise InputError("no memory")
+
+    model.new_cache = too_large
+    (result,) = model.generate_many([[1]], slots=1)
+    assert (result.stats.finish_reason, result.error) == ("error", "no memory")
+    del model.new_cache
+    engine = model.engine_of(2, 512)
+    texts = [engine.submit([n], Request(max_new_tokens=9)) for n in (1, 2, 3)]
+    while len(texts[1].tokens) < 3:
+        engine.step()
+    with pytest.raises(InputError, match="have not ended"):
+        engine.forget()
+    read = engine.runner.cycles.read
+    monkeypatch.setattr(engine.runner.cycles, "read", lambda launched: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        engine.step()
+    monkeypatch.setattr(engine.runner.cycles, "read", read)
+    while engine.step():
+        pass
+    assert [text.result().stats.finish_reason for text in texts] == ["error", "error", "length"]
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_one_who_watches_beside_others_is_told_of_its_own_cycles(slots):
+    model, runs = ScriptedModel(small_config(eos_token_ids=()), skill=0.8), []
+    engine = engine_of(model, slots, 12, ahead=True)
+    how = {"max_new_tokens": 30, "strategy": "two-pass", "tree_nodes": 5, "seed": 1}
+    others = [engine.submit([n], Request(**how)) for n in range(1, slots)]
+    for _ in range(4):
+        engine.step()
+    text = engine.submit([9], Request(**how), on_run=lambda run, kept: runs.append(run))
+    while engine.step():
+        pass
+    told = [run for run in runs if run.tree is not None]
+    assert len(told) > 3 and all([run.choices[i] for i in run.path] == run.tokens for run in told)
+    assert text.result().token_ids == model.generate([9], **how).token_ids and all(t.finished for t in others)
+
+
+def test_a_batch_that_grows_keeps_what_it_has_learnt(monkeypatch):
+    """As on a GPU: times of "auto" are measured while cycles of other texts are in flight."""
+    model = ScriptedModel(small_config(eos_token_ids=()), skill=0.95)
+    engine = engine_of(model, 16, 40, ahead=True)
+    cycles, launch = engine.runner.cycles, Cycle.launch
+    monkeypatch.setattr(controller, "ROUNDS", 6), monkeypatch.setattr(controller, "AWAKE", 0.0)
+
+    def timed(self, pool, timed=False):
+        read = launch(self, None, False)
+        return lambda: [replace(end, milliseconds=1.0 + len(self.pass_rows)) for end in read()]
+
+    monkeypatch.setattr(Cycle, "launch", timed), monkeypatch.setattr(cycles, "pool", "a pool")
+    texts = [
+        engine.submit([n + 1], Request(max_new_tokens=30, strategy="auto" if n > 2 else "autoregressive"))
+        for n in range(12)
+    ]
+    while engine.step():
+        pass
+    for n, text in enumerate(texts):
+        want = model.generate([n + 1], strategy="autoregressive", max_new_tokens=30).token_ids
+        assert text.result().token_ids == want
+    assert len({seats for _, _, _, seats, *_ in cycles._cycles}) > 2
+
+
+class Damaged(ScriptedModel):
+    """Logits that are not numbers behind token 7."""
+
+    def target(self, text):
+        logits = super().target(text)
+        return torch.full_like(logits, float("nan")) if text[-1] == 7 else logits
+
+
+def test_damaged_logits_end_one_text_alone():
+    model = Damaged(small_config(eos_token_ids=()), skill=0.8)
+    engine, good, bad = engine_of(model, 4, 20), [([3, 4], {}), ([5], {})], [1, 7]
+    texts = [engine.submit(prompt, Request(max_new_tokens=9, logit_bias={7: -1e4})) for prompt, _ in good]
+    texts.append(engine.submit(bad, Request(max_new_tokens=9)))
+    errors = 0
+    while not all(text.finished for text in texts):
+        try:
+            engine.step()
+        except InputError as error:
+            errors, said = errors + 1, str(error)
+    assert errors == 1 and texts[2].result().stats.finish_reason == "error" and "NaN" in said
+    assert texts[2].result().error == said
+    assert [len(text.result().token_ids) for text in texts[:2]] == [9, 9]
