@@ -16,14 +16,15 @@ def table(values) -> torch.Tensor:
 
 @settings(max_examples=20)
 @given(
-    accepted=st.lists(st.lists(st.integers(0, 6), max_size=5), min_size=1, max_size=3), data=st.data(),
+    accepted=st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=5), min_size=2, max_size=3),
+    data=st.data(),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]), unused=st.integers(0, 2),
 )  # fmt: skip
 def test_commit_equals_its_twin(accepted, data, dtype, unused):
     """Every place of every page, written or not, and whatever lies in it; rows past the reach of the table,
     before it and without a page too. Seats are of any slots, or of none."""
     slots, n = len(accepted), max(map(len, accepted)) + unused
-    owners = data.draw(st.permutations([*range(slots), -1, -1]))[:slots]
+    owners = data.draw(st.permutations([*range(slots), -1]))[:slots]
     near = st.sampled_from([-2, 0, 3, PAGE - 2, PAGE, 2 * PAGE - 3, 2 * PAGE, 1 << 20])
     start = data.draw(st.lists(near, min_size=slots, max_size=slots))
     pages = [page - 2 for page in data.draw(st.permutations(range(2 * slots + 2)))[: 2 * slots]]
