@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ._triton import tl, triton
 from .grow import Trees
+from .lay_triton import larger
 from .layout import STATE_COLUMNS, STATE_NODES, STATE_START, State
 from .plan import PassPlan
 
@@ -46,11 +47,6 @@ def allot(plan: PassPlan, first: Tensor, trees: Trees, state: Tensor, slots: Ten
         plan.sequences[mine] = slot
         rows.append(rows[-1] + count)
     first.copy_(torch.tensor(rows, dtype=torch.int32))
-
-
-@triton.jit
-def _larger(a, b):
-    return tl.maximum(a, b)
 
 
 @triton.jit(do_not_specialize=["B", "N", "T"])
@@ -89,7 +85,7 @@ def _allot_kernel(
     tl.store(sequences + b_first, o_b, mask=b_count > 0)
     tl.debug_barrier()
     b_seat = tl.load(sequences + o_t, mask=m_row, other=0)
-    b_seat = tl.associative_scan(b_seat, 0, _larger)
+    b_seat = tl.associative_scan(b_seat, 0, larger)
     tl.debug_barrier()
     b_root = tl.load(first + b_seat, mask=m_row, other=0)
     b_text = tl.load(slots + b_seat, mask=m_row, other=-1)

@@ -32,7 +32,8 @@ _WARP_ROWS = 128  # of the vector of rows, for a warp
 
 
 @triton.jit
-def _larger(a, b):
+def larger(a, b):
+    """For a scan: the largest so far."""
     return tl.maximum(a, b)
 
 
@@ -139,7 +140,7 @@ def _lay_kernel(
     b_after = tl.load(blocks + o + 1, mask=m_after, other=-1)
     b_up = row_above_triton(o, tl.load(parents + o, mask=m, other=-1), b_block, b_before)
     b_up = tl.where(m, b_up, -1)
-    b_run = tl.associative_scan(tl.where((b_up >= 0) & (b_up == o - 1), 0, o), 0, _larger)
+    b_run = tl.associative_scan(tl.where((b_up >= 0) & (b_up == o - 1), 0, o), 0, larger)
     ends_block = (b_block < 0) | (b_after != b_block)
     b_last = tl.associative_scan(tl.where(ends_block, o, ROWS), 0, _smaller, reverse=True)
     b_start = tl.load(start + b_seq * stride_start, mask=m, other=0)

@@ -19,8 +19,6 @@ from .layout import Settings, Takes
 from .logit_summary import MOST
 from .sampling import Sampling, correction_scale
 
-_FILTERS = Takes.TOP_K | Takes.TOP_P | Takes.MIN_P
-
 
 class Form(NamedTuple):
     """What the launches of a choice follow from. room: for the tokens that top-k keeps, in the algorithm that
@@ -61,6 +59,7 @@ class SamplingTable:
     def __init__(self, slots: int, vocabulary: int, device: torch.device | str) -> None:
         self.vocabulary, self.samplings = vocabulary, [Sampling()] * slots
         self._form = Form.of(Sampling(), vocabulary)
+        self._forms = [self._form] * slots  # of each slot: asked for before every launch
         greedy = settings_numbers(Sampling(), vocabulary)
         self.numbers = greedy.repeat(slots, 1).to(device)  # [S, columns of Settings] int32
         self.bias: Tensor | None = None  # [S, V] fp32, from the first bias on
@@ -78,7 +77,7 @@ class SamplingTable:
     def put(self, slot: int, sampling: Sampling) -> None:
         """Take the settings of a text. Raises IndexError for a bias of a token that is not in the
         vocabulary."""
-        self.samplings[slot] = sampling
+        self.samplings[slot], self._forms[slot] = sampling, Form.of(sampling, self.vocabulary)
         self.numbers[slot].copy_(settings_numbers(sampling, self.vocabulary))
         self._hold_biases(bool(sampling.logit_bias))
         if sampling.logit_bias and self.bias is not None:
@@ -86,7 +85,7 @@ class SamplingTable:
 
     def form_of(self, slots: Iterable[int]) -> Form:
         """The form that covers some slots, one at least."""
-        return reduce(or_, (Form.of(self.samplings[slot], self.vocabulary) for slot in slots))
+        return reduce(or_, {self._forms[slot] for slot in slots})
 
     def _hold_biases(self, wanted: bool) -> None:
         if wanted and self.bias is None:

@@ -248,11 +248,11 @@ def whole_up_to(name: str, value: int, most: int) -> int:
     """A whole number from 1 to `most`. Raises InputError, naming it."""
     try:
         number = WHOLE.read(value)
-    except Exception:
-        number = 0
-    if not 1 <= number <= most:
-        raise InputError(f"{name} is {quoted(value)}; a whole number from 1 to {most} was expected")
-    return number
+        if 1 <= number <= most:
+            return number
+    except (TypeError, OverflowError):  # of what is no whole number, or has more than MOST_BITS
+        pass
+    raise InputError(f"{name} is {quoted(value)}; a whole number from 1 to {most} was expected")
 
 
 def block_rows(config: Qwen3Config, block_size: int | None, strategy: str) -> int:

@@ -9,7 +9,7 @@ strategy says: two_pass.py, one_pass.py."""
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -45,14 +45,18 @@ class Slots:
         ends = model.config.eos_token_ids or (-1,)
         self.ends = torch.tensor(ends, dtype=torch.int32, device=model.device)
 
-    def put(self, slot: int, **columns: int) -> None:
-        """Put columns of `layout.State`, named in small letters, down for a slot; others keep their values.
-        The copy takes its turn on the stream: cycles launched before it do not see it."""
-        gpu = self.state.is_cuda
-        places = [State[name.upper()] for name in columns]
-        for place, value in zip(places, columns.values(), strict=True):
-            number = torch.tensor(value, dtype=torch.int32, pin_memory=gpu)
-            self.state[slot, place].copy_(number, non_blocking=gpu)
+    def put(self, slot: int, columns: Mapping[State, int]) -> None:
+        """Put a text down in a slot: every column of its state. The copy takes its turn on the stream: cycles
+        launched before it do not see it."""
+        self._copy(self.state[slot], [columns[column] for column in State])
+
+    def make_room(self, slot: int, positions: int) -> None:
+        """The pages of a slot hold so many positions from now on, in turn on the stream as well."""
+        self._copy(self.state[slot, State.ROOM :][:1], [positions])
+
+    def _copy(self, place: Tensor, numbers: list[int]) -> None:
+        gpu = place.is_cuda
+        place.copy_(torch.tensor(numbers, dtype=torch.int32, pin_memory=gpu), non_blocking=gpu)
 
     @property
     def start(self) -> Tensor:

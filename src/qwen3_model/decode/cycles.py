@@ -84,10 +84,11 @@ class Cycles:
         """A text whose prompt is committed runs in a slot from now on. room: positions that its pages
         hold."""
         self.slots.choice.put(slot, text.sampling, text.tokens)
-        self.slots.put(
-            slot, start=text.start, root=text.root, left=text.remaining, finished=0, room=room,
-            nodes=_most_nodes(text),
-        )  # fmt: skip
+        columns = {
+            State.START: text.start, State.ROOT: text.root, State.LEFT: text.remaining, State.FINISHED: 0,
+            State.ROOM: room, State.NODES: _most_nodes(text),
+        }  # fmt: skip
+        self.slots.put(slot, columns)
         for cycle in self._cycles.values():
             cycle.begin(text.tokens)
 
@@ -113,7 +114,7 @@ class Cycles:
         """What a cycle has added to the texts that still run, and learn from it."""
         kind, cycle, outcomes = launched.kind, launched.cycle, launched.read()
         of, found = zip(launched.seated, launched.epochs, launched.controllers, outcomes, strict=False), []
-        timed: dict[int, Times] = {}
+        timed: set[Times] = set()
         for seat, ((text, _), epoch, controller, end) in enumerate(of):
             if text.finished or text.epoch != epoch:
                 continue
@@ -121,9 +122,9 @@ class Cycles:
                 cycle.tell(seat, end.run)
             if controller is not None and isinstance(kind, int):
                 controller.observe(kind, end.run.path if end.run.nodes else None)
-                timed[id(controller.times)] = controller.times
+                timed.add(controller.times)
             found.append((text, end))
-        for times in timed.values():  # several texts share one
+        for times in timed:  # several texts share one
             assert isinstance(kind, int)
             times.observe(kind, outcomes[0].milliseconds)
         return found

@@ -190,7 +190,7 @@ class Engine:
         are wanted, since they stay good."""
         runner, scheduler = self.runner, self._scheduler
         if runner is not None and scheduler is not None:
-            fits = self._fixed or runner.capacity >= limit
+            fits = self._fixed or runner.cache.capacity >= limit
             if scheduler or (fits and runner.graphs == self.model.use_graphs):
                 return runner
         runner = None
@@ -204,8 +204,8 @@ class Engine:
         """(positions of a text at most, pages of the pool) of a cache for a text of so many positions."""
         if not self._fixed:
             capacity = -(-limit // CAPACITY_STEP) * CAPACITY_STEP
-            return capacity, capacity // PAGE
-        context = -(-self.model.config.context_length // PAGE) * PAGE
+            return capacity, pages_for(capacity)
+        context = pages_for(self.model.config.context_length) * PAGE
         tokens = self._tokens or self.model.positions_that_fit(context * self.slots)
         pages = pages_for(max(tokens, 1))
         return min(context, pages * PAGE), pages
@@ -233,8 +233,8 @@ class Engine:
             return self._work()
         found = self._read()
         while watched and self._unread:  # the newest cycle is told before it is launched again
-            found = self._read()
-        return found
+            found += self._read()
+        return tuple(dict.fromkeys(found))
 
     def _launch(self, work: Cycle[Sequence]) -> None:
         assert self.runner is not None

@@ -86,7 +86,7 @@ def _step(engine: Engine, texts: Iterable[Sequence]) -> bool:
     try:
         engine.step()
     except InputError:
-        pass  # of one text, which has ended
+        pass  # of texts that have ended: their results say why
     except KeyboardInterrupt:
         for text in texts:
             engine.cancel(text, "interrupted")

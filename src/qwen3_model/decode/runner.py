@@ -27,7 +27,7 @@ class Runner:
         Raises InputError where they do not fit into memory."""
         self.model, self.graphs = model, model.use_graphs
         self.cache = model.new_cache(capacity, slots, pages)
-        self.capacity, self.rooms = capacity, [0] * slots
+        self.rooms = [0] * slots  # positions that the pages of each slot hold
         pool = torch.cuda.graph_pool_handle() if self.graphs and model.device.type == "cuda" else None
         self.prompts = Prompts(model, self.cache, pool)
         self.cycles = Cycles(model, self.cache, slots, pool)
@@ -40,7 +40,7 @@ class Runner:
             numbers = torch.tensor(pages, dtype=torch.int32, pin_memory=gpu)
             self.cache.pages[slot, place : place + len(pages)].copy_(numbers, non_blocking=gpu)
             self.rooms[slot] = PAGE * (place + len(pages))
-            self.cycles.slots.put(slot, room=self.rooms[slot])
+            self.cycles.slots.make_room(slot, self.rooms[slot])
 
     def prefill(self, text: Sequence, work: Prefill) -> Run | None:
         """Run a chunk of a text through the AR view. Returns the first token's run behind a whole prompt.
