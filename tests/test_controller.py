@@ -28,8 +28,8 @@ from qwen3_model.decode.controller import (
     Times,
     measured_times,
 )
-from qwen3_model.decode.cycles import OWN_ROWS, SHARED_ROWS, trees_for
 from qwen3_model.decode.cycle import IN_FLIGHT
+from qwen3_model.decode.cycles import OWN_ROWS, SHARED_ROWS, trees_for
 
 RESULTS = Path(__file__).parents[1] / "bench/results"
 KINDS = (PLAIN, *TREES)
@@ -263,7 +263,7 @@ def test_one_cycle_that_was_held_up_does_not_count(kind, which, monkeypatch):
 
 
 def test_trees_shrink_with_the_texts_beside():
-    """One text has the trees of a controller of its own; the rows of a pass grow more slowly than the texts."""
+    """The rows of a pass grow more slowly than the texts in it."""
     assert trees_for(1) == TREES and trees_for(8) == (11, 15) and trees_for(64) == trees_for(32) == (5, 7)
     for seats in (1, 2, 4, 8, 16, 32, 64, 128, 256):
         small, large = trees_for(seats)
