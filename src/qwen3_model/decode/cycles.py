@@ -29,8 +29,8 @@ NOT_NUMBERS = (
     "the model's logits are NaN or infinite: the checkpoint is damaged or overflows this dtype; try float32"
 )
 MOST_ROWS = 512  # of a pass with drafts of several texts, where a request says how large they are
-# Nodes of the trees of "auto", and rows of a pass for each text and for all together. With the times of passes
-# of 8B and the published acceptance, that gives the best tree for 1 to 64 texts, or one within 4 % of it
+# Nodes of the trees of "auto", and rows of a pass for each text and for all together. With times of passes of
+# 8B and the published acceptance, that gives the best tree for 1 to 64 texts, or one within 4 % of it
 # (simulated, bench/LOG.md, 2026-11-29).
 SIZES = (3, 5, 7, 11, 15, *TREES)
 OWN_ROWS, SHARED_ROWS = 6, 128
