@@ -3,8 +3,11 @@
 Triton compiles a kernel where it is first launched with arguments of a new kind, and so one kernel after
 another. Here launches are **recorded** first: none of them runs, and nothing is compiled. What Triton's cache
 on disk lacks of them is then compiled by processes, which put it there; a launch finds it. An entry of a
-recording is what Triton's own `JITFunction.preload` takes: a line of JSON. Processes build from it what
-`preload` builds, but for a GPU that they are told of, so they touch none."""
+recording is a line of JSON: what Triton's own `JITFunction.preload` takes, the key of the kernel's source,
+and the GPU. Processes build from it what `preload` builds, and touch no GPU.
+
+Triton (3.6, 3.7.1) gives a kernel another key, and its code another place on disk, where a function that the
+kernel calls got its key first. So all keys are asked for here in one order, before anything is launched."""
 
 from __future__ import annotations
 
@@ -45,10 +48,13 @@ def recorded() -> Iterator[set[str]]:
     from triton.runtime.jit import JITFunction
 
     found: set[str] = set()
+    _settle_keys()
     launch, hook = JITFunction.run, triton.knobs.runtime.jit_cache_hook
+    target = vars(triton.runtime.driver.active.get_current_target())
 
     def note(**told: Any) -> bool:
-        found.add(told["compile"]["specialization_data"])
+        more = json.dumps({"source": told["fn"].jit_function.cache_key, "target": target})
+        found.add(told["compile"]["specialization_data"][:-1] + ", " + more[1:])
         return True  # Triton does not compile it
 
     def without_running(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> Any:
@@ -62,13 +68,23 @@ def recorded() -> Iterator[set[str]]:
         JITFunction.run, triton.knobs.runtime.jit_cache_hook = launch, hook
 
 
+def _settle_keys() -> None:
+    for name, module in sorted(sys.modules.items()):
+        if name.partition(".")[0] == __package__:
+            for kernel in vars(module).values():
+                if isinstance(kernel, triton.JITFunction):
+                    kernel.cache_key  # noqa: B018  a property that keeps what it has computed
+
+
 def missing(entries: Collection[str]) -> list[str]:
     """The entries that Triton's cache on disk does not hold, those with most to compile first, as far as that
     shows."""
     return sorted((entry for entry in entries if not _on_disk(entry)), key=lambda entry: (-len(entry), entry))
 
 
-def compile_all(entries: Collection[str], advance: Callable[[], object], processes: int | None = None) -> None:
+def compile_all(
+    entries: Collection[str], advance: Callable[[], object], processes: int | None = None
+) -> None:
     """Compile entries into Triton's cache on disk, and call `advance` behind each, from several threads.
 
     processes: None: one a core that this process may use, no more than entries. What cannot be compiled is
@@ -117,8 +133,17 @@ def main() -> None:
     for line in sys.stdin:
         with suppress(Exception):
             source, target, options = _told(line)
-            triton.compile(source, target=target, options=options)
+            _compile_launcher(triton.compile(source, target=target, options=options))
         print(file=out, flush=True)
+
+
+def _compile_launcher(built: Any) -> None:
+    """The C code that launches a kernel: up to Triton 3.6 each signature has its own, compiled when it is
+    first used as well."""
+    if built.metadata.target.backend == "cuda":
+        driver = import_module("triton.backends.nvidia.driver")
+        if hasattr(driver, "make_launcher"):
+            driver.CudaLauncher(built.src, built.metadata)
 
 
 def _told(entry: str) -> tuple[Any, Any, dict[str, Any]]:
@@ -130,6 +155,7 @@ def _told(entry: str) -> tuple[Any, Any, dict[str, Any]]:
     told = json.loads(entry)
     module, _, name = told["name"].rpartition(".")
     kernel = getattr(import_module(module), name)
+    kernel.hash = told["source"]  # its `cache_key` from now on
     constants = dict(zip(map(tuple, told["constant_keys"]), told["constant_vals"], strict=True))
     attributes = dict(zip(map(tuple, told["attrs_keys"]), told["attrs_vals"], strict=True))
     options = {key: tuple(x) if isinstance(x, list) else x for key, x in told["options"].items()}

@@ -85,8 +85,8 @@ class Cycles:
         return len(self._cycles)
 
     def ready(self, form: Form, block: int, seats: int) -> None:
-        """Capture and time the cycles that texts of a form take in so many seats where nobody asks for others,
-        with draft blocks of so many rows (0: no drafts). Texts in the slots keep what they have. Without CUDA
+        """Capture and time the cycles that texts of a form take in so many seats, where nobody asks for other
+        ones. block: rows of a draft block; 0: no drafts. Texts in the slots keep what they have. Without CUDA
         graphs nothing is launched."""
         self.slots.choice.form = form
         self._times(form, block, seats)
@@ -195,9 +195,8 @@ class Cycles:
         return self._cycles[key]
 
     def _times(self, form: Form, block: int, seats: int) -> Times:
-        """What a cycle of each kind that "auto" chooses among takes: without CUDA graphs the twins' times, else
-        first measured on cycles that change nothing, with the texts that run then. Times of other texts
-        replace those as their cycles end."""
+        """What a cycle of each kind that "auto" chooses among takes. At first, measured on cycles that change
+        nothing, for texts as long as those that run then; without CUDA graphs, the twins'."""
         key = form, block, seats
         if key not in self._times_of:
             self._times_of[key] = Times(TWIN_TIMES) if self.pool is None else self._first_times(*key)
