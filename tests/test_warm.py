@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from interpreter import DEVICE
 from scripted import ScriptedModel
 from small import small_config, small_model
 
-from orthrus_kernels import FORMS, Form, Sampling
+from orthrus_kernels import FORMS, Form, Sampling, attention_triton
 from qwen3_model import Engine, Qwen3, Request
 from qwen3_model.cli import main
 from qwen3_model.decode import controller, cycle, cycles, many, prompt, warm
@@ -126,13 +127,20 @@ def test_nothing_is_captured_behind_the_start(captures):
     assert running.result().token_ids == model.generate([9, 8], max_new_tokens=40).token_ids
 
 
-def test_a_chunk_ahead_commits_nothing():
-    model = small_model()
+@pytest.mark.parametrize(
+    ("backend", "dtype", "whole"),
+    [("reference", "float32", False), ("triton", "float32", False), ("triton", "bfloat16", True)],
+)
+def test_a_chunk_ahead_commits_nothing(monkeypatch, backend, dtype, whole):
+    """Nor does it read the cache: all of its rows are padding. whole: by attention's form for prompts."""
+    monkeypatch.setattr(attention_triton, "PROMPT_ROWS", 0 if whole else 1 << 20)
+    model = small_model(dtype, backend=backend, device=DEVICE if backend == "triton" else "cpu")
     cache = model.new_cache(64, 2)
     for pool in (cache.keys, cache.values):
         pool.fill_(float("nan"))
+    prompts = Prompts(model, cache, None)
     with torch.inference_mode():
-        Prompts(model, cache, None).ready(16)
+        prompts.ready(16)
     assert cache.keys.isnan().all() and cache.values.isnan().all()
 
 

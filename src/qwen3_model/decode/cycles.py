@@ -208,7 +208,7 @@ class Cycles:
         state = self.slots.state
         before = state.clone()
         try:
-            state[:, State.FINISHED] = 1
+            state[:, State.FINISHED], state[:, State.NODES] = 1, EVERY_NODE  # whole trees
             return self._measured(cycles, range(min(seats, len(state))))
         finally:
             state.copy_(before)
