@@ -100,7 +100,7 @@ def launches(model: Network, slots: int, capacity: int, plan: Plan) -> set[str]:
         runner = Runner(_first_layer(model), slots, capacity, pages=1)
         for rows in plan.chunks:
             runner.prompts.ready(rows)
-        tokens = min(LEAST_ROWS, capacity - 1)
+        tokens = min(LEAST_ROWS, model.config.context_length - 1)
         for request in plan.requests:
             text = _text(model, request, tokens)
             runner.prefill(text, Prefill(text, 0, 0, tokens, True, ()))
