@@ -93,7 +93,7 @@ def compile_all(
 
     def feed(worker: subprocess.Popen[str]) -> None:
         assert worker.stdin is not None and worker.stdout is not None
-        with suppress(IndexError, OSError):  # all entries are given away; the process has died
+        with suppress(IndexError, OSError, ValueError):  # nothing is left; the process has died, or was ended
             while True:
                 worker.stdin.write(left.popleft() + "\n")
                 worker.stdin.flush()
