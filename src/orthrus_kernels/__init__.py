@@ -28,7 +28,7 @@ from .rerank import rerank
 from .rms_norm import add_rms_norm, rms_norm
 from .rope import cos_sin, inverse_frequencies, rope, rope_table
 from .sampling import Sampling
-from .sampling_table import Form, SamplingTable, alike
+from .sampling_table import FORMS, Form, SamplingTable, alike
 from .seen import seen_rows
 from .swiglu import swiglu
 from .top_k import top_k
@@ -38,7 +38,7 @@ from .walk import walk
 from .weight import Weight
 
 __all__ = [
-    "DraftTree", "Form", "MaskedRows", "Ops", "PAGE", "PassPlan", "PassShape", "PassTables", "Rows",
+    "DraftTree", "FORMS", "Form", "MaskedRows", "Ops", "PAGE", "PassPlan", "PassShape", "PassTables", "Rows",
     "Sampling", "SamplingTable", "Weight", "add_rms_norm", "alike", "allot", "attention", "backend_ops",
     "candidates", "choose", "choose_anchors", "commit", "cos_sin", "draft_tree", "embedding",
     "end_probabilities", "follow", "grow", "head", "in_order", "inverse_frequencies", "key_segments", "lay",

@@ -51,6 +51,16 @@ class Form(NamedTuple):
         """Whether every choice is the largest logit, so that no logits need to be written."""
         return self.takes == Takes.GREEDY
 
+    def rounded(self) -> Form:
+        """The first of FORMS that covers this one."""
+        return next(form for form in FORMS if form | self == form)
+
+
+_EVERY = reduce(or_, Takes)
+# The forms of an engine of several texts, so that few graphs cover all of their settings: greedy alone;
+# sampled with any filter; that with a bias and a penalty too.
+FORMS = Form(Takes.GREEDY, 0), Form(_EVERY & ~(Takes.BIAS | Takes.PENALTY), MOST), Form(_EVERY, MOST)
+
 
 class SamplingTable:
     """The settings of S texts; greedy where none has been put. The form alone says what is launched: it has

@@ -146,7 +146,8 @@ class Qwen3(Network):
         stderr; None: where that is a terminal. The prompts of a list are all checked before the first pass;
         an iterator is read as its prompts are needed. A text whose logits are not numbers ends alone:
         `finish_reason` is "error", and `error` says why. Ctrl-C ends the texts that run with what they have,
-        and the iterator behind them. Raises InputError, naming the prompt by its number from 0."""
+        and the iterator behind them. On a GPU an engine of several slots first captures its graphs
+        (decode/warm.py). Raises InputError, naming the prompt by its number from 0."""
         request = Request(strategy=strategy, max_new_tokens=max_new_tokens, **settings)
         if not isinstance(prompts, Iterable):
             raise InputError(f"prompts is {quoted(prompts)}; a list or an iterator of prompts was expected")
@@ -156,8 +157,11 @@ class Qwen3(Network):
             total = len(prompts)
 
         def found() -> Iterator[Result]:
+            engine = self.engine_of(slots, cache_tokens)
+            if slots > 1:
+                engine.warm(progress)  # here, so that its bar is gone when the other one comes
             jobs = ((prompt, request) for prompt in prompts)
-            yield from many.with_bar(many.results(self.engine_of(slots, cache_tokens), jobs), total, progress)
+            yield from many.with_bar(many.results(engine, jobs), total, progress)
 
         return found()
 

@@ -78,19 +78,23 @@ def test_a_row_is_chosen_as_it_is_alone(texts, data, seed):
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_a_form_that_covers_more_changes_nothing(kind):
-    """Such as the one form of all mixed passes."""
+    """Such as the union of mixed passes, and one of the few forms of several slots."""
     logits = hard("normal", 3, V).to(DEVICE) * 3
     positions, seen = torch.arange(3, 6, device=DEVICE), logits > 1
     one, slots = alike(Sampling(seed=3, **kind), logits)
     every = table_of([Sampling(seed=9, **other) for other in KINDS], DEVICE)
     every.put(4, Sampling(seed=3, **kind))
-    every.form = every.form_of(range(len(KINDS))) | one.form
+    union = every.form_of(range(len(KINDS))) | one.form
     ops = BACKENDS["triton"]
-    got = ops.choose(logits, positions, every, slots + 4, seen)
-    assert torch.equal(got, ops.choose(logits, positions, one, slots, seen))
-    found = ops.candidates(logits, positions, every, slots + 4, 16, seen)
-    for ours, alone in zip(found, ops.candidates(logits, positions, one, slots, 16, seen), strict=True):
-        assert torch.equal(ours, alone)
+    want = (
+        ops.choose(logits, positions, one, slots, seen),
+        *ops.candidates(logits, positions, one, slots, 16, seen),
+    )
+    for every.form in (union, one.form.rounded()):
+        got = ops.choose(logits, positions, every, slots + 4, seen)
+        found = got, *ops.candidates(logits, positions, every, slots + 4, 16, seen)
+        for ours, alone in zip(found, want, strict=True):
+            assert torch.equal(ours, alone)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

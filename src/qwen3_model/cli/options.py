@@ -61,12 +61,14 @@ def new_verb(
     return parser
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """--model, --revision, --device, --dtype, --backend."""
+def add_model_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
+    """--model, which may be the verb's first word instead, --revision, --device, --dtype, --backend."""
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model", metavar="PATH|ID", help="checkpoint folder or hub id (default: the embedded tiny one)"
-    )
+    says = "checkpoint folder or hub id (default: the embedded tiny one)"
+    if positional:
+        group.add_argument("model", nargs="?", metavar="PATH|ID", help=says)
+    else:
+        group.add_argument("--model", metavar="PATH|ID", help=says)
     group.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
     group.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there)")
     group.add_argument(

@@ -40,8 +40,9 @@ class Choice:
         self._hold_counts(Takes.PENALTY in form.takes)
 
     def form_of(self, slots: Iterable[int]) -> Form:
-        """The form that covers some slots, one at least."""
-        return self.table.form_of(slots)
+        """The form that covers some slots, one at least; where there are several slots, rounded up."""
+        form = self.table.form_of(slots)
+        return form.rounded() if len(self.table.samplings) > 1 else form
 
     def put(self, slot: int, sampling: Sampling, tokens: list[int]) -> None:
         """Take the settings of a text that holds these tokens."""

@@ -7,11 +7,11 @@ settings of its key: what the cycle does, how many seats it has, and the form of
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from orthrus_kernels import Form
+from orthrus_kernels import FORMS, Form
 from orthrus_kernels.layout import State
 
 from .controller import CHAIN, PLAIN, TREES, TWIN_TIMES, Controller, Times, measured_times
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..kv_cache import KVCache
     from ..model import Network
 
-MOST_GRAPHS = 64  # the one not used for longest goes first
+MOST_GRAPHS = 64  # beside those of `ready`; the one not used for longest goes first
 NOT_NUMBERS = (
     "the model's logits are NaN or infinite: the checkpoint is damaged or overflows this dtype; try float32"
 )
@@ -65,6 +65,11 @@ def seats_for(texts: int) -> int:
     return 1 << (texts - 1).bit_length() if texts <= 16 else -(-texts // 16) * 16
 
 
+def seat_counts(slots: int) -> tuple[int, ...]:
+    """The numbers of seats that cycles of texts in so many slots have."""
+    return tuple(sorted({seats_for(texts) for texts in range(1, slots + 1)}))
+
+
 class Cycles:
     """The cycles of one cache, with their graphs."""
 
@@ -76,10 +81,28 @@ class Cycles:
         self.controllers: dict[tuple, Controller] = {}  # of the last text of each form, block size and seats
         self._of: dict[Text, tuple[tuple, Controller]] = {}  # the controller of each text that runs
         self._cycles: OrderedDict[tuple, Cycle] = OrderedDict()
+        self._times_of: dict[tuple, Times] = {}  # by form, block size and seats
+        ahead = [len(kinds_of_auto(seats)) for seats in seat_counts(slots)]
+        self.most = MOST_GRAPHS + (len(FORMS) * sum(ahead) if slots > 1 else 0)
 
     def __len__(self) -> int:
         """How many cycles there are."""
         return len(self._cycles)
+
+    def ready(self, form: Form, block: int, seats: int) -> None:
+        """Capture and time the cycles that texts of a form take in so many seats, where nobody asks for other
+        ones. block: rows of a draft block; 0: no drafts. Texts in the slots keep what they have. Without CUDA
+        graphs nothing is launched."""
+        self.slots.choice.form = form
+        self._times(form, block, seats)
+
+    def rehearse(self, kinds: Iterable[Kind], form: Form, block: int, seats: int) -> None:
+        """Launch cycles once, for a recording that runs none of their kernels (compile_ahead.py)."""
+        self.slots.choice.form = form
+        for kind in kinds:
+            cycle = self._cycle(kind, block, form, seats, watched=False)
+            cycle.seat(range(min(seats, len(self.slots.state))))
+            cycle.run()
 
     def again(self, kind: Kind) -> None:
         """Launch the newest cycle of a kind once more; behind the end of a text that changes nothing."""
@@ -150,9 +173,7 @@ class Cycles:
         """What says the kinds that suit a text; it begins with what the last text has taught."""
         key = form, text.block_size, seats
         if text not in self._of or self._of[text][0] != key:
-            before = self.controllers.get(key)
-            times = self._times(form, text.block_size, seats) if before is None else before.times
-            self.controllers[key] = Controller(times, before)
+            self.controllers[key] = Controller(self._times(*key), self.controllers.get(key))
             self._of[text] = key, self.controllers[key]
         return self._of[text][1]
 
@@ -173,22 +194,26 @@ class Cycles:
             if self.walk_of is not None:
                 cycle.walk = self.walk_of(kind)
             self._cycles[key] = cycle
-            while len(self._cycles) > MOST_GRAPHS:
+            while len(self._cycles) > self.most:
                 self._cycles.popitem(last=False)
         self._cycles.move_to_end(key)
         return self._cycles[key]
 
     def _times(self, form: Form, block: int, seats: int) -> Times:
-        """What a cycle of each kind takes for texts as long as those that run, measured on cycles that
-        change nothing; without CUDA graphs, the twins'."""
-        if self.pool is None:
-            return Times(TWIN_TIMES)
-        kinds = PLAIN, *trees_for(seats)
+        """What a cycle of each kind that "auto" chooses among takes. At first, measured on cycles that change
+        nothing, for texts as long as those that run then; without CUDA graphs, the twins'."""
+        key = form, block, seats
+        if key not in self._times_of:
+            self._times_of[key] = Times(TWIN_TIMES) if self.pool is None else self._first_times(*key)
+        return self._times_of[key]
+
+    def _first_times(self, form: Form, block: int, seats: int) -> Times:
+        kinds = kinds_of_auto(seats) if block else (PLAIN,)
         cycles = {kind: self._cycle(kind, block, form, seats, watched=False) for kind in kinds}
         state = self.slots.state
         before = state.clone()
         try:
-            state[:, State.FINISHED] = 1
+            state[:, State.FINISHED], state[:, State.NODES] = 1, EVERY_NODE  # whole trees
             return self._measured(cycles, range(min(seats, len(state))))
         finally:
             state.copy_(before)
@@ -227,6 +252,19 @@ def _block(kind: Kind, block: int, seats: int) -> int:
     if isinstance(kind, int) and kind > CHAIN and seats > 1:
         return min(block, kind + 1)
     return min(block, max(MOST_ROWS // seats, 2))
+
+
+def kinds_of_auto(seats: int) -> tuple[int, ...]:
+    """The kinds that "auto" chooses among on CUDA graphs, each once."""
+    return tuple(dict.fromkeys((PLAIN, *trees_for(seats))))
+
+
+def kinds_of(text: Text) -> tuple[Kind, ...]:
+    """The kinds that a text alone takes on CUDA graphs."""
+    if text.request.strategy == "autoregressive":
+        return (PLAIN,)
+    fixed = _fixed(text)
+    return (PLAIN, fixed) if fixed is not None else kinds_of_auto(1)
 
 
 def _fixed(text: Text) -> Kind | None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from orthrus_kernels import PAGE, pages_for
+from orthrus_kernels import pages_for
 
 from ..errors import InputError, in_memory, one_line, quoted
 from ..model import PREFILL_ROWS, checked_prompt
@@ -27,16 +27,16 @@ from ..request import Request, whole_up_to
 from . import rejection
 from .cycle import Outcome
 from .cycles import NOT_NUMBERS, Launched
-from .runner import Runner
+from .runner import Runner, cache_size, replays
 from .scheduler import Cycle, Prefill, Scheduler, check_fits
 from .sequence import OnRun, Result, Run, Sequence
 from .stream import OnTokens, TokenStream
+from .warm import Warmed, WarmStart
 
 if TYPE_CHECKING:
     from ..model import Network
 
 _SMALLER = "shorten it, or ask for fewer tree_nodes"
-CAPACITY_STEP = 1024  # positions; a cache that grows with its texts has a multiple of it
 MOST_SLOTS, MOST_TOKENS = 256, 1 << 40
 
 
@@ -57,6 +57,15 @@ class Engine:
         self._waiting: deque[Sequence] = deque()  # for the scheduler
         self._unread: deque[Launched] = deque()
         self._alone: tuple[Sequence, Iterator[Run]] | None = None  # by rejection sampling
+        self._warm = WarmStart(model, self.slots)
+
+    def warm(self, progress: bool | None = None) -> Warmed:
+        """Compile what texts will need, in parallel, and with several slots capture it (warm.py); else the
+        first text waits for that. progress: a bar on stderr; None: where that is a terminal. Without CUDA
+        graphs nothing is done. Raises InputError where memory runs out."""
+        if self.slots > 1 and replays(self.model):
+            return self._warm.several(self.runner_for(1), progress)
+        return self._warm.alone(self._tokens, progress)
 
     def submit(
         self,
@@ -195,20 +204,10 @@ class Engine:
                 return runner
         runner = None
         self.forget()  # frees the memory before more is taken
-        capacity, pages = self._size(limit)
+        capacity, pages = cache_size(self.model, self.slots, self._tokens, limit)
         self.runner = runner = Runner(self.model, self.slots, capacity, pages)
         self._scheduler = Scheduler(self.slots, pages, PREFILL_ROWS)
         return runner
-
-    def _size(self, limit: int) -> tuple[int, int]:
-        """(positions of a text at most, pages of the pool) of a cache for a text of so many positions."""
-        if not self._fixed:
-            capacity = -(-limit // CAPACITY_STEP) * CAPACITY_STEP
-            return capacity, pages_for(capacity)
-        context = pages_for(self.model.config.context_length) * PAGE
-        tokens = self._tokens or self.model.positions_that_fit(context * self.slots)
-        pages = pages_for(max(tokens, 1))
-        return min(context, pages * PAGE), pages
 
     def _work(self) -> tuple[Sequence, ...]:
         if self._alone is not None:
@@ -251,9 +250,10 @@ class Engine:
     def _prefill(self, work: Prefill) -> tuple[Sequence, ...]:
         text, runner = work.text, self.runner
         assert runner is not None
-        text.begin()
 
         def run() -> None:
+            self._warm.before(text, runner)
+            text.begin()
             with in_memory("a pass of this text", _SMALLER):
                 found = runner.prefill(text, work)
             if found is not None:

@@ -91,12 +91,25 @@ class Prompts:
         self.model, self.cache, self.pool = model, cache, pool
         self._chunks: dict[int, Chunk] = {}
 
+    def __len__(self) -> int:
+        """How many chunks there are."""
+        return len(self._chunks)
+
+    def ready(self, rows: int) -> None:
+        """Run a chunk of so many rows that is nobody's, and keep its graph; nothing is committed."""
+        chunk = self._chunk(rows)
+        chunk.fill([0], 0, -1)
+        chunk.launch(self.pool)
+
     def run(self, tokens: Sequence[int], start: int, slot: int) -> Tensor:
         """Commit a chunk of a prompt, of PREFILL_ROWS tokens at most, behind `start` tokens of the text in a
         slot; returns the last one's state [1, E]."""
-        rows = len(tokens) if self.pool is None else rows_for(len(tokens))
+        chunk = self._chunk(len(tokens) if self.pool is None else rows_for(len(tokens)))
+        chunk.fill(tokens, start, slot)
+        return chunk.launch(self.pool)
+
+    def _chunk(self, rows: int) -> Chunk:
         chunk = self._chunks.get(rows) or Chunk(self.model, self.cache, rows)
         if self.pool is not None:
             self._chunks[rows] = chunk
-        chunk.fill(tokens, start, slot)
-        return chunk.launch(self.pool)
+        return chunk

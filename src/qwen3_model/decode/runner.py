@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from orthrus_kernels import PAGE
+from orthrus_kernels import PAGE, pages_for
 
 from ..errors import InputError
 from .cycles import NOT_NUMBERS, Cycles
@@ -19,6 +19,25 @@ if TYPE_CHECKING:
     from ..model import Network
 
 
+CAPACITY_STEP = 1024  # positions; a cache that grows with its texts has a multiple of it
+
+
+def cache_size(model: Network, slots: int, tokens: int | None, limit: int) -> tuple[int, int]:
+    """(positions of a text at most, pages of the pool) of an engine's cache. tokens: that it holds; None: one
+    text of `limit` positions where there is one slot, else what memory does."""
+    if tokens is None and slots == 1:
+        capacity = -(-limit // CAPACITY_STEP) * CAPACITY_STEP
+        return capacity, pages_for(capacity)
+    context = pages_for(model.config.context_length) * PAGE
+    pages = pages_for(max(tokens or model.positions_that_fit(context * slots), 1))
+    return min(context, pages * PAGE), pages
+
+
+def replays(model: Network) -> bool:
+    """Whether what is launched for a model becomes CUDA graphs."""
+    return model.use_graphs and model.device.type == "cuda"
+
+
 class Runner:
     """A pool of pages with all that is captured over it. It does what a scheduler says (scheduler.py)."""
 
@@ -26,9 +45,10 @@ class Runner:
         """slots: texts that may run at once. capacity: positions of a text at most. pages: of the pool.
         Raises InputError where they do not fit into memory."""
         self.model, self.graphs = model, model.use_graphs
+        self.warm = False  # whether all graphs of several slots are captured (warm.py)
         self.cache = model.new_cache(capacity, slots, pages)
         self.rooms = [0] * slots  # positions that the pages of each slot hold
-        pool = torch.cuda.graph_pool_handle() if self.graphs and model.device.type == "cuda" else None
+        pool = torch.cuda.graph_pool_handle() if replays(model) else None
         self.prompts = Prompts(model, self.cache, pool)
         self.cycles = Cycles(model, self.cache, slots, pool)
         self.ahead = model.device.type == "cuda"  # whether cycles are launched before the last one is read
