@@ -43,6 +43,16 @@ Kind = int | Strategy  # a number is a two-pass cycle's (controller.py)
 Seated = Sequence[tuple[Text, int]]  # texts and their slots
 
 
+class Walks(Protocol):
+    """Says what cycles keep, in place of the target's choices (bench/forced_walk.py)."""
+
+    def begin(self, text: Text, slot: int) -> None:
+        """A text runs in a slot from now on, in turn on the stream."""
+
+    def walk(self, kind: Kind, block: int) -> Walk:
+        """Called as `walk` of walk.py is, by cycles of a kind with draft blocks of so many rows."""
+
+
 @dataclass(frozen=True)
 class Launched:
     """A cycle that was launched and not read yet."""
@@ -67,7 +77,7 @@ class Cycles:
         """slots: texts that may run at once. pool: of CUDA graphs; None: every kernel is launched by the
         host."""
         self.model, self.slots, self.pool = model, Slots(model, cache, slots), pool
-        self.walk_of: Callable[[Kind], Walk] | None = None  # by kind, in place of the target's choices
+        self.walks: Walks | None = None
         self.controllers: dict[tuple, Controller] = {}  # of the last text of each form, block size and seats
         self._of: dict[Text, tuple[tuple, Controller]] = {}  # the controller of each text that runs
         self._cycles: OrderedDict[tuple, Cycle] = OrderedDict()
@@ -89,6 +99,8 @@ class Cycles:
             State.ROOM: room, State.NODES: _most_nodes(text),
         }  # fmt: skip
         self.slots.put(slot, columns)
+        if self.walks is not None:
+            self.walks.begin(text, slot)
         for cycle in self._cycles.values():
             cycle.begin(text.tokens)
 
@@ -165,8 +177,8 @@ class Cycles:
                 cycle = kind.cycle(self.slots)
             for text in texts:
                 cycle.begin(text.tokens)
-            if self.walk_of is not None:
-                cycle.walk = self.walk_of(kind)
+            if self.walks is not None:
+                cycle.walk = self.walks.walk(kind, block)
             self._cycles[key] = cycle
             while len(self._cycles) > MOST_GRAPHS:
                 self._cycles.popitem(last=False)
