@@ -109,7 +109,7 @@ class Replay:
         self.forced = Forced(model.device, 1, recorded(texts, tokens))
         model.engine.forget()
         longest = max(text.prompt_tokens for text in texts)
-        model.engine.runner_for(longest + tokens).cycles.walks = self.forced
+        model.engine.runner_for(longest + tokens).cycles.force(self.forced)
 
     def close(self) -> None:
         """Drop the cache with its cycles: the next text's walks are its own."""

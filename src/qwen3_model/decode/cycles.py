@@ -82,6 +82,11 @@ class Cycles:
         self._of: dict[Text, tuple[tuple, Controller]] = {}  # the controller of each text that runs
         self._cycles: OrderedDict[tuple, Cycle] = OrderedDict()
 
+    def force(self, walks: Walks) -> None:
+        """What cycles keep is `walks`' to say from now on; before the first text."""
+        self.walks = walks
+        self._cycles.clear()
+
     def __len__(self) -> int:
         """How many cycles there are."""
         return len(self._cycles)
