@@ -318,7 +318,8 @@ def test_the_picture_shows_what_was_recorded(tmp_path, monkeypatch):
     points = attributes(svg, "data-rate")
     found = {(p["data-line"], p["data-texts"], float(p["data-rate"])) for p in points}
     assert found >= {
-        ("floor", "1", 250.0), ("plain", "1", 200.0), ("floor", "64", 8000.0), ("plain", "64", 6400.0),
+        (drawing.FLOOR, "1", 250.0), (drawing.FLOOR, "64", 8000.0),
+        ("plain", "1", 200.0), ("plain", "64", 6400.0),
         ("drafted, simulated", "1", 700.0), ("drafted, simulated", "64", 7000.0), ("vLLM", "64", 6000.0),
     }  # fmt: skip
     first = [p for p in points if float(p["x"]) < drawing.LEFT + drawing.WIDTH]

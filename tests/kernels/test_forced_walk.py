@@ -19,7 +19,7 @@ from bench.replay import Measured, Way, run, tables, with_bigram
 from bench.trace_file import CHAIN, KINDS, ONE_PASS, TREES, Text, Trace, followed
 from orthrus_kernels.layout import RECORD, Record, State
 from orthrus_kernels.walk import walk_triton
-from qwen3_model import InputError
+from qwen3_model import Engine, InputError, Request
 from qwen3_model.decode.controller import CHAIN as CHAIN_KIND
 from qwen3_model.decode.controller import PLAIN
 from qwen3_model.decode.one_pass import Shape
@@ -183,6 +183,25 @@ def test_decoding_keeps_what_the_trace_says(model):
     ((title, head, lines),) = tables(rows)
     assert "tiny" in title and all(line[1] == "acceptance replayed" for line in lines)
     assert len(lines[0]) == len(head) and lines[0][-2] == "1.00x"
+
+
+def test_an_engine_of_several_slots_keeps_what_the_trace_says(model):
+    """Four texts in three slots, three of them beside an empty seat; the fourth joins when one has left. The
+    last is the first recorded text again."""
+    engine = Engine(model, 3, 3 * 64)
+    texts = [*TEXTS, Text(2, {kind: [1, 2, 1, 3, 1] for kind in KINDS})]
+    engine.runner_for(1).cycles.force(Forced(model.device, 3, recorded(texts, 6)))
+    of = [0, 1, 2, 0]
+    running = [
+        engine.submit([1 + i, 2, 3][: 2 + i % 2],
+                      Request(max_new_tokens=texts[n].tokens, strategy="two-pass", tree_nodes=0))
+        for i, n in enumerate(of)
+    ]  # fmt: skip
+    while not all(text.finished for text in running):
+        engine.step()
+    for n, text in zip(of, running, strict=True):
+        kept, found = followed(texts[n], CHAIN), text.result().stats.accepted_histogram
+        assert found == [kept.count(1 + size) for size in range(max(kept))], n
 
 
 @dataclass(eq=False)

@@ -13,9 +13,9 @@ from bench.batch_report import PLAIN, over_plain, percent
 from .svg import line, picture, rect, text
 
 WIDTH, HEIGHT = 400, 300  # of a panel, its axes inside
-LEFT, TOP, BETWEEN = 70, 104, 90
+LEFT, TOP, BETWEEN, COLUMNS = 70, 104, 90, 2
 GREY, GRID = "#8a929c", "#e6e8eb"
-FLOOR, OURS, DRAFTED, VLLM = "floor", "plain", "drafted, simulated", "vLLM"
+FLOOR, OURS, DRAFTED, VLLM = "floor of plain", "plain", "drafted, simulated", "vLLM"
 COLOURS = {FLOOR: "#222", OURS: "#2f6fb7", DRAFTED: "#e08a1e", VLLM: "#8a929c"}
 Found = dict[str, Any]
 Points = dict[str, dict[int, float]]  # tokens/s of each line by number of texts
@@ -54,13 +54,15 @@ def drawn(run: Found) -> str:
             parts += [rect(x, 68, 14, 10, colour), text(x + 20, 78, name, 12)]
             x += 44 + 7 * len(name)
     for i, ((model, context), points) in enumerate(found.items()):
-        parts += _panel(LEFT + i * (WIDTH + BETWEEN), f"{model}, context {context}", points)
-    width = LEFT + len(found) * (WIDTH + BETWEEN)
+        down, across = divmod(i, COLUMNS)
+        place = LEFT + across * (WIDTH + BETWEEN), TOP + down * (HEIGHT + BETWEEN)
+        parts += _panel(*place, f"{model}, context {context}", points)
+    width, lines = LEFT + min(len(found), COLUMNS) * (WIDTH + BETWEEN), -(-len(found) // COLUMNS)
     said = "Lines of tokens a second over the number of texts: floor, plain, drafted and vLLM"
-    return picture(max(width, 760), TOP + HEIGHT + 60, parts, said)
+    return picture(max(width, 760), TOP + lines * (HEIGHT + BETWEEN) - 30, parts, said)
 
 
-def _panel(left: float, title: str, points: Points) -> Iterator[str]:
+def _panel(left: float, top: float, title: str, points: Points) -> Iterator[str]:
     texts = sorted({count for of_line in points.values() for count in of_line})
     rates = [rate for of_line in points.values() for rate in of_line.values()]
     low, high = math.log(min(rates) / 1.2), math.log(max(rates) * 1.2)
@@ -70,16 +72,16 @@ def _panel(left: float, title: str, points: Points) -> Iterator[str]:
         return left + WIDTH * math.log(count / texts[0]) / wide
 
     def up(rate: float) -> float:
-        return TOP + 20 + (HEIGHT - 20) * (high - math.log(rate)) / (high - low)
+        return top + 20 + (HEIGHT - 20) * (high - math.log(rate)) / (high - low)
 
-    yield text(left, TOP + 8, title, 14, font_weight="bold")
+    yield text(left, top + 8, title, 14, font_weight="bold")
     for tick in (unit * 10**power for power in range(7) for unit in (1, 2, 5)):
         if low <= math.log(tick) <= high:
             yield line(left, up(tick), left + WIDTH, up(tick), GRID)
             yield text(left - 8, up(tick) + 4, f"{tick:,}", 11, GREY, text_anchor="end")
     for count in texts:
-        yield text(across(count), TOP + HEIGHT + 20, str(count), 11, GREY, text_anchor="middle")
-    yield text(left + WIDTH / 2, TOP + HEIGHT + 40, "texts at once", 11, GREY, text_anchor="middle")
+        yield text(across(count), top + HEIGHT + 20, str(count), 11, GREY, text_anchor="middle")
+    yield text(left + WIDTH / 2, top + HEIGHT + 40, "texts at once", 11, GREY, text_anchor="middle")
     for name, of_line in points.items():
         ends = sorted(of_line.items())
         dashed = {"stroke_dasharray": "5 3"} if name == FLOOR else {}
