@@ -62,8 +62,10 @@ def test_every_segment_of_a_row_has_one_item(plan, height):
         for row in tables.rows[tile].tolist():
             if row >= 0:
                 takes[row].append(segment)
-    widths = [edges[s + 1] - edges[s] for _, s in items]
-    assert widths == sorted(widths, reverse=True), "long ones first, so that none is left to run alone"
+    for tile in {tile for tile, _ in items}:
+        mine, last = [s for t, s in items if t == tile], int(tables.tiles[tile, Tile.REACH]) - 1
+        assert [s for s in mine if s != last] == sorted(set(mine) - {last}, reverse=True), "long ones first"
+        assert mine.index(last) == int(tables.tiles[tile, Tile.SEQUENCE]) % ((len(mine) + 1) // 2), "its turn"
     seen = unpack(tables).sum(1)
     for row, (sequence, segments) in enumerate(zip(plan.sequences.tolist(), takes.values(), strict=True)):
         assert len(set(segments)) == len(segments), "two items would write one partial"

@@ -136,7 +136,7 @@ def _segment(
     masked = tl.maximum(middle, tl.minimum(last, lowest) // BLOCK_S * BLOCK_S)
     end = tl.minimum(last, end)
     # Left in the loop, offsets cost nothing; hoisted out of it they spill (whole form, triton 3.6.0, sm_90).
-    for i_run in tl.range(2, disable_licm=True):
+    for i_run in tl.range(tl.where(middle < end, 2, 1), disable_licm=True):
         in_cache = i_run == 0
         start, stop = tl.where(in_cache, first, middle), tl.where(in_cache, cached, masked)
         # A chain in flight is read as pages that lie side by side.
@@ -164,9 +164,9 @@ def _segment(
             b_slot = tl.load(slots + (o_s - context), mask=m_s & (o_s >= context), other=0).to(tl.int64)
             p_ks = tl.where(m_c, k_cache + o_c, k + b_slot * stride_kt)
             b_k = tl.load(p_ks[:, None] + o_d[None, :], mask=m_s[:, None], other=0.0)
-            b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
             p_vs = tl.where(m_c, v_cache + o_c, v + b_slot * stride_kt)
             b_v = tl.load(p_vs[:, None] + o_d[None, :], mask=m_s[:, None], other=0.0)
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
             b_s = tl.where(row_sees_triton(o_s[None, :], b_limit[:, None]), b_s, float("-inf"))
             b_max, b_sum, b_acc = _step(b_s, b_v, b_max, b_sum, b_acc, scale)
     return b_max, b_sum, b_acc

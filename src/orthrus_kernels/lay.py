@@ -80,10 +80,21 @@ def _write(tables: PassTables, slots: list[list[int]], tiles: Tiles) -> None:
     if tables.whole:
         items = [(tile, 0) for tile in reversed(tiles)]
     else:
-        takes = {tile: range(of[Tile.BEGIN], of[Tile.REACH]) for tile, (_, _, of) in tiles.items()}
-        items = [(tile, s) for s in reversed(range(tables.n_segments)) for tile in tiles if s in takes[tile]]
+        takes = [(tile, _in_order(of)) for tile, (_, _, of) in tiles.items()]
+        rounds = range(max((len(segments) for _, segments in takes), default=0))
+        items = [(tile, segments[i]) for i in rounds for tile, segments in takes if i < len(segments)]
     tables.items[: len(items)] = numbers(items).view(-1, 2)
     tables.count.fill_(len(items))
+
+
+def _in_order(tile: dict[Tile, int]) -> list[int]:
+    """The segments of a tile as its items come: from the last on, which are the widest. But the very last
+    one, whose end is gathered and keeps a GPU waiting, takes a turn of its own in each sequence: others are
+    streamed meanwhile."""
+    segments = list(reversed(range(tile[Tile.BEGIN], tile[Tile.REACH])))
+    if segments:
+        segments.insert(tile[Tile.SEQUENCE] % ((len(segments) + 1) // 2), segments.pop(0))
+    return segments
 
 
 def _rules(plan: PassPlan) -> tuple[list[int], list[int]]:

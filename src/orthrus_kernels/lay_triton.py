@@ -102,13 +102,15 @@ def _work_list(tiles, items, count, N_TILES, N_PATH, TILES: tl.constexpr, WHOLE:
         p_t = tiles + TILE_COLUMNS * o_t
         b_begin = tl.load(p_t + TILE_BEGIN, mask=o_t < N_TILES, other=0)
         b_reach = tl.load(p_t + TILE_REACH, mask=o_t < N_TILES, other=0)
-        n, last = 0, tl.max(b_reach) - 1
-        for i in range(0, last + 1):
-            segment = last - i
-            has_keys = ((b_begin <= segment) & (segment < b_reach)).to(tl.int32)
+        b_size = b_reach - b_begin
+        b_turn = tl.load(p_t + TILE_SEQUENCE, mask=o_t < N_TILES, other=0) % tl.maximum((b_size + 1) // 2, 1)
+        n = 0
+        for i in range(0, tl.max(b_size)):
+            has_keys = (i < b_size).to(tl.int32)
+            b_back = tl.where(i == b_turn, 1, tl.where(i < b_turn, i + 2, i + 1))
             p_i = items + 2 * (n + tl.cumsum(has_keys) - 1)
             tl.store(p_i, o_t, mask=has_keys > 0)
-            tl.store(p_i + 1, tl.zeros((TILES,), tl.int32) + segment, mask=has_keys > 0)
+            tl.store(p_i + 1, b_reach - b_back, mask=has_keys > 0)
             n += tl.sum(has_keys)
         tl.store(count, n)
 

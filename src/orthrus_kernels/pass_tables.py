@@ -65,7 +65,7 @@ class PassTables:
     tiles: Tensor  # [N, columns of layout.Tile]
     slots: Tensor  # [lines, depth] position p of a line's path is the row slots[line, p - context]
     segments: Tensor  # [C + 1] where the key segments start, and where the last one ends
-    items: Tensor  # [I, 2] (tile, segment), widest segments first; whole: (tile, 0), the last tile first
+    items: Tensor  # [I, 2] (tile, segment), a tile's last ones first; whole: (tile, 0), the last tile first
     count: Tensor  # [1] how many items there are
     row_segments: Tensor  # [T, 2] first and last, not included, of segments with keys that the row sees
     scratch: Tensor  # [SCRATCH, T]

@@ -120,11 +120,12 @@ class Cycle:
     check: Pass  # that verifies, its first rows the trees
     trees: Trees  # scores, where there are any
 
-    def __init__(self, slots: Slots, seats: int, nodes: int) -> None:
-        """seats: B. nodes: of a tree at most, the root included."""
+    def __init__(self, slots: Slots, seats: int, nodes: int, levels: int) -> None:
+        """seats: B. nodes: of a tree at most, the root included. levels: of a tree, which a walk keeps a node
+        of at most."""
         self.slots, self.model = slots, slots.model
         device = slots.state.device
-        self.nodes, self.seated = nodes, (-1,) * seats
+        self.nodes, self.levels, self.seated = nodes, min(nodes, levels), (-1,) * seats
         self.seats = slots.state.new_full((seats,), -1)  # [B]: the slot of each
         self.first = torch.arange(seats + 1, dtype=torch.int32, device=device) * nodes  # [B + 1] rows
         self.accepted = slots.state.new_zeros(seats, nodes)
@@ -224,10 +225,10 @@ class Cycle:
             slots.state, self.seats, self.first, tokens, parents, self.choices, logits, sums, slots.ends,
             self.accepted, self.start, self.record, timed=self.clock is not None,
         )  # fmt: skip
-        slots.choice.note(self.choices, self.accepted, owners)
-        cache = slots.cache
+        slots.choice.note(self.choices, self.accepted[:, : self.levels], owners)
+        cache, accepted = slots.cache, self.accepted[:, : self.levels]
         self.model.ops.commit(
-            cache.keys, cache.values, cache.pages, self.seats, keys, values, self.accepted, self.start
+            cache.keys, cache.values, cache.pages, self.seats, keys, values, accepted, self.start
         )
 
 

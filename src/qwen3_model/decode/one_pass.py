@@ -71,7 +71,7 @@ class OnePassCycle(Cycle):
 
     def __init__(self, slots: Slots, shape: Shape) -> None:
         n = shape.nodes + 1
-        super().__init__(slots, 1, n)
+        super().__init__(slots, 1, n, shape.depth + 1)
         self.shape, model, device = shape, slots.model, slots.state.device
         tree = [0] * n, list(range(-1, n - 1)), 0
         rows = Rows.tree_with_blocks(*tree, [0] * shape.anchors, shape.block, model.config.mask_token_id or 0)

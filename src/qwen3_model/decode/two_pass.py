@@ -28,14 +28,15 @@ class TwoPassCycle(Cycle):
         draft; 0: no draft. scored: a chain has scores too, for a caller that watches."""
         self.grows, self.scored, self.block = nodes > CHAIN, scored and block > 0, block
         each = nodes + 1 if self.grows else max(block, 1)  # rows a seat
-        super().__init__(slots, seats, max(each, MOST_TREE) if self.grows and seats > 1 else each)
+        levels = min(block, MOST_DEPTH) if self.grows else each
+        super().__init__(slots, seats, max(each, MOST_TREE) if self.grows and seats > 1 else each, levels)
         model, device, running = slots.model, slots.state.device, len(slots.state)
         rows = seats * each
         self.kind, self.pass_rows = ("two-pass", [seats * block, rows]) if block else ("plain", [rows])
         self.draft = None
         if block:
             masks = Rows.batch([Rows.block(0, block, 0, model.config.mask_token_id, b) for b in range(seats)])
-            self.depth = min(block, MOST_DEPTH) - 1 if self.grows else block - 1
+            self.depth = self.levels - 1
             wanted = torch.arange(seats * block, device=device).view(seats, block)[:, : self.depth].flatten()
             shape = PassShape(len(masks), 0, lines=seats, depth=block, sequences=running)
             self.draft = model.new_pass(masks, slots.cache, slots.start, shape, logits_of=wanted)
