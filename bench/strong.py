@@ -23,6 +23,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,12 @@ class Draws:
         numbers = [rng.random((tokens, len(survival))) for _ in range(texts)]
         return Draws(recorded, survival, corrected, numbers)
 
+    @cached_property
+    def ranks(self) -> list[list[list[int]]]:
+        """What `Drafter.draw` finds behind each token of each text, in whole blocks that know their root."""
+        whole, _ = self.drafters(self.recorded.one_pass_rows)
+        return [[whole.draw(row) for row in text] for text in self.numbers]
+
     def drafters(self, one_pass_rows: int) -> tuple[Drafter, Drafter]:
         """`drafters` of the trace and curve."""
         return drafters(self.recorded, self.survival, one_pass_rows, self.corrected)
@@ -198,14 +205,13 @@ class Draws:
                 kept = one_pass.kept([short.draw(row) for row in text], numbered(one_pass.tree))
                 found.append([[*range(1, n), 0] for n in kept])
             return found
-        whole = self.drafters(self.recorded.one_pass_rows)[0]
         if kind == controller.PLAIN:
             return [[[0]] * len(text) for text in self.numbers]
-        whole = replace(whole, right=whole.right[: block - 1])
         if kind == controller.CHAIN:
-            return [[list(range(1 + chain_of(whole.draw(row)))) for row in text] for text in self.numbers]
-        nodes = numbered(whole.tree(TREES[-1]))
-        return [[[0, *path_of(whole.draw(row), nodes)] for row in text] for text in self.numbers]
+            return [[list(range(min(1 + chain_of(ranks), block))) for ranks in text] for text in self.ranks]
+        whole, _ = self.drafters(self.recorded.one_pass_rows)
+        nodes = numbered(replace(whole, right=whole.right[: block - 1]).tree(TREES[-1]))
+        return [[[0, *path_of(ranks, nodes)] for ranks in text] for text in self.ranks]
 
 
 def numbered(tree: DraftTree) -> dict[tuple[int, ...], int]:
@@ -238,7 +244,7 @@ def strong(
     made = list[Text]()
     for text, numbers in enumerate(draws.numbers):
         kept: dict[str, list[int]] = {kind: [] for kind in (CHAIN, *map(str, TREES))}
-        for ranks in map(whole.draw, numbers):
+        for ranks in draws.ranks[text]:
             kept[CHAIN].append(1 + chain_of(ranks))
             path = path_of(ranks, large)
             for nodes in TREES:
