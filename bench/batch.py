@@ -48,7 +48,7 @@ TRACE = Path(__file__).parent / "results/trace-h100.json"  # whose ranks of miss
 CURVE = "published 4B curve"
 SIMULATED_TEXTS, SIMULATED_TOKENS = 64, 256  # tables of simulated texts; more texts have them again
 CONTEXTS, SECONDS = [1000], 900
-GROWTH = 1024  # positions that a text may grow by before and during the clock, by far enough
+GROWTH = 2048  # positions that a text may grow by before and during the clock: 1,500 with one text of 8B
 WAYS = PLAIN, Way("auto", "auto", "auto")
 
 
@@ -119,8 +119,9 @@ def shapes(bench: Bench, name: str, model: Qwen3, draws: strong.Draws) -> None:
         if bench.run.out_of_time():
             bench.run.notes.append(f"{name}, {texts} texts: no time left")
             continue
-        engine = Engine(model, texts)
-        engine.runner_for(1).cycles.force(Forced(model.device, texts, draws.walks))
+        longest = max(map(sum, bench.lengths)) if bench.lengths else max(bench.contexts) + GROWTH
+        engine = Engine(model, texts, longest if texts == 1 else None)  # alone a cache of a text's size
+        engine.runner_for(longest).cycles.force(Forced(model.device, texts, draws.walks))
         if bench.lengths:
             jobs = [Job(random_prompt(model, n, i), new) for i, (n, new) in enumerate(bench.lengths)]
             for way in WAYS:

@@ -254,24 +254,25 @@ def test_a_whole_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(batch, "Meter", lambda pool: SimpleNamespace(read_roof=lambda: 3000.0))
     monkeypatch.setattr(batch, "machine", lambda command: {"gpu": "fake", "command": command})
     monkeypatch.setattr(batch, "SIMULATED_TEXTS", 3)
-    monkeypatch.setattr(batch, "GROWTH", 40)
+    monkeypatch.setattr(batch, "GROWTH", 60)
     for name, value in (("SETTLE", 1), ("CYCLES", 2), ("ROUNDS", 2), ("MOST_NEW", 100)):
         monkeypatch.setattr(batch_measure, name, value)
     small = small_model("float32", backend="triton", num_hidden_layers=1, block_size=4, eos_token_ids=(),
                         num_attention_heads=2, num_key_value_heads=1)  # fmt: skip
     monkeypatch.setattr(batch, "random_model", lambda name: small)
-    monkeypatch.setattr(batch, "Engine", lambda model, slots: Engine(model, slots, 64 * slots * 2))
+    monkeypatch.setattr(batch, "Engine", lambda model, slots, tokens: Engine(model, slots, tokens or 256))
     out = tmp_path / "b.json"
     common = ["--models", "8B", "--json", str(out)]
-    assert decode.main(["--batch", "2", "--contexts", "5", *common]) == 0
+    assert decode.main(["--batch", "2", "1", "--contexts", "5", *common]) == 0
     said, got = capsys.readouterr().out, json.loads(out.read_text())
-    assert [(r["texts"], r["way"]) for r in got["rows"]] == [(2, "plain"), (2, "auto")]
+    measured = [(r["texts"], r["way"]) for r in got["rows"]]
+    assert measured == [(texts, way) for texts in (1, 2) for way in ("plain", "auto")]
     for row in got["rows"]:
         drafted = row["way"] == "auto"
         assert ("simulated" in row["acceptance"]) == drafted and (row["share_of_floor"] is None) == drafted
         assert (row["tokens_per_cycle"] > 1) == drafted and row["mean_context"] >= 7
     lines = [line for line in said.splitlines() if re.search(r"\bauto\b", line)]
-    assert len(lines) >= 2 and "simulated" in lines[0] and "vLLM is not installed" in said
+    assert len(lines) >= 4 and "simulated" in lines[0] and "vLLM is not installed" in said
     (tmp_path / "jobs.csv").write_text("5,3\n4,3\n7,2\n")
     assert decode.main(["--batch", "2", "--lengths", str(tmp_path / "jobs.csv"), *common]) == 0
     got = json.loads(out.read_text())
