@@ -29,6 +29,7 @@ from qwen3_model.decode.controller import (
     measured_times,
 )
 from qwen3_model.decode.cycle import IN_FLIGHT
+from qwen3_model.decode.cycles import OWN_ROWS, SHARED_ROWS, trees_for
 
 RESULTS = Path(__file__).parents[1] / "bench/results"
 KINDS = (PLAIN, *TREES)
@@ -259,3 +260,11 @@ def test_rounds_go_on_until_the_gpu_is_awake(monkeypatch):
 def test_one_cycle_that_was_held_up_does_not_count(kind, which, monkeypatch):
     blip = which * len(KINDS) + KINDS.index(kind)
     assert found_by(Gpu(1e-9, blip), monkeypatch, awake=0) == pytest.approx(SMALL)
+
+
+def test_trees_shrink_with_the_texts_beside():
+    """The rows of a pass grow more slowly than the texts in it."""
+    assert trees_for(1) == TREES and trees_for(8) == (11, 15) and trees_for(64) == trees_for(32) == (5, 7)
+    for seats in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        small, large = trees_for(seats)
+        assert 1 < small < large and seats * (large + 1) <= OWN_ROWS * seats + SHARED_ROWS

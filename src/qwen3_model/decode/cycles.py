@@ -28,7 +28,12 @@ MOST_GRAPHS = 64  # the one not used for longest goes first
 NOT_NUMBERS = (
     "the model's logits are NaN or infinite: the checkpoint is damaged or overflows this dtype; try float32"
 )
-MOST_ROWS = 512  # of a pass with drafts of several texts
+MOST_ROWS = 512  # of a pass with drafts of several texts, where a request says how large they are
+# Nodes of the trees of "auto", and rows of a pass for each text and for all together. With times of passes of
+# 8B and the published acceptance, that gives the best tree for 1 to 64 texts, or one within 4 % of it
+# (simulated, bench/LOG.md, 2026-11-29).
+SIZES = (3, 5, 7, 11, 15, *TREES)
+OWN_ROWS, SHARED_ROWS = 6, 128
 EVERY_NODE = 1 << 15  # in `State.NODES`: no limit
 
 
@@ -172,7 +177,7 @@ class Cycles:
         self, kind: Kind, block: int, form: Form, seats: int, watched: bool, texts: Sequence[Text] = ()
     ) -> Cycle:
         """The cycle of a kind, made when it is first asked for; texts: those that run then."""
-        block = 0 if kind == PLAIN else min(block, max(MOST_ROWS // seats, 2))
+        block = _block(kind, block, seats)
         key = kind, block, form, seats, watched, self.model.bigram
         if key not in self._cycles:
             cycle: Cycle
@@ -227,9 +232,18 @@ class Cycles:
 
 
 def trees_for(seats: int) -> tuple[int, ...]:
-    """Nodes of the trees that "auto" chooses among: of the largest passes that fit MOST_ROWS."""
-    most = MOST_ROWS // seats - 1
-    return TREES if most >= TREES[-1] else tuple(max(n, 1) for n in (most // 2, most))
+    """Nodes of the trees that "auto" chooses among: the two largest of which a text has rows for."""
+    return tuple(nodes for nodes in SIZES if nodes < OWN_ROWS + SHARED_ROWS // seats)[-2:]
+
+
+def _block(kind: Kind, block: int, seats: int) -> int:
+    """Rows of a text's block, of `block` at most. With several texts a tree of n nodes has no more than its
+    own depth takes: what a cycle costs follows from the rows of both passes."""
+    if kind == PLAIN:
+        return 0
+    if isinstance(kind, int) and kind > CHAIN and seats > 1:
+        return min(block, kind + 1)
+    return min(block, max(MOST_ROWS // seats, 2))
 
 
 def _fixed(text: Text) -> Kind | None:
