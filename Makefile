@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-budget bench-first-token bench-replay performance pictures recording tune mutations gpu-check tiny-checkpoint clean
+.PHONY: help demo test test-slow fuzz coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-budget bench-first-token bench-replay bench-batch performance pictures recording tune mutations gpu-check tiny-checkpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -61,10 +61,13 @@ bench-first-token: $(VENV)/bench ## milliseconds from generate to the first toke
 bench-replay: $(VENV)/bench ## tokens/s at 8B shapes on this GPU, acceptance replayed from a recorded trace; options in BENCH="..."
 	$(BIN)/python -m bench.decode --replay bench/results/trace-h100.json $(if $(BENCH),$(BENCH),--models 8B)
 
+bench-batch: $(VENV)/bench ## tokens/s of 1 to 64 texts at once on this GPU, 15 minutes; LENGTHS=FILE: your texts; options in BENCH="..."
+	$(BIN)/python -m bench.decode --batch 1 8 32 64 $(if $(LENGTHS),--lengths '$(LENGTHS)') $(if $(BENCH),$(BENCH),--models 8B 1.7B embedded)
+
 performance: $(VENV)/bench ## docs/performance.md and its picture anew from the recorded runs
 	$(BIN)/python -m tools.docs.performance
 
-pictures: $(VENV)/core ## docs/mask.svg and docs/speed.svg anew, from the definition of visibility and a recorded run
+pictures: $(VENV)/core ## docs/mask.svg, docs/speed.svg, docs/batch.svg anew, from the definition of visibility and recorded runs
 	$(BIN)/python -m tools.docs.pictures
 
 recording: $(VENV)/core ## docs/demo.svg anew: a terminal recording of `orthrus demo` on this machine

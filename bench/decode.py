@@ -21,7 +21,7 @@ from orthrus_kernels import tables as launch_tables
 from qwen3_model import Qwen3
 from qwen3_model.checkpoint import EMBEDDED
 
-from . import decode_report, kernels, replay, report
+from . import batch, decode_report, kernels, replay, report
 from .cases import cases
 from .command import Parser, fail, in_processes, positive, writable
 from .decode_measure import (
@@ -36,7 +36,7 @@ from .decode_measure import (
 )  # fmt: skip
 from .decode_report import Run
 from .measure import Meter, Pool, free_memory, machine, machine_line, time_replays
-from .models import MODELS, random_model
+from .models import MODELS, MOST_CONTEXT, random_model
 from .passes import PASSES, Measured, pass_bytes
 from .peers import HUGGING_FACE, hugging_face
 from .trace_file import TREES
@@ -44,8 +44,7 @@ from .trace_file import TREES
 COMMAND = "bench.decode"
 DEVICE = "cuda"
 DEFAULT_MODELS, CONTEXTS = ["8B", "1.7B"], [1024, 4096, 16384, 32768]
-MOST_CONTEXT = 40960 - 256  # positions of the models, less the rows of a pass
-NEW_TOKENS = 256
+NEW_TOKENS, SECONDS = 256, 220
 PEER_CONTEXT = 1024
 PEER_SECONDS = 80  # torch.compile of tens of layers takes about so long: not started with less left
 PROFILE_SECONDS = 15  # kept for the profiles of a model
@@ -60,12 +59,15 @@ def parse(arguments: Sequence[str] | None) -> Any:
         epilog="example: python -m bench.decode --models 8B --contexts 1k 32k --profile --json out.json",
     )
     parser.add_argument(
-        "--models", nargs="+", choices=list(MODELS), default=DEFAULT_MODELS, help="default: 8B 1.7B"
+        "--models", nargs="+", choices=[*MODELS, "embedded"], default=DEFAULT_MODELS, help="default: 8B 1.7B"
     )
     parser.add_argument(
-        "--contexts", nargs="+", type=positive, default=CONTEXTS, help="cached tokens; default: 1k 4k 16k 32k"
+        "--contexts", nargs="+", type=positive, help="cached tokens; default: 1k 4k 16k 32k, --batch 1000"
     )
-    parser.add_argument("--seconds", type=positive, default=220, help="start no new case after this long")
+    parser.add_argument(
+        "--seconds", type=positive,
+        help=f"start no new case after this long; default: {SECONDS}, --batch {batch.SECONDS}",
+    )  # fmt: skip
     parser.add_argument(
         "--profile", nargs="*", choices=_PASS_NAMES, metavar="PASS",
         help=f"kernel by kernel, of {', '.join(_PASS_NAMES)}; without a name: of the token",
@@ -85,15 +87,22 @@ def parse(arguments: Sequence[str] | None) -> Any:
     replayed.add_argument("--strong", action="store_true", help="also simulated traces of strong checkpoints")
     replayed.add_argument("--shape", nargs=2, type=positive, metavar=("NODES", "ROWS"),
                           help="of their one-pass cycles (python -m bench.strong)")  # fmt: skip
-    replayed.add_argument("--prompts", type=positive, default=10, metavar="N", help="default: 10")
+    replayed.add_argument("--prompts", type=positive, metavar="N",
+                          help="default: 10; --batch: of embedded, two for each text")  # fmt: skip
     replayed.add_argument("--tokens", type=positive, default=256, metavar="N", help="new ones; default: 256")
+    batch.add_options(parser)
     given = parser.parse_args(arguments)
+    batch.check(parser, given)
+    given.contexts = given.contexts or (batch.CONTEXTS if given.batch else CONTEXTS)
+    given.seconds = given.seconds or (batch.SECONDS if given.batch else SECONDS)
     if given.strong and not given.replay:
         parser.error("--strong takes ranks and losses from the trace of --replay")
     if given.trees and not given.replay:
         parser.error("--trees is of --replay")
     given.trees = list(dict.fromkeys(given.trees or [63]))
     given.replay = list(dict.fromkeys(given.replay or []))
+    if given.replay:
+        given.prompts = given.prompts or 10
     if given.strong and len(given.replay) > 1:
         parser.error("--strong takes ranks and losses from one trace: give --replay one file")
     if given.shape and not given.strong:
@@ -209,6 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
     if given.replay:
         return replay.main(given)
+    if given.batch:
+        return batch.main(given)
     if not torch.cuda.is_available():
         return without_gpu(given)
     if given.plot:

@@ -1,20 +1,26 @@
-"""The end of a cycle with its walk forced: what it keeps comes from a trace (trace_file.py), not a choice.
+"""The end of a cycle with its walks forced: what it keeps comes from tables, not from choices.
 
-State and record are those of `walk_triton` (orthrus_kernels/walk.py), which this takes the place of, for one
-text: every other kernel runs, on whatever tokens random weights choose. End tokens end nothing.
+State and record are those of `walk_triton` (orthrus_kernels/walk.py), which this takes the place of: every
+other kernel runs, on whatever tokens random weights choose. End tokens end nothing.
 
-Walk of a cycle whose root is token i of the text: the nodes in row i of a table, int32 [L, W], -1 behind the
-last; the root alone in a cycle without a draft. Nodes of a two-pass tree are in the order of its growth, and
-a smaller tree is a prefix of a larger one; so the table puts what a smaller tree would have kept too at nodes
-of that tree, and a controller that counts them learns what the trace says of every size
+Walk of a cycle whose root is token i of a text: the nodes in row i of the text's table, int32 [L, WIDTH], -1
+behind the last; a text longer than its table begins at its first row again. In a cycle without a draft the
+root alone is kept. Trees are best first, so a smaller tree is a prefix of a larger one, and a cycle keeps
+those nodes of a row that its tree has: one row says what trees of every size keep, also of texts that share
+the rows of a pass (orthrus_kernels/allot.py), and a controller that counts nodes learns the same
 (qwen3_model/decode/controller.py). Walks of one-pass trees end at the root: where the weights are random it
-is the likeliest end, at which a block stands."""
+is the likeliest end, at which a block stands.
+
+Where the rows come from: of a recorded trace (trace_file.py) `recorded` makes them, for the sizes of trees
+that were recorded and whole blocks; of a simulated drafter `strong.Draws.walks`, for trees of any size and
+blocks of any length."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,82 +41,102 @@ from orthrus_kernels.layout import (
     STATE_ROOM,
     STATE_ROOT,
     STATE_START,
+    State,
 )
 from qwen3_model.decode import controller
 from qwen3_model.decode.cycle import Walk
 from qwen3_model.decode.cycles import Kind
 from qwen3_model.decode.one_pass import Shape
+from qwen3_model.decode.sequence import Sequence as RunningText
 
 from .trace_file import CHAIN, ONE_PASS, TREES, Text
 
 WIDTH = 64  # nodes of a walk at most: rows of a block
+Made = Callable[
+    [Kind, int], Sequence[Sequence[Sequence[int]]]
+]  # kind, rows of a block: [texts][tokens] walks
 
 
 @triton.jit(do_not_specialize=["N", "L"])
 def _forced_walk_kernel(
-    state, slots, first, choices, logits, log_sum_exp, accepted, start, record, paths, base,
+    state, slots, first, choices, logits, log_sum_exp, accepted, start, record, paths, texts,
     N, L,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, CLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program; the steps of the walk lie side by side."""
+    """One seat; the steps of its walk lie side by side."""
+    i_b = tl.program_id(0)
+    accepted, record = accepted + i_b * N, record + i_b * (RECORD_HEAD + 3 * N)
     o_n = tl.arange(0, BLOCK)
-    state += tl.load(slots) * STATE_COLUMNS
-    row = tl.load(first)  # of the root
-    nodes = tl.load(first + 1) - row
-    begin, root = tl.load(state + STATE_START), tl.load(state + STATE_ROOT)
-    left, finished = tl.load(state + STATE_LEFT), tl.load(state + STATE_FINISHED)
-    most = tl.minimum(left, tl.load(state + STATE_ROOM) - begin)
-    at = tl.minimum(tl.maximum(begin - tl.load(base), 0), L - 1)
-    b_node = tl.load(paths + at * WIDTH + o_n, mask=o_n < WIDTH, other=-1)
-    b_node = tl.where(
-        tl.load(record + RECORD_DRAFTED) != 0, b_node, tl.where(o_n == 0, 0, -1)
-    )  # without a draft
-    m_kept = (b_node >= 0) & (b_node < nodes) & (o_n < N) & (o_n < most) & (finished == 0)
-    count = tl.sum(m_kept.to(tl.int32), axis=0)
-    b_token = tl.load(choices + row + b_node, mask=m_kept, other=0).to(tl.int32)
-    b_log = tl.load(logits + row + b_node, mask=m_kept, other=0.0)
-    b_log -= tl.load(log_sum_exp + row + b_node, mask=m_kept, other=0.0)
-    last = tl.sum(tl.where(o_n == count - 1, b_token, 0), axis=0)
-    tl.debug_barrier()  # what was read above is written below
-    tl.store(accepted + o_n, tl.where(m_kept, row + b_node, -1), mask=o_n < N)
-    tl.store(record + RECORD_HEAD + o_n, b_token, mask=m_kept)
-    tl.store(record + RECORD_HEAD + N + o_n, b_log.to(tl.int32, bitcast=True), mask=m_kept)
-    tl.store(record + RECORD_HEAD + 2 * N + o_n, b_node, mask=m_kept)
-    finished = tl.where((finished == 1) | (count >= left), 1, 0)
-    tl.store(start, begin)
-    tl.store(state + STATE_START, begin + count)
-    tl.store(state + STATE_ROOT, tl.where(count > 0, last, root))
-    tl.store(state + STATE_LEFT, left - count)
-    tl.store(state + STATE_FINISHED, finished)
+    slot, row = tl.load(slots + i_b), tl.load(first + i_b)  # row: of its root
+    b_place, count = tl.full((BLOCK,), -1, tl.int32), 0
+    if slot >= 0:
+        state += slot * STATE_COLUMNS
+        nodes = tl.load(first + i_b + 1) - row
+        begin, root = tl.load(state + STATE_START), tl.load(state + STATE_ROOT)
+        left, finished = tl.load(state + STATE_LEFT), tl.load(state + STATE_FINISHED)
+        most = tl.minimum(left, tl.load(state + STATE_ROOM) - begin)
+        text, base = tl.load(texts + 2 * slot), tl.load(texts + 2 * slot + 1)
+        at = tl.cast(text, tl.int64) * L + tl.maximum(begin - base, 0) % L
+        b_node = tl.load(paths + at * WIDTH + o_n, mask=o_n < WIDTH, other=-1)
+        b_node = tl.where(
+            tl.load(record + RECORD_DRAFTED) != 0, b_node, tl.where(o_n == 0, 0, -1)
+        )  # without a draft
+        m_kept = (b_node >= 0) & (b_node < nodes)
+        o_to = tl.cumsum(m_kept.to(tl.int32)) - 1  # nodes that the tree lacks leave no gap
+        m_kept = m_kept & (o_to < N) & (o_to < most) & (finished == 0)
+        count = tl.sum(m_kept.to(tl.int32), axis=0)
+        b_token = tl.load(choices + row + b_node, mask=m_kept, other=0).to(tl.int32)
+        b_log = tl.load(logits + row + b_node, mask=m_kept, other=0.0)
+        b_log -= tl.load(log_sum_exp + row + b_node, mask=m_kept, other=0.0)
+        last = tl.sum(tl.where(m_kept & (o_to == count - 1), b_token, 0), axis=0)
+        tl.store(record + RECORD_HEAD + o_to, b_token, mask=m_kept)
+        tl.store(record + RECORD_HEAD + N + o_to, b_log.to(tl.int32, bitcast=True), mask=m_kept)
+        tl.store(record + RECORD_HEAD + 2 * N + o_to, b_node, mask=m_kept)
+        finished = tl.where((finished == 1) | (count >= left), 1, 0)
+        tl.debug_barrier()  # what was read above is written below
+        tl.store(start + i_b, begin)
+        tl.store(state + STATE_START, begin + count)
+        tl.store(state + STATE_ROOT, tl.where(count > 0, last, root))
+        tl.store(state + STATE_LEFT, left - count)
+        tl.store(state + STATE_FINISHED, finished)
+        tl.store(record + RECORD_FINISHED, finished)
+        tl.store(record + RECORD_DAMAGED, 0)
+        tl.store(record + RECORD_NODES, nodes)
+        b_place = tl.where(m_kept, row + b_node, -1)
+        tl.store(accepted + o_n, tl.full((BLOCK,), -1, tl.int32), mask=(o_n < N) & (o_n >= count))
+        tl.store(accepted + o_to, b_place, mask=m_kept)
+    else:
+        tl.store(accepted + o_n, b_place, mask=o_n < N)
     tl.store(record + RECORD_KEPT, count)
-    tl.store(record + RECORD_FINISHED, finished)
-    tl.store(record + RECORD_DAMAGED, 0)
-    tl.store(record + RECORD_NODES, nodes)
-    if CLOCK:
-        mark(record, RECORD_DONE_AT)
+    if CLOCK:  # noqa: SIM102  at compile time, the next at run time
+        if i_b == 0:
+            mark(record, RECORD_DONE_AT)
 
 
 def forced_walk(
     state: Tensor, slots: Tensor, first: Tensor, tokens: Tensor, parents: Tensor, choices: Tensor,
     logits: Tensor, log_sum_exp: Tensor, ends: Tensor, accepted: Tensor, start: Tensor, record: Tensor,
     timed: bool = False, *,
-    paths: Tensor, base: Tensor,
+    paths: Tensor, texts: Tensor,
 ) -> None:  # fmt: skip
-    """Keep the first nodes of the text's row of `paths`, as many as are left and its pages hold. One launch.
+    """Keep the nodes of each text's row of `paths` that its tree has, as many as are left and its pages hold.
+    One launch, a program a seat.
 
-    Arguments up to `timed` as for `walk_triton`, of one seat, which is not empty; tokens, parents and ends
-    are not read. paths [L, WIDTH] int32: by state's start less base [1] int32, the position of the text's
-    first token."""
-    n = accepted.shape[1]
-    assert 0 < n <= 4096 and accepted.shape == (1, n) and record.shape == (1, RECORD + 3 * n), record.shape
-    assert len(slots) == 1 and len(first) == 2, (slots.shape, first.shape)
-    assert paths.shape[1:] == (WIDTH,) and paths.is_contiguous(), (paths.shape, paths.stride())
-    whole = state, slots, first, accepted, start, record, paths, base
+    Arguments up to `timed` as for `walk_triton`; tokens, parents and ends are not read. paths
+    [texts, L, WIDTH] int32. texts [S, 2] int32: of each slot, which text runs there and the position of that
+    text's first token."""
+    seats, n = accepted.shape
+    assert 0 < n <= 4096 and record.shape == (seats, RECORD + 3 * n), record.shape
+    assert (len(slots), len(first), len(start)) == (seats, seats + 1, seats), (slots, first, start)
+    assert state.shape[1] == len(State) and texts.shape == (len(state), 2), (state.shape, texts.shape)
+    assert paths.shape[2:] == (WIDTH,), paths.shape
+    whole = state, slots, first, accepted, start, record, paths, texts
     assert {t.dtype for t in whole} == {torch.int32}, [t.dtype for t in whole]
+    assert all(t.is_contiguous() for t in whole), [t.stride() for t in whole]
     assert (choices.dtype, logits.dtype, log_sum_exp.dtype) == (torch.int64, torch.float32, torch.float32)
-    _forced_walk_kernel[(1,)](
+    _forced_walk_kernel[(seats,)](
         state=state, slots=slots, first=first, choices=choices, logits=logits, log_sum_exp=log_sum_exp,
-        accepted=accepted, start=start, record=record, paths=paths, base=base, N=n, L=len(paths),
+        accepted=accepted, start=start, record=record, paths=paths, texts=texts, N=n, L=paths.shape[1],
         WIDTH=WIDTH, BLOCK=max(WIDTH, triton.next_power_of_2(n)), CLOCK=timed, num_warps=1,
     )  # fmt: skip
 
@@ -137,33 +163,49 @@ def walks(kind: Kind, kept: Mapping[str, Sequence[int]], count: int) -> list[lis
     return [walk([kept[size][i] for size in sizes]) for i in range(count)]
 
 
+def recorded(texts: Sequence[Text], tokens: int) -> Made:
+    """Of the first `tokens` tokens of recorded texts, whose draft blocks were whole: `block` is not asked."""
+
+    def made(kind: Kind, block: int) -> list[list[list[int]]]:
+        return [walks(kind, text.kept, min(tokens, text.tokens)) for text in texts]
+
+    return made
+
+
 class Forced:
-    """The tables of the walks of one text after another, at fixed places, for cycles that are captured."""
+    """The tables of the walks of texts, at fixed places, for cycles that are captured: `Walks` of cycles.py.
 
-    def __init__(self, device: torch.device, tokens: int) -> None:
-        """tokens: of a text at most."""
-        self._device, self._tokens = device, tokens
-        self._base = torch.zeros(1, dtype=torch.int32, device=device)
-        self._tables: dict[Kind, Tensor] = {}
-        self._text: Text | None = None
+    Texts have the tables of `made` in turn, from number `next` on, in the order in which they begin; a text
+    that begins again keeps its own."""
 
-    @torch.inference_mode()
-    def begin(self, text: Text, base: int) -> None:
-        """From now on the cycles are this text's, whose first token stands at position `base`."""
-        self._text = text
-        self._base.fill_(base)
-        for kind in self._tables:
-            self._fill(kind)
+    def __init__(self, device: torch.device, slots: int, made: Made) -> None:
+        """slots: of the engine. made: of a kind and rows of a block, the walks of each text, by token."""
+        self._device, self._made = device, made
+        self._texts = torch.zeros(slots, 2, dtype=torch.int32, device=device)
+        self._numbers: dict[RunningText, int] = {}
+        self._tables: dict[tuple[Kind, int], Tensor] = {}
+        self.next = 0
+        self._count = len(made(controller.PLAIN, 0))
 
-    def walk_of(self, kind: Kind) -> Walk:
-        """`forced_walk` for cycles of a kind."""
-        if kind not in self._tables:
-            self._tables[kind] = torch.full((self._tokens, WIDTH), -1, dtype=torch.int32, device=self._device)
-            self._fill(kind)
-        return partial(forced_walk, paths=self._tables[kind], base=self._base)
+    def begin(self, text: RunningText, slot: int) -> None:
+        """The cycles in a slot are this text's from now on, in turn on the stream."""
+        if text not in self._numbers:
+            self._numbers[text], self.next = self.next, (self.next + 1) % self._count
+        assert text.request.max_new_tokens is not None
+        gpu, base = self._texts.is_cuda, text.limit - text.request.max_new_tokens
+        numbers = torch.tensor([self._numbers[text], base], dtype=torch.int32, pin_memory=gpu)
+        self._texts[slot].copy_(numbers, non_blocking=gpu)
 
-    def _fill(self, kind: Kind) -> None:
-        assert self._text is not None, "begin comes first"
-        count = min(self._tokens, self._text.tokens)
-        rows = [nodes[:WIDTH] + [-1] * (WIDTH - len(nodes)) for nodes in walks(kind, self._text.kept, count)]
-        self._tables[kind][:count].copy_(torch.tensor(rows, dtype=torch.int32))
+    def walk(self, kind: Kind, block: int) -> Walk:
+        """`forced_walk` for cycles of a kind with draft blocks of so many rows."""
+        if (kind, block) not in self._tables:
+            self._tables[kind, block] = self._table(self._made(kind, block))
+        return partial(forced_walk, paths=self._tables[kind, block], texts=self._texts)
+
+    def _table(self, of_texts: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+        """[texts, L, WIDTH]; behind the last token of a text that is shorter than L, nothing."""
+        found = np.full((len(of_texts), max(map(len, of_texts)), WIDTH), -1, np.int32)
+        for table, rows in zip(found, of_texts, strict=True):
+            for row, nodes in zip(table, rows, strict=False):
+                row[: len(nodes)] = nodes[:WIDTH]
+        return torch.from_numpy(found).to(self._device)

@@ -49,6 +49,7 @@ MODELS = {
     "8B": Shape(36, 4096, 32, 12288, tied=False),
     "32B": Shape(64, 5120, 64, 25600, tied=False),
 }
+MOST_CONTEXT = 40960 - 256  # positions of the models, less the rows of a pass
 
 
 def random_model(name: str, device: str = "cuda") -> Qwen3:

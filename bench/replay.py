@@ -23,7 +23,7 @@ from qwen3_model.request import ONE_PASS_BLOCK
 
 from . import report, strong, trace_file
 from .command import fail
-from .forced_walk import Forced
+from .forced_walk import Forced, recorded
 from .measure import free_memory, machine, machine_line
 from .models import random_model
 from .report import number
@@ -100,30 +100,31 @@ class Measured:
 class Replay:
     """Decodes a trace's texts with one model. Its cache's cycles have forced walks until `close`."""
 
-    def __init__(self, model: Qwen3, longest_prompt: int, tokens: int, temperature: float = 0.0) -> None:
+    def __init__(self, model: Qwen3, texts: Sequence[Text], tokens: int, temperature: float = 0.0) -> None:
         """tokens: new ones of a text at most. temperature: the choices', which cost what they cost and are
         then forced. Raises InputError for a model on the plain twins."""
         if model.backend != "triton":
             raise InputError("acceptance is replayed by a kernel: backend triton, on a GPU")
-        self.model, self.tokens, self.temperature = model, tokens, temperature
-        self.forced = Forced(model.device, tokens)
+        self.model, self.texts, self.tokens, self.temperature = model, texts, tokens, temperature
+        self.forced = Forced(model.device, 1, recorded(texts, tokens))
         model.engine.forget()
-        model.engine.runner_for(longest_prompt + tokens).cycles.walk_of = self.forced.walk_of
+        longest = max(text.prompt_tokens for text in texts)
+        model.engine.runner_for(longest + tokens).cycles.force(self.forced)
 
     def close(self) -> None:
         """Drop the cache with its cycles: the next text's walks are its own."""
         self.model.engine.forget()
 
-    def decode(self, text: Text, way: Way, into: Measured) -> None:
-        """One text, prefill outside the clock, into what was measured."""
+    def decode(self, number: int, way: Way, into: Measured) -> None:
+        """A text by its number, prefill outside the clock, into what was measured."""
         began: list[float] = []
 
         def note(tokens: list[int], piece: str) -> None:
             if not began:  # the prefill's token
                 began.append(time.perf_counter())
 
+        text, self.forced.next = self.texts[number], number
         prompt = [(7919 * i + 11) % (self.model.config.vocab_size - 1) for i in range(text.prompt_tokens)]
-        self.forced.begin(text, text.prompt_tokens)
         stats = self.model.generate(
             prompt, way.strategy, min(self.tokens, text.tokens), seed=0, tree_nodes=way.tree_nodes,
             block_size=way.block_size, temperature=self.temperature, on_tokens=note,
@@ -142,15 +143,15 @@ def run(model: Qwen3, trace: Trace, prompts: int, tokens: int, compared: Sequenc
     texts = [text for text in trace.texts if text.tokens > 1][:prompts]
     if not texts:
         raise InputError("the trace's texts end with their first token")
-    longest = max(texts, key=lambda text: text.prompt_tokens)
-    replay = Replay(model, longest.prompt_tokens, tokens, trace.temperature)
+    longest = max(range(len(texts)), key=lambda number: texts[number].prompt_tokens)
+    replay = Replay(model, texts, tokens, trace.temperature)
     found = [Measured(way) for way in compared]
     try:
         for way in compared:
             replay.decode(longest, way, Measured(way))
-        for text in texts:
+        for number in range(len(texts)):
             for measured in found:
-                replay.decode(text, measured.way, measured)
+                replay.decode(number, measured.way, measured)
     finally:
         replay.close()
     return found

@@ -8,8 +8,13 @@ nothing is accepted. The draft tree is the best-first tree of these probabilitie
 A one-pass tree hangs below a token that its block did not know: its depth d is the block's offset d + 1,
 right with probability p(d + 1) times the recorded ratio, at that offset, of the agreement of one-pass blocks
 anchored one position earlier to that of whole blocks that know their root. Ranks and ratios are those of the
-block's own candidates, without a bigram correction, unless `corrected`. Everything that rests on it says
-"simulated"."""
+block's own candidates, without a bigram correction, unless `corrected`.
+
+`Draws` are the candidates that were drawn behind every position of simulated texts. They say what a tree of
+any size and a block of any length keep there: a block of k rows has k - 1 depths, its tree is the best-first
+tree of these, and a tree of n nodes is its first n. All texts have the same tree, so a budget that texts
+share gives each as many nodes as the others, and a batch gains nothing of it; of real texts it gains.
+Everything that rests on any of this says "simulated"."""
 
 from __future__ import annotations
 
@@ -17,7 +22,8 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +33,9 @@ import torch
 from orthrus_kernels import DraftTree, choose_anchors, draft_tree
 from orthrus_kernels.anchors import end_probabilities
 from qwen3_model import InputError
+from qwen3_model.decode import controller
 from qwen3_model.decode.choice import CANDIDATES
+from qwen3_model.decode.cycles import Kind
 from qwen3_model.decode.one_pass import NODES, Shape
 
 from . import report
@@ -153,27 +161,92 @@ class OnePass:
         return found
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Simulated texts. numbers: uniform ones [tokens, depths] for each text, from which `Drafter.draw` takes
+    the candidates behind each token."""
+
+    recorded: Trace
+    survival: Sequence[float]
+    corrected: bool
+    numbers: list[np.ndarray]
+
+    @staticmethod
+    def of(
+        recorded: Trace, survival: Sequence[float], texts: int, tokens: int, corrected: bool = False,
+        seed: int = 0,
+    ) -> Draws:  # fmt: skip
+        """Of so many texts and tokens. Raises InputError for a trace at a temperature."""
+        if recorded.temperature > 0:
+            raise InputError("ranks and losses of a greedy trace were expected, not of one at a temperature")
+        rng = np.random.default_rng(seed)
+        numbers = [rng.random((tokens, len(survival))) for _ in range(texts)]
+        return Draws(recorded, survival, corrected, numbers)
+
+    @cached_property
+    def ranks(self) -> list[list[list[int]]]:
+        """What `Drafter.draw` finds behind each token of each text, in whole blocks that know their root."""
+        whole, _ = self.drafters(self.recorded.one_pass_rows)
+        return [[whole.draw(row) for row in text] for text in self.numbers]
+
+    def drafters(self, one_pass_rows: int) -> tuple[Drafter, Drafter]:
+        """`drafters` of the trace and curve."""
+        return drafters(self.recorded, self.survival, one_pass_rows, self.corrected)
+
+    def walks(self, kind: Kind, block: int) -> list[list[list[int]]]:
+        """The nodes that a cycle of a kind with blocks of so many rows keeps, the root among them: by text
+        and by the token at its root. Of trees up to TREES[-1] nodes, whatever the kind's number; a smaller
+        one keeps those below its own. Raises InputError for one-pass blocks that the trace has no tally of.
+        """
+        if isinstance(kind, Shape):
+            short, found = self.drafters(kind.block)[1], list[list[list[int]]]()
+            one_pass = OnePass.of(short, kind)
+            for text in self.numbers:
+                kept = one_pass.kept([short.draw(row) for row in text], numbered(one_pass.tree))
+                found.append([[*range(1, n), 0] for n in kept])
+            return found
+        if kind == controller.PLAIN:
+            return [[[0]] * len(text) for text in self.numbers]
+        if kind == controller.CHAIN:
+            return [[list(range(min(1 + chain_of(ranks), block))) for ranks in text] for text in self.ranks]
+        whole, _ = self.drafters(self.recorded.one_pass_rows)
+        nodes = numbered(replace(whole, right=whole.right[: block - 1]).tree(TREES[-1]))
+        return [[[0, *path_of(ranks, nodes)] for ranks in text] for text in self.ranks]
+
+
+def numbered(tree: DraftTree) -> dict[tuple[int, ...], int]:
+    """The number of each node by its path."""
+    return {tuple(path): i for i, path in enumerate(tree.paths())}
+
+
+def chain_of(ranks: Sequence[int]) -> int:
+    """Proposals of a chain that are kept."""
+    return next((d for d, rank in enumerate(ranks) if rank), len(ranks))
+
+
+def path_of(ranks: Sequence[int], nodes: dict[tuple[int, ...], int]) -> list[int]:
+    """Nodes that are kept below the root, as far as the tree goes."""
+    found = [nodes.get(tuple(ranks[:d])) for d in range(1, len(ranks) + 1)]
+    return [node for node in found if node is not None]
+
+
 def strong(
     recorded: Trace, survival: Sequence[float], name: str, texts: int = 10, tokens: int = 256,
     shape: Shape | None = None, corrected: bool = False, seed: int = 0,
 ) -> Trace:  # fmt: skip
     """A simulated trace whose chain is accepted at depth d in survival[d - 1] of the cycles, with prompts as
     long as the recorded ones. shape: of one-pass cycles, that strategy's default if None."""
-    if recorded.temperature > 0:
-        raise InputError("ranks and losses of a greedy trace were expected, not of one at a temperature")
+    draws = Draws.of(recorded, survival, texts, tokens, corrected, seed)
     shape = shape or Shape.of(recorded.one_pass_rows, NODES)
-    whole, short = drafters(recorded, survival, shape.block, corrected)
+    whole, short = draws.drafters(shape.block)
     one_pass = OnePass.of(short, shape)
-    large, small = (
-        {tuple(path): i for i, path in enumerate(t.paths())} for t in (whole.tree(TREES[-1]), one_pass.tree)
-    )
-    rng, made = np.random.default_rng(seed), list[Text]()
-    for text in range(texts):
+    large, small = numbered(whole.tree(TREES[-1])), numbered(one_pass.tree)
+    made = list[Text]()
+    for text, numbers in enumerate(draws.numbers):
         kept: dict[str, list[int]] = {kind: [] for kind in (CHAIN, *map(str, TREES))}
-        numbers = rng.random((tokens, len(whole.right)))
-        for ranks in map(whole.draw, numbers):
-            kept[CHAIN].append(1 + next((d for d, rank in enumerate(ranks) if rank), len(ranks)))
-            path = [large.get(tuple(ranks[:d]), TREES[-1] + 1) for d in range(1, len(ranks) + 1)]
+        for ranks in draws.ranks[text]:
+            kept[CHAIN].append(1 + chain_of(ranks))
+            path = path_of(ranks, large)
             for nodes in TREES:
                 kept[str(nodes)].append(1 + sum(node <= nodes for node in path))
         kept[ONE_PASS] = one_pass.kept([short.draw(row) for row in numbers], small)

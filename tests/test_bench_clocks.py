@@ -108,11 +108,13 @@ def test_replayed_tokens_a_second_begin_behind_the_prefill(monkeypatch):
 
     made = object.__new__(replay.Replay)
     made.model = SimpleNamespace(generate=generate, config=SimpleNamespace(vocab_size=97))
-    made.forced, made.tokens, made.temperature = SimpleNamespace(begin=lambda *_: None), 5, 0.0
+    made.forced, made.tokens, made.temperature = SimpleNamespace(), 5, 0.0
+    made.texts = [SimpleNamespace(prompt_tokens=3, tokens=9)] * 3
     way = replay.Way("tree", "two-pass", 3)
     found = replay.Measured(way)
-    for _ in "012":
-        made.decode(SimpleNamespace(prompt_tokens=3, tokens=9), way, found)
+    for number in range(3):
+        made.decode(number, way, found)
+        assert made.forced.next == number
     assert found.seconds == [2.0] * 3 and found.tokens == [4] * 3 and found.forwards == [4] * 3
     assert found.per_second == 2.0 and found.cycles_of == Counter({"two-pass": 6})
     found.seconds[0] = 4.0

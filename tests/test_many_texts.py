@@ -59,6 +59,17 @@ def run_all(engine, texts, cancelled=None):
     return [found[nth].result() for nth in range(len(texts))]
 
 
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_rows_of_an_empty_seat_stay_numbers(backend):
+    """Three texts have four seats. Fresh memory is NaN here, and a weight of 0 would not keep that out of a
+    sum."""
+    engine = Engine(small_model("float32", backend=backend, eos_token_ids=()), 3, PAGE * 6)
+    texts = [engine.submit([i, 2, 3], Request(max_new_tokens=4, strategy="two-pass")) for i in range(3)]
+    while not all(text.finished for text in texts):
+        engine.step()
+    assert all(len(text.result().token_ids) == 4 for text in texts)
+
+
 @examples(40)
 @given(
     texts=TEXTS, slots=st.integers(2, 9), spare=st.integers(0, 6), skill=st.sampled_from([0.0, 0.5, 0.95]),

@@ -53,10 +53,10 @@ def test_bars_are_as_long_as_what_was_recorded():
 
 
 def test_the_command(monkeypatch, tmp_path, capsys, refused):
-    for name in ("MASK", "SPEED"):
+    for name in ("MASK", "SPEED", "BATCH_RUN"):
         monkeypatch.setattr(pictures, name, tmp_path / f"{name}.svg")
     monkeypatch.setattr(pictures, "ROOT", tmp_path)
     assert pictures.main([]) == 0 and capsys.readouterr().out.count("wrote") == 2
     (tmp_path / "run.json").write_text("{}")
     monkeypatch.setattr(pictures, "RUN", tmp_path / "run.json")
-    assert "whole run of bench.decode" in refused(pictures.main)
+    assert "whole runs of bench.decode" in refused(pictures.main)

@@ -88,6 +88,31 @@ def test_one_pass_loses_by_the_recorded_ratio(simulated):
     assert max(max(text.kept[ONE_PASS]) for text in simulated.texts) <= 7, "six deep, and the bonus token"
 
 
+def test_draws_say_what_trees_of_any_size_and_blocks_of_any_length_keep(simulated):
+    """Whole blocks: what the trace of the same seed says. A block of 8 rows has 7 depths, and its tree is not
+    the large one cut there: the nodes below make room for others. 10,000 cycles keep what the tree's
+    probabilities promise."""
+    draws = strong.Draws.of(recorded(), CURVE, 40, 250)
+    for text, chain, tree in zip(simulated.texts, draws.walks(0, 32), draws.walks(63, 32), strict=True):
+        assert [len(walk) for walk in chain] == text.kept[CHAIN]
+        for nodes in TREES:
+            assert [sum(node <= nodes for node in walk) for walk in tree] == text.kept[str(nodes)]
+    assert draws.walks(Shape.of(8, 19), 8)[3] == [
+        [*range(1, n), 0] for n in simulated.texts[3].kept[ONE_PASS]
+    ]
+    assert draws.walks(-1, 0)[0] == [[0]] * 250
+    whole = drafters(recorded(), CURVE, 8)[0]
+    for block, sizes in ((8, (3, 7, 12)), (3, (7,))):
+        chains = [walk for text in draws.walks(0, block) for walk in text]
+        assert chains == [walk[:block] for text in draws.walks(0, 32) for walk in text]
+        walks = [walk for text in draws.walks(sizes[0], block) for walk in text]
+        assert max(map(len, walks)) == block and all(walk == sorted(walk) for walk in walks)
+        for nodes in sizes:
+            tree = Drafter(whole.right[: block - 1], whole.shares).tree(nodes)
+            mean = np.mean([sum(node <= nodes for node in walk) for walk in walks])
+            assert mean == pytest.approx(np.exp(tree.scores).sum(), abs=0.06) and max(tree.depths) < block
+
+
 def test_a_drafter_by_hand():
     """Depth 1: 0.5, 0.3, none 0.2; depth 2: 0.9, 0.06: the best nodes are 0, 00, 1, 10."""
     drafter = Drafter([0.5, 0.9], [0.6])

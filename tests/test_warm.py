@@ -54,7 +54,7 @@ def test_the_plan_of_an_engine():
     plan = plan_of_engine(model, 64, 4096)
     assert plan.seats == (1, 2, 4, 8, 16, 32, 48, 64) == tuple(sorted({seats_for(n) for n in range(1, 65)}))
     assert plan.chunks[:5] == (16, 32, 64, 128, 256) and plan.chunks[-1] == 2048 and len(plan.chunks) == 19
-    assert plan.kinds_of(1) == (PLAIN, *TREES) and plan.kinds_of(64) == (PLAIN, 3, 7)
+    assert plan.kinds_of(1) == (PLAIN, *TREES) and plan.kinds_of(64) == (PLAIN, 5, 7)
     assert plan_of_engine(model, 4, 100).chunks == (16, 32, 64, 128)
     plain = plan_of_engine(SimpleNamespace(config=small_config(block_size=0, mask_token_id=None)), 3, 64)
     assert plain.kinds_of(4) == (PLAIN,) and plain.seats == (1, 2, 4)

@@ -60,7 +60,7 @@ def attention_torch(
     scale: float,
 ) -> Tensor:  # fmt: skip
     """`attention` by `scaled_dot_product_attention` with a mask, a sequence at a time."""
-    out = torch.empty_like(q)
+    out = torch.zeros_like(q)  # rows of no sequence: a key that is masked must be a number all the same
     for sequence, context in tables.contexts.items():
         mine = tables.queries[sequence]
         keys, values = (

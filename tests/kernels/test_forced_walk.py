@@ -3,7 +3,8 @@ decoding that keeps what a trace says."""
 
 import json
 from argparse import Namespace
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,12 +14,12 @@ from interpreter import DEVICE
 from small import small_model
 
 from bench import replay
-from bench.forced_walk import WIDTH, Forced, forced_walk, walk
+from bench.forced_walk import WIDTH, Forced, forced_walk, recorded, walk
 from bench.replay import Measured, Way, run, tables, with_bigram
 from bench.trace_file import CHAIN, KINDS, ONE_PASS, TREES, Text, Trace, followed
 from orthrus_kernels.layout import RECORD, Record, State
 from orthrus_kernels.walk import walk_triton
-from qwen3_model import InputError
+from qwen3_model import Engine, InputError, Request
 from qwen3_model.decode.controller import CHAIN as CHAIN_KIND
 from qwen3_model.decode.controller import PLAIN
 from qwen3_model.decode.one_pass import Shape
@@ -47,19 +48,19 @@ def walked(step, n, state, choices, tokens, rows=0, **more):
 @settings(max_examples=60)
 @given(
     n=st.integers(1, 70), at=st.integers(0, 4), left=st.integers(0, 40), room=st.integers(0, 40),
-    rows=st.sampled_from([0, 0, 3]), data=st.data(),
+    rows=st.sampled_from([0, 0, 3]), again=st.integers(0, 2), data=st.data(),
 )  # fmt: skip
-def test_it_writes_what_a_walk_of_as_many_tokens_would(n, at, left, room, rows, data):
+def test_it_writes_what_a_walk_of_as_many_tokens_would(n, at, left, room, rows, again, data):
     """On a chain, where accepted nodes are those of any walk; of the second slot, in any rows. With nothing
-    left the text is finished; where its pages end it is not."""
+    left the text is finished; where its pages end it is not. A table is taken again from its begin."""
     count = data.draw(st.integers(1, min(n, WIDTH)))
     tokens = list(range(100, 100 + n))
     choices = tokens[1:count] + [7] * (n - count + 1)
     state = [20 + at, 100, left, int(left == 0), 20 + at + room, n]
-    paths = [[0] + [-1] * (WIDTH - 1)] * 5
-    paths[at] = list(range(count)) + [-1] * (WIDTH - count)
+    paths = [[[0] + [-1] * (WIDTH - 1)] * 5, [[0] + [-1] * (WIDTH - 1)] * 5]
+    paths[1][at] = list(range(count)) + [-1] * (WIDTH - count)
     run = n + 2, state, choices, tokens, rows
-    forced = walked(forced_walk, *run, paths=table(paths), base=table([20]))
+    forced = walked(forced_walk, *run, paths=table(paths), texts=table([[0, 99], [1, 20 - again * 5]]))
     assert forced == walked(walk_triton, *run)
     *_, record = forced
     assert record[Record.KEPT] == min(count, left, room) and record[Record.NODES] == n
@@ -69,18 +70,68 @@ def test_it_writes_what_a_walk_of_as_many_tokens_would(n, at, left, room, rows, 
 @pytest.mark.parametrize("drafted", [0, 1])
 def test_a_cycle_without_a_draft_keeps_one_token(drafted):
     """At its root, whatever the trace says; with one, the walk of a one-pass tree ends there."""
-    n, paths = 4, table([[1, 2, 0] + [-1] * (WIDTH - 3)])
+    n, paths = 4, table([[[1, 2, 0] + [-1] * (WIDTH - 3)]])
     accepted, start, record = table([[9] * n]), table([0]), table([[0] * (RECORD + 3 * n)])
     record[0, Record.DRAFTED] = drafted
     state, choices, sums = table([[20, 5, 9, 0, 99, 9]]), table([6, 7, 8, 9], torch.int64), table([0.0] * n)
     seat, sums = (table([0]), table([0, n])), sums.float()
     forced_walk(state, *seat, choices, accepted, choices, sums, sums, start, accepted, start, record,
-                paths=paths, base=table([20]))  # fmt: skip
+                paths=paths, texts=table([[0, 20]]))  # fmt: skip
     kept = 3 if drafted else 1
     assert state[0, :4].tolist() == [20 + kept, 6, 9 - kept, 0]
     assert record[0, : Record.BEGAN].tolist() == [kept, 0, 0, drafted, n]
     assert accepted[0].tolist() == ([1, 2, 0, -1] if drafted else [0, -1, -1, -1])
     assert record[0, RECORD:][:kept].tolist() == ([7, 8, 6] if drafted else [6])
+
+
+@settings(max_examples=40)
+@given(
+    counts=st.lists(st.integers(0, 9), min_size=1, max_size=5), kept=st.integers(0, 2**9 - 1),
+    left=st.integers(1, 9), data=st.data(),
+)  # fmt: skip
+def test_each_seat_has_the_walk_of_the_text_in_its_slot(counts, kept, left, data):
+    """Trees of several sizes, seats without a text among them: each has what it has alone, and keeps the
+    nodes of its row that its tree has, without gaps. What belongs to no seat stays as it is."""
+    seats, n = len(counts), 9
+    slots = data.draw(st.permutations(range(seats)))
+    slots = [slot if count else -1 for slot, count in zip(slots, counts, strict=True)]
+    rows = [sum(counts[:b]) for b in range(seats + 1)]
+    row = [node for node in range(n) if kept >> node & 1]
+    paths = [[(row[i:] + row[:i]) + [-1] * (WIDTH - len(row))] for i in range(seats)]
+    paths = table(paths)
+    texts = table([[seats - 1 - slot, 0] for slot in range(seats)])
+    state = table([[10 * slot, 50 + slot, left, 0, 99, 9] for slot in range(seats)])
+    choices, sums = table(range(100, 101 + rows[-1]), torch.int64), table([0.5] * (rows[-1] + 1)).float()
+
+    def step(state, slots, first):
+        many = len(slots)
+        accepted, start = table([[-7] * n] * many), table([-5] * many)
+        record = table([[77] * (RECORD + 3 * n)] * many)
+        seats = state, table(slots), table(first)
+        forced_walk(*seats, choices, accepted, choices, sums, sums, start, accepted, start, record,
+                    paths=paths, texts=texts)  # fmt: skip
+        return accepted, start, record
+
+    together = state.clone()
+    accepted, start, record = step(together, slots, rows)
+    for b, slot in enumerate(slots):
+        if slot < 0:
+            assert accepted[b].tolist() == [-1] * n and start[b] == -5
+            assert record[b, Record.KEPT] == 0 and record[b, RECORD:].tolist() == [77] * 3 * n
+            continue
+        alone = state.clone()
+        mine = step(alone, [slot], rows[b : b + 2])
+        assert all(torch.equal(a[b], c[0]) for a, c in zip((accepted, start, record), mine, strict=True))
+        assert torch.equal(together[slot], alone[slot])
+        of_text = [x for x in paths[seats - 1 - slot, 0].tolist() if 0 <= x < counts[b]][:left]
+        assert accepted[b].tolist() == [rows[b] + x for x in of_text] + [-1] * (n - len(of_text))
+        assert record[b, RECORD + 2 * n :][: len(of_text)].tolist() == of_text
+        root = 100 + rows[b] + of_text[-1] if of_text else 50 + slot
+        assert together[slot, : State.FINISHED].tolist() == [
+            10 * slot + len(of_text), root, left - len(of_text)
+        ]  # fmt: skip
+    idle = [slot for slot in range(seats) if slot not in slots]
+    assert torch.equal(together[idle], state[idle])
 
 
 @given(steps=st.lists(st.integers(0, 15), min_size=4, max_size=4))
@@ -134,18 +185,58 @@ def test_decoding_keeps_what_the_trace_says(model):
     assert len(lines[0]) == len(head) and lines[0][-2] == "1.00x"
 
 
-def test_a_text_has_its_own_walks_again(model):
-    """Tables of every kind are refilled, those that were made for another text too."""
-    forced = Forced(model.device, 6)
-    forced.begin(TEXTS[1], 3)
-    forced.walk_of(31)
-    forced.begin(TEXTS[0], 2)
-    kept = TEXTS[0].kept
-    wanted = {31: kept["31"], CHAIN_KIND: kept[CHAIN], PLAIN: [1] * 6, Shape(19, 20): kept[ONE_PASS]}
-    for kind, counts in wanted.items():
-        step = forced.walk_of(kind)
-        records = [walked(step, 32, [2 + i, 5, 9, 0, 99, 32], [7] * 32, [5] * 32)[-1] for i in range(5)]
-        assert [record[0] for record in records] == counts[:5]
+def test_an_engine_of_several_slots_keeps_what_the_trace_says(model):
+    """Four texts in three slots, three of them beside an empty seat; the fourth joins when one has left. The
+    last is the first recorded text again."""
+    engine = Engine(model, 3, 3 * 64)
+    texts = [*TEXTS, Text(2, {kind: [1, 2, 1, 3, 1] for kind in KINDS})]
+    engine.runner_for(1).cycles.force(Forced(model.device, 3, recorded(texts, 6)))
+    of = [0, 1, 2, 0]
+    running = [
+        engine.submit([1 + i, 2, 3][: 2 + i % 2],
+                      Request(max_new_tokens=texts[n].tokens, strategy="two-pass", tree_nodes=0))
+        for i, n in enumerate(of)
+    ]  # fmt: skip
+    while not all(text.finished for text in running):
+        engine.step()
+    for n, text in zip(of, running, strict=True):
+        kept, found = followed(texts[n], CHAIN), text.result().stats.accepted_histogram
+        assert found == [kept.count(1 + size) for size in range(max(kept))], n
+
+
+@dataclass(eq=False)
+class Running:
+    limit: int
+    request: SimpleNamespace
+
+
+def test_texts_that_join_one_after_another_keep_what_the_trace_says():
+    """In an engine of three slots, in slots that others have left: each text has the table of its number, and
+    one that begins again has its own."""
+    ended = Text(3, {kind: [2] * 4 for kind in KINDS})
+    forced = Forced(torch.device(DEVICE), 3, recorded([*TEXTS, ended], 6))
+    running = [Running(40 + i, SimpleNamespace(max_new_tokens=20)) for i in range(4)]
+
+    def kept(slot, base, kind, at):
+        n, state = 32, table([[0] * len(State)] * slot + [[base + at, 5, 9, 0, 99, 32]] * (3 - slot))
+        accepted, start, record = table([[9] * n]), table([0]), table([[1] * (RECORD + 3 * n)])
+        choices, sums = table([7] * n, torch.int64), table([0.0] * n, torch.float32)
+        seats = state, table([slot]), table([0, n])
+        forced.walk(kind, 4)(*seats, choices, accepted, choices, sums, sums, start, accepted, start, record)
+        return int(record[0, Record.KEPT])
+
+    def counts(slot, text, kind):
+        return [kept(slot, running[text].limit - 20, kind, at) for at in range(4)]
+
+    forced.begin(running[0], 1)
+    assert counts(1, 0, 31) == TEXTS[0].kept["31"][:4]
+    forced.begin(running[1], 0)
+    forced.begin(running[2], 1)  # where the first one was
+    assert counts(0, 1, 31) == TEXTS[1].kept["31"] and counts(1, 2, CHAIN_KIND) == [2] * 4
+    forced.begin(running[3], 2)  # one after the last is the first
+    assert counts(2, 3, Shape(19, 20)) == TEXTS[0].kept[ONE_PASS][:4] and counts(2, 3, PLAIN) == [1] * 4
+    forced.begin(running[1], 1)  # it was preempted
+    assert counts(1, 1, CHAIN_KIND) == TEXTS[1].kept[CHAIN]
 
 
 def test_ctrl_c_ends_a_replay(model, monkeypatch):

@@ -42,6 +42,7 @@ _ALLOTTED = "kernels/test_allot.py::test_the_likeliest_nodes_of_all_texts"
 _WALKED = "kernels/test_walk.py::test_a_cycle_keeps_the_walk_up_to_an_end"
 _IN_TURN = "kernels/test_texts_in_turn.py::test_one_setting_at_a_time"
 _RARE = "kernels/test_rare_launches.py::"
+_FORCED = "kernels/test_forced_walk.py::test_each_seat_has_the_walk_of_the_text_in_its_slot"
 _TEXT_STAYS = "test_embedded.py::test_lossless[0.0-float32]"
 
 BUGS = (
@@ -656,6 +657,21 @@ BUGS = (
         "time.perf_counter() - began[0])", "time.perf_counter())",
         "test_bench_clocks.py::test_replayed_tokens_a_second_begin_behind_the_prefill",
         "tokens a second are those of cycles"),
+    Bug("a forced walk is that of the first slot's text", "../bench/forced_walk.py",
+        "tl.load(texts + 2 * slot), tl.load(texts + 2 * slot + 1)", "tl.load(texts), tl.load(texts + 1)",
+        _FORCED, "all texts of a batch would keep what one of them does"),
+    Bug("a forced walk keeps nodes that its tree has not", "../bench/forced_walk.py",
+        "m_kept = (b_node >= 0) & (b_node < nodes)", "m_kept = b_node >= 0",
+        _FORCED, "a batch with small trees would keep what large ones do"),
+    Bug("a short block drafts as deep as its rows", "../bench/strong.py",
+        "right=whole.right[: block - 1]", "right=whole.right[:block]",
+        "test_strong.py::test_draws_say_what_trees_of_any_size_and_blocks_of_any_length_keep",
+        "a block's first row holds the root, so it has a depth less than rows"),
+    Bug("the clock of many texts begins with the first of them", "../bench/batch_measure.py",
+        "while not all(text.stats.cycles for text in texts):",
+        "while not any(text.stats.cycles for text in texts):",
+        "test_bench_batch.py::test_the_clock_runs_while_all_texts_do",
+        "prompts would be in the clock, and cycles of fewer texts"),
     Bug("a replay is taken for a call", "../bench/measure.py",
         "self._replay(graph) / copies for", "self._replay(graph) for",
         "test_bench_clocks.py::test_a_call_is_a_replay_over_its_copies",

@@ -1,6 +1,7 @@
 """Rewrite the tables and the picture of docs/performance.md from recorded runs of `bench.decode`.
 
-A table stands between `<!-- name -->` and `<!-- end -->`; what is around them is written by hand."""
+A table stands between `<!-- name -->` and `<!-- end -->`; what is around them is written by hand. The section
+on many texts is there where a run of `bench.decode --batch` is."""
 
 from __future__ import annotations
 
@@ -15,6 +16,9 @@ from bench import decode_report
 from bench.command import Parser, fail, short
 from bench.decode_report import choice_table
 from bench.report import number
+
+from . import batch
+from .pictures import BATCH_RUN
 
 COMMAND = "tools.docs.performance"
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,14 +98,16 @@ def memory(run: Found) -> str:
     return markdown(head, lines)
 
 
-def rewritten(page: str, run: Found, peers: Found) -> str:
-    """The page with its tables made anew. Raises KeyError for a table that nobody makes."""
+def rewritten(page: str, run: Found, peers: Found, many: Found | None = None) -> str:
+    """The page with its tables made anew. many: a run of `--batch`; without one its section stays empty.
+    Raises KeyError for a table that nobody makes."""
     m = run["machine"]
     tables = {
         "machine": f"{m['gpu']}, torch {m['torch']}, triton {m['triton']}, {m['date']}, read roof "
         f"{run['roof']['read_gb_s']:.0f} GB/s: `{_command(run)}`",
         "tokens": tokens(run, peers), "passes 8B": passes(run, "8B"), "passes 1.7B": passes(run, "1.7B"),
         "generate": generated(run), "choices": choices(run), "memory": memory(run),
+        "batch": batch.section(many, markdown) if many else "",
     }  # fmt: skip
     tables |= {f"kernels {model} {what}": kernels(run, model, what) for model, what in PICTURED}
     for name in re.findall(r"<!-- (?!end)(.+?) -->", page):
@@ -128,10 +134,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--run", type=Path, default=RUN, help="JSON of a run with --profile")
     parser.add_argument("--peers", type=Path, default=PEERS, help="JSON of a run with transformers installed")
+    parser.add_argument(
+        "--batch", type=Path, default=BATCH_RUN, help="JSON of a run of --batch, if it is there"
+    )
     given = parser.parse_args(arguments)
     try:
         run, peers = (json.loads(path.read_text()) for path in (given.run, given.peers))
-        page = rewritten(PAGE.read_text(), run, peers)
+        many = json.loads(given.batch.read_text()) if given.batch.exists() else None
+        page = rewritten(PAGE.read_text(), run, peers, many)
         pictured = [
             p for p in run["profiles"] if (p["model"], p["pass"]) in PICTURED and p["context"] == CONTEXT
         ]

@@ -1,8 +1,9 @@
-"""Draw docs/mask.svg, who sees whom in one pass of the dual-view model, and docs/speed.svg, a token's time.
+"""Draw docs/mask.svg, who sees whom in one pass of the dual-view model, docs/speed.svg, a token's time, and
+docs/batch.svg, the speed of many texts.
 
-The first is drawn from `visible`, the one definition of visibility, the second from a recorded run of
-`bench.decode`. Each is a function of its input: tests/test_pictures.py compares the files with what is drawn
-now."""
+The first is drawn from `visible`, the one definition of visibility, the others from recorded runs of
+`bench.decode`; the last one where there is such a run (batch.py). Each is a function of its input:
+tests/test_pictures.py compares the files with what is drawn now."""
 
 from __future__ import annotations
 
@@ -16,12 +17,14 @@ from bench.command import Parser, fail, short
 from orthrus_kernels import Rows, visible
 from qwen3_model.cli.output import write_atomically
 
+from . import batch
 from .svg import MONO, line, picture, rect, text
 
 COMMAND = "tools.docs.pictures"
 ROOT = Path(__file__).resolve().parents[2]
-MASK, SPEED = ROOT / "docs/mask.svg", ROOT / "docs/speed.svg"
+MASK, SPEED, BATCH = (ROOT / "docs" / name for name in ("mask.svg", "speed.svg", "batch.svg"))
 RUN = ROOT / "bench/results/decode-peers-h100.json"
+BATCH_RUN = ROOT / "bench/results/batch-h200.json"
 
 # The pass of the picture: a tree under `return`, whose nodes 3 and 1 have blocks of three rows.
 START, SIZE, MASK_TOKEN = 3, 3, -1
@@ -144,7 +147,8 @@ def speed(run: dict[str, Any]) -> str:
 
 def drawn() -> dict[Path, str]:
     """Every picture. Raises OSError, and LookupError, TypeError or ValueError for a run that is none."""
-    return {MASK: mask(), SPEED: speed(json.loads(RUN.read_text()))}
+    found = {MASK: mask(), SPEED: speed(json.loads(RUN.read_text()))}
+    return found | ({BATCH: batch.drawn(json.loads(BATCH_RUN.read_text()))} if BATCH_RUN.exists() else {})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,7 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_atomically(path, svg)
             print(f"wrote {path.relative_to(ROOT)}")
     except (OSError, LookupError, TypeError, ValueError) as error:
-        fail(COMMAND, f"{short(error)}: {RUN.relative_to(ROOT)} has to be a whole run of bench.decode --json")
+        runs = f"{RUN.relative_to(ROOT)} and {BATCH_RUN.relative_to(ROOT)}"
+        fail(COMMAND, f"{short(error)}: {runs} have to be whole runs of bench.decode --json")
     return 0
 
 

@@ -120,12 +120,12 @@ class Cycle:
     check: Pass  # that verifies, its first rows the trees
     trees: Trees  # scores, where there are any
 
-    def __init__(self, slots: Slots, seats: int, nodes: int, levels: int) -> None:
-        """seats: B. nodes: of a tree at most, the root included. levels: of a tree, which a walk keeps a node
-        of at most."""
+    def __init__(self, slots: Slots, seats: int, nodes: int, levels: int | None = None) -> None:
+        """seats: B. nodes: of a tree at most, the root included. levels: of a tree, of each of which a walk
+        keeps a node at most; None: as many as there are nodes."""
         self.slots, self.model = slots, slots.model
         device = slots.state.device
-        self.nodes, self.levels, self.seated = nodes, min(nodes, levels), (-1,) * seats
+        self.nodes, self.levels, self.seated = nodes, min(nodes, levels or nodes), (-1,) * seats
         self.seats = slots.state.new_full((seats,), -1)  # [B]: the slot of each
         self.first = torch.arange(seats + 1, dtype=torch.int32, device=device) * nodes  # [B + 1] rows
         self.accepted = slots.state.new_zeros(seats, nodes)

@@ -48,6 +48,16 @@ Kind = int | Strategy  # a number is a two-pass cycle's (controller.py)
 Seated = Sequence[tuple[Text, int]]  # texts and their slots
 
 
+class Walks(Protocol):
+    """Says what cycles keep, in place of the target's choices (bench/forced_walk.py)."""
+
+    def begin(self, text: Text, slot: int) -> None:
+        """A text runs in a slot from now on, in turn on the stream."""
+
+    def walk(self, kind: Kind, block: int) -> Walk:
+        """Called as `walk` of walk.py is, by cycles of a kind with draft blocks of so many rows."""
+
+
 @dataclass(frozen=True)
 class Launched:
     """A cycle that was launched and not read yet."""
@@ -77,13 +87,18 @@ class Cycles:
         """slots: texts that may run at once. pool: of CUDA graphs; None: every kernel is launched by the
         host."""
         self.model, self.slots, self.pool = model, Slots(model, cache, slots), pool
-        self.walk_of: Callable[[Kind], Walk] | None = None  # by kind, in place of the target's choices
+        self.walks: Walks | None = None
         self.controllers: dict[tuple, Controller] = {}  # of the last text of each form, block size and seats
         self._of: dict[Text, tuple[tuple, Controller]] = {}  # the controller of each text that runs
         self._cycles: OrderedDict[tuple, Cycle] = OrderedDict()
         self._times_of: dict[tuple, Times] = {}  # by form, block size and seats
         ahead = [len(kinds_of_auto(seats)) for seats in seat_counts(slots)]
         self.most = MOST_GRAPHS + (len(FORMS) * sum(ahead) if slots > 1 else 0)
+
+    def force(self, walks: Walks) -> None:
+        """What cycles keep is `walks`' to say from now on; before the first text."""
+        self.walks = walks
+        self._cycles.clear()
 
     def __len__(self) -> int:
         """How many cycles there are."""
@@ -117,6 +132,8 @@ class Cycles:
             State.ROOM: room, State.NODES: _most_nodes(text),
         }  # fmt: skip
         self.slots.put(slot, columns)
+        if self.walks is not None:
+            self.walks.begin(text, slot)
         for cycle in self._cycles.values():
             cycle.begin(text.tokens)
 
@@ -191,8 +208,8 @@ class Cycles:
                 cycle = kind.cycle(self.slots)
             for text in texts:
                 cycle.begin(text.tokens)
-            if self.walk_of is not None:
-                cycle.walk = self.walk_of(kind)
+            if self.walks is not None:
+                cycle.walk = self.walks.walk(kind, block)
             self._cycles[key] = cycle
             while len(self._cycles) > self.most:
                 self._cycles.popitem(last=False)

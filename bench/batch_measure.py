@@ -1,0 +1,157 @@
+"""What `bench.decode --batch` measures of an engine: rounds of cycles while all texts run, and whole lists of
+texts with their prompts."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from qwen3_model import Engine, InputError, Request
+from qwen3_model.decode.cycle import Reading
+from qwen3_model.decode.sequence import Sequence as Text
+
+from .batch_report import Rounds, Row
+from .replay import Way
+
+SETTLE, CYCLES, ROUNDS = 40, 32, 5  # cycles before the clock, of a round, and rounds
+MOST_NEW = 1 << 15  # tokens of a text that is cancelled long before
+Prompt = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A text to decode."""
+
+    prompt: Prompt
+    new_tokens: int
+
+
+@contextmanager
+def waits() -> Iterator[list[float]]:
+    """Seconds of each wait for the record of a cycle, as they come."""
+    found, plain = list[float](), Reading.wait
+
+    def wait(self: Reading) -> torch.Tensor:
+        began = time.perf_counter()
+        record = plain(self)
+        found.append(time.perf_counter() - began)
+        return record
+
+    Reading.wait = wait
+    try:
+        yield found
+    finally:
+        Reading.wait = plain
+
+
+def request(way: Way, new_tokens: int) -> Request:
+    """Greedy, by a way."""
+    return Request(strategy=way.strategy, max_new_tokens=new_tokens, tree_nodes=way.tree_nodes, seed=0)
+
+
+def steady(engine: Engine, prompts: Sequence[Prompt], way: Way) -> Rounds:
+    """Rounds of cycles in which all texts run; afterwards they are cancelled. Raises InputError where a text
+    ends before the clock does or gives its pages up."""
+    found, before = Rounds(len(prompts)), engine.preemptions
+    texts = [engine.submit(prompt, request(way, _most_new(engine, prompt))) for prompt in prompts]
+    try:
+        while not all(text.stats.cycles for text in texts):
+            _step(engine, texts)
+        _cycles(engine, texts, SETTLE)
+        length, nodes, kinds = _length(texts), _nodes(texts), _kinds(texts)
+        with waits() as waited:
+            for _ in range(ROUNDS):
+                _round(engine, texts, found, waited)
+        found.context = (length + _length(texts)) / 2 / len(texts)
+        found.nodes = _nodes(texts) - nodes
+        found.kinds = _kinds(texts)
+        found.kinds.subtract(kinds)
+        if engine.preemptions > before:
+            raise InputError(f"{len(texts)} texts do not fit into {engine.cache_tokens} positions")
+    finally:
+        for text in texts:
+            engine.cancel(text)
+        while engine.step():
+            pass
+    return found
+
+
+def _round(engine: Engine, texts: Sequence[Text], into: Rounds, waited: list[float]) -> None:
+    """A round; `waited` grows as cycles are waited for."""
+    waits_before, tokens, cycles = len(waited), _tokens(texts), _count(texts)
+    began = time.perf_counter()
+    _cycles(engine, texts, CYCLES)
+    into.seconds.append(time.perf_counter() - began)
+    into.waited.append(sum(waited[waits_before:]))
+    into.tokens.append(_tokens(texts) - tokens)
+    into.cycles.append(_count(texts) - cycles)
+
+
+def _cycles(engine: Engine, texts: Sequence[Text], count: int) -> None:
+    """Step until the oldest text, which every cycle has, has had so many more."""
+    wanted = texts[0].stats.cycles + count
+    while texts[0].stats.cycles < wanted:
+        _step(engine, texts)
+
+
+def _step(engine: Engine, texts: Sequence[Text]) -> None:
+    engine.step()
+    if any(text.finished for text in texts):
+        raise InputError("a text has ended before all were measured: its context is full")
+
+
+def _most_new(engine: Engine, prompt: Prompt) -> int:
+    """New tokens that a text of the clock may have: what its context holds, and the cache for it alone."""
+    room = min(engine.model.config.context_length, engine.cache_tokens or 1 << 40)
+    return min(room - len(prompt), MOST_NEW)
+
+
+def _tokens(texts: Sequence[Text]) -> int:
+    return sum(text.stats.cycle_tokens for text in texts)
+
+
+def _count(texts: Sequence[Text]) -> int:
+    return sum(text.stats.cycles for text in texts)
+
+
+def _nodes(texts: Sequence[Text]) -> int:
+    return sum(text.stats.nodes for text in texts)
+
+
+def _length(texts: Sequence[Text]) -> int:
+    return sum(len(text.tokens) for text in texts)
+
+
+def _kinds(texts: Sequence[Text]) -> Counter[str]:
+    return sum((Counter(text.stats.cycles_of) for text in texts), Counter())
+
+
+def decode(engine: Engine, jobs: Sequence[Job], way: Way) -> tuple[Row, list[list[int]]]:
+    """(row, texts) of a list of jobs, the clock around all of it. Raises InputError for one that fails."""
+    _decode(engine, jobs[: 2 * engine.slots], way)
+    with waits() as waited:
+        began = time.perf_counter()
+        texts = _decode(engine, jobs, way)
+        seconds = time.perf_counter() - began
+    tokens = sum(map(len, texts))
+    row = {
+        "texts": engine.slots, "jobs": len(jobs), "tokens": tokens, "seconds": round(seconds, 4),
+        "tokens_per_second": round(tokens / seconds, 1), "host_share": round(1 - sum(waited) / seconds, 4),
+    }  # fmt: skip
+    return row, texts
+
+
+def _decode(engine: Engine, jobs: Sequence[Job], way: Way) -> list[list[int]]:
+    texts = [engine.submit(job.prompt, request(way, job.new_tokens)) for job in jobs]
+    try:
+        while not all(text.finished for text in texts):
+            engine.step()
+    finally:
+        for text in texts:
+            engine.cancel(text)
+    return [text.result().token_ids for text in texts]
