@@ -225,8 +225,11 @@ def cycles() -> Iterator[Launch]:
     one, record = meta(1, dtype=torch.int32), meta(RECORD + 3 * 33, dtype=torch.int32)
     tree = rows.tree_with_blocks([1] * 33, [-1, *range(32)], 0, range(9, 33), 6, 96)
     chains = rows.batch([rows.chain([1] * 64, 0, s) for s in range(8)])
+    mixed = rows.batch(
+        [rows.tree_with_blocks([1] * 7, [-1, *range(6)], 0, range(7), 8, 96, s) for s in range(8)]
+    )
     for name, of, root, clock, targets in (
-        ("177 rows", tree, None, None, ALL),
+        ("177 rows", tree, None, None, ALL), ("504 rows of 8 texts", mixed, None, None, HOPPER),
         ("a chain, timed", rows.chain([1] * 32, 0), one, record[5:8], HOPPER),
         ("a prompt", rows.chain([1] * 2048, 0), None, None, HOPPER), ("8 chains", chains, None, None, HOPPER),
         ("deep tree", rows.tree([1] * 256, [-1, *range(63), *range(192)], 0), None, None, HOPPER),
