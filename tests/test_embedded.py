@@ -148,3 +148,14 @@ def test_verify_finds_no_difference(capsys, dtype, temperature):
     options = ["--limit", "30", "--max-new-tokens", "256", "--dtype", dtype, "--device", "cpu"]
     assert main(["verify", "--json", "--temperature", str(temperature), *options]) == 0
     assert json.loads(capsys.readouterr().out)["identical"] == 30
+
+
+def test_one_pass_keeps_as_much_beside_others(model, prompts):
+    """Drafts are rows, and a row has the bits that it has alone."""
+    how = {"strategy": "one-pass", "tree_nodes": 3, "block_size": 5, "max_new_tokens": 12}
+    many = list(model.generate_many(prompts[:3], slots=3, cache_tokens=2048, **how))
+    for prompt, result in zip(prompts, many, strict=False):
+        alone = model.generate(prompt, **how)
+        assert (result.token_ids, result.logprobs) == (alone.token_ids, alone.logprobs)
+        assert result.stats.accepted_histogram == alone.stats.accepted_histogram
+    assert tokens_per_cycle(many) > 1.5

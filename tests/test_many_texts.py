@@ -13,13 +13,21 @@ from small import small_config, small_model
 
 from orthrus_kernels import PAGE, pages_for
 from qwen3_model import Engine, InputError, Request
-from qwen3_model.decode import controller
+from qwen3_model.decode import controller, cycles, one_pass
 from qwen3_model.decode.cycle import Cycle
+
+
+def possible(settings):
+    """Blocks of one-pass have three rows at least."""
+    if settings.get("strategy") == "one-pass" and "block_size" in settings:
+        settings["block_size"] = max(settings["block_size"], 3)
+    return settings
+
 
 SETTINGS = st.fixed_dictionaries(
     {"max_new_tokens": st.integers(1, 25), "seed": st.integers(0, 2**64 - 1)},
     optional={
-        "strategy": st.sampled_from(["autoregressive", "two-pass", "auto"]),
+        "strategy": st.sampled_from(["autoregressive", "two-pass", "one-pass", "auto"]),
         "tree_nodes": st.sampled_from(["auto", 0, 3, 12]),
         "block_size": st.integers(2, 8),
         "temperature": st.sampled_from([0.0, 0.8, 1.5]),
@@ -28,7 +36,7 @@ SETTINGS = st.fixed_dictionaries(
         "repetition_penalty": st.sampled_from([1.0, 1.3]),
         "logit_bias": st.dictionaries(st.integers(0, 30), st.sampled_from([-5.0, 3.0]), max_size=3),
     },
-)
+).map(possible)
 TEXTS = st.lists(
     st.tuples(st.lists(st.integers(0, 95), min_size=1, max_size=90), SETTINGS, st.integers(0, 12)),
     min_size=1,
@@ -97,26 +105,95 @@ def test_each_text_has_the_bits_it_has_alone(texts, slots, spare, skill, world, 
 def test_a_real_model(settings):
     """Of two layers, on the twins: trees of texts of different lengths in one pass."""
     model = small_model(eos_token_ids=())
-    ways = ("two-pass", 12), ("autoregressive", 0), ("two-pass", 0), ("auto", "auto")
+    ways = ("two-pass", 12), ("one-pass", 5), ("autoregressive", 0), ("one-pass", 0), ("two-pass", 0)
     texts = []
-    for i, (strategy, nodes) in enumerate(ways):
+    for i, (strategy, nodes) in enumerate((*ways, ("auto", "auto"))):
         how = {"max_new_tokens": 12, "seed": i, "strategy": strategy, "tree_nodes": nodes, **settings}
-        texts.append((list(range(1, 2 + 30 * i)), how, i))
-    many = run_all(engine_of(model, 3, 12), texts)
+        texts.append((list(range(1, 2 + 18 * i)), how, i))
+    many = run_all(engine_of(model, 4, 12), texts)
     for (prompt, how, _), result in zip(texts, many, strict=True):
         alone = model.generate(prompt, **how | {"strategy": "autoregressive"})
         assert (result.token_ids, result.logprobs) == (alone.token_ids, alone.logprobs)
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_few_pages_preempt_the_youngest_and_change_nothing(ahead):
+@pytest.mark.parametrize("ahead, drafts", [
+    (False, {"strategy": "two-pass"}), (True, {"strategy": "two-pass"}),
+    (True, {"strategy": "one-pass", "tree_nodes": 3}),
+])  # fmt: skip
+def test_few_pages_preempt_the_youngest_and_change_nothing(ahead, drafts):
     model = ScriptedModel(small_config(eos_token_ids=(), max_position_embeddings=400), skill=0.9)
     engine = engine_of(model, 4, 6, ahead)
-    texts = [([i + 1] * 50, {"max_new_tokens": 200, "seed": 3, "strategy": "two-pass"}, 0) for i in range(4)]
+    texts = [([i + 1] * 50, {"max_new_tokens": 200, "seed": 3, **drafts}, 0) for i in range(4)]
     many = run_all(engine, texts)
     assert engine.preemptions > 0
     for (prompt, how, _), result in zip(texts, many, strict=True):
         assert result.token_ids == model.generate(prompt, **how).token_ids
+
+
+@pytest.mark.parametrize("ahead, skill", [(False, 1.0), (True, 0.8)])
+def test_a_draft_is_found_again_whoever_joins_or_leaves(ahead, skill):
+    """Trees and blocks as alone, so every text keeps in each cycle what it keeps alone, though slots are used
+    again and seats, their number, the form of the choice and the other strategies beside change."""
+    model = ScriptedModel(small_config(eos_token_ids=()), skill)
+    forms = {}, {"temperature": 0.8}, {}, {"repetition_penalty": 1.3}, {"logit_bias": {3: 2.0}}, {}, {}
+    ours = {"strategy": "one-pass", "tree_nodes": 5, "block_size": 7}
+    texts = [
+        ([n + 1], ours | how | {"max_new_tokens": 12 + 9 * (n * 3 % 7), "seed": n}, 2 * n)
+        for n, how in enumerate(forms)
+    ]
+    beside = {"strategy": "two-pass", "tree_nodes": 3}, {"strategy": "autoregressive"}
+    texts += [([9] * 70, how | {"max_new_tokens": 20}, 5) for how in beside]
+    many = run_all(engine_of(model, 5, 20, ahead), texts)
+    for (prompt, how, _), result in zip(texts[: len(forms)], many, strict=False):
+        alone = model.generate(prompt, **how).stats
+        assert result.stats.accepted_histogram == alone.accepted_histogram
+        assert set(result.stats.cycles_of) <= {"one-pass", "plain"}
+    assert sum(result.stats.tokens_per_cycle for result in many[: len(forms)]) > 1.5 * len(forms)
+
+
+def test_texts_of_one_pass_share_a_pass_and_others_have_their_own():
+    """Two cycles a step at most. The tree and block that are asked for, as far as the rows go."""
+    model, runs = ScriptedModel(small_config(eos_token_ids=()), 0.9), {}
+    engine = engine_of(model, 6, 20, ahead=True)
+    ways = (
+        ("one-pass", 2, 5),
+        ("two-pass", 4, 6),
+        ("one-pass", 9, 6),
+        ("autoregressive", 0, 8),
+        ("auto", 5, 8),
+    )
+    for n, (strategy, nodes, block) in enumerate(ways):
+        request = Request(strategy=strategy, tree_nodes=nodes, block_size=block, max_new_tokens=20, seed=1)
+        found = runs[strategy, nodes] = []
+        engine.submit([n + 1], request, on_run=lambda run, kept, found=found: found.append((run, kept)))
+    model.passes.clear()
+    while engine.step():
+        pass
+    shape = one_pass.Shape.shared([(5, 2), (6, 9)], 512 // 2)
+    assert (shape.nodes, shape.anchors, shape.block) == (9, 10, 5)
+    assert {len(rows.contexts) for rows in model.passes if 0 < rows.n_ar < len(rows)} == {1, 2}
+    for (strategy, nodes), found in runs.items():
+        trees = [run for run, _ in found[:-1] if run.tree is not None]  # the last token has no draft
+        assert (strategy == "one-pass") == ({run.kind for run in trees} == {"one-pass"})
+        assert all(
+            run.nodes in (0, nodes) and [run.choices[i] for i in run.path] == run.tokens for run in trees
+        )
+        assert len(trees) > 2
+
+
+@given(
+    asked=st.lists(st.tuples(st.integers(3, 64), st.sampled_from(["auto", 0, 1, 19, 255])), min_size=1),
+    seats=st.sampled_from([2, 4, 8, 16, 32, 64, 96, 112, 256]),
+)
+def test_a_shared_shape_fits_the_rows_and_leaves_a_block_and_a_node(asked, seats):
+    shape, rows = one_pass.Shape.shared(asked, cycles.MOST_ROWS // seats), cycles.MOST_ROWS // seats
+    assert (shape is None) == (seats > 96)
+    if shape is not None:
+        assert 1 + shape.nodes + shape.anchors * shape.block <= rows and shape.block >= 3
+        assert shape.nodes >= 1 and 1 <= shape.anchors <= shape.nodes + 1
+        assert shape.block <= min(block for block, _ in asked)
+        if set(asked) == {(8, "auto")} and seats == 2:
+            assert shape == one_pass.Shape.of(8, "auto")
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -138,12 +215,9 @@ def test_a_text_that_can_never_fit_is_refused_with_its_size():
     assert engine.step() == ()
 
 
-@pytest.mark.parametrize("settings, says", [
-    ({"strategy": "two-pass", "verify": "rejection", "temperature": 1.0}, "rejection"),
-    ({"strategy": "one-pass"}, "one-pass"),
-])  # fmt: skip
-def test_what_cannot_run_beside_others_is_refused_by_name(settings, says):
-    with pytest.raises(InputError, match=f"{says}.* runs alone"):
+def test_what_cannot_run_beside_others_is_refused_by_name():
+    settings = {"strategy": "two-pass", "verify": "rejection", "temperature": 1.0}
+    with pytest.raises(InputError, match="rejection.* runs alone"):
         Engine(ScriptedModel(small_config()), 2, 640).submit([1], Request(**settings))
 
 
@@ -178,7 +252,8 @@ def test_generate_many_checks_a_list_before_the_first_pass():
     for prompts, settings, says in (
         ([[1], [2, 400]], {}, "prompt 1: .*400"), ([[1], []], {}, "prompt 1: .*empty"),
         ([[1], [2] * 150], {"max_new_tokens": 43}, "prompt 1: .*193 tokens, 4 pages.*3 pages"),
-        (5, {}, "prompts is 5"), ([[1]], {"strategy": "one-pass"}, "prompt 0: .*runs alone"),
+        (5, {}, "prompts is 5"),
+        ([[1]], {"verify": "rejection", "temperature": 1.0}, "prompt 0: .*runs alone"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=says):
             model.generate_many(prompts, **{"max_new_tokens": 4} | settings, **cache)

@@ -135,21 +135,25 @@ def grown(seats: int, nodes: int, depth: int) -> tuple[Trees, Tensor, Tensor]:
     return trees, state, slots
 
 
-def allotted(seats: int, nodes: int, rows: int, blocks: int = 0) -> tuple[PassPlan, Trees, Tensor]:
-    """A plan of so many AR rows for grown trees, the trees, and the state of the first slot."""
+def allotted(
+    seats: int, nodes: int, rows: int, blocks: int = 0
+) -> tuple[PassPlan, Tensor, Trees, Tensor, Tensor]:
+    """A plan of so many AR rows for grown trees and of so many blocks a seat, the first row of each tree, the
+    trees, the states of the slots, and the seats."""
     trees, state, slots = grown(seats, nodes, 6)
-    tree = Rows.tree_with_blocks([1] * rows, [-1] + [0] * (rows - 1), 0, range(blocks), 8, 2)
-    shape = PassShape(len(tree), rows, rows + blocks, 7 + 8, seats)
+    tree = Rows.tree_with_blocks([1] * rows, [-1] + [0] * (rows - 1), 0, [0] * (seats * blocks), 8, 2)
+    shape = PassShape(len(tree), rows, rows + seats * blocks, 7 + 8, seats)
     plan = replace(PassPlan.of(tree, DEVICE), shape=shape, start=state[:, State.START])
-    TRITON.allot(plan, table([0] * (seats + 1)), trees, state, slots)
-    return plan, trees, state[0]
+    first = table([0] * (seats + 1))
+    TRITON.allot(plan, first, trees, state, slots)
+    return plan, first, trees, state, slots
 
 
 def lay() -> None:
-    """A grown tree with blocks, from one key segment to the next, trees that share rows, and a chain at the
+    """Grown trees with blocks, from one key segment to the next, trees that share rows, and a chain at the
     root."""
-    plan, trees, _ = allotted(1, 12, 13, 7)
-    TRITON.place_blocks(plan, trees.scores[0], table([0] * 7))
+    plan, first, trees, _, slots = allotted(3, 12, 39, 7)
+    TRITON.place_blocks(plan, first, trees, slots, table([[0] * 7] * 3))
     TRITON.lay(plan, PassTables.new(plan.shape, 700, 4, False, DEVICE))
     shared, *_ = allotted(5, 12, 29)
     TRITON.lay(shared, PassTables.new(shared.shape, 700, 4, False, DEVICE))
@@ -158,13 +162,13 @@ def lay() -> None:
 
 
 def blocks() -> None:
-    """A tree of 12 nodes with blocks at 7 of them, and the block where a walk has ended."""
-    plan, trees, state = allotted(1, 12, 13, 7)
-    anchors, record = table([0] * 7), table([0] * (RECORD + 3 * 13))
-    TRITON.place_blocks(plan, trees.scores[0], anchors)
-    record[0] = 1
-    rows, positions = torch.zeros(2, 6, dtype=torch.int64, device=DEVICE)
-    TRITON.follow(record, state, anchors, 8, rows, positions, table([0]))
+    """Trees of 12 nodes with blocks at 7 of them, and the blocks where walks have ended; an empty seat."""
+    plan, first, trees, state, slots = allotted(3, 12, 39, 7)
+    anchors, record = table([[0] * 7] * 3), table([[0] * (RECORD + 3 * 13)] * 3)
+    TRITON.place_blocks(plan, first, trees, slots, anchors)
+    record[:, 0] = 1
+    rows, positions = torch.zeros(2, 3, 6, dtype=torch.int64, device=DEVICE)
+    TRITON.follow(record, state, slots, anchors, 8, rows, positions, table([0] * 4))
 
 
 def rerank() -> None:

@@ -225,8 +225,11 @@ def cycles() -> Iterator[Launch]:
     one, record = meta(1, dtype=torch.int32), meta(RECORD + 3 * 33, dtype=torch.int32)
     tree = rows.tree_with_blocks([1] * 33, [-1, *range(32)], 0, range(9, 33), 6, 96)
     chains = rows.batch([rows.chain([1] * 64, 0, s) for s in range(8)])
+    mixed = rows.batch(
+        [rows.tree_with_blocks([1] * 7, [-1, *range(6)], 0, range(7), 8, 96, s) for s in range(8)]
+    )
     for name, of, root, clock, targets in (
-        ("177 rows", tree, None, None, ALL),
+        ("177 rows", tree, None, None, ALL), ("504 rows of 8 texts", mixed, None, None, HOPPER),
         ("a chain, timed", rows.chain([1] * 32, 0), one, record[5:8], HOPPER),
         ("a prompt", rows.chain([1] * 2048, 0), None, None, HOPPER), ("8 chains", chains, None, None, HOPPER),
         ("deep tree", rows.tree([1] * 256, [-1, *range(63), *range(192)], 0), None, None, HOPPER),
@@ -251,16 +254,14 @@ def cycles() -> Iterator[Launch]:
     launch = partial(rerank.rerank_triton, scores, ids, slots, bigram, bigram, scales, slots, True)
     yield "31 x 16, rank 32", rerank, "_rerank_kernel", launch, ALL
 
-    blocks, at, state = module("blocks"), meta(20, dtype=torch.int32), meta(len(State), dtype=torch.int32)
-    placed = module("plan").PassPlan.of(
-        rows.tree_with_blocks([0] * 20, [-1] + [0] * 19, 0, range(20), 8, 96), "meta"
-    )
-    launch = partial(blocks.place_blocks_triton, placed, meta(20, dtype=torch.float32), at)
+    blocks, at, two = module("blocks"), meta(2, 20, dtype=torch.int32), grow.Trees.new(2, 20, "meta")
+    first, each = meta(3, dtype=torch.int32), ([0] * 20, [-1] + [0] * 19, 0, range(20), 8, 96)
+    placed = module("plan").PassPlan.of(rows.batch([rows.tree_with_blocks(*each, b) for b in (0, 1)]), "meta")
+    launch = partial(blocks.place_blocks_triton, placed, first, two, slots, at)
     yield "20 nodes, 20 blocks", blocks, "_place_kernel", launch, ALL
-    drafts, behind = (meta(6, dtype=torch.int64) for _ in "01")
-    launch = partial(
-        blocks.follow_triton, meta(RECORD + 3 * 20, dtype=torch.int32), state, at, 8, drafts, behind, one
-    )
+    drafts, behind = (meta(2, 6, dtype=torch.int64) for _ in "01")
+    ends, fifth = meta(2, RECORD + 3 * 20, dtype=torch.int32), meta(5, dtype=torch.int32)
+    launch = partial(blocks.follow_triton, ends, state, slots, at, 8, drafts, behind, fifth)
     yield "20 blocks", blocks, "_follow_kernel", launch, ALL
 
     nodes, chosen, logits = (meta(66, dtype=t) for t in (torch.int32, torch.int64, torch.float32))

@@ -379,8 +379,8 @@ def test_a_draft_is_not_taken_into_another_text(model):
         model, ahead=True, max_new_tokens=12, on_tokens=lambda ids, text: next(texts), **settings
     )
     (cycle,) = over._cycles.values()
-    at = int(cycle.drafted_at)
-    assert at > 0 and (cycle.ids[..., 0] == 9).all(), "a draft is left"
+    at, depth = int(cycle.drafts.at[0]), cycle.shape.depth
+    assert at > 0 and (cycle.drafts.ids[0, :depth, 0] == 9).all(), "a draft is left"
     stats = model.generate(
         [5] * at, max_new_tokens=4, on_tokens=lambda ids, text: kept.append(len(ids)), **settings
     ).stats
@@ -399,7 +399,7 @@ def test_other_tables_have_cycles_of_their_own(model):
     assert again.stats.accepted_histogram == plain.stats.accepted_histogram
     assert corrected.token_ids == plain.token_ids
     drafts = [cycle for (kind, *_), cycle in over._cycles.items() if kind != PLAIN]
-    assert sorted(cycle.next_scores.dim() for cycle in drafts) == [3, 4, 4]
+    assert sorted(cycle.drafts.scores.dim() for cycle in drafts) == [3, 4, 4]
 
 
 @pytest.mark.parametrize("block", [7, None])

@@ -31,14 +31,14 @@ def distributions(depth, width, seed, sharp=1.0):
 
 
 def plan_of(rows, depth, state, slots, blocks=0, size=0):
-    """A plan of AR rows for trees whose nodes are `depth` below their roots at most, and of blocks of the
-    text in the first seat; filled with what nothing has."""
-    nobody = Rows.tree_with_blocks([-7] * rows, [-1] + [0] * (rows - 1), 0, range(blocks), size, MASK)
+    """A plan of AR rows for trees whose nodes are `depth` below their roots at most, and of blocks; filled
+    with what nothing has."""
+    blocks *= len(slots)
+    nobody = Rows.tree_with_blocks([-7] * rows, [-1] + [0] * (rows - 1), 0, [0] * blocks, size, MASK)
     plan = PassPlan.of(nobody).on(state.device)
     shape = PassShape(len(nobody), rows, rows + blocks, depth + 1 + size, len(state))
     for column in (plan.positions, plan.parents, plan.sequences):
         column.fill_(-7)
-    plan.sequences[rows:] = slots[0]
     return replace(plan, shape=shape, start=state[:, State.START])
 
 
@@ -46,14 +46,15 @@ def grown(
     nodes, draws, states, tile_rows, device=DEVICE, run=grow_triton, blocks=0, size=0, slots=None, rows=None
 ):  # fmt: skip
     """(plan, trees, first, tables, anchors): twice in the same tensors, so that nothing of the pass before is
-    left. draws: scores and ids of each seat. rows: AR rows of the pass; without them every tree has its."""
+    left. draws: scores and ids of each seat. rows: AR rows of the pass; without them every tree has its.
+    blocks: of each seat; anchors are theirs."""
     twin, seats = run is grow, len(draws)
     state = torch.tensor(states, dtype=torch.int32, device=device)
     slots = torch.tensor(slots or [*range(seats)], dtype=torch.int32, device=device)
     plan = plan_of(rows or seats * (nodes + 1), len(draws[0][0]), state, slots, blocks, size)
     trees, first = Trees.new(seats, nodes + 1, device), slots.new_zeros(seats + 1)
     tables = tables_for(plan.shape, tile_rows, device=device)
-    anchors = torch.full((blocks,), -1, dtype=torch.int32, device=device)
+    anchors = torch.full((seats, blocks), -7, dtype=torch.int32, device=device)
     log_probabilities, ids = (torch.stack(parts) for parts in zip(*draws, strict=True))
     other = -log_probabilities.flip(1).sort(-1, descending=True).values
     other = other - other[..., :1]  # not above 0
@@ -63,7 +64,8 @@ def grown(
         run(trees, state, slots, sharp.contiguous().to(device), ids.to(device))
         (allot if twin else allot_triton)(plan, first, trees, state, slots)
         if blocks:
-            (place_blocks if twin else place_blocks_triton)(plan, trees.scores[0], anchors)
+            place = place_blocks if twin else place_blocks_triton
+            place(plan, first, trees, slots, anchors)
         (lay if twin else lay_triton)(plan, tables)
     return plan, trees, first.tolist(), tables, anchors.tolist()
 
@@ -78,16 +80,17 @@ def assert_same(got, want):
 def assert_sees(plan, tables):
     """Every row of every view sees what the one definition says, and each of its keys in one item."""
     rows, seen = plan.rows(), unpack(tables).cpu()
-    assert torch.equal(seen[: len(rows), : len(rows)], visible(rows)) and seen.sum() == visible(rows).sum()
+    used = (plan.sequences >= 0).nonzero().flatten().tolist()
+    assert torch.equal(seen[used][:, used], visible(rows)) and seen.sum() == visible(rows).sum()
     edges, items = tables.segments.tolist(), tables.items[: tables.count].tolist()
-    keys: dict[int, list[int]] = {row: [] for row in range(len(rows))}
+    keys: dict[int, list[int]] = {row: [] for row in used}
     for tile, segment in items:
         for row, limit in zip(tables.rows[tile].tolist(), tables.limits[tile].tolist(), strict=True):
             if row >= 0:
                 keys[row] += range(edges[segment], min(edges[segment + 1], limit))
-    seen = visible(rows).sum(1).tolist()
-    for row, found in keys.items():
-        end = rows.contexts[rows.sequences[row]] + seen[row]
+    below = visible(rows).sum(1).tolist()
+    for i, (row, found) in enumerate(keys.items()):
+        end = rows.contexts[rows.sequences[i]] + below[i]
         assert sorted(found) == list(range(end)), row
         assert tables.row_segments[row].tolist() == [0, sum(first < end for first in edges[:-1])]
 
@@ -137,22 +140,50 @@ def test_the_twins_tree(depth, width, nodes, seed, starts, tile_rows, sharp, slo
 @examples(15)
 @given(
     depth=st.integers(1, 7), width=st.integers(2, 5), nodes=st.integers(1, 25), seed=st.integers(0, 10**6),
-    start=st.integers(0, 140), tile_rows=st.sampled_from([4, 16]), share=st.floats(0, 1),
-    size=st.integers(3, 9), sharp=st.sampled_from([0.3, 1.0, 5.0]),
+    starts=st.lists(st.integers(0, 140), min_size=1, max_size=3), tile_rows=st.sampled_from([4, 16]),
+    share=st.floats(0, 1), size=st.integers(3, 9), sharp=st.sampled_from([0.3, 1.0, 5.0]),
+    slots=st.permutations(range(4)), empty=st.sampled_from([0, 1, 2, 3, 3]),
+    most=st.lists(st.integers(1, 30), min_size=3, max_size=3),
 )  # fmt: skip
-def test_blocks_at_the_likeliest_ends(depth, width, nodes, seed, start, tile_rows, share, size, sharp):
+def test_blocks_at_the_likeliest_ends(
+    depth, width, nodes, seed, starts, tile_rows, share, size, sharp, slots, empty, most
+):  # fmt: skip
+    """Of the tree of each seat, however small it is; beside an empty seat whose tree is not a number."""
     nodes = min(nodes, depth * width)
-    draw, count = distributions(depth, width, seed, sharp), 1 + int(share * nodes)
-    tree = draft_tree(7, *draw, nodes)
-    ends = end_probabilities(tree.parents, tree.scores)
-    best = sorted(ends, reverse=True)[:count]
+    draws = [distributions(depth, width, seed + b, sharp) for b in range(len(starts))]
+    count, states, slots = 1 + int(share * nodes), [[5] * len(State) for _ in range(4)], slots[: len(starts)]
+    for b, (slot, start) in enumerate(zip(slots, starts, strict=True)):
+        states[slot] = [start, 7 + b, 9, 0, 999, most[b]]
+    if empty < len(slots):
+        slots[empty], draws[empty] = -1, (torch.full((depth, width), float("nan")), draws[empty][1] * 0 - 1)
+    plans = []
     for device, run in ((DEVICE, grow_triton), ("cpu", grow)):
         plan, *_, tables, anchors = grown(
-            nodes, [draw], [[start, 7, 9, 0, 999, 99]], tile_rows, device, run, count, size
+            nodes, draws, states, tile_rows, device, run, count, size, slots=slots
         )
-        assert plan.rows() == Rows.tree_with_blocks(tree.tokens, tree.parents, start, anchors, size, MASK)
-        assert len(set(anchors)) == count and [ends[a] for a in anchors] == pytest.approx(best, abs=1e-6)
-        assert_sees(plan, tables)
+        singles = []
+        for b, slot in enumerate(slots):
+            if slot < 0:
+                assert anchors[b] == [-1] * count
+                continue
+            tree = draft_tree(7 + b, *draws[b], min(nodes, most[b] - 1))
+            ends = end_probabilities(tree.parents, tree.scores)
+            best, found = sorted(ends, reverse=True)[:count], anchors[b][: len(tree)]
+            assert len(set(found)) == len(found) and set(anchors[b][len(tree) :]) <= {-1}
+            assert [ends[a] for a in found] == pytest.approx(best, abs=1e-6)
+            tree = tree.tokens, tree.parents, starts[b], found, size, MASK, slot
+            singles.append(Rows.tree_with_blocks(*tree))
+        if singles:
+            assert by_block(plan.rows()) == by_block(Rows.batch(singles))
+            assert_sees(plan, tables)
+        plans.append(plan)
+    assert torch.equal(plans[0].sequences.cpu(), plans[1].sequences)
+
+
+def by_block(rows):
+    """Rows with their blocks numbered in their order."""
+    numbers = {block: i for i, block in enumerate(dict.fromkeys(rows.blocks))}
+    return replace(rows, blocks=[numbers[block] for block in rows.blocks])
 
 
 @pytest.mark.parametrize("possible", [0, 1, 2])
@@ -196,21 +227,25 @@ def test_what_is_not_grown(nodes, depth, seats):
 
 
 @pytest.mark.parametrize("run, device", [(follow_triton, DEVICE), (follow, "cpu")])
-@pytest.mark.parametrize("kept", [0, 1, 3])
-def test_the_block_where_the_walk_ended(kept, run, device):
-    n, size, start = 6, 5, 40
-    record = torch.zeros(RECORD + 3 * n, dtype=torch.int32)
-    record[0] = kept
-    record[RECORD + 2 * n :][:3] = torch.tensor([0, 2, 4])
-    for anchors, block in (([4, 0], {1: 1, 3: 0}), ([1, 3], {})):
-        table = [
-            torch.tensor(x, dtype=torch.int32, device=device) for x in ([start, 9, 9, 0, 99, 9], anchors, [7])
-        ]
-        rows, positions = (torch.zeros(3, dtype=torch.int64, device=device) for _ in "01")
-        run(record.to(device), table[0], table[1], size, rows, positions, table[2])
-        assert positions.tolist() == [41, 42, 43], "behind the root, whose place the first proposal had"
-        if kept in block:
-            first = n + block[kept] * size + 1
-            assert rows.tolist() == [first, first + 1, first + 2] and table[2].tolist() == [start]
-        else:
-            assert table[2].tolist() == [-1] and all(n <= row < n + 2 * size for row in rows.tolist())
+def test_the_block_where_each_walk_ended(run, device):
+    """Of five seats, the fourth one empty: no other text's draft is touched. The walks end at nodes 2, 4, at
+    one without a block, and nowhere."""
+    n, size, seats = 6, 5, 5
+    record = torch.full((seats, RECORD + 3 * n), -9, dtype=torch.int32)
+    record[:, 0] = torch.tensor([2, 3, 3, 1, 0])  # kept
+    record[:, RECORD + 2 * n :][:, :3] = torch.tensor([0, 2, 4])
+    state = [[40 + 10 * slot, 9, 9, 0, 99, 9] for slot in range(7)]
+    anchors, drafted = [[4, 2], [4, -1], [1, 3], [0, 1], [0, 4]], [-3] * 8
+    slots, kept = [5, 0, 3, -1, 2], [0, 1, 2, 4]  # seats with a text
+    record, state, anchors, slots, drafted = (
+        torch.tensor(t, dtype=torch.int32, device=device)
+        for t in (record.tolist(), state, anchors, slots, drafted)
+    )
+    rows, positions = (torch.full((seats, 3), -7, dtype=torch.int64, device=device) for _ in "01")
+    run(record, state, slots, anchors, size, rows, positions, drafted)
+    assert drafted.tolist() == [40, -3, -1, -1, -3, 90, -3, -3]
+    behind, block = [41, 42, 43], [30 + size * i for i in range(2 * seats)]
+    assert positions[kept].tolist() == [[at - 40 + x for x in behind] for at in (90, 40, 70, 60)]
+    assert rows[0].tolist() == [block[1] + x for x in (1, 2, 3)]
+    assert rows[1].tolist() == [block[2] + x for x in (1, 2, 3)]
+    assert rows.min() >= 0 and rows.max() < block[-1] + size

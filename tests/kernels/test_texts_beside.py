@@ -28,7 +28,9 @@ def model():
 
 
 @pytest.mark.parametrize("how", [{"strategy": "autoregressive"}, {"tree_nodes": 0, "block_size": 3},
-                                 {"tree_nodes": 4, "block_size": 3}], ids=str)  # fmt: skip
+                                 {"tree_nodes": 4, "block_size": 3},
+                                 {"strategy": "one-pass", "tree_nodes": 2, "block_size": 3}],
+                         ids=str)  # fmt: skip
 def test_each_text_has_the_bits_it_has_alone(model, how):
     """Settings of every form in one pass, slots and pages used again; pages hold NaN before."""
     engine = Engine(model, 3, 6 * PAGE)

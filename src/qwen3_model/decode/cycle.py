@@ -24,6 +24,7 @@ from orthrus_kernels.grow import Trees
 from orthrus_kernels.layout import RECORD, Record, State
 
 from .choice import Choice
+from .drafts import Drafts
 from .sequence import Run
 
 if TYPE_CHECKING:
@@ -44,11 +45,22 @@ class Slots:
         self.state = torch.zeros(count, len(State), dtype=torch.int32, device=model.device)  # [S, columns]
         ends = model.config.eos_token_ids or (-1,)
         self.ends = torch.tensor(ends, dtype=torch.int32, device=model.device)
+        self._drafts: dict[tuple[int, int, bool], Drafts] = {}
+
+    def drafts_of(self, depth: int, width: int, ordered: bool) -> Drafts:
+        """The drafts of a kind (drafts.py), the same ones for all cycles that ask for it."""
+        kind = depth, width, ordered
+        if kind not in self._drafts:
+            self._drafts[kind] = Drafts(len(self.state), *kind, self.state.device)
+        return self._drafts[kind]
 
     def put(self, slot: int, columns: Mapping[State, int]) -> None:
         """Put a text down in a slot: every column of its state. The copy takes its turn on the stream: cycles
-        launched before it do not see it."""
+        launched before it do not see it. What was drafted for the slot is dropped: its root may stand where
+        this text's does."""
         self._copy(self.state[slot], [columns[column] for column in State])
+        for drafts in self._drafts.values():
+            drafts.at[slot].fill_(-1)
 
     def make_room(self, slot: int, positions: int) -> None:
         """The pages of a slot hold so many positions from now on, in turn on the stream as well."""

@@ -40,8 +40,8 @@ EVERY_NODE = 1 << 15  # in `State.NODES`: no limit
 class Strategy(Protocol):
     """A kind of cycle of a strategy's own, hashable: all that its launches follow from."""
 
-    def cycle(self, slots: Slots) -> Cycle:
-        """A cycle of this kind."""
+    def cycle(self, slots: Slots, seats: int) -> Cycle:
+        """A cycle of this kind for so many texts."""
 
 
 Kind = int | Strategy  # a number is a two-pass cycle's (controller.py)
@@ -141,22 +141,35 @@ class Cycles:
         """A text runs no longer."""
         self._of.pop(text, None)
 
-    def launch(self, seated: Seated) -> Launched:
-        """Launch a cycle of texts that run; what it adds to each, `read` finds out."""
+    def launch(self, seated: Seated) -> tuple[Launched, ...]:
+        """Launch a cycle of the texts that draft in one pass and one of the others, or either alone; what
+        they add to each text, `read` finds out."""
+        of_one_pass = [pair for pair in seated if pair[0].request.strategy == "one-pass"]
+        shape = _one_pass([text for text, _ in of_one_pass])
+        if shape is None:
+            return (self._launch(seated),)
+        others = [pair for pair in seated if pair[0].request.strategy != "one-pass"]
+        launched = self._launch(of_one_pass, shape)
+        return (launched, self._launch(others)) if others else (launched,)
+
+    def _launch(self, seated: Seated, shape: Shape | None = None) -> Launched:
+        """Launch one cycle. shape: of a one-pass cycle."""
         texts, slots = [text for text, _ in seated], [slot for _, slot in seated]
         form = self.slots.choice.form = self.slots.choice.form_of(slots)
         watched, seats = any(text.on_run is not None for text in texts), seats_for(len(texts))
-        kind, timed = self._kind(texts, form, seats)
-        drafted = (text.block_size for text in texts if text.request.strategy != "autoregressive")
-        block = min(drafted, default=0)
+        kind, timed = self._kind(texts, form, seats) if shape is None else (shape, False)
+        block = min((text.block_size for text in texts if _drafts(text)), default=0)
         cycle = self._cycle(kind, block, form, seats, watched, texts)
         cycle.seat(slots)
         epochs, learn = tuple(text.epoch for text in texts), [self._of.get(text) for text in texts]
         controllers = tuple(found and found[1] for found in learn)
         return Launched(kind, cycle, seated, epochs, controllers, cycle.launch(self.pool, timed=timed))
 
-    def read(self, launched: Launched) -> list[tuple[Text, Outcome]]:
-        """What a cycle has added to the texts that still run, and learn from it."""
+    def read(self, step: Sequence[Launched]) -> list[tuple[Text, Outcome]]:
+        """What the cycles of one `launch` have added to the texts that still run, and learn from it."""
+        return [found for launched in step for found in self._read(launched)]
+
+    def _read(self, launched: Launched) -> list[tuple[Text, Outcome]]:
         kind, cycle, outcomes = launched.kind, launched.cycle, launched.read()
         of, found = zip(launched.seated, launched.epochs, launched.controllers, outcomes, strict=False), []
         timed: set[Times] = set()
@@ -176,7 +189,7 @@ class Cycles:
 
     def _kind(self, texts: Sequence[Text], form: Form, seats: int) -> tuple[Kind, bool]:
         """The kind of the next cycle, and whether it is to be timed."""
-        drafted = [text for text in texts if text.request.strategy != "autoregressive"]
+        drafted = [text for text in texts if _drafts(text)]
         # where one token is left there is nothing to propose
         if all(text.remaining <= 1 for text in drafted):
             return PLAIN, False
@@ -205,7 +218,7 @@ class Cycles:
             if isinstance(kind, int):
                 cycle = TwoPassCycle(self.slots, seats, kind, block, watched)
             else:
-                cycle = kind.cycle(self.slots)
+                cycle = kind.cycle(self.slots, seats)
             for text in texts:
                 cycle.begin(text.tokens)
             if self.walks is not None:
@@ -264,9 +277,9 @@ def trees_for(seats: int) -> tuple[int, ...]:
 def _block(kind: Kind, block: int, seats: int) -> int:
     """Rows of a text's block, of `block` at most. With several texts a tree of n nodes has no more than its
     own depth takes: what a cycle costs follows from the rows of both passes."""
-    if kind == PLAIN:
+    if not isinstance(kind, int) or kind == PLAIN:
         return 0
-    if isinstance(kind, int) and kind > CHAIN and seats > 1:
+    if kind > CHAIN and seats > 1:
         return min(block, kind + 1)
     return min(block, max(MOST_ROWS // seats, 2))
 
@@ -280,16 +293,29 @@ def kinds_of(text: Text) -> tuple[Kind, ...]:
     """The kinds that a text alone takes on CUDA graphs."""
     if text.request.strategy == "autoregressive":
         return (PLAIN,)
+    if text.request.strategy == "one-pass":
+        return (PLAIN, Shape.of(text.block_size, text.request.tree_nodes))
     fixed = _fixed(text)
     return (PLAIN, fixed) if fixed is not None else kinds_of_auto(1)
 
 
+def _drafts(text: Text) -> bool:
+    """Whether a text asks for drafts from a cycle that it shares with texts of other strategies."""
+    return text.request.strategy not in ("autoregressive", "one-pass")
+
+
+def _one_pass(texts: Sequence[Text]) -> Shape | None:
+    """The kind of a cycle of texts that asked for one-pass; None where there is nothing to propose, or no
+    room in a pass for proposals of so many."""
+    if all(text.remaining <= 1 for text in texts):
+        return None
+    asked, seats = [(text.block_size, text.request.tree_nodes) for text in texts], seats_for(len(texts))
+    return Shape.of(*asked[0]) if seats == 1 else Shape.shared(asked, MOST_ROWS // seats)
+
+
 def _fixed(text: Text) -> Kind | None:
-    """The kind of every cycle of a text that is not plain; None where a controller says it."""
-    request = text.request
-    if request.strategy == "one-pass":
-        return Shape.of(text.block_size, request.tree_nodes)
-    return None if request.tree_nodes == "auto" else request.tree_nodes
+    """The kind of every cycle of a text that drafts; None where a controller says it."""
+    return None if text.request.tree_nodes == "auto" else text.request.tree_nodes
 
 
 def _shared(kinds: Sequence[Kind], seats: int) -> int:

@@ -55,7 +55,7 @@ class Engine:
         self.runner: Runner | None = None
         self._scheduler: Scheduler | None = None
         self._waiting: deque[Sequence] = deque()  # for the scheduler
-        self._unread: deque[Launched] = deque()
+        self._unread: deque[Ids[Launched]] = deque()  # the cycles of each step
         self._alone: tuple[Sequence, Iterator[Run]] | None = None  # by rejection sampling
         self._warm = WarmStart(model, self.slots)
 
@@ -112,8 +112,6 @@ class Engine:
         """Raises InputError for what cannot run beside other texts."""
         if self.slots > 1 and request.verify == "rejection":
             raise InputError('verify "rejection" runs alone: use an Engine of one slot')
-        if self.slots > 1 and request.strategy == "one-pass":
-            raise InputError('strategy "one-pass" runs alone: use an Engine of one slot, or another strategy')
 
     def step(self) -> tuple[Sequence, ...]:
         """Do the next piece of work: a part of a waiting text's prompt, or a cycle of those that run.
@@ -244,7 +242,8 @@ class Engine:
             self._unread.append(self.runner.cycles.launch(work.texts))
 
     def _reach(self) -> int:
-        """Positions that cycles in flight and the next one may add to a text."""
+        """Positions that the steps in flight and the next one may add to a text: a step has one cycle of
+        it."""
         return (len(self._unread) + 1) * max(self.model.config.block_size or 1, 1)
 
     def _prefill(self, work: Prefill) -> tuple[Sequence, ...]:
@@ -265,7 +264,7 @@ class Engine:
         return self._all(((text, run),))
 
     def _read(self) -> tuple[Sequence, ...]:
-        """Read the oldest cycle that was launched, and hand its texts what it added; one whose texts have all
+        """Read the cycles of the oldest step, and hand their texts what they added; one whose texts have all
         ended does not count. All texts have it before a callback is called, which may make the engine step.
         """
         assert self.runner is not None

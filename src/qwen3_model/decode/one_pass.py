@@ -1,16 +1,18 @@
-"""One forward pass a cycle: it verifies this cycle's draft tree and drafts the next one.
+"""One forward pass a cycle: it verifies this cycle's draft trees and drafts the next ones.
 
-Beside the tree's AR rows stand diffusion blocks, anchored at the nodes at which the walk is likeliest to end
-(orthrus_kernels/anchors.py). The walk ends at one node, with a bonus token behind it; the block anchored
-there proposes what follows. It did not know the bonus token: its first proposal stands in that token's place
-and is dropped, so a block of B rows gives a tree B - 2 deep. Where no block stands at that node, the next
-pass has no tree to verify. It keeps its shape: its nodes get a parent that does not exist, so that the walk
-keeps the bonus token alone, and its blocks draft again.
+A cycle has a seat for each of its texts, and a tree for each seat. Beside the trees' AR rows stand diffusion
+blocks, anchored at the nodes at which the walks are likeliest to end (orthrus_kernels/anchors.py). A walk
+ends at one node, with a bonus token behind it; the block anchored there proposes what follows. It did not
+know the bonus token: its first proposal stands in that token's place and is dropped, so a block of B rows
+gives a tree B - 2 deep. Where no block stands at that node, the text's next cycle has no tree of it to
+verify. The pass keeps its shape: that tree's nodes get a parent that does not exist, so that the walk keeps
+the bonus token alone, and its blocks draft again. Drafts are kept by slot (drafts.py).
 
-The text is the target's whatever the anchors are; they decide how often a pass has a tree to verify."""
+A text is the target's whatever the anchors are; they decide how often a pass has a tree to verify."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,26 +20,28 @@ import torch
 
 from orthrus_kernels import PassShape, Rows
 from orthrus_kernels.grow import Trees
-from orthrus_kernels.layout import Record, State
+from orthrus_kernels.layout import Record
 
-from ..request import ONE_PASS_BLOCK
+from ..request import LEAST_ONE_PASS_BLOCK, MOST_ONE_PASS_BLOCK, ONE_PASS_BLOCK
 from .choice import CANDIDATES
 from .controller import CHAIN
 from .cycle import Cycle, Slots
 
-# Rows of a pass that the default shape fills. Up to about as many the weights' bytes decide a pass's time on
-# an H200, not its rows.
+# Rows of a pass of one text that the default shape fills. Up to about as many the weights' bytes decide a
+# pass's time on an H200, not its rows.
 MOST_ROWS = 192
 # Nodes of the default tree: many short blocks beat few long ones for a weak drafter, and a tree in which
 # every node has one beats a larger one (embedded checkpoint, simulated on recorded proposals, 2026-11-26).
 NODES = 19
 _NOBODY = -2  # as a parent: a node that the walk does not find
 
+Nodes = int | Literal["auto"]
+
 
 @dataclass(frozen=True)
 class Shape:
-    """What a pass holds: the root, `nodes` below it, `anchors` blocks of `block` rows. width: candidates of a
-    position."""
+    """What a pass holds for each seat: the root, `nodes` below it, `anchors` blocks of `block` rows. width:
+    candidates of a position."""
 
     nodes: int
     anchors: int
@@ -45,18 +49,33 @@ class Shape:
     width: int = CANDIDATES
 
     @staticmethod
-    def of(block: int, nodes: int | Literal["auto"]) -> Shape:
-        """For blocks of so many rows and trees of so many nodes, with as many blocks as MOST_ROWS leaves room
-        for, and one at least."""
+    def of(block: int, nodes: Nodes, rows: int | None = None) -> Shape:
+        """For blocks of so many rows and trees of so many nodes, with as many blocks as `rows`, MOST_ROWS for
+        None, leave room for, and one at least."""
         nodes, width = NODES if nodes == "auto" else nodes, CANDIDATES
         if nodes == CHAIN:
             nodes, width = block - 2, 1
-        anchors = min(max((MOST_ROWS - 1 - nodes) // block, 1), nodes + 1)
-        return Shape(nodes, anchors, block, width)
+        room = (MOST_ROWS if rows is None else rows) - 1 - nodes
+        return Shape(nodes, min(max(room // block, 1), nodes + 1), block, width)
 
-    def cycle(self, slots: Slots) -> OnePassCycle:
+    @staticmethod
+    def shared(asked: Sequence[tuple[int, Nodes]], rows: int) -> Shape | None:
+        """For texts that ask for (block, nodes) and have so many rows each; None where those are too few.
+
+        The block is the shortest that is asked for, and the tree the largest, both cut to the rows. "auto" is
+        the tree in which every node has a block, but it has no fewer rows than a block. With 16 to 64 rows of
+        a text no other tree with such blocks keeps more than 3 % more (simulated, bench/strong.py, of
+        bench/results/trace-h100.json)."""
+        block = min(*(size for size, _ in asked), (rows + 1) // 2)
+        if block < LEAST_ONE_PASS_BLOCK:
+            return None
+        auto = min(NODES, max(rows // (block + 1), block) - 1)
+        nodes = max(auto if number == "auto" else number for _, number in asked)
+        return Shape.of(block, min(nodes, rows - 1 - block), rows)
+
+    def cycle(self, slots: Slots, seats: int) -> OnePassCycle:
         """A cycle of this shape."""
-        return OnePassCycle(slots, self)
+        return OnePassCycle(slots, seats, self)
 
     @property
     def depth(self) -> int:
@@ -65,73 +84,62 @@ class Shape:
 
 
 class OnePassCycle(Cycle):
-    """One pass: a tree's AR rows and diffusion blocks, for one text."""
+    """One pass: the AR rows of a tree a seat, and diffusion blocks."""
 
     kind = "one-pass"
 
-    def __init__(self, slots: Slots, shape: Shape) -> None:
+    def __init__(self, slots: Slots, seats: int, shape: Shape) -> None:
         n = shape.nodes + 1
-        super().__init__(slots, 1, n, shape.depth + 1)
+        super().__init__(slots, seats, n, shape.depth + 1)
         self.shape, model, device = shape, slots.model, slots.state.device
-        tree = [0] * n, list(range(-1, n - 1)), 0
-        rows = Rows.tree_with_blocks(*tree, [0] * shape.anchors, shape.block, model.config.mask_token_id or 0)
-        lines, depth = n + shape.anchors, shape.depth + shape.block
-        passes = PassShape(len(rows), n, lines, depth, sequences=len(slots.state))
+        tree, blocks = ([0] * n, list(range(-1, n - 1)), 0), [0] * shape.anchors
+        mask = model.config.mask_token_id or 0
+        rows = Rows.batch([Rows.tree_with_blocks(*tree, blocks, shape.block, mask, b) for b in range(seats)])
+        lines, depth = seats * (n + shape.anchors), shape.depth + shape.block
+        passes = PassShape(len(rows), seats * n, lines, depth, sequences=len(slots.state))
         self.check = model.new_pass(rows, slots.cache, slots.start, passes)
         self.pass_rows = [len(rows)]
-        self.trees = Trees.new(1, n, device)
-        self.anchors = torch.zeros(shape.anchors, dtype=torch.int32, device=device)
-        # The draft for the next cycle: where its root stands (-1: nowhere), candidates and their scores.
-        k = min(shape.width, model.config.vocab_size)
+        self.trees = Trees.new(seats, n, device)
+        self.anchors = slots.state.new_full((seats, shape.anchors), -1)  # nodes; -1: no block
         self.ordered = shape.width == CANDIDATES and model.bigram is not None
-        scored = (1, shape.depth, k, k) if self.ordered else (1, shape.depth, k)
-        self.drafted_at = torch.full((1,), -1, dtype=torch.int32, device=device)
-        self.ids = torch.zeros(1, shape.depth, k, dtype=torch.int64, device=device)
-        self.next_scores = torch.zeros(scored, device=device)
-        self.order = torch.zeros(scored, dtype=torch.int32, device=device) if self.ordered else None
+        longest = min(model.config.block_size or 0, MOST_ONE_PASS_BLOCK) - 2
+        self.drafts = slots.drafts_of(longest, min(CANDIDATES, model.config.vocab_size), self.ordered)
         self.rows, self.behind = (
-            torch.zeros(shape.depth, dtype=torch.int64, device=device) for _ in range(2)
+            torch.zeros(seats, shape.depth, dtype=torch.int64, device=device) for _ in range(2)
         )
-
-    def begin(self, tokens: list[int]) -> None:
-        """Drop the draft of the last text: its root may stand where this one's does."""
-        self.drafted_at.fill_(-1)
-
-    def place(self) -> None:
-        """The blocks belong to the text; the rows of its tree are given to it with every tree."""
-        self.check.plan.sequences[self.nodes :] = self.seats
 
     def run(self) -> None:
         """The launches of a cycle."""
         slots, model, plan, ops = self.slots, self.model, self.check.plan, self.model.ops
-        slot = self.seats.clamp(min=0).long()
-        drafted = self.drafted_at == slots.start[slot]
+        state, seats, drafts, n = slots.state, self.seats, self.drafts, plan.shape.n_ar
+        found, place = drafts.at[:-1] == slots.start, drafts.place(seats)  # by slot: its draft stands there
+        drafted = found[seats.clamp(min=0).long()] & (seats >= 0)
         self.record[:, Record.DRAFTED].copy_(drafted)
-        scores = torch.where(drafted, self.next_scores, float("-inf"))
+        scores, ids, order = drafts.taken(place, self.shape.depth, self.shape.width)
+        drafted = drafted.view(-1, *[1] * (scores.dim() - 1))
+        scores = torch.where(drafted, scores, float("-inf"))
         marks = None if self.clock is None else self.clock[1:]
-        ops.grow(self.trees, slots.state, self.seats, scores, self.ids, self.order, marks)
+        ops.grow(self.trees, state, seats, scores, ids, order, marks)
         if self.clock is not None:  # its draft took no time of its own
             self.clock[:1].copy_(self.clock[1:2])
-        ops.allot(plan, self.first, self.trees, slots.state, self.seats)
-        ops.place_blocks(plan, self.trees.scores[0], self.anchors)
+        ops.allot(plan, self.first, self.trees, state, seats)
+        ops.place_blocks(plan, self.first, self.trees, seats, self.anchors)
         ops.lay(plan, self.check.tables)
         states, keys, values = model.states(self.check, slots.cache)
-        parents = torch.where(drafted, plan.parents[: self.nodes], _NOBODY)
-        self.verify(parents, states[: self.nodes], keys, values)
-        state, size = slots.state[slot][0], self.shape.block
-        ops.follow(self.record[0], state, self.anchors, size, self.rows, self.behind, self.drafted_at)
-        self._keep(model.ops.embedding(states, self.rows), state)
+        walked = found[plan.sequences[:n].clamp(min=0).long()]
+        self.verify(torch.where(walked, plan.parents[:n], _NOBODY), states[:n], keys, values)
+        ops.follow(
+            self.record, state, seats, self.anchors, self.shape.block, self.rows, self.behind, drafts.at
+        )
+        self._keep(model.ops.embedding(states, self.rows.flatten()), place)
 
-    def _keep(self, states: torch.Tensor, state: torch.Tensor) -> None:
-        """The candidates of the block's states [D, E], behind the bonus token, which it has not seen."""
-        choice, width = self.slots.choice, self.ids.shape[-1]
-        owners = self.seats.expand(len(states)).contiguous()
-        if self.order is not None:
-            root = state[State.ROOT :][:1]
-            scores, ids, order = choice.ranked(states, self.behind, root, owners, known=False)
-            assert order is not None
-            self.order.copy_(order)
+    def _keep(self, states: torch.Tensor, place: torch.Tensor) -> None:
+        """The candidates of the blocks' states [B * D, E], behind bonus tokens, which they have not seen."""
+        choice, seats, shape = self.slots.choice, self.seats, self.rows.shape
+        owners, behind = seats.repeat_interleave(shape[1]), self.behind.flatten()
+        if self.ordered:
+            roots = self.slots.root[seats.clamp(min=0).long()]
+            self.drafts.keep(place, *choice.ranked(states, behind, roots, owners, known=False))
         else:
-            scores, ids = choice.candidates(states, self.behind, owners)
-        self.next_scores.copy_(scores[..., :width].view(self.next_scores.shape))
-        self.ids.copy_(ids[..., :width].view(self.ids.shape))
+            scores, ids = choice.candidates(states, behind, owners)
+            self.drafts.keep(place, scores.view(*shape, -1), ids.view(*shape, -1), None)
