@@ -11,7 +11,7 @@ from plainly import plainly
 
 from qwen3_model import Qwen3
 from qwen3_model.checkpoint import EMBEDDED
-from qwen3_model.decode.prompt import Prompts
+from qwen3_model.decode.prompt import Piece, Prompts
 from qwen3_model.model import PREFILL_ROWS
 from qwen3_model.prompts import read_prompts
 
@@ -101,7 +101,7 @@ def test_prompts_of_several_chunks():
         tokens, theirs.lengths = torch.randint(0, 150_000, (length,)).tolist(), [0]
         with torch.inference_mode():
             for first in range(0, length, PREFILL_ROWS):
-                states = prompts.run(tokens[first : first + PREFILL_ROWS], first, 0)
+                states = prompts.run([Piece(tokens[first : first + PREFILL_ROWS], first, 0)])
             logits = model.ops.linear(states, model.head, out_dtype=torch.float32)[0]
             assert torch.equal(logits, model.prefill(tokens, theirs, chunk=1000)), length
         for got, want in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
