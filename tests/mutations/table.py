@@ -33,6 +33,8 @@ _CYCLE = "qwen3_model/decode/cycle.py"
 _CYCLES = "qwen3_model/decode/cycles.py"
 _CHOICE = "qwen3_model/decode/choice.py"
 _SCHEDULER = "qwen3_model/decode/scheduler.py"
+_PROMPT = "qwen3_model/decode/prompt.py"
+_SEVERAL = "kernels/test_prompt.py::test_several_texts_in_a_chunk"
 _TABLE = "orthrus_kernels/sampling_table.py"
 _MIXED = "kernels/test_mixed_choices.py::test_a_row_is_chosen_as_it_is_alone"
 _ONE_PASS = "qwen3_model/decode/one_pass.py"
@@ -615,6 +617,24 @@ BUGS = (
         "growth = max((chunks + 1) * ahead, PAGE)", "growth = 1",
         "test_scheduler.py::test_no_text_is_admitted_that_older_ones_would_soon_push_out",
         "its prompt would be read for a few tokens, and again later"),
+    Bug("a chunk gives the state of its last part alone", _PROMPT,
+        "start[slot], wanted[nth] = begin, end - 1", "start[slot], wanted[0] = begin, end - 1",
+        _SEVERAL, "right for one prompt in a chunk"),
+    Bug("a chunk's parts begin where the first one does", _PROMPT,
+        "start[slot], wanted[nth] = begin, end - 1", "start[pieces[0].slot], wanted[nth] = begin, end - 1",
+        _SEVERAL, "right for the first chunk of every prompt"),
+    Bug("a prompt hangs on the one in front of it in the chunk", _PROMPT,
+        "owners[1, first + 1 : end] = torch.arange(first, end - 1)",
+        "owners[1, first:end] = torch.arange(first - 1, end - 1)",
+        _SEVERAL, "a text would see its neighbour's prompt"),
+    Bug("a first token of an older epoch is kept", _CYCLES,
+        "text.epoch != epoch", "(text.epoch != epoch and cycle.kind != \"prompt\")",
+        "test_first_tokens.py::test_a_text_that_is_preempted_before_its_first_token_is_read",
+        "the prompt is read again, and the token would come twice"),
+    Bug("a chunk takes any number of texts", _SCHEDULER,
+        "while rows and len(parts) < MOST_PARTS:", "while rows:",
+        "test_scheduler.py::test_a_chunk_holds_the_prompts_of_waiting_texts_while_slots_pages_and_rows_last",
+        "its tables have no room for them"),
     Bug("drafting is booked as growing a tree", "orthrus_kernels/grow.py",
         "mark_here(clock[:1])", "pass",
         "kernels/test_cycle_times.py::test_the_parts_of_a_cycle_of_the_twins",
