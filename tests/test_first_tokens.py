@@ -147,6 +147,7 @@ def test_a_text_that_is_preempted_before_its_first_token_is_read(monkeypatch):
     monkeypatch.setattr(
         Scheduler, "_going", lambda self, ahead: ([], []) if text in self.texts else going(self, ahead)
     )
+    monkeypatch.setattr(Scheduler, "grown", lambda *given: None)
     engine.step()
     assert engine.preemptions == 1 and len(text.tokens) == 2
     monkeypatch.undo()
