@@ -107,7 +107,7 @@ class Engine:
             raise InputError('strategy "one-pass" runs alone: use an Engine of one slot, or another strategy')
 
     def step(self) -> tuple[Sequence, ...]:
-        """Do the next piece of work: a part of a waiting text's prompt, or a cycle of those that run.
+        """Do the next piece of work: a chunk of the prompts of waiting texts, or a cycle of those that run.
 
         Returns the texts that it was for, none if there is nothing to do. Raises InputError when a text's
         logits are not numbers or a pass does not fit into memory, and whatever a callback raises: the texts
@@ -246,7 +246,7 @@ class Engine:
             self._unread.append(self.runner.cycles.launch(work.texts))
 
     def _reach(self) -> int:
-        """Positions that cycles in flight and the next one may add to a text."""
+        """Positions that what is in flight and the next cycle may add to a text, each as much as a cycle."""
         return (len(self._unread) + 1) * max(self.model.config.block_size or 1, 1)
 
     def _prefill(self, work: Prefill[Sequence], texts: Ids[Sequence]) -> None:

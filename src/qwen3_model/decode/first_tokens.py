@@ -25,7 +25,6 @@ class FirstTokens(Cycle):
         """seats: texts at most."""
         super().__init__(slots, seats, nodes=1)
         self.parents = slots.state.new_full((seats,), -1)
-        self.clock = None  # the parts of a cycle have no times here
         self.states: Tensor  # [seats, E], of the last launch
 
     def launch_behind(self, states: Tensor, seated: Sequence[tuple[Text, int]]) -> Launched:
@@ -39,7 +38,7 @@ class FirstTokens(Cycle):
         def ends() -> list[Outcome]:
             found = read()[: len(lengths)]
             for end, length in zip(found, lengths, strict=True):
-                end.run.rows = (length,)
+                end.run.rows, end.run.seconds = (length,), (0.0, 0.0, 0.0)  # no draft, no tree
             return found
 
         epochs, nobody = tuple(text.epoch for text, _ in seated), (None,) * len(seated)

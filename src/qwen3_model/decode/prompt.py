@@ -62,7 +62,8 @@ class Chunk:
         rows = len(plan.tokens)
         ids = torch.zeros(2, rows, dtype=torch.int64)  # tokens, positions
         owners = torch.full((2, rows), -1, dtype=torch.int32)  # sequences, parents
-        start, wanted = torch.zeros(len(plan.start), dtype=torch.int32), torch.zeros(len(last)).long()
+        start = torch.zeros(len(plan.start), dtype=torch.int32)
+        wanted = torch.zeros(len(last), dtype=torch.int64)
         end = 0
         for nth, (tokens, begin, slot) in enumerate(pieces):
             first, end = end, end + len(tokens)
