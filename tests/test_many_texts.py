@@ -82,12 +82,14 @@ def test_rows_of_an_empty_seat_stay_numbers(backend):
 @given(
     texts=TEXTS, slots=st.integers(2, 9), spare=st.integers(0, 6), skill=st.sampled_from([0.0, 0.5, 0.95]),
     world=st.integers(0, 9), cancelled=st.dictionaries(st.integers(0, 11), st.integers(0, 30), max_size=3),
-    ahead=st.booleans(),
+    ahead=st.booleans(), chunk=st.sampled_from([50, 2048]),
 )  # fmt: skip
-def test_each_text_has_the_bits_it_has_alone(texts, slots, spare, skill, world, cancelled, ahead):
+def test_each_text_has_the_bits_it_has_alone(texts, slots, spare, skill, world, cancelled, ahead, chunk):
     model = ScriptedModel(small_config(), skill, seed=world)
     pages = max(pages_for(len(prompt) + how["max_new_tokens"]) for prompt, how, _ in texts) + spare
-    many = run_all(engine_of(model, slots, pages, ahead), texts, cancelled)
+    engine = engine_of(model, slots, pages, ahead)
+    engine._scheduler.chunk = chunk
+    many = run_all(engine, texts, cancelled)
     for nth, ((prompt, settings, _), result) in enumerate(zip(texts, many, strict=True)):
         alone = model.generate(prompt, **settings | {"strategy": "autoregressive"})
         if result.stats.finish_reason == "cancelled":

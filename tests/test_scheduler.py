@@ -12,7 +12,7 @@ from toy_engine import ToyEngine
 from orthrus_kernels import PAGE
 from qwen3_model import InputError
 from qwen3_model.decode.pages import Pages
-from qwen3_model.decode.scheduler import Cycle, Grant, Prefill, Scheduler
+from qwen3_model.decode.scheduler import MOST_PARTS, Cycle, Grant, Prefill, Scheduler
 
 SIZES = [
     # slots, pages, chunk, most tokens of a cycle, pieces of work in flight
@@ -40,7 +40,9 @@ def test_ten_thousand_random_steps(sizes):
             engine.remove(draw.choice(list(engine.texts)), "cancelled")
         engine.step()
     engine.drain()
-    for what in ("preempted", "paused", "ended, running", "cancelled, running", "cancelled, waiting"):
+    for what in (
+        "preempted", "paused", "ended, running", "cancelled, running", "cancelled, waiting", "several parts"
+    ):  # fmt: skip
         assert engine.seen[what] > 2 or slots == 1, engine.seen
 
 
@@ -83,9 +85,15 @@ TestTexts.settings = settings(max_examples=100, stateful_step_count=20)
 
 
 def prefill(work):
-    """(text, first token, count, whether it is the last chunk)."""
+    """(text, first token, end, whether it is its last) of the one part of a chunk."""
+    (part,) = parts(work)
+    return part
+
+
+def parts(work):
+    """The same of every part."""
     assert isinstance(work, Prefill), work
-    return work.text, work.first, work.count, work.last
+    return [(part.text, part.first, part.end, part.last) for part in work.parts]
 
 
 def texts(work):
@@ -100,8 +108,8 @@ def test_chunks_and_cycles_take_turns_first_come_first_served():
     scheduler.add("c", 1, 10)
     assert prefill(scheduler.next(2)) == ("a", 0, 100, True)
     assert texts(scheduler.next(2)) == ["a"]
-    for first, count, last in ((0, 100, False), (100, 100, False), (200, 50, True)):
-        assert prefill(scheduler.next(2)) == ("b", first, count, last)
+    for first, end, last in ((0, 100, False), (100, 200, False), (200, 250, True)):
+        assert prefill(scheduler.next(2)) == ("b", first, end, last)
         assert texts(scheduler.next(2)) == (["a", "b"] if last else ["a"])
     assert texts(scheduler.next(2)) == ["a", "b"], "no slot is free"
     scheduler.remove("a")
@@ -115,19 +123,43 @@ def test_chunks_and_cycles_take_turns_first_come_first_served():
 def test_chunks_follow_each_other_where_no_text_is_in_cycles():
     scheduler = Scheduler(slots=2, pages=20, chunk=100)
     scheduler.add("a", 201, 300)
-    assert [prefill(scheduler.next(2))[1:3] for _ in range(3)] == [(0, 100), (100, 100), (200, 1)]
+    assert [prefill(scheduler.next(2))[1:3] for _ in range(3)] == [(0, 100), (100, 200), (200, 201)]
+
+
+def test_a_chunk_holds_the_prompts_of_waiting_texts_while_slots_pages_and_rows_last():
+    scheduler = Scheduler(slots=40, pages=100, chunk=100)
+    for text, length in (("a", 30), ("b", 1), ("c", 90), ("d", 5)):
+        scheduler.add(text, length, length + 50)
+    work = scheduler.next(2)
+    assert parts(work) == [("a", 0, 30, True), ("b", 0, 1, True), ("c", 0, 69, False)]
+    assert len({slot for _, slot in work.texts}) == len(work.grants) == 3
+    assert texts(scheduler.next(2)) == ["a", "b"]
+    assert parts(scheduler.next(2)) == [("c", 69, 90, True), ("d", 0, 5, True)], "the rest comes first"
+    for text in range(MOST_PARTS + 1):
+        scheduler.add(text, 1, 9)
+    assert texts(scheduler.next(2)) == ["a", "b", "c", "d"]
+    assert [part[0] for part in parts(scheduler.next(2))] == list(range(MOST_PARTS))
+
+
+def test_no_text_joins_a_chunk_without_a_slot_or_pages():
+    for slots, pages in ((2, 9), (9, 5)):  # six would hold the prompt and a page's worth of tokens of each
+        scheduler = Scheduler(slots, pages, chunk=100)
+        for text in "abc":
+            scheduler.add(text, 20, 300)
+        assert [part[0] for part in parts(scheduler.next(2))] == ["a", "b"]
 
 
 def test_a_text_owns_the_pages_of_what_a_cycle_may_add_and_none_behind_its_limit():
     scheduler = Scheduler(slots=1, pages=9, chunk=512)
     scheduler.add("a", PAGE - 2, 3 * PAGE)
     work = scheduler.next(1)
-    assert work.grants == (Grant(work.slot, 0, (0,)),), "62 of the prompt, one behind it, one more"
+    ((_, slot),) = work.texts
+    assert work.grants == (Grant(slot, 0, (0,)),), "62 of the prompt, one behind it, one more"
     assert scheduler.next(1).grants == ()
     scheduler.grown("a", PAGE)
-    assert scheduler.next(1).grants == (Grant(work.slot, 1, (1,)),)
+    assert scheduler.next(1).grants == (Grant(slot, 1, (1,)),)
     scheduler.grown("a", 3 * PAGE - 1)
-    assert scheduler.next(200).grants == (Grant(work.slot, 2, (2,)),)
+    assert scheduler.next(200).grants == (Grant(slot, 2, (2,)),)
     assert scheduler.pages_used == 3
 
 
@@ -153,9 +185,8 @@ def running_three():
     scheduler = Scheduler(slots=3, pages=6, chunk=512)
     for text in "abc":
         scheduler.add(text, 20, 6 * PAGE)
-    for n in (1, 2, 3):
-        assert prefill(scheduler.next(2)) == ("abc"[n - 1], 0, 20, True)
-        assert len(texts(scheduler.next(2))) == n
+    assert parts(scheduler.next(2)) == [(text, 0, 20, True) for text in "abc"]
+    assert texts(scheduler.next(2)) == ["a", "b", "c"]
     assert scheduler.pages_used == 3
     return scheduler
 
@@ -183,9 +214,8 @@ def test_a_text_without_a_page_pauses_and_the_youngest_is_preempted_when_none_ca
     assert (scheduler.running, scheduler.waiting, scheduler.preemptions) == (1, 2, 2)
     assert texts(scheduler.next(2)) == ["a"]
     scheduler.remove("a")
-    assert prefill(scheduler.next(2)) == ("b", 0, PAGE - 2, True), "its last token is the root"
-    scheduler.remove("b")
-    assert prefill(scheduler.next(2)) == ("c", 0, PAGE - 1, True)
+    again = [("b", 0, PAGE - 2, True), ("c", 0, PAGE - 1, True)]
+    assert parts(scheduler.next(2)) == again, "the last token of each is its root"
 
 
 def test_a_preempted_text_whose_first_token_was_not_read_is_a_new_one():

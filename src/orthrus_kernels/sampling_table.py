@@ -17,6 +17,7 @@ from torch import Tensor
 from ._triton import triton
 from .layout import Settings, Takes
 from .logit_summary import MOST
+from .put_down import put_down
 from .sampling import Sampling, correction_scale
 
 
@@ -88,10 +89,10 @@ class SamplingTable:
         """Take the settings of a text. Raises IndexError for a bias of a token that is not in the
         vocabulary."""
         self.samplings[slot], self._forms[slot] = sampling, Form.of(sampling, self.vocabulary)
-        self.numbers[slot].copy_(settings_numbers(sampling, self.vocabulary))
+        put_down(self.numbers[slot], settings_numbers(sampling, self.vocabulary))
         self._hold_biases(bool(sampling.logit_bias))
         if sampling.logit_bias and self.bias is not None:
-            self.bias[slot].copy_(bias_row(sampling, self.vocabulary))
+            put_down(self.bias[slot], bias_row(sampling, self.vocabulary))
 
     def form_of(self, slots: Iterable[int]) -> Form:
         """The form that covers some slots, one at least."""

@@ -11,7 +11,7 @@ from plainly import plainly
 
 from qwen3_model import Qwen3
 from qwen3_model.checkpoint import EMBEDDED
-from qwen3_model.decode.prompt import Prompts
+from qwen3_model.decode.prompt import Piece, Prompts
 from qwen3_model.model import PREFILL_ROWS
 from qwen3_model.prompts import read_prompts
 
@@ -101,11 +101,29 @@ def test_prompts_of_several_chunks():
         tokens, theirs.lengths = torch.randint(0, 150_000, (length,)).tolist(), [0]
         with torch.inference_mode():
             for first in range(0, length, PREFILL_ROWS):
-                states = prompts.run(tokens[first : first + PREFILL_ROWS], first, 0)
+                states = prompts.run([Piece(tokens[first : first + PREFILL_ROWS], first, 0)])
             logits = model.ops.linear(states, model.head, out_dtype=torch.float32)[0]
             assert torch.equal(logits, model.prefill(tokens, theirs, chunk=1000)), length
         for got, want in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
             torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
+def test_prompts_of_several_texts_in_a_chunk():
+    """Captured at the first use of a graph's rows, replayed at the second."""
+    model = seeded_model("1.7B", "cuda", layers=2)
+    ours, theirs = model.new_cache(2048, sequences=16), model.new_cache(2048)
+    prompts = Prompts(model, ours, torch.cuda.graph_pool_handle())
+    for lengths in ((1, 60, 3), (100,) * 16, (1000, 900, 1, 147), (5, 9), (700, 1348)) * 2:
+        texts = [torch.randint(0, 150_000, (n,)).tolist() for n in lengths]
+        with torch.inference_mode():
+            states = prompts.run([Piece(text, 0, slot) for slot, text in enumerate(texts)])
+            logits = model.ops.linear(states, model.head, out_dtype=torch.float32)
+            for slot, text in enumerate(texts):
+                theirs.lengths = [0]
+                assert torch.equal(logits[slot], model.prefill(text, theirs)), (lengths, slot)
+                got, want = ours.read(slot, len(text)), theirs.read(0, len(text))
+                assert all(map(torch.equal, got, want)), (lengths, slot)
+    assert {rows for rows, _ in prompts._chunks} == {16, 64, 1664, 2048}
 
 
 def test_a_surplus_cycle_changes_nothing(model):

@@ -224,7 +224,9 @@ def cycles() -> Iterator[Launch]:
     lay, rows = module("lay_triton"), module("visibility").Rows
     one, record = meta(1, dtype=torch.int32), meta(RECORD + 3 * 33, dtype=torch.int32)
     tree = rows.tree_with_blocks([1] * 33, [-1, *range(32)], 0, range(9, 33), 6, 96)
-    chains = rows.batch([rows.chain([1] * 64, 0, s) for s in range(8)])
+    chains, prompts = (
+        rows.batch([rows.chain([1] * n, 0, s) for s in range(count)]) for n, count in ((64, 8), (128, 16))
+    )
     mixed = rows.batch(
         [rows.tree_with_blocks([1] * 7, [-1, *range(6)], 0, range(7), 8, 96, s) for s in range(8)]
     )
@@ -232,10 +234,12 @@ def cycles() -> Iterator[Launch]:
         ("177 rows", tree, None, None, ALL), ("504 rows of 8 texts", mixed, None, None, HOPPER),
         ("a chain, timed", rows.chain([1] * 32, 0), one, record[5:8], HOPPER),
         ("a prompt", rows.chain([1] * 2048, 0), None, None, HOPPER), ("8 chains", chains, None, None, HOPPER),
+        ("16 prompts", prompts, None, None, HOPPER),
         ("deep tree", rows.tree([1] * 256, [-1, *range(63), *range(192)], 0), None, None, HOPPER),
     ):  # fmt: skip
         plan = module("plan").PassPlan.of(of, "meta")
-        tables = module("pass_tables").PassTables.new(plan.shape, 32768, 16, of is chains, "meta")
+        whole = of is chains or of is prompts
+        tables = module("pass_tables").PassTables.new(plan.shape, 32768, 16, whole, "meta")
         yield name, lay, "_lay_kernel", partial(lay.lay_triton, plan, tables, root, clock), targets
 
     grow, ids = module("grow"), meta(2, 31, 16).long()

@@ -7,7 +7,7 @@ from collections import Counter, deque
 from dataclasses import dataclass
 
 from orthrus_kernels import PAGE, pages_for
-from qwen3_model.decode.scheduler import Cycle, Prefill, Scheduler
+from qwen3_model.decode.scheduler import MOST_PARTS, Cycle, Part, Prefill, Scheduler
 
 
 @dataclass
@@ -72,8 +72,10 @@ class ToyEngine:
         self.seen[type(work).__name__] += 1
         if isinstance(work, Cycle):
             self.preempt(work.preempted)
-        elif work.slot not in self.tables:
-            self.admit(work)
+        else:
+            for part in work.parts:
+                if part.slot not in self.tables:
+                    self.admit(part)
         for slot, first, pages in work.grants:
             assert pages and first == len(self.tables[slot]), "places of a table are filled in turn"
             self.tables[slot] += pages
@@ -112,26 +114,34 @@ class ToyEngine:
             text.epoch, text.length, text.removed_before = text.epoch + 1, text.told, self.seen["removed"]
             self.seen["preempted"] += 1
 
-    def admit(self, work: Prefill) -> None:
-        text = self.texts[work.text]
-        assert text.slot is None and 0 <= work.slot < self.slots
+    def admit(self, part: Part) -> None:
+        text = self.texts[part.text]
+        assert text.slot is None and 0 <= part.slot < self.slots
         assert not text.epoch or self.seen["removed"] > text.removed_before, "room for it has come"
         self.seen["admitted"] += 1
-        text.slot, self.tables[work.slot] = work.slot, []
+        text.slot, self.tables[part.slot] = part.slot, []
         text.prefill = text.prompt if text.told == text.prompt else text.told - 1
 
     def prefill(self, work: Prefill) -> dict[int, tuple[int, int]]:
-        text = self.texts[work.text]
-        busy = [t for t in self.running().values() if t is not text and t.ready]
+        busy = [t for t in self.running().values() if t.ready]
         assert not busy or self.before is not Prefill, "chunks and cycles take turns"
-        assert (work.slot, work.first) == (text.slot, text.read) and 0 < work.count <= self.chunk
-        text.read += work.count
-        assert text.read <= len(self.tables[work.slot]) * PAGE, "its pages hold the chunk"
-        assert work.last == (text.read == text.prefill) and (work.last or work.count == self.chunk)
-        if not work.last:
-            return {}
+        numbers, rows = [part.text for part in work.parts], sum(part.end - part.first for part in work.parts)
+        assert numbers == sorted(set(numbers)) and len(numbers) <= MOST_PARTS and rows <= self.chunk
+        self.seen["several parts"] += len(numbers) > 1
+        return {part.text: record for part in work.parts if (record := self.read_part(part, rows))}
+
+    def read_part(self, part: Part, rows: int) -> tuple[int, int] | None:
+        """rows: of its whole chunk."""
+        text = self.texts[part.text]
+        assert (part.slot, part.first) == (text.slot, text.read) and part.first < part.end
+        text.read = part.end
+        assert text.read <= len(self.tables[part.slot]) * PAGE, "its pages hold the chunk"
+        assert part.last == (text.read == text.prefill) and (part.last or rows == self.chunk)
+        if not part.last:
+            assert part.text == max(self.running()), "only the youngest is in the middle of its prompt"
+            return None
         text.length = text.read + 1
-        return {work.text: (text.epoch, text.length)}
+        return text.epoch, text.length
 
     def cycle(self, work: Cycle) -> dict[int, tuple[int, int]]:
         ready = {n: t for n, t in self.running().items() if t.ready}

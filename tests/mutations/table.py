@@ -33,6 +33,8 @@ _CYCLE = "qwen3_model/decode/cycle.py"
 _CYCLES = "qwen3_model/decode/cycles.py"
 _CHOICE = "qwen3_model/decode/choice.py"
 _SCHEDULER = "qwen3_model/decode/scheduler.py"
+_PROMPT = "qwen3_model/decode/prompt.py"
+_SEVERAL = "kernels/test_prompt.py::test_several_texts_in_a_chunk"
 _TABLE = "orthrus_kernels/sampling_table.py"
 _MIXED = "kernels/test_mixed_choices.py::test_a_row_is_chosen_as_it_is_alone"
 _ONE_PASS = "qwen3_model/decode/one_pass.py"
@@ -432,10 +434,10 @@ BUGS = (
         "kernels/test_cycles.py::test_other_tables_have_cycles_of_their_own",
         "the text is right, and drafts are corrected by another model's tables"),
     Bug("a bias is added to the last text's", _TABLE,
-        "self.bias[slot].copy_(bias_row", "self.bias[slot].add_(bias_row", _IN_TURN,
+        "put_down(self.bias[slot], bias_row", "self.bias[slot].add_(bias_row", _IN_TURN,
         "the row is the slot's, the bias a text's"),
     Bug("a penalty remembers the last text", _CHOICE,
-        "self.counts[slot].copy_(torch.tensor(tokens)", "self.counts[slot].add_(torch.tensor(tokens)",
+        "put_down(self.counts[slot], torch.tensor(tokens)", "self.counts[slot].add_(torch.tensor(tokens)",
         "test_decode.py::test_real_model_every_strategy_bit_for_bit",
         "the counts are the cache's, the tokens a text's"),
     Bug("a penalty misses what a cycle kept at its root", _CHOICE,
@@ -443,8 +445,8 @@ BUGS = (
         "test_decode.py::test_real_model_every_strategy_bit_for_bit",
         "the text so far is counted on the device, cycle by cycle"),
     Bug("the first text's numbers stay", _TABLE,
-        "self.numbers[slot].copy_(settings_numbers(sampling, self.vocabulary))",
-        "self.numbers[slot, 0] or self.numbers[slot].copy_(settings_numbers(sampling, self.vocabulary))",
+        "put_down(self.numbers[slot], settings_numbers(sampling, self.vocabulary))",
+        "self.numbers[slot, 0] or put_down(self.numbers[slot], settings_numbers(sampling, self.vocabulary))",
         _IN_TURN,
         "seed, temperature and filters lie beside the graph"),
     Bug("a correction is scaled by the temperature", _TABLE,
@@ -618,8 +620,7 @@ BUGS = (
         "kernels/test_cycle_times.py::test_a_cycles_time_is_its_kinds",
         "costs of kinds would change places"),
     Bug("all rows are chosen by the first text's settings", _CYCLE,
-        "plan.tokens[:n], plan.positions[:n], plan.sequences[:n]",
-        "plan.tokens[:n], plan.positions[:n], plan.sequences[:1].repeat(n)",
+        "parents, plan.sequences[:n])", "parents, plan.sequences[:1].repeat(n))",
         "test_many_texts.py::test_a_real_model",
         "right for one text"),
     Bug("younger texts take the pages that an older one waits for", _SCHEDULER,
@@ -638,6 +639,20 @@ BUGS = (
         "growth = max((chunks + 1) * ahead, PAGE)", "growth = 1",
         "test_scheduler.py::test_no_text_is_admitted_that_older_ones_would_soon_push_out",
         "its prompt would be read for a few tokens, and again later"),
+    Bug("a chunk gives the state of its last part alone", _PROMPT,
+        "start[slot], wanted[nth] = begin, end - 1", "start[slot], wanted[0] = begin, end - 1",
+        _SEVERAL, "right for one prompt in a chunk"),
+    Bug("a chunk's parts begin where the first one does", _PROMPT,
+        "first, end = end, end + len(tokens)", "begin, first, end = pieces[0].start, end, end + len(tokens)",
+        _SEVERAL, "right for the first chunk of every prompt"),
+    Bug("a first token of an older epoch is kept", _CYCLES,
+        "text.epoch != epoch", "(text.epoch != epoch and cycle.kind != \"prompt\")",
+        "test_first_tokens.py::test_a_text_that_is_preempted_before_its_first_token_is_read",
+        "the prompt is read again, and the token would come twice"),
+    Bug("a chunk takes any number of texts", _SCHEDULER,
+        "while rows and len(parts) < MOST_PARTS:", "while rows:",
+        "test_scheduler.py::test_a_chunk_holds_the_prompts_of_waiting_texts_while_slots_pages_and_rows_last",
+        "its tables have no room for them"),
     Bug("drafting is booked as growing a tree", "orthrus_kernels/grow.py",
         "mark_here(clock[:1])", "pass",
         "kernels/test_cycle_times.py::test_the_parts_of_a_cycle_of_the_twins",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from orthrus_kernels import Form, Sampling, SamplingTable
+from orthrus_kernels import Form, Sampling, SamplingTable, put_down
 from orthrus_kernels.layout import Takes
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Choice:
         self.table.put(slot, sampling)
         self._hold_counts(penalised := sampling.repetition_penalty != 1.0)
         if penalised and self.counts is not None:
-            self.counts[slot].copy_(torch.tensor(tokens).bincount(minlength=self.table.vocabulary))
+            put_down(self.counts[slot], torch.tensor(tokens).bincount(minlength=self.table.vocabulary).int())
 
     def of_tree(
         self, states: Tensor, positions: Tensor, tokens: Tensor, parents: Tensor, slots: Tensor

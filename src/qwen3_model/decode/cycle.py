@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from orthrus_kernels import DraftTree
+from orthrus_kernels import DraftTree, put_down
 from orthrus_kernels.clock import has_clock, seconds_between
 from orthrus_kernels.grow import Trees
 from orthrus_kernels.layout import RECORD, Record, State
@@ -58,17 +58,13 @@ class Slots:
         """Put a text down in a slot: every column of its state. The copy takes its turn on the stream: cycles
         launched before it do not see it. What was drafted for the slot is dropped: its root may stand where
         this text's does."""
-        self._copy(self.state[slot], [columns[column] for column in State])
+        put_down(self.state[slot], torch.tensor([columns[column] for column in State], dtype=torch.int32))
         for drafts in self._drafts.values():
             drafts.at[slot].fill_(-1)
 
     def make_room(self, slot: int, positions: int) -> None:
         """The pages of a slot hold so many positions from now on, in turn on the stream as well."""
-        self._copy(self.state[slot, State.ROOM :][:1], [positions])
-
-    def _copy(self, place: Tensor, numbers: list[int]) -> None:
-        gpu = place.is_cuda
-        place.copy_(torch.tensor(numbers, dtype=torch.int32, pin_memory=gpu), non_blocking=gpu)
+        put_down(self.state[slot, State.ROOM :][:1], torch.tensor([positions], dtype=torch.int32))
 
     @property
     def start(self) -> Tensor:
@@ -159,8 +155,7 @@ class Cycle:
         """Seat the texts of slots, B at most; a seat behind them is empty."""
         seated = (*slots, *[-1] * (len(self.seated) - len(slots)))
         if seated != self.seated:
-            gpu = self.seats.is_cuda
-            self.seats.copy_(torch.tensor(seated, dtype=torch.int32, pin_memory=gpu), non_blocking=gpu)
+            put_down(self.seats, torch.tensor(seated, dtype=torch.int32))
             self.place()
             self.seated = seated  # last: Ctrl-C in between leaves it to the next launch
 
@@ -230,18 +225,25 @@ class Cycle:
     def verify(self, parents: Tensor, states: Tensor, keys: Tensor, values: Tensor) -> None:
         """Choose behind the T first rows of `check`, which are the trees, walk, and commit what the walks
         accepted. parents [T] int32; states [T, E]; keys and values [L, >= T, G, D] of the pass."""
-        n, slots, plan = len(parents), self.slots, self.check.plan
-        tokens, positions, owners = plan.tokens[:n], plan.positions[:n], plan.sequences[:n]
+        n, plan, cache = len(parents), self.check.plan, self.slots.cache
+        self.choose(states, plan.positions[:n], plan.tokens[:n], parents, plan.sequences[:n])
+        accepted = self.accepted[:, : self.levels]
+        self.model.ops.commit(
+            cache.keys, cache.values, cache.pages, self.seats, keys, values, accepted, self.start
+        )
+
+    def choose(
+        self, states: Tensor, positions: Tensor, tokens: Tensor, parents: Tensor, owners: Tensor
+    ) -> None:
+        """Choose behind the T nodes of the seats' trees, and walk. states [T, E]; positions, tokens [T]
+        int64; parents and owners, their slots, [T] int32."""
+        slots = self.slots
         self.choices, logits, sums = slots.choice.of_tree(states, positions + 1, tokens, parents, owners)
         self.walk(
             slots.state, self.seats, self.first, tokens, parents, self.choices, logits, sums, slots.ends,
             self.accepted, self.start, self.record, timed=self.clock is not None,
         )  # fmt: skip
         slots.choice.note(self.choices, self.accepted[:, : self.levels], owners)
-        cache, accepted = slots.cache, self.accepted[:, : self.levels]
-        self.model.ops.commit(
-            cache.keys, cache.values, cache.pages, self.seats, keys, values, accepted, self.start
-        )
 
 
 def captured(run: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:

@@ -114,7 +114,7 @@ class Engine:
             raise InputError('verify "rejection" runs alone: use an Engine of one slot')
 
     def step(self) -> tuple[Sequence, ...]:
-        """Do the next piece of work: a part of a waiting text's prompt, or a cycle of those that run.
+        """Do the next piece of work: a chunk of the prompts of waiting texts, or a cycle of those that run.
 
         Returns the texts that it was for, none if there is nothing to do. Raises InputError when a text's
         logits are not numbers or a pass does not fit into memory, and whatever a callback raises: the texts
@@ -223,15 +223,16 @@ class Engine:
         except Exception as error:
             self._fail(error)
             raise
+        texts = () if work is None else tuple(text for text, _ in work.texts)
         if isinstance(work, Prefill):
-            return self._prefill(work)
-        watched = work is not None and any(text.on_run is not None for text, _ in work.texts)
-        if work is not None and self.runner.ahead and not watched and len(self._unread) == 1:
+            self._prefill(work, texts)
+        watched = any(text.on_run is not None for text in texts)
+        if isinstance(work, Cycle) and self.runner.ahead and not watched and len(self._unread) == 1:
             return self._work()
         found = self._read()
         while watched and self._unread:  # the newest cycle is told before it is launched again
             found += self._read()
-        return tuple(dict.fromkeys(found))
+        return tuple(dict.fromkeys(found)) or texts
 
     def _launch(self, work: Cycle[Sequence]) -> None:
         assert self.runner is not None
@@ -242,31 +243,29 @@ class Engine:
             self._unread.append(self.runner.cycles.launch(work.texts))
 
     def _reach(self) -> int:
-        """Positions that the steps in flight and the next one may add to a text: a step has one cycle of
-        it."""
+        """Positions that what is in flight and the next cycle may add to a text, each as much as a cycle."""
         return (len(self._unread) + 1) * max(self.model.config.block_size or 1, 1)
 
-    def _prefill(self, work: Prefill) -> tuple[Sequence, ...]:
-        text, runner = work.text, self.runner
-        assert runner is not None
-
-        def run() -> None:
-            self._warm.before(text, runner)
-            text.begin()
-            with in_memory("a pass of this text", _SMALLER):
-                found = runner.prefill(text, work)
-            if found is not None:
-                added = self._add(text, found)
-                if not text.finished:
-                    runner.begin(text, work.slot)
-                self._tell(text, *added)
-
-        return self._all(((text, run),))
+    def _prefill(self, work: Prefill[Sequence], texts: Ids[Sequence]) -> None:
+        """Launch a chunk, and the choice of first tokens behind it. An error ends the texts of the chunk."""
+        assert self.runner is not None
+        try:
+            for text in texts:
+                self._warm.before(text, self.runner)
+                text.begin()
+            with in_memory(f"a pass of {'this text' if len(texts) == 1 else 'these texts'}", _SMALLER):
+                launched = self.runner.prefill(work.parts)
+        except BaseException as error:
+            for text in texts:
+                self._end(text, error)
+            raise
+        if launched is not None:
+            self._unread.append((launched,))
 
     def _read(self) -> tuple[Sequence, ...]:
-        """Read the cycles of the oldest step, and hand their texts what they added; one whose texts have all
-        ended does not count. All texts have it before a callback is called, which may make the engine step.
-        """
+        """Read what was launched first, the cycles of a step or first tokens, and hand its texts what it
+        added; it does not count where its texts have all ended. All texts have it before a callback is called,
+        which may make the engine step."""
         assert self.runner is not None
         ends: list[tuple[Sequence, Outcome]] = []
         try:
@@ -292,7 +291,7 @@ class Engine:
         kept = text.add(run) if run.tokens else 0
         if text.finished:
             self._drop(text)
-        elif self._scheduler is not None and text in self._scheduler:
+        elif run.tokens and self._scheduler is not None and text in self._scheduler:
             self._scheduler.grown(text, len(text.tokens))
         return run, kept
 

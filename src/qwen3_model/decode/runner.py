@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from orthrus_kernels import PAGE, pages_for
+from orthrus_kernels import PAGE, pages_for, put_down
 
-from ..errors import InputError
-from .cycles import NOT_NUMBERS, Cycles
-from .prompt import Prompts
-from .scheduler import Grant, Prefill
-from .sequence import Run, Sequence
+from .cycles import Cycles, Launched
+from .first_tokens import FirstTokens
+from .prompt import Piece, Prompts
+from .scheduler import Grant, Part
+from .sequence import Sequence
 
 if TYPE_CHECKING:
     from ..model import Network
@@ -51,43 +51,38 @@ class Runner:
         pool = torch.cuda.graph_pool_handle() if replays(model) else None
         self.prompts = Prompts(model, self.cache, pool)
         self.cycles = Cycles(model, self.cache, slots, pool)
+        self.first_tokens: dict[int, FirstTokens] = {}  # by seats
         self.ahead = model.device.type == "cuda"  # whether cycles are launched before the last one is read
 
     def grant(self, grants: Iterable[Grant]) -> None:
         """Write pages into the tables of slots, behind what was launched so far."""
-        gpu = self.cache.pages.is_cuda
         for slot, place, pages in grants:
-            numbers = torch.tensor(pages, dtype=torch.int32, pin_memory=gpu)
-            self.cache.pages[slot, place : place + len(pages)].copy_(numbers, non_blocking=gpu)
+            numbers = torch.tensor(pages, dtype=torch.int32)
+            put_down(self.cache.pages[slot, place : place + len(pages)], numbers)
             self.rooms[slot] = PAGE * (place + len(pages))
             self.cycles.slots.make_room(slot, self.rooms[slot])
 
-    def prefill(self, text: Sequence, work: Prefill) -> Run | None:
-        """Run a chunk of a text through the AR view. Returns the first token's run behind a whole prompt.
+    def prefill(self, parts: Iterable[Part[Sequence]]) -> Launched | None:
+        """Run parts of prompts through the AR view in one pass. A text whose last part it was runs from now
+        on. Returns the choice of the first tokens, launched and not read; None where no prompt ends.
 
-        A text that was preempted knows the token behind its last chunk already. Raises InputError for
-        logits that are not numbers."""
-        slot, end = work.slot, work.first + work.count
-        states = self.prompts.run(text.tokens[work.first : end], work.first, slot)
-        if work.last and end == len(text.tokens):
-            return self._first_token(text, states, slot)
-        if work.last:
-            self.begin(text, slot)
-        return None
+        A text that was preempted knows the token behind its last part already."""
+        parts = sorted(parts, key=lambda part: not _ends_prompt(part))  # theirs are the first states
+        states = self.prompts.run(
+            [Piece(part.text.tokens[part.first : part.end], part.first, part.slot) for part in parts]
+        )
+        for part in parts:
+            if part.last:
+                self.cycles.begin(part.text, part.slot, self.rooms[part.slot])
+        seated = [(part.text, part.slot) for part in parts if _ends_prompt(part)]
+        if not seated:
+            return None
+        seats = len(states)
+        if seats not in self.first_tokens:
+            self.first_tokens[seats] = FirstTokens(self.cycles.slots, seats)
+        return self.first_tokens[seats].launch_behind(states, seated)
 
-    def begin(self, text: Sequence, slot: int) -> None:
-        """A text whose prompt is committed runs in a slot from now on."""
-        self.cycles.begin(text, slot, self.rooms[slot])
 
-    def _first_token(self, text: Sequence, states: torch.Tensor, slot: int) -> Run:
-        """The choice behind a prompt, of the last token's state [1, E]."""
-        choice, device = self.cycles.slots.choice, self.model.device
-        choice.put(slot, text.sampling, text.tokens)
-        choice.form = choice.form_of([slot])
-        root, position = (torch.tensor([x], device=device) for x in (text.root, len(text.tokens)))
-        above, owner = (torch.tensor([x], dtype=torch.int32, device=device) for x in (-1, slot))
-        chosen, logits, sums = choice.of_tree(states, position, root, above, owner)
-        token, log_sum_exp = int(chosen), float(sums)
-        if not abs(log_sum_exp) < float("inf"):
-            raise InputError(NOT_NUMBERS)
-        return Run([token], (logits - sums).tolist(), 1, "prompt", rows=(len(text.tokens),))
+def _ends_prompt(part: Part[Sequence]) -> bool:
+    """Whether it is followed by a token that nobody knows."""
+    return part.last and part.end == len(part.text.tokens)

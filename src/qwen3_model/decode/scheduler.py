@@ -7,8 +7,9 @@
 
 Nothing of a device is in here. Texts run in the order in which they came:
 
-- Texts are admitted first come, first served, one prompt at a time. So every running text is older than every
-  waiting one, and only the youngest running text can be in the middle of its prompt.
+- Texts are admitted first come, first served, as soon as a chunk has rows for the first tokens of their
+  prompts: several in a chunk, where they are short. So every running text is older than every waiting one,
+  and only the youngest running text can be in the middle of its prompt.
 - Free pages go to the oldest text first. While a text lacks a page, no younger one takes any; it may go on in
   the pages that it has.
 - If no text can go on, the youngest is preempted: it gives up slot and pages and is the next to be admitted.
@@ -29,6 +30,8 @@ from .pages import Pages
 
 T = TypeVar("T", bound=Hashable)
 
+MOST_PARTS = 16  # texts of a Prefill at most
+
 
 class Grant(NamedTuple):
     """Pages that a slot's page table gets, from the place `first` on, before the work that names them."""
@@ -39,18 +42,31 @@ class Grant(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Prefill(Generic[T]):
-    """A pass over tokens [first, first + count) of a text through the AR view, with their commit.
+class Part(Generic[T]):
+    """Tokens [first, end) of a text in a slot, which a pass reads.
 
-    The chunks of a text end in front of its last token, the root of its first cycle: of a new text, that is
-    the token which the pass of the last chunk chooses; a preempted text has it already."""
+    The parts of a text end in front of its last token, the root of its first cycle: of a new text, that is
+    the token which is chosen behind the last part; a preempted text has it already."""
 
     text: T
     slot: int
     first: int
-    count: int
-    last: bool  # no further chunk comes
+    end: int
+    last: bool  # no further part comes
+
+
+@dataclass(frozen=True)
+class Prefill(Generic[T]):
+    """A chunk: a pass over parts of texts through the AR view, with the commit of their tokens, the oldest
+    text first."""
+
+    parts: tuple[Part[T], ...]
     grants: tuple[Grant, ...]
+
+    @property
+    def texts(self) -> tuple[tuple[T, int], ...]:
+        """With their slots."""
+        return tuple((part.text, part.slot) for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,7 @@ class _Entry(Generic[T]):
     limit: int
     slot: int = -1
     pages: list[int] = field(default_factory=list)
-    unread: int = 0  # tokens in front of the last one that no chunk has read
+    unread: int = 0  # tokens in front of the last one that are in no chunk yet
     paused: bool = False
 
     def missing(self, growth: int) -> int:
@@ -93,7 +109,8 @@ class Scheduler(Generic[T]):
     """Says which pass comes next. Texts are any hashable objects."""
 
     def __init__(self, slots: int, pages: int, chunk: int) -> None:
-        """slots: texts that run at a time at most; pages: of the pool; chunk: tokens of a Prefill at most."""
+        """slots: texts that run at a time at most; pages: of the pool; chunk: tokens of a Prefill at
+        most, of all its parts together."""
         assert slots > 0 and pages > 0 and chunk > 0, (slots, pages, chunk)
         self.chunk, self.preemptions = chunk, 0
         self._pages, self._slots = Pages(pages), list(range(slots))[::-1]
@@ -168,30 +185,29 @@ class Scheduler(Generic[T]):
 
         ahead: tokens that the cycles in flight and the next one may add to a text at most."""
         if not (self._cycle_due and self._running and not self._running[0].unread):
-            chunk = self._chunk_of_youngest(ahead)
-            if chunk is not None:
+            chunk = self._chunk(ahead)
+            if chunk.parts:
                 self._cycle_due = True
                 return chunk
         self._cycle_due = False
         return self._cycle(ahead)
 
-    def _chunk_of_youngest(self, ahead: int) -> Prefill[T] | None:
-        """The next chunk of the text that is in its prompt, or the first one of the next text."""
-        grants: tuple[Grant, ...] = ()
-        if not self._running or not self._running[-1].unread:
-            if not self._admissible(ahead):
-                return None
-            entry = self._waiting.popleft()
-            self._running.append(entry)
-            entry.slot, entry.unread = self._slots.pop(), entry.tokens - 1
-            grants = self._grant(entry, ahead)
-        entry = self._running[-1]
-        first, count = entry.tokens - 1 - entry.unread, min(self.chunk, entry.unread)
-        entry.unread -= count
-        return Prefill(entry.text, entry.slot, first, count, not entry.unread, grants)
+    def _chunk(self, ahead: int) -> Prefill[T]:
+        """The next chunk: of the text that is in its prompt, then of waiting ones."""
+        parts, grants, rows = list[Part[T]](), list[Grant](), self.chunk
+        while rows and len(parts) < MOST_PARTS:
+            if not self._running or not self._running[-1].unread:
+                if not self._admissible(rows, ahead):
+                    break
+                grants += self._admit(ahead)
+            entry = self._running[-1]
+            first, count = entry.tokens - 1 - entry.unread, min(rows, entry.unread)
+            entry.unread, rows = entry.unread - count, rows - count
+            parts.append(Part(entry.text, entry.slot, first, first + count, not entry.unread))
+        return Prefill(tuple(parts), tuple(grants))
 
-    def _admissible(self, ahead: int) -> bool:
-        """Whether the first waiting text gets a slot.
+    def _admissible(self, rows: int, ahead: int) -> bool:
+        """Whether the first waiting text gets a slot, and rows of a chunk.
 
         It would lose its pages to older texts, and its chunks would have run in vain, if those ran out of
         pages soon. So there must be pages for what every text may add in the cycles between its chunks and in
@@ -199,9 +215,16 @@ class Scheduler(Generic[T]):
         if not self._waiting or not self._slots:
             return False
         entry = self._waiting[0]
-        chunks = -(-(entry.tokens - 1) // self.chunk)
+        chunks = 1 + max(-(-(entry.tokens - 1 - rows) // self.chunk), 0)
         growth = max((chunks + 1) * ahead, PAGE)
         return sum(text.missing(growth) for text in (*self._running, entry)) <= self._pages.free
+
+    def _admit(self, ahead: int) -> tuple[Grant, ...]:
+        """Give the first waiting text a slot, and the pages of its prompt and first cycle."""
+        entry = self._waiting.popleft()
+        self._running.append(entry)
+        entry.slot, entry.unread = self._slots.pop(), entry.tokens - 1
+        return self._grant(entry, ahead)
 
     def _cycle(self, ahead: int) -> Cycle[T] | None:
         """A cycle of all texts whose prompt has been read and that have pages; the youngest texts are

@@ -31,7 +31,7 @@ from ..request import SAMPLING, Request
 from .cycles import Kind, kinds_of, kinds_of_auto, seat_counts
 from .prompt import LEAST_ROWS, rows_for
 from .runner import Runner, cache_size, replays
-from .scheduler import Prefill
+from .scheduler import Part
 from .sequence import Sequence
 from .stream import TokenStream
 
@@ -102,8 +102,9 @@ def launches(model: Network, slots: int, capacity: int, plan: Plan) -> set[str]:
             runner.prompts.ready(rows)
         tokens = min(LEAST_ROWS, model.config.context_length - 1)
         for request in plan.requests:
-            text = _text(model, request, tokens)
-            runner.prefill(text, Prefill(text, 0, 0, tokens, True, ()))
+            texts = [_text(model, request, tokens) for _ in range(min(slots, 2))]
+            for together in (texts[:1], texts)[:slots]:
+                runner.prefill([Part(text, slot, 0, tokens, True) for slot, text in enumerate(together)])
             form = runner.cycles.slots.choice.form_of([0])
             for seats in plan.seats:
                 runner.cycles.rehearse(plan.kinds_of(seats), form, plan.block, seats)
