@@ -56,7 +56,7 @@ def test_a_text_is_in_a_cycle_before_its_first_token_is_read():
     running(engine)
     texts = [engine.submit(prompt, Request(**HOW)) for prompt in PROMPTS]
     engine.step()
-    assert [len(launched.seated) for launched in engine._unread] == [4], "one chunk for all"
+    assert [len(launched.seated) for (launched,) in engine._unread] == [4], "one chunk for all"
     assert [len(text.tokens) for text in texts] == [len(prompt) for prompt in PROMPTS], "not read"
     cycles = engine.runner.cycles
     launch, seated = cycles.launch, []
@@ -125,7 +125,7 @@ def test_a_text_that_is_cancelled_before_its_first_token_is_read():
     running(engine)
     texts = [engine.submit(prompt, Request(**HOW)) for prompt in PROMPTS]
     engine.step()
-    assert len(engine._unread[0].seated) == 2
+    assert len(engine._unread[0][0].seated) == 2
     engine.cancel(texts[0])
     assert not finish(engine)
     assert texts[0].result().token_ids == [] and texts[0].result().stats.finish_reason == "cancelled"
@@ -141,7 +141,7 @@ def test_a_text_that_is_preempted_before_its_first_token_is_read(monkeypatch):
     monkeypatch.setattr(Scheduler, "_admissible", lambda self, rows, ahead: bool(self._waiting))
     text = engine.submit([2, 3], Request(**HOW))
     engine.step()
-    assert [of for launched in engine._unread for of, _ in launched.seated] == [text]
+    assert [of for (launched,) in engine._unread for of, _ in launched.seated] == [text]
     going = Scheduler._going
     monkeypatch.setattr(Scheduler, "_admissible", lambda *given: False)
     monkeypatch.setattr(

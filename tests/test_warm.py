@@ -112,7 +112,7 @@ def test_nothing_is_captured_behind_the_start(captures):
         part.pool = "a pool"
     plan = plan_of_engine(model, 5, 120)
     graphs = capture(runner, plan)
-    assert graphs == len(captures) == 4 + 3 * 4 * 3
+    assert graphs == len(captures) == 2 * 4 + 3 * 4 * 3
     jobs = []
     for n in range(24):
         strategy = ("auto", "autoregressive", "two-pass")[n % 3]

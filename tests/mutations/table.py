@@ -670,7 +670,7 @@ BUGS = (
         "test_warm.py::test_nothing_is_captured_behind_the_start",
         "the first cycle of a full engine would wait"),
     Bug("a chunk that is captured ahead is the first slot's", "qwen3_model/decode/prompt.py",
-        "chunk.fill([0], 0, -1)", "chunk.fill([0], 0, 0)",
+        "Piece([0], 0, -1)", "Piece([0], 0, 0)",
         "test_warm.py::test_a_chunk_ahead_commits_nothing",
         "a text that runs there would lose its first key"),
     Bug("a process has a key of its own for a kernel", "orthrus_kernels/compile_ahead.py",

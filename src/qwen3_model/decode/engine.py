@@ -263,9 +263,9 @@ class Engine:
             self._unread.append((launched,))
 
     def _read(self) -> tuple[Sequence, ...]:
-        """Read what was launched first, the cycles of a step or first tokens, and hand its texts what it
-        added; it does not count where its texts have all ended. All texts have it before a callback is called,
-        which may make the engine step."""
+        """Read what was launched first, the cycles of a step or first tokens, and hand its texts what came.
+        It does not count where its texts have all ended. All texts have it before a callback is called, which
+        may make the engine step."""
         assert self.runner is not None
         ends: list[tuple[Sequence, Outcome]] = []
         try:
