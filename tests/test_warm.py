@@ -55,7 +55,7 @@ def test_the_plan_of_an_engine():
     assert plan.seats == (1, 2, 4, 8, 16, 32, 48, 64) == tuple(sorted({seats_for(n) for n in range(1, 65)}))
     assert plan.chunks[:5] == (16, 32, 64, 128, 256) and plan.chunks[-1] == 2048 and len(plan.chunks) == 19
     assert plan.kinds_of(1) == (PLAIN, *TREES) and plan.kinds_of(64) == (PLAIN, 5, 7)
-    assert plan_of_engine(model, 4, 100).chunks == (16, 32, 64, 128)
+    assert plan_of_engine(model, 4, 100).chunks == (16, 32, 64, 128, 256, 384, 512)
     plain = plan_of_engine(SimpleNamespace(config=small_config(block_size=0, mask_token_id=None)), 3, 64)
     assert plain.kinds_of(4) == (PLAIN,) and plain.seats == (1, 2, 4)
     forms = [Form.of(request.sampling, 97) for request in plan.requests]
@@ -112,13 +112,15 @@ def test_nothing_is_captured_behind_the_start(captures):
         part.pool = "a pool"
     plan = plan_of_engine(model, 5, 120)
     graphs = capture(runner, plan)
-    assert graphs == len(captures) == 2 * 4 + 3 * 4 * 3
+    assert graphs == len(captures) == 2 * 8 + 3 * 4 * 3
     jobs = []
     for n in range(24):
         strategy = ("auto", "autoregressive", "two-pass")[n % 3]
         how = SETTINGS[n % len(SETTINGS)] | {"seed": n, "strategy": strategy, "max_new_tokens": 3 + n % 11}
         jobs.append(([n + 1] * (1 + 37 * (n % 4)), Request(**how)))
     found = list(many.results(engine, jobs))
+    while engine.step():
+        pass
     assert len(captures) == graphs == len(runner.cycles) + len(runner.prompts)
     runner.cycles.pool = runner.prompts.pool = None
     for (ids, request), result in zip(jobs, found, strict=True):

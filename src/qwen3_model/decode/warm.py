@@ -31,7 +31,7 @@ from ..request import SAMPLING, Request
 from .cycles import Kind, kinds_of, kinds_of_auto, seat_counts
 from .prompt import LEAST_ROWS, rows_for
 from .runner import Runner, cache_size, replays
-from .scheduler import Part
+from .scheduler import MOST_PARTS, Part
 from .sequence import Sequence
 from .stream import TokenStream
 
@@ -77,7 +77,7 @@ class Warmed:
 
 def plan_of_engine(model: Network, slots: int, capacity: int) -> Plan:
     """For any texts of up to `capacity` positions."""
-    seats, most = seat_counts(slots), min(capacity, PREFILL_ROWS)
+    seats, most = seat_counts(slots), min(capacity * min(slots, MOST_PARTS), PREFILL_ROWS)
     requests = BESIDE if slots > 1 else ALONE
     return Plan(requests, seats, None, model.config.block_size or 0, _chunks(range(1, most + 1)))
 
