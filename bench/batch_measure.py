@@ -18,7 +18,9 @@ from qwen3_model.decode.sequence import Sequence as Text
 from .batch_report import Rounds, Row
 from .replay import Way
 
-SETTLE, CYCLES, ROUNDS = 40, 32, 5  # cycles before the clock, of a round, and rounds
+# Tokens of the oldest text before the clock and in a round, and rounds: every way is measured behind contexts
+# of about the same lengths, as vllm_peer.py measures behind 64 to 192 new tokens.
+SETTLE, TOKENS, ROUNDS = 32, 32, 5
 MOST_NEW = 1 << 15  # tokens of a text that is cancelled long before
 Prompt = Sequence[int]
 
@@ -55,14 +57,14 @@ def request(way: Way, new_tokens: int) -> Request:
 
 
 def steady(engine: Engine, prompts: Sequence[Prompt], way: Way) -> Rounds:
-    """Rounds of cycles in which all texts run; afterwards they are cancelled. Raises InputError where a text
+    """Rounds in which all texts run; afterwards they are cancelled. Raises InputError where a text
     ends before the clock does or gives its pages up."""
     found, before = Rounds(len(prompts)), engine.preemptions
     texts = [engine.submit(prompt, request(way, _most_new(engine, prompt))) for prompt in prompts]
     try:
         while not all(text.stats.cycles for text in texts):
             _step(engine, texts)
-        _cycles(engine, texts, SETTLE)
+        _until(engine, texts, SETTLE)
         length, nodes, kinds = _length(texts), _nodes(texts), _kinds(texts)
         with waits() as waited:
             for _ in range(ROUNDS):
@@ -85,17 +87,17 @@ def _round(engine: Engine, texts: Sequence[Text], into: Rounds, waited: list[flo
     """A round; `waited` grows as cycles are waited for."""
     waits_before, tokens, cycles = len(waited), _tokens(texts), _count(texts)
     began = time.perf_counter()
-    _cycles(engine, texts, CYCLES)
+    _until(engine, texts, TOKENS)
     into.seconds.append(time.perf_counter() - began)
     into.waited.append(sum(waited[waits_before:]))
     into.tokens.append(_tokens(texts) - tokens)
     into.cycles.append(_count(texts) - cycles)
 
 
-def _cycles(engine: Engine, texts: Sequence[Text], count: int) -> None:
-    """Step until the oldest text, which every cycle has, has had so many more."""
-    wanted = texts[0].stats.cycles + count
-    while texts[0].stats.cycles < wanted:
+def _until(engine: Engine, texts: Sequence[Text], tokens: int) -> None:
+    """Step until cycles have added so many tokens to the oldest text, which every cycle has."""
+    wanted = texts[0].stats.cycle_tokens + tokens
+    while texts[0].stats.cycle_tokens < wanted:
         _step(engine, texts)
 
 

@@ -81,21 +81,20 @@ def clock(monkeypatch):
 def test_the_clock_runs_while_all_texts_do(clock, monkeypatch):
     """Three texts of 3 tokens in 2 s: 4.5 tokens/s, whatever the prompts took, and a quarter of the time is
     the host's. Afterwards all texts are cancelled."""
-    monkeypatch.setattr(batch_measure, "ROUNDS", 2)
+    for name, value in (("SETTLE", 30), ("TOKENS", 30), ("ROUNDS", 2)):
+        monkeypatch.setattr(batch_measure, name, value)
     engine = FakeEngine(clock)
     found = batch_measure.steady(engine, [[5] * 10] * 3, AUTO)
     assert all(text.finished for text in engine.texts) and [r.strategy for r in engine.asked] == ["auto"] * 3
     assert engine.asked[0].max_new_tokens == 490, "what the context holds"
-    assert (
-        found.seconds == [2.0 * batch_measure.CYCLES] * 2 and found.waited == [1.5 * batch_measure.CYCLES] * 2
-    )
+    assert found.seconds == [2.0 * 10] * 2 and found.waited == [1.5 * 10] * 2
     assert found.row() == {
         "texts": 3, "tokens_per_second": 4.5, "p20": 4.5, "p80": 4.5, "ms_per_cycle": 2000.0,
         "tokens_per_cycle": 3.0, "nodes_per_cycle": 7.0, "cycles_of": {"two-pass": 1.0}, "host_share": 0.25,
         "mean_context": round(found.context),
     }  # fmt: skip
-    before = 10 + 3 * (1 + batch_measure.SETTLE)  # of the youngest, which began in the last step
-    assert found.context == before + 3 + 3 * batch_measure.CYCLES, "the middle one, in the middle"
+    before = 10 + 3 * (1 + 10)  # of the youngest, which began in the last step
+    assert found.context == before + 3 + 3 * 10, "the middle one, in the middle"
 
 
 def test_texts_that_do_not_all_run_have_no_speed(clock):
@@ -255,7 +254,7 @@ def test_a_whole_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(batch, "machine", lambda command: {"gpu": "fake", "command": command})
     monkeypatch.setattr(batch, "SIMULATED_TEXTS", 3)
     monkeypatch.setattr(batch, "GROWTH", 60)
-    for name, value in (("SETTLE", 1), ("CYCLES", 2), ("ROUNDS", 2), ("MOST_NEW", 100)):
+    for name, value in (("SETTLE", 1), ("TOKENS", 2), ("ROUNDS", 2), ("MOST_NEW", 100)):
         monkeypatch.setattr(batch_measure, name, value)
     small = small_model("float32", backend="triton", num_hidden_layers=1, block_size=4, eos_token_ids=(),
                         num_attention_heads=2, num_key_value_heads=1)  # fmt: skip

@@ -274,7 +274,7 @@ def test_measuring_times_changes_nothing(model, monkeypatch):
         return end
 
     monkeypatch.setattr(controller, "ROUNDS", 1), monkeypatch.setattr(controller, "AWAKE", 0.0)
-    monkeypatch.setattr(cycles, "TREES", (3, 7)), monkeypatch.setattr(TwoPassCycle, "launch", noted)
+    monkeypatch.setattr(cycles, "SIZES", (3, 7)), monkeypatch.setattr(TwoPassCycle, "launch", noted)
     monkeypatch.setattr(over, "pool", over.pool or "a pool")
     for _ in "01":
         again = model.generate(PROMPT, **DEFAULTS | settings)
