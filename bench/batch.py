@@ -3,8 +3,8 @@
 **Steady**, for 8B and the other shapes, whose weights are random: prompts of random tokens are read, and the
 clock starts when all texts run and cycles have settled. A round is TOKENS tokens of a text; tokens/s are
 medians of ROUNDS rounds. "auto" keeps what a simulated drafter with a published curve of accepted depths
-would (strong.py), each text in its own places: its rows say "simulated". The floor is the time of reading once the
-weights of a plain cycle and the keys of all texts.
+would (strong.py), each text in its own places: its rows say "simulated". The floor is the time of reading
+once the weights of a plain cycle and the keys of all texts.
 
 **Jobs**: a list of texts through an engine of so many slots, prompts inside the clock, graphs captured before
 it by the first jobs of the list. That is what `--lengths` measures of random weights, and the only way of the
