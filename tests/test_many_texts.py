@@ -1,8 +1,6 @@
 """Many texts in one engine: each has the tokens and log-probabilities that it has alone, whoever runs beside
 it, whatever is drafted, however few pages there are."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given
@@ -335,7 +333,7 @@ def test_a_batch_that_grows_keeps_what_it_has_learnt(monkeypatch):
 
     def timed(self, pool, timed=False):
         read = launch(self, None, False)
-        return lambda: [replace(end, milliseconds=1.0 + len(self.pass_rows)) for end in read()]
+        return lambda: [end._replace(milliseconds=1.0 + len(self.pass_rows)) for end in read()]
 
     monkeypatch.setattr(Cycle, "launch", timed), monkeypatch.setattr(cycles, "pool", "a pool")
     texts = [

@@ -40,7 +40,7 @@ def captures(monkeypatch):
 
     def timed(self, pool, timed=False):
         read = launch(self, pool, False)
-        return lambda: [replace(end, milliseconds=1.0 + len(self.pass_rows)) for end in read()]
+        return lambda: [end._replace(milliseconds=1.0 + len(self.pass_rows)) for end in read()]
 
     monkeypatch.setattr(cycle, "captured", again), monkeypatch.setattr(prompt, "captured", again)
     monkeypatch.setattr(Cycle, "launch", timed)

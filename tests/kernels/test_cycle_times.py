@@ -1,6 +1,5 @@
 """Where a cycle's time is booked, by clocks that are not ones: the kind that ran, the part that took it."""
 
-from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -36,7 +35,7 @@ def test_a_cycles_time_is_its_kinds(model, monkeypatch):
 
     def timed(self, pool, timed=False):
         read = launch(self, pool, timed)
-        return lambda: [replace(end, milliseconds=100.0 + of[self.nodes]) for end in read()]
+        return lambda: [end._replace(milliseconds=100.0 + of[self.nodes]) for end in read()]
 
     monkeypatch.setattr(Cycle, "launch", timed)
     monkeypatch.setattr(Controller, "next", lambda self: next(turns))

@@ -269,7 +269,7 @@ def test_measuring_times_changes_nothing(model, monkeypatch):
                 assert found.finished and not found.run.tokens
                 same_copies(over, before)
             assert DEVICE == "cpu" or not timed or found.milliseconds > 0
-            return [replace(found, milliseconds=4.0 + kind if timed else None)]
+            return [found._replace(milliseconds=4.0 + kind if timed else None)]
 
         return end
 

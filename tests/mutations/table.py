@@ -628,7 +628,7 @@ BUGS = (
         "test_scheduler.py::test_free_pages_are_kept_for_the_oldest_text_that_lacks_some",
         "a text that needs several pages would starve beside texts that need one"),
     Bug("the pages of cycles in flight are not counted", _SCHEDULER,
-        "pages_for(min(self.limit, self.tokens + growth))", "pages_for(self.tokens)",
+        "min(self.limit, self.tokens + growth) - PAGE", "self.tokens - PAGE",
         "test_scheduler.py::test_a_text_owns_the_pages_of_what_a_cycle_may_add_and_none_behind_its_limit",
         "a cycle would write into a page of another text"),
     Bug("a preempted text's root is read with its prompt", _SCHEDULER,

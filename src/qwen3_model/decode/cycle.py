@@ -11,9 +11,8 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,8 +76,7 @@ class Slots:
         return self.state[:, State.ROOT]
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What the host reads of a cycle. milliseconds: of its graph; None where it was not one or not timed."""
 
     run: Run
@@ -198,7 +196,7 @@ class Cycle:
         """What the record of a seat says, with its log-probabilities as numbers."""
         kept, n = record[Record.KEPT], len(logprobs)
         nodes = record[Record.NODES] - 1 if record[Record.DRAFTED] else 0
-        path = record[RECORD + 2 * n :][:kept]
+        path = record[RECORD + 2 * n : RECORD + 2 * n + kept]
         run = Run(
             record[RECORD : RECORD + kept], logprobs[:kept], len(self.pass_rows), self.kind, nodes, path,
             seconds, self.pass_rows,

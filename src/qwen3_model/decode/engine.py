@@ -282,8 +282,12 @@ class Engine:
             if end.damaged and not text.finished:
                 raise InputError(NOT_NUMBERS)
 
-        parts = zip(ends, added, strict=True)
-        return self._all([(text, partial(tell, text, end, *what)) for (text, end), what in parts])
+        self._all(
+            (text, partial(tell, text, end, *what))
+            for (text, end), what in zip(ends, added, strict=True)
+            if text.has_callbacks or text.finished or end.damaged
+        )
+        return tuple(text for text, _ in ends)
 
     def _add(self, text: Sequence, run: Run) -> tuple[Run, int]:
         """Add a run to a text, and let go of it where that has ended it; returns the run and how many of its

@@ -91,7 +91,8 @@ class _Entry(Generic[T]):
 
     def missing(self, growth: int) -> int:
         """Pages it must get before so many more tokens fit."""
-        return max(pages_for(min(self.limit, self.tokens + growth)) - len(self.pages), 0)
+        over = min(self.limit, self.tokens + growth) - PAGE * len(self.pages)
+        return pages_for(over) if over > 0 else 0
 
 
 def check_fits(limit: int, count: int) -> None:
@@ -199,7 +200,7 @@ class Scheduler(Generic[T]):
             if not self._running or not self._running[-1].unread:
                 if not self._admissible(rows, ahead):
                     break
-                grants += self._admit(ahead)
+                grants.append(self._admit(ahead))
             entry = self._running[-1]
             first, count = entry.tokens - 1 - entry.unread, min(rows, entry.unread)
             entry.unread, rows = entry.unread - count, rows - count
@@ -219,12 +220,12 @@ class Scheduler(Generic[T]):
         growth = max((chunks + 1) * ahead, PAGE)
         return sum(text.missing(growth) for text in (*self._running, entry)) <= self._pages.free
 
-    def _admit(self, ahead: int) -> tuple[Grant, ...]:
+    def _admit(self, ahead: int) -> Grant:
         """Give the first waiting text a slot, and the pages of its prompt and first cycle."""
         entry = self._waiting.popleft()
         self._running.append(entry)
         entry.slot, entry.unread = self._slots.pop(), entry.tokens - 1
-        return self._grant(entry, ahead)
+        return self._grant(entry, entry.missing(ahead))
 
     def _cycle(self, ahead: int) -> Cycle[T] | None:
         """A cycle of all texts whose prompt has been read and that have pages; the youngest texts are
@@ -252,15 +253,16 @@ class Scheduler(Generic[T]):
             entry.paused = missing > 0 and (short or missing > self._pages.free)
             short = short or entry.paused
             if not entry.paused:
-                grants += self._grant(entry, ahead)
                 going.append((entry.text, entry.slot))
+                if missing:
+                    grants.append(self._grant(entry, missing))
         return going, grants
 
-    def _grant(self, entry: _Entry[T], ahead: int) -> tuple[Grant, ...]:
-        """Give a text the pages that it misses."""
-        first, pages = len(entry.pages), self._pages.take(entry.missing(ahead))
+    def _grant(self, entry: _Entry[T], count: int) -> Grant:
+        """Give a text so many more pages."""
+        first, pages = len(entry.pages), self._pages.take(count)
         entry.pages += pages
-        return (Grant(entry.slot, first, tuple(pages)),) if pages else ()
+        return Grant(entry.slot, first, tuple(pages))
 
     def _release(self, entry: _Entry[T]) -> None:
         """Take back a text's slot and pages."""

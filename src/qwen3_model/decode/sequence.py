@@ -14,7 +14,7 @@ from ..request import Request
 from .stream import TokenStream
 
 
-@dataclass
+@dataclass(slots=True)
 class Run:
     """What a cycle adds to a text: accepted proposals, then the bonus token."""
 
@@ -82,10 +82,12 @@ class GenerationStats:
         self.cycles += 1
         self.cycles_of[run.kind] = self.cycles_of.get(run.kind, 0) + 1
         self.cycle_tokens += kept
-        self.accepted_histogram += [0] * (kept - len(self.accepted_histogram))
+        if kept > len(self.accepted_histogram):
+            self.accepted_histogram += [0] * (kept - len(self.accepted_histogram))
         self.accepted_histogram[kept - 1] += 1
         self.nodes += run.nodes
-        self.seconds_in = [a + b for a, b in zip(self.seconds_in, run.seconds, strict=True)]
+        for part, seconds in enumerate(run.seconds):
+            self.seconds_in[part] += seconds
 
     def to_dict(self) -> dict[str, object]:
         """All counts, ratios and shares, ready for JSON."""
@@ -158,6 +160,11 @@ class Sequence:
     def remaining(self) -> int:
         """How many tokens may still be added."""
         return self.limit - len(self.tokens)
+
+    @property
+    def has_callbacks(self) -> bool:
+        """Whether somebody hears of each run."""
+        return self.on_run is not None or self.stream.on_tokens is not None
 
     @property
     def finished(self) -> bool:

@@ -25,12 +25,8 @@ class TokenStream:
         on_tokens: OnTokens | None,
     ) -> None:
         self._detokenizer = Detokenizer(text) if text else None
-        self._end_tokens, self._stop, self._limit, self._on_tokens = (
-            frozenset(end_tokens),
-            tuple(stop),
-            limit,
-            on_tokens,
-        )
+        self._end_tokens, self._stop, self._limit = frozenset(end_tokens), tuple(stop), limit
+        self.on_tokens = on_tokens
         self._given = self._released = 0  # tokens and characters already handed to the callback
         self.token_ids: list[int] = []
         self.text = ""
@@ -87,13 +83,13 @@ class TokenStream:
         part of a stop string. What it stops keeps text it has not been given.
         """
         tokens, self._given = self.token_ids[self._given :], len(self.token_ids)
-        if self._on_tokens is None or not tokens:
+        if self.on_tokens is None or not tokens:
             return
         safe = len(self.text)
         if not self.finish_reason:
             safe -= max((_overlap(self.text, stop) for stop in self._stop), default=0)
         piece, self._released = self.text[self._released : safe], max(safe, self._released)
-        if self._on_tokens(tokens, piece) is False:
+        if self.on_tokens(tokens, piece) is False:
             self.finish("callback")
 
 
