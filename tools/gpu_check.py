@@ -37,7 +37,7 @@ LEFT_OUT = {
 }  # fmt: skip
 TOOLS = ("memcheck", "racecheck")
 SANITIZER_PROCESSES = 6  # each has a CUDA context of its own
-MODEL_PROCESSES = 3  # each holds a model, the largest of 8B
+MODEL_PROCESSES = 4  # each holds a model, the largest of 8B
 ERRORS = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)")
 
 
