@@ -50,7 +50,7 @@ def test_whole_models_have_a_run_of_their_own(monkeypatch, capsys):
     assert gpu_check.main(["--processes", "8", "--seconds", "100", "--model-seconds", "7"]) == 0
     assert runs == [
         (gpu_check.kernel_tests(), 8, 100, "--seconds"),
-        (gpu_check.model_tests(), 3, 7, "--model-seconds"),
+        (gpu_check.model_tests(), 4, 7, "--model-seconds"),
     ]
 
 

@@ -12,7 +12,7 @@ from small import small_config, small_model
 
 from bench import acceptance, kernels
 from qwen3_model import cli, request
-from qwen3_model.decode import cycles
+from qwen3_model.decode import groups
 from tools import check_kernel
 
 ROOT = Path(__file__).parents[1]
@@ -73,10 +73,10 @@ def lookup(monkeypatch):
     (code,) = re.findall(r"^```python\n(.*?)^```", TEXTS["adding.md"], re.M | re.S)
     names: dict = {}
     exec(compile(code, "docs/adding.md", "exec"), names)
-    fixed = cycles._fixed
+    fixed = groups.fixed_kind
     monkeypatch.setattr(request, "STRATEGIES", (*request.STRATEGIES, "lookup"))
     monkeypatch.setattr(
-        cycles, "_fixed",
+        groups, "fixed_kind",
         lambda text: names["Lookup"](text.block_size) if text.request.strategy == "lookup" else fixed(text),
     )  # fmt: skip
 

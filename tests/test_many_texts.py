@@ -11,7 +11,7 @@ from small import small_config, small_model
 
 from orthrus_kernels import PAGE, pages_for
 from qwen3_model import Engine, InputError, Request
-from qwen3_model.decode import controller, cycles, one_pass
+from qwen3_model.decode import controller, groups, one_pass
 from qwen3_model.decode.cycle import Cycle
 
 
@@ -186,7 +186,7 @@ def test_texts_of_one_pass_share_a_pass_and_others_have_their_own():
     seats=st.sampled_from([2, 4, 8, 16, 32, 64, 96, 112, 256]),
 )
 def test_a_shared_shape_fits_the_rows_and_leaves_a_block_and_a_node(asked, seats):
-    shape, rows = one_pass.Shape.shared(asked, cycles.MOST_ROWS // seats), cycles.MOST_ROWS // seats
+    shape, rows = one_pass.Shape.shared(asked, groups.MOST_ROWS // seats), groups.MOST_ROWS // seats
     assert (shape is None) == (seats > 96)
     if shape is not None:
         assert 1 + shape.nodes + shape.anchors * shape.block <= rows and shape.block >= 3

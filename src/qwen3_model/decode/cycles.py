@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from orthrus_kernels import FORMS, Form
 from orthrus_kernels.layout import State
 
 from .controller import CHAIN, PLAIN, TREES, TWIN_TIMES, Controller, Times, measured_times
 from .cycle import Cycle, Outcome, Read, Slots, Walk
+from .groups import MOST_ROWS, Group, Kind, Seated, fixed_kind, groups_of, seats_for
 from .one_pass import Shape
 from .sequence import Sequence as Text
 from .two_pass import TwoPassCycle
@@ -28,24 +28,12 @@ MOST_GRAPHS = 64  # beside those of `ready`; the one not used for longest goes f
 NOT_NUMBERS = (
     "the model's logits are NaN or infinite: the checkpoint is damaged or overflows this dtype; try float32"
 )
-MOST_ROWS = 512  # of a pass with drafts of several texts, where a request says how large they are
 # Nodes of the trees of "auto", and rows of a pass for each text and for all together. With times of passes of
 # 8B and the published acceptance, that gives the best tree for 1 to 64 texts, or one within 4 % of it
 # (simulated, bench/LOG.md, 2026-11-29).
 SIZES = (3, 5, 7, 11, 15, *TREES)
 OWN_ROWS, SHARED_ROWS = 6, 128
 EVERY_NODE = 1 << 15  # in `State.NODES`: no limit
-
-
-class Strategy(Protocol):
-    """A kind of cycle of a strategy's own, hashable: all that its launches follow from."""
-
-    def cycle(self, slots: Slots, seats: int) -> Cycle:
-        """A cycle of this kind for so many texts."""
-
-
-Kind = int | Strategy  # a number is a two-pass cycle's (controller.py)
-Seated = Sequence[tuple[Text, int]]  # texts and their slots
 
 
 class Walks(Protocol):
@@ -58,8 +46,7 @@ class Walks(Protocol):
         """Called as `walk` of walk.py is, by cycles of a kind with draft blocks of so many rows."""
 
 
-@dataclass(frozen=True)
-class Launched:
+class Launched(NamedTuple):
     """A cycle that was launched and not read yet."""
 
     kind: Kind
@@ -68,11 +55,6 @@ class Launched:
     epochs: tuple[int, ...]  # of the texts: one that was preempted since takes nothing
     controllers: tuple[Controller | None, ...]  # that learn from it
     read: Read
-
-
-def seats_for(texts: int) -> int:
-    """Seats of a cycle for so many texts: powers of two up to 16, then multiples of 16."""
-    return 1 << (texts - 1).bit_length() if texts <= 16 else -(-texts // 16) * 16
 
 
 def seat_counts(slots: int) -> tuple[int, ...]:
@@ -91,6 +73,8 @@ class Cycles:
         self.controllers: dict[tuple, Controller] = {}  # of the last text of each form, block size and seats
         self._of: dict[Text, tuple[tuple, Controller]] = {}  # the controller of each text that runs
         self._cycles: OrderedDict[tuple, Cycle] = OrderedDict()
+        self._seated: Seated = ()  # of the last launch
+        self._groups: list[Group] = []
         self._times_of: dict[tuple, Times] = {}  # by form, block size and seats
         ahead = [len(kinds_of_auto(seats)) for seats in seat_counts(slots)]
         self.most = MOST_GRAPHS + (len(FORMS) * sum(ahead) if slots > 1 else 0)
@@ -144,26 +128,18 @@ class Cycles:
     def launch(self, seated: Seated) -> tuple[Launched, ...]:
         """Launch a cycle of the texts that draft in one pass and one of the others, or either alone; what
         they add to each text, `read` finds out."""
-        of_one_pass = [pair for pair in seated if pair[0].request.strategy == "one-pass"]
-        shape = _one_pass([text for text, _ in of_one_pass])
-        if shape is None:
-            return (self._launch(seated),)
-        others = [pair for pair in seated if pair[0].request.strategy != "one-pass"]
-        launched = self._launch(of_one_pass, shape)
-        return (launched, self._launch(others)) if others else (launched,)
+        if seated != self._seated:
+            self._seated, self._groups = seated, groups_of(seated, self.slots.choice.form_of)
+        return tuple(map(self._launch, self._groups))
 
-    def _launch(self, seated: Seated, shape: Shape | None = None) -> Launched:
-        """Launch one cycle. shape: of a one-pass cycle."""
-        texts, slots = [text for text, _ in seated], [slot for _, slot in seated]
-        form = self.slots.choice.form = self.slots.choice.form_of(slots)
-        watched, seats = any(text.on_run is not None for text in texts), seats_for(len(texts))
-        kind, timed = self._kind(texts, form, seats) if shape is None else (shape, False)
-        block = min((text.block_size for text in texts if _drafts(text)), default=0)
-        cycle = self._cycle(kind, block, form, seats, watched, texts)
-        cycle.seat(slots)
-        epochs, learn = tuple(text.epoch for text in texts), [self._of.get(text) for text in texts]
-        controllers = tuple(found and found[1] for found in learn)
-        return Launched(kind, cycle, seated, epochs, controllers, cycle.launch(self.pool, timed=timed))
+    def _launch(self, group: Group) -> Launched:
+        """Launch one cycle."""
+        self.slots.choice.form = group.form
+        kind, timed = self._kind(group)
+        cycle = self._cycle(kind, group.block, group.form, group.seats, group.watched, group.texts)
+        cycle.seat(group.slots)
+        read = cycle.launch(self.pool, timed=timed)
+        return Launched(kind, cycle, group.seated, group.epochs, group.controllers, read)
 
     def read(self, step: Sequence[Launched]) -> list[tuple[Text, Outcome]]:
         """What the cycles of one `launch` have added to the texts that still run, and learn from it."""
@@ -187,17 +163,20 @@ class Cycles:
             times.observe(kind, outcomes[0].milliseconds)
         return found
 
-    def _kind(self, texts: Sequence[Text], form: Form, seats: int) -> tuple[Kind, bool]:
+    def _kind(self, group: Group) -> tuple[Kind, bool]:
         """The kind of the next cycle, and whether it is to be timed."""
-        drafted = [text for text in texts if _drafts(text)]
         # where one token is left there is nothing to propose
-        if all(text.remaining <= 1 for text in drafted):
+        if all(text.remaining <= 1 for text in group.drafted):
             return PLAIN, False
-        fixed = [kind for kind in map(_fixed, drafted) if kind is not None]
-        if len(fixed) == len(drafted):
-            return _shared(fixed, seats) if seats > 1 else fixed[0], False
-        controllers = [self._controller(text, form, seats) for text in drafted if _fixed(text) is None]
-        return controllers[0].next(*controllers[1:]), True
+        if group.shape is not None:
+            return group.shape, False
+        if not group.led:
+            return group.kind, False
+        if not any(group.controllers):
+            of = {text: self._controller(text, group.form, group.seats) for text in group.led}
+            group.controllers = tuple(of.get(text) for text in group.texts)
+        first, *beside = filter(None, group.controllers)
+        return first.next(*beside), True
 
     def _controller(self, text: Text, form: Form, seats: int) -> Controller:
         """What says the kinds that suit a text; it begins with what the last text has taught."""
@@ -295,32 +274,8 @@ def kinds_of(text: Text) -> tuple[Kind, ...]:
         return (PLAIN,)
     if text.request.strategy == "one-pass":
         return (PLAIN, Shape.of(text.block_size, text.request.tree_nodes))
-    fixed = _fixed(text)
+    fixed = fixed_kind(text)
     return (PLAIN, fixed) if fixed is not None else kinds_of_auto(1)
-
-
-def _drafts(text: Text) -> bool:
-    """Whether a text asks for drafts from a cycle that it shares with texts of other strategies."""
-    return text.request.strategy not in ("autoregressive", "one-pass")
-
-
-def _one_pass(texts: Sequence[Text]) -> Shape | None:
-    """The kind of a cycle of texts that asked for one-pass; None where there is nothing to propose, or no
-    room in a pass for proposals of so many."""
-    if all(text.remaining <= 1 for text in texts):
-        return None
-    asked, seats = [(text.block_size, text.request.tree_nodes) for text in texts], seats_for(len(texts))
-    return Shape.of(*asked[0]) if seats == 1 else Shape.shared(asked, MOST_ROWS // seats)
-
-
-def _fixed(text: Text) -> Kind | None:
-    """The kind of every cycle of a text that drafts; None where a controller says it."""
-    return None if text.request.tree_nodes == "auto" else text.request.tree_nodes
-
-
-def _shared(kinds: Sequence[Kind], seats: int) -> int:
-    """The kind of a cycle of several texts that asked for some: the largest, as far as MOST_ROWS permits."""
-    return min(max(kind for kind in kinds if isinstance(kind, int)), max(MOST_ROWS // seats - 1, 1))
 
 
 def _most_nodes(text: Text) -> int:
