@@ -7,9 +7,12 @@ Walk of a cycle whose root is token i of a text: the nodes in row i of the text'
 behind the last; a text longer than its table begins at its first row again. In a cycle without a draft the
 root alone is kept. Trees are best first, so a smaller tree is a prefix of a larger one, and a cycle keeps
 those nodes of a row that its tree has: one row says what trees of every size keep, also of texts that share
-the rows of a pass (orthrus_kernels/allot.py), and a controller that counts nodes learns the same
+the rows of a pass, and a controller that counts nodes learns the same
 (qwen3_model/decode/controller.py). Walks of one-pass trees end at the root: where the weights are random it
 is the likeliest end, at which a block stands.
+
+Scores of random weights say nothing of a text, so they do not share rows out among texts either: of a pass
+of trees of n nodes every text has n.
 
 Where the rows come from: of a recorded trace (trace_file.py) `recorded` makes them, for the sizes of trees
 that were recorded and whole blocks; of a simulated drafter `strong.Draws.walks`, for trees of any size and
@@ -26,6 +29,7 @@ from torch import Tensor
 
 from orthrus_kernels._triton import tl, triton
 from orthrus_kernels.clock import mark
+from orthrus_kernels.grow import Trees
 from orthrus_kernels.layout import (
     RECORD,
     RECORD_DAMAGED,
@@ -43,8 +47,9 @@ from orthrus_kernels.layout import (
     STATE_START,
     State,
 )
+from orthrus_kernels.plan import PassPlan
 from qwen3_model.decode import controller
-from qwen3_model.decode.cycle import Walk
+from qwen3_model.decode.cycle import Allot, Walk
 from qwen3_model.decode.cycles import Kind
 from qwen3_model.decode.one_pass import Shape
 from qwen3_model.decode.sequence import Sequence as RunningText
@@ -141,6 +146,18 @@ def forced_walk(
     )  # fmt: skip
 
 
+def evenly(by_scores: Allot) -> Allot:
+    """`allot` (orthrus_kernels/allot.py) with as many rows for each text as for any other."""
+
+    def allot(plan: PassPlan, first: Tensor, trees: Trees, state: Tensor, slots: Tensor) -> None:
+        own = trees.scores.clone()
+        trees.scores.copy_(-torch.arange(own.shape[1], device=own.device))
+        by_scores(plan, first, trees, state, slots)
+        trees.scores.copy_(own)
+
+    return allot
+
+
 def walk(kept: Sequence[int]) -> list[int]:
     """Nodes of a walk of kept[-1] tokens, of which trees of TREES[i] nodes keep kept[i], each tree
     below the one it is a prefix of."""
@@ -201,6 +218,10 @@ class Forced:
         if (kind, block) not in self._tables:
             self._tables[kind, block] = self._table(self._made(kind, block))
         return partial(forced_walk, paths=self._tables[kind, block], texts=self._texts)
+
+    def allot(self, by_scores: Allot) -> Allot:
+        """Called in place of `by_scores`."""
+        return evenly(by_scores)
 
     def _table(self, of_texts: Sequence[Sequence[Sequence[int]]]) -> Tensor:
         """[texts, L, WIDTH]; behind the last token of a text that is shorter than L, nothing."""

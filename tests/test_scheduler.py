@@ -168,7 +168,8 @@ def short_of_pages():
     scheduler = Scheduler(slots=3, pages=4, chunk=512)
     for text in ("old", "young"):
         scheduler.add(text, 70, 4 * PAGE)
-    assert prefill(scheduler.next(2))[0] == "old" and texts(scheduler.next(2)) == ["old"]
+    assert parts(scheduler.next(2)) == [("old", 0, 70, True)]
+    assert texts(scheduler.next(2)) == ["old"]
     assert scheduler.pages_used == 2
     return scheduler
 

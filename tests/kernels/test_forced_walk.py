@@ -14,10 +14,13 @@ from interpreter import DEVICE
 from small import small_model
 
 from bench import replay
-from bench.forced_walk import WIDTH, Forced, forced_walk, recorded, walk
+from bench.forced_walk import WIDTH, Forced, evenly, forced_walk, recorded, walk
 from bench.replay import Measured, Way, run, tables, with_bigram
 from bench.trace_file import CHAIN, KINDS, ONE_PASS, TREES, Text, Trace, followed
+from orthrus_kernels.allot import allot_triton
+from orthrus_kernels.grow import Trees
 from orthrus_kernels.layout import RECORD, Record, State
+from orthrus_kernels.plan import PassPlan, PassShape
 from orthrus_kernels.walk import walk_triton
 from qwen3_model import Engine, InputError, Request
 from qwen3_model.decode.controller import CHAIN as CHAIN_KIND
@@ -294,3 +297,20 @@ def test_ways_are_of_every_strategy_and_have_the_shape_of_the_trace():
     ]
     assert replay.ways(shaped[0])[-2:] == [Way("one-pass", "one-pass", 11, 24), replay.ways(TRACE)[-1]]
     assert replay.ways(shaped[1]) == replay.ways(TRACE)
+
+
+def test_texts_share_the_rows_of_a_pass_evenly():
+    """Whatever the scores of random weights say; nothing else changes. The third seat is empty."""
+    seats, n, rows = 4, 7, 12
+    generator = torch.Generator().manual_seed(2)
+    scores = -torch.rand(seats, n, generator=generator).cumsum(1).to(DEVICE)
+    trees = Trees.new(seats, n, DEVICE)
+    trees.scores.copy_(scores)
+    columns = [torch.zeros(rows, dtype=kind, device=DEVICE) for kind in [torch.int64] * 2 + [torch.int32] * 3]
+    state = table([[0, 7, 9, 0, 99, 1 << 15]] * seats)
+    plan, first = PassPlan(PassShape(rows, rows, rows, n, seats), *columns, state[:, 0]), table([-7] * 5)
+    for by_scores, counts in ((allot_triton, None), (evenly(allot_triton), [4, 4, 0, 4])):
+        by_scores(plan, first, trees, state, table([2, 0, -1, 3]))
+        found = first.diff().tolist()
+        assert found == counts if counts else found != [4, 4, 0, 4], found
+        assert torch.equal(trees.scores, scores)

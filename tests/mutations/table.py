@@ -282,7 +282,7 @@ BUGS = (
         "kernels/test_choice_kernels.py::test_ties_at_the_edge_keep_the_lowest_ids",
         "the form of the choice that most samplers take"),
     Bug("noise by node in a tree", _CYCLE,
-        "states, positions + 1, tokens", "states, positions[:1] + 1 + torch.arange(n), tokens",
+        "states, positions + 1, tokens", "states, positions[:1] + 1 + torch.arange(len(states)), tokens",
         "test_draft_tree.py::test_any_tree_gives_the_text_of_plain_decoding[float32-{'temperature': 0.7}]",
         "right for a chain, wrong for a tree"),
     Bug("a tie goes to the highest id in the twin", "orthrus_kernels/choice.py",

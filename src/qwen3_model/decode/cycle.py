@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 IN_FLIGHT = 4  # launches of a cycle that may be unread
 Walk = Callable[..., None]  # called as `walk` of walk.py is
+Allot = Callable[..., None]  # called as `allot` of allot.py is
 
 
 class Slots:
@@ -141,6 +142,7 @@ class Cycle:
         timed = self.model.backend != "triton" or has_clock(device)  # twins ask the host for the time
         self.clock = self.record[0, Record.BEGAN : Record.DONE_AT] if timed else None
         self.walk: Walk = self.model.ops.walk
+        self.allot: Allot = self.model.ops.allot
         self.launches = 0
         self.new_readings()
         self.graph: torch.cuda.CUDAGraph | None = None

@@ -14,7 +14,7 @@ from orthrus_kernels import FORMS, Form
 from orthrus_kernels.layout import State
 
 from .controller import CHAIN, PLAIN, TREES, TWIN_TIMES, Controller, Times, measured_times
-from .cycle import Cycle, Outcome, Read, Slots, Walk
+from .cycle import Allot, Cycle, Outcome, Read, Slots, Walk
 from .groups import MOST_ROWS, Group, Kind, Seated, fixed_kind, groups_of, seats_for
 from .one_pass import Shape
 from .sequence import Sequence as Text
@@ -44,6 +44,9 @@ class Walks(Protocol):
 
     def walk(self, kind: Kind, block: int) -> Walk:
         """Called as `walk` of walk.py is, by cycles of a kind with draft blocks of so many rows."""
+
+    def allot(self, by_scores: Allot) -> Allot:
+        """Called in place of `by_scores`, which is `allot` of allot.py."""
 
 
 class Launched(NamedTuple):
@@ -201,7 +204,7 @@ class Cycles:
             for text in texts:
                 cycle.begin(text.tokens)
             if self.walks is not None:
-                cycle.walk = self.walks.walk(kind, block)
+                cycle.walk, cycle.allot = self.walks.walk(kind, block), self.walks.allot(cycle.allot)
             self._cycles[key] = cycle
             while len(self._cycles) > self.most:
                 self._cycles.popitem(last=False)

@@ -122,7 +122,7 @@ class OnePassCycle(Cycle):
         ops.grow(self.trees, state, seats, scores, ids, order, marks)
         if self.clock is not None:  # its draft took no time of its own
             self.clock[:1].copy_(self.clock[1:2])
-        ops.allot(plan, self.first, self.trees, state, seats)
+        self.allot(plan, self.first, self.trees, state, seats)
         ops.place_blocks(plan, self.first, self.trees, seats, self.anchors)
         ops.lay(plan, self.check.tables)
         states, keys, values = model.states(self.check, slots.cache)

@@ -78,7 +78,7 @@ class TwoPassCycle(Cycle):
                     scores, _ = slots.choice.candidates(states, behind, owners)
                     self.trees.scores[:, 1:] = scores[:, 0].view(seats, self.depth).cumsum(1)
         if self.grows:
-            ops.allot(check.plan, self.first, self.trees, slots.state, self.seats)
+            self.allot(check.plan, self.first, self.trees, slots.state, self.seats)
             ops.lay(check.plan, check.tables)
         else:
             ops.lay(check.plan, check.tables, slots.root, clock)
