@@ -22,8 +22,8 @@ another row or the order within one:
   every key; rows of one path otherwise, a mask hiding positions at and past a row's limit. A hidden key adds
   exp2(-inf) = 0 and leaves m alone, so a row goes through blocks past its limit unchanged;
 - **who folds**: with few rows one program takes one (tile, segment), and the partials are folded by a second
-  kernel (`_partial_kernel`, `_combine_kernel`) or, where they are few, by the program of a tile and key head
-  that arrives last ("fused"); with many (prefill) one program takes all segments of a tile, each from a fresh
+  kernel (`_partial_kernel`, `_combine_kernel`) or, where they are few, by the program of a key head that
+  arrives last ("fused"); with many (prefill) one program takes all segments of a tile, each from a fresh
   state, and folds as it goes (`_whole_kernel`): no partials in memory. All say the fold with explicit
   `tl.fma`, so that no compiler choice of contraction can tell them apart."""
 
@@ -177,7 +177,7 @@ def _partial_kernel(
     q, stride_qt, stride_qh, k, v, stride_kt, stride_kg,
     k_cache, v_cache, stride_cp, stride_cg, stride_cs, pages, stride_ps,
     rows, limits, tiles, slots, segments, items, count,
-    acc, stats, arrivals, row_segments, out, stride_ot, stride_oh,
+    acc, stats, arrivals, out, stride_ot, stride_oh,
     T, G, scale,
     D: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr, FOLDED: tl.constexpr, BLOCK_S: tl.constexpr,
     STAGES: tl.constexpr, PAGE: tl.constexpr, FUSED: tl.constexpr, UNROLL: tl.constexpr,
@@ -186,10 +186,8 @@ def _partial_kernel(
     """Items i, i + P, ... of the work list for one key head, P programs a head: acc [C, T, H, D], stats [C,
     T, H, 2] (maximum, sum) of each (tile, segment).
 
-    FUSED, a power of two, at least the places of a tile that rows and heads may take, for passes whose rows
-    have all their segments in one tile: the program whose item arrives last for its tile and key head folds
-    the partials into `out`. With FUSED 0 the combine does. row_segments: of a pass that may hold rows of
-    padding, whose output becomes 0; else None.
+    FUSED >= T * GROUP, a power of two, for a pass of one path tile: the program whose item arrives last for
+    its key head folds the partials into `out`. With FUSED 0 the combine does.
     """
     if PDL:
         wait()  # first of all, in programs without work too: the tables themselves may be new
@@ -224,26 +222,16 @@ def _partial_kernel(
         tl.store(stats + o_part * 2 + 1, b_sum, mask=m_m)
         if FUSED:
             tl.debug_barrier()  # every thread's partial is written before one thread publishes it
-            begin = tl.load(p_t + TILE_BEGIN)
-            n, p_arrivals = tl.load(p_t + TILE_REACH) - begin, arrivals + i_tile * G + i_g
-            if tl.atomic_add(p_arrivals, 1, sem="acq_rel") == n - 1:
+            if tl.atomic_add(arrivals + i_g, 1, sem="acq_rel") == n_items - 1:
                 o_f = tl.arange(0, FUSED)
-                m_f = o_f < TILE * GROUP
-                f_row = tl.load(rows + i_tile * TILE + o_f // GROUP, mask=m_f, other=-1).to(tl.int64)
-                f_h, m_f = i_g * GROUP + o_f % GROUP, f_row >= 0
+                f_row, f_h = (o_f // GROUP).to(tl.int64), i_g * GROUP + o_f % GROUP
+                m_f = f_row < T
                 o_first, stride_segment = f_row * (G * GROUP) + f_h, T.to(tl.int64) * (G * GROUP)
-                o_first += begin * stride_segment
-                b_out = _fold(acc, stats, o_first, m_f, stride_segment, n, scale, FUSED, D, UNROLL)
+                o_first += tl.load(p_t + TILE_BEGIN) * stride_segment
+                b_out = _fold(acc, stats, o_first, m_f, stride_segment, n_items, scale, FUSED, D, UNROLL)
                 p_out = out + (f_row * stride_ot + f_h * stride_oh)[:, None] + o_d[None, :]
                 tl.store(p_out, b_out.to(out.dtype.element_ty), mask=m_f[:, None])
-                tl.store(p_arrivals, 0)  # ready for the next launch
-    if row_segments is not None:
-        for i_row in range(tl.program_id(0) // G, T, tl.num_programs(0) // G):
-            if tl.load(row_segments + 2 * i_row + 1) == 0:
-                o_h = tl.arange(0, FUSED)
-                p_out = out + i_row * stride_ot + (i_g * GROUP + o_h)[:, None] * stride_oh
-                b_none = tl.zeros((FUSED, D), out.dtype.element_ty)
-                tl.store(p_out + o_d[None, :], b_none, mask=(o_h < GROUP)[:, None])
+                tl.store(arrivals + i_g, 0)  # ready for the next launch
 
 
 @triton.jit(do_not_specialize=["T"])

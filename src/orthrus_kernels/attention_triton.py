@@ -4,8 +4,7 @@
 
 - **partial**: the items of the work list are (tile, segment) pairs, the partials are folded by a second
   kernel. Few rows;
-- **fused**: the same, folded by the program of a tile and key head that arrives last. Tiles of fewer rows
-  still, which hold all segments of their rows;
+- **fused**: the same, folded by the program of a key head that arrives last. Fewer rows still, of one tile;
 - **whole**: one program takes all segments of a tile. Many rows (prefill); no partials in memory.
 
 Bytes moved: keys and values once per tile (from L2 for all but the first tile of a segment); partial
@@ -52,12 +51,10 @@ PROMPT_ROWS = 128
 # Programs of the partial form, at most: 4 for every SM of an H200, which take the items of the work list in
 # turn, so that the grid does not follow from the length of a text.
 PROGRAMS = 4 * 132
-# Rows times query heads of a key head that the program that arrives last folds, of a pass of one tile and of
-# several: a kernel for each power of two. Several tiles are folded side by side, and their partials are few
-# beside their keys. Those of one tile keep the GPU waiting: up to FUSED_BYTES one SM reads them about as fast
-# as a launch of the combine takes. One row has 520 bytes a query head and segment.
-FUSED_HEADS, FUSED_HEADS_SEVERAL = 16, 32
+# Partials of a key head, in bytes, up to which the program that arrives last folds them: one SM reads them
+# about as fast as a launch of the combine takes. One row has 520 bytes a query head and segment.
 FUSED_BYTES = 1 << 17
+FUSED_HEADS = 16  # rows times query heads of a key head that it folds: a kernel for each power of two
 FUSED_UNROLL = (
     4  # partials it has in flight, fewer where they are more than 64 numbers a thread; 16 were no faster
 )
@@ -74,8 +71,8 @@ def attention_triton(
     q [T, H, D]; k, v [T, G, D]; k_cache, v_cache [P, G, PAGE, D]: any strides but a last one of 1, keys and
     values laid out alike; pages [S, N] int32. tables: of `new_tables_triton`, laid. workspace: at least
     `workspace_size(...)` fp32 numbers, where nothing may be allocated. form: of tables that are not whole,
-    "partial" or "fused" (`tables.apart`), the same bits; "auto" takes the fastest. "fused" counts arrivals
-    in the device's shared workspace: launches on one stream only. programs: of the partial form, at
+    "partial" or "fused" (passes of one path tile), the same bits; "auto" takes the fastest. "fused" counts
+    arrivals in the device's shared workspace: launches on one stream only. programs: of the partial form, at
     most, but one a key head; PROGRAMS where it is not said.
     pdl: as dependent launches (pdl.py), the combine too."""
     n, heads, d = q.shape
@@ -105,19 +102,17 @@ def attention_triton(
         return out
     if form == "auto":
         form = form_of(tables, group, d)
-    assert form != "fused" or tables.apart, "form fused takes rows with all their segments in one tile"
+    assert form != "fused" or tables.one_tile, "form fused takes passes of one path tile"
     size = workspace_size(tables, heads, d)
     if workspace is None:
         workspace = torch.empty(size, dtype=torch.float32, device=q.device)
     assert workspace.numel() >= size and workspace.dtype == torch.float32, (workspace.numel(), size)
     stats = workspace[size * d // (d + 2) : size]
-    fused = triton.next_power_of_2(tables.rows_of_a_tile * group) if form == "fused" else 0
-    counters = shared_workspace(q.device).counters if fused else None
-    assert counters is None or tables.path_tiles * groups <= counters.numel(), (tables.path_tiles, groups)
+    fused = triton.next_power_of_2(n * group) if form == "fused" else 0
     each = max((programs or PROGRAMS) // groups, 1)
     _partial_kernel[(min(len(tables.items), each) * groups,)](
         acc=workspace, stats=stats, T=n,
-        arrivals=counters, row_segments=tables.row_segments if fused and not tables.one_tile else None,
+        arrivals=shared_workspace(q.device).counters if fused else None,
         FUSED=fused, UNROLL=_fused_unroll(fused, d, warps), **shared,
     )  # fmt: skip
     if not fused:
@@ -157,12 +152,8 @@ def _tall(dtype: torch.dtype) -> int:
 def form_of(tables: PassTables, group: int, d: int) -> str:
     """The fastest form, "partial" or "fused", of tables that are not whole, for `group` query heads a key
     head."""
-    heads = tables.rows_of_a_tile * group
-    if tables.one_tile:
-        few = heads <= FUSED_HEADS and 4 * workspace_size(tables, group, d) <= FUSED_BYTES
-    else:
-        few = heads <= FUSED_HEADS_SEVERAL and tables.shape.depth <= tables.tile_rows  # a tile a text
-    return "fused" if few and tables.apart else "partial"
+    few = tables.shape.n_rows * group <= FUSED_HEADS and 4 * workspace_size(tables, group, d) <= FUSED_BYTES
+    return "fused" if few and tables.one_tile else "partial"
 
 
 def workspace_size(tables: PassTables, heads: int, d: int) -> int:

@@ -12,8 +12,7 @@ Rows lie in tiles of constant height, of two kinds:
 - a **context tile** holds rows of any line of one sequence and takes the segments wholly inside the context,
   where all of them see the same keys. A draft tree with blocks has many short lines, and its rows would fill
   few of their tiles: 33 AR rows and 24 blocks of 6 are 177 rows in 12 context tiles of 16 rows, but in about
-  40 path tiles. A sequence of one line has none: its path tiles take every segment. Nor has a pass in which
-  no tree can branch, of blocks alone or of one level: its rows are **apart**.
+  40 path tiles. A sequence of one line has none: its path tiles take every segment.
 
 The work list says which (tile, segment) pairs have keys, and its length lies on the device: neither the grid
 nor a graph knows how long a text is. In the **whole** form, for prompts, an item is a tile with all its
@@ -81,12 +80,11 @@ class PassTables:
         # full tiles, and one that is not full a line, or a sequence
         path = min(shape.n_rows, shape.lines + (shape.n_rows - shape.lines) // tile_rows)
         by_sequence = min(shape.n_rows, (shape.n_rows + shape.sequences * (tile_rows - 1)) // tile_rows)
-        branches = shape.lines > 1 and shape.n_ar > 0 and shape.depth > 1
-        context = by_sequence if branches and not whole else 0
+        context = by_sequence if shape.lines > 1 and not whole else 0
         # segments from the end of the context on, and all of them once more where rows share them
         narrowest = min(last - first for first, last in bounds)
         ragged = min(len(bounds), 1 + -(-(shape.depth - 1) // narrowest))
-        most = path if whole else path * ragged + (context or path) * len(bounds)
+        most = path if whole else path * ragged + by_sequence * len(bounds)
 
         def table(*size: int) -> Tensor:
             return torch.empty(size, dtype=torch.int32, device=device)
@@ -113,16 +111,6 @@ class PassTables:
     def one_tile(self) -> bool:
         """Whether all rows lie in one path tile."""
         return self.path_tiles == 1
-
-    @property
-    def apart(self) -> bool:
-        """Whether a path tile takes all segments of its rows."""
-        return self.path_tiles == len(self.rows)
-
-    @property
-    def rows_of_a_tile(self) -> int:
-        """Rows that a path tile holds, at most."""
-        return min(self.tile_rows, self.shape.n_rows, self.shape.depth)
 
 
 def unpack(tables: PassTables) -> Tensor:

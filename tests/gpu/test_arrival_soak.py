@@ -50,22 +50,6 @@ def test_attention(rows, form):
     assert soak(call, partials, want) == 0
 
 
-@pytest.mark.parametrize("rows", [1, 8])
-def test_attention_of_several_texts(rows):
-    """A tile a text, folded by the program of each tile and key head that arrives last; contexts differ."""
-    torch.manual_seed(1)
-    texts = [Rows.block(1, rows, CONTEXT // 8 * (s % 8 + 1), 96, s) for s in range(32)]
-    together, ops, n = Rows.batch(texts), backend_ops("triton"), 32 * rows
-    k_cache, v_cache = (torch.randn(32, G, CONTEXT, D, device=DEVICE).to(BF16) for _ in "kv")
-    q, k, v = (torch.randn(n, heads, D, device=DEVICE).to(BF16) for heads in (H, G, G))
-    tables = laid(together, q, k, ops)
-    partials = torch.empty(PARTIALS, device=DEVICE)
-    inputs, scale = (q, k, v, *paged(k_cache, v_cache)), D**-0.5
-    want = attention_triton(*inputs, tables, scale, form="partial")
-    call = partial(attention_triton, *inputs, tables, scale, workspace=partials, form="fused")
-    assert soak(call, partials, want) == 0
-
-
 @pytest.mark.parametrize("segments", [2, 8])
 @pytest.mark.parametrize("rows", [1, 40])
 def test_split_linears(rows, segments):

@@ -72,8 +72,7 @@ def main() -> None:
             dtype = "bf16" if size == 2 else "fp32"
             tall = a.TALL if size == 2 else 1
             # (kernel, tiles side by side, query heads and rows that the last program folds)
-            several = (0, 4, a.FUSED_HEADS, a.FUSED_HEADS_SEVERAL)
-            folds = (several if (d, size) == (128, 2) else (0, 4)) if arch == "90" else (4,)
+            folds = ((0, 4, a.FUSED_HEADS) if (d, size) == (128, 2) else (0, 4)) if arch == "90" else (4,)
             jobs = [(a._partial_kernel, 1, fused) for fused in folds]
             for kernel, height, fused in [*jobs, (a._whole_kernel, tall, None)]:
                 group, rows = 4, height * folded
@@ -82,7 +81,7 @@ def main() -> None:
                 if fused is not None:
                     unroll = a._fused_unroll(fused, d, warps)
                     constants |= {"FUSED": fused, "UNROLL": unroll}
-                    constants |= {} if fused else {"arrivals": None, "row_segments": None}
+                    constants |= {} if fused else {"arrivals": None}
                 how = {"num_warps": height * warps, "num_stages": stages}
                 print(json.dumps(compiled(kernel, dtype, constants, arch, **how)), flush=True)
             constants = {"D": d, "UNROLL": a.COMBINE_UNROLL, "PDL": False}
