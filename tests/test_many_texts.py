@@ -16,7 +16,9 @@ from qwen3_model.decode.cycle import Cycle
 
 
 def possible(settings):
-    """Blocks of one-pass have three rows at least."""
+    """Blocks of one-pass have three rows at least, and texts no fewer tokens than they must have."""
+    if "min_tokens" in settings:
+        settings["min_tokens"] = min(settings["min_tokens"], settings["max_new_tokens"])
     if settings.get("strategy") == "one-pass" and "block_size" in settings:
         settings["block_size"] = max(settings["block_size"], 3)
     return settings
@@ -28,6 +30,7 @@ SETTINGS = st.fixed_dictionaries(
         "strategy": st.sampled_from(["autoregressive", "two-pass", "one-pass", "auto"]),
         "tree_nodes": st.sampled_from(["auto", 0, 3, 12]),
         "block_size": st.integers(2, 8),
+        "min_tokens": st.integers(1, 20),
         "temperature": st.sampled_from([0.0, 0.8, 1.5]),
         "top_k": st.sampled_from([0, 5]),
         "top_p": st.sampled_from([1.0, 0.8]),
@@ -83,7 +86,7 @@ def test_rows_of_an_empty_seat_stay_numbers(backend):
     ahead=st.booleans(), chunk=st.sampled_from([50, 2048]),
 )  # fmt: skip
 def test_each_text_has_the_bits_it_has_alone(texts, slots, spare, skill, world, cancelled, ahead, chunk):
-    model = ScriptedModel(small_config(), skill, seed=world)
+    model = ScriptedModel(small_config(eos_token_ids=(0, 7, 8, 9)), skill, seed=world)
     pages = max(pages_for(len(prompt) + how["max_new_tokens"]) for prompt, how, _ in texts) + spare
     engine = engine_of(model, slots, pages, ahead)
     engine._scheduler.chunk = chunk

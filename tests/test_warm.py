@@ -11,6 +11,7 @@ from scripted import ScriptedModel
 from small import small_config, small_model
 
 from orthrus_kernels import FORMS, Form, Sampling, attention_triton
+from orthrus_kernels.layout import Takes
 from qwen3_model import Engine, Qwen3, Request
 from qwen3_model.cli import main
 from qwen3_model.decode import controller, cycle, cycles, many, prompt, warm
@@ -87,6 +88,9 @@ def test_few_forms_cover_all_settings():
             form = choice.form_of([0])
             assert form == own if slots == 1 else (form in FORMS and form | own == form)
     assert FORMS[0].plain and not FORMS[1].plain
+    greedy = Choice(model, 1)
+    greedy.put(0, Sampling(), [1], least=5)
+    assert greedy.form_of([0]) == (Takes.GREEDY | Takes.LEAST, 0) and not greedy.form_of([0]).plain
 
 
 def test_all_graphs_are_held():

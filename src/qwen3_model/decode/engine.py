@@ -87,7 +87,8 @@ class Engine:
         prompt, fitted = self.fitted(prompt_ids, request)
         model, most = self.model, fitted.max_new_tokens
         assert most is not None
-        stream = TokenStream(model.text, model.config.eos_token_ids, fitted.stop, most, on_tokens)
+        ends, least = model.config.eos_token_ids, fitted.min_tokens
+        stream = TokenStream(model.text, ends, fitted.stop, most, on_tokens, least)
         text = Sequence(prompt, fitted, stream, on_run)
         if self._fixed and fitted.verify != "rejection":
             self._schedule(text)

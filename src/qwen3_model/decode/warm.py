@@ -122,8 +122,8 @@ def _first_layer(model: Network) -> Network:
 
 def _text(model: Network, request: Request, tokens: int) -> Sequence:
     """A text of so many tokens with the choice of a request."""
-    chosen = {name: getattr(request, name) for name in SAMPLING}
-    fitted = Request(strategy="autoregressive", max_new_tokens=1, **chosen)
+    chosen, least = {name: getattr(request, name) for name in SAMPLING}, min(request.min_tokens, 1)
+    fitted = Request(strategy="autoregressive", max_new_tokens=1, min_tokens=least, **chosen)
     fitted = fitted.fit(model.config, tokens, has_text=False)
     return Sequence([0] * tokens, fitted, TokenStream(None, (), (), 1, None))
 
@@ -188,7 +188,8 @@ class WarmStart:
     def _compile(self, plan: Plan, capacity: int, progress: bool | None) -> tuple[int, int]:
         """Compile what a plan needs, once; returns how many kernels this process had not loaded, and how many
         of them were compiled."""
-        forms = tuple(Form.of(of.sampling, self.model.config.vocab_size) for of in plan.requests)
+        vocabulary = self.model.config.vocab_size
+        forms = tuple((Form.of(of.sampling, vocabulary), of.min_tokens > 0) for of in plan.requests)
         key = forms, plan.seats, plan.kinds, plan.block, plan.chunks, capacity
         if key in self._compiled:
             return 0, 0
