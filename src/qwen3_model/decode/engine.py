@@ -251,10 +251,10 @@ class Engine:
         """Launch a chunk, and the choice of first tokens behind it. An error ends the texts of the chunk."""
         assert self.runner is not None
         try:
-            for text in texts:
-                self._warm.before(text, self.runner)
-                text.begin()
             with in_memory(f"a pass of {'this text' if len(texts) == 1 else 'these texts'}", _SMALLER):
+                for text in texts:
+                    self._warm.before(text, self.runner)
+                    text.begin()
                 launched = self.runner.prefill(work.parts)
         except BaseException as error:
             for text in texts:
