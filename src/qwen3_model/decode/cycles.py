@@ -252,8 +252,10 @@ class Cycles:
 
 
 def trees_for(seats: int) -> tuple[int, ...]:
-    """Nodes of the trees that "auto" chooses among: the two largest of which a text has rows for."""
-    return tuple(nodes for nodes in SIZES if nodes < OWN_ROWS + SHARED_ROWS // seats)[-2:]
+    """Nodes of the trees that "auto" chooses among: the two largest of which a text has rows for. All texts
+    together have MOST_ROWS, or the smallest trees."""
+    most = min(OWN_ROWS + SHARED_ROWS // seats - 1, max(MOST_ROWS // seats - 1, SIZES[0]))
+    return tuple(nodes for nodes in SIZES if nodes <= most)[-2:]
 
 
 def _block(kind: Kind, block: int, seats: int) -> int:
