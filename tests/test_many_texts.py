@@ -199,6 +199,16 @@ def test_a_shared_shape_fits_the_rows_and_leaves_a_block_and_a_node(asked, seats
             assert shape == one_pass.Shape.of(8, "auto")
 
 
+def test_texts_of_several_block_sizes_learn_the_times_of_the_cycle_that_they_share():
+    """Its blocks are as long as the shortest that is asked for."""
+    engine = engine_of(ScriptedModel(small_config(eos_token_ids=()), 0.9), 2, 6)
+    texts = [engine.submit([1, 2], Request(max_new_tokens=20, block_size=rows)) for rows in (3, 8)]
+    while not any(text.finished for text in texts):
+        engine.step()
+    cycles = engine.runner.cycles
+    assert {block for _, block, seats in cycles._times_of if seats == 2} == {3}
+
+
 @pytest.mark.parametrize("ahead", [False, True])
 def test_an_engine_of_one_slot_steps_through_all_texts(ahead):
     """The cycle that is in flight when a text ends is no step of its own."""

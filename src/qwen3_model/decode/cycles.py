@@ -176,14 +176,15 @@ class Cycles:
         if not group.led:
             return group.kind, False
         if not any(group.controllers):
-            of = {text: self._controller(text, group.form, group.seats) for text in group.led}
+            key = group.form, group.block, group.seats
+            of = {text: self._controller(text, key) for text in group.led}
             group.controllers = tuple(of.get(text) for text in group.texts)
         first, *beside = filter(None, group.controllers)
         return first.next(*beside), True
 
-    def _controller(self, text: Text, form: Form, seats: int) -> Controller:
-        """What says the kinds that suit a text; it begins with what the last text has taught."""
-        key = form, text.block_size, seats
+    def _controller(self, text: Text, key: tuple[Form, int, int]) -> Controller:
+        """What says the kinds that suit a text in cycles of a form, block size and number of seats; it begins
+        with what the last text of such cycles has taught."""
         if text not in self._of or self._of[text][0] != key:
             self.controllers[key] = Controller(self._times(*key), self.controllers.get(key))
             self._of[text] = key, self.controllers[key]
