@@ -19,7 +19,7 @@ from ..files import owned, reason, resolved, sync
 from .batch_lines import BEGINNING, Key, Line, read_answer, read_lines
 
 SYNC_SECONDS = 1.0  # what a power cut may cost
-LONGEST_ANSWER = 2**26  # bytes of a line of OUT
+LONGEST_ANSWER = 2**30  # bytes of a line of OUT
 
 
 class BatchFile:
@@ -138,7 +138,8 @@ def _look_through(source: Path, out: Path, known: set[Key]) -> int:
         keys.add(line.key)
     if not keys:
         raise InputError(f"{source} holds no requests: one JSON object a line was expected")
-    if foreign := next((key for key in known if key not in keys), None):
+    foreign = next((key for key in known if key not in keys), None)
+    if foreign is not None:
         named = f"line {foreign}" if isinstance(foreign, int) else f"custom_id {quoted(foreign)}"
         raise InputError(f"{out} has an answer to {named}, which {source} does not ask: choose another OUT")
     return len(keys)
@@ -154,7 +155,7 @@ def _read_out(out: Path) -> tuple[set[Key], int, int]:
             while data := file.readline(LONGEST_ANSWER):
                 number += 1
                 where = f"{out} line {number}"
-                if not data.endswith(b"\n") and _is_torn(data):
+                if not data.endswith(b"\n") and len(data) < LONGEST_ANSWER and _is_torn(data):
                     break
                 key, ok = read_answer(data, where)
                 if key in known:
