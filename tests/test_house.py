@@ -59,6 +59,7 @@ FLOORS = [
     (MODEL + "decode", [MODEL + name for name in ("qwen3", "cli", "training", "comparison", "explain")]),
     (MODEL + "model", [MODEL + name for name in ("qwen3", "decode", "cli", "training")]),
     (MODEL + "training", [MODEL + "cli"]),
+    (MODEL + "openai", [MODEL + name for name in ("qwen3", "cli", "training", "comparison", "explain")]),
 ]
 
 

@@ -1,0 +1,143 @@
+"""orthrus batch: answer the requests of a file, many side by side."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ..errors import InputError
+from . import options, output, terminal
+from .interrupts import INTERRUPTED
+
+if TYPE_CHECKING:
+    from ..openai.batch import Counts, Told
+    from ..openai.batch_file import BatchFile
+    from ..qwen3 import Qwen3
+
+SLOTS = 32  # by default, on a GPU; on a CPU one text after another is faster
+HOW = """\
+A line of IN is one of OpenAI's batch:
+  {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...]}}
+or has the url /v1/completions and a body with a prompt. A line of OUT has the custom_id and the response,
+and comes as its request finishes. The same command goes on where a run ended, however it ended. A line that
+cannot be answered gets an error in OUT, and the exit code is 1 where OUT has one. To ask again, take it out
+of OUT.
+
+"""
+
+
+def add(subparsers: argparse._SubParsersAction) -> None:
+    """Add the verb to the command line."""
+    parser = options.new_verb(
+        subparsers, "batch", "answer a file of requests in OpenAI's batch format, many side by side",
+        "orthrus batch requests.jsonl answers.jsonl --model chiennv/Orthrus-Qwen3-1.7B --slots 64", run,
+    )  # fmt: skip
+    parser.epilog = HOW + str(parser.epilog)
+    parser.add_argument("source", metavar="IN.jsonl", help="a request a line")
+    parser.add_argument(
+        "out", metavar="OUT.jsonl", help="gets an answer a line; one that is there is gone on with"
+    )
+    options.add_model_options(parser)
+    parser.add_argument(
+        "--served-model-name", metavar="NAME",
+        help="what the requests call the model, if they do (default: --model, or embedded)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--slots", type=int, metavar="N", help=f"texts side by side (default: {SLOTS}; on a CPU 1)"
+    )
+    parser.add_argument(
+        "--cache-tokens", type=int, metavar="N",
+        help="positions that the cache holds for all texts (default: what 0.9 of the free memory holds)",
+    )  # fmt: skip
+    parser.add_argument("--limit", type=int, metavar="N", help="answer the first N requests")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of the summary")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer what has no answer yet; 1 where an answer in OUT is an error, 130 for Ctrl-C."""
+    from ..decode.engine import MOST_SLOTS, MOST_TOKENS
+    from ..openai.batch_file import batch_file
+
+    for name, value, most in (
+        ("--slots", args.slots, MOST_SLOTS), ("--cache-tokens", args.cache_tokens, MOST_TOKENS),
+        ("--limit", args.limit, MOST_TOKENS),
+    ):  # fmt: skip
+        if value is not None and not 1 <= value <= most:
+            raise InputError(f"{name} is {value}; 1 to {most} was expected")
+    with batch_file(Path(args.source), Path(args.out)) as batch:
+        try:
+            return _answer(args, batch)
+        except KeyboardInterrupt:
+            print(
+                f"orthrus: interrupted: {len(batch.known)} of {batch.total} requests are answered in "
+                f"{args.out}; the same command goes on",
+                file=sys.stderr,
+            )
+            return INTERRUPTED
+
+
+def _answer(args: argparse.Namespace, batch: BatchFile) -> int:
+    from ..openai import batch as requests
+    from ..openai.body import Served
+
+    model = options.load_model(args)
+    served = Served(args.served_model_name or args.model or "embedded", model.config, options.text_of(model))
+    slots = args.slots or (1 if model.device.type == "cpu" else SLOTS)
+    engine, begun = model.engine_of(slots, args.cache_tokens), time.perf_counter()
+    with batch.open():
+        if slots > 1:
+            engine.warm()
+        with _progress(batch) as told:
+            counts = requests.run(engine, served, batch, told, args.limit)
+    _summary(args, model, batch, counts, time.perf_counter() - begun)
+    return 1 if batch.failed else 0
+
+
+def _summary(
+    args: argparse.Namespace, model: Qwen3, batch: BatchFile, counts: Counts, seconds: float
+) -> None:
+    figures: dict[str, Any] = {
+        "model": args.model or "embedded",
+        "device": str(model.device),
+        "requests": batch.total,
+        "answered": len(batch.known),
+        "failed": batch.failed,
+        "answered_now": counts.requests,
+        "tokens": counts.tokens,
+        "seconds": seconds,
+        "tokens_per_second": counts.tokens / seconds,
+        "tokens_per_cycle": counts.tokens_per_cycle,
+    }
+    if args.json:
+        output.write_json(figures)
+        return
+    print(
+        "{answered} of {requests} requests answered, {failed} with an error; now {answered_now}: {tokens} "
+        "tokens in {seconds:.1f} s, {tokens_per_second:.1f} tok/s, {tokens_per_cycle:.2f} tokens a "
+        "cycle".format(**figures)
+    )
+
+
+@contextmanager
+def _progress(batch: BatchFile) -> Iterator[Told]:
+    """A bar on stderr, where that is a terminal: requests done, tokens a second and a cycle."""
+    columns = (
+        *Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.fields[speed]:.0f} tok/s, {task.fields[gain]:.2f} tokens a cycle"),
+    )  # fmt: skip
+    console, begun = terminal.new_console(stderr=True), time.perf_counter()
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("answering", total=batch.total, completed=len(batch.known), speed=0.0, gain=0.0)
+
+        def told(counts: Counts) -> None:
+            speed = counts.tokens / (time.perf_counter() - begun)
+            bar.update(task, completed=len(batch.known), speed=speed, gain=counts.tokens_per_cycle)
+
+        yield told

@@ -1,0 +1,173 @@
+"""IN and OUT of a batch. OUT only grows, by whole lines, and is what a run that was killed goes on from.
+
+A line is written by one call of the system, and nothing is in a buffer of this process. So whenever a run
+ends, OUT is whole lines and at most the beginning of one more, which the next run cuts."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, one_line, quoted
+from ..files import owned, reason, resolved, sync
+from .batch_lines import BEGINNING, Key, Line, read_answer, read_lines
+
+SYNC_SECONDS = 1.0  # what a power cut may cost
+LONGEST_ANSWER = 2**30  # bytes of a line of OUT
+
+
+class BatchFile:
+    """An IN that has been looked through, and its OUT. total: lines of IN; known: whose answers are in OUT;
+    failed: how many of those are errors."""
+
+    def __init__(self, source: Path, out: Path, total: int, known: set[Key], failed: int, length: int):
+        self.source, self.out = source, out
+        self.total, self.known, self.failed = total, known, failed
+        self._length = length  # bytes of whole lines
+        self._synced, self._dirty = time.monotonic(), False
+        self._file = -1
+
+    @contextmanager
+    def open(self) -> Iterator[BatchFile]:
+        """Take what was torn off OUT, and write to it in the block. Raises InputError where that fails."""
+        try:
+            try:
+                self._file = os.open(self.out, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+                os.ftruncate(self._file, self._length)
+                sync(self.out.parent)
+            except OSError as error:
+                raise self._refusal(error) from None
+            yield self
+            self.sync()
+        finally:
+            if self._file >= 0:
+                os.close(self._file)
+
+    def waiting(self, most: int | None = None) -> Iterator[Line]:
+        """The lines of the first `most` of IN that have no answer yet."""
+        for nth, line in enumerate(read_lines(self.source)):
+            if nth == most:
+                return
+            if line.key not in self.known:
+                yield line
+
+    def append(self, line: Line, answer: dict[str, Any], ok: bool) -> None:
+        """Write an answer. Raises InputError where the disk is full; OUT then has the lines before."""
+        data = json.dumps(answer, allow_nan=False).encode() + b"\n"
+        try:
+            self._write(data)
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._file, self._length)
+            raise self._refusal(error) from None
+        self._length += len(data)
+        self._dirty = True
+        self.known.add(line.key)
+        self.failed += not ok
+        self.sync(due=SYNC_SECONDS)
+
+    def sync(self, due: float = 0.0) -> None:
+        """Have all that was written on the disk, unless that was done less than `due` seconds ago. Raises
+        InputError."""
+        if not self._dirty or time.monotonic() - self._synced < due:
+            return
+        self._synced = time.monotonic()
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise self._refusal(error) from None
+        self._dirty = False
+
+    def _write(self, data: bytes) -> None:
+        """A full disk takes the beginning of a line first."""
+        left = memoryview(data)
+        while left:
+            left = left[os.write(self._file, left) :]
+
+    def _refusal(self, error: OSError) -> InputError:
+        return InputError(
+            f"{self.out} cannot be written ({reason(error)}): its {len(self.known)} answers stay; the same "
+            "command goes on"
+        )
+
+
+@contextmanager
+def batch_file(source: Path, out: Path) -> Iterator[BatchFile]:
+    """A batch that this process alone works on; `open` then begins to write. Raises InputError, before
+    anything is written, for an IN that cannot be read or is empty, for a custom_id that IN has twice, for an
+    OUT that is IN or holds anything but answers to IN, and where another process writes OUT."""
+    _check_regular(source, "IN")
+    out = resolved(out)
+    if os.path.lexists(out):
+        _check_regular(out, "OUT")
+        if os.path.samefile(source, out):
+            raise InputError(f"IN and OUT are the same file, {source}: choose another OUT")
+    with owned(out):
+        known, failed, length = _read_out(out) if out.exists() else (set(), 0, 0)
+        total = _look_through(source, out, known)
+        yield BatchFile(source, out, total, known, failed, length)
+
+
+def _check_regular(path: Path, what: str) -> None:
+    """What is read twice and written by its end is a file."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        said = reason(error) if isinstance(error, OSError) else one_line(error)
+        raise InputError(f"{what} {path} cannot be read ({said})") from None
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{what} {path} is not a regular file: give one")
+
+
+def _look_through(source: Path, out: Path, known: set[Key]) -> int:
+    """How many lines IN has. Raises InputError for a custom_id that comes twice, and for answers in OUT to
+    what IN does not ask."""
+    keys: set[Key] = set()
+    for line in read_lines(source):
+        if line.key in keys:
+            raise InputError(
+                f"{source} line {line.number} has the custom_id of an earlier line, {quoted(line.key)}: each "
+                "needs its own"
+            )
+        keys.add(line.key)
+    if not keys:
+        raise InputError(f"{source} holds no requests: one JSON object a line was expected")
+    foreign = next((key for key in known if key not in keys), None)
+    if foreign is not None:
+        named = f"line {foreign}" if isinstance(foreign, int) else f"custom_id {quoted(foreign)}"
+        raise InputError(f"{out} has an answer to {named}, which {source} does not ask: choose another OUT")
+    return len(keys)
+
+
+def _read_out(out: Path) -> tuple[set[Key], int, int]:
+    """Whose answers OUT holds, how many of them are errors, and the bytes of its whole lines. Raises
+    InputError for any other file; the beginning of an answer may stand at its end."""
+    known: set[Key] = set()
+    failed = length = number = 0
+    try:
+        with out.open("rb") as file:
+            while data := file.readline(LONGEST_ANSWER):
+                number += 1
+                where = f"{out} line {number}"
+                if not data.endswith(b"\n") and len(data) < LONGEST_ANSWER and _is_torn(data):
+                    break
+                key, ok = read_answer(data, where)
+                if key in known:
+                    raise InputError(f"{where} answers {quoted(key)} a second time: choose another OUT")
+                known.add(key)
+                failed += not ok
+                length += len(data)
+    except OSError as error:
+        raise InputError(f"{out} cannot be read ({reason(error)}): choose another OUT") from None
+    return known, failed, length
+
+
+def _is_torn(data: bytes) -> bool:
+    """Whether a last line without its end is the beginning of an answer."""
+    return data.startswith(BEGINNING) or BEGINNING.startswith(data)

@@ -1,0 +1,241 @@
+"""A request's JSON body: what it asks of which prompts.
+
+Names and defaults are OpenAI's; what OpenAI lacks has vLLM's name, and what both lack this program's. Every
+field is applied, or refused by its name: a setting that is left out silently would be a wrong answer. A null
+field is one that is not there."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..config import Qwen3Config
+from ..errors import InputError, quoted
+from ..model import checked_prompt
+from ..request import Request, whole_up_to
+from ..text import Text
+from .messages import conversation, template_names
+from .refusal import FieldError, naming
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+MOST_N, MOST_CHOICES = 128, 256  # choices a prompt; choices of all prompts
+MOST_STOPS, LONGEST_STOP = 4, 1000  # stop strings; characters of one
+MOST_BIASES, LARGEST_BIAS = 1024, 100
+MOST_TOKENS = 2**31  # that may be asked for
+LONGEST_USER = 512  # characters
+COMPLETION_TOKENS = 16  # of a completion that does not say how many
+
+# The engine's settings that a body may name, in the order in which they are checked
+SETTINGS = (
+    "strategy", "block_size", "tree_nodes", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
+    "logit_bias", "stop", "seed",
+)  # fmt: skip
+BOTH = ("model", "max_tokens", "n", "logprobs", "user", *SETTINGS)
+OWN = {COMPLETIONS: ("prompt",), CHAT: ("messages", "max_completion_tokens", "chat_template_kwargs")}
+# What the engine cannot do yet; clients send these values, which ask for nothing.
+NEUTRAL: dict[str, Any] = {
+    "presence_penalty": 0, "frequency_penalty": 0, "stream": False, "echo": False, "best_of": 1,
+    "top_logprobs": 0, "tools": [], "tool_choice": "none", "response_format": {"type": "text"},
+    "store": False,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Served:
+    """What requests are read for: a checkpoint by the name that answers give it."""
+
+    name: str
+    config: Qwen3Config
+    text: Text
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that can be run. request: of the first choice, its seed drawn where none was given."""
+
+    chat: bool
+    prompts: list[list[int]]
+    n: int
+    request: Request
+    logprobs: bool  # whether the answer has them
+
+    def jobs(self) -> list[tuple[list[int], Request]]:
+        """The prompt and the request of each choice. Choice i belongs to prompt i // n, and its seed is that
+        of the first choice + i."""
+        assert self.request.seed is not None
+        prompts = [prompt for prompt in self.prompts for _ in range(self.n)]
+        return [
+            (prompt, replace(self.request, seed=self.request.seed + i)) for i, prompt in enumerate(prompts)
+        ]
+
+
+def read(served: Served, url: str, body: Any) -> Asked:
+    """What a body asks for that was sent to COMPLETIONS or CHAT. Raises InputError, and FieldError where the
+    fault is a field's."""
+    if not isinstance(url, str) or url not in OWN:
+        raise InputError(f"url is {quoted(url)}; use {' or '.join(OWN)}")
+    if not isinstance(body, Mapping):
+        raise InputError(f"the body is {quoted(body)}; an object was expected")
+    _check_names(url, body)
+    given = {name: value for name, value in body.items() if value is not None and name not in NEUTRAL}
+    _check_labels(served, given)
+    prompts = _conversation(served, given) if url == CHAT else _prompts(served, given)
+    with naming("n"):
+        n = whole_up_to("n", given.get("n", 1), MOST_N)
+    if n * len(prompts) > MOST_CHOICES:
+        raise FieldError("n", f"n times the prompts is {n * len(prompts)}; at most {MOST_CHOICES} choices")
+    most = _most_tokens(url, given, served.config.context_length, prompts)
+    request = _request(served, _settings(given), most, n * len(prompts))
+    return Asked(url == CHAT, prompts, n, request, _logprobs(url, given))
+
+
+def _check_names(url: str, body: Mapping[str, Any]) -> None:
+    for name, value in body.items():
+        if name in NEUTRAL:
+            neutral = NEUTRAL[name]
+            same = isinstance(value, bool) == isinstance(neutral, bool) and value == neutral
+            if not same and value is not None:
+                raise FieldError(name, f"{name} is {quoted(value)}, which is not supported yet")
+        elif name not in BOTH + OWN[url]:
+            known = any(name in names for names in OWN.values())
+            wrong = f"not a field of {url}" if known else "not known"
+            raise FieldError(name, f"the field {quoted(name)} is {wrong}")
+
+
+def _check_labels(served: Served, given: Mapping[str, Any]) -> None:
+    """`user` is a client's own note, which changes no answer, as with OpenAI."""
+    model, user = given.get("model", served.name), given.get("user", "")
+    if model != served.name:
+        raise FieldError("model", f"model is {quoted(model)}; {quoted(served.name)} is here")
+    if not isinstance(user, str) or len(user) > LONGEST_USER:
+        raise FieldError("user", f"user must be a string of at most {LONGEST_USER} characters")
+
+
+def _conversation(served: Served, given: Mapping[str, Any]) -> list[list[int]]:
+    if "messages" not in given:
+        raise FieldError("messages", "messages is missing")
+    messages = conversation(given["messages"])
+    names = template_names(given.get("chat_template_kwargs", {}))
+    with naming("chat_template_kwargs" if names else "messages"):
+        rendered = served.text.chat(messages, **names)
+    with naming("messages"):
+        ids = served.text.encode(rendered, added_specials=False)
+        return [checked_prompt(ids, served.config.vocab_size)]
+
+
+def _prompts(served: Served, given: Mapping[str, Any]) -> list[list[int]]:
+    """A string, token ids, or a list of either."""
+    prompt = given.get("prompt")
+    if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and type(prompt[0]) is int):
+        prompt = [prompt]
+    if not isinstance(prompt, list) or not prompt:
+        raise FieldError("prompt", "prompt must be a string, token ids, or a list of either, and not empty")
+    if len(prompt) > MOST_CHOICES:
+        raise FieldError("prompt", f"prompt has {len(prompt)} prompts; at most {MOST_CHOICES} choices")
+    return [
+        _prompt(served, "prompt" if len(prompt) == 1 else f"prompt[{i}]", p) for i, p in enumerate(prompt)
+    ]
+
+
+def _prompt(served: Served, where: str, prompt: Any) -> list[int]:
+    try:
+        if isinstance(prompt, list):
+            if not all(type(token) is int for token in prompt):
+                raise InputError("token ids are whole numbers")
+        else:
+            prompt = served.text.encode(prompt)
+        return checked_prompt(prompt, served.config.vocab_size)
+    except InputError as error:
+        raise FieldError("prompt", f"{where}: {error}") from None
+
+
+def _most_tokens(url: str, given: Mapping[str, Any], context: int, prompts: list[list[int]]) -> int | None:
+    """Tokens of an answer at most; None: what fits the context."""
+    longest = max(map(len, prompts))
+    if longest >= context:
+        field = "messages" if url == CHAT else "prompt"
+        raise FieldError(field, f"{field} has {longest} tokens and the context only {context}: shorten it")
+    asked = {}
+    for name in ("max_tokens", "max_completion_tokens"):
+        if name in given:
+            with naming(name):
+                asked[name] = whole_up_to(name, given[name], MOST_TOKENS)
+    if not asked:
+        return None if url == CHAT else min(COMPLETION_TOKENS, context - longest)
+    name, most = asked.popitem()
+    if asked and asked["max_tokens"] != most:
+        raise FieldError(name, f"max_tokens and {name} are the same and differ: give one of them")
+    if longest + most > context:
+        raise FieldError(
+            name, f"{longest} tokens of prompt + {name} ({most}) are past the context of {context}: ask for "
+            f"at most {context - longest}",
+        )  # fmt: skip
+    return most
+
+
+def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The engine's settings, with OpenAI's meaning and bounds where it has them."""
+    found = {"temperature": 1.0} | {name: given[name] for name in SETTINGS if name in given}
+    if found.get("top_k") == -1:  # vLLM's word for off
+        found["top_k"] = 0
+    if "stop" in found:
+        found["stop"] = _stops(found["stop"])
+    if "logit_bias" in found:
+        found["logit_bias"] = _biases(found["logit_bias"])
+    return found
+
+
+def _stops(value: Any) -> list[str]:
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise FieldError("stop", f"stop is {quoted(value)}; a string or a list of strings was expected")
+    if len(stops) > MOST_STOPS or any(len(stop) > LONGEST_STOP for stop in stops):
+        raise FieldError(
+            "stop", f"stop takes at most {MOST_STOPS} strings of at most {LONGEST_STOP} characters each"
+        )
+    return stops
+
+
+def _biases(value: Any) -> dict[int, float]:
+    if not isinstance(value, dict) or len(value) > MOST_BIASES:
+        raise FieldError("logit_bias", f"logit_bias must be an object of at most {MOST_BIASES} token ids")
+    for token, bias in value.items():
+        number = isinstance(bias, (int, float)) and not isinstance(bias, bool)
+        if not re.fullmatch("[0-9]{1,10}", token, re.ASCII) or not number or not abs(bias) <= LARGEST_BIAS:
+            raise FieldError(
+                "logit_bias", f"logit_bias has {quoted(token)}: {quoted(bias)}; a token id and a number from "
+                f"{-LARGEST_BIAS} to {LARGEST_BIAS} were expected",
+            )  # fmt: skip
+    return value
+
+
+def _request(served: Served, settings: dict[str, Any], most: int | None, choices: int) -> Request:
+    """The request of the first choice. Each setting is tried by itself first, so that an error has its
+    name."""
+    together = {name: settings[name] for name in ("strategy",) if name in settings}
+    for name in [name for name in SETTINGS if name in settings]:
+        with naming(name):
+            alone = Request(**together | {name: settings[name]})
+            alone.fit(served.config, 1, has_text=True)
+    seed = settings.pop("seed", None)
+    seed = secrets.randbits(32) if seed is None else seed
+    with naming("seed"):
+        Request(seed=seed + choices - 1)  # of the last choice
+    return Request(**settings, seed=seed, max_new_tokens=most)
+
+
+def _logprobs(url: str, given: Mapping[str, Any]) -> bool:
+    """Whether the chosen tokens' log-probabilities are asked for; those of other tokens are not there yet."""
+    value = given.get("logprobs", False)
+    if url == CHAT:
+        if not isinstance(value, bool):
+            raise FieldError("logprobs", f"logprobs is {quoted(value)}; true or false was expected")
+        return value
+    if value is not False and (type(value) is not int or value != 0):
+        raise FieldError(
+            "logprobs", f"logprobs is {quoted(value)}; only 0, the chosen tokens' own, is supported yet"
+        )
+    return value is not False

@@ -1,0 +1,251 @@
+"""Bodies of requests: every field is applied or refused by its name; answers are what `generate` gives."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+import pytest
+from tiny_folder import write_tiny
+
+from qwen3_model import InputError, Qwen3, Request
+from qwen3_model.openai import answer, body
+from qwen3_model.openai.body import CHAT, COMPLETIONS, Served, read
+from qwen3_model.openai.refusal import FieldError
+from qwen3_model.openai.strict_json import DEEPEST, parse
+
+HELLO = [{"role": "user", "content": "def add(first"}]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return Qwen3.from_pretrained(write_tiny(tmp_path_factory.mktemp("openai") / "tiny"), progress=False)
+
+
+@pytest.fixture(scope="module")
+def served(model):
+    return Served("tiny", model.config, model.text)
+
+
+def completion(served, **given):
+    return read(served, COMPLETIONS, {"prompt": "def add(first"} | given)
+
+
+def chat(served, **given):
+    return read(served, CHAT, {"messages": HELLO} | given)
+
+
+def answered(model, served, asked):
+    """The answer, each choice decoded alone."""
+    results = [model.engine.generate(prompt, request) for prompt, request in asked.jobs()]
+    return answer.answer(served, asked, results), results
+
+
+@pytest.mark.parametrize(
+    ("given", "setting"),
+    [
+        ({"temperature": 0}, {"temperature": 0.0}),
+        ({}, {"temperature": 1.0, "max_new_tokens": 16}),
+        ({"temperature": None, "max_tokens": None, "stop": None}, {"temperature": 1.0, "max_new_tokens": 16}),
+        ({"top_p": 0.5}, {"top_p": 0.5}),
+        ({"top_k": 5}, {"top_k": 5}),
+        ({"top_k": -1}, {"top_k": 0}),
+        ({"min_p": 0.1}, {"min_p": 0.1}),
+        ({"repetition_penalty": 1.5}, {"repetition_penalty": 1.5}),
+        ({"logit_bias": {"7": -100, "9": 2.5}}, {"logit_bias": {7: -100.0, 9: 2.5}}),
+        ({"max_tokens": 3}, {"max_new_tokens": 3}),
+        ({"stop": "x"}, {"stop": ("x",)}),
+        ({"stop": ["x", "yz"]}, {"stop": ("x", "yz")}),
+        ({"seed": 12}, {"seed": 12}),
+        ({"strategy": "one-pass", "block_size": 4}, {"strategy": "one-pass", "block_size": 4}),
+        ({"tree_nodes": "auto"}, {"tree_nodes": "auto"}),
+        ({"tree_nodes": 7}, {"tree_nodes": 7}),
+        ({"user": "me", "model": "tiny", "stream": False, "presence_penalty": 0.0, "best_of": 1}, {}),
+    ],
+)
+def test_a_field_is_applied(served, given, setting):
+    request = completion(served, **given).request
+    assert {name: getattr(request, name) for name in setting} == setting
+    assert request.seed is not None
+
+
+def test_every_setting_is_there_for_requests():
+    """But for the length, which has OpenAI's name, and rejection sampling, which runs alone."""
+    declared = {field.name for field in fields(Request)}
+    assert declared - {"max_new_tokens", "verify"} == set(body.SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", "hot"), ("temperature", -1), ("temperature", True), ("top_p", 0), ("top_k", 1.5),
+        ("top_k", -2), ("min_p", 2), ("repetition_penalty", 0), ("max_tokens", 0), ("max_tokens", "5"),
+        ("max_tokens", 5000), ("max_tokens", 2**40), ("stop", ""), ("stop", ["a"] * 5), ("stop", {"a": 1}),
+        ("stop", 5), ("stop", ["x" * 1001]), ("stop", [1]), ("n", 0), ("n", 129), ("n", True), ("seed", -1),
+        ("seed", 2**64), ("seed", 1.5), ("logprobs", 1), ("logprobs", True), ("logit_bias", [1]),
+        ("logit_bias", {"x": 1}), ("logit_bias", {" 1": 1}), ("logit_bias", {"1": 101}),
+        ("logit_bias", {"1": True}), ("logit_bias", {"300": 1}),
+        ("logit_bias", {str(i): 1 for i in range(1025)}),
+        ("strategy", "magic"), ("strategy", 1), ("tree_nodes", 256), ("block_size", 99), ("model", "gpt"),
+        ("user", 5), ("presence_penalty", 0.5), ("presence_penalty", False), ("frequency_penalty", -1),
+        ("stream", True), ("stream", 0), ("echo", True), ("best_of", 2), ("suffix", "x"),
+        ("response_format", {"type": "json_object"}), ("tools", [{}]), ("verify", "rejection"),
+        ("max_new_tokens", 5), ("messages", HELLO), ("max_completion_tokens", 5), ("min_tokens", 5),
+        ("prompt", ""), ("prompt", []), ("prompt", [[]]), ("prompt", [1, "a"]), ("prompt", ["a", 1]),
+        ("prompt", 5), ("prompt", [300]), ("prompt", [1, True]), ("prompt", "\ud800"), ("prompt", None),
+        ("prompt", [1] * 1024), ("prompt", ["a"] * 257), ("prompt", [[1], [10**30]]),
+    ],
+)  # fmt: skip
+def test_a_field_is_refused_by_its_name(served, field, value):
+    with pytest.raises(FieldError, match=field) as refused:
+        completion(served, **{field: value})
+    assert refused.value.field == field and "\n" not in str(refused.value)
+    said = answer.refused(refused.value)["error"]
+    assert said["param"] == field and said["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("messages", None, "missing"), ("messages", [], "at least one"), ("messages", ["x"], "an object"),
+        ("messages", [{"role": "tool", "content": "x"}], "role"),
+        ("messages", [{"role": "user"}], "content"),
+        ("messages", [{"role": "user", "content": "x", "name": "me"}], "name"),
+        ("messages", [{"role": "user", "content": "x", "tool_calls": [{}]}], "tool_calls"),
+        ("messages", [{"role": "user", "content": "x", "reasoning_content": "y"}], "assistant"),
+        ("messages", [{"role": "user", "content": [{"type": "image_url"}]}], "image_url"),
+        ("messages", [{"role": "user", "content": [{"type": "text", "text": "x", "y": 1}]}], "no other"),
+        ("messages", [{"role": "user", "content": "é" * 2000}], "the context only 1024"),
+        ("messages", [{"role": "user", "content": "\ud800"}], "surrogate"),
+        ("chat_template_kwargs", [], "an object"),
+        ("chat_template_kwargs", {"chat_template": "x"}, "cannot set chat_template"),
+        ("chat_template_kwargs", {"tokenizer": "x"}, "cannot set tokenizer"),
+        ("chat_template_kwargs", {"messages": []}, "cannot set messages"),
+        ("chat_template_kwargs", {"thinking": True}, "use enable_thinking"),
+        ("chat_template_kwargs", {"eos_token": "x"}, "belongs to the template"),
+        ("top_logprobs", 3, "not supported"), ("logprobs", 0, "true or false"),
+        ("prompt", "x", "not a field"),
+        ("max_completion_tokens", 0, "from 1"), ("tool_choice", "auto", "not supported"),
+    ],
+)  # fmt: skip
+def test_a_field_of_a_chat_is_refused_by_its_name(served, field, value, words):
+    with pytest.raises(FieldError, match=words) as refused:
+        chat(served, **{field: value})
+    assert refused.value.field == field
+
+
+def test_what_is_no_request(served):
+    for url, given in (("/v1/embeddings", {}), (None, {}), (["x"], {}), (CHAT, []), (CHAT, None)):
+        with pytest.raises(InputError, match=r"url|body"):
+            read(served, url, given)
+
+
+def test_two_names_of_one_length(served):
+    asked = chat(served, max_tokens=4, max_completion_tokens=4)
+    assert asked.request.max_new_tokens == 4 and chat(served).request.max_new_tokens is None
+    with pytest.raises(FieldError, match="differ"):
+        chat(served, max_tokens=4, max_completion_tokens=5)
+
+
+def test_a_completion_that_does_not_say_how_long_ends_with_the_context(served):
+    assert completion(served, prompt=[1] * 1020).request.max_new_tokens == 4
+
+
+def test_prompts_of_every_form(model, served):
+    ids = model.text.encode("def add(first")
+    assert completion(served).prompts == completion(served, prompt=ids).prompts == [ids]
+    assert completion(served, prompt=["def add(first", "x"]).prompts == [ids, model.text.encode("x")]
+    assert completion(served, prompt=[[1, 2], [3]]).prompts == [[1, 2], [3]]
+
+
+def test_a_conversation_is_the_templates(model, served):
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    asked = chat(served, messages=[{"role": "system", "content": "s"}, {"role": "user", "content": parts}])
+    whole = [{"role": "system", "content": "s"}, {"role": "user", "content": "a\nb"}]
+    assert asked.prompts == [model.text.encode(model.text.chat(whole), added_specials=False)]
+
+
+def test_names_go_to_the_template(served, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(type(served.text), "chat", lambda self, m, **names: seen.update(names) or "x")
+    chat(served, chat_template_kwargs={"enable_thinking": False})
+    assert seen == {"enable_thinking": False}
+
+
+def test_choices_are_their_prompts_with_the_next_seeds(model, served):
+    asked = completion(served, prompt=["def add(first", "return"], n=2, seed=2**64 - 4, max_tokens=5)
+    told, results = answered(model, served, asked)
+    for i, choice in enumerate(told["choices"]):
+        alone = model.generate(asked.prompts[i // 2], max_new_tokens=5, temperature=1.0, seed=2**64 - 4 + i)
+        assert choice["index"] == i and choice["text"] == alone.text == results[i].text
+    with pytest.raises(FieldError, match="seed"):
+        completion(served, prompt=["def add(first", "return"], n=2, seed=2**64 - 3)
+
+
+def test_a_seed_is_drawn_and_repeats_the_answer(model, served):
+    drawn = {completion(served).request.seed for _ in range(4)}
+    assert len(drawn) > 1
+    first, _ = answered(model, served, chat(served, max_tokens=9))
+    again, _ = answered(model, served, chat(served, max_tokens=9, seed=first["seed"]))
+    assert [c["message"]["content"] for c in first["choices"]] == [
+        c["message"]["content"] for c in again["choices"]
+    ]
+
+
+def test_a_completion_has_openais_form(model, served):
+    asked = completion(served, max_tokens=30, logprobs=0, seed=1, strategy="two-pass", tree_nodes=6)
+    told, (result,) = answered(model, served, asked)
+    assert told["object"] == "text_completion" and told["id"].startswith("cmpl-") and told["model"] == "tiny"
+    (choice,) = told["choices"]
+    logprobs = choice["logprobs"]
+    assert logprobs["token_logprobs"] == result.logprobs and choice["finish_reason"] == "length"
+    assert len(logprobs["tokens"]) == len(logprobs["text_offset"]) == 30
+    assert logprobs["text_offset"][0] == 0 and sorted(logprobs["text_offset"]) == logprobs["text_offset"]
+    usage, stats = told["usage"], result.stats
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (len(asked.prompts[0]), 30)
+    assert usage["total_tokens"] == len(asked.prompts[0]) + 30
+    details = usage["completion_tokens_details"]
+    assert details["accepted_prediction_tokens"] == stats.cycle_tokens - stats.cycles > 0
+    assert sum(details.values()) == stats.nodes
+    json.dumps(told, allow_nan=False)
+
+
+def test_a_chat_has_openais_form(model, served):
+    told, (result,) = answered(model, served, chat(served, max_tokens=8, logprobs=True, temperature=0))
+    (choice,) = told["choices"]
+    assert told["object"] == "chat.completion" and told["id"].startswith("chatcmpl-")
+    assert choice["message"] == {"role": "assistant", "content": result.text, "refusal": None}
+    found = choice["logprobs"]["content"]
+    assert [token["logprob"] for token in found] == result.logprobs
+    assert all(t["bytes"] is None or bytes(t["bytes"]).decode() == t["token"] for t in found)
+    assert chat(served).logprobs is False and chat(served, n=2).n == 2
+
+
+def test_the_end_has_openais_word(model, served):
+    whole = completion(served, max_tokens=40, seed=1)
+    _, (result,) = answered(model, served, whole)
+    stop = result.text[8:11]
+    told, _ = answered(model, served, completion(served, max_tokens=40, seed=1, stop=[stop]))
+    (choice,) = told["choices"]
+    assert choice["finish_reason"] == "stop" and choice["text"] == result.text[: result.text.find(stop)]
+    assert answer.REASONS["end_token"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b'{"a": NaN}', "NaN"), (b'{"a": -Infinity}', "Infinity"), (b'{"a": 1e999}', "past what"),
+        (b'{"a": 1, "a": 1}', "twice"), (b'{"a": {"b": 1, "b": 2}}', "twice"), (b'{"a": "\xff"}', "utf-8"),
+        (b"[" * 100000, "deeper"), (b"[" * 66 + b"]" * 66, "deeper"),
+        (b'{"a":' * 66 + b"1" + b"}" * 66, "deeper"),
+        (b"1" * 5000, "not JSON"), (b"{'a': 1}", "not JSON"), (b"{} {}", "not JSON"), (b"", "not JSON"),
+    ],
+)  # fmt: skip
+def test_json_is_read_strictly(text, words):
+    with pytest.raises(InputError, match=words) as refused:
+        parse(text, "line 7")
+    assert str(refused.value).startswith("line 7 ")
+
+
+def test_json_that_nests_as_deep_as_it_may():
+    assert parse(b"[" * DEEPEST + b"]" * DEEPEST, "it") and parse(b'{"a": [1.5, "\\u00e9"]}', "it")
