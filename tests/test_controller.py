@@ -29,7 +29,8 @@ from qwen3_model.decode.controller import (
     measured_times,
 )
 from qwen3_model.decode.cycle import IN_FLIGHT
-from qwen3_model.decode.cycles import OWN_ROWS, SHARED_ROWS, trees_for
+from qwen3_model.decode.cycles import OWN_ROWS, SHARED_ROWS, seat_counts, trees_for
+from qwen3_model.decode.groups import MOST_ROWS
 
 RESULTS = Path(__file__).parents[1] / "bench/results"
 KINDS = (PLAIN, *TREES)
@@ -265,6 +266,8 @@ def test_one_cycle_that_was_held_up_does_not_count(kind, which, monkeypatch):
 def test_trees_shrink_with_the_texts_beside():
     """The rows of a pass grow more slowly than the texts in it."""
     assert trees_for(1) == TREES and trees_for(8) == (11, 15) and trees_for(64) == trees_for(32) == (5, 7)
-    for seats in (1, 2, 4, 8, 16, 32, 64, 128, 256):
-        small, large = trees_for(seats)
-        assert 1 < small < large and seats * (large + 1) <= OWN_ROWS * seats + SHARED_ROWS
+    for seats in seat_counts(256):
+        trees = trees_for(seats)
+        assert trees == tuple(sorted({*trees})) and len(trees) == (2 if seats <= 80 else 1)
+        assert seats * (trees[-1] + 1) <= OWN_ROWS * seats + SHARED_ROWS
+        assert seats * (trees[-1] + 1) <= MOST_ROWS or trees == (3,), "a chain of three, however many texts"

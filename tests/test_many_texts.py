@@ -16,7 +16,9 @@ from qwen3_model.decode.cycle import Cycle
 
 
 def possible(settings):
-    """Blocks of one-pass have three rows at least."""
+    """Blocks of one-pass have three rows at least, and texts no fewer tokens than they must have."""
+    if "min_tokens" in settings:
+        settings["min_tokens"] = min(settings["min_tokens"], settings["max_new_tokens"])
     if settings.get("strategy") == "one-pass" and "block_size" in settings:
         settings["block_size"] = max(settings["block_size"], 3)
     return settings
@@ -28,6 +30,7 @@ SETTINGS = st.fixed_dictionaries(
         "strategy": st.sampled_from(["autoregressive", "two-pass", "one-pass", "auto"]),
         "tree_nodes": st.sampled_from(["auto", 0, 3, 12]),
         "block_size": st.integers(2, 8),
+        "min_tokens": st.integers(1, 20),
         "temperature": st.sampled_from([0.0, 0.8, 1.5]),
         "top_k": st.sampled_from([0, 5]),
         "top_p": st.sampled_from([1.0, 0.8]),
@@ -83,7 +86,7 @@ def test_rows_of_an_empty_seat_stay_numbers(backend):
     ahead=st.booleans(), chunk=st.sampled_from([50, 2048]),
 )  # fmt: skip
 def test_each_text_has_the_bits_it_has_alone(texts, slots, spare, skill, world, cancelled, ahead, chunk):
-    model = ScriptedModel(small_config(), skill, seed=world)
+    model = ScriptedModel(small_config(eos_token_ids=(0, 7, 8, 9)), skill, seed=world)
     pages = max(pages_for(len(prompt) + how["max_new_tokens"]) for prompt, how, _ in texts) + spare
     engine = engine_of(model, slots, pages, ahead)
     engine._scheduler.chunk = chunk
@@ -194,6 +197,16 @@ def test_a_shared_shape_fits_the_rows_and_leaves_a_block_and_a_node(asked, seats
         assert shape.block <= min(block for block, _ in asked)
         if set(asked) == {(8, "auto")} and seats == 2:
             assert shape == one_pass.Shape.of(8, "auto")
+
+
+def test_texts_of_several_block_sizes_learn_the_times_of_the_cycle_that_they_share():
+    """Its blocks are as long as the shortest that is asked for."""
+    engine = engine_of(ScriptedModel(small_config(eos_token_ids=()), 0.9), 2, 6)
+    texts = [engine.submit([1, 2], Request(max_new_tokens=20, block_size=rows)) for rows in (3, 8)]
+    while not any(text.finished for text in texts):
+        engine.step()
+    cycles = engine.runner.cycles
+    assert {block for _, block, seats in cycles._times_of if seats == 2} == {3}
 
 
 @pytest.mark.parametrize("ahead", [False, True])

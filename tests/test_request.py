@@ -20,6 +20,7 @@ NAMES = [declared.name for declared in fields(Request)]
 WRONG = {
     "strategy": [None, 5, [], b"auto", "magic"],
     "max_new_tokens": [0, -1, 4.5, "4", True, [4], 2.0],
+    "min_tokens": [-1, None, 1.0, "3", True],
     "block_size": [4.0, "4", [4], True],
     "tree_nodes": [-1, MOST_NODES + 1, "7", 2.0, None, True, []],
     "verify": [None, 1, "typical"],

@@ -10,8 +10,10 @@ from interpreter import DEVICE
 from scripted import ScriptedModel
 from small import small_config, small_model
 
-from orthrus_kernels import FORMS, Form, Sampling, attention_triton
-from qwen3_model import Engine, Qwen3, Request
+from orthrus_kernels import FORMS, Form, Sampling, attention_triton, compile_ahead
+from orthrus_kernels.compile_ahead import compile_all
+from orthrus_kernels.layout import Takes
+from qwen3_model import Engine, InputError, Qwen3, Request
 from qwen3_model.cli import main
 from qwen3_model.decode import controller, cycle, cycles, many, prompt, warm
 from qwen3_model.decode.choice import Choice
@@ -87,6 +89,9 @@ def test_few_forms_cover_all_settings():
             form = choice.form_of([0])
             assert form == own if slots == 1 else (form in FORMS and form | own == form)
     assert FORMS[0].plain and not FORMS[1].plain
+    greedy = Choice(model, 1)
+    greedy.put(0, Sampling(), [1], least=5)
+    assert greedy.form_of([0]) == (Takes.GREEDY | Takes.LEAST, 0) and not greedy.form_of([0]).plain
 
 
 def test_all_graphs_are_held():
@@ -149,7 +154,7 @@ def test_a_chunk_ahead_commits_nothing(monkeypatch, backend, dtype, whole):
 def test_a_text_asks_for_its_kernels_once(monkeypatch):
     """By its form, kinds, prompt and cache; a few that are missing are left to the launches."""
     model, asked, compiled = ScriptedModel(small_config()), [], []
-    lacked = iter([["a", "b", "c"], ["a", "b", "c", "d"], [], [], []])
+    lacked = iter([["a", "b", "c"], ["a", "b", "c", "d"], ["d"], [], [], ["x"], ["x"]])
     monkeypatch.setattr(warm, "replays", lambda model: True)
     monkeypatch.setattr(warm, "launches", lambda *given: asked.append(given) or {"a", "b", "c", "d", "e"})
     monkeypatch.setattr(warm, "missing", lambda found: next(lacked))
@@ -165,8 +170,33 @@ def test_a_text_asks_for_its_kernels_once(monkeypatch):
     assert before([1], temperature=0.3, seed=4) == 2 and before([1] * 20) == 3
     assert before([1], tree_nodes=3, strategy="two-pass") == 4 and compiled == [["a", "b", "c", "d"]]
     done = start.alone(None, None)
-    assert (done.kernels, done.compiled, done.graphs) == (5, 0, 0) and len(asked) == 5
+    assert (done.kernels, done.compiled, done.graphs) == (5, 0, 0) and len(asked) == 5, "x cannot be"
+    assert compiled[1:] == [["x"]], "whoever asks for it has every kernel compiled"
     assert start.alone(None, None).kernels == 0
+
+
+@pytest.mark.parametrize("says", ["import sys; sys.stdin.readline()", "raise SystemExit", "print(); input()"])
+def test_processes_that_die_leave_kernels_to_their_launches(says, monkeypatch):
+    """At once, with a line unread, or behind the first kernel; with more lines than a pipe holds."""
+    monkeypatch.setattr(compile_ahead, "_WORKER", says)
+    told = []
+    compile_all(["x" * 5000] * 60, lambda: told.append(1), processes=2)
+    assert len(told) <= 2
+
+
+def test_nothing_is_warmed_without_a_text(monkeypatch):
+    """Nor for a prompt that is refused."""
+    model, warmed = small_model(), []
+    monkeypatch.setattr(Engine, "warm", lambda engine, progress=None: warmed.append(engine.slots))
+    assert list(model.generate_many([], slots=3, cache_tokens=512)) == []
+    with pytest.raises(InputError, match="prompt 0"):
+        next(model.generate_many(iter([[]]), slots=3, cache_tokens=512))
+    assert warmed == []
+    assert len(list(model.generate_many(iter([[1]]), slots=3, cache_tokens=512, max_new_tokens=2))) == 1
+    assert warmed == [3]
+    for slots in (True, 3.0):
+        with pytest.raises(InputError, match="slots"):
+            model.generate_many([[1]], slots=slots, cache_tokens=512)
 
 
 def test_on_a_cpu_there_is_nothing_to_do():

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
-from threading import Thread
+from threading import Thread, get_ident
 from typing import Any
 
 import torch
@@ -43,22 +43,26 @@ class _Zeros(TorchFunctionMode):
 
 @contextmanager
 def recorded() -> Iterator[set[str]]:
-    """Launches inside do not run. The set takes an entry of each that this process would have to compile, or
-    to read from Triton's cache on disk."""
+    """Launches of this thread inside do not run. The set takes an entry of each that this process would have
+    to compile, or to read from Triton's cache on disk."""
     from triton.runtime.jit import JITFunction
 
     found: set[str] = set()
     _settle_keys()
     launch, hook = JITFunction.run, triton.knobs.runtime.jit_cache_hook
     target = vars(triton.runtime.driver.active.get_current_target())
+    thread = get_ident()
 
     def note(**told: Any) -> bool:
+        if get_ident() != thread:
+            return False if hook is None else hook(**told)
         more = json.dumps({"source": told["fn"].jit_function.cache_key, "target": target})
         found.add(told["compile"]["specialization_data"][:-1] + ", " + more[1:])
         return True  # Triton does not compile it
 
     def without_running(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> Any:
-        return launch(kernel, *arguments, grid=grid, warmup=True, **named)
+        warmup = warmup or get_ident() == thread
+        return launch(kernel, *arguments, grid=grid, warmup=warmup, **named)
 
     try:
         JITFunction.run, triton.knobs.runtime.jit_cache_hook = without_running, note
@@ -103,9 +107,9 @@ def compile_all(
 
     with ExitStack() as stack:
         count = min(processes or len(os.sched_getaffinity(0)), len(entries))
-        workers = [stack.enter_context(_worker()) for _ in range(count)]
+        workers = [_worker() for _ in range(count)]
         for worker in workers:  # also behind Ctrl-C
-            stack.callback(worker.kill)
+            stack.callback(_end, worker)
         threads = [Thread(target=feed, args=(worker,), daemon=True) for worker in workers]
         for thread in threads:
             thread.start()
@@ -124,6 +128,16 @@ def _worker() -> subprocess.Popen[str]:
         [sys.executable, "-c", _WORKER], env=os.environ | told, text=True, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
+
+
+def _end(worker: subprocess.Popen[str]) -> None:
+    """End a process, also one that has died and left what it was told unread."""
+    worker.kill()
+    for pipe in (worker.stdin, worker.stdout):
+        with suppress(OSError):
+            assert pipe is not None
+            pipe.close()
+    worker.wait()
 
 
 def main() -> None:

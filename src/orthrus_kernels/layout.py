@@ -64,6 +64,7 @@ class Settings(IntEnum):
     MIN_P = 6
     CORRECTION = 7  # what a bigram correction is multiplied with
     TAKES = 8  # a `Takes`
+    LEAST = 9  # the text does not end at positions below
 
 
 class Takes(IntFlag):
@@ -78,6 +79,7 @@ class Takes(IntFlag):
     MIN_P = 64
     BIAS = 128
     PENALTY = 256
+    LEAST = 512  # end tokens are held back at first
 
 
 TILE_COLUMNS = tl.constexpr(len(Tile))

@@ -59,8 +59,9 @@ class Form(NamedTuple):
 
 _EVERY = reduce(or_, Takes)
 # The forms of an engine of several texts, so that few graphs cover all of their settings: greedy alone;
-# sampled with any filter; that with a bias and a penalty too.
-FORMS = Form(Takes.GREEDY, 0), Form(_EVERY & ~(Takes.BIAS | Takes.PENALTY), MOST), Form(_EVERY, MOST)
+# sampled with any filter; that with a bias, a penalty and ends held back too.
+_RARE = Takes.BIAS | Takes.PENALTY | Takes.LEAST
+FORMS = Form(Takes.GREEDY, 0), Form(_EVERY & ~_RARE, MOST), Form(_EVERY, MOST)
 
 
 class SamplingTable:
@@ -85,11 +86,12 @@ class SamplingTable:
         self._form = form
         self._hold_biases(Takes.BIAS in form.takes)
 
-    def put(self, slot: int, sampling: Sampling) -> None:
-        """Take the settings of a text. Raises IndexError for a bias of a token that is not in the
-        vocabulary."""
-        self.samplings[slot], self._forms[slot] = sampling, Form.of(sampling, self.vocabulary)
-        put_down(self.numbers[slot], settings_numbers(sampling, self.vocabulary))
+    def put(self, slot: int, sampling: Sampling, least: int = 0) -> None:
+        """Take the settings of a text, which does not end at positions below `least`. Raises IndexError for a
+        bias of a token that is not in the vocabulary."""
+        holds = Form(Takes.LEAST if least else Takes(0), 0)
+        self.samplings[slot], self._forms[slot] = sampling, Form.of(sampling, self.vocabulary) | holds
+        put_down(self.numbers[slot], settings_numbers(sampling, self.vocabulary, least))
         self._hold_biases(bool(sampling.logit_bias))
         if sampling.logit_bias and self.bias is not None:
             put_down(self.bias[slot], bias_row(sampling, self.vocabulary))
@@ -102,6 +104,11 @@ class SamplingTable:
         if wanted and self.bias is None:
             shape = len(self.samplings), self.vocabulary
             self.bias = torch.zeros(shape, dtype=torch.float32, device=self.numbers.device)
+
+    @property
+    def least(self) -> Tensor:
+        """The position from which on each text may end, [S] int32, not contiguous."""
+        return self.numbers[:, Settings.LEAST]
 
     @property
     def corrections(self) -> Tensor:
@@ -123,12 +130,12 @@ def alike(sampling: Sampling, logits: Tensor) -> tuple[SamplingTable, Tensor]:
     return table, torch.zeros(len(logits), dtype=torch.int32, device=logits.device)
 
 
-def settings_numbers(sampling: Sampling, vocabulary: int) -> Tensor:
+def settings_numbers(sampling: Sampling, vocabulary: int, least: int = 0) -> Tensor:
     """The settings as kernels read them, int32 on the CPU in the order of `layout.Settings`."""
     whole = {
         Settings.SEED_LOW: signed32(sampling.seed), Settings.SEED_HIGH: signed32(sampling.seed >> 32),
         Settings.TOP_K: min(int(sampling.top_k), vocabulary),
-        Settings.TAKES: int(Form.of(sampling, vocabulary).takes),
+        Settings.TAKES: int(Form.of(sampling, vocabulary).takes), Settings.LEAST: least,
     }  # fmt: skip
     parts = {
         Settings.PENALTY: sampling.repetition_penalty, Settings.TEMPERATURE: sampling.temperature,

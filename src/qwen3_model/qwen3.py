@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ import torch
 from . import bigram, checkpoint, hub
 from .config import Qwen3Config
 from .decode import many
-from .decode.engine import Engine
+from .decode.engine import MOST_SLOTS, MOST_TOKENS, Engine
 from .decode.sequence import OnRun, Result
 from .decode.stream import OnTokens
 from .errors import InputError, in_memory, one_line, quoted, size_of
 from .model import Network
-from .request import Request
+from .request import Request, whole_up_to
 from .settings import pick_backend, pick_device, pick_dtype
 from .text import TOKENIZER, Text
 
@@ -157,17 +158,21 @@ class Qwen3(Network):
             total = len(prompts)
 
         def found() -> Iterator[Result]:
-            engine = self.engine_of(slots, cache_tokens)
-            if slots > 1:
+            engine, left = self.engine_of(slots, cache_tokens), iter(prompts)
+            first = list(islice(left, 1))
+            many.checked(engine, first, request)
+            if first and slots > 1:
                 engine.warm(progress)  # here, so that its bar is gone when the other one comes
-            jobs = ((prompt, request) for prompt in prompts)
+            jobs = ((prompt, request) for prompt in chain(first, left))
             yield from many.with_bar(many.results(engine, jobs), total, progress)
 
         return found()
 
     def engine_of(self, slots: int, cache_tokens: int | None = None) -> Engine:
         """The engine of `generate_many` for so many slots, the last one's if it had as many."""
-        key = slots, cache_tokens
+        key = whole_up_to("slots", slots, MOST_SLOTS), cache_tokens
+        if cache_tokens is not None:
+            key = slots, whole_up_to("cache_tokens", cache_tokens, MOST_TOKENS)
         if self._many is None or self._many[0] != key:
             self._many = None  # frees the memory before more is taken
             self._many = key, Engine(weakref.proxy(self), slots, cache_tokens)

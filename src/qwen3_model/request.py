@@ -135,6 +135,9 @@ class Request:
     max_new_tokens: int | None = _setting(
         None, WHOLE_OR_NONE, "tokens at most (default: what fits the context)", "N"
     )
+    min_tokens: int = _setting(
+        0, WHOLE, "neither end tokens nor stop strings end the text before it has N tokens (default: 0)", "N"
+    )
     block_size: int | None = _setting(
         None, WHOLE_OR_NONE, "rows of a draft (default: the checkpoint's; 8 in one-pass)", "K"
     )
@@ -176,6 +179,8 @@ class Request:
             raise InputError(f"verify is {quoted(self.verify)}; use {' or '.join(VERIFY)}")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {quoted(self.max_new_tokens)}; it must be at least 1")
+        if self.min_tokens < 0:
+            raise InputError(f"min_tokens is {quoted(self.min_tokens)}; it must be at least 0")
         _ = self.sampling  # refuses what is out of range
 
     @property
@@ -208,6 +213,10 @@ class Request:
         )
         if fitted.verify == "rejection":
             fitted._check_rejection()
+        assert fitted.max_new_tokens is not None
+        if fitted.min_tokens > fitted.max_new_tokens:
+            most = fitted.max_new_tokens
+            raise InputError(f"min_tokens is {fitted.min_tokens}, but the text has {most} new tokens at most")
         return fitted
 
     def _strategy(self, config: Qwen3Config) -> str:
@@ -238,6 +247,8 @@ class Request:
             raise InputError(f"verify rejection takes strategy two-pass of an Orthrus, not {self.strategy}")
         if self.temperature == 0:
             raise InputError("verify rejection takes a temperature above 0: a greedy choice is not a sample")
+        if self.min_tokens:
+            raise InputError(f"verify rejection takes no min_tokens: it is {self.min_tokens}, use 0")
         if self.tree_nodes != 0:
             raise InputError(
                 f"verify rejection takes a chain, not a tree: tree_nodes is {self.tree_nodes}, use 0"

@@ -27,3 +27,4 @@ def test_what_other_processes_compile_is_found(told):
     assert found["compiled"] == 3 and found["told"] == 4, found
     assert found["still"] == 0 and found["left"] == found["lacked"] - 3 > 50, found
     assert found["hits"] == [True], "of the launch itself"
+    assert found["asked"] == [True, False], "what another thread launches meanwhile runs"

@@ -26,6 +26,7 @@ class Choice:
     def __init__(self, model: Network, slots: int = 1) -> None:
         self.model = model
         self.table = SamplingTable(slots, model.config.vocab_size, model.device)
+        self.ends = torch.tensor(model.config.eos_token_ids, dtype=torch.int64, device=model.device)
         # How often each text holds each token, [S, V] int32, from the first penalty on.
         self.counts: Tensor | None = None
 
@@ -44,9 +45,10 @@ class Choice:
         form = self.table.form_of(slots)
         return form.rounded() if len(self.table.samplings) > 1 else form
 
-    def put(self, slot: int, sampling: Sampling, tokens: list[int]) -> None:
-        """Take the settings of a text that holds these tokens."""
-        self.table.put(slot, sampling)
+    def put(self, slot: int, sampling: Sampling, tokens: list[int], least: int = 0) -> None:
+        """Take the settings of a text that holds these tokens, and that no end token ends at positions below
+        `least`."""
+        self.table.put(slot, sampling, least if len(self.ends) else 0)
         self._hold_counts(penalised := sampling.repetition_penalty != 1.0)
         if penalised and self.counts is not None:
             put_down(self.counts[slot], torch.tensor(tokens).bincount(minlength=self.table.vocabulary).int())
@@ -64,8 +66,10 @@ class Choice:
             values, ids, sums = ops.head(states, head, 1)
             return [ids[:, 0], values[:, 0], sums]
         logits = ops.linear(states, head, out_dtype=torch.float32)
+        sums = ops.log_sum_exp(logits)
+        self._hold_ends(logits, positions, slots)
         ids = ops.choose(logits, positions, self.table, slots, self._seen(slots, tokens, parents))
-        return [ids, logits.gather(1, ids[:, None])[:, 0], ops.log_sum_exp(logits)]
+        return [ids, logits.gather(1, ids[:, None])[:, 0], sums]
 
     def proposals(self, states: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
         """A token for each row of drafts, [T] int64, by the settings and the noise of the target's choice,
@@ -74,6 +78,7 @@ class Choice:
         if self.form.plain:
             return ops.head(states, head, 1)[1][:, 0]
         logits = ops.linear(states, head, out_dtype=torch.float32)
+        self._hold_ends(logits, positions, slots)
         return ops.choose(logits, positions, self.table, slots, self._seen(slots))
 
     def candidates(self, states: Tensor, positions: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,6 +89,7 @@ class Choice:
             values, ids, sums = ops.head(states, head, k)
             return values - sums[:, None], ids
         logits = ops.linear(states, head, out_dtype=torch.float32)
+        self._hold_ends(logits, positions, slots)
         return ops.candidates(logits, positions, self.table, slots, k, self._seen(slots))
 
     def ranked(
@@ -116,6 +122,14 @@ class Choice:
         if wanted and self.counts is None:
             shape = len(self.table.samplings), self.table.vocabulary
             self.counts = torch.zeros(shape, dtype=torch.int32, device=self.model.device)
+
+    def _hold_ends(self, logits: Tensor, positions: Tensor, slots: Tensor) -> None:
+        """Make end tokens impossible, in place, at positions at which a text may not end yet."""
+        if Takes.LEAST in self.form.takes:
+            least = self.table.least  # rows of a rehearsal, which runs no kernel, may name any slot
+            held = positions < least[slots.clamp(0, len(least) - 1).long()]
+            own = logits.index_select(1, self.ends)
+            logits.index_copy_(1, self.ends, own.masked_fill(held[:, None], float("-inf")))
 
     def _seen(
         self, slots: Tensor, tokens: Tensor | None = None, parents: Tensor | None = None

@@ -181,29 +181,26 @@ class Cycle:
         reading.fetch(self.record)
 
         def read() -> list[Outcome]:
-            records, n = reading.wait(), self.accepted.shape[1]
-            logprobs = records[:, RECORD + n : RECORD + 2 * n].view(torch.float32).tolist()
-            milliseconds, found = reading.milliseconds() if timed else None, records.tolist()
-            seconds = [seconds_between(a, b) for a, b in pairwise(found[0][Record.BEGAN : RECORD])]
-            return [
-                self._outcome(record, log, seconds, milliseconds)
-                for record, log in zip(found, logprobs, strict=True)
-            ]
+            record = reading.wait()
+            milliseconds, heads = reading.milliseconds() if timed else None, record[:, :RECORD].tolist()
+            tokens, logprobs, nodes = (part[:, : self.levels] for part in record[:, RECORD:].chunk(3, 1))
+            seconds = [seconds_between(a, b) for a, b in pairwise(heads[0][Record.BEGAN :])]
+            parts = heads, tokens.tolist(), logprobs.view(torch.float32).tolist(), nodes.tolist()
+            return [self._outcome(*of_seat, seconds, milliseconds) for of_seat in zip(*parts, strict=True)]
 
         return read
 
     def _outcome(
-        self, record: list[int], logprobs: list[float], seconds: list[float], milliseconds: float | None
-    ) -> Outcome:
-        """What the record of a seat says, with its log-probabilities as numbers."""
-        kept, n = record[Record.KEPT], len(logprobs)
-        nodes = record[Record.NODES] - 1 if record[Record.DRAFTED] else 0
-        path = record[RECORD + 2 * n : RECORD + 2 * n + kept]
+        self, head: list[int], tokens: list[int], logprobs: list[float], path: list[int],
+        seconds: list[float], milliseconds: float | None,
+    ) -> Outcome:  # fmt: skip
+        """What the record of a seat says: its head, and of each level of its tree what a walk kept there."""
+        kept, nodes = head[Record.KEPT], head[Record.NODES] - 1 if head[Record.DRAFTED] else 0
         run = Run(
-            record[RECORD : RECORD + kept], logprobs[:kept], len(self.pass_rows), self.kind, nodes, path,
-            seconds, self.pass_rows,
+            tokens[:kept], logprobs[:kept], len(self.pass_rows), self.kind, nodes, path[:kept], seconds,
+            self.pass_rows,
         )  # fmt: skip
-        return Outcome(run, bool(record[Record.FINISHED]), bool(record[Record.DAMAGED]), milliseconds)
+        return Outcome(run, bool(head[Record.FINISHED]), bool(head[Record.DAMAGED]), milliseconds)
 
     def begin(self, tokens: list[int]) -> None:
         """Get ready for a text that holds these tokens: what the last text has left is not its own."""

@@ -113,7 +113,7 @@ class Cycles:
     def begin(self, text: Text, slot: int, room: int) -> None:
         """A text whose prompt is committed runs in a slot from now on. room: positions that its pages
         hold."""
-        self.slots.choice.put(slot, text.sampling, text.tokens)
+        self.slots.choice.put(slot, text.sampling, text.tokens, text.least)
         columns = {
             State.START: text.start, State.ROOT: text.root, State.LEFT: text.remaining, State.FINISHED: 0,
             State.ROOM: room, State.NODES: _most_nodes(text),
@@ -176,14 +176,15 @@ class Cycles:
         if not group.led:
             return group.kind, False
         if not any(group.controllers):
-            of = {text: self._controller(text, group.form, group.seats) for text in group.led}
+            key = group.form, group.block, group.seats
+            of = {text: self._controller(text, key) for text in group.led}
             group.controllers = tuple(of.get(text) for text in group.texts)
         first, *beside = filter(None, group.controllers)
         return first.next(*beside), True
 
-    def _controller(self, text: Text, form: Form, seats: int) -> Controller:
-        """What says the kinds that suit a text; it begins with what the last text has taught."""
-        key = form, text.block_size, seats
+    def _controller(self, text: Text, key: tuple[Form, int, int]) -> Controller:
+        """What says the kinds that suit a text in cycles of a form, block size and number of seats; it begins
+        with what the last text of such cycles has taught."""
         if text not in self._of or self._of[text][0] != key:
             self.controllers[key] = Controller(self._times(*key), self.controllers.get(key))
             self._of[text] = key, self.controllers[key]
@@ -252,8 +253,10 @@ class Cycles:
 
 
 def trees_for(seats: int) -> tuple[int, ...]:
-    """Nodes of the trees that "auto" chooses among: the two largest of which a text has rows for."""
-    return tuple(nodes for nodes in SIZES if nodes < OWN_ROWS + SHARED_ROWS // seats)[-2:]
+    """Nodes of the trees that "auto" chooses among: the two largest of which a text has rows for. All texts
+    together have MOST_ROWS, or the smallest trees."""
+    most = min(OWN_ROWS + SHARED_ROWS // seats - 1, max(MOST_ROWS // seats - 1, SIZES[0]))
+    return tuple(nodes for nodes in SIZES if nodes <= most)[-2:]
 
 
 def _block(kind: Kind, block: int, seats: int) -> int:

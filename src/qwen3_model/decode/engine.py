@@ -87,7 +87,8 @@ class Engine:
         prompt, fitted = self.fitted(prompt_ids, request)
         model, most = self.model, fitted.max_new_tokens
         assert most is not None
-        stream = TokenStream(model.text, model.config.eos_token_ids, fitted.stop, most, on_tokens)
+        ends, least = model.config.eos_token_ids, fitted.min_tokens
+        stream = TokenStream(model.text, ends, fitted.stop, most, on_tokens, least)
         text = Sequence(prompt, fitted, stream, on_run)
         if self._fixed and fitted.verify != "rejection":
             self._schedule(text)
@@ -250,10 +251,10 @@ class Engine:
         """Launch a chunk, and the choice of first tokens behind it. An error ends the texts of the chunk."""
         assert self.runner is not None
         try:
-            for text in texts:
-                self._warm.before(text, self.runner)
-                text.begin()
             with in_memory(f"a pass of {'this text' if len(texts) == 1 else 'these texts'}", _SMALLER):
+                for text in texts:
+                    self._warm.before(text, self.runner)
+                    text.begin()
                 launched = self.runner.prefill(work.parts)
         except BaseException as error:
             for text in texts:

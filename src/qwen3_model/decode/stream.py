@@ -23,9 +23,12 @@ class TokenStream:
         stop: Sequence[str],
         limit: int,
         on_tokens: OnTokens | None,
+        least: int = 0,
     ) -> None:
+        """limit: tokens at most. least: tokens that no stop string cuts off."""
         self._detokenizer = Detokenizer(text) if text else None
         self._end_tokens, self._stop, self._limit = frozenset(end_tokens), tuple(stop), limit
+        self._least = least
         self.on_tokens = on_tokens
         self._given = self._released = 0  # tokens and characters already handed to the callback
         self.token_ids: list[int] = []
@@ -72,6 +75,8 @@ class TokenStream:
         """Whether a stop string was completed by the characters from `before` on; if so the text ends before
         the first one.
         """
+        if len(self.token_ids) <= self._least:
+            return False
         reach = max((len(stop) for stop in self._stop), default=0)
         found = [at for stop in self._stop if (at := self.text.find(stop, max(before - reach + 1, 0))) >= 0]
         if found:

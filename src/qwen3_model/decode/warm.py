@@ -6,9 +6,9 @@ processes, one a core. With a whole cache no process is started.
 
 An engine of several slots also captures its graphs then, and times its cycles: for every number of seats and
 each of the three forms of a choice, plain decoding and the trees that "auto" chooses among; and every chunk
-of a prompt. Nothing is compiled or captured in the middle of a text, unless a text asks for something else: a
-block size that is not the model's, a number of tree nodes, a callback that watches. That is captured when it
-first comes. An engine of one slot captures a graph when it first needs it."""
+of a prompt. Nothing is compiled or captured in the middle of a text, unless a text asks for something else:
+one-pass, a block size that is not the model's, a number of tree nodes, a callback that watches. That is
+compiled and captured when it first comes. An engine of one slot captures a graph when it first needs it."""
 
 from __future__ import annotations
 
@@ -122,8 +122,8 @@ def _first_layer(model: Network) -> Network:
 
 def _text(model: Network, request: Request, tokens: int) -> Sequence:
     """A text of so many tokens with the choice of a request."""
-    chosen = {name: getattr(request, name) for name in SAMPLING}
-    fitted = Request(strategy="autoregressive", max_new_tokens=1, **chosen)
+    chosen, least = {name: getattr(request, name) for name in SAMPLING}, min(request.min_tokens, 1)
+    fitted = Request(strategy="autoregressive", max_new_tokens=1, min_tokens=least, **chosen)
     fitted = fitted.fit(model.config, tokens, has_text=False)
     return Sequence([0] * tokens, fitted, TokenStream(None, (), (), 1, None))
 
@@ -162,7 +162,7 @@ class WarmStart:
         if not replays(self.model):
             return
         if self.slots == 1:
-            self._compile(plan_of_text(text), runner.cache.capacity, None)
+            self._compile(plan_of_text(text), runner.cache.capacity, None, FEW)
         elif not runner.warm:
             self.several(runner, None)
 
@@ -185,20 +185,22 @@ class WarmStart:
         runner.warm = True
         return Warmed(*counts, graphs, time.perf_counter() - began)
 
-    def _compile(self, plan: Plan, capacity: int, progress: bool | None) -> tuple[int, int]:
+    def _compile(self, plan: Plan, capacity: int, progress: bool | None, few: int = 0) -> tuple[int, int]:
         """Compile what a plan needs, once; returns how many kernels this process had not loaded, and how many
-        of them were compiled."""
-        forms = tuple(Form.of(of.sampling, self.model.config.vocab_size) for of in plan.requests)
+        of them were compiled. few: so many are left to their launches."""
+        vocabulary = self.model.config.vocab_size
+        forms = tuple((Form.of(of.sampling, vocabulary), of.min_tokens > 0) for of in plan.requests)
         key = forms, plan.seats, plan.kinds, plan.block, plan.chunks, capacity
         if key in self._compiled:
             return 0, 0
         found = launches(self.model, self.slots, capacity, plan)
-        lacked = missing(found)
-        if len(lacked) > FEW:
+        lacked, left = missing(found), few
+        if len(lacked) > few:
             with _bar("compiling kernels", len(lacked), progress) as advance:
                 compile_all(lacked, advance)
+            left = len(missing(lacked))
         self._compiled.add(key)
-        return len(found), len(lacked)
+        return len(found), len(lacked) - min(left, len(lacked))
 
 
 @contextmanager
