@@ -206,6 +206,13 @@ def test_a_text_that_fails_is_an_error_of_its_own(orthrus, paths, monkeypatch):
     assert found["r1"]["response"]["body"]["error"]["message"] == "its numbers are none"
 
 
+def test_a_cache_that_does_not_fit_is_no_requests_error(refused, orthrus, paths):
+    write(paths[0], [request(name, prompt="x", max_tokens=1) for name in "ab"])
+    assert orthrus("--limit", 1)[0] == 0
+    for slots in (1, 2):
+        assert "lower cache_tokens" in refused("--slots", slots, "--cache-tokens", 2**36)
+
+
 def test_what_the_engine_refuses_is_the_requests_error(orthrus, paths):
     lines = [request("long", prompt=[[1], [1] * 200], max_tokens=9), request("b", prompt="x", max_tokens=2)]
     write(paths[0], lines)

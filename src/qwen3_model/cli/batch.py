@@ -92,6 +92,8 @@ def _answer(args: argparse.Namespace, batch: BatchFile) -> int:
     slots = args.slots or (1 if model.device.type == "cpu" else SLOTS)
     engine, begun = model.engine_of(slots, args.cache_tokens), time.perf_counter()
     with batch.open():
+        if slots > 1 or args.cache_tokens is not None:
+            engine.runner_for(1)  # a cache that does not fit is this command's error, not each request's
         if slots > 1:
             engine.warm()
         with _progress(batch) as told:

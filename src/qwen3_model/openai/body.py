@@ -31,7 +31,7 @@ COMPLETION_TOKENS = 16  # of a completion that does not say how many
 # The engine's settings that a body may name, in the order in which they are checked
 SETTINGS = (
     "strategy", "block_size", "tree_nodes", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
-    "logit_bias", "stop", "seed",
+    "logit_bias", "stop", "min_tokens", "seed",
 )  # fmt: skip
 BOTH = ("model", "max_tokens", "n", "logprobs", "user", *SETTINGS)
 OWN = {COMPLETIONS: ("prompt",), CHAT: ("messages", "max_completion_tokens", "chat_template_kwargs")}
@@ -89,6 +89,8 @@ def read(served: Served, url: str, body: Any) -> Asked:
         raise FieldError("n", f"n times the prompts is {n * len(prompts)}; at most {MOST_CHOICES} choices")
     most = _most_tokens(url, given, served.config.context_length, prompts)
     request = _request(served, _settings(given), most, n * len(prompts))
+    with naming("min_tokens"):  # all else has been tried
+        request.fit(served.config, max(map(len, prompts)), has_text=True)
     return Asked(url == CHAT, prompts, n, request, _logprobs(url, given))
 
 
