@@ -25,7 +25,7 @@ from qwen3_model.prompts import read_prompts
 from qwen3_model.request import MOST_NODES
 
 from . import report
-from .command import Parser, fail, positive, writable
+from .command import Parser, fail, positive, run, writable
 from .measure import machine, machine_line
 
 COMMAND = "bench.acceptance"
@@ -317,4 +317,4 @@ def _said(setting: str, done: int, of: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(COMMAND, main))

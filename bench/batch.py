@@ -7,9 +7,9 @@ would (strong.py), each text in its own places: its rows say "simulated". The fl
 once the weights of a plain cycle and the keys of all texts.
 
 **Jobs**: a list of texts through an engine of so many slots, prompts inside the clock, graphs captured before
-it by the first jobs of the list. That is what `--lengths` measures of random weights, and the only way of the
-embedded checkpoint, whose acceptance on held-out prompts is its own; its texts must be the same whatever
-decodes them.
+it by the first jobs of the list. That is what `--lengths` measures, with prompts of random tokens, and the
+only way of the embedded checkpoint, whose prompts are held-out ones without `--lengths`. Its acceptance is
+its own. Its texts may end with an end token, and they must be the same whatever decodes them.
 
 The host's share is the time of `engine.step` that was not spent waiting for the record of a cycle."""
 
@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from qwen3_model import Engine, InputError, Qwen3
+from qwen3_model import Engine, InputError, Qwen3, Qwen3Config
 from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.decode.engine import MOST_SLOTS
 from qwen3_model.prompts import read_prompts
@@ -63,14 +63,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def check(parser: argparse.ArgumentParser, given: Any) -> None:
     """Refuse options that do not go together."""
-    if given.lengths and not given.batch:
-        parser.error("--lengths is of --batch")
     if not given.batch and "embedded" in given.models:
         parser.error("--models embedded is of --batch: other runs have it beside the others")
     if given.batch and given.replay:
         parser.error("--batch and --replay are two benches: ask for one")
-    if given.batch and max(given.batch) > MOST_SLOTS:
+    if not given.batch:
+        return
+    if max(given.batch) > MOST_SLOTS:
         parser.error(f"--batch {max(given.batch)} is more than {MOST_SLOTS}")
+    shaped, own = set(given.models) - {"embedded"}, "embedded" in given.models
+    for name, used, by in (("contexts", shaped, "random weights"), ("prompts", own, "embedded"),
+                           ("tokens", own, "embedded")):  # fmt: skip
+        if getattr(given, name) and (given.lengths or not used):
+            parser.error(f"--{name} with --batch is of {by} without --lengths")
 
 
 @dataclass
@@ -123,7 +128,7 @@ def shapes(bench: Bench, name: str, model: Qwen3, draws: strong.Draws) -> None:
         engine = Engine(model, texts, longest if texts == 1 else None)  # alone a cache of a text's size
         engine.runner_for(longest).cycles.force(Forced(model.device, texts, draws.walks))
         if bench.lengths:
-            jobs = [Job(random_prompt(model, n, i), new) for i, (n, new) in enumerate(bench.lengths)]
+            jobs = random_jobs(model, bench.lengths)
             for way in WAYS:
                 what = f"{name}, {len(jobs)} jobs, {texts} texts, {way.name}"
                 bench.run.attempt(what, partial(_jobs_row, bench, name, engine, jobs, way))
@@ -161,11 +166,23 @@ def _named(name: str, measure: str, way: Way) -> Row:
     return {"model": name, "measure": measure, "way": way.name, "acceptance": drafted}
 
 
-def embedded(bench: Bench, model: Qwen3, prompts: int, tokens: int) -> None:
-    """Held-out prompts with the embedded checkpoint; any number of texts and way must give the same ones."""
+def random_jobs(model: Qwen3, found: Sequence[lengths.Job]) -> list[Job]:
+    """Prompts of random tokens."""
+    return [Job(random_prompt(model, tokens, i), new) for i, (tokens, new) in enumerate(found)]
+
+
+def held_out(bench: Bench, model: Qwen3, prompts: int, tokens: int) -> list[Job]:
+    """The first held-out prompts; a note says where there are fewer."""
     assert model.text is not None
     texts = read_prompts(EMBEDDED / "held_out.jsonl", prompts, split="test")
-    jobs, first = [Job(model.text.encode(text), tokens) for text in texts], list[list[int]]()
+    if len(texts) < prompts:
+        bench.run.notes.append(f"embedded: {len(texts)} prompts in place of {prompts}: no more are held out")
+    return [Job(model.text.encode(text), tokens) for text in texts]
+
+
+def embedded(bench: Bench, model: Qwen3, jobs: Sequence[Job]) -> None:
+    """Jobs with the embedded checkpoint; any number of texts and way must give the same texts."""
+    first = list[list[int]]()
 
     def measure(engine: Engine, way: Way) -> None:
         row, found = decode(engine, jobs, way)
@@ -215,11 +232,13 @@ def measure(bench: Bench, given: Any, save: Callable[[], None]) -> None:
     for name in given.models:
         if name == "embedded":
             device = "cpu" if bench.read_gb_s is None else "cuda"
-            prompts = given.prompts or 2 * max(bench.batch)
             model = Qwen3.from_pretrained(
                 EMBEDDED, device, "float32" if device == "cpu" else "bfloat16", progress=False
             )
-            bench.run.attempt(name, partial(embedded, bench, model, prompts, given.tokens))
+            prompts = given.prompts or 2 * max(bench.batch)
+            jobs = (random_jobs(model, bench.lengths) if bench.lengths
+                    else held_out(bench, model, prompts, given.tokens))  # fmt: skip
+            bench.run.attempt(name, partial(embedded, bench, model, jobs))
         else:
             model = with_bigram(random_model(name))
             bench.run.attempt(name, partial(shapes, bench, name, model, draws))
@@ -229,6 +248,13 @@ def measure(bench: Bench, given: Any, save: Callable[[], None]) -> None:
         if name != "embedded" and vllm_peer.installed():
             bench.run.attempt(f"vLLM, {name}", partial(peer, bench, name), is_peer=True)
             save()
+
+
+def _most_context(models: Sequence[str]) -> tuple[int, str]:
+    """Tokens that a text of every model may have, and whose these are."""
+    if "embedded" not in models:
+        return MOST_CONTEXT, "a model"
+    return Qwen3Config.from_folder(EMBEDDED).context_length, "embedded of --models"
 
 
 def _said() -> str:
@@ -247,7 +273,7 @@ def main(given: Any) -> int:
     if not gpu:
         torch.set_num_threads(1)  # matrices this small gain nothing from a second thread
     try:
-        jobs = lengths.read(given.lengths, MOST_CONTEXT) if given.lengths else None
+        jobs = lengths.read(given.lengths, *_most_context(given.models)) if given.lengths else None
         print(machine_line(facts), flush=True)
         read = Meter(Pool(torch.device("cuda"), kernels.POOL)).read_roof() if gpu else None
         free_memory()

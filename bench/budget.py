@@ -13,16 +13,16 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from qwen3_model import InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
+from qwen3_model.cli.terminal import new_console
 from qwen3_model.decode.controller import CHAIN, PLAIN
 from qwen3_model.prompts import read_prompts
 
 from . import report
-from .command import Parser, fail, positive, writable
+from .command import Parser, fail, positive, run, writable
 from .measure import machine, machine_line
 from .trace_file import ONE_PASS, TREES
 
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         fail(COMMAND, "times need a GPU, and there is none")
     facts = machine(f"python -m {COMMAND} --prompts {given.prompts} --tokens {given.tokens}")
-    console, found = Console(highlight=False), list[dict[str, Any]]()
+    console, found = new_console(), list[dict[str, Any]]()
     try:
         model = Qwen3.from_pretrained(EMBEDDED, "cuda", "bfloat16", progress=False)
         for prompts in prompt_sets(model, given.prompts):
@@ -148,4 +148,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(COMMAND, main))

@@ -4,13 +4,40 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+from qwen3_model.cli import ended, options
+from qwen3_model.errors import InputError
+from qwen3_model.files import check_replaceable
+
+from . import imports
+
+if TYPE_CHECKING:
+    from qwen3_model.cli.interrupts import CtrlC
 
 
-class Parser(argparse.ArgumentParser):
+def run(command: str, main: Callable[[], int]) -> int:
+    """The exit code of a process that is `python -m COMMAND`. It ends as `orthrus` does: one line and 2 for a
+    disk that is full or what `main` refuses, 141 for a reader of stdout who has gone, 130 for Ctrl-C."""
+
+    def work(ctrl_c: CtrlC) -> int:
+        ctrl_c.working = True
+        try:
+            return main()
+        except SystemExit as asked:
+            if not asked.code:  # --help, which may not have been written yet
+                sys.stdout.flush()
+            raise
+
+    imports.__exit__()
+    return ended(command, work, at_the_end=True)
+
+
+class Parser(options.Parser):
     """Bad options: one line on stderr and exit code 2."""
 
     def error(self, message: str) -> NoReturn:
@@ -32,11 +59,12 @@ def positive(text: str) -> int:
 
 
 def writable(text: str) -> Path:
-    """A path whose folder exists, so that a long run does not end without its file."""
-    path = Path(text)
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"cannot write {text!r}: it is a folder, or its folder is not there")
-    return path
+    """A path where a file can be made or replaced, so that a long run does not end without its file."""
+    try:
+        check_replaceable(Path(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return Path(text)
 
 
 def short(error: BaseException) -> str:
@@ -50,7 +78,12 @@ def in_processes(work: Callable[..., list[str]], arguments: tuple, workers: int,
     if workers < 2:
         return []
     shares = [(*arguments, i, workers) for i in range(workers)]
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:  # leaving it ends the processes
+    ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit: Ctrl-C is told by this process
+    try:
+        pool = multiprocessing.get_context("spawn").Pool(workers)
+    finally:
+        signal.signal(signal.SIGINT, ours)
+    with pool:  # leaving it ends the processes
         try:
             said = pool.starmap_async(work, shares, chunksize=1).get(timeout=limit)
         except Exception as error:

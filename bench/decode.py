@@ -23,7 +23,7 @@ from qwen3_model.checkpoint import EMBEDDED
 
 from . import batch, decode_report, kernels, replay, report
 from .cases import cases
-from .command import Parser, fail, in_processes, positive, writable
+from .command import Parser, fail, in_processes, positive, run, writable
 from .decode_measure import (
     add_kernels,
     choice_rows,
@@ -49,6 +49,12 @@ PEER_CONTEXT = 1024
 PEER_SECONDS = 80  # torch.compile of tens of layers takes about so long: not started with less left
 PROFILE_SECONDS = 15  # kept for the profiles of a model
 COMPILED_AHEAD = "linear", "linear_swiglu", "attention", "add_rms_norm", "qk_norm_rope", "head", "choose"
+USUAL = "runs without --batch and --replay"
+RUNS_OF = {  # options that only some runs have
+    "contexts": [USUAL, "--batch"], "seconds": [USUAL, "--batch"], "profile": [USUAL], "plot": [USUAL],
+    "workers": [USUAL], "trees": ["--replay"], "prompts": ["--replay", "--batch"],
+    "tokens": ["--replay", "--batch"], "lengths": ["--batch"],
+}  # fmt: skip
 _PASS_NAMES = [what.name for what in PASSES]
 
 
@@ -73,7 +79,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
         help=f"kernel by kernel, of {', '.join(_PASS_NAMES)}; without a name: of the token",
     )  # fmt: skip
     parser.add_argument(
-        "--workers", type=positive, default=min(12, os.cpu_count() or 1), help="processes that compile ahead"
+        "--workers", type=positive, help="processes that compile ahead; default: a core each, at most 12"
     )
     parser.add_argument("--json", type=writable, metavar="FILE", help="write all figures to FILE")
     parser.add_argument(
@@ -88,31 +94,39 @@ def parse(arguments: Sequence[str] | None) -> Any:
     replayed.add_argument("--shape", nargs=2, type=positive, metavar=("NODES", "ROWS"),
                           help="of their one-pass cycles (python -m bench.strong)")  # fmt: skip
     replayed.add_argument("--prompts", type=positive, metavar="N",
-                          help="default: 10; --batch: of embedded, two for each text")  # fmt: skip
-    replayed.add_argument("--tokens", type=positive, default=256, metavar="N", help="new ones; default: 256")
+                          help="default: 10; --batch: held-out ones of embedded, two a text")  # fmt: skip
+    replayed.add_argument("--tokens", type=positive, metavar="N", help="new ones; default: 256")
     batch.add_options(parser)
     given = parser.parse_args(arguments)
-    batch.check(parser, given)
-    given.contexts = given.contexts or (batch.CONTEXTS if given.batch else CONTEXTS)
+    _check(parser, given)
+    given.contexts = sorted(set(given.contexts or (batch.CONTEXTS if given.batch else CONTEXTS)))
     given.seconds = given.seconds or (batch.SECONDS if given.batch else SECONDS)
-    if given.strong and not given.replay:
-        parser.error("--strong takes ranks and losses from the trace of --replay")
-    if given.trees and not given.replay:
-        parser.error("--trees is of --replay")
+    given.workers, given.tokens = given.workers or min(12, os.cpu_count() or 1), given.tokens or NEW_TOKENS
     given.trees = list(dict.fromkeys(given.trees or [63]))
-    given.replay = list(dict.fromkeys(given.replay or []))
+    given.models = list(dict.fromkeys(given.models))
     if given.replay:
         given.prompts = given.prompts or 10
+    if given.profile == [] or (given.plot and given.profile is None):
+        given.profile = ["token"]
+    return given
+
+
+def _check(parser: Parser, given: Any) -> None:
+    """Refuse options that do not go together. `given.replay` is left without repetitions."""
+    batch.check(parser, given)
+    kind = "--batch" if given.batch else "--replay" if given.replay else USUAL
+    for name, runs in RUNS_OF.items():
+        if getattr(given, name) is not None and kind not in runs:
+            parser.error(f"--{name} is of {' and '.join(runs)}")
+    given.replay = list(dict.fromkeys(given.replay or []))
+    if given.strong and not given.replay:
+        parser.error("--strong takes ranks and losses from the trace of --replay")
     if given.strong and len(given.replay) > 1:
         parser.error("--strong takes ranks and losses from one trace: give --replay one file")
     if given.shape and not given.strong:
         parser.error("--shape is of --strong; a recorded trace has the default one")
-    if max(given.contexts) > MOST_CONTEXT:
+    if given.contexts and max(given.contexts) > MOST_CONTEXT:
         parser.error(f"--contexts {max(given.contexts)} is more than {MOST_CONTEXT}")
-    given.models, given.contexts = list(dict.fromkeys(given.models)), sorted(set(given.contexts))
-    if given.profile == [] or (given.plot and given.profile is None):
-        given.profile = ["token"]
-    return given
 
 
 def card(models: Sequence[str], contexts: Sequence[int]) -> list[dict[str, Any]]:
@@ -256,4 +270,4 @@ def _command() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(COMMAND, main))

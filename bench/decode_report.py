@@ -57,13 +57,16 @@ class Run:
         return self.seconds_left() <= 0
 
     def attempt(self, what: str, work: Callable[[], None], seconds: float = 0, is_peer: bool = False) -> None:
-        """Do it, unless fewer seconds are left than that; a failure leaves a note and the run goes on."""
+        """Do it, unless fewer seconds are left than that; a failure leaves a note and the run goes on.
+        Raises OSError where stdout cannot be written."""
         if self.seconds_left() <= seconds:
             self.notes.append(f"{what}: no time left")
             return
         try:
             work()
         except Exception as error:
+            if isinstance(error, OSError) and error.filename is None and not is_peer:
+                raise  # stdout takes no more: nobody would be told of what follows
             self.notes.append(f"{what}: {short(error)}")
             self.failed |= not is_peer
 

@@ -17,7 +17,7 @@ import torch
 from qwen3_model import InputError, Qwen3
 
 from . import report
-from .command import Parser, fail, positive, writable
+from .command import Parser, fail, positive, run, writable
 from .measure import free_memory, machine, machine_line
 from .models import MODELS, random_model
 
@@ -91,4 +91,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(COMMAND, main))

@@ -20,7 +20,7 @@ from orthrus_kernels import tables as launch_tables
 
 from . import report
 from .cases import OPS, OURS, Case, cases
-from .command import Parser, fail, in_processes, positive, short, writable
+from .command import Parser, fail, in_processes, positive, run, short, writable
 from .measure import Call, Meter, Pool, machine, machine_line
 from .models import MODELS
 from .report import Result, Roofs
@@ -217,4 +217,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(COMMAND, main))

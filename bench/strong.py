@@ -39,12 +39,13 @@ from qwen3_model.decode.cycles import Kind
 from qwen3_model.decode.one_pass import NODES, Shape
 
 from . import report
-from .command import Parser, fail
+from .command import Parser, fail, run
 from .trace_file import CHAIN, ONE_PASS, TREES, Text, Trace, read
 
 # Share of cycles of a 4B checkpoint accepted at depth 1..16, as published.
 CURVE = (0.87, 0.73, 0.62, 0.54, 0.45, 0.36, 0.31, 0.26, 0.22, 0.19, 0.16, 0.13, 0.11, 0.09, 0.07, 0.05)
 STRETCHED_MEAN = 10.0  # tokens a cycle
+COMMAND = "bench.strong"
 NODES_TRIED = (7, 11, 15, 19, 23, 31, 47, 63)
 
 
@@ -297,7 +298,7 @@ def shapes(recorded: Trace, corrected: bool) -> tuple[str, list[str], list[list[
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = Parser(
-        prog="python -m bench.strong", description=__doc__,
+        prog=f"python -m {COMMAND}", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m bench.strong runs/trace.json",
     )  # fmt: skip
@@ -310,9 +311,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recorded = read(given.trace)
         report.print_tables([shapes(recorded, given.corrected)])
     except InputError as error:
-        fail("bench.strong", str(error))
+        fail(COMMAND, str(error))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(COMMAND, main))

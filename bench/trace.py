@@ -31,7 +31,7 @@ from qwen3_model.request import block_rows
 
 from . import report, trace_file
 from .budget import SEED, SETS, prompt_sets
-from .command import Parser, fail, positive, writable
+from .command import Parser, fail, positive, run, writable
 from .measure import machine, machine_line
 from .trace_file import CHAIN, KINDS, ONE_PASS, TREES, Tally, Text, Trace
 
@@ -322,4 +322,4 @@ def _said(done: int, of: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(COMMAND, main))

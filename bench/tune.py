@@ -25,7 +25,7 @@ from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
 from qwen3_model.cli.output import write_atomically
 
-from .command import Parser, fail, in_processes, positive, short, writable
+from .command import Parser, fail, in_processes, positive, run, short, writable
 from .kernels import POOL
 from .measure import Meter, Pool, machine, machine_line
 from .models import MODELS
@@ -346,4 +346,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(COMMAND, main))

@@ -189,9 +189,11 @@ def test_lengths_of_a_user(tmp_path):
         "a.csv": "prompt_tokens,new_tokens\n1000,100\n\n 5 , 7\n", "b.csv": "1000,100\n5,7",
         "c.json": "[[1000,100],[5,7]]",
         "d.json": json.dumps([dict(zip(lengths.HEAD, job, strict=True)) for job in jobs]),
+        "e.JSON": "\ufeff[[1000,100],[5,7]]",
+        "f.csv": '\ufeff"prompt_tokens","new_tokens"\r\n"1000","100"\r\n5, "7"\r\n',
     }.items():  # fmt: skip
-        (tmp_path / name).write_text(text)
-        assert lengths.read(tmp_path / name, 2000) == jobs, name
+        (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+        assert lengths.read(tmp_path / name, 2000, "a model") == jobs, name
 
 
 @pytest.mark.parametrize(
@@ -201,12 +203,18 @@ def test_lengths_of_a_user(tmp_path):
         ("a.json", "[", "cannot be read"), ("a.csv", "5,7\n5", "job 2"), ("a.csv", "5,x", "whole numbers"),
         ("a.json", "[[5, 1.5]]", "whole numbers"), ("a.json", "[3]", "whole numbers"),
         ("a.json", "[{}]", "whole numbers"), ("a.csv", "0,7", "at least 1"),
-        ("a.csv", "40700,7", "at most 40704 together"),
+        ("a.csv", "40700,7", "at most 40704 together"), ("a.json", '["12", "34"]', "job 1: two whole"),
+        ("a.json", '[["5", 7]]', "whole numbers"), ("a.json", "[[true, 7]]", "whole numbers"),
+        ("a.csv", "5,1_0", "whole numbers"), ("a.csv", "5,7,9", "whole numbers"),
+        ("a.csv", '"5,7', "cannot be read"), ("a.csv", "5," + "7" * 5000, "cannot be read"),
+        ("a.csv", "5,7\n" * 60, "larger than the 200 bytes"),
     ],
 )  # fmt: skip
 def test_what_is_no_list_of_lengths(name, text, said, tmp_path, monkeypatch, refused):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(batch, "machine", lambda command: {})
+    if "larger" in said:
+        monkeypatch.setattr(lengths, "MOST_BYTES", 200)
     path = tmp_path / name
     if text is not None:
         path.write_text(text)
@@ -290,6 +298,40 @@ def test_the_embedded_checkpoint_on_a_cpu(tmp_path, capsys):
         (texts, way, "2/2", "its own") for texts in (1, 2) for way in ("plain", "auto")
     ]
     assert "held" not in capsys.readouterr().err
+
+
+@gpu_free
+def test_lengths_with_the_embedded_checkpoint(tmp_path, capsys, refused):
+    """Prompts of these lengths, whose texts are the same everywhere; more than its context is refused."""
+    out, file, common = (
+        tmp_path / "b.json",
+        tmp_path / "jobs.csv",
+        ["--batch", "1", "2", "--models", "embedded"],
+    )
+    file.write_text("5,2\n9,1\n4,2\n")
+    assert decode.main([*common, "--lengths", str(file), "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [(r["measure"], r["jobs"], r["identical"]) for r in rows] == [("jobs", 3, "3/3")] * 4
+    assert all(3 <= r["tokens"] <= 5 for r in rows)
+    file.write_text("5,2\n4000,97")
+    assert "job 2: 4000 and 97 tokens; at least 1 each and at most 4096 together" in refused(
+        decode.main, *common, "--lengths", str(file)
+    )
+
+
+def test_jobs_of_lengths_are_random_prompts_of_these_lengths():
+    jobs = batch.random_jobs(SimpleNamespace(config=small_config()), [(5, 2), (9, 1)])
+    assert [(len(job.prompt), job.new_tokens) for job in jobs] == [(5, 2), (9, 1)]
+    assert jobs[0].prompt != jobs[1].prompt[:5]
+
+
+def test_fewer_prompts_than_asked_for_are_said(monkeypatch):
+    monkeypatch.setattr(batch, "read_prompts", lambda path, count, split: ["x"] * min(count, 3))
+    model = SimpleNamespace(text=SimpleNamespace(encode=lambda text: [7]))
+    bench = batch.Bench(SimpleNamespace(notes=[]), [1], [], None, None)
+    assert len(batch.held_out(bench, model, 3, 4)) == 3 and not bench.run.notes
+    assert len(batch.held_out(bench, model, 100000, 4)) == 3
+    assert bench.run.notes == ["embedded: 3 prompts in place of 100000: no more are held out"]
 
 
 def test_other_texts_make_the_exit_code_1():

@@ -1,10 +1,14 @@
 """Bad options of the benches and tools end with one line on stderr, exit code 2 and nothing on stdout."""
 
+import argparse
+import os
 import shlex
+import socket
+import stat
 
 import pytest
 
-from bench import acceptance, decode, first_token, kernels
+from bench import acceptance, command, decode, first_token, kernels
 from tools import check_kernel
 
 COMMANDS = {
@@ -51,6 +55,20 @@ def test_options_that_all_have(name, arguments, word, refused):
         (decode, "--replay a.json b.json --strong", "from one trace"),
         (decode, "--replay t.json --trees 20", "invalid choice"),
         (decode, "--trees 15", "--trees is of --replay"),
+        (decode, "--replay t.json --contexts 1k", "--contexts is of runs without --batch and --replay"),
+        (decode, "--replay t.json --plot p.png", "--plot is of runs without"),
+        (decode, "--prompts 3", "--prompts is of --replay and --batch"),
+        (decode, "--tokens 3", "--tokens is of --replay and --batch"),
+        (decode, "--batch 2 --plot p.png", "--plot is of runs without"),
+        (decode, "--batch 2 --profile", "--profile is of runs without"),
+        (decode, "--batch 2 --workers 3", "--workers is of runs without"),
+        (decode, "--batch 2 --trees 15", "--trees is of --replay"),
+        (decode, "--batch 2 --shape 11 24", "--shape is of --strong"),
+        (decode, "--batch 2 --models 8B --prompts 3", "--prompts with --batch is of embedded"),
+        (decode, "--batch 2 --models 8B --tokens 3", "--tokens with --batch is of embedded"),
+        (decode, "--batch 2 --models embedded --lengths l --prompts 3", "without --lengths"),
+        (decode, "--batch 2 --lengths l --contexts 1k", "--contexts with --batch is of random weights"),
+        (decode, "--batch 2 --models embedded --contexts 1k", "--contexts with --batch is of random weights"),
         (first_token, "--prompts 0", "'0' is not a whole number"),
         (first_token, "--models 70B", "invalid choice: '70B'"),
         (kernels, "--rows 0", "'0' is not a whole number"),
@@ -62,3 +80,23 @@ def test_options_that_all_have(name, arguments, word, refused):
 )
 def test_options_of_one(command, words, said, refused):
     assert said in refused(command.main, *shlex.split(words))
+
+
+def test_what_is_no_file_is_never_replaced(tmp_path, monkeypatch, refused):
+    """Devices, pipes and sockets stay; a link to a file is one."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket")
+        os.symlink("pipe", "link")
+        for name in ("pipe", "socket", "link"):
+            for option in ("--json", "--plot"):
+                assert "it is not a file" in refused(kernels.main, option, name)
+            assert not stat.S_ISREG(os.stat(name).st_mode)
+    with pytest.raises(argparse.ArgumentTypeError, match="leads nowhere"):
+        os.symlink("nowhere", "broken")
+        command.writable("broken")
+    os.symlink("file.json", "good")
+    (tmp_path / "file.json").write_text("old")
+    assert kernels.main(["--quick", "--ops", "swiglu", "--json", str(command.writable("good"))]) == 0
+    assert os.path.islink("good") and '"cases"' in (tmp_path / "file.json").read_text()

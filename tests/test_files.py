@@ -45,6 +45,23 @@ def test_what_could_not_be_written_is_refused_before_any_work(name, words, tmp_p
     assert names(tmp_path) == before
 
 
+def test_what_is_no_file_is_never_replaced(tmp_path):
+    """Nor what comes into the file's place while the new one is written."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    said = []
+    for name in ("pipe", "link", "late"):
+        try:
+            with replacing(tmp_path / name):
+                if name == "late":
+                    os.mkfifo(tmp_path / name)
+        except InputError as error:
+            said.append(str(error))
+    assert ["it is not a file" in words for words in said] == [True] * 3
+    assert names(tmp_path) == ["late", "link", "pipe"]
+    assert all(stat.S_ISFIFO((tmp_path / name).stat().st_mode) for name in names(tmp_path))
+
+
 def test_a_failure_leaves_the_old_file_alone(tmp_path):
     file = tmp_path / "file"
     file.write_text("old")

@@ -40,9 +40,7 @@ def check_replaceable(path: Path) -> None:
     if not path.parent.is_dir():
         raise InputError(f"cannot write {path}: its folder is not there")
     try:
-        with suppress(FileNotFoundError):
-            if not stat.S_ISREG(os.lstat(path).st_mode):  # finds a name that is too long, too
-                raise InputError(f"cannot write {path}: it is not a file")
+        _check_kind(path)
         beside = _beside(path)
         _create(beside)
         beside.unlink()
@@ -50,11 +48,20 @@ def check_replaceable(path: Path) -> None:
         raise InputError(f"cannot write {path}: {reason(error)}") from None
 
 
+def _check_kind(path: Path) -> None:
+    """Raises InputError where a folder, a device, a pipe or a socket is in a file's place, and OSError for a
+    name that is too long."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise InputError(f"cannot write {path}: it is not a file")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A new file beside `path`, empty, that takes its place at the end of the block: whoever reads `path`,
     after a power cut too, finds the old content or the new one, never half of it. A link is followed. The
-    new file's permissions follow the umask."""
+    new file's permissions follow the umask. Raises InputError where `path` is there and is no regular file:
+    a device or a pipe would be gone."""
     path = resolved(path)
     beside = _beside(path)
     mode = _create(beside)
@@ -62,6 +69,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield beside
         beside.chmod(mode)  # safetensors makes files that their owner alone may read
         sync(beside)
+        _check_kind(path)  # now: it may have appeared meanwhile
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .interrupts import CtrlC
     from .options import Parser
@@ -26,18 +26,24 @@ BAD_INPUT, INTERRUPTED, READER_GONE = 2, 130, 141  # the last two: what a shell 
 
 def main(argv: "Sequence[str] | None" = None) -> int:
     """Run a command line (default: this process's, which then ends) and return its exit code."""
+    return ended("orthrus", lambda ctrl_c: _run(argv, ctrl_c), at_the_end=argv is None)
+
+
+def ended(command: str, work: "Callable[[CtrlC], int]", at_the_end: bool) -> int:
+    """The exit code of a command, which is that of `work` unless something ends it early, as one line on
+    stderr then says. The standard streams are safe inside `work`. at_the_end: the process ends with it."""
     try:
         from .interrupts import CtrlC
 
-        with CtrlC(at_the_end=argv is None) as ctrl_c:
+        with CtrlC(command, at_the_end) as ctrl_c:
             from . import surroundings
 
             try:
                 surroundings.prepare()
-                code = _run(argv, ctrl_c)
+                code = work(ctrl_c)
                 sys.stdout.flush()  # here, so that a full disk or a reader who has gone is noticed
             except Exception as error:
-                code = _tell(error)
+                code = _tell(command, error)
             finally:
                 surroundings.drop_output()
             return code
@@ -45,7 +51,7 @@ def main(argv: "Sequence[str] | None" = None) -> int:
         from contextlib import suppress
 
         with suppress(OSError):  # it may have come before stderr was made safe
-            print("orthrus: interrupted", file=sys.stderr)
+            print(f"{command}: interrupted", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -107,7 +113,7 @@ def _import_torch() -> None:
     from .. import qwen3  # noqa: F401
 
 
-def _tell(error: Exception) -> int:
+def _tell(command: str, error: Exception) -> int:
     """The exit code of what ended a command, said in one line; a fault of this program is raised again."""
     from ..errors import InputError, memory_asked, one_line
 
@@ -121,5 +127,5 @@ def _tell(error: Exception) -> int:
         said = f"stdin, stdout or a file cannot be used ({said})"
     elif not isinstance(error, (InputError, OSError)):
         raise error
-    print(f"orthrus: error: {said}", file=sys.stderr)
+    print(f"{command}: error: {said}", file=sys.stderr)
     return BAD_INPUT

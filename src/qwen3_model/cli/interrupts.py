@@ -8,7 +8,6 @@ from contextlib import suppress
 from types import FrameType
 
 INTERRUPTED = 130
-LINE = b"orthrus: interrupted\n"
 
 
 class CtrlC:
@@ -20,7 +19,8 @@ class CtrlC:
     Leaves alone a SIGINT that is ignored (a command in a script's background) or that another program has
     taken, and every thread but the main one. at_the_end: the process ends with the command."""
 
-    def __init__(self, at_the_end: bool) -> None:
+    def __init__(self, command: str, at_the_end: bool) -> None:
+        self._line = f"{command}: interrupted\n".encode()
         self.working, self._at_the_end, self._taken = False, at_the_end, False
 
     def __enter__(self) -> CtrlC:
@@ -39,5 +39,5 @@ class CtrlC:
             raise KeyboardInterrupt
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # one line, however often it comes
         with suppress(OSError):
-            os.write(2, LINE)
+            os.write(2, self._line)
         os._exit(INTERRUPTED)
