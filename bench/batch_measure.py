@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 
@@ -23,6 +24,7 @@ from .replay import Way
 SETTLE, TOKENS, ROUNDS = 32, 32, 5
 MOST_NEW = 1 << 15  # tokens of a text that is cancelled long before
 Prompt = Sequence[int]
+_RUNS = count()
 
 
 @dataclass(frozen=True)
@@ -51,16 +53,25 @@ def waits() -> Iterator[list[float]]:
         Reading.wait = plain
 
 
-def request(way: Way, new_tokens: int) -> Request:
-    """Greedy, by a way."""
-    return Request(strategy=way.strategy, max_new_tokens=new_tokens, tree_nodes=way.tree_nodes, seed=0)
+def _submitted(engine: Engine, jobs: Sequence[Job], way: Way) -> list[Text]:
+    """Greedy texts, by a way. None finds its prompt in pages that an earlier run has filled."""
+    salt = str(next(_RUNS))
+    requests = [
+        Request(
+            strategy=way.strategy, max_new_tokens=job.new_tokens, tree_nodes=way.tree_nodes, seed=0,
+            cache_salt=salt,
+        )
+        for job in jobs
+    ]  # fmt: skip
+    return [engine.submit(job.prompt, request) for job, request in zip(jobs, requests, strict=True)]
 
 
 def steady(engine: Engine, prompts: Sequence[Prompt], way: Way) -> Rounds:
     """Rounds in which all texts run; afterwards they are cancelled. Raises InputError where a text
     ends before the clock does or gives its pages up."""
     found, before = Rounds(len(prompts)), engine.preemptions
-    texts = [engine.submit(prompt, request(way, _most_new(engine, prompt))) for prompt in prompts]
+    jobs = [Job(prompt, _most_new(engine, prompt)) for prompt in prompts]
+    texts = _submitted(engine, jobs, way)
     try:
         while not all(text.stats.cycles for text in texts):
             _step(engine, texts)
@@ -149,7 +160,7 @@ def decode(engine: Engine, jobs: Sequence[Job], way: Way) -> tuple[Row, list[lis
 
 
 def _decode(engine: Engine, jobs: Sequence[Job], way: Way) -> list[list[int]]:
-    texts = [engine.submit(job.prompt, request(way, job.new_tokens)) for job in jobs]
+    texts = _submitted(engine, jobs, way)
     try:
         while not all(text.finished for text in texts):
             engine.step()

@@ -27,7 +27,7 @@ SIZES = [
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_ten_thousand_random_steps(sizes):
-    """With arrivals, cancels, and texts up to the whole pool."""
+    """With arrivals, cancels, texts up to the whole pool, and many that begin as earlier ones did."""
     draw = random.Random(str(sizes))
     slots, pages, most = sizes[0], sizes[1], sizes[3]
     engine = ToyEngine(*sizes, growth=lambda: draw.randint(1, most))
@@ -35,13 +35,16 @@ def test_ten_thousand_random_steps(sizes):
         if len(engine.texts) < 2 * slots + 1 and draw.random() < 0.3:
             longest = pages * PAGE // draw.choice((1, 2, 2, 4))
             prompt = draw.randint(1, longest // draw.choice((2, 30)))
-            engine.add(prompt, draw.randint(1, longest - prompt), draw.randint(1, longest))
+            like, cut = draw.randint(0, 9), draw.randint(0, 2 * longest)
+            salt = draw.choice(("", "", "salt"))
+            engine.add(prompt, draw.randint(1, longest - prompt), draw.randint(1, longest), like, cut, salt)
         if engine.texts and draw.random() < 0.01:
             engine.remove(draw.choice(list(engine.texts)), "cancelled")
         engine.step()
     engine.drain()
     for what in (
-        "preempted", "paused", "ended, running", "cancelled, running", "cancelled, waiting", "several parts"
+        "preempted", "paused", "ended, running", "cancelled, running", "cancelled, waiting", "several parts",
+        "found", "found again", "shared",
     ):  # fmt: skip
         assert engine.seen[what] > 2 or slots == 1, engine.seen
 
@@ -58,11 +61,12 @@ class Texts(RuleBasedStateMachine):
     def growth(self):
         return self.draw.randint(1, self.each)
 
-    @rule(prompt=st.integers(1, 800), new=st.integers(1, 800), end=st.integers(1, 800))
-    def add(self, prompt, new, end):
+    @rule(prompt=st.integers(1, 800), new=st.integers(1, 800), end=st.integers(1, 800),
+          like=st.integers(0, 5), cut=st.integers(0, 800), salt=st.sampled_from(["", "s"]))  # fmt: skip
+    def add(self, prompt, new, end, like, cut, salt):
         most = self.engine.pages * PAGE
         prompt = min(prompt, most - 1)
-        self.engine.add(prompt, min(new, most - prompt), end)
+        self.engine.add(prompt, min(new, most - prompt), end, like, cut, salt)
 
     @rule(which=st.integers(0, 30))
     def cancel(self, which):
@@ -84,6 +88,16 @@ TestTexts = Texts.TestCase
 TestTexts.settings = settings(max_examples=100, stateful_step_count=20)
 
 
+class Lengths(Scheduler):
+    """Of texts of which only the lengths count."""
+
+    def __init__(self, slots, pages, chunk):
+        super().__init__(slots, pages, chunk, reuse=False)
+
+    def add(self, text, length, limit):
+        super().add(text, range(length), limit)
+
+
 def prefill(work):
     """(text, first token, end, whether it is its last) of the one part of a chunk."""
     (part,) = parts(work)
@@ -102,7 +116,7 @@ def texts(work):
 
 
 def test_chunks_and_cycles_take_turns_first_come_first_served():
-    scheduler = Scheduler(slots=2, pages=20, chunk=100)
+    scheduler = Lengths(slots=2, pages=20, chunk=100)
     scheduler.add("a", 100, 200)
     scheduler.add("b", 250, 300)
     scheduler.add("c", 1, 10)
@@ -121,13 +135,13 @@ def test_chunks_and_cycles_take_turns_first_come_first_served():
 
 
 def test_chunks_follow_each_other_where_no_text_is_in_cycles():
-    scheduler = Scheduler(slots=2, pages=20, chunk=100)
+    scheduler = Lengths(slots=2, pages=20, chunk=100)
     scheduler.add("a", 201, 300)
     assert [prefill(scheduler.next(2))[1:3] for _ in range(3)] == [(0, 100), (100, 200), (200, 201)]
 
 
 def test_a_chunk_holds_the_prompts_of_waiting_texts_while_slots_pages_and_rows_last():
-    scheduler = Scheduler(slots=40, pages=100, chunk=100)
+    scheduler = Lengths(slots=40, pages=100, chunk=100)
     for text, length in (("a", 30), ("b", 1), ("c", 90), ("d", 5)):
         scheduler.add(text, length, length + 50)
     work = scheduler.next(2)
@@ -143,14 +157,14 @@ def test_a_chunk_holds_the_prompts_of_waiting_texts_while_slots_pages_and_rows_l
 
 def test_no_text_joins_a_chunk_without_a_slot_or_pages():
     for slots, pages in ((2, 9), (9, 5)):  # six would hold the prompt and a page's worth of tokens of each
-        scheduler = Scheduler(slots, pages, chunk=100)
+        scheduler = Lengths(slots, pages, chunk=100)
         for text in "abc":
             scheduler.add(text, 20, 300)
         assert [part[0] for part in parts(scheduler.next(2))] == ["a", "b"]
 
 
 def test_a_text_owns_the_pages_of_what_a_cycle_may_add_and_none_behind_its_limit():
-    scheduler = Scheduler(slots=1, pages=9, chunk=512)
+    scheduler = Lengths(slots=1, pages=9, chunk=512)
     scheduler.add("a", PAGE - 2, 3 * PAGE)
     work = scheduler.next(1)
     ((_, slot),) = work.texts
@@ -165,7 +179,7 @@ def test_a_text_owns_the_pages_of_what_a_cycle_may_add_and_none_behind_its_limit
 
 def short_of_pages():
     """Two texts of two pages each in a pool of four, whose next tokens need a third."""
-    scheduler = Scheduler(slots=3, pages=4, chunk=512)
+    scheduler = Lengths(slots=3, pages=4, chunk=512)
     for text in ("old", "young"):
         scheduler.add(text, 70, 4 * PAGE)
     assert parts(scheduler.next(2)) == [("old", 0, 70, True)]
@@ -183,7 +197,7 @@ def test_no_text_is_admitted_that_older_ones_would_soon_push_out():
 
 def running_three():
     """Three texts, of a page each in a pool of six, in the middle of their cycles."""
-    scheduler = Scheduler(slots=3, pages=6, chunk=512)
+    scheduler = Lengths(slots=3, pages=6, chunk=512)
     for text in "abc":
         scheduler.add(text, 20, 6 * PAGE)
     assert parts(scheduler.next(2)) == [(text, 0, 20, True) for text in "abc"]
@@ -230,7 +244,7 @@ def test_a_preempted_text_whose_first_token_was_not_read_is_a_new_one():
 
 
 def test_a_text_that_can_never_fit_is_refused_with_both_sizes():
-    scheduler = Scheduler(slots=2, pages=3, chunk=64)
+    scheduler = Lengths(slots=2, pages=3, chunk=64)
     scheduler.add("fits", 100, 192)
     with pytest.raises(InputError) as refused:
         scheduler.add("too long", 100, 193)
@@ -247,3 +261,146 @@ def test_pages_are_taken_once_and_come_back():
     assert pages.free == 2 and sorted(pages.take(2)) == sorted(first)
     with pytest.raises(AssertionError):
         pages.take(1)
+
+
+def known(pages, *texts):
+    """Take and know the pages of texts, each a list of numbers that stand for a page's tokens."""
+    found = []
+    for text in texts:
+        chain, taken = "", pages.take(len(text))
+        for page, of in zip(taken, text, strict=True):
+            chain = pages.know(page, chain, [of] * PAGE)
+        found.append(taken)
+    return found
+
+
+def tokens(*numbers):
+    return [number for number in numbers for _ in range(PAGE)]
+
+
+def test_a_page_is_found_by_its_tokens_and_by_all_in_front_of_it():
+    pages = Pages(9)
+    (first,) = known(pages, [1, 2, 1])
+    assert pages.find(tokens(1, 2, 1, 1), "")[0] == first
+    assert pages.find(tokens(1, 2)[:-1], "")[0] == first[:1], "whole pages"
+    assert pages.find(tokens(2), "")[0] == pages.find(tokens(1, 2), "salt")[0] == []
+    assert pages.find([1] * (PAGE - 1) + tokens(2, 1), "")[0] == [], "exactly"
+    assert pages.find(tokens(1, 1), "")[0] == first[:1]
+
+
+def test_of_known_pages_the_end_of_the_text_that_nobody_has_had_for_longest_goes_first():
+    pages = Pages(6)
+    old, new, mine = known(pages, [1, 2], [3, 4], [5])
+    for text in (old, new):
+        pages.give(text)
+    pages.own(old), pages.give(old)
+    blank = pages.take(1)
+    assert not {*blank} & {*old, *new, *mine} and pages.free == 4, "one that is known by nothing goes first"
+    assert [pages.take(1) for _ in range(4)] == [[new[1]], [new[0]], [old[1]], [old[0]]]
+    assert pages.find(tokens(3), "")[0] == pages.find(tokens(1), "")[0] == []
+    assert pages.find(tokens(5), "")[0] == mine and pages.free == 0
+
+
+def test_nothing_is_found_behind_a_page_that_was_taken():
+    """Two texts have computed the same beginning side by side; one's first page stays its own."""
+    pages = Pages(3)
+    ((first,),), second = known(pages, [1]), pages.take(2)
+    chain = pages.know(second[0], "", tokens(1))
+    pages.know(second[1], chain, tokens(2))
+    assert pages.find(tokens(1, 2), "")[0] == [first, second[1]]
+    pages.give([first])
+    assert pages.take(1) == [first]
+    assert pages.find(tokens(1, 2), "")[0] == []
+    pages.give([first])
+    pages.know(pages.take(1)[0], "", tokens(1))
+    assert pages.find(tokens(1, 2), "")[0] == [first], "a new number"
+
+
+def chunk(scheduler):
+    """The next chunk."""
+    while not isinstance(work := scheduler.next(2), Prefill):
+        pass
+    return work
+
+
+def talk():
+    """A scheduler, and the tokens of a text of 180, answered up to 200, that has ended."""
+    scheduler, ids = Scheduler(slots=3, pages=20, chunk=512), list(range(180))
+    scheduler.add("first", ids, 200)
+    assert prefill(scheduler.next(20)) == ("first", 0, 180, True)
+    ids += range(180, 200)
+    scheduler.grown("first", 200)
+    scheduler.remove("first")
+    assert scheduler.pages_used == 0
+    return scheduler, ids
+
+
+def test_the_next_turn_of_a_chat_reads_its_new_tokens():
+    scheduler, ids = talk()
+    scheduler.add("second", ids + [7] * 30, 300)
+    work = scheduler.next(2)
+    assert parts(work) == [("second", 3 * PAGE, 230, True)]
+    ((slot, first, pages),) = work.grants
+    assert first == 0 and len(pages) == scheduler.pages_used == 4, "the table holds what was found as well"
+    scheduler.add("third", [*ids[:150], 7], 300)
+    work = chunk(scheduler)
+    assert parts(work) == [("third", 2 * PAGE, 151, True)]
+    assert work.grants[0].pages[:2] == pages[:2] and scheduler.pages_used == 5
+
+
+@pytest.mark.parametrize("length", [2 * PAGE, 2 * PAGE + 1])
+def test_one_token_is_always_read(length):
+    """The state behind it chooses the first token."""
+    scheduler, ids = talk()
+    scheduler.add("again", ids[:length], 300)
+    assert prefill(chunk(scheduler)) == ("again", (length - 1) // PAGE * PAGE, length, True)
+
+
+@pytest.mark.parametrize("salt, reuse, first", [("", True, 128), ("salt", True, 0), ("", False, 0)])
+def test_texts_of_another_salt_share_nothing(salt, reuse, first):
+    scheduler = Scheduler(slots=2, pages=20, chunk=512, reuse=reuse)
+    for text, of in (("a", ""), ("b", salt)):
+        scheduler.add(text, list(range(150)), 300, of)
+        assert prefill(chunk(scheduler))[1] == (first if text == "b" else 0)
+        scheduler.grown(text, 151)
+
+
+def test_a_page_is_known_when_the_host_knows_that_it_is_full():
+    """All tokens but the last are in the cache; what was launched and not told may be dropped."""
+    scheduler, ids = Scheduler(slots=3, pages=20, chunk=512), list(range(PAGE - 1))
+    scheduler.add("a", ids, 300)
+    scheduler.next(2)
+    for nth, (length, first) in enumerate(((PAGE, 0), (PAGE + 1, PAGE))):
+        ids += range(len(ids), length)
+        scheduler.grown("a", length)
+        scheduler.add(nth, list(range(PAGE + 9)), 300)
+        assert prefill(chunk(scheduler))[1] == first
+
+
+def test_texts_that_begin_alike_side_by_side_have_pages_of_their_own():
+    scheduler = Scheduler(slots=3, pages=20, chunk=512)
+    for text in "ab":
+        scheduler.add(text, [5] * 100, 300)
+    assert [part[1] for part in parts(chunk(scheduler))] == [0, 0] and scheduler.pages_used == 4
+    for text in "ab":
+        scheduler.grown(text, 101)
+    scheduler.remove("a")
+    scheduler.add("c", [5] * 100, 300)
+    assert prefill(chunk(scheduler))[1] == PAGE and scheduler.pages_used == 4, "the one that is known is a's"
+    scheduler.remove("b")
+    assert scheduler.pages_used == 2
+
+
+def test_a_preempted_text_finds_its_own_pages():
+    scheduler, told = Scheduler(slots=2, pages=6, chunk=512), {"a": [1] * 20, "b": [2] * 20}
+    for text, ids in told.items():
+        scheduler.add(text, ids, 6 * PAGE)
+    assert [part[1] for part in parts(scheduler.next(2))] == [0, 0]
+    for length in (PAGE, 2 * PAGE, 3 * PAGE):
+        for text, ids in told.items():
+            ids += range(length - len(ids))
+            scheduler.grown(text, length)
+        work = scheduler.next(2)
+    assert (work.preempted, texts(work)) == (("b",), ["a"])
+    scheduler.remove("a")
+    assert prefill(scheduler.next(2)) == ("b", 2 * PAGE, 3 * PAGE - 1, True), "its last token is the root"

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from multiprocessing import get_context
@@ -211,7 +211,8 @@ def _side_by_side(
             engine.fitted(*job)
         except InputError as error:
             raise InputError(f"prompt {i + 1}: {error}") from None
-    for result in many.results(engine, jobs[:slots]):  # what only a first call pays
+    apart = [(prompt, replace(request, cache_salt="a first call")) for prompt, request in jobs[:slots]]
+    for result in many.results(engine, apart):  # what only a first call pays
         result.whole()
     return [result.whole() for result in many.with_bar(many.results(engine, jobs), len(jobs), None)]
 

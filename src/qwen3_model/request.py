@@ -163,6 +163,11 @@ class Request:
         None, BIASES, "add VALUE to a token's logit; -inf bans it (repeatable)", "ID=VALUE", repeatable=True
     )
     seed: int | None = _setting(None, WHOLE_OR_NONE, "seed of the sampling (default: drawn, reported)", "S")
+    cache_salt: str = _setting(
+        "",
+        WORD,
+        "pages of the cache are shared with texts of the same word alone (default: with all of none)",
+    )
 
     def __post_init__(self) -> None:
         for declared in fields(self):

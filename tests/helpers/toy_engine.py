@@ -1,5 +1,8 @@
 """An engine without a model, for tests/test_scheduler.py: it does what a scheduler says on page tables of its
-own, reads what a piece of work brought some pieces later, and checks what the scheduler promises."""
+own, reads what a piece of work brought some pieces later, and checks what the scheduler promises.
+
+Its pages hold keys. A key tells all tokens up to its own and the salt in front of them, and so does the next
+token, which follows from the last key: texts that begin alike go on alike."""
 
 from __future__ import annotations
 
@@ -14,16 +17,35 @@ from qwen3_model.decode.scheduler import MOST_PARTS, Cycle, Part, Prefill, Sched
 class Text:
     prompt: int
     limit: int
-    end: int  # its length when it ends
-    told: int  # tokens that the host has read
+    salt: str
+    tokens: list[int]  # that it has when it ends
+    keys: list[int]
+    ids: list[int]  # tokens that the host has read
     length: int  # tokens on the device
     slot: int | None = None
-    prefill: int = 0  # tokens that its chunks read: all in front of the root, which is chosen behind a prompt
-    read: int = 0  # of them have been
+    prefill: int = 0  # tokens in front of the root, which is chosen behind a prompt
+    read: int = 0  # of them are in its pages
     epoch: int = 0  # preemptions
     cycles: int = 0  # since it was admitted
     left_out: int = 0  # cycles in turn that it was paused
     removed_before: int = 0  # texts, when it was preempted
+
+    @classmethod
+    def of(cls, prompt: list[int], new: int, end: int, salt: str) -> Text:
+        tokens, keys, key = list[int](), list[int](), hash(tuple(map(ord, salt)))
+        for nth in range(len(prompt) + min(end, new)):
+            tokens.append(prompt[nth] if nth < len(prompt) else key % 5)
+            key = hash((key, tokens[-1]))
+            keys.append(key)
+        return cls(len(prompt), len(prompt) + new, salt, tokens, keys, list(prompt), len(prompt))
+
+    @property
+    def told(self) -> int:
+        return len(self.ids)
+
+    @property
+    def end(self) -> int:
+        return len(self.tokens)
 
     @property
     def ready(self) -> bool:
@@ -40,16 +62,22 @@ class ToyEngine:
         self.late, self.ahead = late, (late + 1) * most
         self.texts: dict[int, Text] = {}  # in the order of submission
         self.tables: dict[int, list[int]] = {}  # by slot
+        self.memory = [[0] * PAGE for _ in range(pages)]
         self.unread: deque[dict[int, tuple[int, int]]] = deque()  # text: (epoch, length)
         self.before: type | None = None  # the last piece of work
         self.seen: Counter[str] = Counter()
+        self.past: deque[list[int]] = deque(maxlen=30)  # the last texts that were submitted
         self._added = 0
 
-    def add(self, prompt: int, new: int, end: int) -> int:
-        """Submit a text of at most `new` tokens behind its prompt, which ends after `end`."""
+    def add(self, prompt: int, new: int, end: int, like: int = 0, cut: int = 0, salt: str = "") -> int:
+        """Submit a text of at most `new` tokens behind its prompt, which ends after `end`. The prompt begins
+        with `cut` tokens of an earlier text, the `like`-th from the last, prompt or answer."""
         number, self._added = self._added, self._added + 1
-        self.texts[number] = Text(prompt, prompt + new, prompt + min(end, new), prompt, prompt)
-        self.scheduler.add(number, prompt, prompt + new)
+        begins = self.past[-1 - like % len(self.past)][: min(cut, prompt)] if self.past else []
+        text = Text.of(begins + [number + 5] * (prompt - len(begins)), new, end, salt)
+        self.past.append(text.tokens)
+        self.texts[number] = text
+        self.scheduler.add(number, text.ids, text.limit, salt)
         return number
 
     def remove(self, number: int, why: str = "ended") -> None:
@@ -73,9 +101,10 @@ class ToyEngine:
         if isinstance(work, Cycle):
             self.preempt(work.preempted)
         else:
+            granted = {grant.slot: grant.pages for grant in work.grants}
             for part in work.parts:
                 if part.slot not in self.tables:
-                    self.admit(part)
+                    self.admit(part, granted[part.slot])
         for slot, first, pages in work.grants:
             assert pages and first == len(self.tables[slot]), "places of a table are filled in turn"
             self.tables[slot] += pages
@@ -98,7 +127,24 @@ class ToyEngine:
         return self.missing(text, max(text.told, text.prompt + 1) + self.ahead)
 
     def free(self) -> int:
-        return self.pages - sum(map(len, self.tables.values()))
+        return self.pages - len(self.holders())
+
+    def holders(self) -> Counter[int]:
+        """How many texts have each page."""
+        return Counter(page for table in self.tables.values() for page in table)
+
+    def write(self, text: Text, first: int, end: int) -> None:
+        """Put keys of a text down, behind those that its pages must hold: a page of its own alone."""
+        assert text.slot is not None
+        table, tables = self.tables[text.slot], self.tables.values()
+        for place in range(pages_for(end)):
+            page, begin = self.memory[table[place]], PAGE * place
+            held, last = max(min(first - begin, PAGE), 0), min(end - begin, PAGE)
+            assert page[:held] == text.keys[begin : begin + held], "its pages hold its keys"
+            assert last <= held or sum(table[place] in other for other in tables) == 1, (
+                "nobody's keys change under him"
+            )
+            page[held:last] = text.keys[begin + held : begin + last]
 
     def preempt(self, preempted: tuple[int, ...]) -> None:
         """The youngest, as long as no text can go on; what is unread of them is dropped."""
@@ -110,17 +156,24 @@ class ToyEngine:
             assert not able and self.needed(oldest) > self.free(), "only if no text can go on"
             assert text.cycles, "no text is preempted before a cycle of its own"
             del self.tables[text.slot]
-            text.slot, text.read, text.cycles, text.left_out = None, 0, 0, 0
+            text.slot, text.cycles, text.left_out = None, 0, 0
             text.epoch, text.length, text.removed_before = text.epoch + 1, text.told, self.seen["removed"]
             self.seen["preempted"] += 1
 
-    def admit(self, part: Part) -> None:
-        text = self.texts[part.text]
+    def admit(self, part: Part, pages: tuple[int, ...]) -> None:
+        """pages: that it gets."""
+        text, holders = self.texts[part.text], self.holders()
         assert text.slot is None and 0 <= part.slot < self.slots
-        assert not text.epoch or self.seen["removed"] > text.removed_before, "room for it has come"
+        room = self.seen["removed"] > text.removed_before or any(holders[page] for page in pages)
+        assert not text.epoch or room, "room for it has come, or others have the like of its pages now"
         self.seen["admitted"] += 1
+        self.seen["shared"] += any(holders[page] for page in pages)
+        self.seen["found again"] += part.first > 0 and text.epoch > 0
+        self.seen["found"] += part.first > 0
         text.slot, self.tables[part.slot] = part.slot, []
         text.prefill = text.prompt if text.told == text.prompt else text.told - 1
+        assert part.first % PAGE == 0
+        text.read = part.first
 
     def prefill(self, work: Prefill) -> dict[int, tuple[int, int]]:
         busy = [t for t in self.running().values() if t.ready]
@@ -136,6 +189,7 @@ class ToyEngine:
         assert (part.slot, part.first) == (text.slot, text.read) and part.first < part.end
         text.read = part.end
         assert text.read <= len(self.tables[part.slot]) * PAGE, "its pages hold the chunk"
+        self.write(text, part.first, part.end)
         assert part.last == (text.read == text.prefill) and (part.last or rows == self.chunk)
         if not part.last:
             assert part.text == max(self.running()), "only the youngest is in the middle of its prompt"
@@ -161,7 +215,8 @@ class ToyEngine:
             assert not short or text.slot not in granted, "free pages are kept for an older text"
             assert lacks <= 0 and self.missing(text, text.length + self.most) <= 0, "its pages hold the cycle"
             text.cycles, text.left_out = text.cycles + 1, 0
-            text.length = min(text.length + self.growth(), text.end)
+            committed, text.length = text.length - 1, min(text.length + self.growth(), text.end)
+            self.write(text, committed, text.length - 1)
             record[number] = text.epoch, text.length
         assert record.keys() == going.keys(), "no text without its prompt"
         assert self.scheduler.paused == len(ready) - len(going)
@@ -174,16 +229,18 @@ class ToyEngine:
             text = self.texts.get(number)
             if text is None or text.epoch != epoch:
                 continue
-            text.told = length
+            text.ids += text.tokens[text.told : length]
             self.scheduler.grown(number, length)
             if length == text.end:
                 self.remove(number)
 
     def check(self) -> None:
         """What holds at any time."""
-        owned = [page for table in self.tables.values() for page in table]
-        assert len(set(owned)) == len(owned) and set(owned) <= set(range(self.pages)), "one owner a page"
-        assert self.scheduler.pages_used == len(owned), "no page is lost"
+        owned = self.holders()
+        assert owned.keys() <= set(range(self.pages)) and self.scheduler.pages_used == len(owned), (
+            "none is lost"
+        )
+        assert all(len(set(table)) == len(table) for table in self.tables.values())
         running = list(self.running())
         assert {self.texts[n].slot for n in running} == self.tables.keys(), "one text a slot"
         assert running == list(self.texts)[: len(running)], "no text overtakes another"

@@ -646,7 +646,7 @@ BUGS = (
         "test_scheduler.py::test_a_text_owns_the_pages_of_what_a_cycle_may_add_and_none_behind_its_limit",
         "a cycle would write into a page of another text"),
     Bug("a preempted text's root is read with its prompt", _SCHEDULER,
-        "self._slots.pop(), entry.tokens - 1", "self._slots.pop(), entry.tokens",
+        "entry.unread = entry.tokens - 1", "entry.unread = entry.tokens",
         "test_scheduler.py::test_a_text_without_a_page_pauses_and_the_youngest_is_preempted_when_none_can_go_on",
         "the next cycle would put its keys down a second time"),
     Bug("a text is admitted into the last free pages", _SCHEDULER,

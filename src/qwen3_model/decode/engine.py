@@ -191,7 +191,7 @@ class Engine:
         """Give a text to the scheduler, with a cache that may hold it. Raises InputError where none can."""
         self.runner_for(text.limit)
         assert self._scheduler is not None
-        self._scheduler.add(text, len(text.tokens), text.limit)
+        self._scheduler.add(text, text.tokens, text.limit, text.request.cache_salt)
 
     def runner_for(self, limit: int) -> Runner:
         """The runner for a text of so many positions: the last one where that is large enough and its graphs
@@ -205,7 +205,7 @@ class Engine:
         self.forget()  # frees the memory before more is taken
         capacity, pages = cache_size(self.model, self.slots, self._tokens, limit)
         self.runner = runner = Runner(self.model, self.slots, capacity, pages)
-        self._scheduler = Scheduler(self.slots, pages, PREFILL_ROWS)
+        self._scheduler = Scheduler(self.slots, pages, PREFILL_ROWS, reuse=self._fixed)
         return runner
 
     def _work(self) -> tuple[Sequence, ...]:
@@ -226,7 +226,7 @@ class Engine:
             raise
         texts = () if work is None else tuple(text for text, _ in work.texts)
         if isinstance(work, Prefill):
-            self._prefill(work, texts)
+            self._prefill(work)
         watched = any(text.on_run is not None for text in texts)
         if isinstance(work, Cycle) and self.runner.ahead and not watched and len(self._unread) == 1:
             return self._work()
@@ -247,14 +247,15 @@ class Engine:
         """Positions that what is in flight and the next cycle may add to a text, each as much as a cycle."""
         return (len(self._unread) + 1) * max(self.model.config.block_size or 1, 1)
 
-    def _prefill(self, work: Prefill[Sequence], texts: Ids[Sequence]) -> None:
+    def _prefill(self, work: Prefill[Sequence]) -> None:
         """Launch a chunk, and the choice of first tokens behind it. An error ends the texts of the chunk."""
         assert self.runner is not None
+        texts = [part.text for part in work.parts]
         try:
             with in_memory(f"a pass of {'this text' if len(texts) == 1 else 'these texts'}", _SMALLER):
-                for text in texts:
-                    self._warm.before(text, self.runner)
-                    text.begin()
+                for part in work.parts:
+                    self._warm.before(part.text, self.runner)
+                    part.text.begin(cached=part.first)
                 launched = self.runner.prefill(work.parts)
         except BaseException as error:
             for text in texts:
@@ -294,10 +295,10 @@ class Engine:
         """Add a run to a text, and let go of it where that has ended it; returns the run and how many of its
         tokens were kept."""
         kept = text.add(run) if run.tokens else 0
+        if run.tokens and self._scheduler is not None and text in self._scheduler:
+            self._scheduler.grown(text, len(text.tokens))
         if text.finished:
             self._drop(text)
-        elif run.tokens and self._scheduler is not None and text in self._scheduler:
-            self._scheduler.grown(text, len(text.tokens))
         return run, kept
 
     def _tell(self, text: Sequence, run: Run, kept: int) -> None:

@@ -14,19 +14,21 @@ Nothing of a device is in here. Texts run in the order in which they came:
   the pages that it has.
 - If no text can go on, the youngest is preempted: it gives up slot and pages and is the next to be admitted.
   The oldest text alone has all pages, so it always ends, and then the next one is the oldest.
+- Full pages of a text are known by their tokens, of prompt and answer (pages.py). A text that is admitted
+  owns those of its own beginning too, and its first chunk starts behind them. One token at least is read.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 from orthrus_kernels import PAGE, pages_for
 
 from ..errors import InputError
-from .pages import Pages
+from .pages import Chain, Pages
 
 T = TypeVar("T", bound=Hashable)
 
@@ -82,8 +84,12 @@ class Cycle(Generic[T]):
 @dataclass(eq=False)
 class _Entry(Generic[T]):
     text: T
+    ids: Sequence[int]  # grows with the text
     tokens: int  # known, and the one that follows the prompt
     limit: int
+    salt: str
+    chain: Chain  # of its known pages, which are its first
+    known: int = 0  # how many they are
     slot: int = -1
     pages: list[int] = field(default_factory=list)
     unread: int = 0  # tokens in front of the last one that are in no chunk yet
@@ -109,11 +115,11 @@ def check_fits(limit: int, count: int) -> None:
 class Scheduler(Generic[T]):
     """Says which pass comes next. Texts are any hashable objects."""
 
-    def __init__(self, slots: int, pages: int, chunk: int) -> None:
+    def __init__(self, slots: int, pages: int, chunk: int, reuse: bool = True) -> None:
         """slots: texts that run at a time at most; pages: of the pool; chunk: tokens of a Prefill at
-        most, of all its parts together."""
+        most, of all its parts together. reuse: whether texts begin in pages that others have filled."""
         assert slots > 0 and pages > 0 and chunk > 0, (slots, pages, chunk)
-        self.chunk, self.preemptions = chunk, 0
+        self.chunk, self.reuse, self.preemptions = chunk, reuse, 0
         self._pages, self._slots = Pages(pages), list(range(slots))[::-1]
         self._entries: dict[T, _Entry[T]] = {}
         # both in the order of submission, and every running text is older than every waiting one
@@ -154,13 +160,14 @@ class Scheduler(Generic[T]):
         """Pages that texts own."""
         return self._pages.count - self._pages.free
 
-    def add(self, text: T, length: int, limit: int) -> None:
-        """Queue a text of `length` tokens that may have `limit` in the end.
+    def add(self, text: T, ids: Sequence[int], limit: int, salt: str = "") -> None:
+        """Queue a text of these tokens that may have `limit` in the end. ids: the caller adds to them before
+        it tells that the text has grown. salt: pages are shared with texts of the same one alone.
 
         Raises InputError where the pool cannot hold `limit` tokens."""
-        assert 0 < length < limit and text not in self._entries, (length, limit)
+        assert 0 < len(ids) < limit and text not in self._entries, (len(ids), limit)
         check_fits(limit, self._pages.count)
-        self._entries[text] = entry = _Entry(text, length + 1, limit)
+        self._entries[text] = entry = _Entry(text, ids, len(ids) + 1, limit, salt, salt)
         self._waiting.append(entry)
 
     def grown(self, text: T, length: int) -> None:
@@ -169,6 +176,9 @@ class Scheduler(Generic[T]):
         entry = self._entries[text]
         assert entry.pages and not entry.unread and entry.tokens <= length <= entry.limit, (entry, length)
         entry.tokens = length
+        while self.reuse and PAGE * (entry.known + 1) < length:  # all tokens but the last are committed
+            page, ids = entry.pages[entry.known], entry.ids[PAGE * entry.known : PAGE * (entry.known + 1)]
+            entry.chain, entry.known = self._pages.know(page, entry.chain, ids), entry.known + 1
 
     def remove(self, text: T) -> None:
         """Forget a text that ended or was cancelled, wherever it is. Its slot and pages are free at once:
@@ -215,17 +225,27 @@ class Scheduler(Generic[T]):
         its first one, and for a page's worth of tokens besides. Where no text runs, it always fits."""
         if not self._waiting or not self._slots:
             return False
-        entry = self._waiting[0]
-        chunks = 1 + max(-(-(entry.tokens - 1 - rows) // self.chunk), 0)
+        entry, (pages, _) = self._waiting[0], self._filled(self._waiting[0])
+        unread = entry.tokens - 1 - PAGE * len(pages)
+        chunks = 1 + max(-(-(unread - rows) // self.chunk), 0)
         growth = max((chunks + 1) * ahead, PAGE)
-        return sum(text.missing(growth) for text in (*self._running, entry)) <= self._pages.free
+        missing = sum(text.missing(growth) for text in (*self._running, entry))
+        return missing - self._pages.owned(pages) <= self._pages.free
+
+    def _filled(self, entry: _Entry[T]) -> tuple[list[int], Chain]:
+        """Pages in which a waiting text begins, and their chain: a token at least is left to be read."""
+        return self._pages.find(entry.ids[: entry.tokens - 2], entry.salt) if self.reuse else ([], entry.salt)
 
     def _admit(self, ahead: int) -> Grant:
         """Give the first waiting text a slot, and the pages of its prompt and first cycle."""
         entry = self._waiting.popleft()
         self._running.append(entry)
-        entry.slot, entry.unread = self._slots.pop(), entry.tokens - 1
-        return self._grant(entry, entry.missing(ahead))
+        pages, entry.chain = self._filled(entry)
+        self._pages.own(pages)
+        entry.slot, entry.known, entry.pages = self._slots.pop(), len(pages), pages
+        entry.unread = entry.tokens - 1 - PAGE * len(pages)
+        self._grant(entry, entry.missing(ahead))
+        return Grant(entry.slot, 0, tuple(entry.pages))
 
     def _cycle(self, ahead: int) -> Cycle[T] | None:
         """A cycle of all texts whose prompt has been read and that have pages; the youngest texts are
@@ -269,3 +289,4 @@ class Scheduler(Generic[T]):
         self._slots.append(entry.slot)
         self._pages.give(entry.pages)
         entry.pages, entry.slot, entry.unread, entry.paused = [], -1, 0, False
+        entry.chain, entry.known = entry.salt, 0

@@ -53,6 +53,7 @@ class GenerationStats:
     finish_reason: str = ""  # end_token, stop_string, length, callback, cancelled, interrupted or error
     verify: str = "coupled"  # or "rejection"
     cycles_of: dict[str, int] = field(default_factory=dict)  # by kind: plain, two-pass, one-pass
+    cached_tokens: int = 0  # of the prompt: found in pages that other texts had filled
 
     @property
     def tokens_per_forward(self) -> float:
@@ -173,9 +174,11 @@ class Sequence:
         """Whether the text has ended, for whatever reason."""
         return bool(self.stream.finish_reason)
 
-    def begin(self) -> None:
-        """Start the clock, if it does not run: the text's first pass comes now."""
-        self._began = self._began or time.perf_counter()
+    def begin(self, cached: int = 0) -> None:
+        """Start the clock, if it does not run: the text's first pass comes now. cached: tokens of the prompt
+        that it does not read."""
+        if not self._began:
+            self._began, self.stats.cached_tokens = time.perf_counter(), cached
 
     def add(self, run: Run) -> int:
         """Add a run to the text; returns how many of its tokens were kept. `tell` comes behind it."""
