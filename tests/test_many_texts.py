@@ -83,9 +83,13 @@ def test_rows_of_an_empty_seat_stay_numbers(backend):
 @given(
     texts=TEXTS, slots=st.integers(2, 9), spare=st.integers(0, 6), skill=st.sampled_from([0.0, 0.5, 0.95]),
     world=st.integers(0, 9), cancelled=st.dictionaries(st.integers(0, 11), st.integers(0, 30), max_size=3),
-    ahead=st.booleans(), chunk=st.sampled_from([50, 2048]),
+    ahead=st.booleans(), chunk=st.sampled_from([50, 2048]), alike=st.sampled_from([0, 70, 140]),
 )  # fmt: skip
-def test_each_text_has_the_bits_it_has_alone(texts, slots, spare, skill, world, cancelled, ahead, chunk):
+def test_each_text_has_the_bits_it_has_alone(
+    texts, slots, spare, skill, world, cancelled, ahead, chunk, alike
+):
+    """alike: tokens with which every second text begins."""
+    texts = [([5] * (alike * (n % 2)) + prompt, *of) for n, (prompt, *of) in enumerate(texts)]
     model = ScriptedModel(small_config(eos_token_ids=(0, 7, 8, 9)), skill, seed=world)
     pages = max(pages_for(len(prompt) + how["max_new_tokens"]) for prompt, how, _ in texts) + spare
     engine = engine_of(model, slots, pages, ahead)
@@ -117,6 +121,23 @@ def test_a_real_model(settings):
     for (prompt, how, _), result in zip(texts, many, strict=True):
         alone = model.generate(prompt, **how | {"strategy": "autoregressive"})
         assert (result.token_ids, result.logprobs) == (alone.token_ids, alone.logprobs)
+
+
+@pytest.mark.parametrize("strategy", ["autoregressive", "two-pass", "one-pass"])
+def test_a_text_that_goes_on_where_another_ended_reads_its_new_tokens(strategy):
+    """A real model: its pages hold keys of prompts, cycles and drafts that were kept; also beside a text that
+    has them too, and with a salt of its own."""
+    model = small_model(eos_token_ids=())
+    how = {"max_new_tokens": 40, "seed": 3, "temperature": 0.8, "strategy": strategy}
+    engine, prompt = engine_of(model, 3, 20), [4, 5] * 45
+    (first,) = run_all(engine, [(prompt, how, 0)])
+    turn = prompt + first.token_ids + [6] * 9
+    many = run_all(engine, [(turn, how, 0), (turn[:128], how, 1), (turn, how | {"cache_salt": "x"}, 1)])
+    assert [first.stats.cached_tokens, *(result.stats.cached_tokens for result in many)] == [0, 128, 64, 0]
+    for ids, result in zip((prompt, turn, turn[:128], turn), (first, *many), strict=True):
+        alone = model.generate(ids, **how | {"strategy": "autoregressive"})
+        assert (result.token_ids, result.logprobs) == (alone.token_ids, alone.logprobs)
+        assert alone.stats.cached_tokens == 0
 
 
 @pytest.mark.parametrize("ahead, drafts", [

@@ -33,6 +33,7 @@ _CYCLE = "qwen3_model/decode/cycle.py"
 _CYCLES = "qwen3_model/decode/cycles.py"
 _CHOICE = "qwen3_model/decode/choice.py"
 _SCHEDULER = "qwen3_model/decode/scheduler.py"
+_PAGES = "qwen3_model/decode/pages.py"
 _PROMPT = "qwen3_model/decode/prompt.py"
 _SEVERAL = "kernels/test_prompt.py::test_several_texts_in_a_chunk"
 _TABLE = "orthrus_kernels/sampling_table.py"
@@ -653,6 +654,18 @@ BUGS = (
         "growth = max((chunks + 1) * ahead, PAGE)", "growth = 1",
         "test_scheduler.py::test_no_text_is_admitted_that_older_ones_would_soon_push_out",
         "its prompt would be read for a few tokens, and again later"),
+    Bug("a page is known by its own tokens alone", _PAGES,
+        "key = _Key(before, tuple(tokens))", 'key = _Key("", tuple(tokens))',
+        "test_scheduler.py::test_a_page_is_found_by_its_tokens_and_by_all_in_front_of_it",
+        "keys depend on all tokens in front of them"),
+    Bug("a page is known before its last token is committed", _SCHEDULER,
+        "PAGE * (entry.known + 1) < length", "PAGE * (entry.known + 1) <= length",
+        "test_scheduler.py::test_a_page_is_known_when_the_host_knows_that_it_is_full",
+        "the root's keys are not in the cache yet"),
+    Bug("the page that was given back last goes first", _PAGES,
+        "self._idle.popitem(last=False)", "self._idle.popitem(last=True)",
+        "test_scheduler.py::test_of_known_pages_the_end_of_the_text_that_nobody_has_had_for_longest_goes_first",
+        "beginnings that many texts share would be forgotten first"),
     Bug("a chunk gives the state of its last part alone", _PROMPT,
         "start[slot], wanted[nth] = begin, end - 1", "start[slot], wanted[0] = begin, end - 1",
         _SEVERAL, "right for one prompt in a chunk"),
