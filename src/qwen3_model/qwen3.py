@@ -170,9 +170,10 @@ class Qwen3(Network):
 
     def engine_of(self, slots: int, cache_tokens: int | None = None) -> Engine:
         """The engine of `generate_many` for so many slots, the last one's if it had as many."""
-        key = whole_up_to("slots", slots, MOST_SLOTS), cache_tokens
+        slots = whole_up_to("slots", slots, MOST_SLOTS)  # a key of True would find the engine of 1
         if cache_tokens is not None:
-            key = slots, whole_up_to("cache_tokens", cache_tokens, MOST_TOKENS)
+            cache_tokens = whole_up_to("cache_tokens", cache_tokens, MOST_TOKENS)
+        key = slots, cache_tokens
         if self._many is None or self._many[0] != key:
             self._many = None  # frees the memory before more is taken
             self._many = key, Engine(weakref.proxy(self), slots, cache_tokens)

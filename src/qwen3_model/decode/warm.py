@@ -194,13 +194,13 @@ class WarmStart:
         if key in self._compiled:
             return 0, 0
         found = launches(self.model, self.slots, capacity, plan)
-        lacked, left = missing(found), few
+        lacked, compiled = missing(found), 0
         if len(lacked) > few:
             with _bar("compiling kernels", len(lacked), progress) as advance:
                 compile_all(lacked, advance)
-            left = len(missing(lacked))
+            compiled = len(lacked) - len(missing(lacked))
         self._compiled.add(key)
-        return len(found), len(lacked) - min(left, len(lacked))
+        return len(found), compiled
 
 
 @contextmanager
