@@ -16,7 +16,7 @@ demo: $(VENV)/core ## complete held-out functions with the embedded checkpoint, 
 test: $(VENV)/test ## the test suite, no GPU needed
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-test-slow: $(VENV)/test ## the tests that take minutes
+test-slow: $(VENV)/load ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 fuzz: $(VENV)/test ## odd checkpoints, settings, processes; FUZZ="config --seed 7 --count 50000": one of them, longer
@@ -101,7 +101,11 @@ $(VENV)/core: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/test: $(VENV)/core
-	@$(PIP) install -c constraints.txt -e '.[test,notebooks]'
+	@$(PIP) install -c constraints.txt -e '.[test,serve,notebooks]'
+	@touch $@
+
+$(VENV)/load: $(VENV)/test
+	@$(PIP) install -c constraints.txt -e '.[load]'
 	@touch $@
 
 $(VENV)/notebooks: $(VENV)/core
