@@ -88,7 +88,7 @@ def _answer(args: argparse.Namespace, batch: BatchFile) -> int:
     from ..openai import batch as requests
     from ..openai.served import Served
 
-    defaults = options.recommended_settings(args)
+    defaults = options.recommended_settings(args, options.checkpoint_folder(args))
     model = options.load_model(args)
     name = args.served_model_name or args.model or "embedded"
     served = Served(name, model.config, options.text_of(model), defaults)

@@ -139,11 +139,11 @@ def checkpoint_folder(args: argparse.Namespace) -> Path:
     return hub.resolve(checkpoint.EMBEDDED if args.model is None else args.model, args.revision)
 
 
-def recommended_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Defaults of requests, as --generation-config says. Raises InputError."""
+def recommended_settings(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Defaults of requests to the checkpoint of a folder, as --generation-config says. Raises InputError."""
     from ..openai.served import recommended
 
-    return {} if args.generation_config == "none" else recommended(checkpoint_folder(args))
+    return {} if args.generation_config == "none" else recommended(folder)
 
 
 def model_loader(args: argparse.Namespace, progress: bool = True) -> Callable[[], Qwen3]:
