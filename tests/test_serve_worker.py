@@ -248,7 +248,9 @@ def test_texts_have_a_grace_to_end_in(tiny, forked, grace):
         assert client.exit_code == 0
         return ends
 
+    before = os.listdir("/proc/self/fd")
     assert asyncio.run(close()) == ["length" if grace else "cancelled"] * 4
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_less_grace_ends_a_close_that_waits(tiny, forked):
