@@ -31,7 +31,7 @@ SLOTS, CACHE = 4, 32 * PAGE
 LONG = Request(max_new_tokens=400, min_tokens=400, seed=1, strategy="autoregressive")
 FEW = {"tree_nodes": 3, "block_size": 4}  # rows of a draft, which take a CPU long
 MIXED = [
-    ([1, 2, 3], Request(max_new_tokens=8)),
+    ([1, 2, 3], Request(max_new_tokens=5)),
     (list(range(5, 90)), Request(max_new_tokens=9, temperature=0.9, top_p=0.9, seed=2**63, **FEW)),
     ([7], Request(max_new_tokens=8, temperature=1.2, top_k=30, seed=5, strategy="one-pass", **FEW)),
     ([9, 9, 4], Request(max_new_tokens=12, repetition_penalty=1.3, logit_bias={15: -5.0, 16: 2.0}, **FEW)),
@@ -115,7 +115,7 @@ def test_texts_are_those_of_generate(client, loop, model):
 
 
 def test_a_cancelled_text_makes_room_and_the_others_go_on(client, loop, model):
-    asked = Request(max_new_tokens=16, temperature=0.8, seed=4, **FEW)
+    asked = Request(max_new_tokens=10, temperature=0.8, seed=4, **FEW)
 
     async def cancel_one():
         long = [client.submit([5, n], LONG) for n in range(SLOTS - 1)]
@@ -156,6 +156,18 @@ def test_signals_are_for_the_server(client, loop, model):
         os.kill(client._process.pid, number)
     runs, _ = loop.run_until_complete(whole(client.submit([8], Request(max_new_tokens=5))))
     assert joined(runs) == alone(model, [8], Request(max_new_tokens=5))
+
+
+def test_a_text_of_no_length_may_have_what_the_cache_holds(tiny, forked):
+    async def fill():
+        client = await EngineClient.start(replace(tiny, cache_tokens=PAGE))
+        assert (client.ready.cache_tokens, client.ready.longest) == (PAGE, PAGE)
+        found = await whole(client.submit([1] * (PAGE - 3), Request()))
+        await client.close(0)
+        return found
+
+    runs, end = asyncio.run(fill())
+    assert end.reason == "length" and len(joined(runs)[0]) == 3
 
 
 def test_many_texts_leave_nothing_behind(client, loop):
@@ -200,21 +212,23 @@ def test_the_engine_ends_with_its_server(tiny, forked):
 
         async def serve():
             client = await EngineClient.start(tiny)
-            client.submit([1], LONG)
             os.write(tell, f"{client._process.pid}\n".encode())
             await asyncio.sleep(60)
 
         asyncio.run(serve())
         os._exit(0)
-    worker = int(os.read(told, 20))
-    assert not gone(worker)
-    os.kill(server, signal.SIGKILL)
-    os.waitpid(server, 0)
-    began = time.perf_counter()
-    while not gone(worker):
-        assert time.perf_counter() - began < 5
-        time.sleep(0.01)
-    os.close(told), os.close(tell)
+    worker, began = int(os.read(told, 20)), time.perf_counter()
+    try:
+        assert not gone(worker)
+        os.kill(server, signal.SIGKILL)
+        os.waitpid(server, 0)
+        while not gone(worker):
+            assert time.perf_counter() - began < 5
+            time.sleep(0.01)
+    finally:
+        if not gone(worker):
+            os.kill(worker, signal.SIGKILL)
+        os.close(told), os.close(tell)
 
 
 @pytest.mark.parametrize("grace", [30, 0])
@@ -234,7 +248,9 @@ def test_texts_have_a_grace_to_end_in(tiny, forked, grace):
         assert client.exit_code == 0
         return ends
 
+    before = os.listdir("/proc/self/fd")
     assert asyncio.run(close()) == ["length" if grace else "cancelled"] * 4
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_less_grace_ends_a_close_that_waits(tiny, forked):
@@ -279,7 +295,9 @@ def test_a_start_that_is_given_up_leaves_no_process(tiny, forked, monkeypatch):
 
 @dataclass(frozen=True)
 class Breaking(EngineOptions):
-    """Of an engine that fails when it is warm."""
+    """Of an engine that fails in its n-th step."""
+
+    nth: int = 0
 
     def made(self):
         model, engine = super().made()
@@ -287,7 +305,7 @@ class Breaking(EngineOptions):
 
         def breaking():
             steps.append(1)
-            if len(steps) > 30:
+            if len(steps) >= self.nth:
                 raise RuntimeError("the device has gone")
             return step()
 
@@ -295,15 +313,21 @@ class Breaking(EngineOptions):
         return model, engine
 
 
-def test_a_fault_ends_the_process_with_a_line(tiny, forked, capfd):
+@pytest.mark.parametrize("nth", [1, 60])
+def test_a_fault_ends_the_process_with_a_line(tiny, forked, capfd, nth):
     async def until_it_breaks():
-        client = await EngineClient.start(Breaking(**vars(tiny)))
+        client = await EngineClient.start(Breaking(**vars(tiny), nth=nth))
+        assert nth > 1
         with pytest.raises(EngineDied):
             await whole(client.submit([1], LONG))
         await client.close(0)
         return client.exit_code
 
-    assert asyncio.run(until_it_breaks()) == 1
+    if nth == 1:  # in the texts of the fingerprint
+        with pytest.raises(InputError, match="has ended before it was ready; stderr says why"):
+            asyncio.run(until_it_breaks())
+    else:
+        assert asyncio.run(until_it_breaks()) == 1
     assert capfd.readouterr().err.endswith("orthrus: the engine has failed: the device has gone\n")
 
 
@@ -321,13 +345,14 @@ def test_a_text_of_nan_ends_alone_and_tables_are_left_empty():
     assert [ends[n].reason for n in range(3)] == ["error", "length", "length"]
     assert "NaN" in ends[0].error and not ends[1].error
     for number, prompt in ((1, [1, 2]), (2, [2, 3])):
-        runs = [run for batch in sent for n, run in batch.ran if n == number]
+        runs = [Ran(*run) for batch in sent for n, *run in batch.ran if n == number]
         assert joined(runs) == alone(damaged, prompt, request)
     inbox.put(Cancel(1))  # has ended
     inbox.put(Submit(3, [1], request))
     inbox.put(Cancel(3))
     loop.turn()
     assert loop._texts == {} == loop._open and sent[-1].ended[0][1].reason == "cancelled"
+    assert (sent[-1].load.running, sent[-1].load.waiting, sent[-1].load.pages_used) == (0, 0, 0)
 
 
 def test_a_fingerprint_is_of_weights_and_not_of_slots():

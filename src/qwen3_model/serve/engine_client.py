@@ -124,15 +124,17 @@ class EngineClient:
         return self._process.poll()
 
     def submit(self, prompt_ids: Sequence[int], request: Request) -> Running:
-        """Queue a text, which iterates over its runs; stop strings are the caller's. Raises EngineDied where
-        the process has ended or is being closed, and InputError for what is longer than the cache."""
+        """Queue a text, which iterates over its runs. Stop strings are the caller's, who cancels the text.
+        Without max_new_tokens it may have what context and cache hold. Raises EngineDied where the process
+        has ended or is being closed, and InputError for what is longer than the cache."""
         if not self.alive or self._closing:
             raise EngineDied("the engine is being closed" if self.alive else "the engine's process has died")
-        check_fits(len(prompt_ids) + (request.max_new_tokens or 1), pages_for(self.ready.cache_tokens))
+        most = request.max_new_tokens or max(self.ready.longest - len(prompt_ids), 1)
+        check_fits(len(prompt_ids) + most, pages_for(self.ready.cache_tokens))
         number = next(self._numbers)
         self._open[number] = running = Running(lambda: self._outbox.put(Cancel(number)))
         self._idle.clear()
-        asked = replace(request, stop=()) if request.stop else request
+        asked = replace(request, stop=(), max_new_tokens=most)
         self._outbox.put(Submit(number, list(prompt_ids), asked))
         return running
 
@@ -177,8 +179,8 @@ class EngineClient:
     def _take(self, message: Ready | Failed | Batch) -> None:
         if isinstance(message, Batch):
             self.load = message.load
-            for number, ran in message.ran:
-                self._open[number].put(ran)
+            for row in message.ran:
+                self._open[row[0]].put(Ran(*row[1:]))
             for number, ended in message.ended:
                 self._end(number, ended)
             for number, line in message.refused:

@@ -6,6 +6,7 @@ own (engine_client.py), so that a slow HTTP client never holds the engine up."""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -24,7 +25,7 @@ from ..decode.sequence import Sequence
 from ..errors import InputError, one_line
 from ..model import Network
 from .fingerprint import device_name, fingerprint
-from .messages import Batch, Cancel, Ended, EngineOptions, Failed, Load, Ran, Ready, Stop, Submit
+from .messages import Batch, Cancel, Ended, EngineOptions, Failed, Load, Ready, Row, Stop, Submit
 
 Inbox = SimpleQueue[Submit | Cancel]
 BAD_INPUT, BROKEN = 2, 1  # exit codes
@@ -55,6 +56,8 @@ def serve(pipe: Connection) -> int:
     except InputError as error:
         pipe.send(Failed(str(error)))
         return BAD_INPUT
+    gc.collect()
+    gc.freeze()  # else a search for garbage among what was imported stops all texts for 0.16 s now and then
     pipe.send(ready)
     loop = Loop(engine, inbox, pipe.send)
     while True:
@@ -112,7 +115,7 @@ class Loop:
             self._begin_batch()
 
     def _begin_batch(self) -> None:
-        self._ran: list[tuple[int, Ran]] = []
+        self._ran: list[Row] = []
         self._ended: list[tuple[int, Ended]] = []
         self._refused: list[tuple[int, str]] = []
 
@@ -151,7 +154,7 @@ class Loop:
         if tokens := text.stream.token_ids[to.told :]:
             run, logprobs = text.last_run, text.logprobs[to.told :]
             assert run is not None
-            self._ran.append((to.number, Ran(tokens, logprobs, run.forwards, run.kind, run.nodes)))
+            self._ran.append((to.number, tokens, logprobs, run.forwards, run.kind, run.nodes))
             to.told += len(tokens)
             self._tokens += len(tokens)
             self._cycles += run.kind != "prompt"
