@@ -197,7 +197,11 @@ def test_prompts_of_every_form(client, model):
 
 def test_the_other_endpoints(serving, client, model):
     (card,) = client.models.list().data
-    assert card.id == "tiny" and card.model_extra["max_model_len"] == 1024
+    assert (
+        card == client.models.retrieve("tiny")
+        and card.id == "tiny"
+        and card.model_extra["max_model_len"] == 1024
+    )
     with httpx.Client(base_url=serving.url) as http:
         assert (http.get("/health").status_code, http.get("/ready").status_code) == (200, 200)
         found = http.post("/tokenize", json={"prompt": PROMPT}).json()
@@ -213,6 +217,21 @@ def test_the_other_endpoints(serving, client, model):
         assert float(re.search(r"^orthrus_cache_pages (\S+)", lines, re.M)[1]) == 64
         assert float(re.search(r"^orthrus_tokens_per_cycle (\S+)", lines, re.M)[1]) >= 1
         assert "openapi" in http.get("/openapi.json").json() and http.get("/docs").status_code == 404
+
+
+def test_a_stop_string_frees_its_slot(scripted, served):
+    """And runs that the engine had made meanwhile are no part of the answer."""
+    body = {"prompt": "x", "stop": "def", "stream": True, "max_tokens": 50}
+    client = scripted.connected(COMPLETIONS, json.dumps(body).encode())
+    (text,) = until(lambda: scripted.engine.texts)
+    assert text.request.stop == ("def",)  # the client's `submit` leaves it out
+    text.run(served.text.encode("a def"))
+    text.run(served.text.encode("more"))
+    assert text.cancelled.wait(10)
+    said = b""
+    while b"[DONE]" not in said:
+        said += client.recv(4096)
+    assert b'"text": "a "' in said and b'"finish_reason": "stop"' in said and b"more" not in said
 
 
 # Tools and reasoning
@@ -301,6 +320,7 @@ def asked_of(app, *requests, **client):
         ("POST", COMPLETIONS, {"content": b""}, 400, None),
         ("POST", "/tokenize", {"json": {"prompt": "x", "magic": 1}}, 400, "magic"),
         ("GET", "/v1/nothing", {}, 404, None),
+        ("GET", "/v1/models/gpt/4", {}, 404, None),
         ("GET", "/docs", {}, 404, None),
         ("GET", CHAT, {}, 405, None),
         ("OPTIONS", CHAT, {"headers": {"origin": "http://evil.com"}}, 405, None),
