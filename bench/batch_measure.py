@@ -69,7 +69,7 @@ def _submitted(engine: Engine, jobs: Sequence[Job], way: Way) -> list[Text]:
 def steady(engine: Engine, prompts: Sequence[Prompt], way: Way) -> Rounds:
     """Rounds in which all texts run; afterwards they are cancelled. Raises InputError where a text
     ends before the clock does or gives its pages up."""
-    found, before = Rounds(len(prompts)), engine.preemptions
+    found, before = Rounds(len(prompts)), engine.load.preemptions
     jobs = [Job(prompt, _most_new(engine, prompt)) for prompt in prompts]
     texts = _submitted(engine, jobs, way)
     try:
@@ -84,7 +84,7 @@ def steady(engine: Engine, prompts: Sequence[Prompt], way: Way) -> Rounds:
         found.nodes = _nodes(texts) - nodes
         found.kinds = _kinds(texts)
         found.kinds.subtract(kinds)
-        if engine.preemptions > before:
+        if engine.load.preemptions > before:
             raise InputError(f"{len(texts)} texts do not fit into {engine.cache_tokens} positions")
     finally:
         for text in texts:

@@ -38,7 +38,8 @@ class FakeEngine:
     text that runs, with 7 nodes."""
 
     def __init__(self, clock, slots=3):
-        self.clock, self.slots, self.preemptions, self.cache_tokens = clock, slots, 0, 999
+        self.clock, self.slots, self.cache_tokens = clock, slots, 999
+        self.load = SimpleNamespace(preemptions=0)
         self.model = SimpleNamespace(config=SimpleNamespace(context_length=500))
         self.texts, self.began, self.asked = [], 0, []
 
@@ -102,7 +103,7 @@ def test_texts_that_do_not_all_run_have_no_speed(clock):
     step = engine.step
 
     def preempted():
-        engine.preemptions += 1
+        engine.load.preemptions += 1
         return step()
 
     engine.step = preempted

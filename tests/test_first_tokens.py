@@ -149,7 +149,7 @@ def test_a_text_that_is_preempted_before_its_first_token_is_read(monkeypatch):
     )
     monkeypatch.setattr(Scheduler, "grown", lambda *given: None)
     engine.step()
-    assert engine.preemptions == 1 and len(text.tokens) == 2
+    assert engine.load.preemptions == 1 and len(text.tokens) == 2
     monkeypatch.undo()
     assert not finish(engine) and same(text, model) and len(old.result().token_ids) == 60
 

@@ -149,7 +149,7 @@ def test_few_pages_preempt_the_youngest_and_change_nothing(ahead, drafts):
     engine = engine_of(model, 4, 6, ahead)
     texts = [([i + 1] * 50, {"max_new_tokens": 200, "seed": 3, **drafts}, 0) for i in range(4)]
     many = run_all(engine, texts)
-    assert engine.preemptions > 0
+    assert engine.load.preemptions > 0
     for (prompt, how, _), result in zip(texts, many, strict=True):
         assert result.token_ids == model.generate(prompt, **how).token_ids
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from orthrus_kernels import triton_runs_on
@@ -10,6 +12,10 @@ from .errors import InputError, quoted
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BACKENDS = ("auto", "reference", "triton", "torch")
+# On a CPU, models up to this hidden size run on one thread unless OMP_NUM_THREADS says otherwise: their
+# matrices gain little from a second one, and on a busy machine torch's threads wait for each other (the demo
+# took 34 s on one thread and 456 s on two, beside other work on 2 cores, 2026-11-25).
+ONE_THREAD_HIDDEN = 512
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -65,3 +71,9 @@ def pick_backend(backend: str, device: torch.device) -> str:
             f"CUDA_VISIBLE_DEVICES={device.index}"
         )
     return chosen
+
+
+def pick_threads(device: torch.device, hidden_size: int) -> None:
+    """Let this process run a small model of a CPU on one thread, unless OMP_NUM_THREADS is set."""
+    if device.type == "cpu" and hidden_size <= ONE_THREAD_HIDDEN and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -16,12 +15,6 @@ from ..request import BIASES, SAMPLING, Kind, Request
 if TYPE_CHECKING:
     from ..qwen3 import Qwen3
     from ..text import Text
-
-# On a CPU, models up to this hidden size run on one thread unless OMP_NUM_THREADS says otherwise: their
-# matrices gain little from a second one, and on a busy machine torch's threads wait for each other (the demo
-# took 34 s on one thread and 456 s on two, beside other work on 2 cores, 2026-11-25).
-ONE_THREAD_HIDDEN = 512
-
 
 MOST_PROMPT = 2**26  # characters of stdin, or /dev/zero would be read until memory is full
 
@@ -142,12 +135,10 @@ def model_loader(args: argparse.Namespace, progress: bool = True) -> Callable[[]
 
 def load_model(args: argparse.Namespace) -> Qwen3:
     """The model that --model and its companions name. Raises InputError."""
-    import torch
+    from ..settings import pick_threads
 
     model = model_loader(args)()
-    small = model.device.type == "cpu" and model.config.hidden_size <= ONE_THREAD_HIDDEN
-    if small and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
+    pick_threads(model.device, model.config.hidden_size)
     return model
 
 

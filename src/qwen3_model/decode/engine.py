@@ -28,7 +28,7 @@ from . import rejection
 from .cycle import Outcome
 from .cycles import NOT_NUMBERS, Launched
 from .runner import Runner, cache_size, replays
-from .scheduler import Cycle, Prefill, Scheduler, check_fits
+from .scheduler import Cycle, Load, Prefill, Scheduler, check_fits
 from .sequence import OnRun, Result, Run, Sequence
 from .stream import OnTokens, TokenStream
 from .warm import Warmed, WarmStart
@@ -165,9 +165,9 @@ class Engine:
         self._unread.clear()
 
     @property
-    def preemptions(self) -> int:
-        """How often a text had to give its pages up to an older one and was prefilled again."""
-        return 0 if self._scheduler is None else self._scheduler.preemptions
+    def load(self) -> Load:
+        """How busy slots and pages are."""
+        return Load() if self._scheduler is None else self._scheduler.load
 
     @property
     def cache_tokens(self) -> int:

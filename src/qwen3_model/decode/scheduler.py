@@ -81,6 +81,19 @@ class Cycle(Generic[T]):
     preempted: tuple[T, ...]
 
 
+@dataclass(frozen=True)
+class Load:
+    """How busy slots and pages are. preemptions: how often a text had to give its pages up to an older one
+    and was prefilled again."""
+
+    running: int = 0
+    waiting: int = 0
+    paused: int = 0
+    pages_used: int = 0
+    pages: int = 0
+    preemptions: int = 0
+
+
 @dataclass(eq=False)
 class _Entry(Generic[T]):
     text: T
@@ -159,6 +172,12 @@ class Scheduler(Generic[T]):
     def pages_used(self) -> int:
         """Pages that texts own."""
         return self._pages.count - self._pages.free
+
+    @property
+    def load(self) -> Load:
+        """All counts."""
+        count = self._pages.count
+        return Load(self.running, self.waiting, self.paused, self.pages_used, count, self.preemptions)
 
     def add(self, text: T, ids: Sequence[int], limit: int, salt: str = "") -> None:
         """Queue a text of these tokens that may have `limit` in the end. ids: the caller adds to them before

@@ -146,7 +146,8 @@ class Sequence:
         self.stats = GenerationStats(request.strategy, seed, verify=request.verify)
         self.epoch = 0  # how often it was preempted
         self.error = ""
-        self._logprobs: list[float] = []
+        self.logprobs: list[float] = []  # of the tokens kept
+        self.last_run: Run | None = None
         self._began = 0.0
 
     @property
@@ -185,7 +186,8 @@ class Sequence:
         self.tokens += run.tokens
         kept = self.stream.push(run.tokens)
         self.stats.count(run, kept)
-        self._logprobs += run.logprobs[:kept]
+        self.logprobs += run.logprobs[:kept]
+        self.last_run = run
         return kept
 
     def tell(self, run: Run, kept: int) -> None:
@@ -212,6 +214,6 @@ class Sequence:
             raise InputError("the text has not ended yet: call step() until it has, or cancel it")
         self.stats.tokens = len(self.stream.token_ids)
         return Result(
-            self.stream.token_ids, self.stream.text, self._logprobs[: self.stats.tokens], self.stats,
+            self.stream.token_ids, self.stream.text, self.logprobs[: self.stats.tokens], self.stats,
             self.error,
         )  # fmt: skip

@@ -1,0 +1,1 @@
+"""`orthrus serve`: HTTP and text in one process, the engine in another."""
