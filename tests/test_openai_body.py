@@ -52,6 +52,10 @@ def answered(model, served, asked):
         ({"top_k": -1}, {"top_k": 0}),
         ({"min_p": 0.1}, {"min_p": 0.1}),
         ({"repetition_penalty": 1.5}, {"repetition_penalty": 1.5}),
+        (
+            {"presence_penalty": 2, "frequency_penalty": -2.0},
+            {"presence_penalty": 2.0, "frequency_penalty": -2.0},
+        ),
         ({"logit_bias": {"7": -100, "9": 2.5}}, {"logit_bias": {7: -100.0, 9: 2.5}}),
         ({"max_tokens": 3}, {"max_new_tokens": 3}),
         ({"stop": "x"}, {"stop": ("x",)}),
@@ -62,7 +66,7 @@ def answered(model, served, asked):
         ({"strategy": "one-pass", "block_size": 4}, {"strategy": "one-pass", "block_size": 4}),
         ({"tree_nodes": "auto"}, {"tree_nodes": "auto"}),
         ({"tree_nodes": 7}, {"tree_nodes": 7}),
-        ({"user": "me", "model": "tiny", "stream": False, "presence_penalty": 0.0, "best_of": 1}, {}),
+        ({"user": "me", "model": "tiny", "stream": False, "best_of": 1}, {}),
     ],
 )
 def test_a_field_is_applied(served, given, setting):
@@ -89,7 +93,7 @@ def test_every_setting_is_there_for_requests():
         ("logit_bias", {"1": True}), ("logit_bias", {"300": 1}),
         ("logit_bias", {str(i): 1 for i in range(1025)}),
         ("strategy", "magic"), ("strategy", 1), ("tree_nodes", 256), ("block_size", 99), ("model", "gpt"),
-        ("user", 5), ("presence_penalty", 0.5), ("presence_penalty", False), ("frequency_penalty", -1),
+        ("user", 5), ("presence_penalty", 2.5), ("presence_penalty", False), ("frequency_penalty", -2.01),
         ("stream", True), ("stream", 0), ("echo", True), ("best_of", 2), ("suffix", "x"),
         ("response_format", {"type": "json_object"}), ("tools", [{}]), ("verify", "rejection"),
         ("max_new_tokens", 5), ("messages", HELLO), ("max_completion_tokens", 5), ("ignore_eos", True),

@@ -31,6 +31,8 @@ WRONG = {
     "top_p": [None, 0.0, 1.5, math.nan, "0.9"],
     "min_p": [None, -0.1, 2.0, math.nan],
     "repetition_penalty": [None, 0.0, 1e-300, math.inf, "1"],
+    "frequency_penalty": [None, 2.01, -3, math.nan, "1", True],
+    "presence_penalty": [None, -2.01, 10**400, math.nan, "1", True],
     "logit_bias": [5, [(5, 1.0)], {1.5: 1.0}, {"x": 1.0}, {5: "1"}, {5: None}, {5: 10**400}, {5: math.inf},
                    {5: math.nan}, {"5": 1.0, 5: 2.0}, {True: 1.0}],
     "seed": [-1, 2**64, 1.5, "3", True, -(10**5000)],

@@ -27,7 +27,10 @@ STRATEGIES = ("autoregressive", "two-pass", "one-pass", "auto")
 VERIFY = ("coupled", "rejection")  # how a two-pass cycle decides on its proposals
 # Rows of a one-pass block: by default, and what it may have. Its first proposal is dropped.
 ONE_PASS_BLOCK, LEAST_ONE_PASS_BLOCK, MOST_ONE_PASS_BLOCK = 8, 3, 64
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "logit_bias")
+SAMPLING = (
+    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
+    "logit_bias",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,15 @@ class Request:
     top_k: int = _setting(0, WHOLE, "0: off (default)", "K")
     top_p: float = _setting(1.0, NUMBER, "1: off (default)", "P")
     min_p: float = _setting(0.0, NUMBER, "0: off (default)", "P")
-    repetition_penalty: float = _setting(1.0, NUMBER, "1: off (default)", "R")
+    repetition_penalty: float = _setting(
+        1.0, NUMBER, "divide or multiply logits of tokens in prompt or text; 1: off (default)", "R"
+    )
+    frequency_penalty: float = _setting(
+        0.0, NUMBER, "subtract F times how often a token was generated; -2 to 2, 0: off (default)", "F"
+    )
+    presence_penalty: float = _setting(
+        0.0, NUMBER, "subtract P for a token that was generated; -2 to 2, 0: off (default)", "P"
+    )
     logit_bias: Mapping[int, float] | None = _setting(
         None, BIASES, "add VALUE to a token's logit; -inf bans it (repeatable)", "ID=VALUE", repeatable=True
     )

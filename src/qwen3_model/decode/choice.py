@@ -10,6 +10,7 @@ from torch import Tensor
 
 from orthrus_kernels import Form, Sampling, SamplingTable, put_down
 from orthrus_kernels.layout import Takes
+from orthrus_kernels.seen import GENERATED, counts_of
 
 if TYPE_CHECKING:
     from ..model import Network
@@ -27,7 +28,7 @@ class Choice:
         self.model = model
         self.table = SamplingTable(slots, model.config.vocab_size, model.device)
         self.ends = torch.tensor(model.config.eos_token_ids, dtype=torch.int64, device=model.device)
-        # How often each text holds each token, [S, V] int32, from the first penalty on.
+        # What penalties see of each text (seen.py), [S, V] int32, from the first penalty on.
         self.counts: Tensor | None = None
 
     @property
@@ -45,13 +46,13 @@ class Choice:
         form = self.table.form_of(slots)
         return form.rounded() if len(self.table.samplings) > 1 else form
 
-    def put(self, slot: int, sampling: Sampling, tokens: list[int], least: int = 0) -> None:
-        """Take the settings of a text that holds these tokens, and that no end token ends at positions below
-        `least`."""
+    def put(self, slot: int, sampling: Sampling, tokens: list[int], prompt: int, least: int = 0) -> None:
+        """Take the settings of a text that holds these tokens, the first `prompt` of which are its prompt. No
+        end token ends it at positions below `least`."""
         self.table.put(slot, sampling, least if len(self.ends) else 0)
-        self._hold_counts(penalised := sampling.repetition_penalty != 1.0)
-        if penalised and self.counts is not None:
-            put_down(self.counts[slot], torch.tensor(tokens).bincount(minlength=self.table.vocabulary).int())
+        self._hold_counts(sampling.penalises)
+        if sampling.penalises and self.counts is not None:
+            put_down(self.counts[slot], counts_of(tokens, prompt, self.table.vocabulary))
 
     def of_tree(
         self, states: Tensor, positions: Tensor, tokens: Tensor, parents: Tensor, slots: Tensor
@@ -116,7 +117,7 @@ class Choice:
             rows = accepted.flatten()
             kept = rows.clamp(min=0)
             at = slots[kept].clamp(min=0).long() * self.table.vocabulary + choices[kept]
-            self.counts.view(-1).index_add_(0, at, (rows >= 0).int())
+            self.counts.view(-1).index_add_(0, at, (rows >= 0).int() * GENERATED)
 
     def _hold_counts(self, wanted: bool) -> None:
         if wanted and self.counts is None:
@@ -134,7 +135,7 @@ class Choice:
     def _seen(
         self, slots: Tensor, tokens: Tensor | None = None, parents: Tensor | None = None
     ) -> Tensor | None:
-        """What a penalty sees: the texts, and the paths of trees."""
+        """What penalties see: the texts, and the paths of trees."""
         if Takes.PENALTY not in self.form.takes:
             return None
-        return self.model.ops.seen_rows(self.counts, slots, tokens, parents)
+        return self.model.ops.seen_rows(self.counts, self.table, slots, tokens, parents)
