@@ -31,6 +31,8 @@ SETTINGS = st.fixed_dictionaries(
         "tree_nodes": st.sampled_from(["auto", 0, 3, 12]),
         "block_size": st.integers(2, 8),
         "min_tokens": st.integers(1, 20),
+        "ignore_eos": st.booleans(),
+        "stop_token_ids": st.lists(st.integers(0, 30), max_size=16),
         "temperature": st.sampled_from([0.0, 0.8, 1.5]),
         "top_k": st.sampled_from([0, 5]),
         "top_p": st.sampled_from([1.0, 0.8]),

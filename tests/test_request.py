@@ -26,6 +26,8 @@ WRONG = {
     "tree_nodes": [-1, MOST_NODES + 1, "7", 2.0, None, True, []],
     "verify": [None, 1, "typical"],
     "stop": [5, [""], "", ["a", 3], [None], b"x", range(10**12), torch.tensor([1.0, 2.0])],
+    "stop_token_ids": [5, "5", b"5", [1.5], ["5"], [None], [True], range(17), [1] * 17, {5: 1}, [10**5000]],
+    "ignore_eos": [None, 0, 1, "true"],
     "temperature": [None, "0.7", -1, math.nan, math.inf, 1e-40, 10**400, True, [0.7], 1j],
     "top_k": [None, -2, 10**5000, 2.0, math.inf, "5", True],
     "top_p": [None, 0.0, 1.5, math.nan, "0.9"],

@@ -90,7 +90,7 @@ def test_few_forms_cover_all_settings():
             assert form == own if slots == 1 else (form in FORMS and form | own == form)
     assert FORMS[0].plain and not FORMS[1].plain
     greedy = Choice(model, 1)
-    greedy.put(0, Sampling(), [1], 1, least=5)
+    greedy.put(0, Sampling(), [1], 1, ends=[7], least=5)
     assert greedy.form_of([0]) == (Takes.GREEDY | Takes.LEAST, 0) and not greedy.form_of([0]).plain
 
 

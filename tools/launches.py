@@ -212,7 +212,8 @@ def walk() -> None:
     TRITON.walk(
         states, table([2, -1, 0]), table([0, 4, 5, 8]), table([5, 6, 7, 7, 0, 5, 6, 7, 7]).long(),
         table([-1, 0, 0, 2, -1, -1, 5, 6, 0]), table([7, 1, 7, 3, 0, 6, 7, 3, 3]).long(), logits, logits,
-        table([3]), table([[0] * n] * 3), table([0] * 3), table([[0] * (RECORD + 3 * n)] * 3),
+        table([[3, -1], [7, 3], [3, -1]]), table([[0] * n] * 3), table([0] * 3),
+        table([[0] * (RECORD + 3 * n)] * 3),
     )  # fmt: skip
 
 

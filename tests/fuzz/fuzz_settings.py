@@ -39,7 +39,7 @@ ODD: list[Any] = [
 ]  # fmt: skip
 NAMES = ("strategy", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
          "frequency_penalty", "presence_penalty", "logit_bias", "seed", "stop", "block_size", "tree_nodes",
-         "verify")  # fmt: skip
+         "verify", "ignore_eos", "stop_token_ids")  # fmt: skip
 STOPS = ["e", "\ufffd", "a\ufffd", "\ufffd\ufffd", "n", " ", "the", "\n"]
 
 
@@ -75,6 +75,9 @@ def valid(rng: random.Random, model: Qwen3) -> dict[str, Any]:
     if rng.random() < 0.3:
         tokens = rng.sample(range(model.config.vocab_size), rng.randint(0, 8))
         settings["logit_bias"] = {token: rng.choice([-math.inf, -5, 3.5, 1e30]) for token in tokens}
+    if rng.random() < 0.3:
+        settings["ignore_eos"] = rng.random() < 0.5
+        settings["stop_token_ids"] = rng.sample(range(model.config.vocab_size), rng.randint(0, 16))
     if model.text is not None and rng.random() < 0.6:
         settings["stop"] = rng.sample(STOPS, rng.randint(0, 3))
     return settings

@@ -272,7 +272,7 @@ def cycles() -> Iterator[Launch]:
     states, accepted, start, first = (
         meta(*n, dtype=torch.int32) for n in ((4, len(State)), (2, 33), (2,), (3,))
     )  # fmt: skip
-    ends, records = meta(2, dtype=torch.int32), meta(2, RECORD + 3 * 33, dtype=torch.int32)
+    ends, records = meta(4, 18, dtype=torch.int32), meta(2, RECORD + 3 * 33, dtype=torch.int32)
     walk, commit, seen = module("walk"), module("commit"), module("seen")
     for name, timed, targets in (("33 nodes", False, ALL), ("33 nodes, timed", True, HOPPER)):
         launch = partial(

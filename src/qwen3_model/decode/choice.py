@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from orthrus_kernels import Form, Sampling, SamplingTable, put_down
 from orthrus_kernels.layout import Takes
 from orthrus_kernels.seen import GENERATED, counts_of
+
+from ..request import MOST_STOP_TOKENS
 
 if TYPE_CHECKING:
     from ..model import Network
@@ -27,7 +29,9 @@ class Choice:
     def __init__(self, model: Network, slots: int = 1) -> None:
         self.model = model
         self.table = SamplingTable(slots, model.config.vocab_size, model.device)
-        self.ends = torch.tensor(model.config.eos_token_ids, dtype=torch.int64, device=model.device)
+        # The tokens that end each text, then -1, [S, E] int32.
+        most = len(model.config.eos_token_ids) + MOST_STOP_TOKENS
+        self.ends = torch.full((slots, most), -1, dtype=torch.int32, device=model.device)
         # What penalties see of each text (seen.py), [S, V] int32, from the first penalty on.
         self.counts: Tensor | None = None
 
@@ -46,10 +50,15 @@ class Choice:
         form = self.table.form_of(slots)
         return form.rounded() if len(self.table.samplings) > 1 else form
 
-    def put(self, slot: int, sampling: Sampling, tokens: list[int], prompt: int, least: int = 0) -> None:
-        """Take the settings of a text that holds these tokens, the first `prompt` of which are its prompt. No
-        end token ends it at positions below `least`."""
-        self.table.put(slot, sampling, least if len(self.ends) else 0)
+    def put(
+        self, slot: int, sampling: Sampling, tokens: list[int], prompt: int, ends: Collection[int] = (),
+        least: int = 0,
+    ) -> None:  # fmt: skip
+        """Take the settings of a text that holds these tokens, the first `prompt` of which are its prompt.
+        Each of `ends` ends it, but not at positions below `least`."""
+        self.table.put(slot, sampling, least if ends else 0)
+        row = [*ends, *[-1] * (self.ends.shape[1] - len(ends))]
+        put_down(self.ends[slot], torch.tensor(row, dtype=torch.int32))
         self._hold_counts(sampling.penalises)
         if sampling.penalises and self.counts is not None:
             put_down(self.counts[slot], counts_of(tokens, prompt, self.table.vocabulary))
@@ -128,9 +137,11 @@ class Choice:
         """Make end tokens impossible, in place, at positions at which a text may not end yet."""
         if Takes.LEAST in self.form.takes:
             least = self.table.least  # rows of a rehearsal, which runs no kernel, may name any slot
-            held = positions < least[slots.clamp(0, len(least) - 1).long()]
-            own = logits.index_select(1, self.ends)
-            logits.index_copy_(1, self.ends, own.masked_fill(held[:, None], float("-inf")))
+            of = slots.clamp(0, len(least) - 1).long()
+            held, ends = positions < least[of], self.ends[of]
+            at = ends.clamp(min=0).long()
+            bound = torch.where(held[:, None] & (ends >= 0), float("-inf"), float("inf"))
+            logits.scatter_reduce_(1, at, bound, "amin")  # in any order: places behind the list are token 0's
 
     def _seen(
         self, slots: Tensor, tokens: Tensor | None = None, parents: Tensor | None = None
