@@ -31,15 +31,15 @@ COMPLETION_TOKENS = 16  # of a completion that does not say how many
 # The engine's settings that a body may name, in the order in which they are checked
 SETTINGS = (
     "strategy", "block_size", "tree_nodes", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
-    "logit_bias", "stop", "min_tokens", "cache_salt", "seed",
+    "frequency_penalty", "presence_penalty", "logit_bias", "stop", "stop_token_ids",
+    "ignore_eos", "min_tokens", "cache_salt", "seed",
 )  # fmt: skip
 BOTH = ("model", "max_tokens", "n", "logprobs", "user", *SETTINGS)
 OWN = {COMPLETIONS: ("prompt",), CHAT: ("messages", "max_completion_tokens", "chat_template_kwargs")}
 # What the engine cannot do yet; clients send these values, which ask for nothing.
 NEUTRAL: dict[str, Any] = {
-    "presence_penalty": 0, "frequency_penalty": 0, "stream": False, "echo": False, "best_of": 1,
-    "top_logprobs": 0, "tools": [], "tool_choice": "none", "response_format": {"type": "text"},
-    "store": False,
+    "stream": False, "echo": False, "best_of": 1, "top_logprobs": 0, "tools": [], "tool_choice": "none",
+    "response_format": {"type": "text"}, "store": False,
 }  # fmt: skip
 
 
