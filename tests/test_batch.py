@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -486,12 +487,20 @@ def test_ended_while_it_is_ordered(where, orthrus, paths, monkeypatch):
     assert orthrus("--ordered")[0] == 0 and list(read(paths[1])) == [f"r{i}" for i in range(9)]
 
 
+@pytest.fixture
+def ended_at_last():
+    """Callbacks that end what a test has started, however it ends."""
+    with ExitStack() as stack:
+        yield stack
+
+
 def lines_of(out):
     return out.read_bytes().count(b"\n") if out.exists() else 0
 
 
 @pytest.mark.slow
-def test_killed_ten_times(paths):
+@pytest.mark.timeout(1800)
+def test_killed_ten_times(paths, ended_at_last):
     """A real process, kill -9 at random moments of its work; then the answers are those of a run that nobody
     disturbed, in the order of IN. ORTHRUS_LINES requests (200), ORTHRUS_KILLS (10), on ORTHRUS_DEVICE (cpu),
     ORTHRUS_SLOTS side by side (3), of ORTHRUS_TOKENS tokens at most (12); the embedded checkpoint."""
@@ -506,10 +515,12 @@ def test_killed_ten_times(paths):
 
     def begin(to):
         code = "import sys; from qwen3_model.cli import main; sys.exit(main())"
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-c", code, "batch", source, to, *words],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
+        ended_at_last.callback(process.kill)
+        return process
 
     undisturbed = begin(whole)
     assert undisturbed.communicate()[1] == b"" and undisturbed.returncode == 1
@@ -517,7 +528,7 @@ def test_killed_ten_times(paths):
         process = begin(out)
         while lines_of(out) < at:
             assert process.poll() is None, process.stderr.read()
-            time.sleep(0.001)
+            time.sleep(0.02)
         time.sleep(drawn.uniform(0, 0.05))
         process.kill()
         assert process.communicate() and process.returncode == -9, "it had not ended"

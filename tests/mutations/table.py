@@ -784,7 +784,7 @@ BUGS = (
         "test_batch.py::test_ordered_answers_are_those_of_in",
         "others could read what was its owner's"),
     Bug("lines without a custom_id are left out when OUT is ordered", "qwen3_model/openai/batch_file.py",
-        "read_lines(self.source) if line.key in places", "read_lines(self.source) if line.custom_id in places",
+        "if line.key in places]", "if line.custom_id in places]",
         "test_batch.py::test_ordered_answers_are_those_of_in",
         "their answers would be gone"),
     Bug("an answered request is asked again", "qwen3_model/openai/batch_file.py",
