@@ -216,6 +216,7 @@ class Engine:
             return ()
         assert self.runner is not None
         try:
+            self._scheduler.beside = self.runner.rows_beside()
             work = self._scheduler.next(self._reach())
             if work is not None:
                 self.runner.grant(work.grants)

@@ -144,6 +144,7 @@ def capture(runner: Runner, plan: Plan, progress: bool | None = None) -> int:
         for part in parts:
             part()
             advance()
+    cycles.pace.first = prompts.measured(plan.chunks)
     return len(prompts) + len(cycles)
 
 
