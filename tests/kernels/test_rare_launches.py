@@ -104,7 +104,7 @@ class Noted:
 UNCONTRACTED = {
     "_rms_norm_kernel", "_qk_norm_rope_kernel", "_swiglu_kernel", "_linear_swiglu_kernel", "_merge_kernel",
     "_logits_kernel", "_tile_best_kernel", "_group_best_kernel", "_choose_top_k_kernel",
-    "_choose_by_edges_kernel",
+    "_tops_kernel", "_count_kernel", "_bounds_kernel", "_list_kernel", "_edge_kernel",
 }  # fmt: skip
 
 

@@ -38,6 +38,7 @@ _PROMPT = "qwen3_model/decode/prompt.py"
 _SEVERAL = "kernels/test_prompt.py::test_several_texts_in_a_chunk"
 _TABLE = "orthrus_kernels/sampling_table.py"
 _MIXED = "kernels/test_mixed_choices.py::test_a_row_is_chosen_as_it_is_alone"
+_KEPT = "kernels/test_choice_edges.py::test_the_tokens_kept"
 _ONE_PASS = "qwen3_model/decode/one_pass.py"
 _WALK = "orthrus_kernels/walk.py"
 _ALLOT = "orthrus_kernels/allot.py"
@@ -493,10 +494,15 @@ BUGS = (
     Bug("a padding row has no token", "orthrus_kernels/choice_triton.py",
         "tl.store(choices + i_r, 0, mask=slot < 0)", "tl.store(choices + i_r, 0, mask=slot < -1)", _MIXED,
         "its token is an index into its logits, and what nobody wrote may lie past them"),
-    Bug("a row is filtered as others of the pass are", "orthrus_kernels/choice_edges_triton.py",
-        "usual & ((takes & TAKES_TOP_K) != 0)", "usual & (top_k < V)",
-        "kernels/test_mixed_choices.py::test_a_form_that_covers_more_changes_nothing",
-        "what is launched covers all rows of a pass, and each takes its own filters"),
+    Bug("an edge lies between two tokens listed", "orthrus_kernels/choice_edges_triton.py",
+        "return tl.min(b_edge, axis=0)", "return low", _KEPT,
+        "tokens that nobody listed lie there too, and would be kept"),
+    Bug("top-p's share is one of the tokens listed", "orthrus_kernels/choice_edges_triton.py",
+        "total = own + tl.load(state + _UNLISTED)", "total = own", _KEPT,
+        "the mass of all tokens that top-k keeps is what top-p takes its share of"),
+    Bug("top-k keeps none of the bin it ends in", "orthrus_kernels/choice_edges_triton.py",
+        "k - (b_upto - b_n)", "k - b_upto", _KEPT,
+        "top-k's edge lies in the middle of a bin"),
     Bug("a penalty counts what the text in slot 0 holds", "orthrus_kernels/seen.py",
         "counts + slot.to(tl.int64) * V + o_v", "counts + o_v",
         "kernels/test_seen.py::test_the_text_and_a_nodes_own_path", "right as long as one text runs"),
@@ -531,8 +537,9 @@ BUGS = (
     Bug("tied tops are not as likely as the top among the top-k", "orthrus_kernels/choice_top_k_triton.py",
         "(share >= min_p) | (b_key == top_key)", "(share > min_p) | (o_k == 0)", _RARE + "test_tied_tops",
         "the edge of min-p, with equal logits at the top"),
-    Bug("a top is not as likely as itself", "orthrus_kernels/choice_edges_triton.py",
-        "(share >= min_p) | (key == top_key)", "(share > min_p)", _RARE + "test_tied_tops",
+    Bug("a top is not as likely as itself", "orthrus_kernels/choice_triton.py",
+        "(tl.exp(b - top) >= min_p) | (key == top_key)", "(tl.exp(b - top) > min_p)",
+        _RARE + "test_tied_tops",
         "the edge of min-p at 1"),
     Bug("the penalty misses a row's own last token", "orthrus_kernels/seen.py",
         "seen[row, token] += GENERATED", "seen[row, token] += 0",
