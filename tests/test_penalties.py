@@ -64,6 +64,6 @@ def test_texts_side_by_side_and_read_again():
     running = [engine.submit(prompt, request) for prompt, request in texts]
     while any(not text.finished for text in running):
         engine.step()
-    assert engine.preemptions > 0
+    assert engine.load.preemptions > 0
     for text, (prompt, _), penalties in zip(running, texts, PENALTIES, strict=True):
         assert text.result().token_ids == by_hand(model, prompt, 140, **penalties), penalties
