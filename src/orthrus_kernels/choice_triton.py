@@ -166,8 +166,7 @@ def _arguments(
     bias = table.bias if takes & Takes.BIAS else None
     seen = seen if takes & Takes.PENALTY else None
     if seen is not None:
-        assert seen.dtype == torch.bool and seen.shape == logits.shape and seen.stride(1) == 1, seen.shape
-        seen = seen.view(torch.uint8)
+        assert seen.dtype == torch.int32 and seen.shape == logits.shape and seen.stride(1) == 1, seen.shape
     return dict(
         logits=logits, s_t=logits.stride(0) if rows > 1 else v, positions=positions, seen=seen,
         s_seen=seen.stride(0) if seen is not None and rows > 1 else v, bias=bias, numbers=numbers,

@@ -113,7 +113,8 @@ class Cycles:
     def begin(self, text: Text, slot: int, room: int) -> None:
         """A text whose prompt is committed runs in a slot from now on. room: positions that its pages
         hold."""
-        self.slots.choice.put(slot, text.sampling, text.tokens, text.least)
+        ends = text.stream.end_tokens
+        self.slots.choice.put(slot, text.sampling, text.tokens, text.prompt, ends, text.least)
         columns = {
             State.START: text.start, State.ROOT: text.root, State.LEFT: text.remaining, State.FINISHED: 0,
             State.ROOM: room, State.NODES: _most_nodes(text),
