@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-budget bench-first-token bench-replay bench-batch performance pictures recording tune mutations gpu-check tiny-checkpoint clean
+.PHONY: help demo serve test test-slow fuzz coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-budget bench-first-token bench-replay bench-batch performance pictures recording tune mutations gpu-check tiny-checkpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: $(VENV)/core ## complete held-out functions with the embedded checkpoint, plainly and with Orthrus
 	@$(BIN)/orthrus demo
+
+serve: $(VENV)/serve ## answer OpenAI's requests on this machine with the embedded checkpoint; options in SERVE="..."
+	@$(BIN)/orthrus serve $(SERVE)
 
 test: $(VENV)/test ## the test suite, no GPU needed
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
@@ -98,6 +101,10 @@ $(BIN)/python:
 $(VENV)/core: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing into $(VENV) (torch is large: this takes minutes the first time)"
 	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/serve: $(VENV)/core
+	@$(PIP) install -c constraints.txt -e '.[serve]'
 	@touch $@
 
 $(VENV)/test: $(VENV)/core

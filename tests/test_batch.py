@@ -544,3 +544,25 @@ def test_a_terminal_is_shown_how_far_it_is(orthrus, paths, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     code, out, err = orthrus()
     assert code == 0 and "tok/s" in err and "tokens a cycle" in err and "4/4" in err
+
+
+def test_the_checkpoints_settings_are_defaults(tiny, orthrus, paths, model):
+    """And --generation-config none turns them off."""
+    source, out = paths
+    body = {"prompt": "def add(first", "seed": 1, "max_tokens": 12}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}
+    source.write_text(json.dumps(line))
+    recommended = tiny / "generation_config.json"
+    recommended.write_text('{"temperature": 0.3, "top_k": 5}')
+    texts = []
+    try:
+        for words in ([], ["--generation-config", "none"]):
+            assert orthrus(*words)[0] == 0
+            texts.append(json.loads(out.read_text())["response"]["body"]["choices"][0]["text"])
+            out.unlink()
+    finally:
+        recommended.unlink()
+    ids = model.text.encode("def add(first")
+    settings = {"temperature": 0.3, "top_k": 5}, {"temperature": 1.0}
+    alone = [model.generate(ids, max_new_tokens=12, seed=1, **more).text for more in settings]
+    assert texts == alone and texts[0] != texts[1]

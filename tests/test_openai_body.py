@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
+from chat_cases import TEMPLATES
 from tiny_folder import write_tiny
 
 from qwen3_model import InputError, Qwen3, Request
+from qwen3_model.decode.sequence import GenerationStats, Result
 from qwen3_model.openai import answer, body
 from qwen3_model.openai.body import CHAT, COMPLETIONS, Served, read
 from qwen3_model.openai.refusal import FieldError
+from qwen3_model.openai.served import recommended
 from qwen3_model.openai.strict_json import DEEPEST, parse
+from qwen3_model.text import Text
 
 HELLO = [{"role": "user", "content": "def add(first"}]
+
+
+def function(**given):
+    return {"type": "function", "function": {"name": "weather"} | given}
+
+
+TOOL = function(parameters={"type": "object", "properties": {"city": {"type": "string"}}})
 
 
 @pytest.fixture(scope="module")
@@ -118,11 +130,13 @@ def test_a_field_is_refused_by_its_name(served, field, value):
     ("field", "value", "words"),
     [
         ("messages", None, "missing"), ("messages", [], "at least one"), ("messages", ["x"], "an object"),
-        ("messages", [{"role": "tool", "content": "x"}], "role"),
+        ("messages", [{"role": "critic", "content": "x"}], "role"),
+        ("messages", [{"role": "tool", "content": "x"}], "tool_call_id"),
+        ("messages", [{"role": "tool", "content": "x", "tool_call_id": "c"}], "knows no tools"),
         ("messages", [{"role": "user"}], "content"),
         ("messages", [{"role": "user", "content": "x", "name": "me"}], "name"),
         ("messages", [{"role": "user", "content": "x", "tool_calls": [{}]}], "tool_calls"),
-        ("messages", [{"role": "user", "content": "x", "reasoning_content": "y"}], "assistant"),
+        ("messages", [{"role": "user", "content": "x", "reasoning_content": "y"}], "of user"),
         ("messages", [{"role": "user", "content": [{"type": "image_url"}]}], "image_url"),
         ("messages", [{"role": "user", "content": [{"type": "text", "text": "x", "y": 1}]}], "no other"),
         ("messages", [{"role": "user", "content": "é" * 2000}], "the context only 1024"),
@@ -135,7 +149,13 @@ def test_a_field_is_refused_by_its_name(served, field, value):
         ("chat_template_kwargs", {"eos_token": "x"}, "belongs to the template"),
         ("top_logprobs", 3, "not supported"), ("logprobs", 0, "true or false"),
         ("prompt", "x", "not a field"),
-        ("max_completion_tokens", 0, "from 1"), ("tool_choice", "auto", "not supported"),
+        ("max_completion_tokens", 0, "from 1"), ("tool_choice", "auto", "no tools"),
+        ("tool_choice", "required", "auto and none"), ("tool_choice", {"type": "function"}, "auto and none"),
+        ("tools", [TOOL], "knows no tools"), ("tools", {}, "a list"), ("tools", [{}], "type"),
+        ("tools", [TOOL | {"x": 1}], "type"), ("tools", [function(name="a b")], "name"),
+        ("tools", [function(strict=True)], "strict"), ("tools", [function(parameters=[])], "schema"),
+        ("tools", [function(description=1)], "description"), ("tools", [function(x=1)], "unknown"),
+        ("stream_options", {"include_usage": True}, "stream true"), ("parallel_tool_calls", False, "not"),
     ],
 )  # fmt: skip
 def test_a_field_of_a_chat_is_refused_by_its_name(served, field, value, words):
@@ -152,7 +172,7 @@ def test_what_is_no_request(served):
 
 def test_two_names_of_one_length(served):
     asked = chat(served, max_tokens=4, max_completion_tokens=4)
-    assert asked.request.max_new_tokens == 4 and chat(served).request.max_new_tokens is None
+    assert asked.request.max_new_tokens == 4 and chat(served).request.max_new_tokens == 1021
     with pytest.raises(FieldError, match="differ"):
         chat(served, max_tokens=4, max_completion_tokens=5)
 
@@ -259,3 +279,116 @@ def test_json_is_read_strictly(text, words):
 
 def test_json_that_nests_as_deep_as_it_may():
     assert parse(b"[" * DEEPEST + b"]" * DEEPEST, "it") and parse(b'{"a": [1.5, "\\u00e9"]}', "it")
+
+
+GENERATION = {
+    "do_sample": False,
+    "temperature": 0.6,
+    "top_k": 20,
+    "top_p": 0.95,
+    "min_p": None,
+    "eos_token_id": 0,
+}
+
+
+@pytest.fixture
+def generation(tmp_path):
+    def made(**changes):
+        (tmp_path / "generation_config.json").write_text(json.dumps(GENERATION | changes))
+        return recommended(tmp_path)
+
+    return made
+
+
+def test_the_checkpoints_settings_are_defaults(served, generation):
+    assert recommended(Path("nowhere")) == {}
+    found = generation(repetition_penalty=1.1)
+    assert found == {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.1}
+    there = replace(served, defaults=found)
+    request = completion(there, top_k=-1, temperature=None).request
+    assert (request.temperature, request.top_k, request.top_p) == (0.6, 0, 0.95)
+    assert request.repetition_penalty == 1.1 and completion(there, temperature=0).request.temperature == 0.0
+
+
+@pytest.mark.parametrize("changes", [{"temperature": "hot"}, {"top_p": 2}, {"top_k": [1]}, {"min_p": True}])
+def test_settings_of_a_checkpoint_that_are_none(generation, changes):
+    with pytest.raises(InputError, match=r"generation_config.json: .*--generation-config none"):
+        generation(**changes)
+
+
+def test_a_stream_is_for_those_who_can_send_one(served):
+    def asked(**given):
+        return read(served, CHAT, {"messages": HELLO} | given, streams=True)
+
+    assert asked(stream=True).stream and not asked().stream and not asked(stream=True).include_usage
+    assert asked(stream=True, stream_options={"include_usage": True}).include_usage
+    for options in ([], {"include_usage": 1}, {"include_obfuscation": False}):
+        with pytest.raises(FieldError, match="stream_options"):
+            asked(stream=True, stream_options=options)
+    with pytest.raises(FieldError, match="stream"):
+        asked(stream=1)
+
+
+def test_the_engine_may_have_less_than_the_context(served):
+    small = replace(served, longest=100)
+    assert chat(small).request.max_new_tokens == 97
+    with pytest.raises(FieldError, match="context of 100"):
+        chat(small, max_tokens=98)
+
+
+@pytest.fixture(scope="module")
+def with_tools(served, tmp_path_factory):
+    """The checkpoint with a template as Qwen3's, and a Text that says what was rendered."""
+    folder = write_tiny(tmp_path_factory.mktemp("tools") / "tiny")
+    (folder / "chat_template.jinja").write_text(TEMPLATES["reasoning"])
+    return replace(served, text=Text(folder))
+
+
+def rendered(monkeypatch, served, **given):
+    """What the template makes of a chat, and what is asked for."""
+    seen, chat_of = [], type(served.text).chat
+    monkeypatch.setattr(
+        type(served.text), "chat", lambda *args, **names: seen.append(chat_of(*args, **names)) or seen[-1]
+    )
+    asked = chat(served, **given)
+    return seen[-1], asked
+
+
+def test_tools_are_shown_and_told(with_tools, monkeypatch):
+    said, asked = rendered(monkeypatch, with_tools, tools=[TOOL])
+    assert '"name": "weather"' in said and asked.tools
+    said, asked = rendered(monkeypatch, with_tools, tools=[TOOL], tool_choice="none")
+    assert "weather" not in said and not asked.tools
+    assert not chat(with_tools, tools=[], tool_choice="none").tools
+    calls = [{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "x"}'}}]
+    told = [
+        *HELLO,
+        {"role": "assistant", "content": None, "refusal": None, "tool_calls": calls},
+        {"role": "tool", "content": "sun", "tool_call_id": "c1"},
+    ]
+    said, _ = rendered(monkeypatch, with_tools, messages=told)
+    assert '"city": "x"' in said and "sun" in said
+
+
+@pytest.mark.parametrize("calls", [[], [{}], [1], "x", [{"id": "c", "function": {"name": "f"}}],
+                                   [{"id": "c", "function": {"name": "f", "arguments": "[]"}}],
+                                   [{"id": "c", "function": {"name": "f", "arguments": "{"}}]])  # fmt: skip
+def test_calls_that_are_none(with_tools, calls):
+    with pytest.raises(FieldError, match="messages"):
+        chat(with_tools, messages=[*HELLO, {"role": "assistant", "tool_calls": calls}])
+
+
+def test_an_answer_that_thinks_and_calls(with_tools):
+    asked = chat(with_tools, tools=[TOOL])
+    text = '<think>\nhm\n</think>\n\n<tool_call>\n{"name": "weather", "arguments": {"a": 1}}\n</tool_call>'
+    stats = GenerationStats("auto", 1, finish_reason="end_token", cached_tokens=2)
+    told = answer.answer(replace(with_tools, fingerprint="f1"), asked, [Result([5], text, [0.0], stats)])
+    (choice,) = told["choices"]
+    (call,) = choice["message"].pop("tool_calls")
+    assert choice["message"] == {
+        "role": "assistant", "content": None, "refusal": None, "reasoning_content": "hm",
+    }  # fmt: skip
+    assert call["function"] == {"name": "weather", "arguments": '{"a": 1}'} and call["id"].startswith("call_")
+    assert choice["finish_reason"] == "tool_calls" and told["system_fingerprint"] == "f1"
+    assert told["usage"]["prompt_tokens_details"] == {"cached_tokens": 2}
+    assert answer.finish_reason("length", True) == "length"

@@ -37,16 +37,14 @@ class ChatTemplate:
         self._lock = Lock()
         self._compiled: dict[str, CodeType] = {}
         self._read: tuple[dict[str, str], dict[str, str]] | None = None
+        self._tools: bool | None = None  # whether they show tools
 
     def compile(self, tools: bool = False) -> tuple[CodeType, dict[str, str]]:
         """The code of the template for a conversation with or without tools, and the special tokens by name.
         Raises InputError for a folder without one and for one that cannot be compiled."""
         with self._lock:
             try:
-                if self._read is None:
-                    config = tokenizer_config(self._folder)
-                    self._read = _templates(self._folder, config), special_tokens(config)
-                templates, tokens = self._read
+                templates, tokens = self._files()
                 name = WITH_TOOLS if tools and WITH_TOOLS in templates else DEFAULT
                 if name not in templates:
                     raise InputError(
@@ -62,6 +60,24 @@ class ChatTemplate:
                     f"the chat template of {self._folder} cannot be read: {one_line(error)}"
                 ) from None
             return self._compiled[name], tokens
+
+    def takes_tools(self) -> bool:
+        """Whether a conversation with tools shows them: there is a template for it, or the usual one names
+        them. Raises the InputErrors of `compile`."""
+        self.compile(tools=True)
+        if self._tools is None:
+            templates, _ = self._files()
+            names = _environment().parse(templates.get(DEFAULT, "")).find_all(nodes.Name)
+            named = any(name.name == "tools" and name.ctx == "load" for name in names)
+            self._tools = named or WITH_TOOLS in templates
+        return self._tools
+
+    def _files(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The templates and the special tokens by name."""
+        if self._read is None:
+            config = tokenizer_config(self._folder)
+            self._read = _templates(self._folder, config), special_tokens(config)
+        return self._read
 
     def render(
         self,

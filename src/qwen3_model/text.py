@@ -84,6 +84,10 @@ class Text:
         """Raises InputError for a checkpoint without a chat template, or with one that cannot be read."""
         self._template.compile()
 
+    def takes_tools(self) -> bool:
+        """Whether the chat template knows tools. Raises the InputErrors of `check_template`."""
+        return self._template.takes_tools()
+
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]],

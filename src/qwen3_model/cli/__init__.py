@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .options import Parser
 
 VERBS = (
-    "generate", "explain", "chat", "verify", "batch", "info", "warm", "demo", "pretrain", "unrepeat",
+    "generate", "explain", "chat", "verify", "batch", "serve", "info", "warm", "demo", "pretrain", "unrepeat",
     "distill", "bigram", "tiny-checkpoint",
 )  # fmt: skip
 BAD_INPUT, INTERRUPTED, READER_GONE = 2, 130, 141  # the last two: what a shell reports for SIGINT, SIGPIPE

@@ -49,6 +49,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         "--served-model-name", metavar="NAME",
         help="what the requests call the model, if they do (default: --model, or embedded)",
     )  # fmt: skip
+    options.add_generation_config(parser)
     parser.add_argument(
         "--slots", type=int, metavar="N", help=f"texts side by side (default: {SLOTS}; on a CPU 1)"
     )
@@ -88,10 +89,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _answer(args: argparse.Namespace, batch: BatchFile) -> int:
     from ..openai import batch as requests
-    from ..openai.body import Served
+    from ..openai.served import Served
 
+    defaults = options.recommended_settings(args, options.checkpoint_folder(args))
     model = options.load_model(args)
-    served = Served(args.served_model_name or args.model or "embedded", model.config, options.text_of(model))
+    name = args.served_model_name or args.model or "embedded"
+    served = Served(name, model.config, options.text_of(model), defaults)
     slots = args.slots or (1 if model.device.type == "cpu" else SLOTS)
     engine, begun = model.engine_of(slots, args.cache_tokens), time.perf_counter()
     with batch.open():

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InputError, quoted
@@ -125,6 +126,29 @@ def add_generation_options(parser: argparse.ArgumentParser, max_new_tokens: int)
     parser.set_defaults(default_max_new_tokens=max_new_tokens)
     add_sampling_options(parser)
     add_settings(parser, "seed")
+
+
+def add_generation_config(parser: argparse.ArgumentParser) -> None:
+    """--generation-config: where defaults of requests come from."""
+    parser.add_argument(
+        "--generation-config", choices=("auto", "none"), default="auto", metavar="auto|none",
+        help="auto: temperature, top_p, top_k, min_p and repetition_penalty of the checkpoint's "
+        "generation_config.json where a request does not give them; none: OpenAI's defaults alone",
+    )  # fmt: skip
+
+
+def checkpoint_folder(args: argparse.Namespace) -> Path:
+    """The folder of the checkpoint that --model names, downloaded where it is a hub id. Raises InputError."""
+    from .. import checkpoint, hub
+
+    return hub.resolve(checkpoint.EMBEDDED if args.model is None else args.model, args.revision)
+
+
+def recommended_settings(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Defaults of requests to the checkpoint of a folder, as --generation-config says. Raises InputError."""
+    from ..openai.served import recommended
+
+    return {} if args.generation_config == "none" else recommended(folder)
 
 
 def model_loader(args: argparse.Namespace, progress: bool = True) -> Callable[[], Qwen3]:

@@ -1,8 +1,9 @@
 """A request's JSON body: what it asks of which prompts.
 
-Names and defaults are OpenAI's; what OpenAI lacks has vLLM's name, and what both lack this program's. Every
-field is applied, or refused by its name: a setting that is left out silently would be a wrong answer. A null
-field is one that is not there."""
+Names are OpenAI's; what OpenAI lacks has vLLM's name, and what both lack this program's. Defaults are
+OpenAI's, but for those that the checkpoint brings (`Served.defaults`). Every field is applied, or refused by
+its name: a setting that is left out silently would be a wrong answer. A null field is one that is not
+there."""
 
 from __future__ import annotations
 
@@ -12,16 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..config import Qwen3Config
 from ..errors import InputError, quoted
-from ..model import checked_prompt
 from ..request import Request, whole_up_to
-from ..text import Text
-from .messages import conversation, template_names
+from .prompts import MOST_CHOICES, conversation_prompt, plain_prompts
 from .refusal import FieldError, naming
+from .served import Served
+from .tools import tools_of
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-MOST_N, MOST_CHOICES = 128, 256  # choices a prompt; choices of all prompts
+MOST_N = 128  # choices a prompt
 MOST_STOPS, LONGEST_STOP = 4, 1000  # stop strings; characters of one
 MOST_BIASES, LARGEST_BIAS = 1024, 100
 MOST_TOKENS = 2**31  # that may be asked for
@@ -34,22 +34,16 @@ SETTINGS = (
     "frequency_penalty", "presence_penalty", "logit_bias", "stop", "stop_token_ids",
     "ignore_eos", "min_tokens", "cache_salt", "seed",
 )  # fmt: skip
-BOTH = ("model", "max_tokens", "n", "logprobs", "user", *SETTINGS)
-OWN = {COMPLETIONS: ("prompt",), CHAT: ("messages", "max_completion_tokens", "chat_template_kwargs")}
+BOTH = ("model", "max_tokens", "n", "logprobs", "user", "stream", "stream_options", *SETTINGS)
+OWN = {
+    COMPLETIONS: ("prompt",),
+    CHAT: ("messages", "max_completion_tokens", "chat_template_kwargs", "tools", "tool_choice"),
+}
 # What the engine cannot do yet; clients send these values, which ask for nothing.
 NEUTRAL: dict[str, Any] = {
-    "stream": False, "echo": False, "best_of": 1, "top_logprobs": 0, "tools": [], "tool_choice": "none",
-    "response_format": {"type": "text"}, "store": False,
+    "echo": False, "best_of": 1, "top_logprobs": 0, "response_format": {"type": "text"}, "store": False,
+    "parallel_tool_calls": True,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Served:
-    """What requests are read for: a checkpoint by the name that answers give it."""
-
-    name: str
-    config: Qwen3Config
-    text: Text
 
 
 @dataclass(frozen=True)
@@ -61,6 +55,10 @@ class Asked:
     n: int
     request: Request
     logprobs: bool  # whether the answer has them
+    stream: bool = False
+    include_usage: bool = False  # at the end of a stream
+    tools: bool = False  # whether a chat's answer may call some
+    reasons: bool = False  # whether the prompt has begun the answer's reasoning
 
     def jobs(self) -> list[tuple[list[int], Request]]:
         """The prompt and the request of each choice. Choice i belongs to prompt i // n, and its seed is that
@@ -72,26 +70,35 @@ class Asked:
         ]
 
 
-def read(served: Served, url: str, body: Any) -> Asked:
-    """What a body asks for that was sent to COMPLETIONS or CHAT. Raises InputError, and FieldError where the
-    fault is a field's."""
+def read(served: Served, url: str, body: Any, streams: bool = False) -> Asked:
+    """What a body asks for that was sent to COMPLETIONS or CHAT. streams: whether the answer may come in
+    pieces. Raises InputError, and FieldError where the fault is a field's."""
     if not isinstance(url, str) or url not in OWN:
         raise InputError(f"url is {quoted(url)}; use {' or '.join(OWN)}")
     if not isinstance(body, Mapping):
         raise InputError(f"the body is {quoted(body)}; an object was expected")
     _check_names(url, body)
     given = {name: value for name, value in body.items() if value is not None and name not in NEUTRAL}
-    _check_labels(served, given)
-    prompts = _conversation(served, given) if url == CHAT else _prompts(served, given)
+    check_labels(served, given)
+    stream, include_usage = _stream(given, streams)
+    reasons = False
+    if url == CHAT:
+        prompt, reasons = conversation_prompt(served, given)
+        prompts = [prompt]
+    else:
+        prompts = plain_prompts(served, given.get("prompt"))
     with naming("n"):
         n = whole_up_to("n", given.get("n", 1), MOST_N)
     if n * len(prompts) > MOST_CHOICES:
         raise FieldError("n", f"n times the prompts is {n * len(prompts)}; at most {MOST_CHOICES} choices")
-    most = _most_tokens(url, given, served.config.context_length, prompts)
-    request = _request(served, _settings(given), most, n * len(prompts))
+    most = _most_tokens(url, given, served.context, prompts)
+    settings = {"temperature": 1.0} | dict(served.defaults) | _settings(given)
+    request = _request(served, settings, most, n * len(prompts))
     with naming("min_tokens"):  # all else has been tried
         request.fit(served.config, max(map(len, prompts)), has_text=True)
-    return Asked(url == CHAT, prompts, n, request, _logprobs(url, given))
+    tools = bool(tools_of(given))
+    logprobs = _logprobs(url, given)
+    return Asked(url == CHAT, prompts, n, request, logprobs, stream, include_usage, tools, reasons)
 
 
 def _check_names(url: str, body: Mapping[str, Any]) -> None:
@@ -107,8 +114,9 @@ def _check_names(url: str, body: Mapping[str, Any]) -> None:
             raise FieldError(name, f"the field {quoted(name)} is {wrong}")
 
 
-def _check_labels(served: Served, given: Mapping[str, Any]) -> None:
-    """`user` is a client's own note, which changes no answer, as with OpenAI."""
+def check_labels(served: Served, given: Mapping[str, Any]) -> None:
+    """Raises FieldError for another model. `user` is a client's own note, which changes no answer, as with
+    OpenAI."""
     model, user = given.get("model", served.name), given.get("user", "")
     if model != served.name:
         raise FieldError("model", f"model is {quoted(model)}; {quoted(served.name)} is here")
@@ -116,46 +124,24 @@ def _check_labels(served: Served, given: Mapping[str, Any]) -> None:
         raise FieldError("user", f"user must be a string of at most {LONGEST_USER} characters")
 
 
-def _conversation(served: Served, given: Mapping[str, Any]) -> list[list[int]]:
-    if "messages" not in given:
-        raise FieldError("messages", "messages is missing")
-    messages = conversation(given["messages"])
-    names = template_names(given.get("chat_template_kwargs", {}))
-    with naming("chat_template_kwargs" if names else "messages"):
-        rendered = served.text.chat(messages, **names)
-    with naming("messages"):
-        ids = served.text.encode(rendered, added_specials=False)
-        return [checked_prompt(ids, served.config.vocab_size)]
+def _stream(given: Mapping[str, Any], streams: bool) -> tuple[bool, bool]:
+    """Whether the answer comes in pieces, and whether its usage comes behind them."""
+    stream, options = given.get("stream", False), given.get("stream_options", {})
+    if not isinstance(stream, bool) or (stream and not streams):
+        wanted = "true or false" if streams else "false"
+        raise FieldError("stream", f"stream is {quoted(stream)}; {wanted} was expected here")
+    if not isinstance(options, dict) or (options and not stream):
+        raise FieldError("stream_options", "stream_options must be an object, of a request with stream true")
+    if unknown := [name for name in options if name != "include_usage"]:
+        raise FieldError("stream_options", f"stream_options has an unknown field {quoted(unknown[0])}")
+    include = options.get("include_usage")
+    if not isinstance(include, bool | None):
+        raise FieldError("stream_options", "include_usage of stream_options must be true or false")
+    return stream, bool(include)
 
 
-def _prompts(served: Served, given: Mapping[str, Any]) -> list[list[int]]:
-    """A string, token ids, or a list of either."""
-    prompt = given.get("prompt")
-    if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and type(prompt[0]) is int):
-        prompt = [prompt]
-    if not isinstance(prompt, list) or not prompt:
-        raise FieldError("prompt", "prompt must be a string, token ids, or a list of either, and not empty")
-    if len(prompt) > MOST_CHOICES:
-        raise FieldError("prompt", f"prompt has {len(prompt)} prompts; at most {MOST_CHOICES} choices")
-    return [
-        _prompt(served, "prompt" if len(prompt) == 1 else f"prompt[{i}]", p) for i, p in enumerate(prompt)
-    ]
-
-
-def _prompt(served: Served, where: str, prompt: Any) -> list[int]:
-    try:
-        if isinstance(prompt, list):
-            if not all(type(token) is int for token in prompt):
-                raise InputError("token ids are whole numbers")
-        else:
-            prompt = served.text.encode(prompt)
-        return checked_prompt(prompt, served.config.vocab_size)
-    except InputError as error:
-        raise FieldError("prompt", f"{where}: {error}") from None
-
-
-def _most_tokens(url: str, given: Mapping[str, Any], context: int, prompts: list[list[int]]) -> int | None:
-    """Tokens of an answer at most; None: what fits the context."""
+def _most_tokens(url: str, given: Mapping[str, Any], context: int, prompts: list[list[int]]) -> int:
+    """Tokens of an answer at most."""
     longest = max(map(len, prompts))
     if longest >= context:
         field = "messages" if url == CHAT else "prompt"
@@ -166,7 +152,7 @@ def _most_tokens(url: str, given: Mapping[str, Any], context: int, prompts: list
             with naming(name):
                 asked[name] = whole_up_to(name, given[name], MOST_TOKENS)
     if not asked:
-        return None if url == CHAT else min(COMPLETION_TOKENS, context - longest)
+        return context - longest if url == CHAT else min(COMPLETION_TOKENS, context - longest)
     name, most = asked.popitem()
     if asked and asked["max_tokens"] != most:
         raise FieldError(name, f"max_tokens and {name} are the same and differ: give one of them")
@@ -180,7 +166,7 @@ def _most_tokens(url: str, given: Mapping[str, Any], context: int, prompts: list
 
 def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """The engine's settings, with OpenAI's meaning and bounds where it has them."""
-    found = {"temperature": 1.0} | {name: given[name] for name in SETTINGS if name in given}
+    found = {name: given[name] for name in SETTINGS if name in given}
     if found.get("top_k") == -1:  # vLLM's word for off
         found["top_k"] = 0
     if "stop" in found:
@@ -214,7 +200,7 @@ def _biases(value: Any) -> dict[int, float]:
     return value
 
 
-def _request(served: Served, settings: dict[str, Any], most: int | None, choices: int) -> Request:
+def _request(served: Served, settings: dict[str, Any], most: int, choices: int) -> Request:
     """The request of the first choice. Each setting is tried by itself first, so that an error has its
     name."""
     together = {name: settings[name] for name in ("strategy",) if name in settings}

@@ -6,11 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InputError, quoted
-from .refusal import FieldError
+from .refusal import FieldError, naming
+from .strict_json import parse
 
-ROLES = ("system", "user", "assistant")
-# Of a message; OpenAI's answers have the last two, null, and a client sends them back as they came.
-FIELDS = ("role", "content", "reasoning_content", "refusal", "tool_calls")
+# Roles, and the fields that a message of each may have. A field that is null is not there: a client sends an
+# answer's message back as it came.
+ROLES = {
+    "system": ("role", "content"),
+    "user": ("role", "content"),
+    "assistant": ("role", "content", "reasoning_content", "tool_calls"),
+    "tool": ("role", "content", "tool_call_id"),
+}
+FIELDS = ("refusal", *dict.fromkeys(name for names in ROLES.values() for name in names))
+MOST_CALLS = 128  # of a message
 # What the conversation, the checkpoint and this program say, and no request.
 TAKEN = (
     "messages", "conversation", "chat_template", "tokenizer", "tokenize", "tools", "documents",
@@ -19,7 +27,7 @@ TAKEN = (
 
 
 def conversation(value: Any) -> list[dict[str, Any]]:
-    """Messages with a role and a string as content. Raises FieldError.
+    """Messages with a role, a string as content, and what the role has besides. Raises FieldError.
 
     Parts of type text are joined by line ends, as vLLM joins them: most templates take only a string."""
     if not isinstance(value, list) or not value:
@@ -44,17 +52,45 @@ def _message(where: str, message: Any) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise FieldError("messages", f"{where} is {quoted(message)}; an object was expected")
     given = {name: value for name, value in message.items() if value is not None}
-    for name in message:
-        if name not in FIELDS or (name in FIELDS[-2:] and name in given):
-            raise FieldError("messages", f"{where} has a field {quoted(name)}, which is not supported")
     role = given.get("role")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise FieldError("messages", f"role of {where} is {quoted(role)}; use {', '.join(ROLES)}")
-    found = {"role": role, "content": _content(f"content of {where}", given.get("content"))}
-    if "reasoning_content" in given:
-        if role != "assistant" or not isinstance(given["reasoning_content"], str):
-            raise FieldError("messages", f"reasoning_content of {where} must be a string of an assistant")
-        found["reasoning_content"] = given["reasoning_content"]
+    for name in message:
+        if name not in FIELDS or (name in given and name not in ROLES[role]):
+            raise FieldError("messages", f"{where} of {role} has a field {quoted(name)}: leave it out")
+    found: dict[str, Any] = {"role": role}
+    if "tool_calls" in given:
+        found["tool_calls"] = _calls(f"tool_calls of {where}", given["tool_calls"])
+    # an assistant's that calls tools says nothing besides, where templates want a string
+    content = given.get("content", "" if "tool_calls" in found else None)
+    found["content"] = _content(f"content of {where}", content)
+    for name in ("reasoning_content", "tool_call_id"):
+        if name in given and not isinstance(given[name], str):
+            raise FieldError("messages", f"{name} of {where} is {quoted(given[name])}; a string was expected")
+        if name in given:
+            found[name] = given[name]
+    if role == "tool" and "tool_call_id" not in found:
+        raise FieldError("messages", f"{where} of tool has no tool_call_id: say whose result it is")
+    return found
+
+
+def _calls(where: str, value: Any) -> list[dict[str, Any]]:
+    """Calls with their arguments as objects, as templates take them."""
+    if not isinstance(value, list) or not 1 <= len(value) <= MOST_CALLS:
+        raise FieldError("messages", f"{where} must be a list of 1 to {MOST_CALLS} calls")
+    found = []
+    for at, call in enumerate(value):
+        function = call.get("function") if isinstance(call, dict) else None
+        given = function if isinstance(function, dict) else {}
+        texts = (given.get("name"), given.get("arguments"), call.get("id") if given else None)
+        if not all(isinstance(text, str) for text in texts):
+            raise FieldError("messages", f"{where}[{at}] needs an id and a function with name and arguments")
+        with naming("messages"):
+            arguments = parse(given["arguments"].encode("utf-8", "replace") or b"{}", f"{where}[{at}]")
+        if not isinstance(arguments, dict):
+            raise FieldError("messages", f"the arguments of {where}[{at}] must be a JSON object, as a string")
+        named = {"name": given["name"], "arguments": arguments}
+        found.append({"id": call["id"], "type": "function", "function": named})
     return found
 
 

@@ -1,0 +1,179 @@
+"""A request's choices: texts in the engine, whose tokens become text here as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from ..decode.sequence import GenerationStats, Result, Run
+from ..decode.stream import TokenStream
+from ..openai.body import Asked
+from ..openai.served import Served
+from ..request import Request
+from .engine_client import EngineClient
+from .errors import refusal
+from .messages import Ended, Ran
+from .metrics import Metrics
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What an accepted run adds to a choice. text: what can no longer become part of a stop string. last:
+    whether the choice has ended with it, for `reason`, as in GenerationStats.finish_reason."""
+
+    index: int
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    reason: str = ""
+
+
+class Choice:
+    """One text. Its end tokens, length and stop strings are those of a text that is decoded alone: the same
+    TokenStream looks at its tokens."""
+
+    def __init__(
+        self, client: EngineClient, served: Served, prompt: list[int], request: Request, index: int
+    ) -> None:
+        """Submit the text. Raises InputError and EngineDied."""
+        fitted = request.fit(served.config, len(prompt), has_text=True)
+        assert fitted.max_new_tokens is not None and fitted.seed is not None
+        self.index, self.prompt_tokens = index, len(prompt)
+        self.stats = GenerationStats(fitted.strategy, fitted.seed)
+        self.pieces, self.ended = 0, False
+        self.began = time.perf_counter()
+        self.first = self.last = 0.0  # when tokens came
+        self._text, self._logprobs = "", list[float]()
+        self._stream = TokenStream(
+            served.text, fitted.end_tokens(served.config), fitted.stop, fitted.max_new_tokens, self._release,
+            fitted.min_tokens,
+        )  # fmt: skip
+        self.running = client.submit(prompt, fitted)
+
+    def _release(self, tokens: list[int], text: str) -> None:
+        self._text = text
+
+    def take(self, ran: Ran) -> Piece | None:
+        """The piece of a run; None behind a stop string, of which the engine has not heard yet."""
+        stream = self._stream
+        if stream.finish_reason:
+            return None
+        self.pieces, self.last = self.pieces + 1, time.perf_counter()
+        self.first = self.first or self.last
+        kept = stream.push(ran.tokens)
+        self.stats.count(Run(ran.tokens, ran.logprobs, ran.forwards, ran.kind, ran.nodes), kept)
+        self._logprobs += ran.logprobs[:kept]
+        stream.release()
+        if stream.finish_reason == "stop_string":
+            self.running.cancel()
+        return Piece(self.index, self._text, ran.tokens[:kept], ran.logprobs[:kept], stream.finish_reason)
+
+    def end(self, ended: Ended) -> None:
+        """Take the text's end. Raises a Refusal where it is not the text's own: it has failed, or was
+        cancelled."""
+        self.ended = True
+        if not self._stream.finish_reason:
+            failed = ended.reason == "error"
+            raise refusal(500, ended.error or "a text has failed") if failed else refusal(503, STOPPED)
+        self.stats.cached_tokens, self.stats.seconds = ended.stats.cached_tokens, ended.stats.seconds
+        self.stats.finish_reason, self.stats.tokens = self._stream.finish_reason, len(self._stream.token_ids)
+
+    def result(self) -> Result:
+        """What has been decoded, once it has ended."""
+        return Result(self._stream.token_ids, self._stream.text, self._logprobs, self.stats)
+
+
+STOPPED = "the server stops: send the request again, to a server that is ready"
+
+
+_Came = tuple[Choice, Ran | Ended] | Exception
+
+
+class Job:
+    """All choices of a request. key: whose request it is."""
+
+    def __init__(
+        self, client: EngineClient, served: Served, asked: Asked, metrics: Metrics, key: int = 0
+    ) -> None:
+        """Submit the choices, all or none. Raises InputError and EngineDied."""
+        self.asked, self.key = asked, key
+        self.choices: list[Choice] = []
+        self._metrics = metrics
+        self._came = asyncio.Queue[_Came]()
+        self._tasks: list[asyncio.Task[None]] = []
+        try:
+            for index, (prompt, request) in enumerate(asked.jobs()):
+                self.choices.append(Choice(client, served, prompt, request, index))
+        except BaseException:
+            self.close()
+            raise
+        self._tasks = [asyncio.create_task(self._pump(choice)) for choice in self.choices]
+
+    @property
+    def left(self) -> int:
+        """Choices that have not ended."""
+        return sum(not choice.ended for choice in self.choices)
+
+    async def pieces(self) -> AsyncIterator[list[Piece]]:
+        """The pieces of all choices, those that have come since the last time, until all have ended. Raises
+        what ends one of them early: a Refusal, InputError or EngineDied."""
+        while self.left:
+            came = [await self._came.get()]
+            while not self._came.empty():
+                came.append(self._came.get_nowait())
+            found, error = self._taken(came)
+            if found:
+                yield found
+            if error is not None:
+                raise error
+
+    def _taken(self, came: Sequence[_Came]) -> tuple[list[Piece], Exception | None]:
+        """The pieces of what came, and the error that ends them."""
+        found = list[Piece]()
+        for one in came:
+            try:
+                if (piece := self._take(one)) is not None:
+                    found.append(piece)
+            except Exception as error:
+                return found, error
+        return found, None
+
+    def _take(self, came: _Came) -> Piece | None:
+        if isinstance(came, Exception):
+            raise came
+        choice, item = came
+        if isinstance(item, Ended):
+            choice.end(item)
+            self._metrics.ended(choice.stats, choice.prompt_tokens, choice.last - choice.first)
+            return None
+        piece = choice.take(item)
+        if choice.pieces == 1:
+            self._metrics.first_token.observe(choice.first - choice.began)
+        return piece
+
+    def results(self) -> list[Result]:
+        """Of the choices in their order, once all have ended."""
+        return [choice.result() for choice in self.choices]
+
+    def stop(self) -> None:
+        """End the request from outside, with an error for its client."""
+        self._came.put_nowait(refusal(503, STOPPED))
+
+    def close(self) -> bool:
+        """Let go of the engine's texts; whether one of them was still there."""
+        for task in self._tasks:
+            task.cancel()
+        there = [choice for choice in self.choices if not choice.ended]
+        for choice in there:
+            choice.running.cancel()
+        return bool(there)
+
+    async def _pump(self, choice: Choice) -> None:
+        """What a task does: hand on what a text gets."""
+        try:
+            async for item in choice.running:
+                self._came.put_nowait((choice, item))
+        except Exception as error:
+            self._came.put_nowait(error)

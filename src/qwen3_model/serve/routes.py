@@ -1,0 +1,142 @@
+"""The endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+from ..errors import InputError, quoted
+from ..openai import answer
+from ..openai.body import CHAT, COMPLETIONS, read
+from ..openai.strict_json import parse
+from ..openai.tokenize import tokenized
+from .choices import Job
+from .errors import json_response, refusal
+from .site import Site
+from .streams import EventStream
+
+T = TypeVar("T")
+GONE = 499  # nobody sees it: the client has closed the connection
+router = APIRouter()
+_BODY: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
+}
+
+
+@router.get("/health")
+async def health(request: Request) -> Response:
+    """Whether the server lives: 503 once the engine's process has died."""
+    alive = _site(request).alive
+    return json_response({"status": "ok" if alive else "the engine has died"}, 200 if alive else 503)
+
+
+@router.get("/ready")
+async def ready(request: Request) -> Response:
+    """Whether a request would be answered: 503 while the engine is made, and while the server ends."""
+    is_ready = _site(request).ready
+    return json_response({"status": "ready" if is_ready else "not ready"}, 200 if is_ready else 503)
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Counts for Prometheus."""
+    return Response(_site(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> Response:
+    """The one model, with the length of its context."""
+    return json_response({"object": "list", "data": [_card(_site(request))]})
+
+
+@router.get("/v1/models/{name:path}")
+async def model(request: Request, name: str) -> Response:
+    """It, by its name."""
+    site = _site(request)
+    if name != site.served.name:
+        said = f"there is no model {quoted(name)}; {quoted(site.served.name)} is here"
+        raise refusal(404, said, "model_not_found")
+    return json_response(_card(site))
+
+
+@router.post("/tokenize", openapi_extra=_BODY)
+async def tokenize(request: Request) -> Response:
+    """The token ids of a prompt or of a conversation, as vLLM has it."""
+    served = _site(request).served
+    return json_response(await _read(request, lambda body: tokenized(served, body)))
+
+
+@router.post(COMPLETIONS, openapi_extra=_BODY)
+async def completions(request: Request) -> Response:
+    """Go on with texts."""
+    return await _answered(request, COMPLETIONS)
+
+
+@router.post(CHAT, openapi_extra=_BODY)
+async def chat_completions(request: Request) -> Response:
+    """Answer a conversation."""
+    return await _answered(request, CHAT)
+
+
+def _card(site: Site) -> dict[str, Any]:
+    card = {"id": site.served.name, "object": "model", "created": 0, "owned_by": "orthrus"}
+    return card | {"max_model_len": site.served.context}
+
+
+def _site(request: Request) -> Site:
+    return request.app.state.site
+
+
+async def _answered(request: Request, url: str) -> Response:
+    site = _site(request)
+    site.check_ready()
+    asked = await _read(request, lambda body: read(site.served, url, body, streams=True))
+    job = site.begin(asked, request.state.key)
+    if asked.stream:
+        return EventStream(site, job)
+    try:
+        return await _unless_gone(request, _whole(site, job))
+    finally:
+        site.end(job)
+
+
+async def _whole(site: Site, job: Job) -> Response:
+    async for _ in job.pieces():
+        pass
+    return json_response(answer.answer(site.served, job.asked, job.results()))
+
+
+async def _read(request: Request, use: Callable[[Any], T]) -> T:
+    """use(body): in a thread, so that a long prompt holds nobody up. Raises a Refusal where the body does not
+    come, and InputError."""
+    try:
+        data = await asyncio.wait_for(request.body(), _site(request).limits.body_seconds)
+    except asyncio.TimeoutError:
+        raise refusal(408, "the body did not come in time", connection="close") from None
+    if not data:
+        raise InputError("the body is empty; a JSON object was expected")
+    return await asyncio.to_thread(lambda: use(parse(data, "the body")))
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+    """The answer, unless its client goes before it is there: nobody else would notice."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else Response(status_code=GONE)
+    finally:
+        for future in (task, gone):
+            future.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await future
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,72 @@
+"""What the endpoints of an app share: the engine, who may ask for what, and the requests that are there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..openai.body import Asked
+from ..openai.served import Served
+from .choices import Job
+from .engine_client import EngineClient
+from .errors import refusal
+from .limits import Limits
+from .metrics import Metrics
+
+
+class Site:
+    """The state of one app. draining: whether the server ends, and takes no more requests."""
+
+    def __init__(self, served: Served, limits: Limits, client: EngineClient | None = None) -> None:
+        self.served, self.limits = served, limits
+        self.draining = False
+        self.jobs: set[Job] = set()
+        self.metrics = Metrics(lambda: self._client.load if self._client else None)
+        self._client: EngineClient | None = None
+        if client is not None:
+            self.attach(client)
+
+    def attach(self, client: EngineClient) -> None:
+        """Answer requests from here on, by an engine that is ready."""
+        self._client, ready = client, client.ready
+        self.served = replace(self.served, fingerprint=ready.fingerprint, longest=ready.longest)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine has not died; one that is still being made has not."""
+        return self._client is None or self._client.alive
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be answered."""
+        return self._client is not None and self._client.alive and not self.draining
+
+    def check_ready(self) -> EngineClient:
+        """The engine. Raises a Refusal with status 503."""
+        if self._client is None:
+            raise refusal(503, "the engine is not ready yet: see /ready", retry_after="5")
+        if self.draining:
+            raise refusal(503, "the server stops: send the request to one that is ready", connection="close")
+        if not self._client.alive:
+            raise refusal(503, "the engine's process has died")
+        return self._client
+
+    def begin(self, asked: Asked, key: int) -> Job:
+        """Submit a request's texts; `end` must follow. key: whose it is. Raises a Refusal, InputError, and
+        EngineDied."""
+        client = self.check_ready()
+        choices = len(asked.prompts) * asked.n
+        self.limits.check(self.jobs, key, choices, client.ready.slots)
+        job = Job(client, self.served, asked, self.metrics, key)
+        self.jobs.add(job)
+        return job
+
+    def end(self, job: Job) -> None:
+        """Forget a request, and let go of the texts that it still has."""
+        self.jobs.discard(job)
+        if job.close():
+            self.metrics.cancelled.inc()
+
+    def stop(self) -> None:
+        """End all requests with an error for their clients."""
+        for job in self.jobs:
+            job.stop()
