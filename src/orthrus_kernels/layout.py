@@ -80,6 +80,7 @@ class Takes(IntFlag):
     BIAS = 128
     PENALTY = 256
     LEAST = 512  # end tokens are held back at first
+    LIKELIEST = 1024  # the likeliest tokens are told beside the choice
 
 
 TILE_COLUMNS = tl.constexpr(len(Tile))

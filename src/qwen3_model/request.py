@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MOST_NODES = 255  # of a draft tree, its root besides: rows of a pass that kernels are tuned for
 MOST_BITS = 64  # of a whole number
+MOST_LIKELIEST = 20  # tokens told of a position
 STRATEGIES = ("autoregressive", "two-pass", "one-pass", "auto")
 VERIFY = ("coupled", "rejection")  # how a two-pass cycle decides on its proposals
 # Rows of a one-pass block: by default, and what it may have. Its first proposal is dropped.
@@ -163,6 +164,9 @@ class Request:
         None, BIASES, "add VALUE to a token's logit; -inf bans it (repeatable)", "ID=VALUE", repeatable=True
     )
     seed: int | None = _setting(None, WHOLE_OR_NONE, "seed of the sampling (default: drawn, reported)", "S")
+    top_logprobs: int = _setting(
+        0, WHOLE, "tell the N likeliest tokens of the model at each token too, 0 to 20 (default: 0)", "N"
+    )
     cache_salt: str = _setting(
         "",
         WORD,
@@ -186,6 +190,10 @@ class Request:
             raise InputError(f"max_new_tokens is {quoted(self.max_new_tokens)}; it must be at least 1")
         if self.min_tokens < 0:
             raise InputError(f"min_tokens is {quoted(self.min_tokens)}; it must be at least 0")
+        if not 0 <= self.top_logprobs <= MOST_LIKELIEST:
+            raise InputError(
+                f"top_logprobs is {quoted(self.top_logprobs)}; it must be in 0..{MOST_LIKELIEST}"
+            )
         _ = self.sampling  # refuses what is out of range
 
     @property
@@ -254,6 +262,8 @@ class Request:
             raise InputError("verify rejection takes a temperature above 0: a greedy choice is not a sample")
         if self.min_tokens:
             raise InputError(f"verify rejection takes no min_tokens: it is {self.min_tokens}, use 0")
+        if self.top_logprobs:
+            raise InputError(f"verify rejection takes no top_logprobs: it is {self.top_logprobs}, use 0")
         if self.tree_nodes != 0:
             raise InputError(
                 f"verify rejection takes a chain, not a tree: tree_nodes is {self.tree_nodes}, use 0"

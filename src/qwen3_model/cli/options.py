@@ -119,7 +119,9 @@ def add_draft_options(group: argparse._ActionsContainer) -> None:
 def add_generation_options(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
     """Everything a single generation takes. The default length is cut to what fits the context."""
     group = parser.add_argument_group("decoding")
-    add_settings(group, "strategy", "block_size", "tree_nodes", "verify", "stop", "min_tokens")
+    add_settings(
+        group, "strategy", "block_size", "tree_nodes", "verify", "stop", "min_tokens", "top_logprobs"
+    )
     group.add_argument(
         "--max-new-tokens", type=int, metavar="N",
         help=f"(default: {max_new_tokens}, or what fits the context)",
@@ -194,5 +196,6 @@ def generation_settings(args: argparse.Namespace, model: Qwen3, prompt_tokens: i
         "verify": args.verify,
         "stop": args.stop,
         "min_tokens": args.min_tokens,
+        "top_logprobs": args.top_logprobs,
         "seed": args.seed,
     }

@@ -11,6 +11,8 @@ from torch import Tensor
 from orthrus_kernels import Form, Sampling, SamplingTable, put_down
 from orthrus_kernels.layout import Takes
 
+from ..request import MOST_LIKELIEST
+
 if TYPE_CHECKING:
     from ..model import Network
 
@@ -45,10 +47,12 @@ class Choice:
         form = self.table.form_of(slots)
         return form.rounded() if len(self.table.samplings) > 1 else form
 
-    def put(self, slot: int, sampling: Sampling, tokens: list[int], least: int = 0) -> None:
-        """Take the settings of a text that holds these tokens, and that no end token ends at positions below
-        `least`."""
-        self.table.put(slot, sampling, least if len(self.ends) else 0)
+    def put(
+        self, slot: int, sampling: Sampling, tokens: list[int], least: int = 0, likeliest: bool = False
+    ) -> None:
+        """Take the settings of a text that holds these tokens, that no end token ends at positions below
+        `least`, and whose likeliest tokens are told if so."""
+        self.table.put(slot, sampling, least if len(self.ends) else 0, likeliest)
         self._hold_counts(penalised := sampling.repetition_penalty != 1.0)
         if penalised and self.counts is not None:
             put_down(self.counts[slot], torch.tensor(tokens).bincount(minlength=self.table.vocabulary).int())
@@ -57,7 +61,8 @@ class Choice:
         self, states: Tensor, positions: Tensor, tokens: Tensor, parents: Tensor, slots: Tensor
     ) -> list[Tensor]:
         """The target's token behind each node of trees, [T] int64, and of that token the logit and of its row
-        the log-sum-exp, [T] fp32, both before any setting.
+        the log-sum-exp, [T] fp32, both before any setting; where the form tells them, the likeliest tokens
+        besides, logits [T, MOST_LIKELIEST] fp32 and ids int64, as many as there are.
 
         states [T, E]; positions [T] int64: those that the chosen tokens take, which key the noise; tokens,
         parents [T]: the trees."""
@@ -66,10 +71,14 @@ class Choice:
             values, ids, sums = ops.head(states, head, 1)
             return [ids[:, 0], values[:, 0], sums]
         logits = ops.linear(states, head, out_dtype=torch.float32)
-        sums = ops.log_sum_exp(logits)
+        told: list[Tensor] = []
+        if Takes.LIKELIEST in self.form.takes:
+            *told, sums = ops.likeliest(logits, min(MOST_LIKELIEST, self.table.vocabulary))
+        else:
+            sums = ops.log_sum_exp(logits)
         self._hold_ends(logits, positions, slots)
         ids = ops.choose(logits, positions, self.table, slots, self._seen(slots, tokens, parents))
-        return [ids, logits.gather(1, ids[:, None])[:, 0], sums]
+        return [ids, logits.gather(1, ids[:, None])[:, 0], sums, *told]
 
     def proposals(self, states: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
         """A token for each row of drafts, [T] int64, by the settings and the noise of the target's choice,
