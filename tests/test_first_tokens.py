@@ -8,6 +8,7 @@ from small import small_config, small_model
 
 from orthrus_kernels import PAGE
 from qwen3_model import Engine, InputError, Request
+from qwen3_model.decode import cycles
 from qwen3_model.decode.scheduler import Scheduler
 
 PROMPTS = [[3, 4, 5], [6], [7] * 70, [8, 9]]
@@ -57,11 +58,11 @@ def test_a_text_is_in_a_cycle_before_its_first_token_is_read():
     prompts = [prompt[:50] for prompt in PROMPTS]  # together no more than a chunk beside a text
     texts = [engine.submit(prompt, Request(**HOW)) for prompt in prompts]
     engine.step()
-    assert [len(launched.seated) for (launched,) in engine._unread] == [4], "one chunk for all"
+    assert [len(launched.seated) for launched in engine._unread[0]] == [1, 4], "one pass for all"
     assert [len(text.tokens) for text in texts] == [len(prompt) for prompt in prompts], "not read"
     cycles = engine.runner.cycles
     launch, seated = cycles.launch, []
-    cycles.launch = lambda of: seated.append([text for text, _ in of]) or launch(of)
+    cycles.launch = lambda of, *pieces: seated.append([text for text, _ in of]) or launch(of, *pieces)
     engine.step()
     assert seated[0][1:] == texts and [len(text.stream.token_ids) for text in texts] == [1] * 4
     assert not finish(engine) and all(same(text, model) for text in texts)
@@ -126,7 +127,7 @@ def test_a_text_that_is_cancelled_before_its_first_token_is_read():
     running(engine)
     texts = [engine.submit(prompt, Request(**HOW)) for prompt in PROMPTS]
     engine.step()
-    assert len(engine._unread[0][0].seated) == 2
+    assert [len(launched.seated) for launched in engine._unread[0]] == [1, 2]
     engine.cancel(texts[0])
     assert not finish(engine)
     assert texts[0].result().token_ids == [] and texts[0].result().stats.finish_reason == "cancelled"
@@ -142,7 +143,7 @@ def test_a_text_that_is_preempted_before_its_first_token_is_read(monkeypatch):
     monkeypatch.setattr(Scheduler, "_admissible", lambda self, rows, ahead: bool(self._waiting))
     text = engine.submit([2, 3], Request(**HOW))
     engine.step()
-    assert [of for (launched,) in engine._unread for of, _ in launched.seated] == [text]
+    assert [of for of, _ in engine._unread[0][1].seated] == [text]
     going = Scheduler._going
     monkeypatch.setattr(Scheduler, "_admissible", lambda *given: False)
     monkeypatch.setattr(
@@ -172,11 +173,27 @@ def test_a_real_model(settings):
 def test_an_error_of_a_chunk_ends_its_texts_alone(monkeypatch):
     model = ScriptedModel(small_config(eos_token_ids=()))
     engine = engine_of(model)
-    going = running(engine)
-    texts = [engine.submit(prompt, Request(**HOW)) for prompt in PROMPTS[:2]]
+    engine._scheduler.chunk = 4
+    texts = [engine.submit(prompt, Request(**HOW)) for prompt in PROMPTS]
     monkeypatch.setattr(engine.runner.prompts, "run", lambda pieces: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         engine.step()
     monkeypatch.undo()
-    assert [text.result().stats.finish_reason for text in texts] == ["error"] * 2
-    assert not finish(engine) and len(going.result().token_ids) == 60
+    assert [text.result().stats.finish_reason for text in texts[:2]] == ["error"] * 2
+    assert not finish(engine) and all(same(text, model) for text in texts[2:])
+
+
+@pytest.mark.parametrize(("strategy", "riders"), [("two-pass", 16), ("one-pass", 999)])
+def test_more_than_a_pass_has_rows_for_is_a_chunk_in_front_of_the_cycle(monkeypatch, strategy, riders):
+    """So is what comes beside texts that draft in one pass. Either way its first token is read with the
+    cycle's, and the next cycle has the text."""
+    model = ScriptedModel(small_config(eos_token_ids=()))
+    engine = engine_of(model)
+    running(engine, strategy=strategy)
+    monkeypatch.setattr(cycles, "RIDERS", riders)
+    chunks, run = [], engine.runner.prompts.run
+    engine.runner.prompts.run = lambda pieces: chunks.append(len(pieces[0].tokens)) or run(pieces)
+    text = engine.submit([7] * 40, Request(**HOW))
+    engine.step()
+    assert chunks == [40] and [len(launched.seated) for launched in engine._unread[0]] == [1, 1]
+    assert not finish(engine) and same(text, model)

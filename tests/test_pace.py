@@ -1,5 +1,5 @@
-"""Nobody waits more than twice his usual cycle for another's prompt: the scheduler with the rows that `Pace`
-tells it, under a clock that is none."""
+"""Nobody waits more than about twice his usual cycle for another's prompt: the scheduler with the rows that
+`Pace` tells it, under a clock that is none."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import pytest
 import torch
 
 from orthrus_kernels import pages_for
-from qwen3_model.decode import pace, prompt
-from qwen3_model.decode.pace import LEAST, SIZES, Pace, Span
-from qwen3_model.decode.prompt import Piece, Prompts, rows_for
+from qwen3_model.decode import pace
+from qwen3_model.decode.pace import LEAST, RIDERS, SIZES, Pace, Span
 from qwen3_model.decode.scheduler import Cycle, Scheduler
 
-# ms of chunks without context, about those of 8B on an H200, and what a row's thousand keys take
-FIRST = {64: 4.6, 128: 5.5, 256: 8.0, 512: 13.0, 1024: 28.0, 2048: 60.0}
-KEYS = 0.0016
+# ms of chunks without keys, and of rows that ride: about those of 8B on an H200; and of a row for a key
+FIRST = {512: 13.0, 1024: 28.0, 2048: 60.0}
+RIDING, KEY = 5.4, 1.6e-6
 
 
 def first_of(rows: int) -> float:
@@ -34,13 +33,14 @@ class Clock:
 
     def __init__(self, slots: int, tokens: int) -> None:
         self.scheduler: Scheduler[str] = Scheduler(slots, pages_for(tokens), 2048, reuse=False)
-        self.pace, self.now, self.late = Pace(), 0.0, deque()
-        self.pace.first = dict(FIRST)
+        self.pace, self.now, self.late = Pace(), 0.0, deque[float]()
+        self.pace.first, self.pace.key = dict(FIRST), KEY
         self.lengths: dict[str, int] = {}
         self.last: dict[str, float] = {}  # when each text's last cycle was done
         self.gaps: list[tuple[float, float]] = []  # of each text and cycle: the time since, and the usual one
         self.began: list[str] = []  # texts, in the order of their first cycles
-        self.chunks = 0
+        self.chunks = 0  # steps that read prompts
+        self.rode: list[int] = []  # tokens that each of them read in a cycle's pass
 
     def add(self, text: str, prompt: int, new: int) -> None:
         self.scheduler.add(text, range(prompt), prompt + new)
@@ -50,20 +50,20 @@ class Clock:
         self.scheduler.beside = self.pace.rows()
         work = self.scheduler.next(2)
         assert work is not None
+        parts = [(part.end - part.first, part.first) for part in work.parts]
+        tokens, keys = sum(n for n, _ in parts), sum(n * first * KEY for n, first in parts)
+        self.chunks += tokens > 0
         if isinstance(work, Cycle):
-            took = cycle_of(len(work.texts))
-            self.late.append((self.pace.cycle, took))
+            usual, thought = cycle_of(len(work.texts)), sum(self.pace.read(*part) for part in parts)
+            riding = RIDING + keys if 0 < tokens <= RIDERS else 0.0
+            self.now += usual + riding + (first_of(tokens) + keys if tokens > RIDERS else 0.0)
+            self.rode += [tokens] * (riding > 0)
+            self.late.append(usual + riding - (RIDING + thought if riding else 0.0))
+            self.tell([text for text, _ in work.texts], usual)
         else:
-            rows = rows_for(sum(part.end - part.first for part in work.parts))
-            took = first_of(rows) + sum(KEYS * (p.end - p.first) * p.first / 1000 for p in work.parts)
-            self.late.append((self.pace.chunk, rows, took))
-            self.chunks += 1
-        self.now += took
-        if isinstance(work, Cycle):
-            self.tell([text for text, _ in work.texts], took)
+            self.now += first_of(tokens) + keys
         while len(self.late) > 2:
-            told, *what = self.late.popleft()
-            told(*what)
+            self.pace.cycle(self.late.popleft())
         return work
 
     def tell(self, texts: list[str], usual: float) -> None:
@@ -91,16 +91,16 @@ def decoding(texts: int, tokens: int) -> Clock:
 
 @pytest.mark.parametrize("texts", [8, 32])
 def test_a_long_prompt_makes_nobody_wait_for_more_than_twice_his_cycle(texts):
-    """30,000 tokens beside texts that decode: they wait, 64 rows aside, no longer than twice their usual
-    cycle, and the prompt ends in as many steps as chunks and cycles of the smallest size that was told."""
+    """30,000 tokens beside texts that decode: they wait no longer than twice their usual cycle, and the
+    prompt does not end at the least pace."""
     clock = decoding(texts, 1 << 18)
     clock.add("long", 30_000, 100)
     while "long" not in clock.began:
         clock.step()
     assert max(gap / usual for gap, usual in clock.gaps) < 2.1
-    assert clock.chunks < 30_000 / 128, "and not at the least pace"
+    assert clock.chunks < 30_000 / 128
     busy = sum(gap - usual for gap, usual in clock.gaps[::texts])
-    assert busy > 0.5 * clock.chunks * cycle_of(texts), "a chunk takes more than half of what it may"
+    assert busy > 0.5 * clock.chunks * cycle_of(texts), "more than half of what a step may take"
 
 
 def test_prompts_that_wait_come_in_turn():
@@ -115,16 +115,16 @@ def test_prompts_that_wait_come_in_turn():
 
 
 def test_a_prompt_always_ends():
-    """Even where 64 rows take longer than a cycle, or nobody knows what they take."""
-    for first in (dict.fromkeys(SIZES, 1e6), {}):
+    """Even where a row takes longer than a cycle, or nobody knows what it takes."""
+    for key, first in ((1.0, dict.fromkeys(SIZES, 1e6)), (0.0, None)):
         clock = decoding(1, 1 << 18)
-        clock.pace.first = first
+        clock.pace.first, clock.pace.key = first, key
         clock.add("long", 6400, 100)
         steps = 0
         while "long" not in clock.began:
             clock.step()
             steps += 1
-        assert steps <= 2 * (6400 // LEAST) + 4
+        assert steps <= 6400 // LEAST + 4
 
 
 def test_alone_prompts_are_read_in_the_largest_chunks():
@@ -135,50 +135,39 @@ def test_alone_prompts_are_read_in_the_largest_chunks():
     assert clock.chunks == -(-30_000 // 2048)
 
 
-def test_the_pace_follows_cycles_and_context():
+def test_a_constant_stream_of_prompts_rides_in_full_passes():
+    """What a cycle takes without them is known though none runs without them; a text with few keys in front
+    of it never waits."""
+    clock = decoding(8, 1 << 18)
+    clock.pace.first = {}  # no chunk of its own
+    for nth in range(60):
+        clock.add(f"next {nth}", 1000, 40)
+        for _ in range(4):
+            clock.step()
+            for text in [text for text in clock.lengths if clock.lengths[text] == 1031]:
+                clock.scheduler.remove(text)
+                del clock.lengths[text]
+    assert set(clock.rode[8:]) <= {RIDERS, 1000 % RIDERS} and len(clock.rode) > 100
+    assert max(gap / usual for gap, usual in clock.gaps) < 2.1
+
+
+def test_the_pace_follows_cycles_and_keys():
     of = Pace()
+    of.cycle(8.0)
     assert of.rows() == LEAST, "nothing is measured"
-    of.first = dict(FIRST)
+    of = Pace()
+    of.first, of.key = dict(FIRST), 1e-5
     assert of.rows() == LEAST, "no cycle was timed"
-    for took in (8.0, 0.0, 8.0, 100.0, 8.0, 100.0):
+    for took in (13.6, 0.0, -2.0, 13.6, 100.0, 13.6, 100.0):
         of.cycle(took)
-    assert of.rows() == 256, "of the last five that were timed the middle one counts"
-    of.chunk(512, 13.0 + 512 * 0.01)
-    assert of.rows() == 128, "5.5 ms and 1.3 of context"
-    of.chunk(384, 500.0)
-    assert of.rows() == 128, "a size that was not measured tells nothing"
-    of.chunk(128, 5.0)
-    assert of.rows() == 256
-    assert SIZES == (64, 128, 256, 512, 1024, 2048)
-
-
-def test_chunks_are_timed_as_they_end(monkeypatch):
-    """Each once, in turn, by its rows; one that runs is left for later."""
-    spans, over = [], set()
-
-    class Fake(Span):
-        def __init__(self, device):
-            spans.append(self)
-
-        def end(self):
-            pass
-
-        over = property(lambda self: spans.index(self) in over)
-
-        def milliseconds(self):
-            return 10.0 + spans.index(self)
-
-    monkeypatch.setattr(prompt, "Span", Fake)
-    model = SimpleNamespace(device=torch.device("cpu"))
-    prompts = Prompts(model, SimpleNamespace(sequences=2), "a pool")
-    chunk = SimpleNamespace(fill=lambda pieces: None, launch=lambda pool: None)
-    monkeypatch.setattr(prompts, "chunk_of", lambda rows, several: chunk)
-    for tokens in (60, 100, 200):
-        prompts.run([Piece([0] * tokens, 0, 0)])
-    over |= {0, 2}
-    assert list(prompts.times()) == [(64, 10.0)], "the third ends behind the second"
-    over.add(1)
-    assert list(prompts.times()) == [(128, 11.0), (256, 12.0)] and not list(prompts.times())
+    assert of.rows() == 512, "of the last five that were timed the middle one counts"
+    assert of.read(150, 0) == 0.0 and of.rows() == RIDERS, "13 ms, and 0.8 for the keys of 512 rows"
+    assert of.read(500, 2500) == pytest.approx(12.5) and of.rows() == 226, "6.8 ms for keys, 0.03 each row"
+    of.read(100, 100_000)
+    assert of.rows() == LEAST
+    of.read(20, 0)
+    assert of.rows() == 512, "another prompt"
+    assert SIZES == (512, 1024, 2048)
 
 
 def test_a_span_on_a_cpu_is_the_hosts(monkeypatch):
@@ -186,4 +175,4 @@ def test_a_span_on_a_cpu_is_the_hosts(monkeypatch):
     monkeypatch.setattr(pace, "time", SimpleNamespace(perf_counter_ns=lambda: next(ticks)))
     span = Span(torch.device("cpu"))
     span.end()
-    assert span.over and span.milliseconds() == 2.5
+    assert span.milliseconds() == 2.5

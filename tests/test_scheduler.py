@@ -45,7 +45,7 @@ def test_ten_thousand_random_steps(sizes):
     engine.drain()
     for what in (
         "preempted", "paused", "ended, running", "cancelled, running", "cancelled, waiting", "several parts",
-        "found", "found again", "shared",
+        "found", "found again", "shared", "parts beside",
     ):  # fmt: skip
         assert engine.seen[what] > 2 or slots == 1, engine.seen
 
@@ -109,27 +109,38 @@ def prefill(work):
 def parts(work):
     """The same of every part."""
     assert isinstance(work, Prefill), work
+    return parts_of(work)
+
+
+def parts_of(work):
     return [(part.text, part.first, part.end, part.last) for part in work.parts]
 
 
 def texts(work):
+    """Of a cycle that carries no prompt."""
+    found, carried = both(work)
+    assert not carried
+    return found
+
+
+def both(work):
+    """The texts of a cycle, and what it carries."""
     assert isinstance(work, Cycle), work
-    return [text for text, _ in work.texts]
+    return [text for text, _ in work.texts], parts_of(work)
 
 
-def test_chunks_and_cycles_take_turns_first_come_first_served():
+def test_cycles_carry_prompts_first_come_first_served():
     scheduler = Lengths(slots=2, pages=20, chunk=100)
     scheduler.add("a", 100, 200)
     scheduler.add("b", 250, 300)
     scheduler.add("c", 1, 10)
     assert prefill(scheduler.next(2)) == ("a", 0, 100, True)
-    assert texts(scheduler.next(2)) == ["a"]
     for first, end, last in ((0, 100, False), (100, 200, False), (200, 250, True)):
-        assert prefill(scheduler.next(2)) == ("b", first, end, last)
-        assert texts(scheduler.next(2)) == (["a", "b"] if last else ["a"])
+        work = scheduler.next(2)
+        assert both(work) == (["a"], [("b", first, end, last)]) and work.all_texts == ("a", "b")
     assert texts(scheduler.next(2)) == ["a", "b"], "no slot is free"
     scheduler.remove("a")
-    assert prefill(scheduler.next(2)) == ("c", 0, 1, True)
+    assert both(scheduler.next(2)) == (["b"], [("c", 0, 1, True)])
     assert (scheduler.running, scheduler.waiting, scheduler.paused) == (2, 0, 0)
     scheduler.remove("b")
     scheduler.remove("c")
@@ -142,7 +153,7 @@ def test_chunks_follow_each_other_where_no_text_is_in_cycles():
     assert [prefill(scheduler.next(2))[1:3] for _ in range(3)] == [(0, 100), (100, 200), (200, 201)]
 
 
-def test_a_chunk_is_as_small_as_it_is_told_while_texts_decode():
+def test_a_step_reads_as_little_as_it_is_told_while_texts_decode():
     """Its rest is not admitted before the older text has it; alone, prompts are read as fast as ever."""
     scheduler = Lengths(slots=3, pages=20, chunk=100)
     scheduler.beside = 30
@@ -150,14 +161,12 @@ def test_a_chunk_is_as_small_as_it_is_told_while_texts_decode():
         scheduler.add(text, length, length + 50)
     assert prefill(scheduler.next(2)) == ("a", 0, 100, False)
     assert parts(scheduler.next(2)) == [("a", 100, 160, True), ("b", 0, 40, False)]
-    assert texts(scheduler.next(2)) == ["a"]
-    assert parts(scheduler.next(2)) == [("b", 40, 50, True), ("c", 0, 20, True)]
-    scheduler.add("d", 500, 600)
+    assert both(scheduler.next(2)) == (["a"], [("b", 40, 50, True), ("c", 0, 20, True)])
     scheduler.remove("a")
     assert texts(scheduler.next(2)) == ["b", "c"]
+    scheduler.add("d", 500, 600)
     scheduler.beside = 1000
-    assert prefill(scheduler.next(2)) == ("d", 0, 100, False)
-    assert texts(scheduler.next(2)) == ["b", "c"]
+    assert both(scheduler.next(2)) == (["b", "c"], [("d", 0, 100, False)])
     scheduler.remove("b"), scheduler.remove("c")
     scheduler.beside = 1
     assert [prefill(scheduler.next(2))[1:3] for _ in range(4)] == [(n, n + 100) for n in range(100, 500, 100)]
@@ -184,13 +193,12 @@ def test_a_chunk_holds_the_prompts_of_waiting_texts_while_slots_pages_and_rows_l
         scheduler.add(text, length, length + 50)
     work = scheduler.next(2)
     assert parts(work) == [("a", 0, 30, True), ("b", 0, 1, True), ("c", 0, 69, False)]
-    assert len({slot for _, slot in work.texts}) == len(work.grants) == 3
-    assert texts(scheduler.next(2)) == ["a", "b"]
-    assert parts(scheduler.next(2)) == [("c", 69, 90, True), ("d", 0, 5, True)], "the rest comes first"
+    assert len({part.slot for part in work.parts}) == len(work.grants) == 3
+    rest = [("c", 69, 90, True), ("d", 0, 5, True)]
+    assert both(scheduler.next(2)) == (["a", "b"], rest), "the rest comes first"
     for text in range(MOST_PARTS + 1):
         scheduler.add(text, 1, 9)
-    assert texts(scheduler.next(2)) == ["a", "b", "c", "d"]
-    assert [part[0] for part in parts(scheduler.next(2))] == list(range(MOST_PARTS))
+    assert [part[0] for part in both(scheduler.next(2))[1]] == list(range(MOST_PARTS))
 
 
 def test_no_text_joins_a_chunk_without_a_slot_or_pages():
@@ -205,7 +213,7 @@ def test_a_text_owns_the_pages_of_what_a_cycle_may_add_and_none_behind_its_limit
     scheduler = Lengths(slots=1, pages=9, chunk=512)
     scheduler.add("a", PAGE - 2, 3 * PAGE)
     work = scheduler.next(1)
-    ((_, slot),) = work.texts
+    slot = work.parts[0].slot
     assert work.grants == (Grant(slot, 0, (0,)),), "62 of the prompt, one behind it, one more"
     assert scheduler.next(1).grants == ()
     scheduler.grown("a", PAGE)
@@ -278,7 +286,7 @@ def test_a_preempted_text_whose_first_token_was_not_read_is_a_new_one():
     scheduler.grown("a", 3 * PAGE + 1)
     assert scheduler.next(PAGE).preempted == ("c",)
     scheduler.remove("a")
-    assert prefill(scheduler.next(PAGE)) == ("c", 0, 20, True)
+    assert both(scheduler.next(PAGE)) == (["b"], [("c", 0, 20, True)])
 
 
 def test_a_text_that_can_never_fit_is_refused_with_both_sizes():
@@ -354,11 +362,15 @@ def test_nothing_is_found_behind_a_page_that_was_taken():
     assert pages.find(tokens(1, 2), "")[0] == [first], "a new number"
 
 
-def chunk(scheduler):
-    """The next chunk."""
-    while not isinstance(work := scheduler.next(2), Prefill):
-        pass
-    return work
+def reading(scheduler):
+    """The next piece of work that reads prompts, alone or beside a cycle."""
+    return next(work for _ in range(9) if (work := scheduler.next(2)).parts)
+
+
+def read(scheduler):
+    """(text, first token, end, whether it is its last) of the one part that is read next."""
+    (part,) = parts_of(reading(scheduler))
+    return part
 
 
 def talk():
@@ -381,8 +393,8 @@ def test_the_next_turn_of_a_chat_reads_its_new_tokens():
     ((slot, first, pages),) = work.grants
     assert first == 0 and len(pages) == scheduler.pages_used == 4, "the table holds what was found as well"
     scheduler.add("third", [*ids[:150], 7], 300)
-    work = chunk(scheduler)
-    assert parts(work) == [("third", 2 * PAGE, 151, True)]
+    work = reading(scheduler)
+    assert parts_of(work) == [("third", 2 * PAGE, 151, True)]
     assert work.grants[0].pages[:2] == pages[:2] and scheduler.pages_used == 5
 
 
@@ -391,7 +403,7 @@ def test_one_token_is_always_read(length):
     """The state behind it chooses the first token."""
     scheduler, ids = talk()
     scheduler.add("again", ids[:length], 300)
-    assert prefill(chunk(scheduler)) == ("again", (length - 1) // PAGE * PAGE, length, True)
+    assert read(scheduler) == ("again", (length - 1) // PAGE * PAGE, length, True)
 
 
 @pytest.mark.parametrize("salt, reuse, first", [("", True, 128), ("salt", True, 0), ("", False, 0)])
@@ -399,7 +411,7 @@ def test_texts_of_another_salt_share_nothing(salt, reuse, first):
     scheduler = Scheduler(slots=2, pages=20, chunk=512, reuse=reuse)
     for text, of in (("a", ""), ("b", salt)):
         scheduler.add(text, list(range(150)), 300, of)
-        assert prefill(chunk(scheduler))[1] == (first if text == "b" else 0)
+        assert read(scheduler)[1] == (first if text == "b" else 0)
         scheduler.grown(text, 151)
 
 
@@ -412,19 +424,19 @@ def test_a_page_is_known_when_the_host_knows_that_it_is_full():
         ids += range(len(ids), length)
         scheduler.grown("a", length)
         scheduler.add(nth, list(range(PAGE + 9)), 300)
-        assert prefill(chunk(scheduler))[1] == first
+        assert read(scheduler)[1] == first
 
 
 def test_texts_that_begin_alike_side_by_side_have_pages_of_their_own():
     scheduler = Scheduler(slots=3, pages=20, chunk=512)
     for text in "ab":
         scheduler.add(text, [5] * 100, 300)
-    assert [part[1] for part in parts(chunk(scheduler))] == [0, 0] and scheduler.pages_used == 4
+    assert [part[1] for part in parts_of(reading(scheduler))] == [0, 0] and scheduler.pages_used == 4
     for text in "ab":
         scheduler.grown(text, 101)
     scheduler.remove("a")
     scheduler.add("c", [5] * 100, 300)
-    assert prefill(chunk(scheduler))[1] == PAGE and scheduler.pages_used == 4, "the one that is known is a's"
+    assert read(scheduler)[1] == PAGE and scheduler.pages_used == 4, "the one that is known is a's"
     scheduler.remove("b")
     assert scheduler.pages_used == 2
 

@@ -128,8 +128,9 @@ def attention_triton(
 def new_tables_triton(
     shape: PassShape, capacity: int, heads: int, groups: int, d: int, dtype: torch.dtype, device: torch.device
 ) -> PassTables:
-    """Tables for `attention_triton`: in the whole form for prompts in 16 bits, one line a sequence."""
-    prompt = shape.lines <= shape.sequences and shape.depth > PROMPT_ROWS
+    """Tables for `attention_triton`: in the whole form for prompts in 16 bits, one line a sequence, if one of
+    them may have all rows."""
+    prompt = shape.lines <= shape.sequences and shape.n_rows == shape.depth > PROMPT_ROWS
     whole = prompt and dtype.itemsize == 2
     return PassTables.new(shape, capacity, tile_rows(heads, groups, d, dtype, whole), whole, device)
 

@@ -68,6 +68,12 @@ class PassPlan:
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "shape"}
         return replace(self, **{name: t.to(device, copy=True) for name, t in tensors.items()})
 
+    def head(self, n: int) -> PassPlan:
+        """The first n AR rows, in the same memory."""
+        shape = replace(self.shape, n_rows=n, n_ar=n)
+        of_rows = [f.name for f in fields(self) if f.name not in ("shape", "start")]
+        return replace(self, shape=shape, **{name: getattr(self, name)[:n] for name in of_rows})
+
     def rows(self) -> Rows:
         """The rows read back, without padding."""
         sequences, parents = self.sequences.tolist(), self.parents.tolist()

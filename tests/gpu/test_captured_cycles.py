@@ -11,7 +11,9 @@ from plainly import plainly
 
 from qwen3_model import Qwen3
 from qwen3_model.checkpoint import EMBEDDED
-from qwen3_model.decode.prompt import Piece, Prompts
+from qwen3_model.decode.cycle import Slots
+from qwen3_model.decode.prompt import Prompts
+from qwen3_model.decode.prompt_rows import Piece
 from qwen3_model.model import PREFILL_ROWS
 from qwen3_model.prompts import read_prompts
 
@@ -93,7 +95,7 @@ def test_prompts_of_several_chunks():
     Places that are not the prompt's keep what they hold."""
     model = seeded_model("1.7B", "cuda", layers=2)
     ours, theirs = model.new_cache(5200), model.new_cache(5200)
-    prompts = Prompts(model, ours, torch.cuda.graph_pool_handle())
+    prompts = Prompts(Slots(model, ours, ours.sequences), torch.cuda.graph_pool_handle())
     for length in (1, 16, 17, 128, 129, 2048, 2049, 4000, 4096, 5100) * 2:
         for cache_ in (ours, theirs):
             cache_.keys.fill_(float("nan"))
@@ -112,7 +114,7 @@ def test_prompts_of_several_texts_in_a_chunk():
     """Captured at the first use of a graph's rows, replayed at the second."""
     model = seeded_model("1.7B", "cuda", layers=2)
     ours, theirs = model.new_cache(2048, sequences=16), model.new_cache(2048)
-    prompts = Prompts(model, ours, torch.cuda.graph_pool_handle())
+    prompts = Prompts(Slots(model, ours, ours.sequences), torch.cuda.graph_pool_handle())
     for lengths in ((1, 60, 3), (100,) * 16, (1000, 900, 1, 147), (5, 9), (700, 1348)) * 2:
         texts = [torch.randint(0, 150_000, (n,)).tolist() for n in lengths]
         with torch.inference_mode():

@@ -1,5 +1,5 @@
 """Prompts of 32k and, stretched by YaRN, of 120k tokens beside eight short texts, in a pool that just holds
-them: bits as alone, and the short texts wait for chunks that take about as long as their cycles.
+them: bits as alone, and the short texts wait about twice as long as usual.
 
 Random weights at the shapes of 0.6B. ORTHRUS_LONG: tokens of the two prompts ("32000 120000"); `-s` shows
 the times."""
@@ -17,7 +17,7 @@ import torch
 from orthrus_kernels import PAGE, pages_for
 from qwen3_model import Engine, Qwen3, Qwen3Config, Request
 from qwen3_model.decode.pace import LEAST
-from qwen3_model.decode.prompt import Prompts
+from qwen3_model.decode.prompt_rows import PromptRows
 from qwen3_model.rope_config import YarnScaling
 
 CONFIG = Qwen3Config(
@@ -45,9 +45,9 @@ def test_a_long_prompt_beside_short_texts(tokens, monkeypatch):
     pages = sum(pages_for(len(ids) + request.max_new_tokens) for ids, request in (*jobs, long))
     engine = Engine(model, SHORT + 1, pages * PAGE)
     engine.warm()
-    rows, run = [], Prompts.run
+    rows, fill = [], PromptRows.fill
     monkeypatch.setattr(
-        Prompts, "run", lambda self, of: rows.append(sum(len(p.tokens) for p in of)) or run(self, of)
+        PromptRows, "fill", lambda self, of: rows.append(sum(len(p.tokens) for p in of)) or fill(self, of)
     )
     texts = [engine.submit(*job) for job in jobs]
     while min(len(text.stream.token_ids) for text in texts) < 200:
@@ -60,8 +60,8 @@ def test_a_long_prompt_beside_short_texts(tokens, monkeypatch):
     seconds, still = time.perf_counter() - began, not texts[0].finished
     most = quantiles(beside, n=20)[-1]
     print(
-        f"\n{tokens} tokens: first token after {seconds:.2f} s, beside texts all the time: {still}; chunks "
-        f"of {sorted(set(rows))} rows; a cycle takes {1e3 * median(usual):.1f} ms, beside the prompt "
+        f"\n{tokens} tokens: first token after {seconds:.2f} s, beside texts all the time: {still}; pieces "
+        f"of {sorted(set(rows))} tokens; a cycle takes {1e3 * median(usual):.1f} ms, beside the prompt "
         f"{1e3 * median(beside):.1f}, 95 % below {1e3 * most:.1f}, at most {1e3 * max(beside):.1f}; "
         f"chunks alone (ms): {engine.runner.cycles.pace.first}"
     )

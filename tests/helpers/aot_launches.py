@@ -242,6 +242,18 @@ def cycles() -> Iterator[Launch]:
         whole = of is chains or of is prompts
         tables = module("pass_tables").PassTables.new(plan.shape, 32768, 16, whole, "meta")
         yield name, lay, "_lay_kernel", partial(lay.lay_triton, plan, tables, root, clock), targets
+    for name, n, lines, roots in (
+        ("64 trees", 8, 512, None),
+        ("64 texts", 1, 64, meta(64, dtype=torch.int32)),
+    ):
+        texts = [rows.tree([1] * n, [-1, *range(n - 1)], 0, s) for s in range(64)]
+        of = rows.batch([*texts, rows.chain([1] * 256, 0, 64)])
+        shape = module("plan").PassShape(len(of), len(of), lines + 16, 256, sequences=64)
+        at = meta(64, dtype=torch.int32)
+        plan = replace(module("plan").PassPlan.of(of, "meta"), shape=shape, start=at)
+        tables = module("pass_tables").PassTables.new(shape, 32768, 16, False, "meta")
+        launch = partial(lay.lay_triton, plan, tables, roots, None if roots is None else record[5:8])
+        yield f"{name} and prompts", lay, "_lay_kernel", launch, HOPPER
 
     grow, ids = module("grow"), meta(2, 31, 16).long()
     trees, slots = grow.Trees.new(2, 129, "meta"), meta(2, dtype=torch.int32)

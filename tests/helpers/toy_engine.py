@@ -10,7 +10,7 @@ from collections import Counter, deque
 from dataclasses import dataclass
 
 from orthrus_kernels import PAGE, pages_for
-from qwen3_model.decode.scheduler import MOST_PARTS, Cycle, Part, Prefill, Scheduler
+from qwen3_model.decode.scheduler import MOST_PARTS, Cycle, Part, Scheduler
 
 
 @dataclass
@@ -54,7 +54,8 @@ class Text:
 
 class ToyEngine:
     """growth(): what a cycle adds to a text, at most `most`; late: pieces of work that are in flight when the
-    next one is asked for; beside(): rows of a chunk while texts decode, `least` or more."""
+    next one is asked for; beside(): tokens of prompts that a step reads while texts decode, `least` or more.
+    """
 
     def __init__(self, slots, pages, chunk, most, late, growth, beside=None, least=None) -> None:
         self.scheduler: Scheduler[int] = Scheduler(slots, pages, chunk)
@@ -65,7 +66,6 @@ class ToyEngine:
         self.tables: dict[int, list[int]] = {}  # by slot
         self.memory = [[0] * PAGE for _ in range(pages)]
         self.unread: deque[dict[int, tuple[int, int]]] = deque()  # text: (epoch, length)
-        self.before: type | None = None  # the last piece of work
         self.seen: Counter[str] = Counter()
         self.past: deque[list[int]] = deque(maxlen=30)  # the last texts that were submitted
         self._added = 0
@@ -102,18 +102,19 @@ class ToyEngine:
             self.unread.clear()
             return
         self.seen[type(work).__name__] += 1
+        assert isinstance(work, Cycle) == busy, "where a text decodes, it goes on"
         if isinstance(work, Cycle):
             self.preempt(work.preempted)
-        else:
-            granted = {grant.slot: grant.pages for grant in work.grants}
-            for part in work.parts:
-                if part.slot not in self.tables:
-                    self.admit(part, granted[part.slot])
+        granted = {grant.slot: grant.pages for grant in work.grants}
+        ready = {number: text for number, text in self.running().items() if text.ready}
+        for part in work.parts:
+            if part.slot not in self.tables:
+                self.admit(part, granted[part.slot])
         for slot, first, pages in work.grants:
             assert pages and first == len(self.tables[slot]), "places of a table are filled in turn"
             self.tables[slot] += pages
-        self.unread.append(self.prefill(work) if isinstance(work, Prefill) else self.cycle(work))
-        self.before = type(work)
+        record = self.cycle(work, ready) if isinstance(work, Cycle) else {}
+        self.unread.append(record | self.read_parts(work.parts))
         self.check()
         while len(self.unread) > self.late:
             self.read(self.unread.popleft())
@@ -179,16 +180,15 @@ class ToyEngine:
         assert part.first % PAGE == 0
         text.read = part.first
 
-    def prefill(self, work: Prefill) -> dict[int, tuple[int, int]]:
-        busy = [t for t in self.running().values() if t.ready]
-        assert not busy or self.before is not Prefill, "chunks and cycles take turns"
-        numbers, rows = [part.text for part in work.parts], sum(part.end - part.first for part in work.parts)
+    def read_parts(self, parts: tuple[Part, ...]) -> dict[int, tuple[int, int]]:
+        numbers, rows = [part.text for part in parts], sum(part.end - part.first for part in parts)
         assert numbers == sorted(set(numbers)) and len(numbers) <= MOST_PARTS and rows <= self.rows
         self.seen["several parts"] += len(numbers) > 1
-        return {part.text: record for part in work.parts if (record := self.read_part(part, rows))}
+        self.seen["parts beside"] += bool(parts) and self.rows < self.chunk
+        return {part.text: record for part in parts if (record := self.read_part(part, rows))}
 
     def read_part(self, part: Part, rows: int) -> tuple[int, int] | None:
-        """rows: of its whole chunk."""
+        """rows: of the whole step."""
         text = self.texts[part.text]
         assert (part.slot, part.first) == (text.slot, text.read) and part.first < part.end
         text.read = part.end
@@ -201,10 +201,8 @@ class ToyEngine:
         text.length = text.read + 1
         return text.epoch, text.length
 
-    def cycle(self, work: Cycle) -> dict[int, tuple[int, int]]:
-        ready = {n: t for n, t in self.running().items() if t.ready}
-        in_prompt = [t for t in self.running().values() if not t.ready]
-        assert not in_prompt or self.before is not Cycle, "chunks and cycles take turns"
+    def cycle(self, work: Cycle, ready: dict[int, Text]) -> dict[int, tuple[int, int]]:
+        """ready: that have read their prompts."""
         going = dict(work.texts)
         assert going and len(going) == len(work.texts), "each once"
         record, short, granted = {}, False, {grant.slot for grant in work.grants}

@@ -353,7 +353,8 @@ def test_the_form_of_a_pass():
         (PassShape(2, 2, 2, 1, 2), 256, (16, "partial")),
         (chain(128), 40000, (16, "partial")), (chain(129), 256, (32, "whole")),
         (PassShape(512, 512, 512, 30, 1), 4096, (16, "partial")),
-        (PassShape(512, 512, 4, 300, 4), 4096, (32, "whole")),
+        (PassShape(512, 512, 4, 512, 4), 4096, (32, "whole")),
+        (PassShape(304, 304, 64, 256, 64), 4096, (16, "partial")),  # prompts beside texts that decode
     ):  # fmt: skip
         assert form_of(shape, capacity) == form, (shape, capacity)
     assert form_of(chain(600), 1024, torch.float32) == (4, "partial"), "products of fp32 have no tall tile"

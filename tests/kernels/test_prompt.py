@@ -10,7 +10,9 @@ from small import small_model
 
 from orthrus_kernels import attention_triton
 from qwen3_model.decode import prompt
-from qwen3_model.decode.prompt import Piece, Prompts, rows_for
+from qwen3_model.decode.cycle import Slots
+from qwen3_model.decode.prompt import Prompts, rows_for
+from qwen3_model.decode.prompt_rows import Piece
 
 
 @pytest.fixture
@@ -37,7 +39,9 @@ def test_any_chunks_have_the_same_bits(captured, monkeypatch, backend, dtype, wh
     model = small_model(dtype, backend=backend, device=DEVICE, num_hidden_layers=1)
     g = torch.Generator().manual_seed(1)
     ours, theirs = model.new_cache(100), model.new_cache(100)
-    padded, exact = Prompts(model, ours, "a pool"), Prompts(model, ours, None)
+    slots = Slots(model, ours, 1)
+    slots = Slots(model, ours, 1)
+    padded, exact = Prompts(slots, "a pool"), Prompts(slots, None)
     for prompts, length in ((padded, 45), (padded, 16), (exact, 37), (padded, 65)):
         for cache in (ours, theirs):
             cache.keys.fill_(float("nan"))
@@ -67,7 +71,7 @@ def test_several_texts_in_a_chunk(captured, monkeypatch, backend, dtype, whole):
     ours = model.new_cache(100, sequences=5)
     for cache in (ours.keys, ours.values):
         cache.fill_(float("nan"))
-    prompts = Prompts(model, ours, "a pool")
+    prompts = Prompts(Slots(model, ours, 5), "a pool")
     chunks = (
         [Piece(a, 0, 3), Piece(b, 0, 0), Piece(c[:7], 0, 4)],
         [Piece(c[7:], 7, 4), Piece(d, 0, 1)],

@@ -34,7 +34,8 @@ _CYCLES = "qwen3_model/decode/cycles.py"
 _CHOICE = "qwen3_model/decode/choice.py"
 _SCHEDULER = "qwen3_model/decode/scheduler.py"
 _PAGES = "qwen3_model/decode/pages.py"
-_PROMPT = "qwen3_model/decode/prompt.py"
+_PROMPT_ROWS = "qwen3_model/decode/prompt_rows.py"
+_RIDES = "kernels/test_prompt_rows.py::test_pieces_ride_behind_trees"
 _SEVERAL = "kernels/test_prompt.py::test_several_texts_in_a_chunk"
 _TABLE = "orthrus_kernels/sampling_table.py"
 _MIXED = "kernels/test_mixed_choices.py::test_a_row_is_chosen_as_it_is_alone"
@@ -704,12 +705,24 @@ BUGS = (
         "self._idle.popitem(last=False)", "self._idle.popitem(last=True)",
         "test_scheduler.py::test_of_known_pages_the_end_of_the_text_that_nobody_has_had_for_longest_goes_first",
         "beginnings that many texts share would be forgotten first"),
-    Bug("a chunk gives the state of its last part alone", _PROMPT,
-        "start[slot], wanted[nth] = begin, end - 1", "start[slot], wanted[0] = begin, end - 1",
+    Bug("a chunk gives the state of its last part alone", _PROMPT_ROWS,
+        "last[nth] = self.first + end - 1", "last[0] = self.first + end - 1",
         _SEVERAL, "right for one prompt in a chunk"),
-    Bug("a chunk's parts begin where the first one does", _PROMPT,
-        "first, end = end, end + len(tokens)", "begin, first, end = pieces[0].start, end, end + len(tokens)",
+    Bug("a chunk's parts begin where the first one does", _PROMPT_ROWS,
+        "first, end = end, end + len(tokens)", "start, first, end = pieces[0].start, end, end + len(tokens)",
         _SEVERAL, "right for the first chunk of every prompt"),
+    Bug("rows of the trees are committed as those of a prompt", _PROMPT_ROWS,
+        "first, len(given.plan.tokens), dtype", "0, len(given.plan.tokens) - first, dtype",
+        _RIDES, "right for a chunk of its own"),
+    Bug("rows of a prompt stand below the trees", _PROMPT_ROWS,
+        "torch.arange(first, end - 1) + self.first", "torch.arange(first, end - 1)",
+        _RIDES, "right for a chunk of its own"),
+    Bug("a prompt stands where the last text of its slot did", _PROMPT_ROWS,
+        "self.slots.stand(slot, start, tokens[0])", "pass",
+        _RIDES, "right for the first chunk of the first text"),
+    Bug("trees take the rows of prompts", "qwen3_model/decode/two_pass.py",
+        "self.allot(self.nodes_of,", "self.allot(check.plan,",
+        _RIDES, "a text would have a tree of more nodes than asked for, and prompts no rows"),
     Bug("a group outlives the texts that it was made of", "qwen3_model/decode/cycles.py",
         "if seated != self._seated:", "if len(seated) != len(self._seated):",
         "test_many_texts.py::test_each_text_has_the_bits_it_has_alone",
@@ -806,16 +819,17 @@ BUGS = (
         "test_serve_worker.py::test_a_fingerprint_is_of_weights_and_not_of_slots",
         "another checkpoint of the same shape has other texts"),
     Bug("a chunk beside texts is as large as alone", _SCHEDULER,
-        "min(self.chunk, self.beside) if self._decoding else self.chunk", "self.chunk",
+        "self._parts(min(self.chunk, self.beside), ahead)", "self._parts(self.chunk, ahead)",
         "test_pace.py::test_a_long_prompt_makes_nobody_wait_for_more_than_twice_his_cycle",
         "all texts would wait for a whole chunk"),
     Bug("a chunk's context takes no time", "qwen3_model/decode/pace.py",
-        "took + rows * self._context <= usual", "took <= usual",
+        "took + n * each <= usual", "took <= usual",
         "test_pace.py::test_a_long_prompt_makes_nobody_wait_for_more_than_twice_his_cycle",
         "right for short prompts"),
     Bug("chunks are small where nobody waits", _SCHEDULER,
-        "if self._decoding else self.chunk", "if self._running else self.chunk",
-        "test_scheduler.py::test_a_chunk_is_as_small_as_it_is_told_while_texts_decode",
+        "parts, grants = self._parts(self.chunk, ahead)",
+        "parts, grants = self._parts(min(self.chunk, self.beside), ahead)",
+        "test_scheduler.py::test_a_step_reads_as_little_as_it_is_told_while_texts_decode",
         "a text that is alone in its prompt would read it slowly"),
     Bug("a text is not looked up again once it lacked pages", _SCHEDULER,
         "asked = entry, rows, self.beside, ahead, self._released", "asked = entry, rows, self.beside, ahead",

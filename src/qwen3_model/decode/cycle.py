@@ -60,6 +60,12 @@ class Slots:
         for drafts in self._drafts.values():
             drafts.at[slot].fill_(-1)
 
+    def stand(self, slot: int, position: int, token: int) -> None:
+        """The text in a slot is in its prompt, and its next token is read at this position, in turn on the
+        stream. Nothing else is known of it: `put` comes behind its last one."""
+        numbers = torch.tensor([position, token], dtype=torch.int32)
+        put_down(self.state[slot, State.START : State.ROOT + 1], numbers)
+
     def make_room(self, slot: int, positions: int) -> None:
         """The pages of a slot hold so many positions from now on, in turn on the stream as well."""
         put_down(self.state[slot, State.ROOM :][:1], torch.tensor([positions], dtype=torch.int32))
@@ -220,6 +226,11 @@ class Cycle:
 
     def run(self) -> None:
         """The launches of a cycle; nothing comes from the host."""
+        raise NotImplementedError
+
+    @property
+    def states_of_prompts(self) -> Tensor:
+        """Of the last tokens of the pieces that the last launch carried, [pieces, E]."""
         raise NotImplementedError
 
     def tell(self, seat: int, run: Run) -> None:

@@ -7,17 +7,20 @@ settings of its key: what the cycle does, how many seats it has, and the form of
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from orthrus_kernels import FORMS, Form
 from orthrus_kernels.layout import State
 
-from .controller import CHAIN, PLAIN, TREES, TWIN_TIMES, Controller, Times, measured_times
+from .controller import CHAIN, PLAIN, TREES, TWIN_TIMES, Controller, Times
 from .cycle import Allot, Cycle, Outcome, Read, Slots, Walk, pairs_of
+from .cycle_times import EVERY_NODE, key_time, times_of
 from .groups import MOST_ROWS, Group, Kind, Seated, fixed_kind, groups_of, seats_for
 from .one_pass import Shape
-from .pace import Pace
+from .pace import RIDERS, Pace
+from .prompt import rows_for
+from .prompt_rows import Piece
 from .sequence import Sequence as Text
 from .two_pass import TwoPassCycle
 
@@ -34,7 +37,6 @@ NOT_NUMBERS = (
 # (simulated, bench/LOG.md, 2026-11-29).
 SIZES = (3, 5, 7, 11, 15, *TREES)
 OWN_ROWS, SHARED_ROWS = 6, 128
-EVERY_NODE = 1 << 15  # in `State.NODES`: no limit
 
 
 class Walks(Protocol):
@@ -59,6 +61,7 @@ class Launched(NamedTuple):
     epochs: tuple[int, ...]  # of the texts: one that was preempted since takes nothing
     controllers: tuple[Controller | None, ...]  # that learn from it
     read: Read
+    added: float = 0.0  # ms that it takes for prompts
 
 
 def seat_counts(slots: int) -> tuple[int, ...]:
@@ -74,14 +77,14 @@ class Cycles:
         host."""
         self.model, self.slots, self.pool = model, Slots(model, cache, slots), pool
         self.walks: Walks | None = None
-        self.pace = Pace()  # of chunks beside these cycles
+        self.pace = Pace()  # of prompts beside these cycles
         self.controllers: dict[tuple, Controller] = {}  # of the last text of each form, block size and seats
         self._of: dict[Text, tuple[tuple, Controller]] = {}  # the controller of each text that runs
         self._cycles: OrderedDict[tuple, Cycle] = OrderedDict()
         self._seated: Seated = ()  # of the last launch
         self._groups: list[Group] = []
         self._times_of: dict[tuple, Times] = {}  # by form, block size and seats
-        ahead = [len(kinds_of_auto(seats)) for seats in seat_counts(slots)]
+        ahead = [len(kinds) + len(with_riders(kinds)) for kinds in map(kinds_of_auto, seat_counts(slots))]
         self.most = MOST_GRAPHS + (len(FORMS) * sum(ahead) if slots > 1 else 0)
 
     def force(self, walks: Walks) -> None:
@@ -100,11 +103,13 @@ class Cycles:
         self.slots.choice.form = form
         self._times(form, block, seats)
 
-    def rehearse(self, kinds: Iterable[Kind], form: Form, block: int, seats: int) -> None:
+    def rehearse(self, kinds: Sequence[Kind], form: Form, block: int, seats: int) -> None:
         """Launch cycles once, for a recording that runs none of their kernels (compile_ahead.py)."""
         self.slots.choice.form = form
-        for kind in kinds:
-            cycle = self._cycle(kind, block, form, seats, watched=False)
+        numbers = [kind for kind in kinds if isinstance(kind, int)]
+        beside = with_riders(numbers) if len(self.slots.state) > 1 else ()
+        for kind, riders in (*((kind, 0) for kind in kinds), *((kind, RIDERS) for kind in beside)):
+            cycle = self._cycle(kind, block, form, seats, riders=riders)
             cycle.seat(range(min(seats, len(self.slots.state))))
             cycle.run()
 
@@ -131,26 +136,49 @@ class Cycles:
         """A text runs no longer."""
         self._of.pop(text, None)
 
-    def launch(self, seated: Seated) -> tuple[Launched, ...]:
+    def carry(self, seated: Seated, pieces: Sequence[Piece]) -> bool:
+        """Whether a cycle of these texts has rows for pieces of other texts' prompts: the verify pass of all
+        strategies but one-pass has."""
+        return self._groups_of(seated)[-1].shape is None and sum(len(of.tokens) for of in pieces) <= RIDERS
+
+    def launch(self, seated: Seated, pieces: Sequence[Piece] = ()) -> tuple[Launched, ...]:
         """Launch a cycle of the texts that draft in one pass and one of the others, or either alone; what
-        they add to each text, `read` finds out."""
+        they add to each text, `read` finds out. pieces: that the last one carries: MOST_PARTS at most."""
+        *first, last = self._groups_of(seated)
+        return (*map(self._launch, first), self._launch(last, pieces))
+
+    def _groups_of(self, seated: Seated) -> list[Group]:
         if seated != self._seated:
             self._seated, self._groups = seated, groups_of(seated, self.slots.choice.form_of)
-        return tuple(map(self._launch, self._groups))
+        return self._groups
 
-    def _launch(self, group: Group) -> Launched:
+    def _launch(self, group: Group, pieces: Sequence[Piece] = ()) -> Launched:
         """Launch one cycle."""
         self.slots.choice.form = group.form
-        kind, timed = self._kind(group)
-        cycle = self._cycle(kind, group.block, group.form, group.seats, group.watched, group.texts)
+        kind, timed = self._kind(group, riding=bool(pieces))
+        riders = self._riders(pieces)
+        cycle = self._cycle(kind, group.block, group.form, group.seats, group.watched, group.texts, riders)
         cycle.seat(group.slots)
+        added = self._fill(cycle, pieces) if pieces else 0.0
         read = cycle.launch(self.pool, timed=timed)
-        return Launched(kind, cycle, group.seated, group.epochs, group.controllers, read)
+        return Launched(kind, cycle, group.seated, group.epochs, group.controllers, read, added)
+
+    def _riders(self, pieces: Sequence[Piece]) -> int:
+        """Rows of a pass for pieces: where graphs are captured, one number; else few that hold them."""
+        tokens = sum(len(piece.tokens) for piece in pieces)
+        return 0 if not tokens else rows_for(tokens) if self.pool is None else RIDERS
+
+    def _fill(self, cycle: Cycle, pieces: Sequence[Piece]) -> float:
+        """Put pieces down; returns what they add to the cycle, in ms."""
+        assert isinstance(cycle, TwoPassCycle) and cycle.riders is not None
+        cycle.riders.fill(pieces)
+        return cycle.riders.milliseconds + sum(self.pace.read(len(of.tokens), of.start) for of in pieces)
 
     def read(self, step: Sequence[Launched]) -> list[tuple[Text, Outcome]]:
         """What the cycles of one `launch` have added to the texts that still run, and learn from it."""
         outcomes = [launched.read() for launched in step]
-        self.pace.cycle(1e3 * sum(sum(of_cycle[0].run.seconds) for of_cycle in outcomes))
+        took = 1e3 * sum(sum(of_cycle[0].run.seconds) for of_cycle in outcomes)
+        self.pace.cycle(took - sum(launched.added for launched in step))
         return [found for of in zip(step, outcomes, strict=True) for found in self._found(*of)]
 
     def _found(self, launched: Launched, outcomes: list[Outcome]) -> list[tuple[Text, Outcome]]:
@@ -174,8 +202,8 @@ class Cycles:
             times.observe(kind, outcomes[0].milliseconds)
         return found
 
-    def _kind(self, group: Group) -> tuple[Kind, bool]:
-        """The kind of the next cycle, and whether it is to be timed."""
+    def _kind(self, group: Group, riding: bool) -> tuple[Kind, bool]:
+        """The kind of the next cycle, and whether it is to be timed. riding: it carries prompts."""
         # where one token is left there is nothing to propose
         if all(text.remaining <= 1 for text in group.drafted):
             return PLAIN, False
@@ -188,7 +216,8 @@ class Cycles:
             of = {text: self._controller(text, key) for text in group.led}
             group.controllers = tuple(of.get(text) for text in group.texts)
         first, *beside = filter(None, group.controllers)
-        return first.next(*beside), True
+        kind = first.next(*beside)
+        return min(of for of in with_riders(first.times.kinds) if of >= kind) if riding else kind, not riding
 
     def _controller(self, text: Text, key: tuple[Form, int, int]) -> Controller:
         """What says the kinds that suit a text in cycles of a form, block size and number of seats; it begins
@@ -199,15 +228,17 @@ class Cycles:
         return self._of[text][1]
 
     def _cycle(
-        self, kind: Kind, block: int, form: Form, seats: int, watched: bool, texts: Sequence[Text] = ()
-    ) -> Cycle:
-        """The cycle of a kind, made when it is first asked for; texts: those that run then."""
+        self, kind: Kind, block: int, form: Form, seats: int, watched: bool = False,
+        texts: Sequence[Text] = (), riders: int = 0,
+    ) -> Cycle:  # fmt: skip
+        """The cycle of a kind with so many rows for prompts, made when it is first asked for; texts: those
+        that run then."""
         block = _block(kind, block, seats)
-        key = kind, block, form, seats, watched, self.model.bigram
+        key = kind, block, form, seats, watched, self.model.bigram, riders
         if key not in self._cycles:
             cycle: Cycle
             if isinstance(kind, int):
-                cycle = TwoPassCycle(self.slots, seats, kind, block, watched)
+                cycle = TwoPassCycle(self.slots, seats, kind, block, watched, riders)
             else:
                 cycle = kind.cycle(self.slots, seats)
             for text in texts:
@@ -230,34 +261,23 @@ class Cycles:
 
     def _first_times(self, form: Form, block: int, seats: int) -> Times:
         kinds = kinds_of_auto(seats) if block else (PLAIN,)
-        cycles = {kind: self._cycle(kind, block, form, seats, watched=False) for kind in kinds}
-        state = self.slots.state
-        before = state.clone()
-        try:
-            state[:, State.FINISHED], state[:, State.NODES] = 1, EVERY_NODE  # whole trees
-            return self._measured(cycles, range(min(seats, len(state))))
-        finally:
-            state.copy_(before)
+        beside = with_riders(kinds) if len(self.slots.state) > 1 else ()
+        cycles = [self._cycle(kind, block, form, seats) for kind in kinds]
+        cycles += [self._cycle(kind, block, form, seats, riders=RIDERS) for kind in beside]
+        took = times_of(cycles, self.slots, self.pool)
+        alone = dict(zip(kinds, took, strict=False))
+        for kind, cycle, with_prompts in zip(beside, cycles[len(kinds) :], took[len(kinds) :], strict=True):
+            assert isinstance(cycle, TwoPassCycle) and cycle.riders is not None
+            cycle.riders.milliseconds = max(with_prompts - alone[kind], 0.0)
+        return Times(alone)
 
-    def _measured(self, cycles: dict[int, Cycle], slots: Sequence[int]) -> Times:
-        """What each cycle takes, for texts that are said to have ended."""
-        for cycle in cycles.values():
-            cycle.new_readings()
-            cycle.seat(slots)
-            for _ in range(2):  # the second is captured
-                cycle.launch(self.pool)()
-
-        def launch(kind: int) -> Callable[[], float]:
-            read = cycles[kind].launch(self.pool, timed=True)
-
-            def milliseconds() -> float:
-                found = read()[0].milliseconds
-                assert found is not None, "of a captured cycle"
-                return found
-
-            return milliseconds
-
-        return Times(measured_times(tuple(cycles), launch))
+    def time_keys(self) -> None:
+        """Measure what a row of a prompt takes for each key that it sees, in the cycle of `ready` for one
+        text without a draft."""
+        self.slots.choice.form = FORMS[0]
+        cycle = self._cycle(PLAIN, 0, FORMS[0], seats=1, riders=RIDERS)
+        assert isinstance(cycle, TwoPassCycle)
+        self.pace.key = key_time(cycle, self.slots, self.pool)
 
 
 def trees_for(seats: int) -> tuple[int, ...]:
@@ -280,6 +300,11 @@ def _block(kind: Kind, block: int, seats: int) -> int:
 def kinds_of_auto(seats: int) -> tuple[int, ...]:
     """The kinds that "auto" chooses among on CUDA graphs, each once."""
     return tuple(dict.fromkeys((PLAIN, *trees_for(seats))))
+
+
+def with_riders(kinds: Sequence[int]) -> tuple[int, ...]:
+    """Of these kinds, from PLAIN up, those of cycles that carry prompts: PLAIN and the largest draft."""
+    return tuple(dict.fromkeys((kinds[0], kinds[-1])))
 
 
 def kinds_of(text: Text) -> tuple[Kind, ...]:

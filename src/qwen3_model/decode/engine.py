@@ -115,7 +115,7 @@ class Engine:
             raise InputError('verify "rejection" runs alone: use an Engine of one slot')
 
     def step(self) -> tuple[Sequence, ...]:
-        """Do the next piece of work: a chunk of the prompts of waiting texts, or a cycle of those that run.
+        """Do the next piece of work: a cycle of texts that run, with parts of others' prompts, or such parts.
 
         Returns the texts that it was for, none if there is nothing to do. Raises InputError when a text's
         logits are not numbers or a pass does not fit into memory, and whatever a callback raises: the texts
@@ -216,7 +216,7 @@ class Engine:
             return ()
         assert self.runner is not None
         try:
-            self._scheduler.beside = self.runner.rows_beside()
+            self._scheduler.beside = self.runner.cycles.pace.rows()
             work = self._scheduler.next(self._reach())
             if work is not None:
                 self.runner.grant(work.grants)
@@ -225,7 +225,7 @@ class Engine:
         except Exception as error:
             self._fail(error)
             raise
-        texts = () if work is None else tuple(text for text, _ in work.texts)
+        texts = () if work is None else work.all_texts
         if isinstance(work, Prefill):
             self._prefill(work)
         watched = any(text.on_run is not None for text in texts)
@@ -237,12 +237,15 @@ class Engine:
         return tuple(dict.fromkeys(found)) or texts
 
     def _launch(self, work: Cycle[Sequence]) -> None:
+        """Launch a cycle with what it carries. An error ends all texts that run."""
         assert self.runner is not None
         for text in work.preempted:
             text.epoch += 1
             self.runner.cycles.end(text)
         with in_memory("a pass of these texts", _SMALLER):
-            self._unread.append(self.runner.cycles.launch(work.texts))
+            for part in work.parts:
+                part.text.begin(cached=part.first)
+            self._unread.append(self.runner.cycle(work.texts, work.parts))
 
     def _reach(self) -> int:
         """Positions that what is in flight and the next cycle may add to a text, each as much as a cycle."""
@@ -262,8 +265,8 @@ class Engine:
             for text in texts:
                 self._end(text, error)
             raise
-        if launched is not None:
-            self._unread.append((launched,))
+        if launched:
+            self._unread.append(launched)
 
     def _read(self) -> tuple[Sequence, ...]:
         """Read what was launched first, the cycles of a step or first tokens, and hand its texts what came.

@@ -1,8 +1,13 @@
-"""How many rows a chunk of prompts may have beside texts that decode: as many as take about as long as one of
-their cycles. Chunks and cycles take turns, so a text waits about twice as long as usual for its next tokens.
+"""How many tokens of prompts a step reads beside texts that decode: so many that a text waits about twice as
+long as usual for its next tokens.
 
-What a chunk takes follows from its rows and from the context that they see. The first is measured at a warm
-start, on rows that see nothing. The second is what the last chunk took beyond that, for each of its rows."""
+RIDERS tokens at most ride in the verify pass of a cycle (two_pass.py). That pass reads the weights anyway, so
+its rows for prompts take about as long as a pass of a few rows, and a cycle has one or two passes. More
+tokens are a chunk of their own in front of the cycle, if it takes no longer than a cycle: then there are
+texts enough, or drafts, and the weights are the smaller part of it.
+
+What rows take follows from their number and from the keys that they see. Both are measured at a warm start.
+So what a cycle took without its prompts can be said of every cycle, and there need not be one without."""
 
 from __future__ import annotations
 
@@ -14,8 +19,9 @@ import torch
 
 from ..model import PREFILL_ROWS
 
-LEAST = 64  # rows of a chunk beside texts that decode, at any rate: a prompt must end
-SIZES = tuple(LEAST << n for n in range((PREFILL_ROWS // LEAST).bit_length()))  # rows to choose among
+RIDERS = 256  # rows of a verify pass for prompts: an H200 computes about as many while it reads the weights
+LEAST = 64  # tokens of a step beside texts that decode, at any rate: a prompt must end
+SIZES = tuple(RIDERS << n for n in range(1, (PREFILL_ROWS // RIDERS).bit_length()))  # chunks of their own
 LAST_CYCLES = 5  # of which the median is the usual one: two that were held up change nothing
 
 
@@ -23,27 +29,28 @@ class Pace:
     """What chunks and cycles of one cache take, in ms."""
 
     def __init__(self) -> None:
-        self.first: dict[int, float] = {}  # of a chunk of each size, without context; {}: not measured
+        self.first: dict[int, float] | None = None  # of a chunk of each of SIZES, no keys; None: not measured
+        self.key = 0.0  # of a row, for each key that it sees
         self._cycles: deque[float] = deque(maxlen=LAST_CYCLES)
-        self._context = 0.0  # of a row, what the last chunk's context took
+        self._keys = 0  # that the next row of a prompt may see
 
     def cycle(self, milliseconds: float) -> None:
-        """What the cycles of a step took; 0: they were not timed."""
+        """What the cycles of a step took without their prompts; 0 or less: they were not timed."""
         if milliseconds > 0:
             self._cycles.append(milliseconds)
 
-    def chunk(self, rows: int, milliseconds: float) -> None:
-        """What a chunk of so many rows took."""
-        if rows in self.first:
-            self._context = max(milliseconds - self.first[rows], 0.0) / rows
+    def read(self, tokens: int, start: int) -> float:
+        """So many tokens of a text are read behind its `start` first ones; what their keys take."""
+        self._keys = start + tokens
+        return tokens * start * self.key
 
     def rows(self) -> int:
-        """Of the next chunk, at most. Where nothing is measured, LEAST."""
-        if not self._cycles:
+        """Tokens of the next step at most. Where nothing is measured, LEAST."""
+        if self.first is None or not self._cycles:
             return LEAST
-        usual = median(self._cycles)
-        fitting = [rows for rows, took in self.first.items() if took + rows * self._context <= usual]
-        return max(LEAST, *fitting) if fitting else LEAST
+        usual, each = median(self._cycles), self._keys * self.key
+        riding = min(RIDERS, int(usual / (2 * each))) if each > 0 else RIDERS  # the rows take the other half
+        return max(LEAST, riding, *(n for n, took in self.first.items() if took + n * each <= usual))
 
 
 class Span:
@@ -63,11 +70,6 @@ class Span:
             self._events[nth].record()
         else:
             self._host[nth] = time.perf_counter_ns()
-
-    @property
-    def over(self) -> bool:
-        """Whether the device has done it."""
-        return not self._events or self._events[1].query()
 
     def milliseconds(self) -> float:
         """It took; waits until it is over."""

@@ -6,12 +6,15 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from orthrus_kernels import PAGE, pages_for, put_down
 
 from .cycles import Cycles, Launched
 from .first_tokens import FirstTokens
-from .prompt import Piece, Prompts
+from .groups import Seated
+from .prompt import Prompts
+from .prompt_rows import Piece
 from .scheduler import Grant, Part
 from .sequence import Sequence
 
@@ -49,16 +52,10 @@ class Runner:
         self.cache = model.new_cache(capacity, slots, pages)
         self.rooms = [0] * slots  # positions that the pages of each slot hold
         pool = torch.cuda.graph_pool_handle() if replays(model) else None
-        self.prompts = Prompts(model, self.cache, pool)
         self.cycles = Cycles(model, self.cache, slots, pool)
+        self.prompts = Prompts(self.cycles.slots, pool)
         self.first_tokens: dict[int, FirstTokens] = {}  # by seats
         self.ahead = model.device.type == "cuda"  # whether cycles are launched before the last one is read
-
-    def rows_beside(self) -> int:
-        """Rows of a chunk at most while texts decode: so many that it takes about as long as a cycle."""
-        for rows, milliseconds in self.prompts.times():
-            self.cycles.pace.chunk(rows, milliseconds)
-        return self.cycles.pace.rows()
 
     def grant(self, grants: Iterable[Grant]) -> None:
         """Write pages into the tables of slots, behind what was launched so far."""
@@ -68,25 +65,50 @@ class Runner:
             self.rooms[slot] = PAGE * (place + len(pages))
             self.cycles.slots.make_room(slot, self.rooms[slot])
 
-    def prefill(self, parts: Iterable[Part[Sequence]]) -> Launched | None:
+    def prefill(self, parts: Iterable[Part[Sequence]]) -> tuple[Launched, ...]:
         """Run parts of prompts through the AR view in one pass. A text whose last part it was runs from now
-        on. Returns the choice of the first tokens, launched and not read; None where no prompt ends.
+        on. Returns the choice of the first tokens, launched and not read; nothing where no prompt ends.
 
         A text that was preempted knows the token behind its last part already."""
-        parts = sorted(parts, key=lambda part: not _ends_prompt(part))  # theirs are the first states
-        states = self.prompts.run(
-            [Piece(part.text.tokens[part.first : part.end], part.first, part.slot) for part in parts]
-        )
+        parts = _in_order(parts)
+        return self._begin(parts, self.prompts.run(_pieces(parts)))
+
+    def cycle(self, seated: Seated, parts: Iterable[Part[Sequence]]) -> tuple[Launched, ...]:
+        """Launch a cycle of texts in slots, and with it do what `prefill` does: in the cycle's own pass, or
+        in front of it where that has no room. What is returned is read together."""
+        parts = _in_order(parts)
+        pieces = _pieces(parts)
+        if not pieces:
+            return self.cycles.launch(seated)
+        if self.cycles.carry(seated, pieces):
+            launched = self.cycles.launch(seated, pieces)
+            return *launched, *self._begin(parts, launched[-1].cycle.states_of_prompts)
+        for piece in pieces:
+            self.cycles.pace.read(len(piece.tokens), piece.start)
+        first = self._begin(parts, self.prompts.run(pieces))
+        return *self.cycles.launch(seated), *first
+
+    def _begin(self, parts: list[Part[Sequence]], states: Tensor) -> tuple[Launched, ...]:
+        """Texts whose last part was launched run from now on. states: of the parts' last tokens."""
         for part in parts:
             if part.last:
                 self.cycles.begin(part.text, part.slot, self.rooms[part.slot])
         seated = [(part.text, part.slot) for part in parts if _ends_prompt(part)]
         if not seated:
-            return None
+            return ()
         seats = len(states)
         if seats not in self.first_tokens:
             self.first_tokens[seats] = FirstTokens(self.cycles.slots, seats)
-        return self.first_tokens[seats].launch_behind(states, seated)
+        return (self.first_tokens[seats].launch_behind(states, seated),)
+
+
+def _in_order(parts: Iterable[Part[Sequence]]) -> list[Part[Sequence]]:
+    """Those first behind which a token is chosen: theirs are the first states."""
+    return sorted(parts, key=lambda part: not _ends_prompt(part))
+
+
+def _pieces(parts: Iterable[Part[Sequence]]) -> list[Piece]:
+    return [Piece(part.text.tokens[part.first : part.end], part.first, part.slot) for part in parts]
 
 
 def _ends_prompt(part: Part[Sequence]) -> bool:

@@ -7,14 +7,15 @@
 
 Nothing of a device is in here. Texts run in the order in which they came:
 
-- Texts are admitted first come, first served, as soon as a chunk has rows for the first tokens of their
-  prompts: several in a chunk, where they are short. So every running text is older than every waiting one,
+- Texts are admitted first come, first served, as soon as a step reads the first tokens of their prompts:
+  several in a step, where they are short. So every running text is older than every waiting one,
   and only the youngest running text can be in the middle of its prompt.
 - Free pages go to the oldest text first. While a text lacks a page, no younger one takes any; it may go on in
   the pages that it has.
 - If no text can go on, the youngest is preempted: it gives up slot and pages and is the next to be admitted.
   The oldest text alone has all pages, so it always ends, and then the next one is the oldest.
-- While texts decode, a chunk has no more tokens than the caller says in `beside`: they wait for it.
+- While texts decode, a step reads no more tokens of prompts than the caller says in `beside`: they wait for
+  them.
 - Full pages of a text are known by their tokens, of prompt and answer (pages.py). A text that is admitted
   owns those of its own beginning too, and its first chunk starts behind them. One token at least is read.
 """
@@ -33,7 +34,7 @@ from .pages import Chain, Pages
 
 T = TypeVar("T", bound=Hashable)
 
-MOST_PARTS = 16  # texts of a Prefill at most
+MOST_PARTS = 16  # texts of a step whose prompts are read, at most
 
 
 class Grant(NamedTuple):
@@ -60,26 +61,32 @@ class Part(Generic[T]):
 
 @dataclass(frozen=True)
 class Prefill(Generic[T]):
-    """A chunk: a pass over parts of texts through the AR view, with the commit of their tokens, the oldest
-    text first."""
+    """A chunk, where no text decodes: a pass over parts of texts through the AR view, with the commit of
+    their tokens, the oldest text first."""
 
     parts: tuple[Part[T], ...]
     grants: tuple[Grant, ...]
 
     @property
-    def texts(self) -> tuple[tuple[T, int], ...]:
-        """With their slots."""
-        return tuple((part.text, part.slot) for part in self.parts)
+    def all_texts(self) -> tuple[T, ...]:
+        """That it is for."""
+        return tuple(part.text for part in self.parts)
 
 
 @dataclass(frozen=True)
 class Cycle(Generic[T]):
-    """One cycle of all texts that can go on, the oldest first. Before it the slots of preempted texts stop,
-    and what has not been read of those texts is dropped."""
+    """One cycle of all texts that can go on, the oldest first, and parts of others' prompts. Before it the
+    slots of preempted texts stop, and what has not been read of those texts is dropped."""
 
     texts: tuple[tuple[T, int], ...]  # with their slots
     grants: tuple[Grant, ...]
     preempted: tuple[T, ...]
+    parts: tuple[Part[T], ...] = ()
+
+    @property
+    def all_texts(self) -> tuple[T, ...]:
+        """That it is for."""
+        return tuple(text for text, _ in self.texts) + tuple(part.text for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -130,17 +137,17 @@ class Scheduler(Generic[T]):
     """Says which pass comes next. Texts are any hashable objects."""
 
     def __init__(self, slots: int, pages: int, chunk: int, reuse: bool = True) -> None:
-        """slots: texts that run at a time at most; pages: of the pool; chunk: tokens of a Prefill at
-        most, of all its parts together. reuse: whether texts begin in pages that others have filled."""
+        """slots: texts that run at a time at most; pages: of the pool; chunk: tokens of prompts that a step
+        reads at most, of all its parts together. reuse: whether texts begin in pages that others have
+        filled."""
         assert slots > 0 and pages > 0 and chunk > 0, (slots, pages, chunk)
         self.chunk, self.reuse, self.preemptions = chunk, reuse, 0
-        self.beside = chunk  # tokens of a Prefill at most while texts decode; the caller may change it
+        self.beside = chunk  # as many while texts decode; the caller may change it
         self._pages, self._slots = Pages(pages), list(range(slots))[::-1]
         self._entries: dict[T, _Entry[T]] = {}
         # both in the order of submission, and every running text is older than every waiting one
         self._running: list[_Entry[T]] = []
         self._waiting: deque[_Entry[T]] = deque()
-        self._cycle_due = False  # a chunk has run since the last cycle
         self._refused: tuple | None = None  # what `_admissible` last found impossible
         self._released = 0  # texts that gave slot and pages back
 
@@ -214,27 +221,18 @@ class Scheduler(Generic[T]):
             self._waiting.remove(entry)
 
     def next(self, ahead: int) -> Prefill[T] | Cycle[T] | None:
-        """The next piece of work; None where there is no text. Chunks and cycles take turns while there is
-        work for both.
+        """The next piece of work; None where there is no text.
 
         ahead: tokens that the cycles in flight and the next one may add to a text at most."""
-        if not (self._cycle_due and self._decoding):
-            chunk = self._chunk(ahead)
-            if chunk.parts:
-                self._cycle_due = True
-                return chunk
-        self._cycle_due = False
-        return self._cycle(ahead)
+        if self._running and not self._running[0].unread:  # only the youngest can be in its prompt
+            return self._cycle(ahead)
+        parts, grants = self._parts(self.chunk, ahead)
+        return Prefill(parts, grants) if parts else None
 
-    @property
-    def _decoding(self) -> bool:
-        """Whether texts are in cycles. Only the youngest can be in the middle of its prompt."""
-        return bool(self._running) and not self._running[0].unread
-
-    def _chunk(self, ahead: int) -> Prefill[T]:
-        """The next chunk: of the text that is in its prompt, then of waiting ones."""
+    def _parts(self, rows: int, ahead: int) -> tuple[tuple[Part[T], ...], tuple[Grant, ...]]:
+        """What of prompts is read next, of so many tokens at most: of the text that is in its prompt, then of
+        waiting ones."""
         parts, grants = list[Part[T]](), list[Grant]()
-        rows = min(self.chunk, self.beside) if self._decoding else self.chunk
         while rows and len(parts) < MOST_PARTS:
             if not self._running or not self._running[-1].unread:
                 if not self._admissible(rows, ahead):
@@ -244,13 +242,13 @@ class Scheduler(Generic[T]):
             first, count = entry.tokens - 1 - entry.unread, min(rows, entry.unread)
             entry.unread, rows = entry.unread - count, rows - count
             parts.append(Part(entry.text, entry.slot, first, first + count, not entry.unread))
-        return Prefill(tuple(parts), tuple(grants))
+        return tuple(parts), tuple(grants)
 
     def _admissible(self, rows: int, ahead: int) -> bool:
-        """Whether the first waiting text gets a slot, and rows of a chunk.
+        """Whether the first waiting text gets a slot, and rows of the next step.
 
-        It would lose its pages to older texts, and its chunks would have run in vain, if those ran out of
-        pages soon. So there must be pages for what every text may add in the cycles between its chunks and in
+        It would lose its pages to older texts, and its prompt would have been read in vain, if those ran out
+        of pages soon. So there must be pages for what every text may add in the cycles of its prompt and in
         its first one, and for a page's worth of tokens besides. Where no text runs, it always fits."""
         if not self._waiting or not self._slots:
             return False
@@ -282,20 +280,18 @@ class Scheduler(Generic[T]):
         self._grant(entry, entry.missing(ahead))
         return Grant(entry.slot, 0, tuple(entry.pages))
 
-    def _cycle(self, ahead: int) -> Cycle[T] | None:
+    def _cycle(self, ahead: int) -> Cycle[T]:
         """A cycle of all texts whose prompt has been read and that have pages; the youngest texts are
-        preempted until there is one."""
+        preempted until there is one. Prompts are read with the pages that it leaves."""
         preempted: list[T] = []
-        while any(not entry.unread for entry in self._running):
-            going, grants = self._going(ahead)
-            if going:
-                return Cycle(tuple(going), tuple(grants), tuple(preempted))
+        while not (going := self._going(ahead))[0]:
             youngest = self._running.pop()
             self._release(youngest)
             self._waiting.appendleft(youngest)
             preempted.append(youngest.text)
             self.preemptions += 1
-        return None
+        parts, grants = self._parts(min(self.chunk, self.beside), ahead)
+        return Cycle(tuple(going[0]), (*going[1], *grants), tuple(preempted), parts)
 
     def _going(self, ahead: int) -> tuple[list[tuple[T, int]], list[Grant]]:
         """The texts that can take part in a cycle, with their slots, and the pages that they get for it."""

@@ -4,7 +4,9 @@ pass verifies. Without the draft it is plain decoding, one row a text, which eve
 Proposals are chosen, or ranked, from the diffusion view's logits by the same settings and the same noise as
 the target's choices. A chain takes one token of each of the block's distributions; a tree the likeliest paths
 through them (orthrus_kernels/draft_tree.py). Trees of n nodes a text are n on average: the likeliest nodes of
-all texts share the rows of the pass (orthrus_kernels/allot.py)."""
+all texts share the rows of the pass (orthrus_kernels/allot.py).
+
+Behind the trees the verify pass may have rows for the prompts of other texts (prompt_rows.py)."""
 
 from __future__ import annotations
 
@@ -16,6 +18,8 @@ from orthrus_kernels.layout import Record
 
 from .controller import CHAIN
 from .cycle import Cycle, Slots
+from .prompt_rows import PromptRows
+from .scheduler import MOST_PARTS
 
 MOST_TREE = 64  # nodes of a text's tree, the root included, where several texts share the rows
 
@@ -23,16 +27,20 @@ MOST_TREE = 64  # nodes of a text's tree, the root included, where several texts
 class TwoPassCycle(Cycle):
     """A draft pass and a verify pass, or the latter alone."""
 
-    def __init__(self, slots: Slots, seats: int, nodes: int, block: int, scored: bool = False) -> None:
+    def __init__(
+        self, slots: Slots, seats: int, nodes: int, block: int, scored: bool = False, riders: int = 0
+    ) -> None:
         """seats: texts at most. nodes: of a tree; CHAIN: one a position of the block. block: rows of a
-        draft; 0: no draft. scored: a chain has scores too, for a caller that watches."""
+        draft; 0: no draft. scored: a chain has scores too, for a caller that watches. riders: rows of the
+        verify pass for prompts."""
         self.grows, self.scored, self.block = nodes > CHAIN, scored and block > 0, block
         each = nodes + 1 if self.grows else max(block, 1)  # rows a seat
         levels = min(block, MOST_DEPTH) if self.grows else each
         super().__init__(slots, seats, max(each, MOST_TREE) if self.grows and seats > 1 else each, levels)
         model, device, running = slots.model, slots.state.device, len(slots.state)
         rows = seats * each
-        self.kind, self.pass_rows = ("two-pass", [seats * block, rows]) if block else ("plain", [rows])
+        self.kind, self.pass_rows = ("two-pass", [seats * block]) if block else ("plain", [])
+        self.pass_rows.append(rows + riders)
         self.draft = None
         if block:
             masks = Rows.batch([Rows.block(0, block, 0, model.config.mask_token_id, b) for b in range(seats)])
@@ -40,10 +48,21 @@ class TwoPassCycle(Cycle):
             wanted = torch.arange(seats * block, device=device).view(seats, block)[:, : self.depth].flatten()
             shape = PassShape(len(masks), 0, lines=seats, depth=block, sequences=running)
             self.draft = model.new_pass(masks, slots.cache, slots.start, shape, logits_of=wanted)
-        chains = Rows.batch([Rows.chain([0] * each, 0, b) for b in range(seats)])
+        chains = [Rows.chain([0] * each, 0, b) for b in range(seats)]
         lines, depth = (rows, block) if self.grows else (seats, each)
-        shape = PassShape(rows, rows, lines, depth, sequences=running)
-        self.check = model.new_pass(chains, slots.cache, slots.start, shape)
+        last = None
+        if riders:
+            chains.append(Rows.chain([0] * riders, 0, seats))
+            pieces = min(MOST_PARTS, running)
+            lines, depth, last = (
+                lines + pieces,
+                max(depth, riders),
+                torch.arange(rows + pieces, device=device),
+            )
+        shape = PassShape(rows + riders, rows + riders, lines, depth, sequences=running)
+        self.check = model.new_pass(Rows.batch(chains), slots.cache, slots.start, shape, logits_of=last)
+        self.nodes_of = self.check.plan.head(rows)  # the trees
+        self.riders = PromptRows(slots, self.check, rows) if riders else None
         self.trees = Trees.new(seats, self.nodes, device)
         self.record[:, Record.DRAFTED] = int(block > 0)
 
@@ -52,7 +71,13 @@ class TwoPassCycle(Cycle):
         if self.draft is not None:
             self.draft.plan.sequences.copy_(self.seats.repeat_interleave(self.block))
         if not self.grows:
-            self.check.plan.sequences.copy_(self.seats.repeat_interleave(self.nodes))
+            self.nodes_of.sequences.copy_(self.seats.repeat_interleave(self.nodes))
+
+    @property
+    def states_of_prompts(self) -> torch.Tensor:
+        """Of the last tokens of the pieces that the last launch carried, [pieces, E]."""
+        assert self.riders is not None
+        return self.riders.states
 
     def run(self) -> None:
         """The launches of a cycle."""
@@ -72,15 +97,18 @@ class TwoPassCycle(Cycle):
                 ranked = slots.choice.ranked(states, behind, tokens[:, 0].int(), owners, known=True)
                 ops.grow(self.trees, slots.state, self.seats, *ranked, clock)
             else:
-                chains = check.plan.tokens.view(seats, self.nodes)
+                chains = self.nodes_of.tokens.view(seats, self.nodes)
                 chains[:, 1:] = slots.choice.proposals(states, behind, owners).view(seats, self.depth)
                 if self.scored:
                     scores, _ = slots.choice.candidates(states, behind, owners)
                     self.trees.scores[:, 1:] = scores[:, 0].view(seats, self.depth).cumsum(1)
         if self.grows:
-            self.allot(check.plan, self.first, self.trees, slots.state, self.seats)
+            self.allot(self.nodes_of, self.first, self.trees, slots.state, self.seats)
             ops.lay(check.plan, check.tables)
         else:
             ops.lay(check.plan, check.tables, slots.root, clock)
         states, keys, values = model.states(check, slots.cache)
-        self.verify(check.plan.parents, states, keys, values)
+        rows = len(self.nodes_of.tokens)
+        if self.riders is not None:  # a copy: graphs share the memory of all that is not kept
+            self.riders.take(states[rows:].clone(), keys, values)
+        self.verify(self.nodes_of.parents, states[:rows], keys, values)

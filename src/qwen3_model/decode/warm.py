@@ -5,10 +5,11 @@ first layer, as all layers launch the same ones. Those that Triton's cache on di
 processes, one a core. With a whole cache no process is started.
 
 An engine of several slots also captures its graphs then, and times its cycles: for every number of seats and
-each of the three forms of a choice, plain decoding and the trees that "auto" chooses among; and every chunk
-of a prompt. Nothing is compiled or captured in the middle of a text, unless a text asks for something else:
-one-pass, a block size that is not the model's, a number of tree nodes, a callback that watches. That is
-compiled and captured when it first comes. An engine of one slot captures a graph when it first needs it."""
+each of the three forms of a choice, plain decoding and the trees that "auto" chooses among, plain decoding
+and the largest tree with rows for prompts too; and every chunk of a prompt. Nothing is compiled or captured
+in the middle of a text, unless a text asks for something else: one-pass, a block size that is not the
+model's, a number of tree nodes, a callback that watches. That is compiled and captured when it first comes.
+An engine of one slot captures a graph when it first needs it."""
 
 from __future__ import annotations
 
@@ -146,6 +147,7 @@ def capture(runner: Runner, plan: Plan, progress: bool | None = None) -> int:
             part()
             advance()
     cycles.pace.first = prompts.measured(plan.chunks)
+    cycles.time_keys()
     return len(prompts) + len(cycles)
 
 

@@ -1,0 +1,72 @@
+"""What captured cycles take, measured on launches that change nothing: nothing is committed, and texts in the
+slots keep what they have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from orthrus_kernels import PAGE
+from orthrus_kernels.layout import State
+
+from .controller import measured_times
+from .cycle import Cycle, Slots
+from .pace import RIDERS
+from .prompt_rows import Piece
+from .two_pass import TwoPassCycle
+
+TIMED_PAGES = 128  # of the context behind which a prompt's rows are timed, at most
+EVERY_NODE = 1 << 15  # in `State.NODES`: no limit
+
+
+def times_of(cycles: Sequence[Cycle], slots: Slots, pool: Any) -> list[float]:
+    """ms of each cycle without a prompt, for texts that are said to have ended, and as long as those that are
+    in the slots. Those that are not captured yet are captured."""
+    state = slots.state
+    before = state.clone()
+    try:
+        state[:, State.FINISHED], state[:, State.NODES] = 1, EVERY_NODE  # whole trees
+        for cycle in cycles:
+            cycle.new_readings()
+            cycle.seat(range(min(len(cycle.seats), len(state))))
+            for _ in range(2):  # the second is captured
+                cycle.launch(pool)()
+        return list(measured_times(range(len(cycles)), lambda nth: _timed(cycles[nth], pool)).values())
+    finally:
+        state.copy_(before)
+
+
+def key_time(cycle: TwoPassCycle, slots: Slots, pool: Any) -> float:
+    """ms that a row of a prompt takes for each key that it sees. cycle: captured, with RIDERS rows for
+    prompts. The context is of pages that are anybody's."""
+    state, table, riders = slots.state, slots.cache.pages, cycle.riders
+    pages = min(TIMED_PAGES, table.shape[1], slots.cache.positions // PAGE)
+    before = state.clone(), table.clone()
+    assert riders is not None and len(riders) == RIDERS
+    cycle.seat(())
+
+    def launch(start: int) -> Callable[[], float]:
+        riders.fill([Piece([0] * RIDERS, start, 0 if start else -1)])
+        return _timed(cycle, pool)
+
+    try:
+        table[0] = -1  # behind the context: what has no page is not committed
+        table[0, :pages] = torch.arange(pages)
+        none, some = measured_times((0, pages * PAGE), launch).values()
+    finally:
+        state.copy_(before[0]), table.copy_(before[1])
+    return max(some - none, 0.0) / (RIDERS * pages * PAGE)
+
+
+def _timed(cycle: Cycle, pool: Any) -> Callable[[], float]:
+    """Launch a cycle that is captured; returns a function that waits for its ms."""
+    read = cycle.launch(pool, timed=True)
+
+    def milliseconds() -> float:
+        found = read()[0].milliseconds
+        assert found is not None, "of a captured cycle"
+        return found
+
+    return milliseconds
