@@ -104,9 +104,12 @@ def test_all_graphs_are_held():
         assert made.most == MOST_GRAPHS + (ahead if slots > 1 else 0)
 
 
-def test_nothing_is_captured_behind_the_start(captures):
+@pytest.mark.parametrize("best", [None, 1], ids=["as it comes", "smaller trees"])
+def test_nothing_is_captured_behind_the_start(captures, monkeypatch, best):
     """Mixed texts of a batch that grows and shrinks, as on a GPU; each is the text that it is alone. A text
-    that runs keeps what it has."""
+    that runs keeps what it has. Prompts ride beside every kind of cycle."""
+    if best is not None:
+        monkeypatch.setattr(controller.Controller, "next", lambda self, *beside: self.times.kinds[best])
     model = ScriptedModel(small_config(eos_token_ids=()), skill=0.9)
     engine = Engine(model, 5, 1280)
     runner = engine.runner_for(1)

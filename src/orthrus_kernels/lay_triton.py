@@ -28,7 +28,9 @@ from .plan import PassPlan
 from .visibility import row_above_triton, row_begin_triton, row_limit_triton
 
 _BLOCK = 512  # places that are cleared in a step
-_WARP_ROWS = 128  # of the vector of rows, for a warp
+# Rows of the vector for a warp, of which there are 8 at most. Beside context tiles a vector of more than
+# _WIDE rows has twice as many warps: with 8 of them registers spill.
+_WARP_ROWS, _WIDE = 128, 512
 
 
 @triton.jit
@@ -228,6 +230,8 @@ def lay_triton(
     assert plan.start.shape == (shape.sequences,) and plan.start.dtype == torch.int32, plan.start.shape
     assert root is None or (root.shape == plan.start.shape and root.dtype == torch.int32), root
     tiles = triton.next_power_of_2(len(tables.tiles))
+    shared = tables.path_tiles < len(tables.tiles)
+    halves = 1 + (shared and rows > _WIDE)
     _lay_kernel[(1,)](
         tokens=plan.tokens, positions=plan.positions, parents=plan.parents, blocks=plan.blocks,
         sequences=plan.sequences, start=plan.start, stride_start=plan.start.stride(0),
@@ -237,7 +241,7 @@ def lay_triton(
         scratch=tables.scratch, clock=clock, T=shape.n_rows, W=shape.depth, S=shape.sequences,
         N_SEGMENTS=tables.n_segments, N_TILES=len(tables.tiles), PATH_TILES=tables.path_tiles,
         DOUBLINGS=(shape.depth - 1).bit_length(),
-        ROWS=rows, TILE=tables.tile_rows, TILES=tiles, SHARED=tables.path_tiles < len(tables.tiles),
+        ROWS=rows, TILE=tables.tile_rows, TILES=tiles, SHARED=shared,
         WHOLE=tables.whole, ROOTED=root is not None, MARKS=0 if clock is None else len(clock), BLOCK=_BLOCK,
-        num_warps=min(8, max(1, max(rows, tiles) // _WARP_ROWS)),
+        num_warps=halves * min(8, max(1, max(rows, tiles) // _WARP_ROWS)),
     )  # fmt: skip

@@ -12,6 +12,7 @@ from qwen3_model import Engine, Request
 
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1} if DEVICE == "cpu" else {}  # fewer programs
 PROMPTS = [[5, 6, 7], [9], list(range(1, 63)), [3] * 20, [8, 8]]
+NEW = [2, 5, 5, 5, 5]  # tokens of each
 SETTINGS = [
     {"temperature": 0.8, "top_k": 5, "seed": 3},
     {"repetition_penalty": 1.4},
@@ -32,7 +33,8 @@ def model():
                                  {"strategy": "one-pass", "tree_nodes": 2, "block_size": 3}],
                          ids=str)  # fmt: skip
 def test_each_text_has_the_bits_it_has_alone(model, how):
-    """Settings of every form in one pass, slots and pages used again; pages hold NaN before."""
+    """Settings of every form in one pass, slots and pages used again; pages hold NaN before. Texts end one by
+    one, so the prompts of the last ones ride in others' passes."""
     engine = Engine(model, 3, 6 * PAGE)
     runner = engine.runner_for(1)
     runner.ahead = True
@@ -40,12 +42,14 @@ def test_each_text_has_the_bits_it_has_alone(model, how):
         cache.fill_(float("nan"))
     strategy = {"strategy": "two-pass"} | how
     texts = [
-        engine.submit(prompt, Request(max_new_tokens=5, **settings, **strategy))
-        for prompt, settings in zip(PROMPTS, SETTINGS, strict=True)
+        engine.submit(prompt, Request(max_new_tokens=NEW[nth], **settings, **strategy))
+        for nth, (prompt, settings) in enumerate(zip(PROMPTS, SETTINGS, strict=True))
     ]
     while engine.step():
         pass
-    for text, prompt, settings in zip(texts, PROMPTS, SETTINGS, strict=True):
+    for text, prompt, new, settings in zip(texts, PROMPTS, NEW, SETTINGS, strict=True):
         result = text.result()
-        assert (result.token_ids, result.logprobs) == plainly(model, prompt, 5, **settings), prompt
+        assert (result.token_ids, result.logprobs) == plainly(model, prompt, new, **settings), prompt
     assert torch.isnan(runner.cache.keys).any(), "no more pages than the texts need"
+    carried = any(getattr(cycle, "riders", None) for cycle in runner.cycles._cycles.values())
+    assert carried == ("one-pass" not in how.values()), "prompts rode in the passes of others"
