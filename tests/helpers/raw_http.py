@@ -1,0 +1,69 @@
+"""HTTP by hand, as no client library sends it."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import dataclass
+from http.client import HTTPResponse
+from typing import Any
+
+HEAD = "host: localhost\r\ncontent-type: application/json\r\n"
+
+
+@dataclass(frozen=True)
+class Told:
+    """An answer. version: 10 or 11."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    version: int = 11
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """OpenAI's error object, checked for its form."""
+        told = json.loads(self.body)
+        assert self.headers["content-type"] == "application/json" and set(told) == {"error"}
+        error = told["error"]
+        assert set(error) == {"message", "type", "param", "code"} and error["message"], error
+        assert error["type"] == ("server_error" if self.status >= 500 else "invalid_request_error"), error
+        assert "\n" not in error["message"] and len(error["message"]) < 2000, error
+        return error
+
+
+def post(path: str, body: bytes, more: str = "", version: str = "1.1") -> bytes:
+    """A request as bytes. more: header lines, each with its end."""
+    return f"POST {path} HTTP/{version}\r\n{HEAD}{more}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def chunked(path: str, *chunks: bytes, more: str = "") -> bytes:
+    """A request whose body comes in chunks and says no length."""
+    parts = [f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n" for chunk in (*filter(None, chunks), b"")]
+    return f"POST {path} HTTP/1.1\r\n{HEAD}{more}transfer-encoding: chunked\r\n\r\n".encode() + b"".join(
+        parts
+    )
+
+
+def connected(port: int, data: bytes = b"", seconds: float = 20.0) -> socket.socket:
+    """A connection that has sent some bytes, as many as the server takes."""
+    client = socket.create_connection(("127.0.0.1", port), seconds)
+    try:
+        client.sendall(data)
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # refused before the end
+    return client
+
+
+def told(client: socket.socket, method: str = "POST") -> Told:
+    """The next answer of a connection."""
+    response = HTTPResponse(client, method=method)
+    response.begin()
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    return Told(response.status, headers, response.read(), response.version)
+
+
+def ask(port: int, data: bytes, method: str = "POST") -> Told:
+    """The answer to these bytes."""
+    with connected(port, data) as client:
+        return told(client, method)
