@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPResponse
 from typing import Any
@@ -48,10 +49,8 @@ def chunked(path: str, *chunks: bytes, more: str = "") -> bytes:
 def connected(port: int, data: bytes = b"", seconds: float = 20.0) -> socket.socket:
     """A connection that has sent some bytes, as many as the server takes."""
     client = socket.create_connection(("127.0.0.1", port), seconds)
-    try:
+    with suppress(BrokenPipeError, ConnectionResetError):  # refused before the end
         client.sendall(data)
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # refused before the end
     return client
 
 
