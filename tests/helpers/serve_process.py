@@ -11,6 +11,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+COMMAND = "from qwen3_model.cli import main; raise SystemExit(main())"
+
 
 class ServeProcess:
     """The command with its engine's process. file: for what it says, on stdout and stderr."""
@@ -20,9 +22,16 @@ class ServeProcess:
         self.file = file
         with open(file, "wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "qwen3_model.cli", "serve", "--port", "0", *map(str, words)],
+                [sys.executable, "-c", COMMAND, "serve", "--port", "0", *map(str, words)],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out,
             )  # fmt: skip
+        try:
+            self._wait_until_ready(seconds)
+        except BaseException:
+            self.process.kill()
+            raise
+
+    def _wait_until_ready(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while not (found := re.search(r"served at http://\S+:(\d+) ", self.said)):
             assert self.process.poll() is None and time.monotonic() < end, self.said
