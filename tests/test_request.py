@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from small import small_config
 
 from qwen3_model import InputError, cli
-from qwen3_model.request import MOST_NODES, Request
+from qwen3_model.kinds import MOST_NODES
+from qwen3_model.request import Request
 from qwen3_model.settings import pick_device
 
 NAMES = [declared.name for declared in fields(Request)]
@@ -26,14 +27,19 @@ WRONG = {
     "tree_nodes": [-1, MOST_NODES + 1, "7", 2.0, None, True, []],
     "verify": [None, 1, "typical"],
     "stop": [5, [""], "", ["a", 3], [None], b"x", range(10**12), torch.tensor([1.0, 2.0])],
+    "stop_token_ids": [5, "5", b"5", [1.5], ["5"], [None], [True], range(17), [1] * 17, {5: 1}, [10**5000]],
+    "ignore_eos": [None, 0, 1, "true"],
     "temperature": [None, "0.7", -1, math.nan, math.inf, 1e-40, 10**400, True, [0.7], 1j],
     "top_k": [None, -2, 10**5000, 2.0, math.inf, "5", True],
     "top_p": [None, 0.0, 1.5, math.nan, "0.9"],
     "min_p": [None, -0.1, 2.0, math.nan],
     "repetition_penalty": [None, 0.0, 1e-300, math.inf, "1"],
+    "frequency_penalty": [None, 2.01, -3, math.nan, "1", True],
+    "presence_penalty": [None, -2.01, 10**400, math.nan, "1", True],
     "logit_bias": [5, [(5, 1.0)], {1.5: 1.0}, {"x": 1.0}, {5: "1"}, {5: None}, {5: 10**400}, {5: math.inf},
                    {5: math.nan}, {"5": 1.0, 5: 2.0}, {True: 1.0}],
     "seed": [-1, 2**64, 1.5, "3", True, -(10**5000)],
+    "top_logprobs": [-1, 21, None, 1.0, "3", True],
     "cache_salt": [None, 5, b"x", ["x"]],
 }  # fmt: skip
 CASES = [(name, value) for name, values in WRONG.items() for value in values]

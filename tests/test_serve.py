@@ -19,6 +19,7 @@ from serving import ScriptedEngine, Serving
 from tiny_folder import write_tiny
 
 from qwen3_model import InputError, Qwen3
+from qwen3_model.openai.answer import REASONS
 from qwen3_model.openai.body import CHAT, COMPLETIONS
 from qwen3_model.openai.served import Served
 from qwen3_model.serve import engine_client
@@ -102,9 +103,11 @@ def until(condition, seconds=20.0):
         {"seed": 3, "max_tokens": 20, "n": 3, "logprobs": 0},
         {"seed": 2**63, "max_tokens": 25, "top_p": 0.9, "extra_body": {"top_k": 40, "min_p": 0.01}},
         {"seed": 5, "max_tokens": 20, "logit_bias": {"7": 5}, "extra_body": {"repetition_penalty": 1.2}},
+        {"seed": 8, "max_tokens": 40, "frequency_penalty": 1, "presence_penalty": 0.5,
+         "extra_body": {"stop_token_ids": list(range(10, 22)), "ignore_eos": True, **FEW}},
         {"temperature": 0, "max_tokens": 9, "extra_body": {"strategy": "one-pass", "min_tokens": 9, **FEW}},
     ],
-)
+)  # fmt: skip
 def test_a_stream_is_the_offline_text(client, model, given):
     settings = {"temperature": 1.0} | given | given.get("extra_body", {})
     settings.pop("extra_body", None)
@@ -119,7 +122,8 @@ def test_a_stream_is_the_offline_text(client, model, given):
     seed = settings.pop("seed", 0)
     for i in range(n):
         alone = model.generate(model.text.encode(PROMPT), max_new_tokens=budget, seed=seed + i, **settings)
-        assert texts[i] == alone.text and ends[i] == "length"
+        assert texts[i] == alone.text and ends[i] == REASONS[alone.stats.finish_reason]
+        assert ends[i] == ("stop" if "stop_token_ids" in settings else "length")
         assert probabilities[i] == (alone.logprobs if wants else [])
     whole = client.completions.create(model="tiny", prompt=PROMPT, **given)
     assert [choice.text for choice in whole.choices] == texts
@@ -475,6 +479,21 @@ def test_a_slow_reader_that_goes_cancels_its_text(scripted):
     client.close()
     assert text.cancelled.wait(10)
     until(lambda: not scripted.site.jobs)
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.05, 0.3])
+def test_a_client_that_goes_frees_the_engines_slots(serving, client, wait):
+    """Whatever the texts are doing then: others have the bits that they have alone."""
+    body = {"prompt": [7] * 600, "n": 6, "stream": True, "max_tokens": 400, "strategy": "autoregressive"}
+    gone = serving.connected(COMPLETIONS, json.dumps(body).encode())
+    until(lambda: serving.site.jobs)
+    time.sleep(wait)
+    gone.close()
+    until(lambda: not serving.site.jobs)
+    asked = {"model": "tiny", "prompt": PROMPT, "max_tokens": 5, "seed": 1}
+    first = client.completions.create(**asked).choices[0].text
+    until(lambda: (serving.engine.load.running, serving.engine.load.waiting) == (0, 0))
+    assert client.completions.create(**asked).choices[0].text == first
 
 
 def events_of(response):

@@ -43,10 +43,14 @@ class Op:
 
 
 _ROWS = ("kernels/test_rowwise.py",)
-_CHOICE = ("kernels/test_choice_kernels.py", "kernels/test_mixed_choices.py", "test_choice.py")
+_CHOICE = (
+    "kernels/test_choice_kernels.py", "kernels/test_choice_edges.py", "kernels/test_mixed_choices.py",
+    "test_choice.py",
+)  # fmt: skip
 _CHOOSE = Op(_CHOICE, (
     "_tile_best_kernel", "_row_best_kernel", "_group_best_kernel", "_choose_top_k_kernel",
-    "_choose_by_edges_kernel", "_log_probabilities_kernel",
+    "_tops_kernel",
+    "_count_kernel", "_bounds_kernel", "_list_kernel", "_edge_kernel", "_log_probabilities_kernel",
 ))  # fmt: skip
 # Any other operation of the bench: tests/kernels/test_<op>.py and _<op>_kernel.
 KNOWN = {
@@ -63,6 +67,7 @@ KNOWN = {
     "embedding": Op(_ROWS, ("_embedding_kernel",)),
     "choose": _CHOOSE,
     "candidates": _CHOOSE,
+    "likeliest": Op(_CHOICE, ("_logits_kernel", "_merge_kernel")),
     "log_sum_exp": Op(_CHOICE, ("_logits_kernel", "_merge_kernel")),
     "commit": Op(("kernels/test_commit.py", "test_cache.py"), ("_commit_kernel",)),
     "blocks": Op(("kernels/test_grow.py", "test_anchors.py"), ("_place_kernel", "_follow_kernel")),

@@ -7,109 +7,40 @@ open. The ranges of the choice of a token are the choice's own (`orthrus_kernels
 from __future__ import annotations
 
 import math
-import numbers
-import operator
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import InputError, quoted
+from .kinds import (
+    BIASES,
+    FLAG,
+    MOST_STOP_TOKENS,
+    NODES,
+    NUMBER,
+    STRINGS,
+    TOKENS,
+    WHOLE,
+    WHOLE_OR_NONE,
+    WORD,
+    Kind,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from orthrus_kernels import Sampling
 
     from .config import Qwen3Config
 
-MOST_NODES = 255  # of a draft tree, its root besides: rows of a pass that kernels are tuned for
-MOST_BITS = 64  # of a whole number
+MOST_LIKELIEST = 20  # tokens told of a position
 STRATEGIES = ("autoregressive", "two-pass", "one-pass", "auto")
 VERIFY = ("coupled", "rejection")  # how a two-pass cycle decides on its proposals
 # Rows of a one-pass block: by default, and what it may have. Its first proposal is dropped.
 ONE_PASS_BLOCK, LEAST_ONE_PASS_BLOCK, MOST_ONE_PASS_BLOCK = 8, 3, 64
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "logit_bias")
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What values a setting takes. read raises any exception for another one."""
-
-    read: Callable[[Any], Any]
-    wanted: str
-    of_text: Callable[[str], Any] = str  # how the command line reads it; ValueError for what it cannot read
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError
-    return float(value)
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool):
-        raise TypeError
-    whole = operator.index(value)
-    if whole.bit_length() > MOST_BITS:  # Python does not even write out one of 5000 digits
-        raise OverflowError
-    return whole
-
-
-def _word(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _or_none(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: None if value is None else read(value)
-
-
-def _nodes(value: Any) -> int | Literal["auto"]:
-    if isinstance(value, str) and value == "auto":
-        return "auto"
-    nodes = _whole(value)
-    if not 0 <= nodes <= MOST_NODES:
-        raise ValueError
-    return nodes
-
-
-def _strings(value: Any) -> tuple[str, ...]:
-    given = tuple(_word(text) for text in ([value] if isinstance(value, str) else value or ()))
-    if not all(given):
-        raise InputError("a stop string is empty: leave it out, or give at least one character")
-    return given
-
-
-def _biases(value: Any) -> dict[int, float]:
-    """Token ids may be text, as in JSON, whose keys always are."""
-    if value is not None and not isinstance(value, Mapping):
-        raise TypeError
-    found: dict[int, float] = {}
-    for key, bias in (value or {}).items():
-        token, amount = int(key) if isinstance(key, str) else _whole(key), _number(bias)
-        if token in found:
-            raise ValueError
-        found[token] = amount
-    return found
-
-
-def _bias_of_text(text: str) -> tuple[int, float]:
-    token, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError
-    return int(token), float(value)
-
-
-NUMBER = Kind(_number, "a number", float)
-WHOLE = Kind(_whole, f"a whole number of at most {MOST_BITS} bits", int)
-WHOLE_OR_NONE = Kind(_or_none(_whole), WHOLE.wanted, int)
-WORD = Kind(_word, "a word")
-NODES = Kind(
-    _nodes, f'"auto" or a whole number from 0 (a chain) to {MOST_NODES}',
-    lambda text: text if text == "auto" else int(text),
+SAMPLING = (
+    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
+    "logit_bias",
 )  # fmt: skip
-STRINGS = Kind(_strings, "a string or a list of strings")
-BIASES = Kind(_biases, "a mapping of token ids to numbers", _bias_of_text)
 
 
 def _setting(
@@ -154,15 +85,31 @@ class Request:
         (), STRINGS, "end the text before TEXT (repeatable); token ids end with the token that completed it",
         "TEXT", repeatable=True,
     )  # fmt: skip
+    stop_token_ids: Sequence[int] = _setting(
+        (), TOKENS, f"token ID ends the text too (repeatable, up to {MOST_STOP_TOKENS})", "ID",
+        repeatable=True,
+    )  # fmt: skip
+    ignore_eos: bool = _setting(False, FLAG, "the checkpoint's end tokens do not end the text")
     temperature: float = _setting(0.0, NUMBER, "0: greedy (default)", "T")
     top_k: int = _setting(0, WHOLE, "0: off (default)", "K")
     top_p: float = _setting(1.0, NUMBER, "1: off (default)", "P")
     min_p: float = _setting(0.0, NUMBER, "0: off (default)", "P")
-    repetition_penalty: float = _setting(1.0, NUMBER, "1: off (default)", "R")
+    repetition_penalty: float = _setting(
+        1.0, NUMBER, "divide or multiply logits of tokens in prompt or text; 1: off (default)", "R"
+    )
+    frequency_penalty: float = _setting(
+        0.0, NUMBER, "subtract F times how often a token was generated; -2 to 2, 0: off (default)", "F"
+    )
+    presence_penalty: float = _setting(
+        0.0, NUMBER, "subtract P for a token that was generated; -2 to 2, 0: off (default)", "P"
+    )
     logit_bias: Mapping[int, float] | None = _setting(
         None, BIASES, "add VALUE to a token's logit; -inf bans it (repeatable)", "ID=VALUE", repeatable=True
     )
     seed: int | None = _setting(None, WHOLE_OR_NONE, "seed of the sampling (default: drawn, reported)", "S")
+    top_logprobs: int = _setting(
+        0, WHOLE, "tell the N likeliest tokens of the model at each token too, 0 to 20 (default: 0)", "N"
+    )
     cache_salt: str = _setting(
         "",
         WORD,
@@ -186,6 +133,10 @@ class Request:
             raise InputError(f"max_new_tokens is {quoted(self.max_new_tokens)}; it must be at least 1")
         if self.min_tokens < 0:
             raise InputError(f"min_tokens is {quoted(self.min_tokens)}; it must be at least 0")
+        if not 0 <= self.top_logprobs <= MOST_LIKELIEST:
+            raise InputError(
+                f"top_logprobs is {quoted(self.top_logprobs)}; it must be in 0..{MOST_LIKELIEST}"
+            )
         _ = self.sampling  # refuses what is out of range
 
     @property
@@ -207,6 +158,7 @@ class Request:
         if self.stop and not has_text:
             raise InputError("stop strings need a tokenizer, and this model has none")
         _check_biases(self.logit_bias or {}, config.vocab_size)
+        _check_tokens("stop_token_ids", self.stop_token_ids, config.vocab_size)
         tree_nodes = 0 if self.verify == "rejection" and self.tree_nodes == "auto" else self.tree_nodes
         fitted = replace(
             self,
@@ -223,6 +175,11 @@ class Request:
             most = fitted.max_new_tokens
             raise InputError(f"min_tokens is {fitted.min_tokens}, but the text has {most} new tokens at most")
         return fitted
+
+    def end_tokens(self, config: Qwen3Config) -> tuple[int, ...]:
+        """The tokens any of which ends the text, each one once."""
+        own = () if self.ignore_eos else config.eos_token_ids
+        return tuple(dict.fromkeys((*own, *self.stop_token_ids)))
 
     def _strategy(self, config: Qwen3Config) -> str:
         if config.has_diffusion_view:
@@ -254,6 +211,8 @@ class Request:
             raise InputError("verify rejection takes a temperature above 0: a greedy choice is not a sample")
         if self.min_tokens:
             raise InputError(f"verify rejection takes no min_tokens: it is {self.min_tokens}, use 0")
+        if self.top_logprobs:
+            raise InputError(f"verify rejection takes no top_logprobs: it is {self.top_logprobs}, use 0")
         if self.tree_nodes != 0:
             raise InputError(
                 f"verify rejection takes a chain, not a tree: tree_nodes is {self.tree_nodes}, use 0"
@@ -289,11 +248,13 @@ def block_rows(config: Qwen3Config, block_size: int | None, strategy: str) -> in
     return block_size
 
 
-def _check_biases(biases: Mapping[int, float], vocabulary: int) -> None:
-    for token in biases:
+def _check_tokens(name: str, tokens: Iterable[int], vocabulary: int) -> None:
+    for token in tokens:
         if not 0 <= token < vocabulary:
-            raise InputError(
-                f"logit_bias names token {quoted(token)}; this checkpoint's are 0..{vocabulary - 1}"
-            )
+            raise InputError(f"{name} names token {quoted(token)}; this checkpoint's are 0..{vocabulary - 1}")
+
+
+def _check_biases(biases: Mapping[int, float], vocabulary: int) -> None:
+    _check_tokens("logit_bias", biases, vocabulary)
     if sum(bias == -math.inf for bias in biases.values()) == vocabulary:
         raise InputError("logit_bias bans every token: leave at least one")

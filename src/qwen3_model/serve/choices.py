@@ -47,7 +47,7 @@ class Choice:
         self.first = self.last = 0.0  # when tokens came
         self._text, self._logprobs = "", list[float]()
         self._stream = TokenStream(
-            served.text, served.config.eos_token_ids, fitted.stop, fitted.max_new_tokens, self._release,
+            served.text, fitted.end_tokens(served.config), fitted.stop, fitted.max_new_tokens, self._release,
             fitted.min_tokens,
         )  # fmt: skip
         self.running = client.submit(prompt, fitted)
