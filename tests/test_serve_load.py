@@ -10,7 +10,7 @@ import time
 from urllib.error import HTTPError
 
 import pytest
-from serve_load import exchange, mixed, run
+from serve_load import SMALL, exchange, mixed, run
 from serve_process import ServeProcess
 from tiny_folder import PROMPTS, write_tiny
 
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 def jobs(folder):
     """200 requests of mixed settings with what must be heard."""
     model = Qwen3.from_pretrained(folder, "cpu", progress=False)
-    return [(asked, asked.alone(model)) for asked in mixed(PROMPTS, 200, 24)]
+    return [(asked, asked.alone(model)) for asked in mixed(PROMPTS, 200, 16, draft=SMALL)]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_third_of_the_clients_goes(server, jobs):
 def test_2000_requests_leave_no_memory_and_no_file(server, folder):
     """Nor do the clients that go among them."""
     model = Qwen3.from_pretrained(folder, "cpu", progress=False)
-    jobs = [(asked, asked.alone(model)) for asked in mixed(PROMPTS, 100, 8, seed=1)]
+    jobs = [(asked, asked.alone(model)) for asked in mixed(PROMPTS, 100, 8, 1, SMALL)]
     found = []
     for done in range(20):
         tally = asyncio.run(run(server.port, jobs, 50, leave=0.1))
@@ -163,7 +163,5 @@ def test_a_long_prompt_stalls_nobody(tmp_path):
         began, ended = asyncio.run(both())
         times = [began, *(at for at in came if began < at < ended), ended]
         longest = max(b - a for a, b in zip(times, times[1:], strict=False))
-        print(
-            f"\n{ended - began:.1f} s for the prompt, {len(times) - 2} pieces meanwhile, {longest:.2f} s apart"
-        )
+        print(f"\n{ended - began:.1f} s for the prompt, {len(times) - 2} pieces, {longest:.2f} s apart")
         assert len(times) > 8 and longest < (ended - began) / 3

@@ -87,18 +87,28 @@ class Heard:
     usage: tuple[int, int, int] | None = None
 
 
-def mixed(prompts: Sequence[str], count: int, most: int, seed: int = 0) -> list[Mixed]:
-    """Requests of up to `most` tokens a choice."""
+SMALL = {"tree_nodes": 3, "block_size": 4}  # rows of a draft, which take a CPU long
+
+
+def mixed(
+    prompts: Sequence[str], count: int, most: int, seed: int = 0, draft: dict[str, int] | None = None
+) -> list[Mixed]:
+    """Requests of up to `most` tokens a choice. draft: settings of those that draft."""
     rng = random.Random(seed)
     return [
         Mixed(
             rng.random() < 0.4, rng.random() < 0.7, rng.random() < 0.4, rng.choice([1, 1, 1, 2, 3]),
             rng.randrange(6, most + 1), rng.choice(prompts),
-            {"strategy": rng.choice(STRATEGIES), "seed": 10 * i}
-            | rng.choice(CHOICES) | rng.choice(ENDS),
+            _settings(rng, draft or {}) | {"seed": 10 * i},
         )
         for i in range(count)
     ]  # fmt: skip
+
+
+def _settings(rng: random.Random, draft: dict[str, int]) -> dict[str, Any]:
+    strategy = rng.choice(STRATEGIES)
+    how = {"strategy": strategy} | rng.choice(CHOICES) | rng.choice(ENDS)
+    return how if strategy == "autoregressive" else how | draft
 
 
 @dataclass

@@ -649,7 +649,7 @@ BUGS = (
         "test_callback_pieces.py::test_pieces_are_the_text",
         "what was shown would be taken back"),
     Bug("a stop string over two tokens is not seen", "qwen3_model/decode/stream.py",
-        "max(before - reach + 1, 0)", "before", "test_callback_pieces.py::test_pieces_are_the_text",
+        "max(before - len(stop) + 1, 0)", "before", "test_callback_pieces.py::test_pieces_are_the_text",
         "tokens cut a text where they like"),
     Bug("what a large tree keeps is taken for a small one's", _CONTROLLER,
         "sum(node <= self._smallest for node in path)", "len(path)",

@@ -77,8 +77,8 @@ class TokenStream:
         """
         if len(self.token_ids) <= self._least:
             return False
-        reach = max((len(stop) for stop in self._stop), default=0)
-        found = [at for stop in self._stop if (at := self.text.find(stop, max(before - reach + 1, 0))) >= 0]
+        ends = [(stop, max(before - len(stop) + 1, 0)) for stop in self._stop]
+        found = [at for stop, begin in ends if (at := self.text.find(stop, begin)) >= 0]
         if found:
             self.text = self.text[: min(found)]
         return bool(found)
