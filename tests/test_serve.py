@@ -199,6 +199,19 @@ def test_prompts_of_every_form(client, model):
     assert again.usage.prompt_tokens == 200 and again.usage.prompt_tokens_details.cached_tokens == 192
 
 
+def test_a_chats_second_turn_is_found_in_the_cache(client):
+    """And is answered as where nothing of it is there."""
+    told = [{"role": "user", "content": PROMPT * 60}]
+    asked = {"model": "tiny", "max_tokens": 40, "seed": 5, "logprobs": True}
+    first = client.chat.completions.create(messages=told, **asked)
+    told += [first.choices[0].message.model_dump(include={"role", "content"}), *HELLO]
+    warm = client.chat.completions.create(messages=told, **asked)
+    cold = client.chat.completions.create(messages=told, **asked, extra_body={"cache_salt": "cold"})
+    assert warm.usage.prompt_tokens_details.cached_tokens >= 64
+    assert cold.usage.prompt_tokens_details.cached_tokens == 0
+    assert warm.choices == cold.choices and warm.usage.completion_tokens == cold.usage.completion_tokens
+
+
 def test_the_other_endpoints(serving, client, model):
     (card,) = client.models.list().data
     assert (

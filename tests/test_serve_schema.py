@@ -27,8 +27,12 @@ EXAMPLES = 60  # of an operation
 def serving(tmp_path_factory):
     folder = write_tiny(tmp_path_factory.mktemp("schema") / "tiny")
 
+    def script(text):
+        text.run([5] * text.request.max_new_tokens)
+        text.end("length")
+
     async def start():
-        return ScriptedEngine(slots=500, script=lambda text: (text.run([5] * 4), text.end("length")))
+        return ScriptedEngine(slots=500, script=script)
 
     served = Served("tiny", Qwen3Config.from_folder(folder), Text(folder))
     with Serving(served, start, Limits(), None) as serving:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 from contextlib import suppress
@@ -46,9 +47,28 @@ def chunked(path: str, *chunks: bytes, more: str = "") -> bytes:
     )
 
 
-def connected(port: int, data: bytes = b"", seconds: float = 20.0) -> socket.socket:
+class Client(socket.socket):
+    """A connection whose answers are read one behind the other: what has come of the next one is kept."""
+
+    def __init__(self, port: int, seconds: float = 20.0) -> None:
+        super().__init__(socket.AF_INET, socket.SOCK_STREAM)
+        self.settimeout(seconds)
+        self.connect(("127.0.0.1", port))
+        self._reader = _Kept(socket.SocketIO(self, "rb"))
+
+    def makefile(self, *args: Any, **more: Any) -> Any:
+        """The one reader."""
+        return self._reader
+
+
+class _Kept(io.BufferedReader):
+    def close(self) -> None:
+        """An answer's end is not the connection's."""
+
+
+def connected(port: int, data: bytes = b"") -> Client:
     """A connection that has sent some bytes, as many as the server takes."""
-    client = socket.create_connection(("127.0.0.1", port), seconds)
+    client = Client(port)
     with suppress(BrokenPipeError, ConnectionResetError):  # refused before the end
         client.sendall(data)
     return client

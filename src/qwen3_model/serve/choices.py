@@ -85,6 +85,7 @@ class Choice:
         return Result(self._stream.token_ids, self._stream.text, self._logprobs, self.stats)
 
 
+TOGETHER = 64  # runs at most that leave in one piece: what a slow client has not read waits as tokens
 STOPPED = "the server stops: send the request again, to a server that is ready"
 
 
@@ -121,7 +122,7 @@ class Job:
         what ends one of them early: a Refusal, InputError or EngineDied."""
         while self.left:
             came = [await self._came.get()]
-            while not self._came.empty():
+            while not self._came.empty() and len(came) < TOGETHER:
                 came.append(self._came.get_nowait())
             found, error = self._taken(came)
             if found:
