@@ -105,7 +105,8 @@ class _Completion:
 
     def of(self, piece: Piece) -> dict[str, Any] | None:
         """The piece's text, with its tokens where they are asked for; None for neither."""
-        logprobs = self._logprobs.push(piece.tokens, piece.logprobs) if self._logprobs else None
+        told = piece.tokens, piece.logprobs, piece.top_logprobs
+        logprobs = self._logprobs.push(*told) if self._logprobs else None
         return {"text": piece.text, "logprobs": logprobs} if piece.text or logprobs else None
 
     def last(self) -> dict[str, Any]:
@@ -144,7 +145,8 @@ class _Chat:
             calls = enumerate(said.calls, self._calls)
             delta["tool_calls"] = [{"index": i} | answer.called(call) for i, call in calls]
             self._calls += len(said.calls)
-        logprobs = answer.chat_logprobs(self._text, piece.tokens, piece.logprobs) if self._wants else None
+        told = piece.tokens, piece.logprobs, piece.top_logprobs
+        logprobs = answer.chat_logprobs(self._text, *told) if self._wants else None
         return {"delta": delta, "logprobs": logprobs} if delta or logprobs else None
 
     def last(self) -> dict[str, Any]:
