@@ -142,8 +142,8 @@ def test_a_stop_string_ends_a_stream_where_it_ends_the_text(client, model):
     ids = model.text.encode(PROMPT)
     free = model.generate(ids, max_new_tokens=60, temperature=1.0, seed=9)
     stop = free.text[20:23]
-    alone = model.generate(ids, max_new_tokens=60, temperature=1.0, seed=9, stop=[stop])
-    asked = {"model": "tiny", "prompt": PROMPT, "max_tokens": 60, "seed": 9, "stop": [stop]}
+    alone = model.generate(ids, max_new_tokens=60, temperature=1.0, seed=9, stop=[stop], top_logprobs=2)
+    asked = {"model": "tiny", "prompt": PROMPT, "max_tokens": 60, "seed": 9, "stop": [stop], "logprobs": 2}
     chunks = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
     assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == alone.text
     assert chunks[-2].choices[0].finish_reason == "stop"
@@ -152,6 +152,8 @@ def test_a_stop_string_ends_a_stream_where_it_ends_the_text(client, model):
     whole = client.completions.create(**asked)
     assert whole.choices[0].text == alone.text and whole.choices[0].finish_reason == "stop"
     assert whole.usage.completion_tokens == len(alone.token_ids)
+    told = CompletionLogprobs(model.text).push(alone.token_ids, alone.logprobs, alone.top_logprobs)
+    assert whole.choices[0].logprobs.top_logprobs == told["top_logprobs"]
 
 
 def test_a_chat_streamed_and_whole(client, model, serving):
