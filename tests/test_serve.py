@@ -400,7 +400,7 @@ def test_files_of_keys(tmp_path):
         file.write_text(wrong)
         with pytest.raises(InputError, match="key"):
             read_keys(file)
-    with pytest.raises(InputError, match="missing"):
+    with pytest.raises(InputError, match="a key a line"):
         read_keys(tmp_path / "nothing")
 
 

@@ -138,6 +138,13 @@ def add_generation_config(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def served_name(args: argparse.Namespace) -> str:
+    """What requests call the model, if they do. Raises InputError for a name that is empty."""
+    if args.served_model_name == "":
+        raise InputError("--served-model-name is empty: give a name, or leave it out")
+    return args.served_model_name or args.model or "embedded"
+
+
 def checkpoint_folder(args: argparse.Namespace) -> Path:
     """The folder of the checkpoint that --model names, downloaded where it is a hub id. Raises InputError."""
     from .. import checkpoint, hub
