@@ -460,12 +460,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     given, began = parse(arguments), time.monotonic()
     facts = machine(" ".join([f"python -m {COMMAND}", *sys.argv[1:]]))
+    try:
+        sizes = lengths_of(given)
+    except InputError as error:
+        fail(COMMAND, str(error))
     print(machine_line(facts), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            bench = Bench(given, lengths_of(given), began + given.seconds, Path(folder))
-        except InputError as error:
-            fail(COMMAND, str(error))
+        bench = Bench(given, sizes, began + given.seconds, Path(folder))
         measure(bench, facts)
     report.print_tables(serve_report.tables(bench.rows, bench.peers))
     print(*(f"note: {note}" for note in bench.notes), sep="\n")

@@ -103,7 +103,7 @@ def tables(rows: Sequence[Row], peers: Sequence[Row]) -> list[Table]:
     return found
 
 
-LATENCY = ["TTFT p50 ms", "p99", "ms/token p50", "p99", "goodput", "errors", "client core"]
+LATENCY = ["TTFT p50 ms", "TTFT p99", "ms/token p50", "ms/token p99", "goodput", "errors", "client core"]
 
 
 def latency(row: Row) -> list[str]:
