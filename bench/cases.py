@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orthrus_kernels import PAGE, Sampling, alike, backend_ops, pages_for, rope, top_k
+from orthrus_kernels import FORMS, PAGE, Sampling, alike, backend_ops, pages_for, rope, top_k
 from orthrus_kernels.choice import candidate_scores
 from orthrus_kernels.commit import commit_triton
 from orthrus_kernels.swiglu import swiglu_triton
@@ -34,6 +34,15 @@ SETTINGS = {
     "T 0.8": Sampling(temperature=0.8, seed=1),
     "T 0.8, top-p 0.95": Sampling(temperature=0.8, top_p=0.95, seed=1),
     "T 1, top-p 0.95, top-k 20": Sampling(temperature=1.0, top_p=0.95, top_k=20, seed=1),
+}
+# Choices launched as in a pass of texts of any settings, from logits spread so much: at 6 few tokens have
+# nearly all of the mass, at 1 top-p 0.9 keeps two thirds of the vocabulary.
+MIXED = {
+    "mixed: greedy": (Sampling(), 6.0),
+    "mixed: T 0.8": (Sampling(temperature=0.8, seed=1), 6.0),
+    "mixed: T 0.8, top-k 20": (Sampling(temperature=0.8, top_k=20, seed=1), 6.0),
+    "mixed: T 0.8, top-p 0.9": (Sampling(temperature=0.8, top_p=0.9, seed=1), 6.0),
+    "mixed: T 1, top-p 0.9, flat": (Sampling(temperature=1.0, top_p=0.9, seed=1), 1.0),
 }
 
 Build = Callable[[Pool], "tuple[int, dict[str, Call | NotRun]]"]
@@ -160,7 +169,7 @@ def logits_cases(op: str, shape: Shape, rows: Sequence[int]) -> Iterator[dict]:
     """What reads written logits. Bytes: every logit once, and the results."""
     v = shape.V
     build, names, row_bytes = {
-        "choose": (choose, list(SETTINGS), 16),
+        "choose": (choose, [*SETTINGS, *MIXED], 16),
         "candidates": (candidates, list(SETTINGS), 12 * LIKELIEST),
         "log_sum_exp": (log_sum_exp, [""], 4),
     }[op]
@@ -172,17 +181,19 @@ def logits_cases(op: str, shape: Shape, rows: Sequence[int]) -> Iterator[dict]:
             }  # fmt: skip
 
 
-def written_logits(v: int, t: int, pool: Pool) -> list[Tensor]:
+def written_logits(v: int, t: int, pool: Pool, spread: float = 2.5) -> list[Tensor]:
     """Copies of logits [T, V] fp32, of a few units as a model's. Two numbers of the pool are the bits of one:
     rounded to bf16, many would be equal."""
-    return [2.5 * pool.take(t, 2 * v).view(torch.float32) for _ in range(pool.copies(2 * t * v))]
+    return [spread * pool.take(t, 2 * v).view(torch.float32) for _ in range(pool.copies(2 * t * v))]
 
 
 def choose(v: int, name: str, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
     """Peer: what the twin does with rows of one setting, where a graph can hold it: its noise and its filters
     ask the host."""
-    sampling, logits = SETTINGS[name], written_logits(v, t, pool)
-    settings = alike(sampling, logits[0])
+    sampling, spread = MIXED[name] if name in MIXED else (SETTINGS[name], 2.5)
+    logits = written_logits(v, t, pool, spread)
+    settings = table, _ = alike(sampling, logits[0])
+    table.form = FORMS[1] if name in MIXED else table.form
     positions = torch.arange(t, device=pool.device)
     out = torch.empty_like(positions)
     return len(logits), {

@@ -164,3 +164,16 @@ def test_many_threads_render_one_template(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         texts = pool.map(lambda messages: template.render(messages, None, None, {}), conversations)
         assert list(texts) == [str(40 * n) for n in range(32)]
+
+
+@pytest.mark.parametrize(
+    ("template", "takes"),
+    [
+        ("{{ messages[0].content }}", False), ("{# tools #}{{ 'tools' }}{{ messages[0].tools }}", False),
+        ("{% set tools = 1 %}", False), ("{% if tools %}x{% endif %}", True),
+        ("{% if tools is not defined %}{% set tools = none %}{% endif %}", True),
+        ("{% for message in messages %}{{ tools | tojson }}{% endfor %}", True),
+    ],
+)  # fmt: skip
+def test_which_templates_know_tools(tmp_path, template, takes):
+    assert with_template(tmp_path, template).takes_tools() is takes

@@ -13,6 +13,7 @@ from scipy import stats
 
 from orthrus_kernels import Sampling, alike, choose, log_sum_exp
 from orthrus_kernels.choice import _philox, filter_logits, gumbel, penalise, random_bits
+from orthrus_kernels.seen import GENERATED, PROMPT, counts_of
 
 
 @pytest.mark.parametrize(
@@ -94,8 +95,33 @@ def test_greedy_takes_the_lowest_id_and_ignores_filters():
 
 def test_penalty_by_sign_on_seen_tokens_after_the_bias():
     sampling = Sampling(repetition_penalty=2.0, logit_bias={0: 1.0})
-    seen = torch.tensor([[True, True, False]])
+    seen = torch.tensor([[PROMPT, GENERATED, 0]])
     assert penalise(torch.tensor([[3.0, -1.0, 5.0]]), sampling, seen).tolist() == [[2.0, -2.0, 5.0]]
+
+
+@given(
+    prompt=st.lists(st.integers(0, 5), max_size=6), generated=st.lists(st.integers(0, 5), max_size=9),
+    repetition=st.sampled_from([1.0, 0.5, 2.0]), frequency=st.sampled_from([0.0, -2.0, 0.25, 1.5]),
+    presence=st.sampled_from([0.0, 2.0, -0.75]),
+)  # fmt: skip
+def test_penalties_by_definition(prompt, generated, repetition, frequency, presence):
+    """Token by token in Python; all numbers are sums of few powers of 2, exact. Prompts count for the
+    repetition penalty alone."""
+    logits = [3.0, -1.0, 0.0, 2.5, -math.inf, -4.0]
+    sampling = Sampling(
+        repetition_penalty=repetition, frequency_penalty=frequency, presence_penalty=presence,
+        logit_bias={1: 2.0},
+    )  # fmt: skip
+    wanted = []
+    for token, x in enumerate(logits):
+        x += 2.0 * (token == 1)
+        if token in prompt or token in generated:
+            x = x / repetition if x > 0 else x * repetition
+        x -= frequency * generated.count(token)
+        x -= presence if token in generated else 0
+        wanted.append(x)
+    seen = counts_of([*prompt, *generated], len(prompt), 6)
+    assert penalise(torch.tensor([logits]), sampling, seen[None])[0].tolist() == wanted
 
 
 @given(st.integers(1, 40), st.integers(0, 39), st.integers(0, 20))
@@ -128,6 +154,9 @@ def test_log_sum_exp_by_definition():
         {"min_p": -0.1},
         {"min_p": 1.5},
         {"repetition_penalty": 0.0},
+        {"frequency_penalty": 2.1},
+        {"frequency_penalty": math.nan},
+        {"presence_penalty": -2.1},
         {"seed": -1},
         {"seed": 2**64},
         {"logit_bias": {3: math.nan}},

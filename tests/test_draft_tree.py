@@ -61,7 +61,7 @@ def test_a_drafts_penalty_sees_the_text():
     logits = torch.zeros(2, model.config.vocab_size)
     logits[:, 9], logits[:, 11] = 6.0, 5.0
     for text, wanted, score in (([5, 6], 9, 6.0), ([5, 9], 11, 5.0)):
-        choice.put(0, Sampling(repetition_penalty=2.0), text)
+        choice.put(0, Sampling(repetition_penalty=2.0), text, len(text))
         choice.form = choice.form_of([0])
         scores, ids, order = choice.ranked(logits, at, torch.tensor(text[-1:]), slots, known=True)
         scores, ids = scores[0], ids[0]

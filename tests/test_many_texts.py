@@ -31,10 +31,14 @@ SETTINGS = st.fixed_dictionaries(
         "tree_nodes": st.sampled_from(["auto", 0, 3, 12]),
         "block_size": st.integers(2, 8),
         "min_tokens": st.integers(1, 20),
+        "ignore_eos": st.booleans(),
+        "stop_token_ids": st.lists(st.integers(0, 30), max_size=16),
         "temperature": st.sampled_from([0.0, 0.8, 1.5]),
         "top_k": st.sampled_from([0, 5]),
         "top_p": st.sampled_from([1.0, 0.8]),
         "repetition_penalty": st.sampled_from([1.0, 1.3]),
+        "frequency_penalty": st.sampled_from([0.0, 0.7, -0.3]),
+        "presence_penalty": st.sampled_from([0.0, 1.5]),
         "logit_bias": st.dictionaries(st.integers(0, 30), st.sampled_from([-5.0, 3.0]), max_size=3),
     },
 ).map(possible)
@@ -107,8 +111,11 @@ def test_each_text_has_the_bits_it_has_alone(
 
 
 @pytest.mark.parametrize(
-    "settings", [{"repetition_penalty": 1.5}, {"temperature": 0.9, "top_p": 0.9}], ids=str
-)
+    "settings",
+    [{"repetition_penalty": 1.5}, {"temperature": 0.9, "top_p": 0.9},
+     {"frequency_penalty": 0.4, "presence_penalty": -0.2}],
+    ids=str,
+)  # fmt: skip
 def test_a_real_model(settings):
     """Of two layers, on the twins: trees of texts of different lengths in one pass."""
     model = small_model(eos_token_ids=())

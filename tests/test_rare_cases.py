@@ -6,7 +6,7 @@ from itertools import permutations
 import pytest
 import torch
 from exact import by_definition
-from scripted import ScriptedModel
+from scripted import ScriptedModel, Stutter
 from small import small_config
 
 from orthrus_kernels import Sampling, alike, choose, inverse_frequencies
@@ -38,15 +38,6 @@ def test_an_end_token_at_the_limit_is_an_end_token():
     model = Sequel(small_config(eos_token_ids=(60, 15)), skill=1.0)
     assert model.generate([9], max_new_tokens=6, strategy="two-pass").stats.finish_reason == "end_token"
     assert model.generate([9], max_new_tokens=5, strategy="two-pass").stats.finish_reason == "length"
-
-
-class Stutter(ScriptedModel):
-    """Would say each token again and again: all but the last token's logits are noise."""
-
-    def target(self, text):
-        logits = super().target([len(text)])
-        logits[text[-1]] = logits.max() + 1.0
-        return logits
 
 
 @pytest.mark.parametrize(

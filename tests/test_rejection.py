@@ -173,12 +173,15 @@ def test_a_whole_generation(bias, monkeypatch):
     assert result.stats.verify == "rejection" and 1.3 < result.stats.tokens_per_cycle < 3
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1.5])
-def test_both_distributions_are_those_of_the_settings(penalty, monkeypatch):
-    """And with a repetition penalty what has been seen follows the path, in both views."""
+@pytest.mark.parametrize(
+    "penalties", [{}, {"repetition_penalty": 1.5}, {"frequency_penalty": 0.6, "presence_penalty": -0.4}],
+    ids=str,
+)  # fmt: skip
+def test_both_distributions_are_those_of_the_settings(penalties, monkeypatch):
+    """And with a penalty what has been seen follows the path, in both views."""
     calls, reject = [], rejection.reject
     monkeypatch.setattr(decode_rejection, "reject", lambda *of: calls.append(of) or reject(*of))
-    settings = {"temperature": 0.9, "top_k": 20, "top_p": 0.9, "repetition_penalty": penalty, "seed": 5}
+    settings = {"temperature": 0.9, "top_k": 20, "top_p": 0.9, "seed": 5} | penalties
     model = ScriptedModel(small_config(eos_token_ids=()), skill=0.7)
     text = [1, *model.generate([1], max_new_tokens=40, verify="rejection", **settings).token_ids]
     assert len(calls) > 5
@@ -196,8 +199,13 @@ def test_both_distributions_are_those_of_the_settings(penalty, monkeypatch):
 
 
 def distribution(logits, path, sampling):
+    """Of a text whose prompt is its first token."""
     x = [v * sampling.repetition_penalty ** (-1 if v > 0 else 1) if token in path else v
          for token, v in enumerate(logits.tolist())]  # fmt: skip
+    for token in path[1:]:
+        x[token] -= sampling.frequency_penalty
+    for token in set(path[1:]):
+        x[token] -= sampling.presence_penalty
     return by_definition([v / sampling.temperature for v in x], sampling)
 
 

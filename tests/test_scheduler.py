@@ -28,9 +28,10 @@ SIZES = [
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_ten_thousand_random_steps(sizes):
     """With arrivals, cancels, texts up to the whole pool, and many that begin as earlier ones did."""
-    draw = random.Random(str(sizes))
+    draw, pace = random.Random(str(sizes)), random.Random(1)
     slots, pages, most = sizes[0], sizes[1], sizes[3]
-    engine = ToyEngine(*sizes, growth=lambda: draw.randint(1, most))
+    rows = 25, sizes[2]
+    engine = ToyEngine(*sizes, lambda: draw.randint(1, most), lambda: pace.choice(rows), min(rows))
     for _ in range(10_000):
         if len(engine.texts) < 2 * slots + 1 and draw.random() < 0.3:
             longest = pages * PAGE // draw.choice((1, 2, 2, 4))
@@ -53,10 +54,11 @@ class Texts(RuleBasedStateMachine):
     """Hypothesis's choice of sizes, texts, growth and cancels."""
 
     @initialize(data=st.data(), sizes=st.tuples(st.integers(1, 6), st.integers(1, 12), st.integers(1, 200),
-                                                st.integers(1, 40), st.integers(0, 2)))  # fmt: skip
-    def begin(self, data, sizes):
-        self.engine = ToyEngine(*sizes, growth=self.growth)
+                                                st.integers(1, 40), st.integers(0, 2)),
+                rows=st.integers(1, 200))  # fmt: skip
+    def begin(self, data, sizes, rows):
         self.draw, self.each = random.Random(0), 1
+        self.engine = ToyEngine(*sizes, self.growth, lambda: self.draw.randint(rows, 2 * rows), rows)
 
     def growth(self):
         return self.draw.randint(1, self.each)
@@ -138,6 +140,42 @@ def test_chunks_follow_each_other_where_no_text_is_in_cycles():
     scheduler = Lengths(slots=2, pages=20, chunk=100)
     scheduler.add("a", 201, 300)
     assert [prefill(scheduler.next(2))[1:3] for _ in range(3)] == [(0, 100), (100, 200), (200, 201)]
+
+
+def test_a_chunk_is_as_small_as_it_is_told_while_texts_decode():
+    """Its rest is not admitted before the older text has it; alone, prompts are read as fast as ever."""
+    scheduler = Lengths(slots=3, pages=20, chunk=100)
+    scheduler.beside = 30
+    for text, length in (("a", 160), ("b", 50), ("c", 20)):
+        scheduler.add(text, length, length + 50)
+    assert prefill(scheduler.next(2)) == ("a", 0, 100, False)
+    assert parts(scheduler.next(2)) == [("a", 100, 160, True), ("b", 0, 40, False)]
+    assert texts(scheduler.next(2)) == ["a"]
+    assert parts(scheduler.next(2)) == [("b", 40, 50, True), ("c", 0, 20, True)]
+    scheduler.add("d", 500, 600)
+    scheduler.remove("a")
+    assert texts(scheduler.next(2)) == ["b", "c"]
+    scheduler.beside = 1000
+    assert prefill(scheduler.next(2)) == ("d", 0, 100, False)
+    assert texts(scheduler.next(2)) == ["b", "c"]
+    scheduler.remove("b"), scheduler.remove("c")
+    scheduler.beside = 1
+    assert [prefill(scheduler.next(2))[1:3] for _ in range(4)] == [(n, n + 100) for n in range(100, 500, 100)]
+
+
+def test_a_text_that_lacks_pages_is_looked_up_once_until_some_come_back(monkeypatch):
+    scheduler, ids = Scheduler(slots=3, pages=9, chunk=512), list(range(400))
+    scheduler.add("old", ids[:90], 300)
+    scheduler.add("long", ids, 500)
+    found, find = [], Pages.find
+    monkeypatch.setattr(Pages, "find", lambda *given: found.append(1) or find(*given))
+    assert prefill(scheduler.next(2)) == ("old", 0, 90, True)
+    before = len(found)
+    for _ in range(20):
+        assert texts(scheduler.next(2)) == ["old"]
+    assert len(found) <= before + 1, "the first chunk had fewer rows left"
+    scheduler.remove("old")
+    assert prefill(scheduler.next(2)) == ("long", 0, 400, True)
 
 
 def test_a_chunk_holds_the_prompts_of_waiting_texts_while_slots_pages_and_rows_last():

@@ -19,6 +19,7 @@ from serving import ScriptedEngine, Serving
 from tiny_folder import write_tiny
 
 from qwen3_model import InputError, Qwen3
+from qwen3_model.openai.answer import REASONS
 from qwen3_model.openai.body import CHAT, COMPLETIONS
 from qwen3_model.openai.served import Served
 from qwen3_model.serve import engine_client
@@ -102,9 +103,11 @@ def until(condition, seconds=20.0):
         {"seed": 3, "max_tokens": 20, "n": 3, "logprobs": 0},
         {"seed": 2**63, "max_tokens": 25, "top_p": 0.9, "extra_body": {"top_k": 40, "min_p": 0.01}},
         {"seed": 5, "max_tokens": 20, "logit_bias": {"7": 5}, "extra_body": {"repetition_penalty": 1.2}},
+        {"seed": 8, "max_tokens": 40, "frequency_penalty": 1, "presence_penalty": 0.5,
+         "extra_body": {"stop_token_ids": list(range(10, 22)), "ignore_eos": True, **FEW}},
         {"temperature": 0, "max_tokens": 9, "extra_body": {"strategy": "one-pass", "min_tokens": 9, **FEW}},
     ],
-)
+)  # fmt: skip
 def test_a_stream_is_the_offline_text(client, model, given):
     settings = {"temperature": 1.0} | given | given.get("extra_body", {})
     settings.pop("extra_body", None)
@@ -119,7 +122,8 @@ def test_a_stream_is_the_offline_text(client, model, given):
     seed = settings.pop("seed", 0)
     for i in range(n):
         alone = model.generate(model.text.encode(PROMPT), max_new_tokens=budget, seed=seed + i, **settings)
-        assert texts[i] == alone.text and ends[i] == "length"
+        assert texts[i] == alone.text and ends[i] == REASONS[alone.stats.finish_reason]
+        assert ends[i] == ("stop" if "stop_token_ids" in settings else "length")
         assert probabilities[i] == (alone.logprobs if wants else [])
     whole = client.completions.create(model="tiny", prompt=PROMPT, **given)
     assert [choice.text for choice in whole.choices] == texts
@@ -197,7 +201,11 @@ def test_prompts_of_every_form(client, model):
 
 def test_the_other_endpoints(serving, client, model):
     (card,) = client.models.list().data
-    assert card.id == "tiny" and card.model_extra["max_model_len"] == 1024
+    assert (
+        card == client.models.retrieve("tiny")
+        and card.id == "tiny"
+        and card.model_extra["max_model_len"] == 1024
+    )
     with httpx.Client(base_url=serving.url) as http:
         assert (http.get("/health").status_code, http.get("/ready").status_code) == (200, 200)
         found = http.post("/tokenize", json={"prompt": PROMPT}).json()
@@ -213,6 +221,21 @@ def test_the_other_endpoints(serving, client, model):
         assert float(re.search(r"^orthrus_cache_pages (\S+)", lines, re.M)[1]) == 64
         assert float(re.search(r"^orthrus_tokens_per_cycle (\S+)", lines, re.M)[1]) >= 1
         assert "openapi" in http.get("/openapi.json").json() and http.get("/docs").status_code == 404
+
+
+def test_a_stop_string_frees_its_slot(scripted, served):
+    """And runs that the engine had made meanwhile are no part of the answer."""
+    body = {"prompt": "x", "stop": "def", "stream": True, "max_tokens": 50}
+    client = scripted.connected(COMPLETIONS, json.dumps(body).encode())
+    (text,) = until(lambda: scripted.engine.texts)
+    assert text.request.stop == ("def",)  # the client's `submit` leaves it out
+    text.run(served.text.encode("a def"))
+    text.run(served.text.encode("more"))
+    assert text.cancelled.wait(10)
+    said = b""
+    while b"[DONE]" not in said:
+        said += client.recv(4096)
+    assert b'"text": "a "' in said and b'"finish_reason": "stop"' in said and b"more" not in said
 
 
 # Tools and reasoning
@@ -301,6 +324,7 @@ def asked_of(app, *requests, **client):
         ("POST", COMPLETIONS, {"content": b""}, 400, None),
         ("POST", "/tokenize", {"json": {"prompt": "x", "magic": 1}}, 400, "magic"),
         ("GET", "/v1/nothing", {}, 404, None),
+        ("GET", "/v1/models/gpt/4", {}, 404, None),
         ("GET", "/docs", {}, 404, None),
         ("GET", CHAT, {}, 405, None),
         ("OPTIONS", CHAT, {"headers": {"origin": "http://evil.com"}}, 405, None),

@@ -195,6 +195,14 @@ def test_a_checkpoint_that_is_none(refused, tmp_path):
     assert "safetensors" in refused("--port", 0, "--model", tmp_path)
 
 
+def test_an_engine_that_cannot_start(folder, monkeypatch, capsys):
+    """Its one line is the command's."""
+    monkeypatch.setattr(engine_client, "_spawned", ForkedWorker)
+    assert main(["serve", "--model", str(folder), "--port", "0", "--dtype", "float13"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("orthrus: error: ") and "float13" in err and err.count("\n") == 1
+
+
 def test_what_is_not_installed(refused, monkeypatch):
     monkeypatch.setattr(verb, "find_spec", lambda name: None if name == "uvicorn" else name)
     said = refused()

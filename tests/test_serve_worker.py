@@ -196,7 +196,7 @@ def test_a_killed_engine_ends_its_texts_at_once(tiny, forked):
             with pytest.raises(EngineDied):
                 while True:
                     await anext(text)
-        assert time.perf_counter() - began < 1 and not client.alive and client._open == {}
+        assert time.perf_counter() - began < 3 and not client.alive and client._open == {}
         with pytest.raises(EngineDied):
             client.submit([1], LONG)
         await client.close(5)

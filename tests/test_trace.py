@@ -124,7 +124,7 @@ def test_a_trace_says_what_a_tree_of_a_one_pass_cycle_keeps(embedded):
     cache = model.new_cache(len(whole))
     model.prefill(whole, cache)
     choice = Choice(model)
-    choice.put(0, trace.GREEDY, whole)
+    choice.put(0, trace.GREEDY, whole, 0)
     for i in (0, 5, 11):
         start = len(prompt) + i
         cache.lengths[0] = start - 1

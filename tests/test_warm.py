@@ -85,12 +85,12 @@ def test_few_forms_cover_all_settings():
         own = Form.of(Sampling(**settings), 97)
         for slots in (1, 3):
             choice = Choice(model, slots)
-            choice.put(0, Sampling(**settings), [1])
+            choice.put(0, Sampling(**settings), [1], 1)
             form = choice.form_of([0])
             assert form == own if slots == 1 else (form in FORMS and form | own == form)
     assert FORMS[0].plain and not FORMS[1].plain
     greedy = Choice(model, 1)
-    greedy.put(0, Sampling(), [1], least=5)
+    greedy.put(0, Sampling(), [1], 1, ends=[7], least=5)
     assert greedy.form_of([0]) == (Takes.GREEDY | Takes.LEAST, 0) and not greedy.form_of([0]).plain
 
 

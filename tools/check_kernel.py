@@ -43,10 +43,14 @@ class Op:
 
 
 _ROWS = ("kernels/test_rowwise.py",)
-_CHOICE = ("kernels/test_choice_kernels.py", "kernels/test_mixed_choices.py", "test_choice.py")
+_CHOICE = (
+    "kernels/test_choice_kernels.py", "kernels/test_choice_edges.py", "kernels/test_mixed_choices.py",
+    "test_choice.py",
+)  # fmt: skip
 _CHOOSE = Op(_CHOICE, (
     "_tile_best_kernel", "_row_best_kernel", "_group_best_kernel", "_choose_top_k_kernel",
-    "_choose_by_edges_kernel", "_log_probabilities_kernel",
+    "_tops_kernel",
+    "_count_kernel", "_bounds_kernel", "_list_kernel", "_edge_kernel", "_log_probabilities_kernel",
 ))  # fmt: skip
 # Any other operation of the bench: tests/kernels/test_<op>.py and _<op>_kernel.
 KNOWN = {

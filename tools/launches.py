@@ -21,6 +21,7 @@ from orthrus_kernels.attention_triton import tile_rows
 from orthrus_kernels.grow import Trees
 from orthrus_kernels.layout import RECORD, State
 from orthrus_kernels.pages import PAGE, pages_for
+from orthrus_kernels.sampling_table import SamplingTable
 from orthrus_kernels.swiglu import swiglu_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
 
@@ -194,11 +195,13 @@ def choose(**settings: Any) -> None:
     logits, positions = 2 * torch.randn(3, 9001, device=DEVICE), torch.tensor([5, 0, 40959], device=DEVICE)
     logits[0] = logits[0].round()
     settings_of = alike(Sampling(seed=2**40 + 3, **settings), logits)
-    TRITON.choose(logits, positions, *settings_of, logits > 1)
-    TRITON.candidates(logits, positions, *settings_of, 16, logits > 1)
+    seen = logits.clamp(min=0).int()
+    TRITON.choose(logits, positions, *settings_of, seen)
+    TRITON.candidates(logits, positions, *settings_of, 16, seen)
 
 
 FILTERS = {"temperature": 0.8, "top_k": 200, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.1,
+           "frequency_penalty": 0.3, "presence_penalty": 0.2,
            "logit_bias": {7: 1.0, 9: float("-inf")}}  # fmt: skip
 
 
@@ -209,14 +212,18 @@ def walk() -> None:
     TRITON.walk(
         states, table([2, -1, 0]), table([0, 4, 5, 8]), table([5, 6, 7, 7, 0, 5, 6, 7, 7]).long(),
         table([-1, 0, 0, 2, -1, -1, 5, 6, 0]), table([7, 1, 7, 3, 0, 6, 7, 3, 3]).long(), logits, logits,
-        table([3]), table([[0] * n] * 3), table([0] * 3), table([[0] * (RECORD + 3 * n)] * 3),
+        table([[3, -1], [7, 3], [3, -1]]), table([[0] * n] * 3), table([0] * 3),
+        table([[0] * (RECORD + 3 * n)] * 3),
     )  # fmt: skip
 
 
 def seen_rows() -> None:
     """Trees of two texts, and a row of padding."""
     counts, tree = table([[0, 2, 0] * 30, [1, 0, 0] * 30]), table([-1, 0, 0, -1, 3, -1])
-    TRITON.seen_rows(counts, table([1, 1, 1, 0, 0, -1]), table([5, 6, 89, 7, 7, 0]).long(), tree)
+    settings = SamplingTable(2, 90, DEVICE)
+    for slot in range(2):
+        settings.put(slot, Sampling(presence_penalty=0.5))
+    TRITON.seen_rows(counts, settings, table([1, 1, 1, 0, 0, -1]), table([5, 6, 89, 7, 7, 0]).long(), tree)
 
 
 def commit() -> None:

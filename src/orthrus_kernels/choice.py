@@ -1,11 +1,12 @@
 """The choice of a token from a row of logits: greedy, or sampled with noise that depends on (seed, position,
 token id) alone.
 
-Order: logit bias, repetition penalty, temperature, top-k, top-p on the renormalised rest, min-p; then the
-argmax of the filtered logits plus Gumbel noise, which is an exact sample of their softmax (Gumbel-max). The
-noise is a counter-based random number, so the choice at a position is the same for every decoding strategy:
-verification at any temperature is a comparison of choices. Ties go to the lowest id everywhere. A temperature
-of 0 is greedy: bias and penalty count, filters and noise do not."""
+Order: logit bias, repetition penalty (tokens of prompt and text), frequency penalty and presence penalty
+(generated tokens alone), temperature, top-k, top-p on the renormalised rest, min-p; then the argmax of the
+filtered logits plus Gumbel noise, which is an exact sample of their softmax (Gumbel-max). The noise is a
+counter-based random number, so the choice at a position is the same for every decoding strategy: verification
+at any temperature is a comparison of choices. Ties go to the lowest id everywhere. A temperature of 0 is
+greedy: bias and penalties count, filters and noise do not."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from .sampling import Sampling
 from .sampling_table import SamplingTable
+from .seen import GENERATED
 from .top_k import top_k
 
 _MASK32 = 0xFFFFFFFF
@@ -30,8 +32,7 @@ def choose(
 
     logits [T, V] fp32; positions [T] int64: the position that the chosen token will take, which keys the
     noise; slots [T] int32: whose settings in the table; -1: a padding row, which gets token 0 and is not
-    read; seen [T, V] bool: tokens the repetition penalty applies to (prompt, committed text and the row's own
-    ancestors), for the rows that have one."""
+    read; seen [T, V] int32: what penalties see, as `seen_rows` returns it, for the rows that have one."""
     chosen = torch.zeros_like(positions)
     for sampling, rows in table.groups(slots):
         penalised = None if seen is None else seen[rows]
@@ -52,8 +53,8 @@ def candidate_scores(
 
 
 def filtered_scores(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
-    """Scores [T, V] whose softmax a sampled choice is drawn from: bias, penalty, temperature and filters
-    applied, -inf for what is filtered out. Greedily: bias and penalty alone."""
+    """Scores [T, V] whose softmax a sampled choice is drawn from: bias, penalties, temperature and
+    filters applied, -inf for what is filtered out. Greedily: bias and penalties alone."""
     scores = penalise(logits, sampling, seen)
     return filter_logits(scores / sampling.temperature, sampling) if sampling.temperature > 0 else scores
 
@@ -77,16 +78,18 @@ def candidates(
 
 
 def penalise(logits: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:
-    """Add the logit bias, then divide positive and multiply negative logits of seen tokens by the penalty
-    (arXiv 1909.05858).
-    """
+    """Add the logit bias. Divide positive and multiply negative logits of all tokens seen by the repetition
+    penalty (arXiv 1909.05858). Of generated tokens subtract the frequency penalty times how often, then the
+    presence penalty."""
     if sampling.logit_bias:
         logits = logits.clone()
         for token, bias in sampling.logit_bias.items():
             logits[:, token] += bias
-    if sampling.repetition_penalty != 1.0 and seen is not None:
-        penalty = sampling.repetition_penalty
-        logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if sampling.penalises and seen is not None:
+        penalty, generated = sampling.repetition_penalty, (seen // GENERATED).float()
+        logits = torch.where(seen > 0, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+        logits = logits - sampling.frequency_penalty * generated
+        logits = logits - sampling.presence_penalty * (generated > 0)
     return logits
 
 

@@ -1,10 +1,10 @@
 """The choice of a token in Triton: `choose`, `candidates`, `log_sum_exp` of choice.py on written logits.
 
-Three algorithms, by a row's own settings alone: without filters many programs a row (here); with top-k up to
-128 the k best tokens first (choice_top_k_triton.py); with any other filter a search for its edge
-(choice_edges_triton.py). Those that no row of the table's form takes are not launched. In a mixed pass each
-kernel returns at once from rows that take another one. Scores and noise are one definition
-(scores_triton.py). A row's bits: every reduction, in all three, is a maximum or a sum of integers, which have
+Two algorithms, by a row's own settings alone: with top-k up to 128 the k best tokens first
+(choice_top_k_triton.py); otherwise the best of all tokens kept, by many programs a row (here), once the edge
+of a filter is found (choice_edges_triton.py). What no row of the table's form takes is not launched. In a
+mixed pass each kernel returns at once from rows that do not take it. Scores and noise are one definition
+(scores_triton.py). A row's bits: every reduction, in both, is a maximum or a sum of integers, which have
 no order; a candidate's log-probability is a sum within its row, of constant shape."""
 
 from __future__ import annotations
@@ -15,34 +15,49 @@ import torch
 from torch import Tensor
 
 from ._triton import tl, triton
-from .choice_edges_triton import _choose_by_edges_kernel
+from .choice_edges_triton import FIRST_PLACE, edges_of, is_usual
 from .choice_top_k_triton import GROUP, _choose_top_k_kernel, _group_best_kernel
-from .layout import TAKES_GREEDY, TAKES_SAMPLED, Settings, Takes, slot_and_takes
-from .logit_summary import MOST, finite_or_zero, summary_of_logits
+from .layout import (
+    TAKES_EDGES,
+    TAKES_GREEDY,
+    TAKES_MIN_P,
+    TAKES_SAMPLED,
+    Settings,
+    Takes,
+    slot_and_takes,
+)
+from .logit_summary import MOST, finite_or_zero, in_order, ordered, summary_of_logits, unordered
 from .rows import NO_CONTRACTION
 from .sampling_table import SamplingTable
 from .scores_triton import LEAST, best_of, better, gumbel_from, scores_of, settings
 
-_BLOCK = 8192  # tokens a step of the search for edges: what one program keeps in flight
 _TILE = 4096  # tokens a program where a row has several
 _NOISE_BLOCK = 2048  # tokens a step where noise is drawn: random bits take registers (8192: spills, sm_90)
+_BY_TILES = Takes.GREEDY | Takes.SAMPLED | Takes.EDGES
 
 
 @triton.jit
 def _tile_best_kernel(
-    logits, s_t, positions, seen, s_seen, bias, perturbed, keys, ids, numbers, slots,
+    logits, s_t, positions, seen, s_seen, bias, edges, row_tops, perturbed, keys, ids, numbers, slots,
     V,
-    HAS_BIAS: tl.constexpr, HAS_SEEN: tl.constexpr, SAMPLED: tl.constexpr, KEEP: tl.constexpr,
-    TILE: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_SEEN: tl.constexpr, SAMPLED: tl.constexpr, EDGES: tl.constexpr,
+    MIN_P: tl.constexpr, KEEP: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program (tile, row): image and id int32 of the tile's best token to keys and ids [T, tiles]. SAMPLED:
-    some rows are, the others greedy. KEEP: what is compared goes to perturbed [T, V]."""
+    some rows are, the others greedy. EDGES: some of these keep the tokens up to their place in edges [T] and
+    have their largest score in row_tops [T]. KEEP: what is compared goes to perturbed [T, V]."""
     i_n, i_r = tl.program_id(0), tl.program_id(1).to(tl.int64)
     slot, takes = slot_and_takes(numbers, slots, i_r)
-    if (takes & (TAKES_GREEDY | TAKES_SAMPLED)) == 0:
+    if (takes & (TAKES_GREEDY | TAKES_SAMPLED | TAKES_EDGES)) == 0:
         return
-    seed_low, seed_high, _, penalty, temperature, _, _ = settings(numbers, slot)
-    sampled = (takes & TAKES_SAMPLED) != 0
+    seed_low, seed_high, _, penalty, temperature, _, min_p = settings(numbers, slot)
+    sampled = (takes & TAKES_GREEDY) == 0
+    filtered = (takes & TAKES_EDGES) != 0
+    if EDGES:
+        edge = tl.load(edges + i_r, mask=filtered, other=FIRST_PLACE)
+        top_key = tl.load(row_tops + i_r, mask=filtered, other=0)
+        top = finite_or_zero(unordered(top_key))
+        every = (not is_usual(top_key)) | ((takes & TAKES_MIN_P) == 0)
     temperature = tl.where(sampled, temperature, 1.0)  # dividing by 1 changes no number
     if HAS_BIAS:
         bias += slot.to(tl.int64) * V
@@ -57,10 +72,18 @@ def _tile_best_kernel(
         b = scores_of(
             logits, bias, seen, o_v, o_v < V, takes, penalty, temperature, HAS_BIAS, HAS_SEEN, SAMPLED
         )
+        kept, noisy = o_v < V, sampled
+        if EDGES:
+            key = ordered(b)
+            kept &= in_order(key, o_v) >= edge
+            if MIN_P:
+                kept &= (tl.exp(b - top) >= min_p) | (key == top_key) | every
+            b = tl.where(kept, b, float("-inf"))
+            noisy &= tl.max(kept.to(tl.int32), axis=0) > 0  # most blocks of a filtered row keep nothing
         if SAMPLED:  # noqa: SIM102  when compiled; the rest when run
-            if sampled:
+            if noisy:
                 b += gumbel_from(seed_low, seed_high, position, first, BLOCK)
-        b_best, b_id = better(b_best, b_id, b, o_v, o_v < V)
+        b_best, b_id = better(b_best, b_id, b, o_v, kept)
         if KEEP:
             tl.store(perturbed + i_r * V + o_v, b, mask=o_v < V)
     key, id = best_of(b_best, b_id)
@@ -75,7 +98,7 @@ def _row_best_kernel(keys, ids, choices, numbers, slots, tiles, BLOCK: tl.conste
     i_r, o = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     slot, takes = slot_and_takes(numbers, slots, i_r)
     tl.store(choices + i_r, 0, mask=slot < 0)
-    if (takes & (TAKES_GREEDY | TAKES_SAMPLED)) == 0:
+    if (takes & (TAKES_GREEDY | TAKES_SAMPLED | TAKES_EDGES)) == 0:
         return
     b_key = tl.load(keys + i_r * tiles + o, mask=o < tiles, other=LEAST)
     b_id = tl.load(ids + i_r * tiles + o, mask=o < tiles, other=0x7FFFFFFF)
@@ -114,12 +137,10 @@ def choose_triton(
     if rows == 0:
         return out
     shared, form = _arguments(logits, positions, table, slots, seen), table.form
-    if form.takes & (Takes.GREEDY | Takes.SAMPLED):
-        _unfiltered(shared, form.takes, choices=out)
+    if form.takes & _BY_TILES:
+        _by_tiles(shared, form.takes, choices=out)
     if form.takes & Takes.BEST:
         _top_k(shared, form.takes, form.room, choices=out)
-    if form.takes & Takes.EDGES:
-        _by_edges(shared, form.takes, choices=out)
     return out
 
 
@@ -132,12 +153,9 @@ def candidates_triton(
         raise ValueError(f"candidates: k is {k}, must be in 1..{MOST}, the vocabulary has {v} tokens")
     shared, (takes, room) = _arguments(logits, positions, table, slots, seen), table.form
     choices, sums = positions.new_empty(rows), None
-    if takes & (Takes.GREEDY | Takes.SAMPLED | Takes.EDGES):
+    if takes & _BY_TILES:
         perturbed = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        if takes & (Takes.GREEDY | Takes.SAMPLED):
-            _unfiltered(shared, takes, choices, perturbed)
-        if takes & Takes.EDGES:
-            _by_edges(shared, takes, choices, perturbed)
+        _by_tiles(shared, takes, choices, perturbed)
         scores, ids, sums = summary_of_logits(perturbed, k)  # of other rows it means nothing
     else:
         scores, ids = logits.new_empty(rows, k), positions.new_empty(rows, k)
@@ -166,8 +184,7 @@ def _arguments(
     bias = table.bias if takes & Takes.BIAS else None
     seen = seen if takes & Takes.PENALTY else None
     if seen is not None:
-        assert seen.dtype == torch.bool and seen.shape == logits.shape and seen.stride(1) == 1, seen.shape
-        seen = seen.view(torch.uint8)
+        assert seen.dtype == torch.int32 and seen.shape == logits.shape and seen.stride(1) == 1, seen.shape
     return dict(
         logits=logits, s_t=logits.stride(0) if rows > 1 else v, positions=positions, seen=seen,
         s_seen=seen.stride(0) if seen is not None and rows > 1 else v, bias=bias, numbers=numbers,
@@ -175,17 +192,18 @@ def _arguments(
     )  # fmt: skip
 
 
-def _unfiltered(
-    shared: dict[str, Any], takes: Takes, choices: Tensor, perturbed: Tensor | None = None
-) -> None:
+def _by_tiles(shared: dict[str, Any], takes: Takes, choices: Tensor, perturbed: Tensor | None = None) -> None:
     logits = shared["logits"]
     rows, v = logits.shape
     tile = min(_TILE, max(triton.next_power_of_2(v), 64))
     tiles = triton.cdiv(v, tile)
     keys, ids = torch.empty(2, rows, tiles, dtype=torch.int32, device=logits.device)
+    edges, row_tops = edges_of(shared, takes) if takes & Takes.EDGES else (None, None)
     _tile_best_kernel[(tiles, rows)](
-        **shared, perturbed=perturbed, keys=keys, ids=ids, SAMPLED=bool(takes & Takes.SAMPLED),
-        KEEP=perturbed is not None, TILE=tile, BLOCK=min(_NOISE_BLOCK, tile), num_warps=8,
+        **shared, edges=edges, row_tops=row_tops, perturbed=perturbed, keys=keys, ids=ids,
+        SAMPLED=bool(takes & (Takes.SAMPLED | Takes.EDGES)), EDGES=edges is not None,
+        MIN_P=bool(takes & Takes.MIN_P), KEEP=perturbed is not None, TILE=tile,
+        BLOCK=min(_NOISE_BLOCK, tile), num_warps=8,
     )  # fmt: skip
     _row_best_kernel[(rows,)](
         keys=keys, ids=ids, choices=choices, numbers=shared["numbers"], slots=shared["slots"], tiles=tiles,
@@ -215,17 +233,6 @@ def _top_k(
         candidate_ids=best and best[1], groups=groups, TOP_P=bool(takes & Takes.TOP_P),
         MIN_P=bool(takes & Takes.MIN_P), CANDIDATES=best[0].shape[1] if best else 0, BLOCK_K=room,
         BLOCK_GROUPS=triton.next_power_of_2(groups), GROUP=GROUP, num_warps=8,
-    )  # fmt: skip
-
-
-def _by_edges(shared: dict[str, Any], takes: Takes, choices: Tensor, perturbed: Tensor | None = None) -> None:
-    logits = shared["logits"]
-    block = max(triton.next_power_of_2(logits.shape[1]), 64)
-    scores = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-    _choose_by_edges_kernel[(len(logits),)](
-        **shared, scores=scores, perturbed=perturbed, choices=choices, TOP_K=bool(takes & Takes.TOP_K),
-        TOP_P=bool(takes & Takes.TOP_P), MIN_P=bool(takes & Takes.MIN_P), KEEP=perturbed is not None,
-        BLOCK=min(_BLOCK, block), NOISE_BLOCK=min(_NOISE_BLOCK, block), num_warps=16,
     )  # fmt: skip
 
 

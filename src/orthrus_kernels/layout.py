@@ -53,18 +53,20 @@ class Record(IntEnum):
 
 
 class Settings(IntEnum):
-    """Settings of a choice; those from PENALTY on as bits of fp32."""
+    """Settings of a choice; those from REPETITION to CORRECTION as bits of fp32."""
 
     SEED_LOW = 0
     SEED_HIGH = 1
     TOP_K = 2
-    PENALTY = 3
-    TEMPERATURE = 4
-    TOP_P = 5
-    MIN_P = 6
-    CORRECTION = 7  # what a bigram correction is multiplied with
-    TAKES = 8  # a `Takes`
-    LEAST = 9  # the text does not end at positions below
+    REPETITION = 3  # the three penalties
+    FREQUENCY = 4
+    PRESENCE = 5
+    TEMPERATURE = 6
+    TOP_P = 7
+    MIN_P = 8
+    CORRECTION = 9  # what a bigram correction is multiplied with
+    TAKES = 10  # a `Takes`
+    LEAST = 11  # the text does not end at positions below
 
 
 class Takes(IntFlag):
@@ -78,7 +80,7 @@ class Takes(IntFlag):
     TOP_P = 32
     MIN_P = 64
     BIAS = 128
-    PENALTY = 256
+    PENALTY = 256  # any of the three
     LEAST = 512  # end tokens are held back at first
 
 
@@ -101,7 +103,8 @@ RECORD_DAMAGED, RECORD_DRAFTED = tl.constexpr(int(Record.DAMAGED)), tl.constexpr
 RECORD_NODES, RECORD_DONE_AT = tl.constexpr(int(Record.NODES)), tl.constexpr(int(Record.DONE_AT))
 
 SEED_LOW, SEED_HIGH = tl.constexpr(int(Settings.SEED_LOW)), tl.constexpr(int(Settings.SEED_HIGH))
-TOP_K, PENALTY = tl.constexpr(int(Settings.TOP_K)), tl.constexpr(int(Settings.PENALTY))
+TOP_K, REPETITION = tl.constexpr(int(Settings.TOP_K)), tl.constexpr(int(Settings.REPETITION))
+FREQUENCY, PRESENCE = tl.constexpr(int(Settings.FREQUENCY)), tl.constexpr(int(Settings.PRESENCE))
 TEMPERATURE, TOP_P = tl.constexpr(int(Settings.TEMPERATURE)), tl.constexpr(int(Settings.TOP_P))
 MIN_P = tl.constexpr(int(Settings.MIN_P))
 SETTINGS_COLUMNS = tl.constexpr(len(Settings))

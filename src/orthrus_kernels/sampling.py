@@ -20,6 +20,8 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int = 0
 
@@ -33,6 +35,8 @@ class Sampling:
             ("min_p", 0 <= self.min_p <= 1, "in [0, 1]; 0 turns it off"),
             ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100,
              "in [0.01, 100]; 1 turns it off"),
+            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "in [-2, 2]; 0 turns it off"),
+            ("presence_penalty", -2 <= self.presence_penalty <= 2, "in [-2, 2]; 0 turns it off"),
             ("seed", isinstance(self.seed, int) and 0 <= self.seed < 2**64, "a whole number in [0, 2^64)"),
         ):  # fmt: skip
             if not ok:
@@ -47,6 +51,11 @@ class Sampling:
     def filters(self) -> bool:
         """Whether any token can be filtered out of a sampled choice."""
         return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+
+    @property
+    def penalises(self) -> bool:
+        """Whether a choice depends on which tokens the text holds."""
+        return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
 
 
 def correction_scale(sampling: Sampling) -> float:

@@ -32,7 +32,7 @@ class Form(NamedTuple):
     def of(sampling: Sampling, vocabulary: int) -> Form:
         """The form of one text's settings."""
         tables = Takes.BIAS if sampling.logit_bias else Takes(0)
-        tables |= Takes.PENALTY if sampling.repetition_penalty != 1.0 else Takes(0)
+        tables |= Takes.PENALTY if sampling.penalises else Takes(0)
         if sampling.temperature == 0:
             return Form(Takes.GREEDY | tables, 0)
         filters = Takes.TOP_K if 0 < sampling.top_k < vocabulary else Takes(0)
@@ -138,7 +138,8 @@ def settings_numbers(sampling: Sampling, vocabulary: int, least: int = 0) -> Ten
         Settings.TAKES: int(Form.of(sampling, vocabulary).takes), Settings.LEAST: least,
     }  # fmt: skip
     parts = {
-        Settings.PENALTY: sampling.repetition_penalty, Settings.TEMPERATURE: sampling.temperature,
+        Settings.REPETITION: sampling.repetition_penalty, Settings.FREQUENCY: sampling.frequency_penalty,
+        Settings.PRESENCE: sampling.presence_penalty, Settings.TEMPERATURE: sampling.temperature,
         Settings.TOP_P: sampling.top_p, Settings.MIN_P: sampling.min_p,
         Settings.CORRECTION: correction_scale(sampling),
     }  # fmt: skip

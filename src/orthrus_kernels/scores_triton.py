@@ -1,4 +1,4 @@
-"""What a choice compares, in Triton: scores (bias, penalty, temperature), masses of the filters, and noise.
+"""What a choice compares, in Triton: scores (bias, penalties, temperature), masses of the filters, and noise.
 
 Shared by the three forms of the choice (choice_triton.py), which all order tokens by (score falling, id
 rising) through the ordered-integer image of a score. Beside the twin in choice.py: scores are the same bits
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from ._triton import tl, triton
 from .layout import (
+    FREQUENCY,
     MIN_P,
-    PENALTY,
+    PRESENCE,
+    REPETITION,
     SEED_HIGH,
     SEED_LOW,
     SETTINGS_COLUMNS,
@@ -22,6 +24,7 @@ from .layout import (
     TOP_P,
 )
 from .logit_summary import ordered, unordered
+from .seen import GENERATED_ONCE
 
 LEAST = tl.constexpr(-(1 << 31))  # below the image of every number
 MINUS_INFINITY = tl.constexpr(-2139095041)  # images of the infinities
@@ -31,11 +34,15 @@ INFINITY = tl.constexpr(2139095040)
 @triton.jit
 def settings(numbers, slot):
     """(seed low, seed high, top-k, penalty, temperature, top-p, min-p) of a slot, as `settings_numbers` lays
-    them out."""
+    them out. The penalty is three: (repetition, frequency, presence)."""
     numbers += slot * SETTINGS_COLUMNS
     return (
         tl.load(numbers + SEED_LOW), tl.load(numbers + SEED_HIGH), tl.load(numbers + TOP_K),
-        tl.load(numbers + PENALTY).to(tl.float32, bitcast=True),
+        (
+            tl.load(numbers + REPETITION).to(tl.float32, bitcast=True),
+            tl.load(numbers + FREQUENCY).to(tl.float32, bitcast=True),
+            tl.load(numbers + PRESENCE).to(tl.float32, bitcast=True),
+        ),
         tl.load(numbers + TEMPERATURE).to(tl.float32, bitcast=True),
         tl.load(numbers + TOP_P).to(tl.float32, bitcast=True),
         tl.load(numbers + MIN_P).to(tl.float32, bitcast=True),
@@ -47,15 +54,19 @@ def scores_of(
     logits, bias, seen, o_v, m_v, takes, penalty, temperature,
     HAS_BIAS: tl.constexpr, HAS_SEEN: tl.constexpr, SAMPLED: tl.constexpr,
 ):  # fmt: skip
-    """What is ordered and perturbed: logits with bias and penalty, over the temperature. Of a row that takes
-    no bias or no penalty, neither table is read; adding -0 changes no number."""
+    """What is ordered and perturbed: logits with bias and penalties, over the temperature. Of a row that
+    takes no bias or no penalty, neither table is read; adding -0 and subtracting 0 change no number."""
     b = tl.load(logits + o_v, mask=m_v, other=float("-inf"))
     if HAS_BIAS:
         b += tl.load(bias + o_v, mask=m_v & ((takes & TAKES_BIAS) != 0), other=-0.0)
     if HAS_SEEN:
-        b_seen = tl.load(seen + o_v, mask=m_v & ((takes & TAKES_PENALTY) != 0), other=0) != 0
-        divided = tl.math.div_rn(b, tl.full(b.shape, penalty, tl.float32))
-        b = tl.where(b_seen, tl.where(b > 0, divided, b * penalty), b)
+        repetition, frequency, presence = penalty
+        b_seen = tl.load(seen + o_v, mask=m_v & ((takes & TAKES_PENALTY) != 0), other=0)
+        divided = tl.math.div_rn(b, tl.full(b.shape, repetition, tl.float32))
+        b = tl.where(b_seen != 0, tl.where(b > 0, divided, b * repetition), b)
+        b_generated = (b_seen // GENERATED_ONCE).to(tl.float32)
+        b = b - frequency * b_generated
+        b = b - tl.where(b_generated > 0, presence, 0.0)
     if SAMPLED:
         b = tl.math.div_rn(b, tl.full(b.shape, temperature, tl.float32))
     return b

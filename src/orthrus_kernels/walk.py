@@ -49,14 +49,15 @@ def walk(
     state [S, len(State)] int32, changed. slots [B] int32: whose tree each is; -1: none. first [B + 1] int32:
     rows [first[b], first[b + 1]) of the pass are tree b, N of them at most. tokens [T] int64, parents [T]
     int32 (row of the pass, below 0 at a root): the trees. choices [T] int64: the target's token after each
-    node; logits, log_sum_exp [T] fp32: of that token and of its row, before any setting. ends int32: end
-    tokens. Written: accepted [B, N] int32, rows of the pass in the order of the path, then -1, and start [B]
-    int32, the position of the first of them: what `commit` takes; record [B, RECORD + 3 N], with the time of
-    the end if it is timed. A log-sum-exp that is not a number ends a text as damaged."""
+    node; logits, log_sum_exp [T] fp32: of that token and of its row, before any setting. ends [S, E] int32:
+    end tokens of each text, then -1. Written: accepted [B, N] int32, rows of the pass in the order of the
+    path, then -1, and start [B] int32, the position of the first of them: what `commit` takes; record
+    [B, RECORD + 3 N], with the time of the end if it is timed. A log-sum-exp that is not a number ends a text
+    as damaged."""
     n = accepted.shape[1]
     names, above, chosen = tokens.tolist(), parents.tolist(), choices.tolist()
     log_probabilities = logits - log_sum_exp
-    sound, stops = log_sum_exp.isfinite().tolist(), set(ends.tolist())
+    sound, ends_of = log_sum_exp.isfinite().tolist(), ends.tolist()
     accepted.fill_(-1)
     record[:, Record.KEPT] = 0
     for b, (slot, node, end) in enumerate(zip(slots.tolist(), *_bounds(first), strict=True)):
@@ -71,7 +72,7 @@ def walk(
                 break
             path.append(node)
             choice = chosen[node]
-            finished = int(choice in stops or len(path) >= columns[State.LEFT])
+            finished = int(choice in ends_of[slot] or len(path) >= columns[State.LEFT])
             node = next((i for i in range(node + 1, end) if above[i] == node and names[i] == choice), end)
         kept, nodes = len(path), torch.tensor(path, dtype=torch.int32)
         start[b] = columns[State.START]
@@ -129,7 +130,7 @@ def _walk_kernel(
         b_token = tl.load(tokens + o_n, mask=m_n, other=-1).to(tl.int32)
         b_parent = tl.load(parents + o_n, mask=m_n, other=-2)
         b_parent = tl.where(b_parent < 0, b_parent, b_parent - row)
-        b_end = tl.load(ends + o_e, mask=o_e < N_ENDS, other=-1)
+        b_end = tl.load(ends + slot * N_ENDS + o_e, mask=o_e < N_ENDS, other=-1)
         begin, root = tl.load(state + STATE_START), tl.load(state + STATE_ROOT)
         left, finished = tl.load(state + STATE_LEFT), tl.load(state + STATE_FINISHED)
         most = tl.minimum(left, tl.load(state + STATE_ROOM) - begin)
@@ -173,6 +174,7 @@ def walk_triton(
     assert 0 < n <= 4096, n
     assert len({len(t) for t in (tokens, parents, choices, logits, log_sum_exp)}) == 1, "one entry a row"
     assert (len(slots), len(first), len(start)) == (seats, seats + 1, seats), (slots, first, start)
+    assert len(ends) == len(state) and ends.shape[1] > 0, (ends.shape, state.shape)
     assert state.shape[1] == len(State) and record.shape == (seats, RECORD + 3 * n), (state, record.shape)
     whole = state, slots, first, parents, ends, accepted, start, record
     assert {t.dtype for t in whole} == {torch.int32}, [t.dtype for t in whole]
@@ -183,6 +185,6 @@ def walk_triton(
     _walk_kernel[(seats,)](
         state=state, slots=slots, first=first, tokens=tokens, parents=parents, choices=choices,
         logits=logits, log_sum_exp=log_sum_exp, ends=ends, accepted=accepted, start=start, record=record,
-        N=n, N_ENDS=len(ends), BLOCK=max(32, triton.next_power_of_2(n)),
-        BLOCK_ENDS=triton.next_power_of_2(max(len(ends), 1)), CLOCK=timed, num_warps=1,
+        N=n, N_ENDS=ends.shape[1], BLOCK=max(32, triton.next_power_of_2(n)),
+        BLOCK_ENDS=triton.next_power_of_2(ends.shape[1]), CLOCK=timed, num_warps=1,
     )  # fmt: skip

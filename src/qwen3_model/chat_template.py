@@ -37,6 +37,7 @@ class ChatTemplate:
         self._lock = Lock()
         self._compiled: dict[str, CodeType] = {}
         self._read: tuple[dict[str, str], dict[str, str]] | None = None
+        self._tools: bool | None = None  # whether they show tools
 
     def compile(self, tools: bool = False) -> tuple[CodeType, dict[str, str]]:
         """The code of the template for a conversation with or without tools, and the special tokens by name.
@@ -64,11 +65,12 @@ class ChatTemplate:
         """Whether a conversation with tools shows them: there is a template for it, or the usual one names
         them. Raises the InputErrors of `compile`."""
         self.compile(tools=True)
-        templates, _ = self._files()
-        tree = _environment().parse(templates.get(WITH_TOOLS, templates.get(DEFAULT, "")))
-        return WITH_TOOLS in templates or any(
-            name.name == "tools" and name.ctx == "load" for name in tree.find_all(nodes.Name)
-        )
+        if self._tools is None:
+            templates, _ = self._files()
+            names = _environment().parse(templates.get(DEFAULT, "")).find_all(nodes.Name)
+            named = any(name.name == "tools" and name.ctx == "load" for name in names)
+            self._tools = named or WITH_TOOLS in templates
+        return self._tools
 
     def _files(self) -> tuple[dict[str, str], dict[str, str]]:
         """The templates and the special tokens by name."""

@@ -57,15 +57,18 @@ def _check_kind(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, permissions: int | None = None) -> Iterator[Path]:
     """A new file beside `path`, empty, that takes its place at the end of the block: whoever reads `path`,
-    after a power cut too, finds the old content or the new one, never half of it. A link is followed. The
-    new file's permissions follow the umask. Raises InputError where `path` is there and is no regular file:
-    a device or a pipe would be gone."""
+    after a power cut too, finds the old content or the new one, never half of it. A link is followed.
+    permissions: of the new file, from the first byte on; None: they follow the umask. Raises InputError where
+    `path` is there and is no regular file: a device or a pipe would be gone."""
     path = resolved(path)
     beside = _beside(path)
     mode = _create(beside)
     try:
+        if permissions is not None:
+            mode = permissions
+            beside.chmod(mode)
         yield beside
         beside.chmod(mode)  # safetensors makes files that their owner alone may read
         sync(beside)

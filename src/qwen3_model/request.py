@@ -10,8 +10,9 @@ import math
 import numbers
 import operator
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import InputError, quoted
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
 
 MOST_NODES = 255  # of a draft tree, its root besides: rows of a pass that kernels are tuned for
 MOST_BITS = 64  # of a whole number
+MOST_STOP_TOKENS = 16  # beside the checkpoint's end tokens
 STRATEGIES = ("autoregressive", "two-pass", "one-pass", "auto")
 VERIFY = ("coupled", "rejection")  # how a two-pass cycle decides on its proposals
 # Rows of a one-pass block: by default, and what it may have. Its first proposal is dropped.
 ONE_PASS_BLOCK, LEAST_ONE_PASS_BLOCK, MOST_ONE_PASS_BLOCK = 8, 3, 64
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "logit_bias")
+SAMPLING = (
+    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
+    "logit_bias",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,22 @@ def _strings(value: Any) -> tuple[str, ...]:
     return given
 
 
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _tokens(value: Any) -> tuple[int, ...]:
+    """Each one once, in the order given."""
+    if isinstance(value, str | bytes | Mapping):
+        raise TypeError
+    tokens = [_whole(token) for token in islice(value, MOST_STOP_TOKENS + 1)]
+    if len(tokens) > MOST_STOP_TOKENS:
+        raise ValueError
+    return tuple(dict.fromkeys(tokens))
+
+
 def _biases(value: Any) -> dict[int, float]:
     """Token ids may be text, as in JSON, whose keys always are."""
     if value is not None and not isinstance(value, Mapping):
@@ -108,6 +129,8 @@ NODES = Kind(
     _nodes, f'"auto" or a whole number from 0 (a chain) to {MOST_NODES}',
     lambda text: text if text == "auto" else int(text),
 )  # fmt: skip
+FLAG = Kind(_flag, "true or false")
+TOKENS = Kind(_tokens, f"a list of at most {MOST_STOP_TOKENS} token ids", int)
 STRINGS = Kind(_strings, "a string or a list of strings")
 BIASES = Kind(_biases, "a mapping of token ids to numbers", _bias_of_text)
 
@@ -154,11 +177,24 @@ class Request:
         (), STRINGS, "end the text before TEXT (repeatable); token ids end with the token that completed it",
         "TEXT", repeatable=True,
     )  # fmt: skip
+    stop_token_ids: Sequence[int] = _setting(
+        (), TOKENS, f"token ID ends the text too (repeatable, up to {MOST_STOP_TOKENS})", "ID",
+        repeatable=True,
+    )  # fmt: skip
+    ignore_eos: bool = _setting(False, FLAG, "the checkpoint's end tokens do not end the text")
     temperature: float = _setting(0.0, NUMBER, "0: greedy (default)", "T")
     top_k: int = _setting(0, WHOLE, "0: off (default)", "K")
     top_p: float = _setting(1.0, NUMBER, "1: off (default)", "P")
     min_p: float = _setting(0.0, NUMBER, "0: off (default)", "P")
-    repetition_penalty: float = _setting(1.0, NUMBER, "1: off (default)", "R")
+    repetition_penalty: float = _setting(
+        1.0, NUMBER, "divide or multiply logits of tokens in prompt or text; 1: off (default)", "R"
+    )
+    frequency_penalty: float = _setting(
+        0.0, NUMBER, "subtract F times how often a token was generated; -2 to 2, 0: off (default)", "F"
+    )
+    presence_penalty: float = _setting(
+        0.0, NUMBER, "subtract P for a token that was generated; -2 to 2, 0: off (default)", "P"
+    )
     logit_bias: Mapping[int, float] | None = _setting(
         None, BIASES, "add VALUE to a token's logit; -inf bans it (repeatable)", "ID=VALUE", repeatable=True
     )
@@ -207,6 +243,7 @@ class Request:
         if self.stop and not has_text:
             raise InputError("stop strings need a tokenizer, and this model has none")
         _check_biases(self.logit_bias or {}, config.vocab_size)
+        _check_tokens("stop_token_ids", self.stop_token_ids, config.vocab_size)
         tree_nodes = 0 if self.verify == "rejection" and self.tree_nodes == "auto" else self.tree_nodes
         fitted = replace(
             self,
@@ -223,6 +260,11 @@ class Request:
             most = fitted.max_new_tokens
             raise InputError(f"min_tokens is {fitted.min_tokens}, but the text has {most} new tokens at most")
         return fitted
+
+    def end_tokens(self, config: Qwen3Config) -> tuple[int, ...]:
+        """The tokens any of which ends the text, each one once."""
+        own = () if self.ignore_eos else config.eos_token_ids
+        return tuple(dict.fromkeys((*own, *self.stop_token_ids)))
 
     def _strategy(self, config: Qwen3Config) -> str:
         if config.has_diffusion_view:
@@ -289,11 +331,13 @@ def block_rows(config: Qwen3Config, block_size: int | None, strategy: str) -> in
     return block_size
 
 
-def _check_biases(biases: Mapping[int, float], vocabulary: int) -> None:
-    for token in biases:
+def _check_tokens(name: str, tokens: Iterable[int], vocabulary: int) -> None:
+    for token in tokens:
         if not 0 <= token < vocabulary:
-            raise InputError(
-                f"logit_bias names token {quoted(token)}; this checkpoint's are 0..{vocabulary - 1}"
-            )
+            raise InputError(f"{name} names token {quoted(token)}; this checkpoint's are 0..{vocabulary - 1}")
+
+
+def _check_biases(biases: Mapping[int, float], vocabulary: int) -> None:
+    _check_tokens("logit_bias", biases, vocabulary)
     if sum(bias == -math.inf for bias in biases.values()) == vocabulary:
         raise InputError("logit_bias bans every token: leave at least one")

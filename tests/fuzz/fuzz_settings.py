@@ -38,7 +38,8 @@ ODD: list[Any] = [
     torch.tensor(3), torch.tensor([1.0, 2.0]), 3 + 4j, "x" * 10**6, lambda: 0, range(10**9), "\x1b[2J",
 ]  # fmt: skip
 NAMES = ("strategy", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
-         "logit_bias", "seed", "stop", "block_size", "tree_nodes", "verify")  # fmt: skip
+         "frequency_penalty", "presence_penalty", "logit_bias", "seed", "stop", "block_size", "tree_nodes",
+         "verify", "ignore_eos", "stop_token_ids")  # fmt: skip
 STOPS = ["e", "\ufffd", "a\ufffd", "\ufffd\ufffd", "n", " ", "the", "\n"]
 
 
@@ -68,9 +69,15 @@ def valid(rng: random.Random, model: Qwen3) -> dict[str, Any]:
         settings["min_p"] = rng.choice([0.0, 0.0, 0.05, 1.0])
     if rng.random() < 0.3:
         settings["repetition_penalty"] = rng.choice([0.01, 0.9, 1.3, 100])
+    for name in ("frequency_penalty", "presence_penalty"):
+        if rng.random() < 0.3:
+            settings[name] = rng.choice([-2, -0.3, 0.7, 2])
     if rng.random() < 0.3:
         tokens = rng.sample(range(model.config.vocab_size), rng.randint(0, 8))
         settings["logit_bias"] = {token: rng.choice([-math.inf, -5, 3.5, 1e30]) for token in tokens}
+    if rng.random() < 0.3:
+        settings["ignore_eos"] = rng.random() < 0.5
+        settings["stop_token_ids"] = rng.sample(range(model.config.vocab_size), rng.randint(0, 16))
     if model.text is not None and rng.random() < 0.6:
         settings["stop"] = rng.sample(STOPS, rng.randint(0, 3))
     return settings

@@ -177,22 +177,22 @@ def linear_swiglus() -> Iterator[Launch]:
 def choices() -> Iterator[Launch]:
     """The choice from Qwen3's vocabulary, with few and with all settings, and in mixed passes; some as for a
     draft tree."""
-    op, sampling, of = module("choice_triton"), module("sampling").Sampling, module("sampling_table")
-    logits = meta(33, 151936, dtype=torch.float32)
-    positions, seen = meta(33, dtype=torch.int64), meta(33, 151936, dtype=torch.bool)
+    op, edges, of = module("choice_triton"), module("choice_edges_triton"), module("sampling_table")
+    sampling, logits = module("sampling").Sampling, meta(33, 151936, dtype=torch.float32)
+    positions, seen = meta(33, dtype=torch.int64), meta(33, 151936, dtype=torch.int32)
     slots, warm = meta(33, dtype=torch.int32), {"temperature": 0.8}
     everything = {**warm, "top_p": 0.95, "min_p": 0.1, "repetition_penalty": 1.1, "logit_bias": {5: 1.0}}
     few, many = {**everything, "top_k": 20}, {**everything, "top_k": 200}
     mixed = {}, warm, few, many
     for kernel, cases in (
-        ("_tile_best_kernel", (("greedy", [{}], False), ("mixed", mixed, True), ("sampled", [warm], True))),
+        ("_tile_best_kernel", (("greedy", [{}], False), ("sampled", [warm], True), ("mixed", mixed, True))),
         ("_row_best_kernel", (("sampled", [warm], True),)),
         ("_group_best_kernel", (("all", [few], True),)),
         ("_choose_top_k_kernel", (("top-k", [{**warm, "top_k": 20}], False),
                                   ("all", [{**everything, "top_k": 128}], False),
                                   ("candidates, all", [few], True))),
-        ("_choose_by_edges_kernel", (("top-p", [{**warm, "top_p": 0.95}], False),
-                                     ("candidates, all", [many], True))),
+        *((kernel, (("top-p", [{**warm, "top_p": 0.95}], False), ("all", [many], True)))
+          for kernel in ("_tops_kernel", "_count_kernel", "_bounds_kernel", "_list_kernel", "_edge_kernel")),
         ("_log_probabilities_kernel", (("sampled", [warm], True), ("mixed", mixed, True))),
     ):  # fmt: skip
         for i, (name, settings, draft) in enumerate(cases):
@@ -205,7 +205,8 @@ def choices() -> Iterator[Launch]:
                 given = (16, seen) if draft else (seen,)
                 (op.candidates_triton if draft else op.choose_triton)(logits, positions, table, slots, *given)
 
-            yield name, op, kernel, launch, ALL if i == len(cases) - 1 else HOPPER
+            owner = op if hasattr(op, kernel) else edges
+            yield name, owner, kernel, launch, ALL if i == len(cases) - 1 else HOPPER
 
 
 def allots() -> Iterator[Launch]:
@@ -272,7 +273,7 @@ def cycles() -> Iterator[Launch]:
     states, accepted, start, first = (
         meta(*n, dtype=torch.int32) for n in ((4, len(State)), (2, 33), (2,), (3,))
     )  # fmt: skip
-    ends, records = meta(2, dtype=torch.int32), meta(2, RECORD + 3 * 33, dtype=torch.int32)
+    ends, records = meta(4, 18, dtype=torch.int32), meta(2, RECORD + 3 * 33, dtype=torch.int32)
     walk, commit, seen = module("walk"), module("commit"), module("seen")
     for name, timed, targets in (("33 nodes", False, ALL), ("33 nodes, timed", True, HOPPER)):
         launch = partial(
@@ -283,7 +284,9 @@ def cycles() -> Iterator[Launch]:
     cache, pages, kept = meta(36, 64, 8, 64, 128), meta(2, 32, dtype=torch.int32), meta(36, 66, 8, 128)
     launch = partial(commit.commit_triton, cache, cache, pages, start, kept, kept, accepted, start)
     yield "36 layers", commit, "_commit_kernel", launch, ALL
-    launch = partial(seen.seen_rows_triton, meta(2, 151936, dtype=torch.int32), nodes, chosen, nodes)
+    settings = module("sampling_table").SamplingTable(2, 151936, "meta")
+    counts = meta(2, 151936, dtype=torch.int32)
+    launch = partial(seen.seen_rows_triton, counts, settings, nodes, chosen, nodes)
     for kernel in ("_texts_kernel", "_paths_kernel"):
         yield "66 rows", seen, kernel, launch, ALL
 

@@ -65,7 +65,9 @@ def _read(table: SamplingTable) -> SamplingTable:
             top_k=whole[Settings.TOP_K] if Takes.TOP_K in takes else 0,
             top_p=parts[Settings.TOP_P] if Takes.TOP_P in takes else 1.0,
             min_p=parts[Settings.MIN_P] if Takes.MIN_P in takes else 0.0,
-            repetition_penalty=parts[Settings.PENALTY],
+            repetition_penalty=parts[Settings.REPETITION],
+            frequency_penalty=parts[Settings.FREQUENCY],
+            presence_penalty=parts[Settings.PRESENCE],
             logit_bias=dict(enumerate(table.bias[slot].tolist())) if biased else {},
             seed=whole[Settings.SEED_LOW] % 2**32 + whole[Settings.SEED_HIGH] % 2**32 * 2**32,
         )  # fmt: skip

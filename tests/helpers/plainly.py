@@ -17,8 +17,9 @@ def plainly(model: Network, prompt, max_new_tokens: int, **settings) -> tuple[li
     cache = model.new_cache(len(text) + max_new_tokens)
     logits = model.prefill(text, cache)[None]
     while True:
-        seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
-        seen[:, text] = True
+        seen = torch.zeros(logits.shape, dtype=torch.int32, device=logits.device)
+        for nth, told in enumerate(text):
+            seen[0, told] = seen[0, told] | 1 if nth < len(prompt) else seen[0, told] + 2
         at = torch.tensor([len(text)], device=logits.device)
         token = int(model.ops.choose(logits, at, *alike(sampling, logits), seen))
         logprobs.append(float(logits[0, token] - model.ops.log_sum_exp(logits)[0]))

@@ -75,3 +75,12 @@ class ScriptedModel(Network):
         g = torch.Generator().manual_seed(hash((self.seed, i - anchor, *text[-2:])) % 2**62)
         skilled = torch.rand((), generator=g) < self.skill
         return self.target(text) if skilled else torch.randn(self.config.vocab_size, generator=g)
+
+
+class Stutter(ScriptedModel):
+    """Would say each token again and again: all but the last token's logits are noise."""
+
+    def target(self, text):
+        logits = super().target([len(text)])
+        logits[text[-1]] = logits.max() + 1.0
+        return logits

@@ -54,12 +54,13 @@ class Text:
 
 class ToyEngine:
     """growth(): what a cycle adds to a text, at most `most`; late: pieces of work that are in flight when the
-    next one is asked for."""
+    next one is asked for; beside(): rows of a chunk while texts decode, `least` or more."""
 
-    def __init__(self, slots, pages, chunk, most, late, growth) -> None:
+    def __init__(self, slots, pages, chunk, most, late, growth, beside=None, least=None) -> None:
         self.scheduler: Scheduler[int] = Scheduler(slots, pages, chunk)
         self.slots, self.pages, self.chunk, self.most, self.growth = slots, pages, chunk, most, growth
         self.late, self.ahead = late, (late + 1) * most
+        self.beside, self.least = beside or (lambda: chunk), min(least or chunk, chunk)
         self.texts: dict[int, Text] = {}  # in the order of submission
         self.tables: dict[int, list[int]] = {}  # by slot
         self.memory = [[0] * PAGE for _ in range(pages)]
@@ -92,6 +93,9 @@ class ToyEngine:
 
     def step(self) -> None:
         """Ask for work, check it, do it, and read an older piece's record."""
+        busy = any(text.ready for text in self.texts.values())
+        self.scheduler.beside = self.beside()
+        self.rows = min(self.chunk, self.scheduler.beside) if busy else self.chunk
         work = self.scheduler.next(self.ahead)
         if work is None:
             assert not self.texts, "there is work for as long as there is a text"
@@ -179,7 +183,7 @@ class ToyEngine:
         busy = [t for t in self.running().values() if t.ready]
         assert not busy or self.before is not Prefill, "chunks and cycles take turns"
         numbers, rows = [part.text for part in work.parts], sum(part.end - part.first for part in work.parts)
-        assert numbers == sorted(set(numbers)) and len(numbers) <= MOST_PARTS and rows <= self.chunk
+        assert numbers == sorted(set(numbers)) and len(numbers) <= MOST_PARTS and rows <= self.rows
         self.seen["several parts"] += len(numbers) > 1
         return {part.text: record for part in work.parts if (record := self.read_part(part, rows))}
 
@@ -190,7 +194,7 @@ class ToyEngine:
         text.read = part.end
         assert text.read <= len(self.tables[part.slot]) * PAGE, "its pages hold the chunk"
         self.write(text, part.first, part.end)
-        assert part.last == (text.read == text.prefill) and (part.last or rows == self.chunk)
+        assert part.last == (text.read == text.prefill) and (part.last or rows == self.rows)
         if not part.last:
             assert part.text == max(self.running()), "only the youngest is in the middle of its prompt"
             return None
@@ -252,7 +256,7 @@ class ToyEngine:
 
     def drain(self) -> None:
         """Run until every text has ended: each piece of work brings that nearer."""
-        most = sum(t.end + 2 * self.late + 2 * t.end // self.chunk + 9 for t in self.texts.values())
+        most = sum(t.end + 2 * self.late + 2 * t.end // self.least + 9 for t in self.texts.values())
         most *= 2 + len(self.texts)  # a text may begin anew whenever another one has ended
         for _ in range(most):
             if not self.texts:

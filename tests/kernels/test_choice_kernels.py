@@ -69,6 +69,12 @@ def test_logarithm_of_the_whole_range_of_u(device):
     assert (np.abs(got.cpu().double().numpy() / exact - 1) * 2**24).max() <= 4
 
 
+def seen_of(rows, v, g):
+    """What penalties see: of most tokens nothing."""
+    held = torch.rand(rows, v, generator=g) < 0.3
+    return torch.randint(0, 12, (rows, v), generator=g, dtype=torch.int32) * held
+
+
 @st.composite
 def samplings(draw):
     """Settings in every combination; top_p where few tokens' masses do not add up to it exactly."""
@@ -76,6 +82,8 @@ def samplings(draw):
         temperature=draw(st.sampled_from([0.0, 0.6, 1.0, 1.7])), top_k=draw(st.sampled_from([0, 1, 6, 200])),
         top_p=draw(st.sampled_from([1.0, 0.973, 0.731, 0.0317])), min_p=draw(st.sampled_from([0.0, 0.0137])),
         repetition_penalty=draw(st.sampled_from([1.0, 1.3])),
+        frequency_penalty=draw(st.sampled_from([0.0, 0.3, -1.1])),
+        presence_penalty=draw(st.sampled_from([0.0, 0.7])),
         logit_bias=draw(st.sampled_from([{}, {3: 2.5, 0: -INF, 11: -1.0}])),
         seed=draw(st.integers(0, 2**64 - 1)),
     )  # fmt: skip
@@ -92,7 +100,7 @@ def test_the_twins_choices(sampling, v, whole, seed, spread, device):
     logits = logits.round() if whole else logits
     g = torch.Generator().manual_seed(seed)
     logits[1, torch.randperm(v, generator=g)[: v // 2]] = -INF
-    seen = (torch.rand(3, v, generator=g) < 0.3).to(device)
+    seen = seen_of(3, v, g).to(device)
     positions = torch.randint(0, 40_000, (3,), generator=g).to(device)
     logits = logits.to(device)
     table, slots = alike(sampling, logits)
@@ -194,7 +202,7 @@ def test_no_rows(device):
 def test_the_twins_candidates(sampling, v, k, seed, device):
     """In the order of their scores, which noise keeps apart; log-probabilities to the noise's rounding."""
     logits = hard("normal", 3, v, seed=seed) * 3
-    seen = (torch.rand(3, v, generator=torch.Generator().manual_seed(seed)) < 0.3).to(device)
+    seen = seen_of(3, v, torch.Generator().manual_seed(seed)).to(device)
     positions, logits = torch.tensor([0, 7, 40_000], device=device), logits.to(device)
     table, slots = alike(sampling, logits)
     want, want_ids = candidates(logits, positions, table, slots, k, seen)

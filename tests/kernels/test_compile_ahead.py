@@ -14,7 +14,7 @@ def test_a_recording_has_every_kernel_of_the_cycles(told):
     """One layer launches what all launch. A text alone with plain decoding has a few kernels of them."""
     names, whole, plain = told[0]["names"], told[0]["whole"], told[1]["plain"]
     assert whole, "the recording of one layer is that of all"
-    for kernel in ("grow", "allot", "lay", "walk", "commit", "choose_top_k", "choose_by_edges", "tile_best"):
+    for kernel in ("grow", "allot", "lay", "walk", "commit", "choose_top_k", "edge", "tile_best"):
         assert names[f"_{kernel}_kernel"] >= 1, kernel
     assert names["_linear_kernel"] > 3 < names["_head_kernel"], "a tile by rows"
     assert not plain.keys() - names.keys() and "_grow_kernel" not in plain and sum(plain.values()) < 20

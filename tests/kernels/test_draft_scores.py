@@ -99,8 +99,8 @@ def test_a_cycles_ranks(known):
     v = model.config.vocab_size
     model.bigram = tables = random_tables(v)
     choice = Choice(model, 3)
-    choice.put(1, Sampling(temperature=T, seed=3, logit_bias=BIASES), PROMPT)
-    choice.put(2, Sampling(temperature=3.0, seed=9, logit_bias={2: 20.0}), PROMPT)
+    choice.put(1, Sampling(temperature=T, seed=3, logit_bias=BIASES), PROMPT, len(PROMPT))
+    choice.put(2, Sampling(temperature=3.0, seed=9, logit_bias={2: 20.0}), PROMPT, len(PROMPT))
     choice.form = choice.form_of([1])
     choice.table.samplings[1] = Sampling(temperature=1.5, seed=8, logit_bias={1: 20.0})
     slots = torch.ones(count, dtype=torch.int32, device=DEVICE)

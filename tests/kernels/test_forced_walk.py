@@ -42,7 +42,7 @@ def walked(step, n, state, choices, tokens, rows=0, **more):
     step(
         state, table([1]), table([rows, rows + length]), table([0] * rows + tokens, torch.int64),
         table([-1] * rows + [-1, *range(rows, rows + length - 1)]), table([0] * rows + choices, torch.int64),
-        table(numbers, torch.float32), table([2.0] * len(numbers), torch.float32), table([-1]),
+        table(numbers, torch.float32), table([2.0] * len(numbers), torch.float32), table([[-1], [-1]]),
         accepted, start, record, **more,
     )  # fmt: skip
     return [x.flatten().tolist() for x in (state[1], state[0], accepted, start, record)]

@@ -27,6 +27,7 @@ KINDS = [
     {"temperature": 1.0, "top_k": 20, "repetition_penalty": 0.5},
     {"temperature": 0.6, "top_k": 40, "top_p": 0.731, "min_p": 0.0137, "logit_bias": {0: -1.0}},
     {"temperature": 1.7, "top_p": 0.973}, {"temperature": 1.0, "min_p": 0.1, "repetition_penalty": 2.0},
+    {"presence_penalty": 1.5}, {"temperature": 0.9, "frequency_penalty": 0.8, "presence_penalty": -1.0},
     {"temperature": 1.0, "top_k": 200, "top_p": 0.731},
 ]  # fmt: skip
 samplings = st.builds(
@@ -54,7 +55,8 @@ def test_a_row_is_chosen_as_it_is_alone(texts, data, seed):
     rows, k = len(slots), data.draw(st.sampled_from([1, 16]))
     g = torch.Generator().manual_seed(seed)
     logits, positions = hard("normal", rows, V, seed=seed) * 3, torch.randint(0, 40_000, (rows,), generator=g)
-    seen = torch.rand(rows, V, generator=g) < 0.3
+    seen = torch.randint(0, 12, (rows, V), generator=g, dtype=torch.int32)
+    seen *= torch.rand(rows, V, generator=g) < 0.3
     unused = torch.tensor(slots) < 0
     logits[unused], positions[unused] = math.nan, -(2**62)
     logits, positions, seen = logits.to(DEVICE), positions.to(DEVICE), seen.to(DEVICE)
@@ -80,7 +82,7 @@ def test_a_row_is_chosen_as_it_is_alone(texts, data, seed):
 def test_a_form_that_covers_more_changes_nothing(kind):
     """Such as the union of mixed passes, and one of the few forms of several slots."""
     logits = hard("normal", 3, V).to(DEVICE) * 3
-    positions, seen = torch.arange(3, 6, device=DEVICE), logits > 1
+    positions, seen = torch.arange(3, 6, device=DEVICE), logits.clamp(min=0).int()
     one, slots = alike(Sampling(seed=3, **kind), logits)
     every = table_of([Sampling(seed=9, **other) for other in KINDS], DEVICE)
     every.put(4, Sampling(seed=3, **kind))
@@ -106,7 +108,7 @@ def test_a_greedy_row_beside_others_has_the_bits_of_the_fused_head(backend):
     for slot, sampling in enumerate(
         [Sampling(temperature=0.8, top_k=5, seed=1), Sampling(), Sampling(repetition_penalty=1.5)]
     ):
-        choice.put(slot, sampling, [5, 6, 7])
+        choice.put(slot, sampling, [5, 6, 7], 2)
     choice.form = choice.form_of(range(3))
     assert not choice.form.plain and choice.form_of([1]).plain and alone.form.plain
     states = torch.randn(6, model.config.hidden_size, generator=torch.Generator().manual_seed(2)).to(DEVICE)
@@ -128,8 +130,8 @@ def test_texts_are_counted_apart(backend):
     """What one walk keeps is penalised in its own text alone, and a text put anew forgets the one before."""
     model = lookup_model(0.5, backend, vocab_size=40, mask_token_id=39)
     choice = Choice(model, 3)
-    choice.put(0, Sampling(repetition_penalty=2.0), [5, 5])
-    choice.put(2, Sampling(repetition_penalty=3.0), [6])
+    choice.put(0, Sampling(repetition_penalty=2.0), [5, 5, 5], 1)
+    choice.put(2, Sampling(frequency_penalty=1.0), [6], 1)
     choice.form = choice.form_of([0, 1, 2])
 
     def ints(*numbers, dtype=torch.int32):
@@ -138,8 +140,8 @@ def test_texts_are_counted_apart(backend):
     slots, accepted = ints(2, 2, 0, 0, -1), ints(0, 1, 2, -1).view(2, 2)
     choice.note(ints(7, 6, 8, 9, 2**40, dtype=torch.int64), accepted, slots)
     counts = [{token: int(row[token]) for token in row.nonzero().flatten().tolist()} for row in choice.counts]
-    assert counts == [{5: 2, 8: 1}, {}, {6: 2, 7: 1}]
-    choice.put(0, Sampling(repetition_penalty=2.0), [1])
+    assert counts == [{5: 5, 8: 2}, {}, {6: 3, 7: 2}]
+    choice.put(0, Sampling(repetition_penalty=2.0), [1], 1)
     assert choice.counts[0].nonzero().flatten().tolist() == [1]
 
 
@@ -164,6 +166,6 @@ def test_what_a_form_covers_is_there_before_a_text_needs_it():
     assert choice.table.bias is None and choice.counts is None
     choice.form = Form(Takes.GREEDY | Takes.BIAS | Takes.PENALTY, 0)
     held = choice.table.bias, choice.counts
-    choice.put(1, Sampling(logit_bias={3: 2.0}, repetition_penalty=2.0), [7])
+    choice.put(1, Sampling(logit_bias={3: 2.0}, repetition_penalty=2.0), [7], 1)
     assert choice.table.bias is held[0] and choice.counts is held[1]
     assert choice.table.bias[1, 3] == 2.0 and choice.counts[1, 7] == 1

@@ -27,7 +27,7 @@ class Forest(NamedTuple):
     tokens: list[int]
     parents: list[int]
     choices: list[int]
-    ends: list[int]
+    ends: list[list[int]]  # of each slot
     sums: list[float]
     nodes: int  # N
 
@@ -40,11 +40,13 @@ def run(forest, how=walk_triton, device=DEVICE):
 
     seats, n, rows = len(forest.slots), forest.nodes, torch.arange(len(forest.tokens), device=device)
     written = table([[9] * n] * seats), table([-5] * seats), table([[77] * (RECORD + 3 * n)] * seats)
+    width = 1 + max(map(len, forest.ends))
+    ends = table([[*of, *[-1] * (width - len(of))] for of in forest.ends])
     state, names = table(forest.states), table(forest.tokens, torch.int64)
     chosen = table(forest.choices, torch.int64)
     how(
         state, table(forest.slots), table(forest.first), names, table(forest.parents), chosen, rows.float(),
-        table(forest.sums, torch.float32), table(forest.ends), *written,
+        table(forest.sums, torch.float32), ends, *written,
     )  # fmt: skip
     return [t.tolist() for t in (state, *written)]
 
@@ -65,7 +67,7 @@ def by_definition(forest, seat):
         if forest.sums[node] in BAD or forest.sums[node] != forest.sums[node]:
             return path, True, True
         path.append(node)
-        if forest.choices[node] in forest.ends or len(path) >= state[State.LEFT]:
+        if forest.choices[node] in forest.ends[forest.slots[seat]] or len(path) >= state[State.LEFT]:
             return path, False, True
         node = agreed(forest, node, last)
     return path, False, False
@@ -75,7 +77,7 @@ def by_definition(forest, seat):
 def forests(draw, most_seats=4):
     """Up to four texts, in seats in any order over more slots; empty seats, which have rows of padding as
     those before the first tree and behind the last one. Three tokens only, so that walks are long, and 0 or
-    1 may end a text. Some texts have finished, and the pages of some end in the walk."""
+    1 may end some texts. Some texts have finished, and the pages of some end in the walk."""
     seats = draw(st.integers(1, most_seats))
     slots = draw(st.permutations(range(SLOTS)))[:seats]
     numbers = st.lists(st.integers(-3, 3), min_size=len(State), max_size=len(State))
@@ -102,7 +104,8 @@ def forests(draw, most_seats=4):
     for row in draw(st.lists(st.integers(0, len(sums) - 1), max_size=3)) if sums else []:
         sums[row] = draw(st.sampled_from(BAD))
     few = st.lists(st.integers(0, 2), min_size=len(sums), max_size=len(sums))
-    ends, nodes = draw(st.lists(st.integers(0, 1), max_size=2)), draw(st.integers(24, 40))
+    own = st.lists(st.integers(0, 1), max_size=2)
+    ends, nodes = draw(st.lists(own, min_size=SLOTS, max_size=SLOTS)), draw(st.integers(24, 40))
     return Forest(states, slots, first, draw(few), parents, draw(few), ends, sums, nodes)
 
 
@@ -170,7 +173,7 @@ def alone(state, tokens, parents, choices, sums=None):
     """A text alone, with room."""
     n = len(tokens)
     whole = [state + [FAR, n]]
-    return Forest(whole, [0], [0, n], tokens, parents, choices, [], sums or [2.0 * i for i in range(n)], n)
+    return Forest(whole, [0], [0, n], tokens, parents, choices, [[]], sums or [2.0 * i for i in range(n)], n)
 
 
 @BOTH

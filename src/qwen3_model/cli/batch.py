@@ -26,9 +26,9 @@ HOW = """\
 A line of IN is one of OpenAI's batch:
   {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...]}}
 or has the url /v1/completions and a body with a prompt. A line of OUT has the custom_id and the response,
-and comes as its request finishes. The same command goes on where a run ended, however it ended. A line that
-cannot be answered gets an error in OUT, and the exit code is 1 where OUT has one. To ask again, take it out
-of OUT.
+and comes as its request finishes; with --ordered OUT is brought into the order of IN at the end. The same
+command goes on where a run ended, however it ended. A line that cannot be answered gets an error in OUT, and
+the exit code is 1 where OUT has one. To ask again, take it out of OUT.
 
 """
 
@@ -58,6 +58,9 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         help="positions that the cache holds for all texts (default: what 0.9 of the free memory holds)",
     )  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="answer the first N requests")
+    parser.add_argument(
+        "--ordered", action="store_true", help="at the end bring OUT into the order of IN, all at once"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the summary")
 
 
@@ -101,6 +104,8 @@ def _answer(args: argparse.Namespace, batch: BatchFile) -> int:
             engine.warm()
         with _progress(batch) as told:
             counts = requests.run(engine, served, batch, told, args.limit)
+    if args.ordered:
+        batch.order()
     _summary(args, model, batch, counts, time.perf_counter() - begun)
     return 1 if batch.failed else 0
 

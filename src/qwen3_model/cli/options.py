@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InputError, quoted
-from ..request import BIASES, SAMPLING, Kind, Request
+from ..request import BIASES, FLAG, SAMPLING, Kind, Request
 
 if TYPE_CHECKING:
     from ..qwen3 import Qwen3
@@ -81,8 +81,12 @@ def add_settings(group: argparse._ActionsContainer, *names: str) -> None:
         if declared.name not in names:
             continue
         kind, repeatable = declared.metadata["kind"], declared.metadata["repeatable"]
+        option = f"--{declared.name.replace('_', '-')}"
+        if kind is FLAG:
+            group.add_argument(option, action="store_true", help=declared.metadata["says"])
+            continue
         group.add_argument(
-            f"--{declared.name.replace('_', '-')}",
+            option,
             action="append" if repeatable else "store",
             default=[] if repeatable else declared.default,
             type=partial(_read, kind, declared.metadata["metavar"]),
@@ -113,7 +117,8 @@ def add_draft_options(group: argparse._ActionsContainer) -> None:
 def add_generation_options(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
     """Everything a single generation takes. The default length is cut to what fits the context."""
     group = parser.add_argument_group("decoding")
-    add_settings(group, "strategy", "block_size", "tree_nodes", "verify", "stop", "min_tokens")
+    names = "strategy", "block_size", "tree_nodes", "verify", "stop", "stop_token_ids", "ignore_eos"
+    add_settings(group, *names, "min_tokens")
     group.add_argument(
         "--max-new-tokens", type=int, metavar="N",
         help=f"(default: {max_new_tokens}, or what fits the context)",
@@ -208,6 +213,8 @@ def generation_settings(args: argparse.Namespace, model: Qwen3, prompt_tokens: i
         "tree_nodes": args.tree_nodes,
         "verify": args.verify,
         "stop": args.stop,
+        "stop_token_ids": args.stop_token_ids,
+        "ignore_eos": args.ignore_eos,
         "min_tokens": args.min_tokens,
         "seed": args.seed,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from orthrus_kernels import Form, Sampling, SamplingTable, put_down
 from orthrus_kernels.layout import Takes
+from orthrus_kernels.seen import GENERATED, counts_of
+
+from ..request import MOST_STOP_TOKENS
 
 if TYPE_CHECKING:
     from ..model import Network
@@ -26,8 +29,10 @@ class Choice:
     def __init__(self, model: Network, slots: int = 1) -> None:
         self.model = model
         self.table = SamplingTable(slots, model.config.vocab_size, model.device)
-        self.ends = torch.tensor(model.config.eos_token_ids, dtype=torch.int64, device=model.device)
-        # How often each text holds each token, [S, V] int32, from the first penalty on.
+        # The tokens that end each text, then -1, [S, E] int32.
+        most = len(model.config.eos_token_ids) + MOST_STOP_TOKENS
+        self.ends = torch.full((slots, most), -1, dtype=torch.int32, device=model.device)
+        # What penalties see of each text (seen.py), [S, V] int32, from the first penalty on.
         self.counts: Tensor | None = None
 
     @property
@@ -45,13 +50,18 @@ class Choice:
         form = self.table.form_of(slots)
         return form.rounded() if len(self.table.samplings) > 1 else form
 
-    def put(self, slot: int, sampling: Sampling, tokens: list[int], least: int = 0) -> None:
-        """Take the settings of a text that holds these tokens, and that no end token ends at positions below
-        `least`."""
-        self.table.put(slot, sampling, least if len(self.ends) else 0)
-        self._hold_counts(penalised := sampling.repetition_penalty != 1.0)
-        if penalised and self.counts is not None:
-            put_down(self.counts[slot], torch.tensor(tokens).bincount(minlength=self.table.vocabulary).int())
+    def put(
+        self, slot: int, sampling: Sampling, tokens: list[int], prompt: int, ends: Collection[int] = (),
+        least: int = 0,
+    ) -> None:  # fmt: skip
+        """Take the settings of a text that holds these tokens, the first `prompt` of which are its prompt.
+        Each of `ends` ends it, but not at positions below `least`."""
+        self.table.put(slot, sampling, least if ends else 0)
+        row = [*ends, *[-1] * (self.ends.shape[1] - len(ends))]
+        put_down(self.ends[slot], torch.tensor(row, dtype=torch.int32))
+        self._hold_counts(sampling.penalises)
+        if sampling.penalises and self.counts is not None:
+            put_down(self.counts[slot], counts_of(tokens, prompt, self.table.vocabulary))
 
     def of_tree(
         self, states: Tensor, positions: Tensor, tokens: Tensor, parents: Tensor, slots: Tensor
@@ -116,7 +126,7 @@ class Choice:
             rows = accepted.flatten()
             kept = rows.clamp(min=0)
             at = slots[kept].clamp(min=0).long() * self.table.vocabulary + choices[kept]
-            self.counts.view(-1).index_add_(0, at, (rows >= 0).int())
+            self.counts.view(-1).index_add_(0, at, (rows >= 0).int() * GENERATED)
 
     def _hold_counts(self, wanted: bool) -> None:
         if wanted and self.counts is None:
@@ -127,14 +137,16 @@ class Choice:
         """Make end tokens impossible, in place, at positions at which a text may not end yet."""
         if Takes.LEAST in self.form.takes:
             least = self.table.least  # rows of a rehearsal, which runs no kernel, may name any slot
-            held = positions < least[slots.clamp(0, len(least) - 1).long()]
-            own = logits.index_select(1, self.ends)
-            logits.index_copy_(1, self.ends, own.masked_fill(held[:, None], float("-inf")))
+            of = slots.clamp(0, len(least) - 1).long()
+            held, ends = positions < least[of], self.ends[of]
+            at = ends.clamp(min=0).long()
+            bound = torch.where(held[:, None] & (ends >= 0), float("-inf"), float("inf"))
+            logits.scatter_reduce_(1, at, bound, "amin")  # in any order: places behind the list are token 0's
 
     def _seen(
         self, slots: Tensor, tokens: Tensor | None = None, parents: Tensor | None = None
     ) -> Tensor | None:
-        """What a penalty sees: the texts, and the paths of trees."""
+        """What penalties see: the texts, and the paths of trees."""
         if Takes.PENALTY not in self.form.takes:
             return None
-        return self.model.ops.seen_rows(self.counts, slots, tokens, parents)
+        return self.model.ops.seen_rows(self.counts, self.table, slots, tokens, parents)

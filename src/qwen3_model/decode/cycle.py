@@ -43,8 +43,6 @@ class Slots:
         """count: of the slots, as many as the cache has."""
         self.model, self.cache, self.choice = model, cache, Choice(model, count)
         self.state = torch.zeros(count, len(State), dtype=torch.int32, device=model.device)  # [S, columns]
-        ends = model.config.eos_token_ids or (-1,)
-        self.ends = torch.tensor(ends, dtype=torch.int32, device=model.device)
         self._drafts: dict[tuple[int, int, bool], Drafts] = {}
 
     def drafts_of(self, depth: int, width: int, ordered: bool) -> Drafts:
@@ -237,8 +235,8 @@ class Cycle:
         slots = self.slots
         self.choices, logits, sums = slots.choice.of_tree(states, positions + 1, tokens, parents, owners)
         self.walk(
-            slots.state, self.seats, self.first, tokens, parents, self.choices, logits, sums, slots.ends,
-            self.accepted, self.start, self.record, timed=self.clock is not None,
+            slots.state, self.seats, self.first, tokens, parents, self.choices, logits, sums,
+            slots.choice.ends, self.accepted, self.start, self.record, timed=self.clock is not None,
         )  # fmt: skip
         slots.choice.note(self.choices, self.accepted[:, : self.levels], owners)
 

@@ -17,6 +17,7 @@ from .controller import CHAIN, PLAIN, TREES, TWIN_TIMES, Controller, Times, meas
 from .cycle import Allot, Cycle, Outcome, Read, Slots, Walk
 from .groups import MOST_ROWS, Group, Kind, Seated, fixed_kind, groups_of, seats_for
 from .one_pass import Shape
+from .pace import Pace
 from .sequence import Sequence as Text
 from .two_pass import TwoPassCycle
 
@@ -73,6 +74,7 @@ class Cycles:
         host."""
         self.model, self.slots, self.pool = model, Slots(model, cache, slots), pool
         self.walks: Walks | None = None
+        self.pace = Pace()  # of chunks beside these cycles
         self.controllers: dict[tuple, Controller] = {}  # of the last text of each form, block size and seats
         self._of: dict[Text, tuple[tuple, Controller]] = {}  # the controller of each text that runs
         self._cycles: OrderedDict[tuple, Cycle] = OrderedDict()
@@ -113,7 +115,8 @@ class Cycles:
     def begin(self, text: Text, slot: int, room: int) -> None:
         """A text whose prompt is committed runs in a slot from now on. room: positions that its pages
         hold."""
-        self.slots.choice.put(slot, text.sampling, text.tokens, text.least)
+        ends = text.stream.end_tokens
+        self.slots.choice.put(slot, text.sampling, text.tokens, text.prompt, ends, text.least)
         columns = {
             State.START: text.start, State.ROOT: text.root, State.LEFT: text.remaining, State.FINISHED: 0,
             State.ROOM: room, State.NODES: _most_nodes(text),
@@ -146,10 +149,12 @@ class Cycles:
 
     def read(self, step: Sequence[Launched]) -> list[tuple[Text, Outcome]]:
         """What the cycles of one `launch` have added to the texts that still run, and learn from it."""
-        return [found for launched in step for found in self._read(launched)]
+        outcomes = [launched.read() for launched in step]
+        self.pace.cycle(1e3 * sum(sum(of_cycle[0].run.seconds) for of_cycle in outcomes))
+        return [found for of in zip(step, outcomes, strict=True) for found in self._found(*of)]
 
-    def _read(self, launched: Launched) -> list[tuple[Text, Outcome]]:
-        kind, cycle, outcomes = launched.kind, launched.cycle, launched.read()
+    def _found(self, launched: Launched, outcomes: list[Outcome]) -> list[tuple[Text, Outcome]]:
+        kind, cycle = launched.kind, launched.cycle
         of, found = zip(launched.seated, launched.epochs, launched.controllers, outcomes, strict=False), []
         timed: set[Times] = set()
         for seat, ((text, _), epoch, controller, end) in enumerate(of):

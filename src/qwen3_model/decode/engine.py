@@ -87,7 +87,7 @@ class Engine:
         prompt, fitted = self.fitted(prompt_ids, request)
         model, most = self.model, fitted.max_new_tokens
         assert most is not None
-        ends, least = model.config.eos_token_ids, fitted.min_tokens
+        ends, least = fitted.end_tokens(model.config), fitted.min_tokens
         stream = TokenStream(model.text, ends, fitted.stop, most, on_tokens, least)
         text = Sequence(prompt, fitted, stream, on_run)
         if self._fixed and fitted.verify != "rejection":
@@ -216,6 +216,7 @@ class Engine:
             return ()
         assert self.runner is not None
         try:
+            self._scheduler.beside = self.runner.rows_beside()
             work = self._scheduler.next(self._reach())
             if work is not None:
                 self.runner.grant(work.grants)

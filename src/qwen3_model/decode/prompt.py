@@ -7,7 +7,8 @@ compute. Any chunking gives the same bits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,7 +17,9 @@ from torch import Tensor
 from orthrus_kernels import PassShape, Rows, put_down
 
 from ..model import Network
+from .controller import measured_times
 from .cycle import captured
+from .pace import SIZES, Span
 from .scheduler import MOST_PARTS
 
 if TYPE_CHECKING:
@@ -107,6 +110,7 @@ class Prompts:
     def __init__(self, model: Network, cache: KVCache, pool: Any) -> None:
         self.model, self.cache, self.pool = model, cache, pool
         self._chunks: dict[tuple[int, int], Chunk] = {}
+        self._timed: deque[tuple[int, Span]] = deque()  # chunks that were launched, by rows
 
     def __len__(self) -> int:
         """How many chunks there are."""
@@ -120,13 +124,36 @@ class Prompts:
             chunk.fill([Piece([0], 0, -1)])
             chunk.launch(self.pool)
 
+    def measured(self, ready: Sequence[int]) -> dict[int, float]:
+        """ms of the chunks of SIZES without context, by their rows. ready: rows of those that `ready` has
+        captured; nothing is committed."""
+
+        def launch(rows: int) -> Callable[[], float]:
+            span = Span(self.model.device)
+            self.chunk_of(rows, several=True).launch(self.pool)
+            span.end()
+            return span.milliseconds
+
+        return measured_times([rows for rows in SIZES if rows in ready], launch)
+
     def run(self, pieces: Sequence[Piece]) -> Tensor:
         """Commit a chunk of MOST_PARTS pieces at most, of PREFILL_ROWS tokens together at most. Returns the
         states of the pieces' last tokens, [>= pieces, E]; those behind them mean nothing."""
         tokens = sum(len(piece.tokens) for piece in pieces)
-        chunk = self.chunk_of(tokens if self.pool is None else rows_for(tokens), len(pieces) > 1)
+        rows = tokens if self.pool is None else rows_for(tokens)
+        chunk = self.chunk_of(rows, len(pieces) > 1)
         chunk.fill(pieces)
-        return chunk.launch(self.pool)
+        span = Span(self.model.device)
+        states = chunk.launch(self.pool)
+        span.end()
+        self._timed.append((rows, span))
+        return states
+
+    def times(self) -> Iterator[tuple[int, float]]:
+        """Rows and ms of each chunk that has ended since it was last asked for."""
+        while self._timed and self._timed[0][1].over:
+            rows, span = self._timed.popleft()
+            yield rows, span.milliseconds()
 
     def chunk_of(self, rows: int, several: bool) -> Chunk:
         """The chunk of so many rows for one piece or several; where nothing is captured, a new one."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from orthrus_kernels import DraftTree, Rows, alike
 from orthrus_kernels.rejection import DRAFT, filtered_probabilities, reject, sample
+from orthrus_kernels.seen import counts_of
 
 from ..errors import InputError
 from .cycles import NOT_NUMBERS
@@ -96,8 +97,8 @@ def propose(sequence: Sequence, logits: Tensor) -> tuple[list[int], Tensor]:
     drawn from, [count, V] fp64."""
     proposals: list[int] = []
     drawn_from = []
-    # the penalty makes each proposal depend on those before it
-    together = len(logits) if sequence.sampling.repetition_penalty == 1.0 else 1
+    # penalties make each proposal depend on those before it
+    together = 1 if sequence.sampling.penalises else len(logits)
     for rows in logits.split(together):
         paths = [[*proposals, *[0] * i] for i in range(len(rows))]
         probabilities, positions = _distributions(sequence, rows, paths)
@@ -107,17 +108,15 @@ def propose(sequence: Sequence, logits: Tensor) -> tuple[list[int], Tensor]:
 
 
 def placed(sequence: Sequence, logits: Tensor, paths: list[list[int]]) -> tuple[Tensor, Tensor | None]:
-    """Positions [T] of the tokens to be chosen from logits [T, V], and what a penalty has seen, bool [T, V].
+    """Positions [T] of the tokens to be chosen from logits [T, V], and what penalties see, int32 [T, V].
 
     paths[t]: the tokens between the text so far and the chosen token."""
     positions = torch.tensor([len(sequence.tokens) + len(path) for path in paths], device=logits.device)
-    if sequence.sampling.repetition_penalty == 1.0:
+    if not sequence.sampling.penalises:
         return positions, None
-    seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
-    seen[:, sequence.tokens] = True
-    for row, path in zip(seen, paths, strict=True):
-        row[path] = True
-    return positions, seen
+    told, vocabulary = sequence.tokens, logits.shape[1]
+    seen = [counts_of([*told, *path], sequence.prompt, vocabulary) for path in paths]
+    return positions, torch.stack(seen).to(logits.device)
 
 
 def _distributions(sequence: Sequence, logits: Tensor, paths: list[list[int]]) -> tuple[Tensor, Tensor]:

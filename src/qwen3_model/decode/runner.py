@@ -54,6 +54,12 @@ class Runner:
         self.first_tokens: dict[int, FirstTokens] = {}  # by seats
         self.ahead = model.device.type == "cuda"  # whether cycles are launched before the last one is read
 
+    def rows_beside(self) -> int:
+        """Rows of a chunk at most while texts decode: so many that it takes about as long as a cycle."""
+        for rows, milliseconds in self.prompts.times():
+            self.cycles.pace.chunk(rows, milliseconds)
+        return self.cycles.pace.rows()
+
     def grant(self, grants: Iterable[Grant]) -> None:
         """Write pages into the tables of slots, behind what was launched so far."""
         for slot, place, pages in grants:

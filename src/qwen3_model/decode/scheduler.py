@@ -14,6 +14,7 @@ Nothing of a device is in here. Texts run in the order in which they came:
   the pages that it has.
 - If no text can go on, the youngest is preempted: it gives up slot and pages and is the next to be admitted.
   The oldest text alone has all pages, so it always ends, and then the next one is the oldest.
+- While texts decode, a chunk has no more tokens than the caller says in `beside`: they wait for it.
 - Full pages of a text are known by their tokens, of prompt and answer (pages.py). A text that is admitted
   owns those of its own beginning too, and its first chunk starts behind them. One token at least is read.
 """
@@ -133,12 +134,15 @@ class Scheduler(Generic[T]):
         most, of all its parts together. reuse: whether texts begin in pages that others have filled."""
         assert slots > 0 and pages > 0 and chunk > 0, (slots, pages, chunk)
         self.chunk, self.reuse, self.preemptions = chunk, reuse, 0
+        self.beside = chunk  # tokens of a Prefill at most while texts decode; the caller may change it
         self._pages, self._slots = Pages(pages), list(range(slots))[::-1]
         self._entries: dict[T, _Entry[T]] = {}
         # both in the order of submission, and every running text is older than every waiting one
         self._running: list[_Entry[T]] = []
         self._waiting: deque[_Entry[T]] = deque()
         self._cycle_due = False  # a chunk has run since the last cycle
+        self._refused: tuple | None = None  # what `_admissible` last found impossible
+        self._released = 0  # texts that gave slot and pages back
 
     def __contains__(self, text: T) -> bool:
         """Whether a text runs or waits."""
@@ -214,7 +218,7 @@ class Scheduler(Generic[T]):
         work for both.
 
         ahead: tokens that the cycles in flight and the next one may add to a text at most."""
-        if not (self._cycle_due and self._running and not self._running[0].unread):
+        if not (self._cycle_due and self._decoding):
             chunk = self._chunk(ahead)
             if chunk.parts:
                 self._cycle_due = True
@@ -222,9 +226,15 @@ class Scheduler(Generic[T]):
         self._cycle_due = False
         return self._cycle(ahead)
 
+    @property
+    def _decoding(self) -> bool:
+        """Whether texts are in cycles. Only the youngest can be in the middle of its prompt."""
+        return bool(self._running) and not self._running[0].unread
+
     def _chunk(self, ahead: int) -> Prefill[T]:
         """The next chunk: of the text that is in its prompt, then of waiting ones."""
-        parts, grants, rows = list[Part[T]](), list[Grant](), self.chunk
+        parts, grants = list[Part[T]](), list[Grant]()
+        rows = min(self.chunk, self.beside) if self._decoding else self.chunk
         while rows and len(parts) < MOST_PARTS:
             if not self._running or not self._running[-1].unread:
                 if not self._admissible(rows, ahead):
@@ -244,12 +254,18 @@ class Scheduler(Generic[T]):
         its first one, and for a page's worth of tokens besides. Where no text runs, it always fits."""
         if not self._waiting or not self._slots:
             return False
-        entry, (pages, _) = self._waiting[0], self._filled(self._waiting[0])
+        entry = self._waiting[0]
+        asked = entry, rows, self.beside, ahead, self._released
+        if asked == self._refused:  # its tokens are not looked up again before pages have come back
+            return False
+        pages, _ = self._filled(entry)
         unread = entry.tokens - 1 - PAGE * len(pages)
-        chunks = 1 + max(-(-(unread - rows) // self.chunk), 0)
+        chunks = 1 + max(-(-(unread - rows) // min(self.chunk, self.beside)), 0)
         growth = max((chunks + 1) * ahead, PAGE)
         missing = sum(text.missing(growth) for text in (*self._running, entry))
-        return missing - self._pages.owned(pages) <= self._pages.free
+        fits = missing - self._pages.owned(pages) <= self._pages.free
+        self._refused = None if fits else asked
+        return fits
 
     def _filled(self, entry: _Entry[T]) -> tuple[list[int], Chain]:
         """Pages in which a waiting text begins, and their chain: a token at least is left to be read."""
@@ -305,6 +321,7 @@ class Scheduler(Generic[T]):
 
     def _release(self, entry: _Entry[T]) -> None:
         """Take back a text's slot and pages."""
+        self._released += 1
         self._slots.append(entry.slot)
         self._pages.give(entry.pages)
         entry.pages, entry.slot, entry.unread, entry.paused = [], -1, 0, False

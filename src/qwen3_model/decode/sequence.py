@@ -139,9 +139,10 @@ class Sequence:
         budget, block, seed = request.max_new_tokens, request.block_size, request.seed
         assert budget is not None and block is not None and seed is not None, request
         self.tokens, self.request, self.stream, self.on_run = list(prompt), request, stream, on_run
-        self.limit = len(prompt) + budget  # length of the finished text at most
+        self.prompt = len(prompt)  # tokens of it
+        self.limit = self.prompt + budget  # length of the finished text at most
         # No end token stands below this position; 0: any token may be one.
-        self.least = len(prompt) + request.min_tokens if request.min_tokens else 0
+        self.least = self.prompt + request.min_tokens if request.min_tokens else 0
         self.block_size, self.sampling = block, request.sampling
         self.stats = GenerationStats(request.strategy, seed, verify=request.verify)
         self.epoch = 0  # how often it was preempted

@@ -27,7 +27,7 @@ class TokenStream:
     ) -> None:
         """limit: tokens at most. least: tokens that no stop string cuts off."""
         self._detokenizer = Detokenizer(text) if text else None
-        self._end_tokens, self._stop, self._limit = frozenset(end_tokens), tuple(stop), limit
+        self.end_tokens, self._stop, self._limit = frozenset(end_tokens), tuple(stop), limit
         self._least = least
         self.on_tokens = on_tokens
         self._given = self._released = 0  # tokens and characters already handed to the callback
@@ -54,7 +54,7 @@ class TokenStream:
 
     def _push_token(self, token: int) -> None:
         self.token_ids.append(token)
-        if token in self._end_tokens:
+        if token in self.end_tokens:
             return self._end("end_token")
         if self._detokenizer:
             before = len(self.text)

@@ -125,7 +125,7 @@ def _text(model: Network, request: Request, tokens: int) -> Sequence:
     chosen, least = {name: getattr(request, name) for name in SAMPLING}, min(request.min_tokens, 1)
     fitted = Request(strategy="autoregressive", max_new_tokens=1, min_tokens=least, **chosen)
     fitted = fitted.fit(model.config, tokens, has_text=False)
-    return Sequence([0] * tokens, fitted, TokenStream(None, (), (), 1, None))
+    return Sequence([0] * tokens, fitted, TokenStream(None, model.config.eos_token_ids, (), 1, None))
 
 
 @torch.inference_mode()
@@ -144,6 +144,7 @@ def capture(runner: Runner, plan: Plan, progress: bool | None = None) -> int:
         for part in parts:
             part()
             advance()
+    cycles.pace.first = prompts.measured(plan.chunks)
     return len(prompts) + len(cycles)
 
 

@@ -1,4 +1,5 @@
-"""IN and OUT of a batch. OUT only grows, by whole lines, and is what a run that was killed goes on from.
+"""IN and OUT of a batch. OUT only grows, by whole lines, and is what a run that was killed goes on from. At
+the end it may be replaced as a whole, by the same lines in the order of IN.
 
 A line is written by one call of the system, and nothing is in a buffer of this process. So whenever a run
 ends, OUT is whole lines and at most the beginning of one more, which the next run cuts."""
@@ -11,11 +12,12 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count as numbers
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, one_line, quoted
-from ..files import owned, reason, resolved, sync
+from ..files import owned, reason, replacing, resolved, sync
 from .batch_lines import BEGINNING, Key, Line, read_answer, read_lines
 
 SYNC_SECONDS = 1.0  # what a power cut may cost
@@ -56,6 +58,29 @@ class BatchFile:
                 return
             if line.key not in self.known:
                 yield line
+
+    def order(self) -> None:
+        """Bring OUT into the order of IN, behind `open`. Whoever reads OUT, and whoever goes on after a kill,
+        finds it as it was or in order, and whole. Raises InputError where the disk is full; OUT then is as
+        it was."""
+        places, end = dict[Key, int](), 0
+        for data, key, _ in _answers(self.out):
+            places[key], end = end, end + len(data)
+        keys = [line.key for line in read_lines(self.source) if line.key in places]
+        if keys == list(places):
+            return
+        try:
+            permissions = stat.S_IMODE(self.out.stat().st_mode)
+            with (
+                replacing(self.out, permissions) as beside,
+                self.out.open("rb") as old,
+                beside.open("wb") as new,
+            ):
+                for key in keys:
+                    old.seek(places[key])
+                    new.write(old.readline())
+        except OSError as error:
+            raise self._refusal(error) from None
 
     def append(self, line: Line, answer: dict[str, Any], ok: bool) -> None:
         """Write an answer. Raises InputError where the disk is full; OUT then has the lines before."""
@@ -149,23 +174,29 @@ def _read_out(out: Path) -> tuple[set[Key], int, int]:
     """Whose answers OUT holds, how many of them are errors, and the bytes of its whole lines. Raises
     InputError for any other file; the beginning of an answer may stand at its end."""
     known: set[Key] = set()
-    failed = length = number = 0
+    failed = length = 0
+    for number, (data, key, ok) in enumerate(_answers(out), 1):
+        if key in known:
+            raise InputError(f"{out} line {number} answers {quoted(key)} a second time: choose another OUT")
+        known.add(key)
+        failed += not ok
+        length += len(data)
+    return known, failed, length
+
+
+def _answers(out: Path) -> Iterator[tuple[bytes, Key, bool]]:
+    """The whole lines of OUT: whose answer each is, and whether it is none of an error. Raises InputError for
+    any other file."""
     try:
         with out.open("rb") as file:
-            while data := file.readline(LONGEST_ANSWER):
-                number += 1
-                where = f"{out} line {number}"
-                if not data.endswith(b"\n") and len(data) < LONGEST_ANSWER and _is_torn(data):
-                    break
-                key, ok = read_answer(data, where)
-                if key in known:
-                    raise InputError(f"{where} answers {quoted(key)} a second time: choose another OUT")
-                known.add(key)
-                failed += not ok
-                length += len(data)
+            for number in numbers(1):
+                data = file.readline(LONGEST_ANSWER)
+                whole = data.endswith(b"\n") or len(data) == LONGEST_ANSWER
+                if not data or (not whole and _is_torn(data)):
+                    return
+                yield data, *read_answer(data, f"{out} line {number}")
     except OSError as error:
         raise InputError(f"{out} cannot be read ({reason(error)}): choose another OUT") from None
-    return known, failed, length
 
 
 def _is_torn(data: bytes) -> bool:

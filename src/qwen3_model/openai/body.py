@@ -31,7 +31,8 @@ COMPLETION_TOKENS = 16  # of a completion that does not say how many
 # The engine's settings that a body may name, in the order in which they are checked
 SETTINGS = (
     "strategy", "block_size", "tree_nodes", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
-    "logit_bias", "stop", "min_tokens", "cache_salt", "seed",
+    "frequency_penalty", "presence_penalty", "logit_bias", "stop", "stop_token_ids",
+    "ignore_eos", "min_tokens", "cache_salt", "seed",
 )  # fmt: skip
 BOTH = ("model", "max_tokens", "n", "logprobs", "user", "stream", "stream_options", *SETTINGS)
 OWN = {
@@ -40,8 +41,8 @@ OWN = {
 }
 # What the engine cannot do yet; clients send these values, which ask for nothing.
 NEUTRAL: dict[str, Any] = {
-    "presence_penalty": 0, "frequency_penalty": 0, "echo": False, "best_of": 1, "top_logprobs": 0,
-    "response_format": {"type": "text"}, "store": False, "parallel_tool_calls": True,
+    "echo": False, "best_of": 1, "top_logprobs": 0, "response_format": {"type": "text"}, "store": False,
+    "parallel_tool_calls": True,
 }  # fmt: skip
 
 

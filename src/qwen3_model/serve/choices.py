@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from ..decode.sequence import GenerationStats, Result, Run
@@ -47,7 +47,7 @@ class Choice:
         self.first = self.last = 0.0  # when tokens came
         self._text, self._logprobs = "", list[float]()
         self._stream = TokenStream(
-            served.text, served.config.eos_token_ids, fitted.stop, fitted.max_new_tokens, self._release,
+            served.text, fitted.end_tokens(served.config), fitted.stop, fitted.max_new_tokens, self._release,
             fitted.min_tokens,
         )  # fmt: skip
         self.running = client.submit(prompt, fitted)
@@ -88,6 +88,9 @@ class Choice:
 STOPPED = "the server stops: send the request again, to a server that is ready"
 
 
+_Came = tuple[Choice, Ran | Ended] | Exception
+
+
 class Job:
     """All choices of a request. key: whose request it is."""
 
@@ -98,7 +101,7 @@ class Job:
         self.asked, self.key = asked, key
         self.choices: list[Choice] = []
         self._metrics = metrics
-        self._came = asyncio.Queue[tuple[Choice, Ran | Ended] | Exception]()
+        self._came = asyncio.Queue[_Came]()
         self._tasks: list[asyncio.Task[None]] = []
         try:
             for index, (prompt, request) in enumerate(asked.jobs()):
@@ -113,21 +116,42 @@ class Job:
         """Choices that have not ended."""
         return sum(not choice.ended for choice in self.choices)
 
-    async def pieces(self) -> AsyncIterator[Piece]:
-        """The pieces of all choices, as they come, until all have ended. Raises what ends one of them
-        early: a Refusal, InputError or EngineDied."""
+    async def pieces(self) -> AsyncIterator[list[Piece]]:
+        """The pieces of all choices, those that have come since the last time, until all have ended. Raises
+        what ends one of them early: a Refusal, InputError or EngineDied."""
         while self.left:
-            came = await self._came.get()
-            if isinstance(came, Exception):
-                raise came
-            choice, item = came
-            if isinstance(item, Ended):
-                choice.end(item)
-                self._metrics.ended(choice.stats, choice.prompt_tokens, choice.last - choice.first)
-            elif (piece := choice.take(item)) is not None:
-                if choice.pieces == 1:
-                    self._metrics.first_token.observe(choice.first - choice.began)
-                yield piece
+            came = [await self._came.get()]
+            while not self._came.empty():
+                came.append(self._came.get_nowait())
+            found, error = self._taken(came)
+            if found:
+                yield found
+            if error is not None:
+                raise error
+
+    def _taken(self, came: Sequence[_Came]) -> tuple[list[Piece], Exception | None]:
+        """The pieces of what came, and the error that ends them."""
+        found = list[Piece]()
+        for one in came:
+            try:
+                if (piece := self._take(one)) is not None:
+                    found.append(piece)
+            except Exception as error:
+                return found, error
+        return found, None
+
+    def _take(self, came: _Came) -> Piece | None:
+        if isinstance(came, Exception):
+            raise came
+        choice, item = came
+        if isinstance(item, Ended):
+            choice.end(item)
+            self._metrics.ended(choice.stats, choice.prompt_tokens, choice.last - choice.first)
+            return None
+        piece = choice.take(item)
+        if choice.pieces == 1:
+            self._metrics.first_token.observe(choice.first - choice.began)
+        return piece
 
     def results(self) -> list[Result]:
         """Of the choices in their order, once all have ended."""

@@ -35,7 +35,7 @@ class Metrics:
             return Counter(f"orthrus_{name}", says, labels, registry=registry)
 
         self.first_token = Histogram(
-            "orthrus_time_to_first_token_seconds", "from the request to the first token of a choice",
+            "orthrus_time_to_first_token_seconds", "of a choice, from when it was asked for",
             buckets=FIRST, registry=registry,
         )  # fmt: skip
         self.token = Histogram(

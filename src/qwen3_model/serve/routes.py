@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from ..errors import InputError
+from ..errors import InputError, quoted
 from ..openai import answer
 from ..openai.body import CHAT, COMPLETIONS, read
 from ..openai.strict_json import parse
@@ -52,9 +52,17 @@ async def metrics(request: Request) -> Response:
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
     """The one model, with the length of its context."""
-    served = _site(request).served
-    card = {"id": served.name, "object": "model", "created": 0, "owned_by": "orthrus"}
-    return json_response({"object": "list", "data": [card | {"max_model_len": served.context}]})
+    return json_response({"object": "list", "data": [_card(_site(request))]})
+
+
+@router.get("/v1/models/{name:path}")
+async def model(request: Request, name: str) -> Response:
+    """It, by its name."""
+    site = _site(request)
+    if name != site.served.name:
+        said = f"there is no model {quoted(name)}; {quoted(site.served.name)} is here"
+        raise refusal(404, said, "model_not_found")
+    return json_response(_card(site))
 
 
 @router.post("/tokenize", openapi_extra=_BODY)
@@ -74,6 +82,11 @@ async def completions(request: Request) -> Response:
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
     return await _answered(request, CHAT)
+
+
+def _card(site: Site) -> dict[str, Any]:
+    card = {"id": site.served.name, "object": "model", "created": 0, "owned_by": "orthrus"}
+    return card | {"max_model_len": site.served.context}
 
 
 def _site(request: Request) -> Site:

@@ -4,6 +4,7 @@ to end, and does not outlive its engine."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -46,6 +47,8 @@ async def _run(
             if not starting.done():
                 return farewell.exit_code
             client = starting.result()
+            gc.collect()
+            gc.freeze()  # or a search for garbage among what was imported stops all streams now and then
             site.attach(client)
             told(client.ready)
             await _first(farewell.first.wait(), client.died.wait(), http)

@@ -48,9 +48,9 @@ async def _events(served: Served, job: Job) -> AsyncIterator[bytes]:
     try:
         for chunk in chunks.first():
             yield event(chunk)
-        async for piece in job.pieces():
-            for chunk in chunks.of(piece):
-                yield event(chunk)
+        async for pieces in job.pieces():
+            if found := [event(chunk) for piece in pieces for chunk in chunks.of(piece)]:
+                yield b"".join(found)  # where this process is behind the engine, several at a time
         if asked.include_usage:
             yield event(chunks.head | {"choices": [], "usage": answer.usage(asked, job.results())})
         yield DONE
