@@ -36,7 +36,7 @@ from qwen3_model.prompts import read_prompts
 from qwen3_model.text import Text
 
 from . import batch, lengths, report, serve_report, serve_tokenizer, vllm_peer
-from .command import Parser, fail, positive, run, short, writable
+from .command import Parser, fail, positive, run, writable
 from .measure import machine, machine_line
 from .models import MODELS
 from .serve_engine import Loop, MeasuredEngine, encoded
@@ -86,7 +86,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
         help=f"of a text (default: {NEW_TOKENS}; on a CPU {CPU_NEW_TOKENS})")  # fmt: skip
     for name, value, metavar, says in (
         ("each", EACH, "N", "requests of a client of a closed loop; latencies are without its first"),
-        ("row-seconds", ROW_SECONDS, "S", "no request of a row begins later, but a client's first"),
+        ("row-seconds", ROW_SECONDS, "S", "no request of a row begins later, but a client's first two"),
         ("seconds", SECONDS, "S", "start no new row after this long; rows get shorter to fit"),
         ("ttft-ms", FIRST_MS, "MS", "goodput: time to the first token at most"),
         ("token-ms", TOKEN_MS, "MS", "goodput: time per token at most"),
@@ -382,11 +382,12 @@ class Served:
         return {"model": self.name, "way": way, "acceptance": "-" if way == PLAIN else own, "loop": loop}
 
 
-def engine_of(bench: Bench, name: str, jobs: list[Job], until: float) -> MeasuredEngine:
-    """The engine that a server of a model makes."""
+def engine_of(bench: Bench, name: str, jobs: list[Job], models: int) -> MeasuredEngine:
+    """The engine that a server of a model makes. models: that are left, this one among them."""
     given = bench.given
     loops = tuple(Loop(load, strategy, given.each) for load in given.loads for strategy in WAYS.values())
-    measured = {"loops": loops, "jobs": tuple(jobs), "until": until, "most": float(given.row_seconds)}
+    measured = {"loops": loops, "jobs": tuple(jobs), "until": bench.until, "models": models,
+                "most": float(given.row_seconds)}  # fmt: skip
     slots = given.loads[-1]
     if name != "embedded":
         return MeasuredEngine(slots=slots, shape=name, tokenizer=bench.tokenizer, **measured)
@@ -397,8 +398,9 @@ def engine_of(bench: Bench, name: str, jobs: list[Job], until: float) -> Measure
     return MeasuredEngine(str(EMBEDDED), slots=slots, cache_tokens=cache, tokenizer=EMBEDDED, **measured)
 
 
-def one_model(bench: Bench, name: str, until: float) -> None:
-    """A server of a model, and its rows. Raises InputError where it does not come up."""
+def one_model(bench: Bench, name: str, models: int) -> None:
+    """A server of a model, and its rows in its part of the time that is left when it is up. models: that are
+    left, this one among them. Raises InputError where it does not come up."""
     embedded = name == "embedded"
     config = (Qwen3Config.from_folder(EMBEDDED, tensor_names(EMBEDDED)) if embedded
               else MODELS[name].config())  # fmt: skip
@@ -407,9 +409,9 @@ def one_model(bench: Bench, name: str, until: float) -> None:
     with Clients.of(bench.given.loads[-1]) as clients, ExitStack() as keep:
         server = Lines("bench.serve_server", keep)
         waiting = len(jobs) + 4096  # an open loop never meets a full queue: it waits, and that is measured
-        server.send(pickle.dumps((name, config, engine_of(bench, name, jobs, until), waiting)))
+        server.send(pickle.dumps((name, config, engine_of(bench, name, jobs, models), waiting)))
         alone = dict[tuple[int, str], list[Seen]]()
-        while "port" not in (said := server.next(until)):
+        while "port" not in (said := server.next(bench.until)):
             loop, seen = Loop(**said["loop"]), [Seen(**one) for one in said["seen"]]
             alone[loop.clients, ways[loop.strategy]] = seen
             rate = serve_report.of_closed(seen, bench.bounds)["tokens_per_second"]
@@ -417,6 +419,8 @@ def one_model(bench: Bench, name: str, until: float) -> None:
             print(
                 f"  {name}, the engine alone, {loop.clients} texts, {ways[loop.strategy]}: {told}", flush=True
             )
+        now = time.monotonic()
+        until = now + (bench.until - now) / models
         Served(bench, name, jobs, clients, said["port"], until, alone).rows()
 
 
@@ -437,21 +441,20 @@ def peer(bench: Bench, name: str) -> None:
 
 
 def measure(bench: Bench, facts: dict[str, Any]) -> None:
-    """Every model in its share of the time; the file comes anew after each."""
+    """Every model; the file comes anew after each."""
     models = bench.given.models
     if not vllm_peer.installed():
         bench.notes.append(vllm_peer.NOT_INSTALLED)
     if set(models) != {"embedded"}:
         serve_tokenizer.write(bench.tokenizer, MODELS["8B"].V)
     for i, name in enumerate(models):
-        now = time.monotonic()
         try:
-            one_model(bench, name, now + (bench.until - now) / (len(models) - i))
+            one_model(bench, name, len(models) - i)
             if name != "embedded" and vllm_peer.installed():
                 peer(bench, name)
         except InputError as error:
-            bench.notes.append(f"{name}: {short(error)}")
-            bench.failed = True
+            bench.notes.append(f"{name}: {error}")
+            bench.failed |= not isinstance(error, NoTime)
         if bench.given.json:
             report.write_json(bench.given.json, bench.to_json(facts))
 

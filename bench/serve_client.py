@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .serve_jobs import Seen
+from .serve_jobs import LEAST_TURNS, Seen
 
 LAST_CHUNK, EVENT, DONE = b"0\r\n\r\n", b"data: ", b"[DONE]"
 HEAD_BYTES = 1 << 16
@@ -129,8 +129,8 @@ def payload(port: int, body: dict[str, Any]) -> bytes:
 
 
 async def closed(plan: dict[str, Any]) -> list[Answer]:
-    """Clients that send their next request when the last has ended, none later than `limit` seconds but the
-    first."""
+    """Clients that send their next request when the last has ended, none later than `limit` seconds but
+    LEAST_TURNS each."""
     port, begin, found = plan["port"], plan["begin"], list[Answer]()
 
     async def client(asked: Sequence[tuple[int, dict[str, Any]]]) -> None:
@@ -140,7 +140,7 @@ async def closed(plan: dict[str, Any]) -> list[Answer]:
         await asyncio.sleep(begin - time.monotonic())
         for turn, (job, data) in enumerate(ready):
             now = time.monotonic()
-            if turn and now - begin > plan["limit"]:
+            if turn >= LEAST_TURNS and now - begin > plan["limit"]:
                 break
             found.append(await connection.ask(Answer(job, turn, now), data, plan["patience"]))
         connection.close()

@@ -22,7 +22,7 @@ from . import strong, trace_file
 from .forced_walk import Forced
 from .models import random_model
 from .replay import with_bigram
-from .serve_jobs import Job, Seen, dealt, of_loop
+from .serve_jobs import LEAST_TURNS, Job, Seen, dealt, of_loop
 
 TRACE = Path(__file__).parent / "results/trace-h100.json"  # whose ranks of misses the simulated drafter has
 SIMULATED_TEXTS, SIMULATED_TOKENS = 64, 256  # tables of simulated texts; more texts have them again
@@ -47,15 +47,16 @@ class Loop:
 @dataclass(frozen=True)
 class MeasuredEngine(EngineOptions):
     """shape: of random weights (models.py), whose acceptance is simulated; None: `model` is a checkpoint.
-    tokenizer: the folder of its tokenizer. until: when all has to be done (time.monotonic); its own loops
-    have OWN_SHARE of what is left when it is warm. most: seconds after which a loop's clients send no more.
-    """
+    tokenizer: the folder of its tokenizer. until: when `models` models, this one among them, have to be done
+    (time.monotonic): its own loops have OWN_SHARE of its part of what is left when it is warm. most: seconds
+    after which a loop's clients send no more."""
 
     shape: str | None = None
     tokenizer: Path = Path()
     loops: tuple[Loop, ...] = ()
     jobs: tuple[Job, ...] = field(default=(), repr=False)
     until: float = 0.0
+    models: int = 1
     most: float = 0.0
 
     def made(self) -> tuple[Qwen3, Engine]:
@@ -87,7 +88,7 @@ class MeasuredEngine(EngineOptions):
         short = [(prompt, WARM_TOKENS) for prompt, _ in asked[: max(loop.clients for loop in self.loops)]]
         for strategy in dict.fromkeys(loop.strategy for loop in self.loops):
             decode(engine, short, Loop(len(short), strategy, 1), 0.0)
-        until = time.monotonic() + OWN_SHARE * (self.until - time.monotonic())
+        until = time.monotonic() + OWN_SHARE * (self.until - time.monotonic()) / self.models
         for i, loop in enumerate(self.loops):
             left = (until - time.monotonic()) / (len(self.loops) - i)
             limit = max(min(left / 2, self.most), 0.0)  # what has begun by then ends behind it
@@ -120,8 +121,8 @@ class Decoded:
 
 
 def decode(engine: Engine, asked: Sequence[tuple[list[int], int]], loop: Loop, limit: float) -> list[Decoded]:
-    """The jobs of a loop, prompts and new tokens, each client's next one when its last has ended; none but
-    the first later than `limit` seconds. Raises InputError."""
+    """The jobs of a loop, prompts and new tokens, each client's next one when its last has ended; none later
+    than `limit` seconds but LEAST_TURNS each. Raises InputError."""
     waiting = [iter(enumerate(jobs)) for jobs in dealt(len(asked), loop.clients)]
     running, done = dict[Text, tuple[int, Decoded]](), list[Decoded]()
     began = time.perf_counter()
@@ -129,7 +130,7 @@ def decode(engine: Engine, asked: Sequence[tuple[list[int], int]], loop: Loop, l
     def send(client: int) -> None:
         now = time.perf_counter() - began
         turn, job = next(waiting[client], (0, None))
-        if job is not None and (not turn or now <= limit):
+        if job is not None and (turn < LEAST_TURNS or now <= limit):
             prompt, new = asked[job]
             salt = f"{began} {job}"  # it finds no prompt in the cache
             text = engine.submit(prompt, Request(strategy=loop.strategy, max_new_tokens=new, min_tokens=new,

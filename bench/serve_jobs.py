@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 LEAST = 8  # jobs of a closed loop
+LEAST_TURNS = 2  # of its clients, whatever the time: latencies are without the first
 
 
 @dataclass(frozen=True)
