@@ -51,10 +51,10 @@ SETTINGS = ("loads", "open", "lengths", "prompt_tokens", "new_tokens", "each", "
 WAYS = {PLAIN: "autoregressive", "drafted": "auto"}  # strategies of requests
 LOADS, SHARES, SECONDS, ROW_SECONDS, EACH = [1, 8, 32, 64], [50, 80], 240, 8, 3
 PROMPT_TOKENS, NEW_TOKENS, FIRST_MS, TOKEN_MS = 1000, 256, 500, 25
-CPU_PROMPT_TOKENS, CPU_NEW_TOKENS = 24, 12  # where a pass takes tens of milliseconds
+CPU_PROMPT_TOKENS, CPU_NEW_TOKENS = 16, 8  # where a pass takes tens of milliseconds
 SPARE = 128  # positions of a cache on a CPU, for each slot, besides those of the longest job
 CONNECTIONS = 16  # of a client process
-LEAST_SECONDS = 0.5  # for which a row is begun
+LEAST_SECONDS = 0.5  # that are left when a row is begun
 PATIENCE = 60.0  # seconds that a request may take at least
 END_SECONDS = 20.0  # that a server has to end
 ARRIVING = 0.6  # of a row's time: requests are sent; the rest: the last ones end
@@ -301,7 +301,7 @@ class Served:
     def attempt(self, what: str, way: str, work: Any) -> None:
         """Measure a row, unless there is no time; a failure leaves a note."""
         what, seconds = f"{self.name}, {what}, {way}", self.share()
-        if seconds < LEAST_SECONDS:
+        if self.until - time.monotonic() < LEAST_SECONDS:
             self.bench.notes.append(f"{what}: no time left")
             return
         try:
