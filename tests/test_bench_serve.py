@@ -131,7 +131,7 @@ def test_what_a_server_adds_is_told_of_the_same_jobs():
     made = serve_report.beside_engine(row, engine, SEEN[:4], alone, same_text=False)
     assert made["identical"] is None and serve_report.right(made)
     for theirs in (alone[:3], []):
-        made = serve_report.beside_engine(row, engine if theirs else None, SEEN[:4], theirs, True)
+        made = serve_report.beside_engine(row, engine if theirs else None, SEEN[:4], theirs, False)
         assert made["adds"] is None and made["identical"] is None
     broken = serve_report.of_closed(SEEN, BOUNDS)
     assert serve_report.beside_engine(broken, engine, SEEN, SEEN, True)["adds"] is None
