@@ -19,6 +19,7 @@ from .serve_jobs import LEAST_TURNS, Seen
 
 LAST_CHUNK, EVENT, DONE = b"0\r\n\r\n", b"data: ", b"[DONE]"
 HEAD_BYTES = 1 << 16
+IDLE_SECONDS = 2.0  # after which a connection is not used again: the server closes it at 5 s, maybe just then
 
 
 @dataclass
@@ -74,9 +75,13 @@ class Connection:
     def __init__(self, port: int) -> None:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._used = 0.0  # when it was last
 
     async def open(self) -> None:
-        """Connect, unless that was done."""
+        """Connect, unless that was done a moment ago."""
+        if time.monotonic() - self._used > IDLE_SECONDS:
+            self.close()
+        self._used = time.monotonic()
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=HEAD_BYTES)
 
@@ -115,7 +120,7 @@ class Connection:
         else:
             length = head.partition(b"content-length:")[2].split(b"\r", 1)[0]
             answer.body = await reader.readexactly(int(length))
-        answer.ended = time.monotonic()
+        answer.ended = self._used = time.monotonic()
 
 
 def payload(port: int, body: dict[str, Any]) -> bytes:

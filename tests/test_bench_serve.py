@@ -164,8 +164,9 @@ def scripted(text):
     text.end("length")
 
 
-def test_clients_see_what_a_server_sends(tiny):
-    """Over HTTP, the app and its guard; a client's next request comes when its last has ended."""
+def test_clients_see_what_a_server_sends(tiny, monkeypatch):
+    """Over HTTP, the app and its guard; a client's next request comes when its last has ended. A connection
+    that has long been idle is not used again: the server may be closing it."""
     model = Qwen3.from_pretrained(tiny, device="cpu", progress=False)
     served = Served("tiny", model.config, model.text)
     jobs = [Job("def f(", 5), Job([3, 4], 4), Job("x" * 5000, 4)]
@@ -186,13 +187,22 @@ def test_clients_see_what_a_server_sends(tiny):
                                      key=lambda s: (s.turn, s.job))  # fmt: skip
         cut = plan(clients=[[asked(0), asked(1), asked(0)]], limit=0)
         assert [a.turn for a in asyncio.run(serve_client.closed(cut))] == [0, 1], "no third one: it is late"
-        later = plan(arrivals=[(0.0, *asked(0)), (0.02, *asked(1)), (0.03, *asked(1))])
+        monkeypatch.setattr(serve_client, "IDLE_SECONDS", 0.01)
+        opens, opened_again = asyncio.open_connection, list[int]()
+
+        def counted(host, port, **more):
+            opened_again.append(port)
+            return opens(host, port, **more)
+
+        monkeypatch.setattr(asyncio, "open_connection", counted)
+        later = plan(arrivals=[(0.0, *asked(0)), (0.3, *asked(1)), (0.6, *asked(1))])
         opened = [a.seen(later["begin"]) for a in asyncio.run(serve_client.open_loop(later))]
     assert first.digest == digest(model.text.decode(range(40, 45))) and first.tokens == 5
     assert 0 <= first.sent < first.first <= first.ended <= second.sent and second.tokens == 4
     assert "status 400" in long.error and "context" in long.error and long.tokens == 0
-    assert [s.sent for s in opened] == pytest.approx([0, 0.02, 0.03], abs=1e-4)
+    assert [s.sent for s in opened] == pytest.approx([0, 0.3, 0.6], abs=1e-4)
     assert [(s.tokens, s.error) for s in opened] == [(5, ""), (4, ""), (4, "")]
+    assert len(opened_again) == 3
     assert opened[1].digest == opened[2].digest == second.digest
     gone = plan(clients=[[asked(0)]], arrivals=[(0.0, *asked(0))])
     assert "ConnectionRefused" in asyncio.run(serve_client.open_loop(gone))[0].seen(0).error
