@@ -213,8 +213,8 @@ class Lines:
             raise NoTime("no time left") from None
         if not line:
             self._err.seek(0)
-            last = next((text.strip() for text in reversed(self._err.readlines()) if text.strip()), "")
-            raise InputError(f"{self.process.args[-1]} has ended: {last[-200:]}")  # type: ignore[index]
+            last = [text.strip()[-200:] for text in self._err if text.strip()][-2:]
+            raise InputError(f"{self.process.args[-1]} has ended: {' / '.join(last)}")  # type: ignore[index]
         return json.loads(line)
 
     def _read(self) -> None:
@@ -326,7 +326,8 @@ class Served:
             [(i, body(self.jobs[i], WAYS[way], f"closed {load} {way} {i}")) for i in jobs if i in done]
             for jobs in dealt(of_loop(load, self.bench.given.each), load)
         ]
-        plan = self._plan(min(ARRIVING * seconds, 2.0 * self.bench.given.row_seconds))
+        limit = min(ARRIVING * seconds, float(self.bench.given.row_seconds))
+        plan = self._plan(limit if not alone else self.until)  # the engine's own loop has kept to its time
         seen, core = self.clients.loop(plan, "clients", asked, self.until)
         self._tell_errors(seen)
         row = self._named(way, "closed") | {"clients": load, "share": None, "rate": None, "core": core}
