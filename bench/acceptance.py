@@ -21,8 +21,8 @@ import numpy as np
 
 from qwen3_model import GenerationStats, InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
+from qwen3_model.kinds import MOST_NODES
 from qwen3_model.prompts import read_prompts
-from qwen3_model.request import MOST_NODES
 
 from . import report
 from .command import Parser, fail, positive, run, writable

@@ -171,6 +171,7 @@ def logits_cases(op: str, shape: Shape, rows: Sequence[int]) -> Iterator[dict]:
     build, names, row_bytes = {
         "choose": (choose, [*SETTINGS, *MIXED], 16),
         "candidates": (candidates, list(SETTINGS), 12 * LIKELIEST),
+        "likeliest": (likeliest, [""], 4 + 12 * LIKELIEST),
         "log_sum_exp": (log_sum_exp, [""], 4),
     }[op]
     for name in names:
@@ -213,6 +214,14 @@ def candidates(v: int, name: str, t: int, pool: Pool) -> tuple[int, dict[str, Ca
         OURS: lambda i: KERNELS.candidates(logits[i], positions, *settings, LIKELIEST)[0],
         "twin": "asks the host" if sampling.temperature else lambda i: top_k(logits[i], LIKELIEST)[0],
     }  # fmt: skip
+
+
+def likeliest(v: int, name: str, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
+    logits = written_logits(v, t, pool)
+    return len(logits), {
+        OURS: lambda i: KERNELS.likeliest(logits[i], LIKELIEST)[0],
+        "torch": lambda i: logits[i].topk(LIKELIEST)[0],
+    }
 
 
 def log_sum_exp(v: int, name: str, t: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
@@ -300,7 +309,7 @@ _OF: dict[str, Callable[[Shape, Sequence[int], Sequence[int], str], Iterator[dic
     },
     **{
         op: (lambda shape, rows, contexts, device, op=op: logits_cases(op, shape, rows))  # type: ignore[misc]
-        for op in ("choose", "candidates", "log_sum_exp")
+        for op in ("choose", "candidates", "likeliest", "log_sum_exp")
     },
     "rerank": lambda shape, rows, contexts, device: rerank_cases(shape, rows),
     "commit": lambda shape, rows, contexts, device: commit_cases(shape, rows),

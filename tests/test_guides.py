@@ -18,7 +18,7 @@ from tools import check_kernel
 ROOT = Path(__file__).parents[1]
 GUIDES = [
     ROOT / "CONTRIBUTING.md",
-    *(ROOT / f"docs/{name}.md" for name in ("adding", "checkpoints", "figures", "metrics")),
+    *(ROOT / f"docs/{name}.md" for name in ("adding", "checkpoints", "figures", "metrics", "serving")),
 ]
 TEXTS = {path.name: path.read_text() for path in GUIDES}
 VERBS, MADE = (

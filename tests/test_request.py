@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from small import small_config
 
 from qwen3_model import InputError, cli
-from qwen3_model.request import MOST_NODES, Request
+from qwen3_model.kinds import MOST_NODES
+from qwen3_model.request import Request
 from qwen3_model.settings import pick_device
 
 NAMES = [declared.name for declared in fields(Request)]
@@ -38,6 +39,7 @@ WRONG = {
     "logit_bias": [5, [(5, 1.0)], {1.5: 1.0}, {"x": 1.0}, {5: "1"}, {5: None}, {5: 10**400}, {5: math.inf},
                    {5: math.nan}, {"5": 1.0, 5: 2.0}, {True: 1.0}],
     "seed": [-1, 2**64, 1.5, "3", True, -(10**5000)],
+    "top_logprobs": [-1, 21, None, 1.0, "3", True],
     "cache_salt": [None, 5, b"x", ["x"]],
 }  # fmt: skip
 CASES = [(name, value) for name, values in WRONG.items() for value in values]

@@ -387,7 +387,7 @@ def test_files_of_keys(tmp_path):
         file.write_text(wrong)
         with pytest.raises(InputError, match="key"):
             read_keys(file)
-    with pytest.raises(InputError, match="missing"):
+    with pytest.raises(InputError, match="a key a line"):
         read_keys(tmp_path / "nothing")
 
 
@@ -479,6 +479,21 @@ def test_a_slow_reader_that_goes_cancels_its_text(scripted):
     client.close()
     assert text.cancelled.wait(10)
     until(lambda: not scripted.site.jobs)
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.05, 0.3])
+def test_a_client_that_goes_frees_the_engines_slots(serving, client, wait):
+    """Whatever the texts are doing then: others have the bits that they have alone."""
+    body = {"prompt": [7] * 600, "n": 6, "stream": True, "max_tokens": 400, "strategy": "autoregressive"}
+    gone = serving.connected(COMPLETIONS, json.dumps(body).encode())
+    until(lambda: serving.site.jobs)
+    time.sleep(wait)
+    gone.close()
+    until(lambda: not serving.site.jobs)
+    asked = {"model": "tiny", "prompt": PROMPT, "max_tokens": 5, "seed": 1}
+    first = client.completions.create(**asked).choices[0].text
+    until(lambda: (serving.engine.load.running, serving.engine.load.waiting) == (0, 0))
+    assert client.completions.create(**asked).choices[0].text == first
 
 
 def events_of(response):

@@ -184,7 +184,7 @@ def test_an_address_that_others_reach_needs_keys(refused, tmp_path):
     [
         ("--port", 70000), ("--slots", 0), ("--slots", 257), ("--cache-tokens", 0), ("--max-waiting", -1),
         ("--max-per-key", 0), ("--grace", -1), ("--grace", "nan"), ("--generation-config", "vllm"),
-        ("--port", "x"),
+        ("--port", "x"), ("--served-model-name", ""),
     ],
 )  # fmt: skip
 def test_options_that_are_out_of_range(refused, words):

@@ -67,6 +67,7 @@ KNOWN = {
     "embedding": Op(_ROWS, ("_embedding_kernel",)),
     "choose": _CHOOSE,
     "candidates": _CHOOSE,
+    "likeliest": Op(_CHOICE, ("_logits_kernel", "_merge_kernel")),
     "log_sum_exp": Op(_CHOICE, ("_logits_kernel", "_merge_kernel")),
     "commit": Op(("kernels/test_commit.py", "test_cache.py"), ("_commit_kernel",)),
     "blocks": Op(("kernels/test_grow.py", "test_anchors.py"), ("_place_kernel", "_follow_kernel")),

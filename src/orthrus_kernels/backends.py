@@ -17,8 +17,8 @@ from .allot import allot, allot_triton
 from .attention import attention, new_tables
 from .attention_triton import attention_triton, new_tables_triton
 from .blocks import follow, follow_triton, place_blocks, place_blocks_triton
-from .choice import candidates, choose, log_sum_exp
-from .choice_triton import candidates_triton, choose_triton, log_sum_exp_triton
+from .choice import candidates, choose, likeliest, log_sum_exp
+from .choice_triton import candidates_triton, choose_triton, likeliest_triton, log_sum_exp_triton
 from .commit import commit, commit_triton
 from .embedding import embedding, embedding_triton
 from .grow import grow, grow_triton
@@ -52,6 +52,7 @@ class Ops:
     grow: Op
     head: Op
     lay: Op
+    likeliest: Op
     linear: Op
     linear_swiglu: Op
     log_sum_exp: Op
@@ -67,8 +68,8 @@ class Ops:
 
 REFERENCE = Ops(
     add_rms_norm=add_rms_norm, allot=allot, attention=attention, candidates=candidates, choose=choose,
-    commit=commit, embedding=embedding, follow=follow, grow=grow, head=head, lay=lay, linear=linear,
-    linear_swiglu=linear_swiglu, log_sum_exp=log_sum_exp, new_tables=new_tables,
+    commit=commit, embedding=embedding, follow=follow, grow=grow, head=head, lay=lay, likeliest=likeliest,
+    linear=linear, linear_swiglu=linear_swiglu, log_sum_exp=log_sum_exp, new_tables=new_tables,
     place_blocks=place_blocks, qk_norm_rope=qk_norm_rope, rerank=rerank, rms_norm=rms_norm,
     seen_rows=seen_rows, walk=walk,
     # make new-op: the twin
@@ -87,6 +88,7 @@ _TRITON = replace(
     grow=grow_triton,
     head=head_triton,
     lay=lay_triton,
+    likeliest=likeliest_triton,
     linear=linear_triton,
     linear_swiglu=linear_swiglu_triton,
     log_sum_exp=log_sum_exp_triton,

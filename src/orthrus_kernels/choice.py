@@ -168,6 +168,15 @@ def _multiply(x: Tensor, constant: int) -> tuple[Tensor, Tensor]:
     return (product >> 32) & _MASK32, product & _MASK32
 
 
+def likeliest(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k largest of every row of logits [T, V] fp32, largest first, their token ids, and `log_sum_exp`:
+    [T, k] fp32, [T, k] int64, [T] fp32. Raises ValueError when k is not in 1..V."""
+    if not 1 <= k <= logits.shape[1]:
+        raise ValueError(f"likeliest: k is {k}, the vocabulary has {logits.shape[1]} tokens")
+    values, ids = torch.sort(logits, dim=-1, descending=True, stable=True)
+    return values[:, :k], ids[:, :k], log_sum_exp(logits)
+
+
 def log_sum_exp(logits: Tensor) -> Tensor:
     """Of every row of logits [T, V] fp32; returns [T] fp32. A row at a time: a tile of constant height."""
     rows = [torch.logsumexp(row, dim=-1) for row in logits]

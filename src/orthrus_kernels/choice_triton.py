@@ -236,6 +236,11 @@ def _top_k(
     )  # fmt: skip
 
 
+def likeliest_triton(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`likeliest` in Triton, k up to 128, with the sums of `log_sum_exp_triton`."""
+    return summary_of_logits(logits, k)
+
+
 def log_sum_exp_triton(logits: Tensor) -> Tensor:
     """`log_sum_exp` in Triton for logits [T, V] fp32, with the bits of `head`'s."""
     return summary_of_logits(logits, 1)[2]

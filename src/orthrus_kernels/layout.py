@@ -82,6 +82,7 @@ class Takes(IntFlag):
     BIAS = 128
     PENALTY = 256  # any of the three
     LEAST = 512  # end tokens are held back at first
+    LIKELIEST = 1024  # the likeliest tokens are told beside the choice
 
 
 TILE_COLUMNS = tl.constexpr(len(Tile))

@@ -59,8 +59,8 @@ class Form(NamedTuple):
 
 _EVERY = reduce(or_, Takes)
 # The forms of an engine of several texts, so that few graphs cover all of their settings: greedy alone;
-# sampled with any filter; that with a bias, a penalty and ends held back too.
-_RARE = Takes.BIAS | Takes.PENALTY | Takes.LEAST
+# sampled with any filter; that with a bias, a penalty, ends held back and the likeliest tokens told too.
+_RARE = Takes.BIAS | Takes.PENALTY | Takes.LEAST | Takes.LIKELIEST
 FORMS = Form(Takes.GREEDY, 0), Form(_EVERY & ~_RARE, MOST), Form(_EVERY, MOST)
 
 
@@ -86,11 +86,12 @@ class SamplingTable:
         self._form = form
         self._hold_biases(Takes.BIAS in form.takes)
 
-    def put(self, slot: int, sampling: Sampling, least: int = 0) -> None:
-        """Take the settings of a text, which does not end at positions below `least`. Raises IndexError for a
-        bias of a token that is not in the vocabulary."""
-        holds = Form(Takes.LEAST if least else Takes(0), 0)
-        self.samplings[slot], self._forms[slot] = sampling, Form.of(sampling, self.vocabulary) | holds
+    def put(self, slot: int, sampling: Sampling, least: int = 0, likeliest: bool = False) -> None:
+        """Take the settings of a text, which does not end at positions below `least`, and whose likeliest
+        tokens are told if so. Raises IndexError for a bias of a token that is not in the vocabulary."""
+        takes = (Takes.LEAST if least else Takes(0)) | (Takes.LIKELIEST if likeliest else Takes(0))
+        self.samplings[slot] = sampling
+        self._forms[slot] = Form.of(sampling, self.vocabulary) | Form(takes, 0)
         put_down(self.numbers[slot], settings_numbers(sampling, self.vocabulary, least))
         self._hold_biases(bool(sampling.logit_bias))
         if sampling.logit_bias and self.bias is not None:

@@ -7,24 +7,32 @@ open. The ranges of the choice of a token are the choice's own (`orthrus_kernels
 from __future__ import annotations
 
 import math
-import numbers
-import operator
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import InputError, quoted
+from .kinds import (
+    BIASES,
+    FLAG,
+    MOST_STOP_TOKENS,
+    NODES,
+    NUMBER,
+    STRINGS,
+    TOKENS,
+    WHOLE,
+    WHOLE_OR_NONE,
+    WORD,
+    Kind,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from orthrus_kernels import Sampling
 
     from .config import Qwen3Config
 
-MOST_NODES = 255  # of a draft tree, its root besides: rows of a pass that kernels are tuned for
-MOST_BITS = 64  # of a whole number
-MOST_STOP_TOKENS = 16  # beside the checkpoint's end tokens
+MOST_LIKELIEST = 20  # tokens told of a position
 STRATEGIES = ("autoregressive", "two-pass", "one-pass", "auto")
 VERIFY = ("coupled", "rejection")  # how a two-pass cycle decides on its proposals
 # Rows of a one-pass block: by default, and what it may have. Its first proposal is dropped.
@@ -33,106 +41,6 @@ SAMPLING = (
     "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
     "logit_bias",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What values a setting takes. read raises any exception for another one."""
-
-    read: Callable[[Any], Any]
-    wanted: str
-    of_text: Callable[[str], Any] = str  # how the command line reads it; ValueError for what it cannot read
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError
-    return float(value)
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool):
-        raise TypeError
-    whole = operator.index(value)
-    if whole.bit_length() > MOST_BITS:  # Python does not even write out one of 5000 digits
-        raise OverflowError
-    return whole
-
-
-def _word(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _or_none(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: None if value is None else read(value)
-
-
-def _nodes(value: Any) -> int | Literal["auto"]:
-    if isinstance(value, str) and value == "auto":
-        return "auto"
-    nodes = _whole(value)
-    if not 0 <= nodes <= MOST_NODES:
-        raise ValueError
-    return nodes
-
-
-def _strings(value: Any) -> tuple[str, ...]:
-    given = tuple(_word(text) for text in ([value] if isinstance(value, str) else value or ()))
-    if not all(given):
-        raise InputError("a stop string is empty: leave it out, or give at least one character")
-    return given
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError
-    return value
-
-
-def _tokens(value: Any) -> tuple[int, ...]:
-    """Each one once, in the order given."""
-    if isinstance(value, str | bytes | Mapping):
-        raise TypeError
-    tokens = [_whole(token) for token in islice(value, MOST_STOP_TOKENS + 1)]
-    if len(tokens) > MOST_STOP_TOKENS:
-        raise ValueError
-    return tuple(dict.fromkeys(tokens))
-
-
-def _biases(value: Any) -> dict[int, float]:
-    """Token ids may be text, as in JSON, whose keys always are."""
-    if value is not None and not isinstance(value, Mapping):
-        raise TypeError
-    found: dict[int, float] = {}
-    for key, bias in (value or {}).items():
-        token, amount = int(key) if isinstance(key, str) else _whole(key), _number(bias)
-        if token in found:
-            raise ValueError
-        found[token] = amount
-    return found
-
-
-def _bias_of_text(text: str) -> tuple[int, float]:
-    token, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError
-    return int(token), float(value)
-
-
-NUMBER = Kind(_number, "a number", float)
-WHOLE = Kind(_whole, f"a whole number of at most {MOST_BITS} bits", int)
-WHOLE_OR_NONE = Kind(_or_none(_whole), WHOLE.wanted, int)
-WORD = Kind(_word, "a word")
-NODES = Kind(
-    _nodes, f'"auto" or a whole number from 0 (a chain) to {MOST_NODES}',
-    lambda text: text if text == "auto" else int(text),
-)  # fmt: skip
-FLAG = Kind(_flag, "true or false")
-TOKENS = Kind(_tokens, f"a list of at most {MOST_STOP_TOKENS} token ids", int)
-STRINGS = Kind(_strings, "a string or a list of strings")
-BIASES = Kind(_biases, "a mapping of token ids to numbers", _bias_of_text)
 
 
 def _setting(
@@ -199,6 +107,9 @@ class Request:
         None, BIASES, "add VALUE to a token's logit; -inf bans it (repeatable)", "ID=VALUE", repeatable=True
     )
     seed: int | None = _setting(None, WHOLE_OR_NONE, "seed of the sampling (default: drawn, reported)", "S")
+    top_logprobs: int = _setting(
+        0, WHOLE, "tell the N likeliest tokens of the model at each token too, 0 to 20 (default: 0)", "N"
+    )
     cache_salt: str = _setting(
         "",
         WORD,
@@ -222,6 +133,10 @@ class Request:
             raise InputError(f"max_new_tokens is {quoted(self.max_new_tokens)}; it must be at least 1")
         if self.min_tokens < 0:
             raise InputError(f"min_tokens is {quoted(self.min_tokens)}; it must be at least 0")
+        if not 0 <= self.top_logprobs <= MOST_LIKELIEST:
+            raise InputError(
+                f"top_logprobs is {quoted(self.top_logprobs)}; it must be in 0..{MOST_LIKELIEST}"
+            )
         _ = self.sampling  # refuses what is out of range
 
     @property
@@ -296,6 +211,8 @@ class Request:
             raise InputError("verify rejection takes a temperature above 0: a greedy choice is not a sample")
         if self.min_tokens:
             raise InputError(f"verify rejection takes no min_tokens: it is {self.min_tokens}, use 0")
+        if self.top_logprobs:
+            raise InputError(f"verify rejection takes no top_logprobs: it is {self.top_logprobs}, use 0")
         if self.tree_nodes != 0:
             raise InputError(
                 f"verify rejection takes a chain, not a tree: tree_nodes is {self.tree_nodes}, use 0"

@@ -118,7 +118,7 @@ def test_a_greedy_row_beside_others_has_the_bits_of_the_fused_head(backend):
     tree = torch.full((6,), 9, device=DEVICE), torch.tensor([-1] * 6, dtype=torch.int32, device=DEVICE)
     got = choice.of_tree(states, positions, *tree, slots), choice.candidates(states, positions, slots)
     want = alone.of_tree(states, positions, *tree, zero), alone.candidates(states, positions, zero)
-    for ours, theirs in zip([*got[0], *got[1]], [*want[0], *want[1]], strict=True):
+    for ours, theirs in zip([*got[0][:3], *got[1]], [*want[0], *want[1]], strict=True):
         assert torch.equal(ours[rows], theirs[rows])
     assert all(x[3].isfinite().all() for x in (*got[0], got[1][0])), "a padding row"
     proposed = choice.proposals(states, positions, slots)

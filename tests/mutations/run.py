@@ -30,7 +30,7 @@ from .table import BUGS, Bug
 COMMAND = "tests.mutations.run"
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/mutations.md"
-COPIED = ("src", "tests", "bench", "tools", "pyproject.toml")
+COPIED = ("src", "tests", "bench", "tools", "docs", "README.md", "pyproject.toml")
 LIMIT = 900  # seconds of a process, on a busy machine: a bug may make a loop endless
 PREFACE = """# Planted bugs
 

@@ -91,9 +91,9 @@ def _answer(args: argparse.Namespace, batch: BatchFile) -> int:
     from ..openai import batch as requests
     from ..openai.served import Served
 
+    name = options.served_name(args)
     defaults = options.recommended_settings(args, options.checkpoint_folder(args))
     model = options.load_model(args)
-    name = args.served_model_name or args.model or "embedded"
     served = Served(name, model.config, options.text_of(model), defaults)
     slots = args.slots or (1 if model.device.type == "cpu" else SLOTS)
     engine, begun = model.engine_of(slots, args.cache_tokens), time.perf_counter()

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InputError, quoted
-from ..request import BIASES, FLAG, SAMPLING, Kind, Request
+from ..kinds import BIASES, FLAG, Kind
+from ..request import SAMPLING, Request
 
 if TYPE_CHECKING:
     from ..qwen3 import Qwen3
@@ -118,7 +119,7 @@ def add_generation_options(parser: argparse.ArgumentParser, max_new_tokens: int)
     """Everything a single generation takes. The default length is cut to what fits the context."""
     group = parser.add_argument_group("decoding")
     names = "strategy", "block_size", "tree_nodes", "verify", "stop", "stop_token_ids", "ignore_eos"
-    add_settings(group, *names, "min_tokens")
+    add_settings(group, *names, "min_tokens", "top_logprobs")
     group.add_argument(
         "--max-new-tokens", type=int, metavar="N",
         help=f"(default: {max_new_tokens}, or what fits the context)",
@@ -135,6 +136,13 @@ def add_generation_config(parser: argparse.ArgumentParser) -> None:
         help="auto: temperature, top_p, top_k, min_p and repetition_penalty of the checkpoint's "
         "generation_config.json where a request does not give them; none: OpenAI's defaults alone",
     )  # fmt: skip
+
+
+def served_name(args: argparse.Namespace) -> str:
+    """What requests call the model, if they do. Raises InputError for a name that is empty."""
+    if args.served_model_name == "":
+        raise InputError("--served-model-name is empty: give a name, or leave it out")
+    return args.served_model_name or args.model or "embedded"
 
 
 def checkpoint_folder(args: argparse.Namespace) -> Path:
@@ -216,5 +224,6 @@ def generation_settings(args: argparse.Namespace, model: Qwen3, prompt_tokens: i
         "stop_token_ids": args.stop_token_ids,
         "ignore_eos": args.ignore_eos,
         "min_tokens": args.min_tokens,
+        "top_logprobs": args.top_logprobs,
         "seed": args.seed,
     }

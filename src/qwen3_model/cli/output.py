@@ -39,6 +39,7 @@ def result_json(result: Result) -> dict[str, Any]:
         "text": result.text,
         "token_ids": result.token_ids,
         "logprobs": result.logprobs,
+        **({"top_logprobs": result.top_logprobs} if result.top_logprobs else {}),
         "stats": result.stats.to_dict(),
     }
 

@@ -79,10 +79,10 @@ def run(args: argparse.Namespace) -> int:
     from ..serve.server import run as serve
     from ..serve.site import Site
 
-    limits, access = _limits(args), _access(args)
+    limits, access, name = _limits(args), _access(args), options.served_name(args)
     with _listener(args.host, args.port) as listener:
         folder = options.checkpoint_folder(args)
-        served, engine = _served(args, folder), _engine(args, folder)
+        served, engine = _served(args, name, folder), _engine(args, folder)
 
         def told(ready: Ready) -> None:
             print(_ready_line(args, served, access, listener, ready), flush=True)
@@ -146,7 +146,7 @@ def _listener(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _served(args: argparse.Namespace, folder: Path) -> Served:
+def _served(args: argparse.Namespace, name: str, folder: Path) -> Served:
     """What requests are read for: config and tokenizer, without weights. Raises InputError."""
     from .. import checkpoint
     from ..config import Qwen3Config
@@ -155,7 +155,7 @@ def _served(args: argparse.Namespace, folder: Path) -> Served:
 
     config = Qwen3Config.from_folder(folder, checkpoint.tensor_names(folder))
     defaults = options.recommended_settings(args, folder)
-    return Served(args.served_model_name or args.model or "embedded", config, Text(folder), defaults)
+    return Served(name, config, Text(folder), defaults)
 
 
 def _engine(args: argparse.Namespace, folder: Path) -> EngineOptions:

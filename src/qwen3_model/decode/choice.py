@@ -12,7 +12,8 @@ from orthrus_kernels import Form, Sampling, SamplingTable, put_down
 from orthrus_kernels.layout import Takes
 from orthrus_kernels.seen import GENERATED, counts_of
 
-from ..request import MOST_STOP_TOKENS
+from ..kinds import MOST_STOP_TOKENS
+from ..request import MOST_LIKELIEST
 
 if TYPE_CHECKING:
     from ..model import Network
@@ -52,11 +53,11 @@ class Choice:
 
     def put(
         self, slot: int, sampling: Sampling, tokens: list[int], prompt: int, ends: Collection[int] = (),
-        least: int = 0,
+        least: int = 0, likeliest: bool = False,
     ) -> None:  # fmt: skip
         """Take the settings of a text that holds these tokens, the first `prompt` of which are its prompt.
-        Each of `ends` ends it, but not at positions below `least`."""
-        self.table.put(slot, sampling, least if ends else 0)
+        Each of `ends` ends it, but not at positions below `least`; its likeliest tokens are told if so."""
+        self.table.put(slot, sampling, least if ends else 0, likeliest)
         row = [*ends, *[-1] * (self.ends.shape[1] - len(ends))]
         put_down(self.ends[slot], torch.tensor(row, dtype=torch.int32))
         self._hold_counts(sampling.penalises)
@@ -67,7 +68,8 @@ class Choice:
         self, states: Tensor, positions: Tensor, tokens: Tensor, parents: Tensor, slots: Tensor
     ) -> list[Tensor]:
         """The target's token behind each node of trees, [T] int64, and of that token the logit and of its row
-        the log-sum-exp, [T] fp32, both before any setting.
+        the log-sum-exp, [T] fp32, both before any setting; where the form tells them, the likeliest tokens
+        besides, logits [T, MOST_LIKELIEST] fp32 and ids int64, as many as there are.
 
         states [T, E]; positions [T] int64: those that the chosen tokens take, which key the noise; tokens,
         parents [T]: the trees."""
@@ -76,10 +78,14 @@ class Choice:
             values, ids, sums = ops.head(states, head, 1)
             return [ids[:, 0], values[:, 0], sums]
         logits = ops.linear(states, head, out_dtype=torch.float32)
-        sums = ops.log_sum_exp(logits)
+        told: list[Tensor] = []
+        if Takes.LIKELIEST in self.form.takes:
+            *told, sums = ops.likeliest(logits, min(MOST_LIKELIEST, self.table.vocabulary))
+        else:
+            sums = ops.log_sum_exp(logits)
         self._hold_ends(logits, positions, slots)
         ids = ops.choose(logits, positions, self.table, slots, self._seen(slots, tokens, parents))
-        return [ids, logits.gather(1, ids[:, None])[:, 0], sums]
+        return [ids, logits.gather(1, ids[:, None])[:, 0], sums, *told]
 
     def proposals(self, states: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
         """A token for each row of drafts, [T] int64, by the settings and the noise of the target's choice,

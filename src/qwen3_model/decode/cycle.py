@@ -76,12 +76,15 @@ class Slots:
 
 
 class Outcome(NamedTuple):
-    """What the host reads of a cycle. milliseconds: of its graph; None where it was not one or not timed."""
+    """What the host reads of a cycle. milliseconds: of its graph; None where it was not one or not timed.
+    likeliest: of each level of the tree, `Cycle.likeliest` of the seat, to be read before the next launches;
+    None where no text has asked for it."""
 
     run: Run
     finished: bool
     damaged: bool
     milliseconds: float | None
+    likeliest: Tensor | None
 
 
 Read = Callable[[], list[Outcome]]  # by seat
@@ -94,13 +97,20 @@ class Reading:
     def __init__(self, record: Tensor) -> None:
         """record: int32, of the cycle; only its shape counts."""
         self.on_gpu = record.is_cuda
-        self.target = torch.zeros(record.shape, dtype=torch.int32, pin_memory=self.on_gpu)
+        self.target = self._memory(record)
+        self.likeliest: Tensor | None = None
         if self.on_gpu:
             self.began, self.done = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
-    def fetch(self, record: Tensor) -> None:
-        """Copy the record behind what was launched so far."""
+    def _memory(self, of: Tensor) -> Tensor:
+        return torch.zeros(of.shape, dtype=torch.int32, pin_memory=self.on_gpu)
+
+    def fetch(self, record: Tensor, likeliest: Tensor | None) -> None:
+        """Copy the record, and the likeliest tokens, behind what was launched so far."""
         self.target.copy_(record, non_blocking=True)
+        if likeliest is not None:
+            self.likeliest = self._memory(likeliest) if self.likeliest is None else self.likeliest
+            self.likeliest.copy_(likeliest, non_blocking=True)
         if self.on_gpu:
             self.done.record()
 
@@ -137,6 +147,9 @@ class Cycle:
         self.start = slots.state.new_zeros(seats)
         self.choices = torch.zeros(seats * nodes, dtype=torch.int64, device=device)  # of the last launch
         self.record = slots.state.new_zeros(seats, RECORD + 3 * nodes)
+        # The likeliest tokens behind each node that a walk keeps, once a text has asked for them: ids and
+        # bits of fp32 log-probabilities, [B, levels, 2, K] int32.
+        self.likeliest: Tensor | None = None
         timed = self.model.backend != "triton" or has_clock(device)  # twins ask the host for the time
         self.clock = self.record[0, Record.BEGAN : Record.DONE_AT] if timed else None
         self.walk: Walk = self.model.ops.walk
@@ -176,21 +189,22 @@ class Cycle:
                 self.graph = captured(self.run, pool)
             self.graph.replay()
         self.launches += 1
-        reading.fetch(self.record)
+        reading.fetch(self.record, self.likeliest)
 
         def read() -> list[Outcome]:
             record = reading.wait()
             milliseconds, heads = reading.milliseconds() if timed else None, record[:, :RECORD].tolist()
             tokens, logprobs, nodes = (part[:, : self.levels] for part in record[:, RECORD:].chunk(3, 1))
             seconds = [seconds_between(a, b) for a, b in pairwise(heads[0][Record.BEGAN :])]
-            parts = heads, tokens.tolist(), logprobs.view(torch.float32).tolist(), nodes.tolist()
+            told = [None] * len(heads) if reading.likeliest is None else reading.likeliest
+            parts = heads, tokens.tolist(), logprobs.view(torch.float32).tolist(), nodes.tolist(), told
             return [self._outcome(*of_seat, seconds, milliseconds) for of_seat in zip(*parts, strict=True)]
 
         return read
 
     def _outcome(
         self, head: list[int], tokens: list[int], logprobs: list[float], path: list[int],
-        seconds: list[float], milliseconds: float | None,
+        likeliest: Tensor | None, seconds: list[float], milliseconds: float | None,
     ) -> Outcome:  # fmt: skip
         """What the record of a seat says: its head, and of each level of its tree what a walk kept there."""
         kept, nodes = head[Record.KEPT], head[Record.NODES] - 1 if head[Record.DRAFTED] else 0
@@ -198,7 +212,8 @@ class Cycle:
             tokens[:kept], logprobs[:kept], len(self.pass_rows), self.kind, nodes, path[:kept], seconds,
             self.pass_rows,
         )  # fmt: skip
-        return Outcome(run, bool(head[Record.FINISHED]), bool(head[Record.DAMAGED]), milliseconds)
+        finished, damaged = bool(head[Record.FINISHED]), bool(head[Record.DAMAGED])
+        return Outcome(run, finished, damaged, milliseconds, likeliest)
 
     def begin(self, tokens: list[int]) -> None:
         """Get ready for a text that holds these tokens: what the last text has left is not its own."""
@@ -233,12 +248,32 @@ class Cycle:
         """Choose behind the T nodes of the seats' trees, and walk. states [T, E]; positions, tokens [T]
         int64; parents and owners, their slots, [T] int32."""
         slots = self.slots
-        self.choices, logits, sums = slots.choice.of_tree(states, positions + 1, tokens, parents, owners)
+        chosen = slots.choice.of_tree(states, positions + 1, tokens, parents, owners)
+        self.choices, logits, sums, *likeliest = chosen
         self.walk(
             slots.state, self.seats, self.first, tokens, parents, self.choices, logits, sums,
             slots.choice.ends, self.accepted, self.start, self.record, timed=self.clock is not None,
         )  # fmt: skip
         slots.choice.note(self.choices, self.accepted[:, : self.levels], owners)
+        if likeliest:
+            self._tell_likeliest(likeliest, sums)
+
+    def _tell_likeliest(self, likeliest: list[Tensor], sums: Tensor) -> None:
+        """Take the likeliest tokens [T, K] of the nodes that the walks have kept; what stands behind those
+        means nothing."""
+        kept = self.accepted[:, : self.levels].clamp(min=0).long()
+        logits, ids = likeliest
+        parts = torch.stack((ids.int(), (logits - sums[:, None]).view(torch.int32)), 1)[kept]
+        if self.likeliest is None:  # before the launch that is captured
+            self.likeliest = torch.zeros_like(parts)
+        self.likeliest.copy_(parts)
+
+
+def pairs_of(likeliest: Tensor, n: int) -> list[list[tuple[int, float]]]:
+    """The n likeliest tokens of each position and their log-probabilities, of `Cycle.likeliest` [P, 2, K]."""
+    ids, bits = likeliest[:, :, :n].contiguous().unbind(1)
+    logprobs = bits.contiguous().view(torch.float32)
+    return [list(zip(*both, strict=True)) for both in zip(ids.tolist(), logprobs.tolist(), strict=True)]
 
 
 def captured(run: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:

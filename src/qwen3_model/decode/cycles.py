@@ -14,7 +14,7 @@ from orthrus_kernels import FORMS, Form
 from orthrus_kernels.layout import State
 
 from .controller import CHAIN, PLAIN, TREES, TWIN_TIMES, Controller, Times, measured_times
-from .cycle import Allot, Cycle, Outcome, Read, Slots, Walk
+from .cycle import Allot, Cycle, Outcome, Read, Slots, Walk, pairs_of
 from .groups import MOST_ROWS, Group, Kind, Seated, fixed_kind, groups_of, seats_for
 from .one_pass import Shape
 from .pace import Pace
@@ -115,8 +115,8 @@ class Cycles:
     def begin(self, text: Text, slot: int, room: int) -> None:
         """A text whose prompt is committed runs in a slot from now on. room: positions that its pages
         hold."""
-        ends = text.stream.end_tokens
-        self.slots.choice.put(slot, text.sampling, text.tokens, text.prompt, ends, text.least)
+        ends, likeliest = text.stream.end_tokens, text.request.top_logprobs > 0
+        self.slots.choice.put(slot, text.sampling, text.tokens, text.prompt, ends, text.least, likeliest)
         columns = {
             State.START: text.start, State.ROOT: text.root, State.LEFT: text.remaining, State.FINISHED: 0,
             State.ROOM: room, State.NODES: _most_nodes(text),
@@ -165,6 +165,9 @@ class Cycles:
             if controller is not None and isinstance(kind, int):
                 controller.observe(kind, end.run.path if end.run.nodes else None)
                 timed.add(controller.times)
+            if text.request.top_logprobs and end.likeliest is not None:
+                told = end.likeliest[: len(end.run.tokens)]
+                end.run.top_logprobs = pairs_of(told, text.request.top_logprobs)
             found.append((text, end))
         for times in timed:  # several texts share one
             assert isinstance(kind, int)

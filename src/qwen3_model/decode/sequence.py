@@ -29,6 +29,8 @@ class Run:
     rows: Ids[int] = (1,)  # of each forward pass
     tree: DraftTree | None = None  # what was verified
     choices: Ids[int] = ()  # the target's token after each node
+    # for a request that asks for them: the likeliest tokens where each token stands, as in `Result`
+    top_logprobs: Ids[list[tuple[int, float]]] = ()
 
 
 OnRun = Callable[[Run, int], None]
@@ -117,6 +119,9 @@ class Result:
     ]  # the model's log-probability of each token, before bias, penalty, temperature and filters
     stats: GenerationStats
     error: str = ""  # why the text ended for the reason "error"
+    # With request.top_logprobs: at each token the likeliest ones of the model, likeliest first and the lowest
+    # id first of equal ones, (id, log-probability) before any setting.
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
 
     def whole(self) -> Result:
         """Return self, or raise KeyboardInterrupt if Ctrl-C cut the text short. Call it before comparing or
@@ -148,6 +153,7 @@ class Sequence:
         self.epoch = 0  # how often it was preempted
         self.error = ""
         self.logprobs: list[float] = []  # of the tokens kept
+        self.top_logprobs: list[list[tuple[int, float]]] = []  # likewise
         self.last_run: Run | None = None
         self._began = 0.0
 
@@ -188,6 +194,7 @@ class Sequence:
         kept = self.stream.push(run.tokens)
         self.stats.count(run, kept)
         self.logprobs += run.logprobs[:kept]
+        self.top_logprobs += run.top_logprobs[:kept]
         self.last_run = run
         return kept
 
@@ -216,5 +223,5 @@ class Sequence:
         self.stats.tokens = len(self.stream.token_ids)
         return Result(
             self.stream.token_ids, self.stream.text, self.logprobs[: self.stats.tokens], self.stats,
-            self.error,
+            self.error, self.top_logprobs[: self.stats.tokens],
         )  # fmt: skip

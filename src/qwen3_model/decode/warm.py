@@ -124,6 +124,7 @@ def _text(model: Network, request: Request, tokens: int) -> Sequence:
     """A text of so many tokens with the choice of a request."""
     chosen, least = {name: getattr(request, name) for name in SAMPLING}, min(request.min_tokens, 1)
     fitted = Request(strategy="autoregressive", max_new_tokens=1, min_tokens=least, **chosen)
+    fitted = replace(fitted, top_logprobs=request.top_logprobs)
     fitted = fitted.fit(model.config, tokens, has_text=False)
     return Sequence([0] * tokens, fitted, TokenStream(None, model.config.eos_token_ids, (), 1, None))
 
@@ -190,7 +191,9 @@ class WarmStart:
         """Compile what a plan needs, once; returns how many kernels this process had not loaded, and how many
         of them were compiled. few: so many are left to their launches."""
         vocabulary = self.model.config.vocab_size
-        forms = tuple((Form.of(of.sampling, vocabulary), of.min_tokens > 0) for of in plan.requests)
+        forms = tuple(
+            (Form.of(of.sampling, vocabulary), of.min_tokens > 0, of.top_logprobs > 0) for of in plan.requests
+        )
         key = forms, plan.seats, plan.kinds, plan.block, plan.chunks, capacity
         if key in self._compiled:
             return 0, 0

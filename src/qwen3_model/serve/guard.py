@@ -67,6 +67,8 @@ def is_loopback(host: str) -> bool:
 def read_keys(path: Path) -> tuple[bytes, ...]:
     """The keys of a file, one a line; lines that are blank or begin with # are none. Raises InputError."""
     with foreign(f"{path} cannot be read"):
+        if not path.is_file():
+            raise InputError(f"{path} is missing, or no regular file: a file with a key a line was expected")
         lines = [line.strip() for line in read_text(path, 2**22).splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys or len(keys) > MOST_KEYS:
