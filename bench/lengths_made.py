@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from qwen3_model.checkpoint import EMBEDDED
+from qwen3_model.cli.output import write_atomically
 from qwen3_model.prompts import read_prompts
 from qwen3_model.text import Text
 
+from .command import Parser, run
 from .lengths import HEAD, Job
 
+COMMAND = "bench.lengths_made"
 FOLDER = Path(__file__).parent / "lengths"
 COUNT, SEED = 200, 0
 
@@ -59,6 +63,13 @@ def written(name: str) -> str:
     return "".join(",".join(map(str, row)) + "\n" for row in (HEAD, *jobs))
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    Parser(prog=f"python -m {COMMAND}", description=str(__doc__)).parse_args(arguments)
     for name in MADE:
-        (FOLDER / f"{name}.csv").write_text(written(name))
+        write_atomically(FOLDER / f"{name}.csv", written(name))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(COMMAND, main))

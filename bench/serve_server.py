@@ -1,13 +1,16 @@
 """The server's process of `bench.serve`: the app, the server and the engine's process of `orthrus serve`,
-with an engine that may have random weights. It reads what to serve from stdin, pickled, and writes JSON lines
-to stdout: what the engine has measured by itself, and where the server is."""
+with an engine that may have random weights. It reads what to serve from stdin, pickled, ends with stdin, and
+writes JSON lines to stdout: what the engine has measured by itself, and where the server is."""
 
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import signal
 import socket
 import sys
+import threading
 
 from qwen3_model import InputError, Qwen3Config
 from qwen3_model.openai.served import Served
@@ -24,9 +27,10 @@ Spec = tuple[str, Qwen3Config, MeasuredEngine, int]  # name, config, engine, tex
 
 
 def main() -> int:
-    """Serve until SIGTERM."""
+    """Serve until stdin or SIGTERM says that it is enough."""
     spec: Spec = pickle.load(sys.stdin.buffer)
     name, config, engine, waiting = spec
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
     served = Served(name, config, Text(engine.tokenizer))
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         port = listener.getsockname()[1]
@@ -39,6 +43,12 @@ def main() -> int:
         except InputError as error:
             print(error, file=sys.stderr)
             return 2
+
+
+def _end_with_stdin() -> None:
+    """Nobody else ends this process, and its GPU, where the bench has been killed."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":
