@@ -382,7 +382,7 @@ def test_the_picture_shows_what_was_recorded(tmp_path, monkeypatch):
     assert "vLLM" not in alone.split("<rect")[4] and "simulated" in svg
     with pytest.raises(ValueError, match="no steady rows"):
         drawing.drawn(RUN | {"rows": [OWN]})
-    for name in ("MASK", "SPEED", "BATCH", "BATCH_RUN"):
+    for name in ("MASK", "SPEED", "BATCH", "BATCH_RUN", "SERVE_RUN"):
         monkeypatch.setattr(pictures, name, tmp_path / name)
     assert len(pictures.drawn()) == 2
     (tmp_path / "BATCH_RUN").write_text(json.dumps(RUN))
