@@ -25,8 +25,9 @@ class Told:
     @property
     def error(self) -> dict[str, Any]:
         """OpenAI's error object, checked for its form."""
+        assert self.headers["content-type"] == "application/json", self
         told = json.loads(self.body)
-        assert self.headers["content-type"] == "application/json" and set(told) == {"error"}
+        assert set(told) == {"error"}
         error = told["error"]
         assert set(error) == {"message", "type", "param", "code"} and error["message"], error
         assert error["type"] == ("server_error" if self.status >= 500 else "invalid_request_error"), error
