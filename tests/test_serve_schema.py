@@ -84,7 +84,7 @@ def test_any_value_of_any_field(serving, path):
     found = {}
 
     @hypothesis.given(st.dictionaries(st.sampled_from([*BOTH, *OWN[path], *NEUTRAL]), VALUES, max_size=3))
-    @hypothesis.settings(max_examples=1500, deadline=None, database=None)
+    @hypothesis.settings(max_examples=700, deadline=None, database=None)
     def ask(fields):
         body = {name: GOOD[name] for name in OWN[path] if name in GOOD} | fields
         headers = {"content-type": "application/json"}
@@ -97,4 +97,4 @@ def test_any_value_of_any_field(serving, path):
     with httpx.Client(timeout=20) as http:
         ask()
     print(f"\n{found}")
-    assert found[200] > 20 and found[400] > 100
+    assert found[200] > 5 and found[400] > 100
