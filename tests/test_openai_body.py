@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -317,6 +318,15 @@ def test_json_is_read_strictly(text, words):
     with pytest.raises(InputError, match=words) as refused:
         parse(text, "line 7")
     assert str(refused.value).startswith("line 7 ")
+
+
+def test_many_names_are_looked_through_once():
+    """Of a body of 1 MB; comparing each name with all before it took minutes."""
+    names = ",".join(f'"{n}": 1' for n in (*range(100_000), 99_999))
+    began = time.perf_counter()
+    with pytest.raises(InputError, match="'99999' stands in an object twice"):
+        parse(f"{{{names}}}".encode(), "it")
+    assert time.perf_counter() - began < 10
 
 
 def test_json_that_nests_as_deep_as_it_may():
