@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow fuzz coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-budget bench-first-token bench-replay bench-batch performance pictures recording tune mutations gpu-check tiny-checkpoint clean
+.PHONY: help demo serve test test-slow fuzz coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-budget bench-first-token bench-replay bench-batch bench-serve performance pictures recording tune mutations gpu-check tiny-checkpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -67,10 +67,13 @@ bench-replay: $(VENV)/bench ## tokens/s at 8B shapes on this GPU, acceptance rep
 bench-batch: $(VENV)/bench ## tokens/s of 1 to 64 texts at once on this GPU, 15 minutes; LENGTHS=FILE: your texts; options in BENCH="..."
 	$(BIN)/python -m bench.decode --batch 1 8 32 64 $(if $(LENGTHS),--lengths '$(LENGTHS)') $(if $(BENCH),$(BENCH),--models 8B 1.7B embedded)
 
+bench-serve: $(VENV)/bench ## orthrus serve over HTTP at 1 to 64 clients on this GPU, 4 minutes; LENGTHS=FILE: your texts; on a CPU BENCH="--models embedded --loads 1 4"
+	$(BIN)/python -m bench.serve $(if $(LENGTHS),--lengths '$(LENGTHS)') $(if $(BENCH),$(BENCH),--models 8B 1.7B)
+
 performance: $(VENV)/bench ## docs/performance.md and its picture anew from the recorded runs
 	$(BIN)/python -m tools.docs.performance
 
-pictures: $(VENV)/core ## docs/mask.svg, docs/speed.svg, docs/batch.svg anew, from the definition of visibility and recorded runs
+pictures: $(VENV)/core ## docs/mask.svg, docs/speed.svg, docs/batch.svg, docs/serve.svg anew, from the definition of visibility and recorded runs
 	$(BIN)/python -m tools.docs.pictures
 
 recording: $(VENV)/core ## docs/demo.svg anew: a terminal recording of `orthrus demo` on this machine
@@ -124,5 +127,5 @@ $(VENV)/lint: $(VENV)/core
 	@touch $@
 
 $(VENV)/bench: $(VENV)/core
-	@$(PIP) install -c constraints.txt -e '.[bench]'
+	@$(PIP) install -c constraints.txt -e '.[bench,serve]'
 	@touch $@

@@ -1,5 +1,6 @@
 """Benchmarks and tuning: `python -m bench.kernels`, `bench.decode`, `bench.acceptance`, `bench.budget`,
-`bench.trace`, `bench.tune` (make bench, bench-decode, acceptance, bench-budget, tune)."""
+`bench.serve`, `bench.trace`, `bench.tune` (make bench, bench-decode, acceptance, bench-budget, bench-serve,
+tune)."""
 
 import sys
 

@@ -102,7 +102,7 @@ class Bench:
     def to_json(self, facts: dict[str, Any]) -> dict[str, Any]:
         """The whole run."""
         roof = self.read_gb_s and {"read_gb_s": round(self.read_gb_s, 1)}
-        return {"machine": facts, "roof": roof, "simulated": _said(), "rows": self.rows,
+        return {"machine": facts, "roof": roof, "simulated": said(), "rows": self.rows,
                 "peers": self.run.peers, "notes": self.run.notes}  # fmt: skip
 
 
@@ -204,10 +204,10 @@ def embedded(bench: Bench, model: Qwen3, jobs: Sequence[Job]) -> None:
         free_memory()
 
 
-def peer(bench: Bench, name: str) -> None:
-    """vLLM at the same shapes, in what time is left."""
+def peer_config(name: str) -> dict[str, Any]:
+    """A config.json of a shape, for vLLM."""
     c = MODELS[name].config()
-    config = {
+    return {
         "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": c.hidden_size,
         "intermediate_size": c.intermediate_size, "num_hidden_layers": c.num_hidden_layers,
         "num_attention_heads": c.num_attention_heads, "num_key_value_heads": c.num_key_value_heads,
@@ -216,8 +216,13 @@ def peer(bench: Bench, name: str) -> None:
         "max_position_embeddings": c.max_position_embeddings, "torch_dtype": "bfloat16",
         "bos_token_id": 0, "eos_token_id": 1, "attention_bias": False,
     }  # fmt: skip
+
+
+def peer(bench: Bench, name: str) -> None:
+    """vLLM at the same shapes, in what time is left."""
     contexts = [] if bench.lengths else list(bench.contexts)
-    spec = {"config": config, "texts": list(bench.batch), "contexts": contexts, "jobs": bench.lengths or []}
+    spec = {"config": peer_config(name), "texts": list(bench.batch), "contexts": contexts,
+            "jobs": bench.lengths or [], "rounds": []}  # fmt: skip
     rows, wrong = vllm_peer.measured(spec, bench.run.seconds_left())
     bench.run.peers += [{"model": name, **row} for row in rows]
     if wrong:
@@ -250,14 +255,14 @@ def measure(bench: Bench, given: Any, save: Callable[[], None]) -> None:
             save()
 
 
-def _most_context(models: Sequence[str]) -> tuple[int, str]:
+def most_context(models: Sequence[str]) -> tuple[int, str]:
     """Tokens that a text of every model may have, and whose these are."""
     if "embedded" not in models:
         return MOST_CONTEXT, "a model"
     return Qwen3Config.from_folder(EMBEDDED).context_length, "embedded of --models"
 
 
-def _said() -> str:
+def said() -> str:
     """What the simulated acceptance is, for the file."""
     model = " ".join(str(strong.__doc__).split())
     return f"simulated: {CURVE}, ranks of misses of the embedded checkpoint; {model}"
@@ -273,7 +278,7 @@ def main(given: Any) -> int:
     if not gpu:
         torch.set_num_threads(1)  # matrices this small gain nothing from a second thread
     try:
-        jobs = lengths.read(given.lengths, *_most_context(given.models)) if given.lengths else None
+        jobs = lengths.read(given.lengths, *most_context(given.models)) if given.lengths else None
         print(machine_line(facts), flush=True)
         read = Meter(Pool(torch.device("cuda"), kernels.POOL)).read_roof() if gpu else None
         free_memory()

@@ -15,6 +15,7 @@ import torch
 from qwen3_model import Engine, InputError, Request
 from qwen3_model.decode.cycle import Reading
 from qwen3_model.decode.sequence import Sequence as Text
+from qwen3_model.model import PREFILL_ROWS
 
 from .batch_report import Rounds, Row
 from .replay import Way
@@ -66,6 +67,19 @@ def _submitted(engine: Engine, jobs: Sequence[Job], way: Way) -> list[Text]:
     return [engine.submit(job.prompt, request) for job, request in zip(jobs, requests, strict=True)]
 
 
+@contextmanager
+def whole_chunks(engine: Engine) -> Iterator[None]:
+    """Chunks of prompts are as large beside texts that decode as they are alone: texts then begin at about
+    the same time, and their contexts stay about as long as their prompts."""
+    runner = engine.runner
+    assert runner is not None
+    runner.rows_beside = lambda: PREFILL_ROWS  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del runner.rows_beside
+
+
 def steady(engine: Engine, prompts: Sequence[Prompt], way: Way) -> Rounds:
     """Rounds in which all texts run; afterwards they are cancelled. Raises InputError where a text
     ends before the clock does or gives its pages up."""
@@ -73,8 +87,9 @@ def steady(engine: Engine, prompts: Sequence[Prompt], way: Way) -> Rounds:
     jobs = [Job(prompt, _most_new(engine, prompt)) for prompt in prompts]
     texts = _submitted(engine, jobs, way)
     try:
-        while not all(text.stats.cycles for text in texts):
-            _step(engine, texts)
+        with whole_chunks(engine):
+            while not all(text.stats.cycles for text in texts):
+                _step(engine, texts)
         _until(engine, texts, SETTLE)
         length, nodes, kinds = _length(texts), _nodes(texts), _kinds(texts)
         with waits() as waited:

@@ -37,8 +37,8 @@ def measured(
     spec: dict[str, Any], seconds: float, command: Sequence[str] = (sys.executable, "-m", "bench.vllm_peer")
 ) -> tuple[list[dict[str, Any]], str]:
     """(rows, what went wrong or nothing) of a process that measures `spec`: config, of Hugging Face's kind;
-    contexts and texts, all pairs of which are measured; jobs. It ends after so many seconds, and what it has
-    measured until then is returned."""
+    contexts and texts, all pairs of which are measured; jobs; rounds, pairs of texts and the jobs that they
+    decode in rounds. It ends after so many seconds, and what it has measured until then is returned."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         try:
             code = subprocess.run(
@@ -74,6 +74,16 @@ def whole(generate: Generate, texts: int, jobs: Sequence[tuple[int, int]]) -> di
             "seconds": round(seconds, 4), "tokens_per_second": round(tokens / seconds, 1)}  # fmt: skip
 
 
+def in_rounds(generate: Generate, texts: int, jobs: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """All jobs, so many at a time: the next ones begin when the last of them has ended. Their prompts are
+    inside the clock."""
+    generate(jobs[:texts])
+    seconds = sum(generate(jobs[i : i + texts]) for i in range(0, len(jobs), texts))
+    tokens = sum(new for _, new in jobs)
+    return {"measure": "rounds", "texts": texts, "jobs": len(jobs), "tokens": tokens,
+            "seconds": round(seconds, 4), "tokens_per_second": round(tokens / seconds, 1)}  # fmt: skip
+
+
 def main() -> int:
     """Measure what stdin says."""
     spec, rng = json.load(sys.stdin), random.Random(0)
@@ -81,7 +91,8 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(spec["config"]))
-        most = max(map(sum, [*spec["jobs"], *((context, LONG) for context in spec["contexts"])]))
+        in_all = [job for _, jobs in spec["rounds"] for job in jobs]
+        most = max(map(sum, [*spec["jobs"], *in_all, *((context, LONG) for context in spec["contexts"])]))
         llm = vllm.LLM(
             model=folder, load_format="dummy", skip_tokenizer_init=True, max_model_len=most + 64,
             gpu_memory_utilization=0.9, dtype="bfloat16", max_num_seqs=max(spec["texts"]),
@@ -104,6 +115,8 @@ def main() -> int:
                 say(steps(generate, texts, context), vllm.__version__)
         if spec["jobs"]:
             say(whole(generate, max(spec["texts"]), spec["jobs"]), vllm.__version__)
+        for texts, jobs in spec["rounds"]:
+            say(in_rounds(generate, texts, jobs), vllm.__version__)
     return 0
 
 

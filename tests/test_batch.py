@@ -23,6 +23,7 @@ from qwen3_model.cli import main
 from qwen3_model.files import owned
 from qwen3_model.openai import batch_file as files
 from qwen3_model.openai import batch_lines
+from qwen3_model.openai.answer import CompletionLogprobs
 from qwen3_model.openai.batch_lines import BEGINNING, answered, read_line, unreadable
 
 GUIDE = Path(__file__).parents[1] / "docs/checkpoints.md"
@@ -111,7 +112,7 @@ def many(count, seed=0, longest=12):
         body = {"prompt": drawn.choice(PROMPTS), "max_tokens": drawn.randint(1, longest), "seed": i}
         body["temperature"] = drawn.choice([0, 0.8, 1.5])
         if drawn.random() < 0.3:
-            body |= {"top_k": 5, "logprobs": 0, "n": 2}
+            body |= {"top_k": 5, "logprobs": drawn.choice([0, 3]), "n": 2}
         if i % 7 == 6:
             body["n"] = 0
         if drawn.random() < 0.2:
@@ -150,10 +151,14 @@ def test_answers_are_those_of_generate(slots, orthrus, paths, model):
             alone = model.generate(
                 model.text.encode(prompt, added_specials=not chat), max_new_tokens=body["max_tokens"],
                 temperature=body["temperature"], top_k=body.get("top_k", 0), seed=body["seed"] + i,
+                top_logprobs=0 if chat else body.get("logprobs", 0),
             )  # fmt: skip
             assert (choice["message"]["content"] if chat else choice["text"]) == alone.text
             if not chat and "logprobs" in body:
-                assert choice["logprobs"]["token_logprobs"] == alone.logprobs
+                told = CompletionLogprobs(model.text).push(
+                    alone.token_ids, alone.logprobs, alone.top_logprobs
+                )
+                assert choice["logprobs"] == told
             tokens += len(alone.token_ids)
     assert figures["tokens"] == tokens and figures["tokens_per_cycle"] >= 1
 

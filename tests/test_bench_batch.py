@@ -20,6 +20,7 @@ from bench.batch_measure import Job
 from bench.batch_report import Rounds
 from bench.replay import PLAIN
 from qwen3_model import Engine, InputError
+from qwen3_model.model import PREFILL_ROWS
 from tools.docs import batch as drawing
 from tools.docs import performance, pictures
 
@@ -33,6 +34,11 @@ class FakeText:
         self.stats = SimpleNamespace(cycles=0, cycle_tokens=0, nodes=0, cycles_of=Counter())
 
 
+class FakeRunner:
+    def rows_beside(self):
+        return 64
+
+
 class FakeEngine:
     """Prompts take 100 s each; then a cycle takes 2 s, of which the host waits 1.5, and adds 3 tokens to each
     text that runs, with 7 nodes."""
@@ -42,6 +48,7 @@ class FakeEngine:
         self.load = SimpleNamespace(preemptions=0)
         self.model = SimpleNamespace(config=SimpleNamespace(context_length=500))
         self.texts, self.began, self.asked = [], 0, []
+        self.runner, self.beside = FakeRunner(), []  # rows of a chunk, in each step
 
     def submit(self, prompt, request):
         self.asked.append(request)
@@ -55,6 +62,7 @@ class FakeEngine:
         running = [text for text in self.texts if not text.finished]
         if not running:
             return ()
+        self.beside.append(self.runner.rows_beside())
         if self.began < len(self.texts):
             self.began, self.clock.now = self.began + 1, self.clock.now + 100
         self.clock.now += 0.5
@@ -94,6 +102,7 @@ def test_the_clock_runs_while_all_texts_do(clock, monkeypatch):
         "tokens_per_cycle": 3.0, "nodes_per_cycle": 7.0, "cycles_of": {"two-pass": 1.0}, "host_share": 0.25,
         "mean_context": round(found.context),
     }  # fmt: skip
+    assert engine.beside == [PREFILL_ROWS] * 3 + [64] * 30, "texts begin at about the same time"
     before = 10 + 3 * (1 + 10)  # of the youngest, which began in the last step
     assert found.context == before + 3 + 3 * 10, "the middle one, in the middle"
 
@@ -373,7 +382,7 @@ def test_the_picture_shows_what_was_recorded(tmp_path, monkeypatch):
     assert "vLLM" not in alone.split("<rect")[4] and "simulated" in svg
     with pytest.raises(ValueError, match="no steady rows"):
         drawing.drawn(RUN | {"rows": [OWN]})
-    for name in ("MASK", "SPEED", "BATCH", "BATCH_RUN"):
+    for name in ("MASK", "SPEED", "BATCH", "BATCH_RUN", "SERVE_RUN"):
         monkeypatch.setattr(pictures, name, tmp_path / name)
     assert len(pictures.drawn()) == 2
     (tmp_path / "BATCH_RUN").write_text(json.dumps(RUN))

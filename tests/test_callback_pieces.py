@@ -10,6 +10,7 @@ from scripted import ScriptedModel
 from small import small_config
 
 from qwen3_model.checkpoint import EMBEDDED
+from qwen3_model.decode import stream
 from qwen3_model.text import Text
 
 TEXT = Text(EMBEDDED)
@@ -88,3 +89,29 @@ def test_a_run_that_holds_a_stop_string(stop):
     )  # fmt: skip
     assert "".join(pieces) == result.text == "the end"[: 7 - len(stop)]
     assert result.stats.finish_reason == "stop_string" and len(result.token_ids) == 7
+
+
+@given(pieces=st.lists(st.text("ab", max_size=6), max_size=8), stop=st.text("ab", min_size=1, max_size=9))
+def test_what_is_held_back_is_the_longest_beginning_of_a_stop_string(pieces, stop):
+    held, text = stream._Held(stop), ""
+    for piece in pieces:
+        held.push(piece)
+        text += piece
+        longest = max(n for n in range(min(len(stop), len(text) + 1)) if text.endswith(stop[:n]))
+        assert held.length == longest
+
+
+def test_a_long_stop_string_costs_a_few_steps_a_character():
+    """Of 1000 characters, where every end of the text is half of it."""
+    steps = 0
+
+    class Counted(str):
+        def __getitem__(self, at):
+            nonlocal steps
+            steps += 1
+            return super().__getitem__(at)
+
+    held = stream._Held(Counted("a" * 999 + "b"))
+    steps = 0
+    held.push("a" * 5000)
+    assert held.length == 998 + 1 and steps < 4 * 5000

@@ -93,6 +93,17 @@ def test_a_stop_string_counts_that_a_token_behind_the_first_ones_completes(least
     assert (stream.text, stream.finish_reason) == (text, "stop_string")
 
 
+def test_a_stop_string_among_the_first_tokens_stays_beside_a_longer_one(monkeypatch):
+    """The longer one may begin far back, the shorter one may not; and what a callback got is the text."""
+    monkeypatch.setattr("qwen3_model.decode.stream.Detokenizer", Letters)
+    pieces: list[str] = []
+    stream = TokenStream("text", (), ("a", "bcdef"), 9, lambda _, piece: pieces.append(piece), 2)
+    for letter in "xaxxa":
+        stream.push([ord(letter)])
+        stream.release()
+    assert (stream.text, "".join(pieces), stream.finish_reason) == ("xaxx", "xaxx", "stop_string")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -89,9 +90,9 @@ def test_a_field_is_applied(served, given, setting):
 
 
 def test_every_setting_is_there_for_requests():
-    """But for the length, which has OpenAI's name, and rejection sampling, which runs alone."""
+    """But for those that have OpenAI's names, and rejection sampling, which runs alone."""
     declared = {field.name for field in fields(Request)}
-    assert declared - {"max_new_tokens", "verify"} == set(body.SETTINGS)
+    assert declared - {"max_new_tokens", "top_logprobs", "verify"} == set(body.SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,8 @@ def test_every_setting_is_there_for_requests():
         ("top_k", -2), ("min_p", 2), ("repetition_penalty", 0), ("max_tokens", 0), ("max_tokens", "5"),
         ("max_tokens", 5000), ("max_tokens", 2**40), ("stop", ""), ("stop", ["a"] * 5), ("stop", {"a": 1}),
         ("stop", 5), ("stop", ["x" * 1001]), ("stop", [1]), ("n", 0), ("n", 129), ("n", True), ("seed", -1),
-        ("seed", 2**64), ("seed", 1.5), ("logprobs", 1), ("logprobs", True), ("logit_bias", [1]),
+        ("seed", 2**64), ("seed", 1.5), ("logprobs", 21), ("logprobs", -1), ("logprobs", True),
+        ("logprobs", 1.0), ("top_logprobs", 5), ("logit_bias", [1]),
         ("logit_bias", {"x": 1}), ("logit_bias", {" 1": 1}), ("logit_bias", {"1": 101}),
         ("logit_bias", {"1": True}), ("logit_bias", {"300": 1}),
         ("logit_bias", {str(i): 1 for i in range(1025)}),
@@ -147,7 +149,8 @@ def test_a_field_is_refused_by_its_name(served, field, value):
         ("chat_template_kwargs", {"messages": []}, "cannot set messages"),
         ("chat_template_kwargs", {"thinking": True}, "use enable_thinking"),
         ("chat_template_kwargs", {"eos_token": "x"}, "belongs to the template"),
-        ("top_logprobs", 3, "not supported"), ("logprobs", 0, "true or false"),
+        ("top_logprobs", 3, "needs logprobs true"), ("top_logprobs", 21, "0 to 20"),
+        ("top_logprobs", True, "0 to 20"), ("top_logprobs", "3", "0 to 20"), ("logprobs", 0, "true or false"),
         ("prompt", "x", "not a field"),
         ("max_completion_tokens", 0, "from 1"), ("tool_choice", "auto", "no tools"),
         ("tool_choice", "required", "auto and none"), ("tool_choice", {"type": "function"}, "auto and none"),
@@ -251,6 +254,46 @@ def test_a_chat_has_openais_form(model, served):
     assert chat(served).logprobs is False and chat(served, n=2).n == 2
 
 
+@pytest.mark.parametrize(
+    "given", [{"top_logprobs": 0}, {"logprobs": False}, {"logprobs": True, "top_logprobs": 0}]
+)
+def test_who_asks_for_no_likeliest_tokens_pays_for_none(served, given):
+    assert (
+        chat(served, **given).request.top_logprobs == completion(served, logprobs=0).request.top_logprobs == 0
+    )
+
+
+def likeliest_of(model, asked):
+    """The one choice's likeliest tokens as `generate` tells them: their names and log-probabilities."""
+    ((prompt, request),) = asked.jobs()
+    alone = model.engine.generate(prompt, request)
+    assert request.top_logprobs and len(alone.top_logprobs) == len(alone.token_ids)
+    return alone, [[(answer.piece(model.text, t), p) for t, p in told] for told in alone.top_logprobs]
+
+
+def test_a_chat_tells_the_likeliest_tokens(model, served):
+    asked = chat(served, max_tokens=8, logprobs=True, top_logprobs=20, seed=3)
+    told, _ = answered(model, served, asked)
+    found = told["choices"][0]["logprobs"]["content"]
+    _, wanted = likeliest_of(model, asked)
+    assert [[(one["token"], one["logprob"]) for one in place["top_logprobs"]] for place in found] == wanted
+    for one in [one for place in found for one in place["top_logprobs"]]:
+        assert bytes(one["bytes"]).decode() == one["token"] if one["bytes"] else "\ufffd" in one["token"]
+
+
+def test_a_completion_tells_the_likeliest_tokens_by_their_text(model, served):
+    asked = completion(served, max_tokens=8, logprobs=20, seed=3)
+    told, _ = answered(model, served, asked)
+    found = told["choices"][0]["logprobs"]
+    alone, wanted = likeliest_of(model, asked)
+    assert any(len(dict(place)) < len(place) for place in wanted), "some have the same text"
+    for own, logprob, place, names in zip(
+        found["tokens"], alone.logprobs, found["top_logprobs"], wanted, strict=True
+    ):
+        assert place == dict(reversed([(own, logprob), *names])), "the chosen one, then the likeliest"
+    assert any(own not in dict(names) for own, names in zip(found["tokens"], wanted, strict=True))
+
+
 def test_the_end_has_openais_word(model, served):
     whole = completion(served, max_tokens=40, seed=1)
     _, (result,) = answered(model, served, whole)
@@ -275,6 +318,15 @@ def test_json_is_read_strictly(text, words):
     with pytest.raises(InputError, match=words) as refused:
         parse(text, "line 7")
     assert str(refused.value).startswith("line 7 ")
+
+
+def test_many_names_are_looked_through_once():
+    """Of a body of 1 MB; comparing each name with all before it took minutes."""
+    names = ",".join(f'"{n}": 1' for n in (*range(100_000), 99_999))
+    began = time.perf_counter()
+    with pytest.raises(InputError, match="'99999' stands in an object twice"):
+        parse(f"{{{names}}}".encode(), "it")
+    assert time.perf_counter() - began < 10
 
 
 def test_json_that_nests_as_deep_as_it_may():

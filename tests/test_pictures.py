@@ -53,7 +53,7 @@ def test_bars_are_as_long_as_what_was_recorded():
 
 
 def test_the_command(monkeypatch, tmp_path, capsys, refused):
-    for name in ("MASK", "SPEED", "BATCH_RUN"):
+    for name in ("MASK", "SPEED", "BATCH_RUN", "SERVE_RUN"):
         monkeypatch.setattr(pictures, name, tmp_path / f"{name}.svg")
     monkeypatch.setattr(pictures, "ROOT", tmp_path)
     assert pictures.main([]) == 0 and capsys.readouterr().out.count("wrote") == 2

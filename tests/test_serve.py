@@ -19,7 +19,7 @@ from serving import ScriptedEngine, Serving
 from tiny_folder import write_tiny
 
 from qwen3_model import InputError, Qwen3
-from qwen3_model.openai.answer import REASONS
+from qwen3_model.openai.answer import REASONS, CompletionLogprobs, piece
 from qwen3_model.openai.body import CHAT, COMPLETIONS
 from qwen3_model.openai.served import Served
 from qwen3_model.serve import engine_client
@@ -101,6 +101,7 @@ def until(condition, seconds=20.0):
     [
         {"temperature": 0, "max_tokens": 20},
         {"seed": 3, "max_tokens": 20, "n": 3, "logprobs": 0},
+        {"seed": 3, "max_tokens": 20, "n": 2, "logprobs": 5},
         {"seed": 2**63, "max_tokens": 25, "top_p": 0.9, "extra_body": {"top_k": 40, "min_p": 0.01}},
         {"seed": 5, "max_tokens": 20, "logit_bias": {"7": 5}, "extra_body": {"repetition_penalty": 1.2}},
         {"seed": 8, "max_tokens": 40, "frequency_penalty": 1, "presence_penalty": 0.5,
@@ -112,31 +113,37 @@ def test_a_stream_is_the_offline_text(client, model, given):
     settings = {"temperature": 1.0} | given | given.get("extra_body", {})
     settings.pop("extra_body", None)
     n, budget = settings.pop("n", 1), settings.pop("max_tokens")
-    wants = settings.pop("logprobs", None) is not None
+    likeliest = settings.pop("logprobs", None)
     texts, probabilities, ends = [""] * n, [[] for _ in range(n)], [None] * n
+    tops = [[] for _ in range(n)]
     for chunk in client.completions.create(model="tiny", prompt=PROMPT, stream=True, **given):
         (choice,) = chunk.choices
         texts[choice.index] += choice.text
         probabilities[choice.index] += choice.logprobs.token_logprobs if choice.logprobs else []
+        tops[choice.index] += (choice.logprobs and choice.logprobs.top_logprobs) or []
         ends[choice.index] = choice.finish_reason
     seed = settings.pop("seed", 0)
     for i in range(n):
+        settings["top_logprobs"] = likeliest or 0
         alone = model.generate(model.text.encode(PROMPT), max_new_tokens=budget, seed=seed + i, **settings)
         assert texts[i] == alone.text and ends[i] == REASONS[alone.stats.finish_reason]
         assert ends[i] == ("stop" if "stop_token_ids" in settings else "length")
-        assert probabilities[i] == (alone.logprobs if wants else [])
+        assert probabilities[i] == (alone.logprobs if likeliest is not None else [])
+        told = CompletionLogprobs(model.text).push(alone.token_ids, alone.logprobs, alone.top_logprobs)
+        assert tops[i] == (told["top_logprobs"] or []) and bool(tops[i]) == bool(likeliest)
     whole = client.completions.create(model="tiny", prompt=PROMPT, **given)
     assert [choice.text for choice in whole.choices] == texts
-    if wants:
+    if likeliest is not None:
         assert [choice.logprobs.token_logprobs for choice in whole.choices] == probabilities
+        assert [choice.logprobs.top_logprobs or [] for choice in whole.choices] == tops
 
 
 def test_a_stop_string_ends_a_stream_where_it_ends_the_text(client, model):
     ids = model.text.encode(PROMPT)
     free = model.generate(ids, max_new_tokens=60, temperature=1.0, seed=9)
     stop = free.text[20:23]
-    alone = model.generate(ids, max_new_tokens=60, temperature=1.0, seed=9, stop=[stop])
-    asked = {"model": "tiny", "prompt": PROMPT, "max_tokens": 60, "seed": 9, "stop": [stop]}
+    alone = model.generate(ids, max_new_tokens=60, temperature=1.0, seed=9, stop=[stop], top_logprobs=2)
+    asked = {"model": "tiny", "prompt": PROMPT, "max_tokens": 60, "seed": 9, "stop": [stop], "logprobs": 2}
     chunks = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
     assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == alone.text
     assert chunks[-2].choices[0].finish_reason == "stop"
@@ -145,22 +152,28 @@ def test_a_stop_string_ends_a_stream_where_it_ends_the_text(client, model):
     whole = client.completions.create(**asked)
     assert whole.choices[0].text == alone.text and whole.choices[0].finish_reason == "stop"
     assert whole.usage.completion_tokens == len(alone.token_ids)
+    told = CompletionLogprobs(model.text).push(alone.token_ids, alone.logprobs, alone.top_logprobs)
+    assert whole.choices[0].logprobs.top_logprobs == told["top_logprobs"]
 
 
 def test_a_chat_streamed_and_whole(client, model, serving):
-    asked = {"model": "tiny", "messages": HELLO, "max_completion_tokens": 30, "seed": 4, "logprobs": True}
+    asked = {"model": "tiny", "messages": HELLO, "max_completion_tokens": 30, "seed": 4, "logprobs": True,
+             "top_logprobs": 5}  # fmt: skip
     chunks = list(client.chat.completions.create(**asked, stream=True))
     ids = model.text.encode(model.text.chat(HELLO), added_specials=False)
-    alone = model.generate(ids, max_new_tokens=30, temperature=1.0, seed=4)
+    alone = model.generate(ids, max_new_tokens=30, temperature=1.0, seed=4, top_logprobs=5)
     first, *middle, last = [chunk.choices[0] for chunk in chunks]
     assert first.delta.role == "assistant" and last.finish_reason == "length" and not last.delta.content
     assert "".join(choice.delta.content or "" for choice in middle) == alone.text
-    assert [t.logprob for choice in middle for t in choice.logprobs.content] == alone.logprobs
+    told = [token for choice in middle for token in choice.logprobs.content]
+    assert [token.logprob for token in told] == alone.logprobs
+    names = [[(one.token, one.logprob) for one in token.top_logprobs] for token in told]
+    assert names == [[(piece(model.text, t), p) for t, p in place] for place in alone.top_logprobs]
     assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
     assert len({chunk.id for chunk in chunks}) == 1
     whole = client.chat.completions.create(**asked)
     assert whole.choices[0].message.content == alone.text
-    assert [token.logprob for token in whole.choices[0].logprobs.content] == alone.logprobs
+    assert whole.choices[0].logprobs.content == told
     assert whole.system_fingerprint == chunks[0].system_fingerprint == serving.engine.ready.fingerprint
     assert whole.usage.completion_tokens_details.accepted_prediction_tokens is not None
 
@@ -197,6 +210,19 @@ def test_prompts_of_every_form(client, model):
     client.completions.create(prompt=long, **asked)
     again = client.completions.create(prompt=long, **asked)
     assert again.usage.prompt_tokens == 200 and again.usage.prompt_tokens_details.cached_tokens == 192
+
+
+def test_a_chats_second_turn_is_found_in_the_cache(client):
+    """And is answered as where nothing of it is there."""
+    told = [{"role": "user", "content": PROMPT * 60}]
+    asked = {"model": "tiny", "max_tokens": 40, "seed": 5, "logprobs": True}
+    first = client.chat.completions.create(messages=told, **asked)
+    told += [first.choices[0].message.model_dump(include={"role", "content"}), *HELLO]
+    warm = client.chat.completions.create(messages=told, **asked)
+    cold = client.chat.completions.create(messages=told, **asked, extra_body={"cache_salt": "cold"})
+    assert warm.usage.prompt_tokens_details.cached_tokens >= 64
+    assert cold.usage.prompt_tokens_details.cached_tokens == 0
+    assert warm.choices == cold.choices and warm.usage.completion_tokens == cold.usage.completion_tokens
 
 
 def test_the_other_endpoints(serving, client, model):

@@ -126,7 +126,7 @@ def changed(request, monkeypatch) -> str:
     """With other rules in all modules that ask for them."""
     for name, rule in RULES[request.param].items():
         old = getattr(visibility, name)
-        for module in [m for m in sys.modules.values() if getattr(m, name, None) is old]:
+        for module in [m for m in list(sys.modules.values()) if getattr(m, name, None) is old]:
             monkeypatch.setattr(module, name, rule)
     return request.param
 

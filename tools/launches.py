@@ -187,7 +187,9 @@ def head() -> None:
 
 def logit_summary() -> None:
     """Two tiles of the vocabulary, the last one ragged."""
-    TRITON.log_sum_exp(torch.randn(3, 5003, device=DEVICE))
+    logits = torch.randn(3, 5003, device=DEVICE)
+    TRITON.log_sum_exp(logits)
+    TRITON.likeliest(logits, 20)
 
 
 def choose(**settings: Any) -> None:

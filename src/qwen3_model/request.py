@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .config import Qwen3Config
 
 MOST_LIKELIEST = 20  # tokens told of a position
+LONGEST_SALT = 512  # characters; a cache keeps it for as long as it knows the page
 STRATEGIES = ("autoregressive", "two-pass", "one-pass", "auto")
 VERIFY = ("coupled", "rejection")  # how a two-pass cycle decides on its proposals
 # Rows of a one-pass block: by default, and what it may have. Its first proposal is dropped.
@@ -133,6 +134,8 @@ class Request:
             raise InputError(f"max_new_tokens is {quoted(self.max_new_tokens)}; it must be at least 1")
         if self.min_tokens < 0:
             raise InputError(f"min_tokens is {quoted(self.min_tokens)}; it must be at least 0")
+        if len(self.cache_salt) > LONGEST_SALT:
+            raise InputError(f"cache_salt has {len(self.cache_salt)} characters; at most {LONGEST_SALT}")
         if not 0 <= self.top_logprobs <= MOST_LIKELIEST:
             raise InputError(
                 f"top_logprobs is {quoted(self.top_logprobs)}; it must be in 0..{MOST_LIKELIEST}"

@@ -51,7 +51,9 @@ class Text:
         except UnicodeEncodeError:
             raise InputError("the text cannot be encoded: it holds half a surrogate pair") from None
         with foreign(f"{self._file} cannot encode this text"):
-            return self._tokenizer.encode(text, add_special_tokens=added_specials).ids
+            # One text as a batch: so other threads run meanwhile, and a server's streams do not stop.
+            (found,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=added_specials)
+            return found.ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out. Bytes that are no character become U+FFFD. Raises

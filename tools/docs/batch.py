@@ -56,13 +56,17 @@ def drawn(run: Found) -> str:
     for i, ((model, context), points) in enumerate(found.items()):
         down, across = divmod(i, COLUMNS)
         place = LEFT + across * (WIDTH + BETWEEN), TOP + down * (HEIGHT + BETWEEN)
-        parts += _panel(*place, f"{model}, context {context}", points)
+        parts += panel(*place, f"{model}, context {context}", points, COLOURS, "texts at once")
     width, lines = LEFT + min(len(found), COLUMNS) * (WIDTH + BETWEEN), -(-len(found) // COLUMNS)
     said = "Lines of tokens a second over the number of texts: floor, plain, drafted and vLLM"
     return picture(max(width, 760), TOP + lines * (HEIGHT + BETWEEN) - 30, parts, said)
 
 
-def _panel(left: float, top: float, title: str, points: Points) -> Iterator[str]:
+def panel(
+    left: float, top: float, title: str, points: Points, colours: dict[str, str], across_says: str
+) -> Iterator[str]:
+    """Lines over a number of texts, both axes logarithmic. points: of at least one line, above 0. colours: of
+    the lines by name."""
     texts = sorted({count for of_line in points.values() for count in of_line})
     rates = [rate for of_line in points.values() for rate in of_line.values()]
     low, high = math.log(min(rates) / 1.2), math.log(max(rates) * 1.2)
@@ -81,14 +85,14 @@ def _panel(left: float, top: float, title: str, points: Points) -> Iterator[str]
             yield text(left - 8, up(tick) + 4, f"{tick:,}", 11, GREY, text_anchor="end")
     for count in texts:
         yield text(across(count), top + HEIGHT + 20, str(count), 11, GREY, text_anchor="middle")
-    yield text(left + WIDTH / 2, top + HEIGHT + 40, "texts at once", 11, GREY, text_anchor="middle")
+    yield text(left + WIDTH / 2, top + HEIGHT + 40, across_says, 11, GREY, text_anchor="middle")
     for name, of_line in points.items():
         ends = sorted(of_line.items())
         dashed = {"stroke_dasharray": "5 3"} if name == FLOOR else {}
         for (a, first), (b, last) in zip(ends, ends[1:], strict=False):
-            yield line(across(a), up(first), across(b), up(last), COLOURS[name], stroke_width="2", **dashed)
+            yield line(across(a), up(first), across(b), up(last), colours[name], stroke_width="2", **dashed)
         for count, rate in ends:
-            yield rect(across(count) - 3, up(rate) - 3, 6, 6, COLOURS[name], data_line=name,
+            yield rect(across(count) - 3, up(rate) - 3, 6, 6, colours[name], data_line=name,
                        data_texts=str(count), data_rate=f"{rate:.1f}")  # fmt: skip
 
 

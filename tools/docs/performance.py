@@ -1,7 +1,8 @@
 """Rewrite the tables and the picture of docs/performance.md from recorded runs of `bench.decode`.
 
 A table stands between `<!-- name -->` and `<!-- end -->`; what is around them is written by hand. The section
-on many texts is there where a run of `bench.decode --batch` is."""
+on many texts is there where a run of `bench.decode --batch` is, that on the server where one of `bench.serve`
+is."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from bench.command import Parser, fail, short
 from bench.decode_report import choice_table
 from bench.report import number
 
-from . import batch
-from .pictures import BATCH_RUN
+from . import batch, serve
+from .pictures import BATCH_RUN, SERVE_RUN
 
 COMMAND = "tools.docs.performance"
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,9 +99,11 @@ def memory(run: Found) -> str:
     return markdown(head, lines)
 
 
-def rewritten(page: str, run: Found, peers: Found, many: Found | None = None) -> str:
-    """The page with its tables made anew. many: a run of `--batch`; without one its section stays empty.
-    Raises KeyError for a table that nobody makes."""
+def rewritten(
+    page: str, run: Found, peers: Found, many: Found | None = None, served: Found | None = None
+) -> str:
+    """The page with its tables made anew. many: a run of `--batch`, served: one of `bench.serve`; without one
+    its section stays empty. Raises KeyError for a table that nobody makes."""
     m = run["machine"]
     tables = {
         "machine": f"{m['gpu']}, torch {m['torch']}, triton {m['triton']}, {m['date']}, read roof "
@@ -108,6 +111,7 @@ def rewritten(page: str, run: Found, peers: Found, many: Found | None = None) ->
         "tokens": tokens(run, peers), "passes 8B": passes(run, "8B"), "passes 1.7B": passes(run, "1.7B"),
         "generate": generated(run), "choices": choices(run), "memory": memory(run),
         "batch": batch.section(many, markdown) if many else "",
+        "serve": serve.section(served, markdown) if served else "",
     }  # fmt: skip
     tables |= {f"kernels {model} {what}": kernels(run, model, what) for model, what in PICTURED}
     for name in re.findall(r"<!-- (?!end)(.+?) -->", page):
@@ -137,11 +141,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--batch", type=Path, default=BATCH_RUN, help="JSON of a run of --batch, if it is there"
     )
+    parser.add_argument(
+        "--serve", type=Path, default=SERVE_RUN, help="JSON of a run of bench.serve, if it is there"
+    )
     given = parser.parse_args(arguments)
     try:
         run, peers = (json.loads(path.read_text()) for path in (given.run, given.peers))
-        many = json.loads(given.batch.read_text()) if given.batch.exists() else None
-        page = rewritten(PAGE.read_text(), run, peers, many)
+        many, served = (
+            json.loads(path.read_text()) if path.exists() else None for path in (given.batch, given.serve)
+        )
+        page = rewritten(PAGE.read_text(), run, peers, many, served)
         pictured = [
             p for p in run["profiles"] if (p["model"], p["pass"]) in PICTURED and p["context"] == CONTEXT
         ]

@@ -1,9 +1,9 @@
-"""Draw docs/mask.svg, who sees whom in one pass of the dual-view model, docs/speed.svg, a token's time, and
-docs/batch.svg, the speed of many texts.
+"""Draw docs/mask.svg, who sees whom in one pass of the dual-view model, docs/speed.svg, a token's time,
+docs/batch.svg, the speed of many texts, and docs/serve.svg, that of a server.
 
 The first is drawn from `visible`, the one definition of visibility, the others from recorded runs of
-`bench.decode`; the last one where there is such a run (batch.py). Each is a function of its input:
-tests/test_pictures.py compares the files with what is drawn now."""
+`bench.decode` and `bench.serve`; the last two where there is such a run (batch.py, serve.py). Each is a
+function of its input: tests/test_pictures.py compares the files with what is drawn now."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from bench.command import Parser, fail, short
 from orthrus_kernels import Rows, visible
 from qwen3_model.cli.output import write_atomically
 
-from . import batch
+from . import batch, serve
 from .svg import MONO, line, picture, rect, text
 
 COMMAND = "tools.docs.pictures"
 ROOT = Path(__file__).resolve().parents[2]
-MASK, SPEED, BATCH = (ROOT / "docs" / name for name in ("mask.svg", "speed.svg", "batch.svg"))
+MASK, SPEED, BATCH, SERVE = (ROOT / f"docs/{name}.svg" for name in ("mask", "speed", "batch", "serve"))
 RUN = ROOT / "bench/results/decode-peers-h100.json"
-BATCH_RUN = ROOT / "bench/results/batch-h200.json"
+BATCH_RUN, SERVE_RUN = (ROOT / f"bench/results/{name}-h200.json" for name in ("batch", "serve"))
 
 # The pass of the picture: a tree under `return`, whose nodes 3 and 1 have blocks of three rows.
 START, SIZE, MASK_TOKEN = 3, 3, -1
@@ -148,7 +148,10 @@ def speed(run: dict[str, Any]) -> str:
 def drawn() -> dict[Path, str]:
     """Every picture. Raises OSError, and LookupError, TypeError or ValueError for a run that is none."""
     found = {MASK: mask(), SPEED: speed(json.loads(RUN.read_text()))}
-    return found | ({BATCH: batch.drawn(json.loads(BATCH_RUN.read_text()))} if BATCH_RUN.exists() else {})
+    for path, run, drawn_of in ((BATCH, BATCH_RUN, batch.drawn), (SERVE, SERVE_RUN, serve.drawn)):
+        if run.exists():
+            found[path] = drawn_of(json.loads(run.read_text()))
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -163,8 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_atomically(path, svg)
             print(f"wrote {path.relative_to(ROOT)}")
     except (OSError, LookupError, TypeError, ValueError) as error:
-        runs = f"{RUN.relative_to(ROOT)} and {BATCH_RUN.relative_to(ROOT)}"
-        fail(COMMAND, f"{short(error)}: {runs} have to be whole runs of bench.decode --json")
+        runs = ", ".join(str(run.relative_to(ROOT)) for run in (RUN, BATCH_RUN, SERVE_RUN))
+        fail(COMMAND, f"{short(error)}: {runs} have to be whole runs of bench.decode and bench.serve --json")
     return 0
 
 

@@ -13,6 +13,10 @@ from ..errors import InputError
 from ..request import Request
 from .stream import TokenStream
 
+# (id, log-probability) of the model's likeliest tokens at a place, before any setting: likeliest first, and
+# the lowest id first of equal ones
+Likeliest = list[tuple[int, float]]
+
 
 @dataclass(slots=True)
 class Run:
@@ -30,7 +34,7 @@ class Run:
     tree: DraftTree | None = None  # what was verified
     choices: Ids[int] = ()  # the target's token after each node
     # for a request that asks for them: the likeliest tokens where each token stands, as in `Result`
-    top_logprobs: Ids[list[tuple[int, float]]] = ()
+    top_logprobs: Ids[Likeliest] = ()
 
 
 OnRun = Callable[[Run, int], None]
@@ -119,9 +123,8 @@ class Result:
     ]  # the model's log-probability of each token, before bias, penalty, temperature and filters
     stats: GenerationStats
     error: str = ""  # why the text ended for the reason "error"
-    # With request.top_logprobs: at each token the likeliest ones of the model, likeliest first and the lowest
-    # id first of equal ones, (id, log-probability) before any setting.
-    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    # with request.top_logprobs: at each token
+    top_logprobs: list[Likeliest] = field(default_factory=list)
 
     def whole(self) -> Result:
         """Return self, or raise KeyboardInterrupt if Ctrl-C cut the text short. Call it before comparing or
@@ -153,7 +156,7 @@ class Sequence:
         self.epoch = 0  # how often it was preempted
         self.error = ""
         self.logprobs: list[float] = []  # of the tokens kept
-        self.top_logprobs: list[list[tuple[int, float]]] = []  # likewise
+        self.top_logprobs: list[Likeliest] = []  # likewise
         self.last_run: Run | None = None
         self._began = 0.0
 

@@ -7,6 +7,7 @@ every strategy."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from ..text import Detokenizer, Text
 
@@ -31,6 +32,7 @@ class TokenStream:
         self._least = least
         self.on_tokens = on_tokens
         self._given = self._released = 0  # tokens and characters already handed to the callback
+        self._held, self._looked = [_Held(one) for one in self._stop], 0
         self.token_ids: list[int] = []
         self.text = ""
         self.finish_reason = ""
@@ -77,8 +79,8 @@ class TokenStream:
         """
         if len(self.token_ids) <= self._least:
             return False
-        reach = max((len(stop) for stop in self._stop), default=0)
-        found = [at for stop in self._stop if (at := self.text.find(stop, max(before - reach + 1, 0))) >= 0]
+        ends = [(stop, max(before - len(stop) + 1, 0)) for stop in self._stop]
+        found = [at for stop, begin in ends if (at := self.text.find(stop, begin)) >= 0]
         if found:
             self.text = self.text[: min(found)]
         return bool(found)
@@ -92,12 +94,42 @@ class TokenStream:
             return
         safe = len(self.text)
         if not self.finish_reason:
-            safe -= max((_overlap(self.text, stop) for stop in self._stop), default=0)
+            for held in self._held:
+                held.push(self.text[self._looked :])
+            self._looked = len(self.text)
+            safe -= max((held.length for held in self._held), default=0)
         piece, self._released = self.text[self._released : safe], max(safe, self._released)
         if self.on_tokens(tokens, piece) is False:
             self.finish("callback")
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `stop`."""
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+class _Held:
+    """The longest end of a growing text that is a proper beginning of a stop string, by Knuth, Morris and
+    Pratt (1977): a few steps a character, however long the string is."""
+
+    def __init__(self, stop: str) -> None:
+        self._stop, self._shorter = stop, _shorter_ends(stop)
+        self.length = 0
+
+    def push(self, piece: str) -> None:
+        """The text goes on with a piece."""
+        stop, shorter, length = self._stop, self._shorter, self.length
+        for character in piece:
+            while length and stop[length] != character:
+                length = shorter[length - 1]
+            length += stop[length] == character
+            if length == len(stop):
+                length = shorter[length - 1]
+        self.length = length
+
+
+@lru_cache(maxsize=256)
+def _shorter_ends(stop: str) -> tuple[int, ...]:
+    """Of each beginning of a string: the length of its longest proper end that is a beginning too."""
+    found, length = [0], 0
+    for character in stop[1:]:
+        while length and stop[length] != character:
+            length = found[length - 1]
+        length += stop[length] == character
+        found.append(length)
+    return tuple(found)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ..decode.sequence import Result
+from ..decode.sequence import Likeliest, Result
 from ..errors import InputError
 from ..text import INCOMPLETE, Detokenizer, Text
 from .body import Asked
@@ -91,7 +91,8 @@ def called(call: dict[str, str]) -> dict[str, Any]:
 
 
 def _completion_choice(text: Text, asked: Asked, index: int, result: Result) -> dict[str, Any]:
-    logprobs = CompletionLogprobs(text).push(result.token_ids, result.logprobs) if asked.logprobs else None
+    told = result.token_ids, result.logprobs, result.top_logprobs
+    logprobs = CompletionLogprobs(text).push(*told) if asked.logprobs else None
     return {
         "index": index,
         "text": result.text,
@@ -102,10 +103,11 @@ def _completion_choice(text: Text, asked: Asked, index: int, result: Result) -> 
 
 def _chat_choice(text: Text, asked: Asked, index: int, result: Result) -> dict[str, Any]:
     said = read_said(result.text, asked.tools, asked.reasons)
+    told = result.token_ids, result.logprobs, result.top_logprobs
     return {
         "index": index,
         "message": {"role": "assistant", "refusal": None} | _message(said),
-        "logprobs": chat_logprobs(text, result.token_ids, result.logprobs) if asked.logprobs else None,
+        "logprobs": chat_logprobs(text, *told) if asked.logprobs else None,
         "finish_reason": finish_reason(result.stats.finish_reason, bool(said.calls)),
     }
 
@@ -127,32 +129,52 @@ class CompletionLogprobs:
     def __init__(self, text: Text) -> None:
         self._text, self._detokenizer, self._length = text, Detokenizer(text), 0
 
-    def push(self, tokens: Sequence[int], logprobs: Sequence[float]) -> dict[str, Any]:
-        """OpenAI's object for the next tokens. text_offset: characters of the text before each token."""
+    def push(
+        self, tokens: Sequence[int], logprobs: Sequence[float], top_logprobs: Sequence[Likeliest]
+    ) -> dict[str, Any]:
+        """OpenAI's object for the next tokens. text_offset: characters of the text before each token.
+        top_logprobs: empty where nobody asks for them; then the object's is null."""
         offsets = []
         for token in tokens:
             offsets.append(self._length)
             self._length += len(self._detokenizer.push(token))
+        both = zip(zip(tokens, logprobs, strict=True), top_logprobs, strict=bool(top_logprobs))
+        likeliest = [self._by_text([own, *others]) for own, others in both]
         return {
-            "tokens": [_piece(self._text, token) for token in tokens],
+            "tokens": [piece(self._text, token) for token in tokens],
             "token_logprobs": [max(logprob, LEAST_LOGPROB) for logprob in logprobs],
-            "top_logprobs": None,
+            "top_logprobs": likeliest or None,
             "text_offset": offsets,
         }
 
+    def _by_text(self, likeliest: Likeliest) -> dict[str, float]:
+        """Log-probabilities by the token's text. Of tokens with the same text, such as parts of characters,
+        the first one is told, so that the chosen one, which stands first, always is."""
+        found = dict[str, float]()
+        for token, logprob in likeliest:
+            found.setdefault(piece(self._text, token), max(logprob, LEAST_LOGPROB))
+        return found
 
-def chat_logprobs(text: Text, tokens: Sequence[int], logprobs: Sequence[float]) -> dict[str, Any]:
-    """bytes: null for a token that is part of a character, which no string shows."""
-    content = []
-    for token, logprob in zip(tokens, logprobs, strict=True):
-        piece = _piece(text, token)
-        shown = None if INCOMPLETE in piece else list(piece.encode())
-        content.append(
-            {"token": piece, "logprob": max(logprob, LEAST_LOGPROB), "bytes": shown, "top_logprobs": []}
-        )
+
+def chat_logprobs(
+    text: Text, tokens: Sequence[int], logprobs: Sequence[float], top_logprobs: Sequence[Likeliest]
+) -> dict[str, Any]:
+    """OpenAI's object for tokens. top_logprobs: empty where nobody asks for them."""
+    told = zip(tokens, logprobs, top_logprobs or [[]] * len(tokens), strict=True)
+    content = [
+        _chat_token(text, token, logprob) | {"top_logprobs": [_chat_token(text, *one) for one in likeliest]}
+        for token, logprob, likeliest in told
+    ]
     return {"content": content, "refusal": None}
 
 
-def _piece(text: Text, token: int) -> str:
+def _chat_token(text: Text, token: int, logprob: float) -> dict[str, Any]:
+    """bytes: null for a token that is part of a character, which no string shows."""
+    said = piece(text, token)
+    shown = None if INCOMPLETE in said else list(said.encode())
+    return {"token": said, "logprob": max(logprob, LEAST_LOGPROB), "bytes": shown}
+
+
+def piece(text: Text, token: int) -> str:
     """A token's text, and the name of one that has none."""
     return text.decode([token]) or text.label(token)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InputError, quoted
-from ..request import Request, whole_up_to
+from ..request import MOST_LIKELIEST, Request, whole_up_to
 from .prompts import MOST_CHOICES, conversation_prompt, plain_prompts
 from .refusal import FieldError, naming
 from .served import Served
@@ -37,11 +37,13 @@ SETTINGS = (
 BOTH = ("model", "max_tokens", "n", "logprobs", "user", "stream", "stream_options", *SETTINGS)
 OWN = {
     COMPLETIONS: ("prompt",),
-    CHAT: ("messages", "max_completion_tokens", "chat_template_kwargs", "tools", "tool_choice"),
-}
+    CHAT: (
+        "messages", "max_completion_tokens", "top_logprobs", "chat_template_kwargs", "tools", "tool_choice",
+    ),
+}  # fmt: skip
 # What the engine cannot do yet; clients send these values, which ask for nothing.
 NEUTRAL: dict[str, Any] = {
-    "echo": False, "best_of": 1, "top_logprobs": 0, "response_format": {"type": "text"}, "store": False,
+    "echo": False, "best_of": 1, "response_format": {"type": "text"}, "store": False,
     "parallel_tool_calls": True,
 }  # fmt: skip
 
@@ -54,7 +56,7 @@ class Asked:
     prompts: list[list[int]]
     n: int
     request: Request
-    logprobs: bool  # whether the answer has them
+    logprobs: bool  # whether the answer has them, and those of the request's top_logprobs
     stream: bool = False
     include_usage: bool = False  # at the end of a stream
     tools: bool = False  # whether a chat's answer may call some
@@ -93,11 +95,11 @@ def read(served: Served, url: str, body: Any, streams: bool = False) -> Asked:
         raise FieldError("n", f"n times the prompts is {n * len(prompts)}; at most {MOST_CHOICES} choices")
     most = _most_tokens(url, given, served.context, prompts)
     settings = {"temperature": 1.0} | dict(served.defaults) | _settings(given)
+    logprobs, settings["top_logprobs"] = _logprobs(url, given)
     request = _request(served, settings, most, n * len(prompts))
     with naming("min_tokens"):  # all else has been tried
         request.fit(served.config, max(map(len, prompts)), has_text=True)
     tools = bool(tools_of(given))
-    logprobs = _logprobs(url, given)
     return Asked(url == CHAT, prompts, n, request, logprobs, stream, include_usage, tools, reasons)
 
 
@@ -215,15 +217,21 @@ def _request(served: Served, settings: dict[str, Any], most: int, choices: int) 
     return Request(**settings, seed=seed, max_new_tokens=most)
 
 
-def _logprobs(url: str, given: Mapping[str, Any]) -> bool:
-    """Whether the chosen tokens' log-probabilities are asked for; those of other tokens are not there yet."""
-    value = given.get("logprobs", False)
-    if url == CHAT:
-        if not isinstance(value, bool):
-            raise FieldError("logprobs", f"logprobs is {quoted(value)}; true or false was expected")
-        return value
-    if value is not False and (type(value) is not int or value != 0):
-        raise FieldError(
-            "logprobs", f"logprobs is {quoted(value)}; only 0, the chosen tokens' own, is supported yet"
-        )
-    return value is not False
+def _logprobs(url: str, given: Mapping[str, Any]) -> tuple[bool, int]:
+    """Whether the chosen tokens' log-probabilities are asked for, and those of how many of the likeliest. A
+    chat says so in two fields, a completion in one."""
+    wanted = given.get("logprobs", False)
+    if url != CHAT:
+        return wanted is not False, 0 if wanted is False else _likeliest("logprobs", wanted)
+    if not isinstance(wanted, bool):
+        raise FieldError("logprobs", f"logprobs is {quoted(wanted)}; true or false was expected")
+    likeliest = _likeliest("top_logprobs", given.get("top_logprobs", 0))
+    if likeliest and not wanted:
+        raise FieldError("top_logprobs", f"top_logprobs is {likeliest}; it needs logprobs true")
+    return wanted, likeliest
+
+
+def _likeliest(name: str, value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= MOST_LIKELIEST:
+        raise FieldError(name, f"{name} is {quoted(value)}; 0 to {MOST_LIKELIEST} was expected")
+    return value

@@ -18,7 +18,7 @@ from .site import Site
 def build(site: Site, access: Access | None = None) -> FastAPI:
     """An app, for one event loop. The site may get its engine later. access: who may ask; None: this machine,
     without a key."""
-    app = FastAPI(title="orthrus serve", docs_url=None, redoc_url=None)
+    app = FastAPI(title="orthrus serve", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.site = site
     app.include_router(router)
     app.add_middleware(Guard, access=access or Access(), limits=site.limits, metrics=site.metrics)

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from ..decode.sequence import GenerationStats, Result, Run
+from ..decode.sequence import GenerationStats, Likeliest, Result, Run
 from ..decode.stream import TokenStream
 from ..openai.body import Asked
 from ..openai.served import Served
@@ -27,6 +27,7 @@ class Piece:
     text: str
     tokens: list[int]
     logprobs: list[float]
+    top_logprobs: list[Likeliest]
     reason: str = ""
 
 
@@ -45,7 +46,7 @@ class Choice:
         self.pieces, self.ended = 0, False
         self.began = time.perf_counter()
         self.first = self.last = 0.0  # when tokens came
-        self._text, self._logprobs = "", list[float]()
+        self._text, self._logprobs, self._top_logprobs = "", list[float](), list[Likeliest]()
         self._stream = TokenStream(
             served.text, fitted.end_tokens(served.config), fitted.stop, fitted.max_new_tokens, self._release,
             fitted.min_tokens,
@@ -64,11 +65,13 @@ class Choice:
         self.first = self.first or self.last
         kept = stream.push(ran.tokens)
         self.stats.count(Run(ran.tokens, ran.logprobs, ran.forwards, ran.kind, ran.nodes), kept)
-        self._logprobs += ran.logprobs[:kept]
+        logprobs, likeliest = ran.logprobs[:kept], ran.top_logprobs[:kept]
+        self._logprobs += logprobs
+        self._top_logprobs += likeliest
         stream.release()
         if stream.finish_reason == "stop_string":
             self.running.cancel()
-        return Piece(self.index, self._text, ran.tokens[:kept], ran.logprobs[:kept], stream.finish_reason)
+        return Piece(self.index, self._text, ran.tokens[:kept], logprobs, likeliest, stream.finish_reason)
 
     def end(self, ended: Ended) -> None:
         """Take the text's end. Raises a Refusal where it is not the text's own: it has failed, or was
@@ -82,9 +85,13 @@ class Choice:
 
     def result(self) -> Result:
         """What has been decoded, once it has ended."""
-        return Result(self._stream.token_ids, self._stream.text, self._logprobs, self.stats)
+        return Result(
+            self._stream.token_ids, self._stream.text, self._logprobs, self.stats,
+            top_logprobs=self._top_logprobs,
+        )  # fmt: skip
 
 
+TOGETHER = 64  # runs at most that leave in one piece: what a slow client has not read waits as tokens
 STOPPED = "the server stops: send the request again, to a server that is ready"
 
 
@@ -121,7 +128,7 @@ class Job:
         what ends one of them early: a Refusal, InputError or EngineDied."""
         while self.left:
             came = [await self._came.get()]
-            while not self._came.empty():
+            while not self._came.empty() and len(came) < TOGETHER:
                 came.append(self._came.get_nowait())
             found, error = self._taken(came)
             if found:

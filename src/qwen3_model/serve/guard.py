@@ -145,7 +145,7 @@ class Guard:
         return counted
 
     def _too_large(self) -> Refusal:
-        return refusal(413, f"the body has more than {self._limits.body_bytes} bytes", connection="close")
+        return refusal(413, f"the body has more than {self._limits.body_bytes} bytes")
 
 
 def _without_port(header: str) -> str:

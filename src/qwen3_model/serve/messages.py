@@ -6,12 +6,12 @@ a Batch a step."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..decode.scheduler import Load as EngineLoad
-from ..decode.sequence import GenerationStats
+from ..decode.sequence import GenerationStats, Likeliest
 from ..request import Request
 
 if TYPE_CHECKING:
@@ -94,13 +94,14 @@ class Failed:
 @dataclass(frozen=True)
 class Ran:
     """What a cycle, or a prompt's pass, has added to a text. tokens: kept; forwards, kind, nodes: as in
-    `Run`."""
+    `Run`. top_logprobs: at each token, of a request that asks for them, else empty."""
 
     tokens: list[int]
     logprobs: list[float]
     forwards: int
     kind: str
     nodes: int
+    top_logprobs: list[Likeliest] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ class Load(EngineLoad):
     tokens: int = 0
 
 
-Row = tuple[int, list[int], list[float], int, str, int]  # a text's number, then the fields of Ran
+# a text's number, then the fields of Ran
+Row = tuple[int, list[int], list[float], int, str, int, list[Likeliest]]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from .app import build
 from .engine_client import EngineClient
 from .guard import Access
 from .messages import EngineOptions, Ready
+from .protocol import Protocol
 from .site import Site
 
 DIED, INTERRUPTED = 1, 130  # exit codes
@@ -157,7 +158,7 @@ def http_config(site: Site, access: Access | None) -> uvicorn.Config:
         },
     }  # fmt: skip
     return uvicorn.Config(
-        build(site, access), http="h11", ws="none", lifespan="off", log_config=log, server_header=False,
+        build(site, access), http=Protocol, ws="none", lifespan="off", log_config=log, server_header=False,
         proxy_headers=False, h11_max_incomplete_event_size=HEADER_BYTES,
         timeout_graceful_shutdown=LAST_SECONDS,
     )  # fmt: skip

@@ -23,6 +23,7 @@ from .site import Site
 # A proxy must hand on what comes, not collect it.
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 DONE = b"data: [DONE]\n\n"
+_json = json.JSONEncoder(allow_nan=False).encode
 _TOLD = Refusal, InputError, EngineDied  # errors that are no fault of this program
 
 
@@ -47,9 +48,9 @@ async def _events(served: Served, job: Job) -> AsyncIterator[bytes]:
     chunks = Chunks(served, asked)
     try:
         for chunk in chunks.first():
-            yield event(chunk)
+            yield chunk
         async for pieces in job.pieces():
-            if found := [event(chunk) for piece in pieces for chunk in chunks.of(piece)]:
+            if found := [chunk for piece in pieces for chunk in chunks.of(piece)]:
                 yield b"".join(found)  # where this process is behind the engine, several at a time
         if asked.include_usage:
             yield event(chunks.head | {"choices": [], "usage": answer.usage(asked, job.results())})
@@ -62,25 +63,26 @@ async def _events(served: Served, job: Job) -> AsyncIterator[bytes]:
 
 def event(value: dict[str, Any]) -> bytes:
     """An event. JSON has no line end in it."""
-    return b"data: " + json.dumps(value, allow_nan=False).encode() + b"\n\n"
+    return f"data: {_json(value)}\n\n".encode()
 
 
 class Chunks:
-    """The chunks of an answer, all choices in one stream."""
+    """The events of an answer's chunks, all choices in one stream. Their constant head is encoded once."""
 
     def __init__(self, served: Served, asked: Asked) -> None:
         self.head = answer.head(served, asked, chunk=True)
         if asked.include_usage:
             self.head["usage"] = None
+        self._begun = f'data: {_json(self.head)[:-1]}, "choices": ['
         kind = _Chat if asked.chat else _Completion
         self._voices = [kind(served, asked) for _ in asked.jobs()]
 
-    def first(self) -> list[dict[str, Any]]:
+    def first(self) -> list[bytes]:
         """What comes before any token: in a chat, who speaks."""
         firsts = [(i, voice.first()) for i, voice in enumerate(self._voices)]
         return [self._chunk(i, said, None) for i, said in firsts if said is not None]
 
-    def of(self, piece: Piece) -> list[dict[str, Any]]:
+    def of(self, piece: Piece) -> list[bytes]:
         """A chunk of a piece that says something, and the last one of a choice that has ended."""
         voice = self._voices[piece.index]
         said = voice.of(piece)
@@ -89,8 +91,9 @@ class Chunks:
             found.append(self._chunk(piece.index, voice.last(), voice.finish_reason(piece.reason)))
         return found
 
-    def _chunk(self, index: int, said: dict[str, Any], reason: str | None) -> dict[str, Any]:
-        return self.head | {"choices": [{"index": index} | said | {"finish_reason": reason}]}
+    def _chunk(self, index: int, said: dict[str, Any], reason: str | None) -> bytes:
+        choice = {"index": index} | said | {"finish_reason": reason}
+        return f"{self._begun}{_json(choice)}]}}\n\n".encode()
 
 
 class _Completion:
@@ -105,7 +108,8 @@ class _Completion:
 
     def of(self, piece: Piece) -> dict[str, Any] | None:
         """The piece's text, with its tokens where they are asked for; None for neither."""
-        logprobs = self._logprobs.push(piece.tokens, piece.logprobs) if self._logprobs else None
+        told = piece.tokens, piece.logprobs, piece.top_logprobs
+        logprobs = self._logprobs.push(*told) if self._logprobs else None
         return {"text": piece.text, "logprobs": logprobs} if piece.text or logprobs else None
 
     def last(self) -> dict[str, Any]:
@@ -144,7 +148,8 @@ class _Chat:
             calls = enumerate(said.calls, self._calls)
             delta["tool_calls"] = [{"index": i} | answer.called(call) for i, call in calls]
             self._calls += len(said.calls)
-        logprobs = answer.chat_logprobs(self._text, piece.tokens, piece.logprobs) if self._wants else None
+        told = piece.tokens, piece.logprobs, piece.top_logprobs
+        logprobs = answer.chat_logprobs(self._text, *told) if self._wants else None
         return {"delta": delta, "logprobs": logprobs} if delta or logprobs else None
 
     def last(self) -> dict[str, Any]:

@@ -152,9 +152,9 @@ class Loop:
         """Put what is new of a text into the batch. A step adds one run to it at most."""
         to = self._open[text]
         if tokens := text.stream.token_ids[to.told :]:
-            run, logprobs = text.last_run, text.logprobs[to.told :]
+            run, logprobs, likeliest = text.last_run, text.logprobs[to.told :], text.top_logprobs[to.told :]
             assert run is not None
-            self._ran.append((to.number, tokens, logprobs, run.forwards, run.kind, run.nodes))
+            self._ran.append((to.number, tokens, logprobs, run.forwards, run.kind, run.nodes, likeliest))
             to.told += len(tokens)
             self._tokens += len(tokens)
             self._cycles += run.kind != "prompt"

@@ -1,0 +1,388 @@
+"""`orthrus serve` as its clients see it: time to the first token, time per token, tokens/s, goodput.
+
+The real server, its engine in a process of its own, on a loopback port. Clients are processes of their own,
+which stream completions and whose cost is measured. Closed loops: each client sends its next request when its
+last has ended. Open loops: requests come by themselves, a share of what the largest closed loop has done.
+Beside a closed loop stands the same list of jobs through the same engine without a server. Every text runs to
+its full length. 8B and the other shapes have random weights, prompts of random words and a seeded tokenizer;
+their drafts keep what a simulated drafter's would (strong.py), and their rows say "simulated". Prompts of the
+embedded checkpoint are held-out ones, and its acceptance is its own."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwen3_model import InputError, Qwen3Config
+from qwen3_model.checkpoint import EMBEDDED, tensor_names
+from qwen3_model.decode.engine import MOST_SLOTS
+from qwen3_model.prompts import read_prompts
+from qwen3_model.text import Text
+
+from . import batch, lengths, report, serve_report, serve_tokenizer, vllm_peer
+from .command import Parser, fail, positive, run, writable
+from .measure import machine, machine_line
+from .models import MODELS
+from .serve_engine import Loop, MeasuredEngine, encoded
+from .serve_jobs import Job, Seen, arrivals, body, dealt, of_loop, random_jobs
+from .serve_processes import PATIENCE, Clients, Lines, NoTime
+from .serve_report import PLAIN, Bounds, Row
+
+COMMAND = "bench.serve"
+SHIPPED = Path(__file__).parent / "lengths"
+SETTINGS = ("loads", "open", "lengths", "prompt_tokens", "new_tokens", "each", "row_seconds", "ttft_ms",
+            "token_ms", "seed")  # fmt: skip
+WAYS = {PLAIN: "autoregressive", "drafted": "auto"}  # strategies of requests
+LOADS, SHARES, SECONDS, ROW_SECONDS, EACH = [1, 8, 32, 64], [50, 80], 240, 8, 3
+PROMPT_TOKENS, NEW_TOKENS, FIRST_MS, TOKEN_MS = 1000, 256, 500, 25
+CPU_PROMPT_TOKENS, CPU_NEW_TOKENS = 16, 8  # where a pass takes tens of milliseconds
+SPARE = 128  # positions of a cache on a CPU, for each slot, besides those of the longest job
+LEAST_SECONDS = 0.5  # that are left when a row is begun
+ARRIVING = 0.6  # of a row's time: requests are sent; the rest: the last ones end
+WARM_CHARACTERS, WARM_TOKENS = 64, 8  # of the requests before the first row
+
+
+def parse(arguments: Sequence[str] | None) -> Any:
+    parser = Parser(
+        prog=f"python -m {COMMAND}", description=" ".join(str(__doc__).split("\n\n")[0].split()),
+        epilog="example: python -m bench.serve --models embedded --loads 1 4 --seconds 20",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--models", nargs="+", choices=[*MODELS, "embedded"],
+        help="default: 8B 1.7B embedded; without a GPU embedded")  # fmt: skip
+    add("--loads", nargs="+", type=positive, default=LOADS, metavar="CLIENTS",
+        help="of closed loops; the largest is the number of slots (default: 1 8 32 64)")  # fmt: skip
+    add("--open", nargs="*", type=positive, default=SHARES, metavar="PERCENT",
+        help="of open loops: of the requests/s of the largest closed one (default: 50 80)")  # fmt: skip
+    add("--lengths", metavar="FILE",
+        help=f"CSV or JSON of prompt_tokens,new_tokens, or one of {', '.join(shipped())}; default: "
+        f"{PROMPT_TOKENS},{NEW_TOKENS}, embedded: held-out prompts")  # fmt: skip
+    add(
+        "--prompt-tokens",
+        type=positive,
+        metavar="N",
+        help=f"of a prompt, of embedded at most (default: {PROMPT_TOKENS}; on a CPU {CPU_PROMPT_TOKENS})",
+    )
+    add("--new-tokens", type=positive, metavar="N",
+        help=f"of a text (default: {NEW_TOKENS}; on a CPU {CPU_NEW_TOKENS})")  # fmt: skip
+    for name, value, metavar, says in (
+        ("each", EACH, "N", "requests of a client of a closed loop; latencies are without its first"),
+        ("row-seconds", ROW_SECONDS, "S", "no request of a row begins later, but a client's first two"),
+        ("seconds", SECONDS, "S", "start no new row after this long; rows get shorter to fit"),
+        ("ttft-ms", FIRST_MS, "MS", "goodput: time to the first token at most"),
+        ("token-ms", TOKEN_MS, "MS", "goodput: time per token at most"),
+    ):
+        add(f"--{name}", type=positive, default=value, metavar=metavar, help=f"{says} (default: {value})")
+    add("--seed", type=int, default=0, help="of prompts and arrivals (default: 0)")
+    add("--json", type=writable, metavar="FILE", help="write all figures to FILE")
+    given = parser.parse_args(arguments)
+    _check(parser, given)
+    return given
+
+
+def _check(parser: Parser, given: Any) -> None:
+    """Fill in what is left open, and refuse what does not go together."""
+    gpu = torch.cuda.is_available()
+    given.models = list(dict.fromkeys(given.models or [*(["8B", "1.7B"] if gpu else []), "embedded"]))
+    given.loads, given.open = sorted(set(given.loads)), sorted(set(given.open))
+    if max(given.loads) > MOST_SLOTS:
+        parser.error(f"--loads {max(given.loads)} is more than {MOST_SLOTS}")
+    if given.lengths and (given.prompt_tokens or given.new_tokens):
+        parser.error("--prompt-tokens and --new-tokens are of runs without --lengths")
+    if not gpu and set(given.models) != {"embedded"}:
+        parser.error("models of these shapes need a GPU, which is not here; --models embedded runs on a CPU")
+    given.prompt_tokens = given.prompt_tokens or (PROMPT_TOKENS if gpu else CPU_PROMPT_TOKENS)
+    given.new_tokens = given.new_tokens or (NEW_TOKENS if gpu else CPU_NEW_TOKENS)
+    most, whose = batch.most_context(given.models)
+    if (longest := given.prompt_tokens + given.new_tokens) > most:
+        parser.error(f"--prompt-tokens and --new-tokens are {longest} together, and {whose} has {most}")
+
+
+def shipped() -> list[str]:
+    """Names of the distributions of lengths that come with the bench."""
+    return sorted(path.stem for path in SHIPPED.glob("*.csv"))
+
+
+def lengths_of(given: Any) -> list[lengths.Job] | None:
+    """The lengths that are asked for. Raises InputError."""
+    if given.lengths is None:
+        return None
+    path = SHIPPED / f"{given.lengths}.csv" if given.lengths in shipped() else Path(given.lengths)
+    return lengths.read(path, *batch.most_context(given.models))
+
+
+@dataclass
+class Bench:
+    """A run over models, and what it has measured. until: when it has to be done (time.monotonic)."""
+
+    given: Any
+    sizes: list[lengths.Job] | None
+    until: float
+    tokenizer: Path  # the folder of that of random weights
+    rows: list[Row] = field(default_factory=list)
+    peers: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    failed: bool = False
+
+    @property
+    def bounds(self) -> Bounds:
+        """Of goodput."""
+        return Bounds(self.given.ttft_ms, self.given.token_ms)
+
+    @property
+    def wrong(self) -> bool:
+        """Whether something failed or a text was not what it must be."""
+        return self.failed or not all(map(serve_report.right, self.rows))
+
+    def keep(self, row: Row) -> None:
+        """Keep a row and say it."""
+        self.rows.append(row)
+        print(f"  {serve_report.progress(row)}", flush=True)
+
+    def to_json(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """The whole run."""
+        settings = {name: getattr(self.given, name) for name in SETTINGS}
+        return {"machine": facts, "settings": settings, "simulated": batch.said(), "rows": self.rows,
+                "peers": self.peers, "notes": self.notes}  # fmt: skip
+
+
+def jobs_of(bench: Bench, name: str, config: Qwen3Config) -> list[Job]:
+    """As many as the largest loop has."""
+    given = bench.given
+    count = max(of_loop(load, given.each) for load in given.loads)
+    if name != "embedded":
+        sizes = bench.sizes or [(given.prompt_tokens, given.new_tokens)]
+        return random_jobs(serve_tokenizer.words(bench.tokenizer), sizes, count, given.seed)
+    if bench.sizes:
+        return random_jobs(range(config.vocab_size - 1), bench.sizes, count, given.seed)
+    text = Text(EMBEDDED)
+    texts = [
+        text.decode(text.encode(prompt)[: given.prompt_tokens])
+        for prompt in read_prompts(EMBEDDED / "held_out.jsonl", count, split="test")
+    ]
+    return [Job(texts[i % len(texts)], given.new_tokens) for i in range(count)]
+
+
+@dataclass
+class Served:
+    """A model behind a server. until: when its rows have to be done. engine: what its engine has done by
+    itself, by clients and way."""
+
+    bench: Bench
+    name: str
+    jobs: list[Job]
+    clients: Clients
+    port: int
+    until: float
+    engine: dict[tuple[int, str], list[Seen]]
+    left: int = 0  # rows
+
+    def share(self) -> float:
+        """Seconds for the next row."""
+        self.left -= 1
+        return (self.until - time.monotonic()) / (self.left + 1)
+
+    def rows(self) -> None:
+        """All of them."""
+        given = self.bench.given
+        self.left = len(WAYS) * (len(given.loads) + len(given.open))
+        self.warm()
+        for load in given.loads:
+            for way in WAYS:
+                self.attempt(f"{load} clients", way, lambda s, load=load, way=way: self.closed(load, way, s))
+        for percent in given.open:
+            for way in WAYS:
+                self.attempt(f"{percent} % of saturation", way,
+                             lambda s, p=percent, way=way: self.opened(p / 100, way, s))  # fmt: skip
+
+    def attempt(self, what: str, way: str, work: Any) -> None:
+        """Measure a row, unless there is no time; a failure leaves a note."""
+        what, seconds = f"{self.name}, {what}, {way}", self.share()
+        if self.until - time.monotonic() < LEAST_SECONDS:
+            self.bench.notes.append(f"{what}: no time left")
+            return
+        try:
+            work(seconds)
+        except InputError as error:
+            self.bench.notes.append(f"{what}: {error}")
+            self.bench.failed |= not isinstance(error, NoTime)
+
+    def warm(self) -> None:
+        """A short request of every client, before the first row."""
+        short = [
+            Job(job.prompt[:WARM_CHARACTERS], WARM_TOKENS) for job in self.jobs[: self.bench.given.loads[-1]]
+        ]
+        asked = [[(i, body(job, WAYS[PLAIN], f"warm {i}"))] for i, job in enumerate(short)]
+        self.clients.loop(self._plan(0.0), "clients", asked, self.until)
+
+    def closed(self, load: int, way: str, seconds: float) -> None:
+        """A row of so many clients. What its engine has done by itself is done again, else all jobs."""
+        alone = self.engine.get((load, way), [])
+        done = {s.job for s in alone} or set(range(of_loop(load, self.bench.given.each)))
+        asked = [
+            [(i, body(self.jobs[i], WAYS[way], f"closed {load} {way} {i}")) for i in jobs if i in done]
+            for jobs in dealt(of_loop(load, self.bench.given.each), load)
+        ]
+        limit = min(ARRIVING * seconds, float(self.bench.given.row_seconds))
+        plan = self._plan(limit if not alone else self.until)  # the engine's own loop has kept to its time
+        seen, core = self.clients.loop(plan, "clients", asked, self.until)
+        self._tell_errors(seen)
+        row = self._named(way, "closed") | {"clients": load, "share": None, "rate": None, "core": core}
+        row |= serve_report.of_closed(seen, self.bench.bounds)
+        engine = serve_report.of_closed(alone, self.bench.bounds) if alone else None
+        self.bench.keep(serve_report.beside_engine(row, engine, seen, alone, self._same_text(way)))
+
+    def opened(self, share: float, way: str, seconds: float) -> None:
+        """A row of requests that come by themselves, as often as a share of what the largest closed loop has
+        done."""
+        given = self.bench.given
+        of = self.name, given.loads[-1], way
+        most = [row["requests_per_second"] for row in self.bench.rows
+                if (row["model"], row["clients"], row["way"]) == of]  # fmt: skip
+        if not most or not most[0]:
+            raise NoTime(f"no saturation is known: {given.loads[-1]} clients were not measured")
+        rate, seconds = share * most[0], min(ARRIVING * seconds, given.row_seconds)
+        times = list(arrivals(rate, seconds, given.seed))
+        asked = [
+            (at, i, body(self.jobs[i % len(self.jobs)], WAYS[way], f"open {share} {way} {i}"))
+            for i, at in enumerate(times)
+        ]
+        if not asked:
+            raise NoTime(f"no request comes in {seconds:.1f} s: give --seconds more")
+        seen, core = self.clients.loop(self._plan(0.0), "arrivals", asked, self.until)
+        self._tell_errors(seen)
+        row = self._named(way, "open") | {
+            "clients": None,
+            "share": share,
+            "rate": round(rate, 4),
+            "core": core,
+        }
+        row |= serve_report.of_open(seen, seconds, self.bench.bounds)
+        self.bench.keep(row | {"engine": None, "adds": None, "identical": None})
+
+    def _plan(self, limit: float) -> dict[str, Any]:
+        return {
+            "port": self.port,
+            "limit": limit,
+            "patience": max(self.until - time.monotonic(), 0) + PATIENCE,
+        }
+
+    def _tell_errors(self, seen: Sequence[Seen]) -> None:
+        for error in dict.fromkeys(s.error for s in seen if s.error):
+            self.bench.notes.append(f"{self.name}: {error}")
+
+    def _same_text(self, way: str) -> bool:
+        """Whether a job always has the same text: simulated walks go to texts as they come."""
+        return self.name == "embedded" or way == PLAIN
+
+    def _named(self, way: str, loop: str) -> Row:
+        own = "its own" if self.name == "embedded" else f"simulated: {batch.CURVE}"
+        return {"model": self.name, "way": way, "acceptance": "-" if way == PLAIN else own, "loop": loop}
+
+
+def engine_of(bench: Bench, name: str, jobs: list[Job], models: int) -> MeasuredEngine:
+    """The engine that a server of a model makes. models: that are left, this one among them."""
+    given = bench.given
+    loops = tuple(Loop(load, strategy, given.each) for load in given.loads for strategy in WAYS.values())
+    measured = {"loops": loops, "jobs": tuple(jobs), "until": bench.until, "models": models,
+                "most": float(given.row_seconds)}  # fmt: skip
+    slots = given.loads[-1]
+    if name != "embedded":
+        return MeasuredEngine(slots=slots, shape=name, tokenizer=bench.tokenizer, **measured)
+    cache = None
+    if not torch.cuda.is_available():  # attention without a GPU reads the whole cache, however full it is
+        text = Text(EMBEDDED)
+        cache = slots * (SPARE + max(len(encoded(text, job)) + job.new_tokens for job in jobs))
+    return MeasuredEngine(str(EMBEDDED), slots=slots, cache_tokens=cache, tokenizer=EMBEDDED, **measured)
+
+
+def one_model(bench: Bench, name: str, models: int) -> None:
+    """A server of a model, and its rows in its part of the time that is left when it is up. models: that are
+    left, this one among them. Raises InputError where it does not come up."""
+    embedded = name == "embedded"
+    config = (Qwen3Config.from_folder(EMBEDDED, tensor_names(EMBEDDED)) if embedded
+              else MODELS[name].config())  # fmt: skip
+    jobs = jobs_of(bench, name, config)
+    ways = {strategy: way for way, strategy in WAYS.items()}
+    with Clients.of(bench.given.loads[-1]) as clients, ExitStack() as keep:
+        server = Lines("bench.serve_server", keep)
+        waiting = len(jobs) + 4096  # an open loop never meets a full queue: it waits, and that is measured
+        server.send(pickle.dumps((name, config, engine_of(bench, name, jobs, models), waiting)))
+        alone = dict[tuple[int, str], list[Seen]]()
+        while "port" not in (said := server.next(bench.until)):
+            loop, seen = Loop(**said["loop"]), [Seen(**one) for one in said["seen"]]
+            alone[loop.clients, ways[loop.strategy]] = seen
+            rate = serve_report.of_closed(seen, bench.bounds)["tokens_per_second"]
+            told = f"{rate:.1f} tokens/s" if seen else "no time left"
+            print(
+                f"  {name}, the engine alone, {loop.clients} texts, {ways[loop.strategy]}: {told}", flush=True
+            )
+        now = time.monotonic()
+        until = now + (bench.until - now) / models
+        Served(bench, name, jobs, clients, said["port"], until, alone).rows()
+
+
+def peer(bench: Bench, name: str) -> None:
+    """vLLM at the same shape and lengths, in what time is left."""
+    sizes = bench.sizes or [
+        (bench.given.prompt_tokens or PROMPT_TOKENS, bench.given.new_tokens or NEW_TOKENS)
+    ]
+    loads = [(load, of_loop(load, bench.given.each)) for load in bench.given.loads]
+    spec = {
+        "config": batch.peer_config(name), "texts": bench.given.loads, "contexts": [], "jobs": [],
+        "rounds": [(load, [sizes[i % len(sizes)] for i in range(count)]) for load, count in loads],
+    }  # fmt: skip
+    rows, wrong = vllm_peer.measured(spec, max(bench.until - time.monotonic(), 1.0))
+    bench.peers += [{"model": name, **row} for row in rows]
+    if wrong:
+        bench.notes.append(f"vLLM, {name}: {wrong}")
+
+
+def measure(bench: Bench, facts: dict[str, Any]) -> None:
+    """Every model; the file comes anew after each."""
+    models = bench.given.models
+    if not vllm_peer.installed():
+        bench.notes.append(vllm_peer.NOT_INSTALLED)
+    if set(models) != {"embedded"}:
+        serve_tokenizer.write(bench.tokenizer, MODELS["8B"].V)
+    for i, name in enumerate(models):
+        try:
+            one_model(bench, name, len(models) - i)
+            if name != "embedded" and vllm_peer.installed():
+                peer(bench, name)
+        except InputError as error:
+            bench.notes.append(f"{name}: {error}")
+            bench.failed |= not isinstance(error, NoTime)
+        if bench.given.json:
+            report.write_json(bench.given.json, bench.to_json(facts))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    given, began = parse(arguments), time.monotonic()
+    facts = machine(" ".join([f"python -m {COMMAND}", *sys.argv[1:]]))
+    try:
+        sizes = lengths_of(given)
+    except InputError as error:
+        fail(COMMAND, str(error))
+    print(machine_line(facts), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(given, sizes, began + given.seconds, Path(folder))
+        measure(bench, facts)
+    report.print_tables(serve_report.tables(bench.rows, bench.peers))
+    print(*(f"note: {note}" for note in bench.notes), sep="\n")
+    print(f"{machine_line(facts)}; {time.monotonic() - began:.0f} s")
+    return 1 if bench.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(COMMAND, main))

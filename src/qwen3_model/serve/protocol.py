@@ -1,0 +1,88 @@
+"""HTTP/1.1 as uvicorn speaks it, but that what is no HTTP is answered as OpenAI answers, and that nobody is
+waited for who begins a request and does not go on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+import h11
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+
+from ..errors import one_line
+from .errors import refusal
+
+HEAD_SECONDS = 20.0  # from a connection's beginning, or the last answer, to the next request's headers
+LINGER_SECONDS = 2.0  # that a client has to read why it is refused: a close drops what is on its way
+
+
+class Protocol(H11Protocol):
+    """A connection."""
+
+    _timer: asyncio.TimerHandle | None = None
+    _refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for a request."""
+        super().connection_made(transport)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what comes, unless it was refused."""
+        if not self._refused:
+            super().data_received(data)
+
+    def handle_events(self) -> None:
+        """Look at what has come."""
+        super().handle_events()
+        self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP: the error that is being handled says what is wrong."""
+        error = sys.exc_info()[1]
+        status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
+        self._refuse(status, f"this is no HTTP request ({one_line(error or msg, 200)})")
+
+    def _watch(self) -> None:
+        """Have the time run while a request's headers are waited for."""
+        waits = self.conn.their_state is h11.IDLE
+        if self._refused:
+            return
+        if waits and self._timer is None:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self._late)
+        elif not waits and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _late(self) -> None:
+        if self.conn.trailing_data[0]:
+            self._refuse(408, "the request's headers did not come in time")
+        else:
+            self.transport.close()
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Answer, if nothing was answered yet, and close."""
+        self._refused = True
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
+        body = json.dumps(refusal(status, message).body).encode()
+        headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
+        response = h11.Response(
+            status_code=status, headers=[*headers, ("connection", "close")],
+            reason=STATUS_PHRASES.get(status, b""),
+        )  # fmt: skip
+        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.write_eof()
+        self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)

@@ -1,0 +1,99 @@
+"""docs/serve.svg, tokens a second and time to the first token by number of clients, and the section of
+docs/performance.md on the server, both made from a recorded run of `bench.serve`."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from bench import serve_report
+from bench.serve_report import PLAIN
+
+from .batch import BETWEEN, GREY, HEIGHT, LEFT, TOP, WIDTH, Points, panel
+from .svg import picture, rect, text
+
+OURS, DRAFTED, VLLM = "plain", "drafted", "vLLM offline"
+COLOURS = {OURS: "#2f6fb7", DRAFTED: "#e08a1e", VLLM: "#8a929c"}
+# Of the bench's tables: what the page leaves to the recorded run
+LEFT_OUT = "acceptance", "requests", "engine alone", "identical", "errors", "client core"
+Found = dict[str, Any]
+
+
+def panels(run: Found) -> dict[tuple[str, str], Points]:
+    """The lines of each model: tokens/s and, where requests were counted, time to the first token. Raises
+    ValueError for a run without one."""
+    found: dict[tuple[str, str], Points] = {}
+    for row in run["rows"]:
+        if row["loop"] != "closed" or not row["tokens_per_second"]:
+            continue
+        line = OURS if row["way"] == PLAIN else DRAFTED
+        values = {"tokens a second": row["tokens_per_second"]}
+        if row["ttft_ms"]:
+            values["ms to the first token, p50"] = row["ttft_ms"]["p50"]
+        for what, value in values.items():
+            points = found.setdefault((row["model"], what), {name: {} for name in COLOURS})
+            points[line][row["clients"]] = value
+    for row in run["peers"]:
+        if points := found.get((row["model"], "tokens a second")):
+            points[VLLM][row["texts"]] = row["tokens_per_second"]
+    if not found:
+        raise ValueError("no rows of closed loops")
+    return found
+
+
+def drawn(run: Found) -> str:
+    """The picture: a line of panels a model, all axes logarithmic."""
+    machine, found = run["machine"], panels(run)
+    parts = [
+        text(24, 32, "orthrus serve as its clients see it, by number of clients", 17, font_weight="bold"),
+        text(24, 54, f"{machine['gpu'] or 'a CPU'}, {machine['date']}, one run over HTTP, streamed; 8B and "
+             "the like: random weights, acceptance of drafts simulated", 12, GREY),
+    ]  # fmt: skip
+    x = 24.0
+    for name, colour in COLOURS.items():
+        if any(points[name] for points in found.values()):
+            parts += [rect(x, 68, 14, 10, colour), text(x + 20, 78, name, 12)]
+            x += 44 + 7 * len(name)
+    models = list(dict.fromkeys(model for model, _ in found))
+    for (model, what), points in found.items():
+        across, down = 0 if what == "tokens a second" else 1, models.index(model)
+        place = LEFT + across * (WIDTH + BETWEEN), TOP + down * (HEIGHT + BETWEEN)
+        parts += panel(*place, f"{model}, {what}", points, COLOURS, "clients")
+    said = "Lines of tokens a second and of time to the first token over the number of clients"
+    return picture(LEFT + 2 * (WIDTH + BETWEEN), TOP + len(models) * (HEIGHT + BETWEEN) - 30, parts, said)
+
+
+def section(run: Found, markdown: Any) -> str:
+    """The section of the page, heading included. markdown: makes a table of head and lines."""
+    parts = ["## Served over HTTP", _said(run), "![by number of clients](serve.svg)"]
+    for title, head, lines in serve_report.tables(run["rows"], run["peers"]):
+        kept = [i for i, name in enumerate(head) if name not in LEFT_OUT]
+        cut, *cells = ([line[i] for i in kept] for line in [head, *lines])
+        parts += [f"**{title}**", markdown(cut, cells)]
+    return "\n\n".join(parts)
+
+
+def _said(run: Found) -> str:
+    """What was measured, where, and what the words mean."""
+    m, s = run["machine"], run["settings"]
+    peers = ", ".join(sorted({row["peer"] for row in run["peers"]})) or "vLLM not installed"
+    asked = (f"texts of {s['lengths']}" if s["lengths"]
+             else f"prompts of {s['prompt_tokens']:,} tokens and texts of {s['new_tokens']:,}")  # fmt: skip
+    sentences = [
+        f"{m['gpu'] or 'a CPU'}, torch {m['torch']}, triton {m['triton']}, {peers}, {m['date']}, commit",
+        f"{m['commit']}: `make bench-serve`, {asked}; the embedded checkpoint's prompts are held-out ones,",
+        "no longer than that.",
+        "Requests are streamed completions over HTTP. Every text runs to its full length, and no prompt is",
+        "found in the cache.",
+        "TTFT is the time from sending a request to its first text, ms/token the time from there to the end",
+        "over the other tokens.",
+        f"Goodput is the share of requests with a TTFT of at most {s['ttft_ms']} ms and at most",
+        f"{s['token_ms']} ms a token.",
+        "Latencies and goodput leave out the first request of each client, and the first quarter of an open",
+        "loop.",
+        '"Server adds" compares the same jobs through the same engine without a server and without text.',
+        '"Drafted" is strategy "auto". With random weights its acceptance is simulated from a published',
+        "curve (`bench/strong.py`).",
+        *(["vLLM was run offline: as many prompts at once, in rounds."] if run["peers"] else []),
+    ]
+    return textwrap.fill(" ".join(sentences), 140)
