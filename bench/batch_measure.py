@@ -71,13 +71,13 @@ def _submitted(engine: Engine, jobs: Sequence[Job], way: Way) -> list[Text]:
 def whole_chunks(engine: Engine) -> Iterator[None]:
     """Chunks of prompts are as large beside texts that decode as they are alone: texts then begin at about
     the same time, and their contexts stay about as long as their prompts."""
-    runner = engine.runner
-    assert runner is not None
-    runner.rows_beside = lambda: PREFILL_ROWS  # type: ignore[method-assign]
+    assert engine.runner is not None
+    pace = engine.runner.cycles.pace
+    pace.rows = lambda: PREFILL_ROWS  # type: ignore[method-assign]
     try:
         yield
     finally:
-        del runner.rows_beside
+        del pace.rows
 
 
 def steady(engine: Engine, prompts: Sequence[Prompt], way: Way) -> Rounds:

@@ -34,8 +34,8 @@ class FakeText:
         self.stats = SimpleNamespace(cycles=0, cycle_tokens=0, nodes=0, cycles_of=Counter())
 
 
-class FakeRunner:
-    def rows_beside(self):
+class FakePace:
+    def rows(self):
         return 64
 
 
@@ -48,7 +48,8 @@ class FakeEngine:
         self.load = SimpleNamespace(preemptions=0)
         self.model = SimpleNamespace(config=SimpleNamespace(context_length=500))
         self.texts, self.began, self.asked = [], 0, []
-        self.runner, self.beside = FakeRunner(), []  # rows of a chunk, in each step
+        self.pace, self.beside = FakePace(), []  # tokens of prompts, in each step
+        self.runner = SimpleNamespace(cycles=SimpleNamespace(pace=self.pace))
 
     def submit(self, prompt, request):
         self.asked.append(request)
@@ -62,7 +63,7 @@ class FakeEngine:
         running = [text for text in self.texts if not text.finished]
         if not running:
             return ()
-        self.beside.append(self.runner.rows_beside())
+        self.beside.append(self.pace.rows())
         if self.began < len(self.texts):
             self.began, self.clock.now = self.began + 1, self.clock.now + 100
         self.clock.now += 0.5
