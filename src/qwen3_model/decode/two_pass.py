@@ -54,14 +54,11 @@ class TwoPassCycle(Cycle):
         if riders:
             chains.append(Rows.chain([0] * riders, 0, seats))
             pieces = min(MOST_PARTS, running)
-            lines, depth, last = (
-                lines + pieces,
-                max(depth, riders),
-                torch.arange(rows + pieces, device=device),
-            )
+            lines, depth = lines + pieces, max(depth, riders)
+            last = torch.arange(rows + pieces, device=device)
         shape = PassShape(rows + riders, rows + riders, lines, depth, sequences=running)
         self.check = model.new_pass(Rows.batch(chains), slots.cache, slots.start, shape, logits_of=last)
-        self.nodes_of = self.check.plan.head(rows)  # the trees
+        self.of_trees = self.check.plan.head(rows)  # the plan of the trees' rows
         self.riders = PromptRows(slots, self.check, rows) if riders else None
         self.trees = Trees.new(seats, self.nodes, device)
         self.record[:, Record.DRAFTED] = int(block > 0)
@@ -71,7 +68,7 @@ class TwoPassCycle(Cycle):
         if self.draft is not None:
             self.draft.plan.sequences.copy_(self.seats.repeat_interleave(self.block))
         if not self.grows:
-            self.nodes_of.sequences.copy_(self.seats.repeat_interleave(self.nodes))
+            self.of_trees.sequences.copy_(self.seats.repeat_interleave(self.nodes))
 
     @property
     def states_of_prompts(self) -> torch.Tensor:
@@ -97,18 +94,18 @@ class TwoPassCycle(Cycle):
                 ranked = slots.choice.ranked(states, behind, tokens[:, 0].int(), owners, known=True)
                 ops.grow(self.trees, slots.state, self.seats, *ranked, clock)
             else:
-                chains = self.nodes_of.tokens.view(seats, self.nodes)
+                chains = self.of_trees.tokens.view(seats, self.nodes)
                 chains[:, 1:] = slots.choice.proposals(states, behind, owners).view(seats, self.depth)
                 if self.scored:
                     scores, _ = slots.choice.candidates(states, behind, owners)
                     self.trees.scores[:, 1:] = scores[:, 0].view(seats, self.depth).cumsum(1)
         if self.grows:
-            self.allot(self.nodes_of, self.first, self.trees, slots.state, self.seats)
+            self.allot(self.of_trees, self.first, self.trees, slots.state, self.seats)
             ops.lay(check.plan, check.tables)
         else:
             ops.lay(check.plan, check.tables, slots.root, clock)
         states, keys, values = model.states(check, slots.cache)
-        rows = len(self.nodes_of.tokens)
+        rows = len(self.of_trees.tokens)
         if self.riders is not None:  # a copy: graphs share the memory of all that is not kept
             self.riders.take(states[rows:].clone(), keys, values)
-        self.verify(self.nodes_of.parents, states[:rows], keys, values)
+        self.verify(self.of_trees.parents, states[:rows], keys, values)
