@@ -286,12 +286,19 @@ def test_who_and_what_is_refused(serving, request_line, headers, status):
 # Slow ones
 
 
-def test_a_slow_reader_holds_nobody_up_and_little_memory(serving, served):
-    """What it has not taken waits as tokens, and at most a buffer of it as bytes."""
+@pytest.fixture
+def narrow(serving):
+    """What the server accepts has small buffers."""
+    sent = serving.listener.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    serving.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+    yield
+    serving.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sent // 2)  # Linux doubles it
+
+
+def test_a_slow_reader_holds_nobody_up_and_little_memory(serving, narrow):
+    """What it has not taken waits as pieces, and at most a buffer of it as bytes."""
     stream = json.dumps({"prompt": "x", "max_tokens": 900, "stream": True, "logprobs": 0}).encode()
     script, kept = serving.engine.script, []
-    sent = serving.listener.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-    serving.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # of what it accepts
     serving.engine.script = kept.append
     slow = [serving.connected(COMPLETIONS, stream, receive_buffer=8192) for _ in range(10)]
     try:
@@ -313,9 +320,38 @@ def test_a_slow_reader_holds_nobody_up_and_little_memory(serving, served):
         assert said.count(b'"token_logprobs"') == 900 and said.endswith(b"data: [DONE]\n\n")
     finally:
         serving.engine.script = script
-        serving.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sent // 2)  # Linux doubles it
         for client in slow:
             client.close()
+
+
+def test_who_does_not_read_keeps_no_place(serving, narrow, monkeypatch):
+    """Its texts end, and are counted, when the engine has ended them; its connection is closed."""
+    monkeypatch.setattr(protocol, "UNREAD_SECONDS", 0.5)
+    stream = json.dumps({"prompt": "x", "max_tokens": 990, "stream": True, "logprobs": 0}).encode()
+    kept, script = [], serving.engine.script
+    monkeypatch.setattr(serving.engine, "script", kept.append)
+    before = serving.site.metrics.finished.labels("length")._value.get()
+    client = serving.connected(COMPLETIONS, stream, receive_buffer=4096)
+    soon(lambda: kept)
+    serving.engine.script = script
+    for _ in range(990):
+        kept[0].run([5])
+    (job,) = serving.site.jobs
+    kept[0].end("length")
+    soon(lambda: not job.left)
+    assert job in serving.site.jobs and serving.site.metrics.finished.labels("length")._value.get() > before
+    soon(lambda: not serving.site.jobs)
+    said = b"".join(iter(lambda: client.recv(2**16), b""))
+    assert b'"text"' in said and b"[DONE]" not in said
+    client.close()
+
+
+def soon(condition):
+    """Wait until a condition is true."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.005)
 
 
 @pytest.mark.slow
