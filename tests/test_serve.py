@@ -370,6 +370,7 @@ def test_what_is_refused_says_so_as_openai_does(served, method, path, more, stat
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (status, param), error
     assert error["type"] == "invalid_request_error" and error["message"] and "\n" not in error["message"]
+    assert status != 403 or ":8000" not in error["message"]
     assert not any(name.startswith("access-control") for name in answer.headers)
     assert f'orthrus_refused_total{{status="{status}"}} 1.0' in app.state.site.metrics.text().decode()
 
@@ -380,7 +381,9 @@ def test_the_hosts_that_are_this_one():
                          ("::", "[2001:db8::1]:80"), ("0.0.0.0", "my.name:80")):  # fmt: skip
         assert Access.at(host, ["my.name"]).takes_host(header), (host, header)
     for host, header in (("127.0.0.1", "10.0.0.7"), ("0.0.0.0", "evil.com"), ("127.0.0.1", "localhost.evil"),
-                         ("10.0.0.7", "10.0.0.8"), ("127.0.0.1", "127.0.0.1.evil.com")):  # fmt: skip
+                         ("10.0.0.7", "10.0.0.8"), ("127.0.0.1", "127.0.0.1.evil.com"),
+                         ("::1", "[::1]evil.com"), ("::1", "[::1]:8.evil.com"), ("::1", "[::1"),
+                         ("127.0.0.1", "localhost:80:80"), ("127.0.0.1", "localhost:evil")):  # fmt: skip
         assert not Access.at(host).takes_host(header), (host, header)
     assert is_loopback("127.3.4.5") and is_loopback("::1") and is_loopback("localhost")
     assert not is_loopback("0.0.0.0") and not is_loopback("::") and not is_loopback("example.org")
@@ -491,6 +494,7 @@ def test_a_client_that_goes_cancels_its_texts(scripted, stream, phase):
     for text in texts[: 2 if phase == "running" else 3]:  # the last one may have ended
         assert text.cancelled.wait(10)
     until(lambda: "orthrus_cancelled_total 1.0" in scripted.site.metrics.text().decode())
+    assert 'status="499"' not in scripted.site.metrics.text().decode()
     assert not scripted.site.jobs
 
 

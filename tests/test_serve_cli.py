@@ -140,6 +140,17 @@ def test_ctrl_c_twice_ends_at_once(folder, tmp_path):
     assert process.ended() == 130 and "Traceback" not in process.said
 
 
+def test_many_sigterms(folder, tmp_path):
+    """They change no exit code, whenever they come."""
+    process = Process(folder, tmp_path / "said")
+    running = Streaming(process.url, LONG | {"n": 8}).begun()
+    while not (done := os.waitpid(process.pid, os.WNOHANG))[0]:
+        os.kill(process.pid, signal.SIGTERM)
+        time.sleep(0.005)
+    running.join(60)
+    assert os.waitstatus_to_exitcode(done[1]) == 0 and "Traceback" not in process.said
+
+
 def test_the_engines_death_ends_the_server(folder, tmp_path):
     process = Process(folder, tmp_path / "said")
     running = Streaming(process.url, LONG | {"n": 8}).begun()
@@ -184,7 +195,8 @@ def test_an_address_that_others_reach_needs_keys(refused, tmp_path):
     [
         ("--port", 70000), ("--slots", 0), ("--slots", 257), ("--cache-tokens", 0), ("--max-waiting", -1),
         ("--max-per-key", 0), ("--grace", -1), ("--grace", "nan"), ("--generation-config", "vllm"),
-        ("--port", "x"), ("--served-model-name", ""),
+        ("--port", "x"), ("--served-model-name", ""), ("--allowed-host", ""), ("--allowed-host", "a.org:80"),
+        ("--allowed-host", "http://a.org"),
     ],
 )  # fmt: skip
 def test_options_that_are_out_of_range(refused, words):

@@ -251,6 +251,9 @@ def test_http_1_0_and_head(serving):
     streamed = post(COMPLETIONS, json.dumps(ASKED | {"stream": True}).encode(), version="1.0")
     assert ask(serving.port, streamed).body.endswith(b"data: [DONE]\n\n")
     with connected(serving.port, f"HEAD /health HTTP/1.1\r\n{HEAD}\r\n".encode()) as client:
+        answer = told(client, "HEAD")
+        assert (answer.status, answer.body) == (200, b"")
+        client.sendall(f"HEAD {CHAT} HTTP/1.1\r\n{HEAD}\r\n".encode())
         assert told(client, "HEAD").status == 405
         client.sendall(GOOD)
         assert text_of(told(client)) == serving.whole

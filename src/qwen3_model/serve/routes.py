@@ -18,17 +18,18 @@ from ..openai.strict_json import parse
 from ..openai.tokenize import tokenized
 from .choices import Job
 from .errors import json_response, refusal
+from .guard import GONE
 from .site import Site
 from .streams import EventStream
 
 T = TypeVar("T")
-GONE = 499  # nobody sees it: the client has closed the connection
 router = APIRouter()
 _BODY: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
 }
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health(request: Request) -> Response:
     """Whether the server lives: 503 once the engine's process has died."""
@@ -36,6 +37,7 @@ async def health(request: Request) -> Response:
     return json_response({"status": "ok" if alive else "the engine has died"}, 200 if alive else 503)
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready")
 async def ready(request: Request) -> Response:
     """Whether a request would be answered: 503 while the engine is made, and while the server ends."""

@@ -38,12 +38,12 @@ def run(
 async def _run(
     site: Site, access: Access, options: EngineOptions, listener: socket.socket, told: Callable[[Ready], None]
 ) -> int:
-    server = Server(http_config(site, access))
-    http = asyncio.create_task(server.serve(sockets=[listener]))
-    starting = asyncio.create_task(EngineClient.start(options))
-    client = None
-    try:
-        with _Farewell().taken() as farewell:
+    with _Farewell().taken() as farewell:
+        server = Server(http_config(site, access))
+        http = asyncio.create_task(server.serve(sockets=[listener]))
+        starting = asyncio.create_task(EngineClient.start(options))
+        client = None
+        try:
             await _first(starting, farewell.first.wait(), http)
             if not starting.done():
                 return farewell.exit_code
@@ -56,13 +56,13 @@ async def _run(
             site.draining = True
             await _drained(site, farewell)
             return farewell.exit_code if client.alive else await _death(client)
-    finally:
-        site.stop()
-        starting.cancel()
-        if client is not None:
-            await client.close(grace=0.0)
-        server.should_exit = True
-        await asyncio.gather(http, starting, return_exceptions=True)
+        finally:
+            site.stop()
+            starting.cancel()
+            if client is not None:
+                await client.close(grace=0.0)
+            server.should_exit = True
+            await asyncio.gather(http, starting, return_exceptions=True)
 
 
 async def _drained(site: Site, farewell: _Farewell) -> None:
@@ -106,7 +106,8 @@ class _Farewell:
 
     @contextmanager
     def taken(self) -> Iterator[_Farewell]:
-        """Hear the signals, in the block."""
+        """Hear the signals, in the block. Behind a first one no more is listened to: the process ends, with
+        the exit code that the first one asked for."""
         loop, numbers = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
         before = {number: signal.getsignal(number) for number in numbers}
         for number in numbers:
@@ -116,7 +117,7 @@ class _Farewell:
         finally:
             for number, handler in before.items():
                 loop.remove_signal_handler(number)
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if self.first.is_set() else handler)
 
     def _come(self, number: int) -> None:
         if not self.first.is_set():
