@@ -7,8 +7,11 @@ import asyncio
 import json
 import logging
 import re
+import subprocess
+import sys
 import time
 from dataclasses import replace
+from threading import Event
 
 import httpx
 import openai
@@ -19,6 +22,7 @@ from serving import ScriptedEngine, Serving
 from tiny_folder import write_tiny
 
 from qwen3_model import InputError, Qwen3
+from qwen3_model.openai import answer
 from qwen3_model.openai.answer import REASONS, CompletionLogprobs, piece
 from qwen3_model.openai.body import CHAT, COMPLETIONS
 from qwen3_model.openai.served import Served
@@ -343,6 +347,10 @@ def asked_of(app, *requests, **client):
         ("POST", COMPLETIONS, {"json": {"prompt": "x", "messages": HELLO}}, 400, "messages"),
         ("POST", COMPLETIONS, {"json": {"prompt": ["x"] * 256, "n": 2}}, 400, "n"),
         ("POST", COMPLETIONS, {"json": {"prompt": "x", "n": 128, "model": None}}, 400, "n"),
+        ("POST", COMPLETIONS, {"json": {"prompt": "x", "n": 32, "max_tokens": 900, "logprobs": 20}}, 400,
+         "logprobs"),
+        ("POST", CHAT, {"json": {"messages": HELLO, "n": 32, "max_tokens": 900, "logprobs": True,
+                                 "top_logprobs": 20}}, 400, "top_logprobs"),
         ("POST", COMPLETIONS, {"json": {"prompt": "x", "stream_options": {}, "stream": 1}}, 400, "stream"),
         ("POST", COMPLETIONS, {"content": b'{"prompt": "a", "prompt": "b"}'}, 400, None),
         ("POST", COMPLETIONS, {"content": b'{"prompt": "\xff"}'}, 400, None),
@@ -453,6 +461,49 @@ def test_too_many_wait(served):
         until(lambda: len(serving.engine.texts) == 3)
         for client in there:
             client.close()
+
+
+def test_requests_that_are_being_read_count(served):
+    with scripted_server(served, Limits(waiting=1), slots=1) as serving:
+        there = [serving.connected(path, b'{"prompt": ', missing=10) for path in ("/tokenize", COMPLETIONS)]
+        until(lambda: serving.site._reading.total() == 2)
+        for path in ("/tokenize", COMPLETIONS):
+            assert httpx.post(serving.url + path, json={"prompt": "x"}).status_code == 429
+        there[0].close()
+        until(lambda: serving.site._reading.total() == 1)
+        assert httpx.post(serving.url + "/tokenize", json={"prompt": "x"}).status_code == 200
+        there[1].close()
+
+
+def test_work_that_does_not_end_keeps_no_process():
+    script = """
+import asyncio, time
+from qwen3_model.serve.beside import Beside
+async def main():
+    beside = Beside()
+    assert await beside.run(lambda: 5) == 5
+    try:
+        await beside.run(lambda: {}["a"])
+    except KeyError:
+        task = asyncio.create_task(beside.run(lambda: time.sleep(1000)))
+        await asyncio.sleep(0.1)
+asyncio.run(main())
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
+
+
+def test_a_whole_answer_is_made_beside_the_others(served, monkeypatch):
+    """Who asks meanwhile is answered."""
+    holds = Event()
+    made = answer.answer
+    monkeypatch.setattr(answer, "answer", lambda *given: holds.wait(10) and made(*given))
+    with scripted_server(served, script=lambda text: (text.run([0] * 16), text.end("length"))) as serving:
+        client = serving.connected(COMPLETIONS, b'{"prompt": "x"}')
+        until(lambda: "orthrus_choices_total{" in serving.site.metrics.text().decode())
+        assert httpx.get(serving.url + "/health", timeout=5).status_code == 200
+        holds.set()
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+        client.close()
 
 
 def test_a_key_has_so_many_requests(served):

@@ -36,12 +36,19 @@ class Choice:
     TokenStream looks at its tokens."""
 
     def __init__(
-        self, client: EngineClient, served: Served, prompt: list[int], request: Request, index: int
+        self,
+        client: EngineClient,
+        served: Served,
+        prompt: list[int],
+        request: Request,
+        index: int,
+        streams: bool,
     ) -> None:
-        """Submit the text. Raises InputError and EngineDied."""
+        """Submit the text. streams: whether its log-probabilities leave with its pieces, and are not kept for
+        its result. Raises InputError and EngineDied."""
         fitted = request.fit(served.config, len(prompt), has_text=True)
         assert fitted.max_new_tokens is not None and fitted.seed is not None
-        self.index, self.prompt_tokens = index, len(prompt)
+        self.index, self.prompt_tokens, self._streams = index, len(prompt), streams
         self.stats = GenerationStats(fitted.strategy, fitted.seed)
         self.pieces, self.ended = 0, False
         self.began = time.perf_counter()
@@ -66,8 +73,9 @@ class Choice:
         kept = stream.push(ran.tokens)
         self.stats.count(Run(ran.tokens, ran.logprobs, ran.forwards, ran.kind, ran.nodes), kept)
         logprobs, likeliest = ran.logprobs[:kept], ran.top_logprobs[:kept]
-        self._logprobs += logprobs
-        self._top_logprobs += likeliest
+        if not self._streams:
+            self._logprobs += logprobs
+            self._top_logprobs += likeliest
         stream.release()
         if stream.finish_reason == "stop_string":
             self.running.cancel()
@@ -84,7 +92,7 @@ class Choice:
         self.stats.finish_reason, self.stats.tokens = self._stream.finish_reason, len(self._stream.token_ids)
 
     def result(self) -> Result:
-        """What has been decoded, once it has ended."""
+        """What has been decoded, once it has ended; of a stream without log-probabilities."""
         return Result(
             self._stream.token_ids, self._stream.text, self._logprobs, self.stats,
             top_logprobs=self._top_logprobs,
@@ -112,7 +120,7 @@ class Job:
         self._tasks: list[asyncio.Task[None]] = []
         try:
             for index, (prompt, request) in enumerate(asked.jobs()):
-                self.choices.append(Choice(client, served, prompt, request, index))
+                self.choices.append(Choice(client, served, prompt, request, index, asked.stream))
         except BaseException:
             self.close()
             raise
