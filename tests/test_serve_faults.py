@@ -158,6 +158,31 @@ def test_headers_that_do_not_come(serving, monkeypatch):
         assert told(client).status == 408
 
 
+def test_more_connections_than_there_may_be(serving, monkeypatch):
+    """One more is closed at once, and those that are there go on."""
+    soon(lambda: not serving.server.server_state.connections)
+    monkeypatch.setattr(protocol, "MOST_CONNECTIONS", 3)
+    there = [connected(serving.port) for _ in range(3)]
+    soon(lambda: len(serving.server.server_state.connections) == 3)
+    with connected(serving.port) as client:
+        assert client.recv(1) == b""
+    for client in there:
+        client.sendall(GOOD)
+        assert text_of(told(client)) == serving.whole
+        client.close()
+
+
+def test_connections_and_open_files(monkeypatch):
+    limit = [200, 4096]
+    monkeypatch.setattr(protocol.resource, "getrlimit", lambda which: tuple(limit))
+    monkeypatch.setattr(protocol.resource, "setrlimit", lambda which, both: limit.__setitem__(0, both[0]))
+    assert protocol.most_connections() == 200 - protocol.SPARE_FILES
+    protocol.raise_file_limit()
+    assert limit[0] == 4096 and protocol.most_connections() == 4096 - protocol.SPARE_FILES
+    limit[0] = 10
+    assert protocol.most_connections() == 1
+
+
 # Bodies
 
 

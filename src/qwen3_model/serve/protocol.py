@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import sys
+from contextlib import suppress
 
 import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
@@ -14,8 +16,24 @@ from ..errors import one_line
 from .errors import refusal
 
 HEAD_SECONDS = 20.0  # from a connection's beginning, or the last answer, to the next request's headers
+MOST_CONNECTIONS = 8192  # open at a time
+SPARE_FILES = 128  # open files that are no client's connection
 UNREAD_SECONDS = 60.0  # in which a client reads nothing of what waits for it
 LINGER_SECONDS = 2.0  # that a client has to read why it is refused: a close drops what is on its way
+
+
+def raise_file_limit() -> None:
+    """Let this process have as many open files, and so connections, as it may have."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with suppress(OSError, ValueError):  # then fewer connections are taken
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def most_connections() -> int:
+    """That may be open at a time: as many as there may be files, without the spare ones."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    files = MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else soft - SPARE_FILES
+    return max(min(files, MOST_CONNECTIONS), 1)
 
 
 class Protocol(H11Protocol):
@@ -26,8 +44,11 @@ class Protocol(H11Protocol):
     _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for a request."""
+        """Wait for a request; where too many connections are open, close this one at once."""
         super().connection_made(transport)
+        if len(self.connections) > most_connections():
+            self._refused = True
+            transport.abort()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -19,7 +19,7 @@ from .app import build
 from .engine_client import EngineClient
 from .guard import Access
 from .messages import EngineOptions, Ready
-from .protocol import Protocol
+from .protocol import Protocol, raise_file_limit
 from .site import Site
 
 DIED, INTERRUPTED = 1, 130  # exit codes
@@ -32,6 +32,7 @@ def run(
 ) -> int:
     """Serve until a signal, or the engine's death. told: called once requests are answered. Returns the exit
     code: 0 after SIGTERM. Raises InputError where the engine cannot start."""
+    raise_file_limit()
     return asyncio.run(_run(site, access, options, listener, told))
 
 
