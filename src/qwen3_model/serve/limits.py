@@ -19,13 +19,14 @@ MOST_TOLD = 2**19  # log-probabilities of an answer that is not streamed, which 
 class Limits:
     """waiting: choices that may wait for a slot. per_key: requests of a key at a time; None: any number.
     body_bytes, body_seconds: of a request's body, and until it has come. grace: seconds that requests may go
-    on when the server is asked to end."""
+    on when the server is asked to end. engine_seconds: that the engine may be silent while it has texts."""
 
     waiting: int = 256
     per_key: int | None = None
     body_bytes: int = 2**22
     body_seconds: float = 60.0
     grace: float = 30.0
+    engine_seconds: float = 300.0
 
     def check(self, jobs: Collection[Job], reading: Counter[int], key: int, choices: int, slots: int) -> None:
         """Raises a Refusal with status 429 where a request has to come again, beside those that are there and

@@ -53,9 +53,11 @@ async def _run(
             gc.freeze()  # or a search for garbage among what was imported stops all streams now and then
             site.attach(client)
             told(client.ready)
+            watch = asyncio.create_task(_watched(client, site.limits.engine_seconds))
             await _first(farewell.first.wait(), client.died.wait(), http)
             site.draining = True
             await _drained(site, farewell)
+            watch.cancel()
             return farewell.exit_code if client.alive else await _death(client)
         finally:
             site.stop()
@@ -77,6 +79,14 @@ async def _drained(site: Site, farewell: _Farewell) -> None:
     until = loop.time() + site.limits.grace
     while site.jobs and site.alive and not farewell.second.is_set() and loop.time() < until:
         await asyncio.sleep(0.02)
+
+
+async def _watched(client: EngineClient, seconds: float) -> None:
+    """End an engine that hangs: then it has died, as everybody is told."""
+    while client.silent <= seconds:
+        await asyncio.sleep(min(seconds / 4, 1.0))
+    _say(f"the engine has texts and has said nothing for {seconds:g} s: it is killed (--engine-timeout)")
+    client.kill()
 
 
 async def _death(client: EngineClient) -> int:
