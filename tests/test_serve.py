@@ -489,7 +489,7 @@ async def main():
         await asyncio.sleep(0.1)
 asyncio.run(main())
 """
-    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script], timeout=20).returncode == 0
 
 
 def test_a_whole_answer_is_made_beside_the_others(served, monkeypatch):

@@ -165,7 +165,7 @@ def test_an_engine_that_hangs_has_died(folder, tmp_path):
     time.sleep(1.5)  # one without texts may be silent
     running = Streaming(process.url, LONG | {"n": 8}).begun()
     os.kill(process.worker(), signal.SIGSTOP)
-    running.join(60)
+    running.join(15)
     assert "has died" in json.loads(running.lines[-1])["error"]["message"]
     assert process.ended() == 1 and "nothing for 1 s" in process.said
 

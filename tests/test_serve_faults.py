@@ -165,6 +165,7 @@ def test_more_connections_than_there_may_be(serving, monkeypatch):
     there = [connected(serving.port) for _ in range(3)]
     soon(lambda: len(serving.server.server_state.connections) == 3)
     with connected(serving.port) as client:
+        client.settimeout(5)  # before silence alone would close it
         assert client.recv(1) == b""
     for client in there:
         client.sendall(GOOD)
