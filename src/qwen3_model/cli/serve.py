@@ -56,6 +56,10 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         "--grace", type=float, default=30.0, metavar="S",
         help="seconds that requests may go on after SIGTERM or Ctrl-C (default: 30)",
     )  # fmt: skip
+    group.add_argument(
+        "--engine-timeout", type=float, default=300.0, metavar="S",
+        help="seconds without a step after which an engine that has texts counts as dead (default: 300)",
+    )  # fmt: skip
 
 
 def _add_access(group: argparse._ActionsContainer) -> None:
@@ -108,10 +112,11 @@ def _limits(args: argparse.Namespace) -> Limits:
         ("--cache-tokens", args.cache_tokens, 1, MOST_TOKENS),
         ("--max-waiting", args.max_waiting, 0, MOST_WAITING),
         ("--max-per-key", args.max_per_key, 1, MOST_WAITING), ("--grace", args.grace, 0, MOST_GRACE),
+        ("--engine-timeout", args.engine_timeout, 1, MOST_GRACE),
     ):  # fmt: skip
         if value is not None and not least <= value <= most:
             raise InputError(f"{name} is {value}; {least} to {most} was expected")
-    return Limits(args.max_waiting, args.max_per_key, grace=args.grace)
+    return Limits(args.max_waiting, args.max_per_key, grace=args.grace, engine_seconds=args.engine_timeout)
 
 
 def _access(args: argparse.Namespace) -> Access:
