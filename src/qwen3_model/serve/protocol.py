@@ -8,6 +8,7 @@ import json
 import resource
 import sys
 from contextlib import suppress
+from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
@@ -43,7 +44,7 @@ class Protocol(H11Protocol):
     _unread: asyncio.TimerHandle | None = None
     _refused = False
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: Any) -> None:
         """Wait for a request; where too many connections are open, close this one at once."""
         super().connection_made(transport)
         if len(self.connections) > most_connections():
