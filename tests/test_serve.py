@@ -7,8 +7,11 @@ import asyncio
 import json
 import logging
 import re
+import subprocess
+import sys
 import time
 from dataclasses import replace
+from threading import Event
 
 import httpx
 import openai
@@ -19,6 +22,7 @@ from serving import ScriptedEngine, Serving
 from tiny_folder import write_tiny
 
 from qwen3_model import InputError, Qwen3
+from qwen3_model.openai import answer
 from qwen3_model.openai.answer import REASONS, CompletionLogprobs, piece
 from qwen3_model.openai.body import CHAT, COMPLETIONS
 from qwen3_model.openai.served import Served
@@ -343,6 +347,10 @@ def asked_of(app, *requests, **client):
         ("POST", COMPLETIONS, {"json": {"prompt": "x", "messages": HELLO}}, 400, "messages"),
         ("POST", COMPLETIONS, {"json": {"prompt": ["x"] * 256, "n": 2}}, 400, "n"),
         ("POST", COMPLETIONS, {"json": {"prompt": "x", "n": 128, "model": None}}, 400, "n"),
+        ("POST", COMPLETIONS, {"json": {"prompt": "x", "n": 32, "max_tokens": 900, "logprobs": 20}}, 400,
+         "logprobs"),
+        ("POST", CHAT, {"json": {"messages": HELLO, "n": 32, "max_tokens": 900, "logprobs": True,
+                                 "top_logprobs": 20}}, 400, "top_logprobs"),
         ("POST", COMPLETIONS, {"json": {"prompt": "x", "stream_options": {}, "stream": 1}}, 400, "stream"),
         ("POST", COMPLETIONS, {"content": b'{"prompt": "a", "prompt": "b"}'}, 400, None),
         ("POST", COMPLETIONS, {"content": b'{"prompt": "\xff"}'}, 400, None),
@@ -370,6 +378,7 @@ def test_what_is_refused_says_so_as_openai_does(served, method, path, more, stat
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (status, param), error
     assert error["type"] == "invalid_request_error" and error["message"] and "\n" not in error["message"]
+    assert status != 403 or ":8000" not in error["message"]
     assert not any(name.startswith("access-control") for name in answer.headers)
     assert f'orthrus_refused_total{{status="{status}"}} 1.0' in app.state.site.metrics.text().decode()
 
@@ -380,7 +389,9 @@ def test_the_hosts_that_are_this_one():
                          ("::", "[2001:db8::1]:80"), ("0.0.0.0", "my.name:80")):  # fmt: skip
         assert Access.at(host, ["my.name"]).takes_host(header), (host, header)
     for host, header in (("127.0.0.1", "10.0.0.7"), ("0.0.0.0", "evil.com"), ("127.0.0.1", "localhost.evil"),
-                         ("10.0.0.7", "10.0.0.8"), ("127.0.0.1", "127.0.0.1.evil.com")):  # fmt: skip
+                         ("10.0.0.7", "10.0.0.8"), ("127.0.0.1", "127.0.0.1.evil.com"),
+                         ("::1", "[::1]evil.com"), ("::1", "[::1]:8.evil.com"), ("::1", "[::1"),
+                         ("127.0.0.1", "localhost:80:80"), ("127.0.0.1", "localhost:evil")):  # fmt: skip
         assert not Access.at(host).takes_host(header), (host, header)
     assert is_loopback("127.3.4.5") and is_loopback("::1") and is_loopback("localhost")
     assert not is_loopback("0.0.0.0") and not is_loopback("::") and not is_loopback("example.org")
@@ -452,6 +463,49 @@ def test_too_many_wait(served):
             client.close()
 
 
+def test_requests_that_are_being_read_count(served):
+    with scripted_server(served, Limits(waiting=1), slots=1) as serving:
+        there = [serving.connected(path, b'{"prompt": ', missing=10) for path in ("/tokenize", COMPLETIONS)]
+        until(lambda: serving.site._reading.total() == 2)
+        for path in ("/tokenize", COMPLETIONS):
+            assert httpx.post(serving.url + path, json={"prompt": "x"}).status_code == 429
+        there[0].close()
+        until(lambda: serving.site._reading.total() == 1)
+        assert httpx.post(serving.url + "/tokenize", json={"prompt": "x"}).status_code == 200
+        there[1].close()
+
+
+def test_work_that_does_not_end_keeps_no_process():
+    script = """
+import asyncio, time
+from qwen3_model.serve.beside import Beside
+async def main():
+    beside = Beside()
+    assert await beside.run(lambda: 5) == 5
+    try:
+        await beside.run(lambda: {}["a"])
+    except KeyError:
+        task = asyncio.create_task(beside.run(lambda: time.sleep(1000)))
+        await asyncio.sleep(0.1)
+asyncio.run(main())
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=20).returncode == 0
+
+
+def test_a_whole_answer_is_made_beside_the_others(served, monkeypatch):
+    """Who asks meanwhile is answered."""
+    holds = Event()
+    made = answer.answer
+    monkeypatch.setattr(answer, "answer", lambda *given: holds.wait(10) and made(*given))
+    with scripted_server(served, script=lambda text: (text.run([0] * 16), text.end("length"))) as serving:
+        client = serving.connected(COMPLETIONS, b'{"prompt": "x"}')
+        until(lambda: "orthrus_choices_total{" in serving.site.metrics.text().decode())
+        assert httpx.get(serving.url + "/health", timeout=5).status_code == 200
+        holds.set()
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+        client.close()
+
+
 def test_a_key_has_so_many_requests(served):
     access = Access(keys=(KEY.encode(), b"b" * 20))
     with scripted_server(served, Limits(per_key=1), access, slots=4) as serving:
@@ -491,6 +545,7 @@ def test_a_client_that_goes_cancels_its_texts(scripted, stream, phase):
     for text in texts[: 2 if phase == "running" else 3]:  # the last one may have ended
         assert text.cancelled.wait(10)
     until(lambda: "orthrus_cancelled_total 1.0" in scripted.site.metrics.text().decode())
+    assert 'status="499"' not in scripted.site.metrics.text().decode()
     assert not scripted.site.jobs
 
 

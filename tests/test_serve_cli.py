@@ -140,6 +140,17 @@ def test_ctrl_c_twice_ends_at_once(folder, tmp_path):
     assert process.ended() == 130 and "Traceback" not in process.said
 
 
+def test_many_sigterms(folder, tmp_path):
+    """They change no exit code, whenever they come."""
+    process = Process(folder, tmp_path / "said")
+    running = Streaming(process.url, LONG | {"n": 8}).begun()
+    while not (done := os.waitpid(process.pid, os.WNOHANG))[0]:
+        os.kill(process.pid, signal.SIGTERM)
+        time.sleep(0.005)
+    running.join(60)
+    assert os.waitstatus_to_exitcode(done[1]) == 0 and "Traceback" not in process.said
+
+
 def test_the_engines_death_ends_the_server(folder, tmp_path):
     process = Process(folder, tmp_path / "said")
     running = Streaming(process.url, LONG | {"n": 8}).begun()
@@ -147,6 +158,16 @@ def test_the_engines_death_ends_the_server(folder, tmp_path):
     running.join(60)
     assert "has died" in json.loads(running.lines[-1])["error"]["message"]
     assert process.ended() == 1 and "has died (exit code -9)" in process.said
+
+
+def test_an_engine_that_hangs_has_died(folder, tmp_path):
+    process = Process(folder, tmp_path / "said", "--engine-timeout", 1)
+    time.sleep(1.5)  # one without texts may be silent
+    running = Streaming(process.url, LONG | {"n": 8}).begun()
+    os.kill(process.worker(), signal.SIGSTOP)
+    running.join(15)
+    assert "has died" in json.loads(running.lines[-1])["error"]["message"]
+    assert process.ended() == 1 and "nothing for 1 s" in process.said
 
 
 @pytest.fixture
@@ -183,8 +204,9 @@ def test_an_address_that_others_reach_needs_keys(refused, tmp_path):
     "words",
     [
         ("--port", 70000), ("--slots", 0), ("--slots", 257), ("--cache-tokens", 0), ("--max-waiting", -1),
-        ("--max-per-key", 0), ("--grace", -1), ("--grace", "nan"), ("--generation-config", "vllm"),
-        ("--port", "x"), ("--served-model-name", ""),
+        ("--max-per-key", 0), ("--grace", -1), ("--grace", "nan"), ("--engine-timeout", 0),
+        ("--generation-config", "vllm"), ("--port", "x"), ("--served-model-name", ""), ("--allowed-host", ""),
+        ("--allowed-host", "a.org:80"), ("--allowed-host", "http://a.org"),
     ],
 )  # fmt: skip
 def test_options_that_are_out_of_range(refused, words):

@@ -77,7 +77,7 @@ def lives(serving):
     """After each test a request is answered, and nobody is left."""
     yield
     assert text_of(ask(serving.port, GOOD)) == serving.whole
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30  # on a busy machine; less than the server itself waits for a reader
     while serving.site.jobs:
         assert time.monotonic() < end, "a request was left behind"
         time.sleep(0.005)
@@ -156,6 +156,32 @@ def test_headers_that_do_not_come(serving, monkeypatch):
         assert text_of(told(client)) == serving.whole
         client.sendall(GOOD[:50])
         assert told(client).status == 408
+
+
+def test_more_connections_than_there_may_be(serving, monkeypatch):
+    """One more is closed at once, and those that are there go on."""
+    soon(lambda: not serving.server.server_state.connections)
+    monkeypatch.setattr(protocol, "MOST_CONNECTIONS", 3)
+    there = [connected(serving.port) for _ in range(3)]
+    soon(lambda: len(serving.server.server_state.connections) == 3)
+    with connected(serving.port) as client:
+        client.settimeout(5)  # before silence alone would close it
+        assert client.recv(1) == b""
+    for client in there:
+        client.sendall(GOOD)
+        assert text_of(told(client)) == serving.whole
+        client.close()
+
+
+def test_connections_and_open_files(monkeypatch):
+    limit = [200, 4096]
+    monkeypatch.setattr(protocol.resource, "getrlimit", lambda which: tuple(limit))
+    monkeypatch.setattr(protocol.resource, "setrlimit", lambda which, both: limit.__setitem__(0, both[0]))
+    assert protocol.most_connections() == 200 - protocol.SPARE_FILES
+    protocol.raise_file_limit()
+    assert limit[0] == 4096 and protocol.most_connections() == 4096 - protocol.SPARE_FILES
+    limit[0] = 10
+    assert protocol.most_connections() == 1
 
 
 # Bodies
@@ -251,6 +277,9 @@ def test_http_1_0_and_head(serving):
     streamed = post(COMPLETIONS, json.dumps(ASKED | {"stream": True}).encode(), version="1.0")
     assert ask(serving.port, streamed).body.endswith(b"data: [DONE]\n\n")
     with connected(serving.port, f"HEAD /health HTTP/1.1\r\n{HEAD}\r\n".encode()) as client:
+        answer = told(client, "HEAD")
+        assert (answer.status, answer.body) == (200, b"")
+        client.sendall(f"HEAD {CHAT} HTTP/1.1\r\n{HEAD}\r\n".encode())
         assert told(client, "HEAD").status == 405
         client.sendall(GOOD)
         assert text_of(told(client)) == serving.whole
@@ -286,12 +315,19 @@ def test_who_and_what_is_refused(serving, request_line, headers, status):
 # Slow ones
 
 
-def test_a_slow_reader_holds_nobody_up_and_little_memory(serving, served):
-    """What it has not taken waits as tokens, and at most a buffer of it as bytes."""
+@pytest.fixture
+def narrow(serving):
+    """What the server accepts has small buffers."""
+    sent = serving.listener.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    serving.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+    yield
+    serving.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sent // 2)  # Linux doubles it
+
+
+def test_a_slow_reader_holds_nobody_up_and_little_memory(serving, narrow):
+    """What it has not taken waits as pieces, and at most a buffer of it as bytes."""
     stream = json.dumps({"prompt": "x", "max_tokens": 900, "stream": True, "logprobs": 0}).encode()
     script, kept = serving.engine.script, []
-    sent = serving.listener.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-    serving.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # of what it accepts
     serving.engine.script = kept.append
     slow = [serving.connected(COMPLETIONS, stream, receive_buffer=8192) for _ in range(10)]
     try:
@@ -313,9 +349,38 @@ def test_a_slow_reader_holds_nobody_up_and_little_memory(serving, served):
         assert said.count(b'"token_logprobs"') == 900 and said.endswith(b"data: [DONE]\n\n")
     finally:
         serving.engine.script = script
-        serving.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sent // 2)  # Linux doubles it
         for client in slow:
             client.close()
+
+
+def test_who_does_not_read_keeps_no_place(serving, narrow, monkeypatch):
+    """Its texts end, and are counted, when the engine has ended them; its connection is closed."""
+    monkeypatch.setattr(protocol, "UNREAD_SECONDS", 0.5)
+    stream = json.dumps({"prompt": "x", "max_tokens": 990, "stream": True, "logprobs": 0}).encode()
+    kept, script = [], serving.engine.script
+    monkeypatch.setattr(serving.engine, "script", kept.append)
+    before = serving.site.metrics.finished.labels("length")._value.get()
+    client = serving.connected(COMPLETIONS, stream, receive_buffer=4096)
+    soon(lambda: kept)
+    serving.engine.script = script
+    for _ in range(990):
+        kept[0].run([5])
+    (job,) = serving.site.jobs
+    kept[0].end("length")
+    soon(lambda: not job.left)
+    assert job in serving.site.jobs and serving.site.metrics.finished.labels("length")._value.get() > before
+    soon(lambda: not serving.site.jobs)
+    said = b"".join(iter(lambda: client.recv(2**16), b""))
+    assert b'"text"' in said and b"[DONE]" not in said
+    client.close()
+
+
+def soon(condition):
+    """Wait until a condition is true."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.005)
 
 
 @pytest.mark.slow

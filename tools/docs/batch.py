@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from bench.batch_report import PLAIN, over_plain, percent
@@ -48,11 +48,7 @@ def drawn(run: Found) -> str:
         text(24, 54, f"Qwen3 shapes, random weights, bf16; {machine['gpu']}, {machine['date']}, one run; "
              "acceptance of drafts: simulated from a published curve", 12, GREY),
     ]  # fmt: skip
-    x = 24.0
-    for name, colour in COLOURS.items():
-        if any(points[name] for points in found.values()):
-            parts += [rect(x, 68, 14, 10, colour), text(x + 20, 78, name, 12)]
-            x += 44 + 7 * len(name)
+    parts += legend(COLOURS, found.values())
     for i, ((model, context), points) in enumerate(found.items()):
         down, across = divmod(i, COLUMNS)
         place = LEFT + across * (WIDTH + BETWEEN), TOP + down * (HEIGHT + BETWEEN)
@@ -60,6 +56,15 @@ def drawn(run: Found) -> str:
     width, lines = LEFT + min(len(found), COLUMNS) * (WIDTH + BETWEEN), -(-len(found) // COLUMNS)
     said = "Lines of tokens a second over the number of texts: floor, plain, drafted and vLLM"
     return picture(max(width, 760), TOP + lines * (HEIGHT + BETWEEN) - 30, parts, said)
+
+
+def legend(colours: dict[str, str], drawn: Collection[Points]) -> Iterator[str]:
+    """The colour of each line that one of the panels has."""
+    x = 24.0
+    for name, colour in colours.items():
+        if any(points[name] for points in drawn):
+            yield from (rect(x, 68, 14, 10, colour), text(x + 20, 78, name, 12))
+            x += 44 + 7 * len(name)
 
 
 def panel(

@@ -9,8 +9,8 @@ from typing import Any
 from bench import serve_report
 from bench.serve_report import PLAIN
 
-from .batch import BETWEEN, GREY, HEIGHT, LEFT, TOP, WIDTH, Points, panel
-from .svg import picture, rect, text
+from .batch import BETWEEN, GREY, HEIGHT, LEFT, TOP, WIDTH, Points, legend, panel
+from .svg import picture, text
 
 OURS, DRAFTED, VLLM = "plain", "drafted", "vLLM offline"
 COLOURS = {OURS: "#2f6fb7", DRAFTED: "#e08a1e", VLLM: "#8a929c"}
@@ -49,11 +49,7 @@ def drawn(run: Found) -> str:
         text(24, 54, f"{machine['gpu'] or 'a CPU'}, {machine['date']}, one run over HTTP, streamed; 8B and "
              "the like: random weights, acceptance of drafts simulated", 12, GREY),
     ]  # fmt: skip
-    x = 24.0
-    for name, colour in COLOURS.items():
-        if any(points[name] for points in found.values()):
-            parts += [rect(x, 68, 14, 10, colour), text(x + 20, 78, name, 12)]
-            x += 44 + 7 * len(name)
+    parts += legend(COLOURS, found.values())
     models = list(dict.fromkeys(model for model, _ in found))
     for (model, what), points in found.items():
         across, down = 0 if what == "tokens a second" else 1, models.index(model)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..errors import InputError
 from . import options, output, terminal
 from .interrupts import INTERRUPTED
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from ..openai.batch_file import BatchFile
     from ..qwen3 import Qwen3
 
-SLOTS = 32  # by default, on a GPU; on a CPU one text after another is faster
+SLOTS, CPU_SLOTS = 32, 1  # by default; on a CPU one text after another is faster
 HOW = """\
 A line of IN is one of OpenAI's batch:
   {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...]}}
@@ -45,18 +44,8 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         "out", metavar="OUT.jsonl", help="gets an answer a line; one that is there is gone on with"
     )
     options.add_model_options(parser)
-    parser.add_argument(
-        "--served-model-name", metavar="NAME",
-        help="what the requests call the model, if they do (default: --model, or embedded)",
-    )  # fmt: skip
     options.add_generation_config(parser)
-    parser.add_argument(
-        "--slots", type=int, metavar="N", help=f"texts side by side (default: {SLOTS}; on a CPU 1)"
-    )
-    parser.add_argument(
-        "--cache-tokens", type=int, metavar="N",
-        help="positions that the cache holds for all texts (default: what 0.9 of the free memory holds)",
-    )  # fmt: skip
+    options.add_engine_options(parser, SLOTS, CPU_SLOTS)
     parser.add_argument("--limit", type=int, metavar="N", help="answer the first N requests")
     parser.add_argument(
         "--ordered", action="store_true", help="at the end bring OUT into the order of IN, all at once"
@@ -66,15 +55,10 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer what has no answer yet; 1 where an answer in OUT is an error, 130 for Ctrl-C."""
-    from ..decode.engine import MOST_SLOTS, MOST_TOKENS
+    from ..decode.engine import MOST_TOKENS
     from ..openai.batch_file import batch_file
 
-    for name, value, most in (
-        ("--slots", args.slots, MOST_SLOTS), ("--cache-tokens", args.cache_tokens, MOST_TOKENS),
-        ("--limit", args.limit, MOST_TOKENS),
-    ):  # fmt: skip
-        if value is not None and not 1 <= value <= most:
-            raise InputError(f"{name} is {value}; 1 to {most} was expected")
+    options.check_engine_options(args, ("--limit", args.limit, 1, MOST_TOKENS))
     with batch_file(Path(args.source), Path(args.out)) as batch:
         try:
             return _answer(args, batch)
@@ -95,7 +79,7 @@ def _answer(args: argparse.Namespace, batch: BatchFile) -> int:
     defaults = options.recommended_settings(args, options.checkpoint_folder(args))
     model = options.load_model(args)
     served = Served(name, model.config, options.text_of(model), defaults)
-    slots = args.slots or (1 if model.device.type == "cpu" else SLOTS)
+    slots = args.slots or (CPU_SLOTS if model.device.type == "cpu" else SLOTS)
     engine, begun = model.engine_of(slots, args.cache_tokens), time.perf_counter()
     with batch.open():
         if slots > 1 or args.cache_tokens is not None:

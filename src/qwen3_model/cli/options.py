@@ -138,6 +138,34 @@ def add_generation_config(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_engine_options(parser: argparse.ArgumentParser, slots: int, cpu_slots: int) -> None:
+    """How requests call the model, and the engine of many texts: --served-model-name, --slots,
+    --cache-tokens. slots, cpu_slots: the defaults on a GPU and on a CPU."""
+    parser.add_argument(
+        "--served-model-name", metavar="NAME",
+        help="what requests call the model, if they do (default: --model, or embedded)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--slots", type=int, metavar="N", help=f"texts side by side (default: {slots}; on a CPU {cpu_slots})"
+    )
+    parser.add_argument(
+        "--cache-tokens", type=int, metavar="N",
+        help="positions that the cache holds for all texts (default: what 0.9 of the free memory holds)",
+    )  # fmt: skip
+
+
+def check_engine_options(args: argparse.Namespace, *others: tuple[str, float | None, int, int]) -> None:
+    """Raises InputError for an option out of range. others: more of them, as (option, value, least, most)."""
+    from ..decode.engine import MOST_SLOTS, MOST_TOKENS
+
+    for name, value, least, most in (
+        ("--slots", args.slots, 1, MOST_SLOTS), ("--cache-tokens", args.cache_tokens, 1, MOST_TOKENS),
+        *others,
+    ):  # fmt: skip
+        if value is not None and not least <= value <= most:
+            raise InputError(f"{name} is {value}; {least} to {most} was expected")
+
+
 def served_name(args: argparse.Namespace) -> str:
     """What requests call the model, if they do. Raises InputError for a name that is empty."""
     if args.served_model_name == "":

@@ -31,18 +31,8 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         "orthrus serve --model chiennv/Orthrus-Qwen3-1.7B --slots 64 --port 8000", run,
     )  # fmt: skip
     options.add_model_options(parser)
-    parser.add_argument(
-        "--served-model-name", metavar="NAME",
-        help="what requests call the model, if they do (default: --model, or embedded)",
-    )  # fmt: skip
     options.add_generation_config(parser)
-    parser.add_argument(
-        "--slots", type=int, metavar="N", help=f"texts side by side (default: {SLOTS}; on a CPU {CPU_SLOTS})"
-    )
-    parser.add_argument(
-        "--cache-tokens", type=int, metavar="N",
-        help="positions that the cache holds for all texts (default: what 0.9 of the free memory holds)",
-    )  # fmt: skip
+    options.add_engine_options(parser, SLOTS, CPU_SLOTS)
     _add_access(parser.add_argument_group("who may ask"))
     group = parser.add_argument_group("limits")
     group.add_argument(
@@ -55,6 +45,10 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     group.add_argument(
         "--grace", type=float, default=30.0, metavar="S",
         help="seconds that requests may go on after SIGTERM or Ctrl-C (default: 30)",
+    )  # fmt: skip
+    group.add_argument(
+        "--engine-timeout", type=float, default=300.0, metavar="S",
+        help="seconds without a step after which an engine that has texts counts as dead (default: 300)",
     )  # fmt: skip
 
 
@@ -100,18 +94,14 @@ def _check_extra() -> None:
 
 
 def _limits(args: argparse.Namespace) -> Limits:
-    from ..decode.engine import MOST_SLOTS, MOST_TOKENS
     from ..serve.limits import Limits
 
-    for name, value, least, most in (
-        ("--port", args.port, 0, MOST_PORT), ("--slots", args.slots, 1, MOST_SLOTS),
-        ("--cache-tokens", args.cache_tokens, 1, MOST_TOKENS),
-        ("--max-waiting", args.max_waiting, 0, MOST_WAITING),
+    options.check_engine_options(
+        args, ("--port", args.port, 0, MOST_PORT), ("--max-waiting", args.max_waiting, 0, MOST_WAITING),
         ("--max-per-key", args.max_per_key, 1, MOST_WAITING), ("--grace", args.grace, 0, MOST_GRACE),
-    ):  # fmt: skip
-        if value is not None and not least <= value <= most:
-            raise InputError(f"{name} is {value}; {least} to {most} was expected")
-    return Limits(args.max_waiting, args.max_per_key, grace=args.grace)
+        ("--engine-timeout", args.engine_timeout, 1, MOST_GRACE),
+    )  # fmt: skip
+    return Limits(args.max_waiting, args.max_per_key, grace=args.grace, engine_seconds=args.engine_timeout)
 
 
 def _access(args: argparse.Namespace) -> Access:

@@ -10,8 +10,8 @@ from starlette.responses import Response
 from ..errors import InputError
 from .engine_client import EngineDied
 from .errors import Refusal, of_status, refusal_of
-from .guard import Access, Guard
-from .routes import GONE, router
+from .guard import GONE, Access, Guard
+from .routes import router
 from .site import Site
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from ..decode.sequence import GenerationStats, Likeliest, Result, Run
@@ -36,12 +36,19 @@ class Choice:
     TokenStream looks at its tokens."""
 
     def __init__(
-        self, client: EngineClient, served: Served, prompt: list[int], request: Request, index: int
+        self,
+        client: EngineClient,
+        served: Served,
+        prompt: list[int],
+        request: Request,
+        index: int,
+        streams: bool,
     ) -> None:
-        """Submit the text. Raises InputError and EngineDied."""
+        """Submit the text. streams: whether its log-probabilities leave with its pieces, and are not kept for
+        its result. Raises InputError and EngineDied."""
         fitted = request.fit(served.config, len(prompt), has_text=True)
         assert fitted.max_new_tokens is not None and fitted.seed is not None
-        self.index, self.prompt_tokens = index, len(prompt)
+        self.index, self.prompt_tokens, self._streams = index, len(prompt), streams
         self.stats = GenerationStats(fitted.strategy, fitted.seed)
         self.pieces, self.ended = 0, False
         self.began = time.perf_counter()
@@ -66,8 +73,9 @@ class Choice:
         kept = stream.push(ran.tokens)
         self.stats.count(Run(ran.tokens, ran.logprobs, ran.forwards, ran.kind, ran.nodes), kept)
         logprobs, likeliest = ran.logprobs[:kept], ran.top_logprobs[:kept]
-        self._logprobs += logprobs
-        self._top_logprobs += likeliest
+        if not self._streams:
+            self._logprobs += logprobs
+            self._top_logprobs += likeliest
         stream.release()
         if stream.finish_reason == "stop_string":
             self.running.cancel()
@@ -84,18 +92,18 @@ class Choice:
         self.stats.finish_reason, self.stats.tokens = self._stream.finish_reason, len(self._stream.token_ids)
 
     def result(self) -> Result:
-        """What has been decoded, once it has ended."""
+        """What has been decoded, once it has ended; of a stream without log-probabilities."""
         return Result(
             self._stream.token_ids, self._stream.text, self._logprobs, self.stats,
             top_logprobs=self._top_logprobs,
         )  # fmt: skip
 
 
-TOGETHER = 64  # runs at most that leave in one piece: what a slow client has not read waits as tokens
+TOGETHER = 64  # runs at most that leave in one piece: what a slow client has not read waits as pieces
 STOPPED = "the server stops: send the request again, to a server that is ready"
 
 
-_Came = tuple[Choice, Ran | Ended] | Exception
+_Came = Piece | Exception | None  # None: a choice has ended
 
 
 class Job:
@@ -112,7 +120,7 @@ class Job:
         self._tasks: list[asyncio.Task[None]] = []
         try:
             for index, (prompt, request) in enumerate(asked.jobs()):
-                self.choices.append(Choice(client, served, prompt, request, index))
+                self.choices.append(Choice(client, served, prompt, request, index, asked.stream))
         except BaseException:
             self.close()
             raise
@@ -126,39 +134,18 @@ class Job:
     async def pieces(self) -> AsyncIterator[list[Piece]]:
         """The pieces of all choices, those that have come since the last time, until all have ended. Raises
         what ends one of them early: a Refusal, InputError or EngineDied."""
-        while self.left:
+        waited = len(self.choices)
+        while waited:
             came = [await self._came.get()]
             while not self._came.empty() and len(came) < TOGETHER:
                 came.append(self._came.get_nowait())
-            found, error = self._taken(came)
-            if found:
+            error = next((one for one in came if isinstance(one, Exception)), None)
+            told = came if error is None else came[: came.index(error)]
+            if found := [one for one in told if isinstance(one, Piece)]:
                 yield found
             if error is not None:
                 raise error
-
-    def _taken(self, came: Sequence[_Came]) -> tuple[list[Piece], Exception | None]:
-        """The pieces of what came, and the error that ends them."""
-        found = list[Piece]()
-        for one in came:
-            try:
-                if (piece := self._take(one)) is not None:
-                    found.append(piece)
-            except Exception as error:
-                return found, error
-        return found, None
-
-    def _take(self, came: _Came) -> Piece | None:
-        if isinstance(came, Exception):
-            raise came
-        choice, item = came
-        if isinstance(item, Ended):
-            choice.end(item)
-            self._metrics.ended(choice.stats, choice.prompt_tokens, choice.last - choice.first)
-            return None
-        piece = choice.take(item)
-        if choice.pieces == 1:
-            self._metrics.first_token.observe(choice.first - choice.began)
-        return piece
+            waited -= told.count(None)
 
     def results(self) -> list[Result]:
         """Of the choices in their order, once all have ended."""
@@ -178,9 +165,18 @@ class Job:
         return bool(there)
 
     async def _pump(self, choice: Choice) -> None:
-        """What a task does: hand on what a text gets."""
+        """What a task does: take what a text gets, whether or not the client reads. Who does not read holds
+        no place that others wait for."""
         try:
             async for item in choice.running:
-                self._came.put_nowait((choice, item))
+                if isinstance(item, Ended):
+                    choice.end(item)
+                    self._metrics.ended(choice.stats, choice.prompt_tokens, choice.last - choice.first)
+                    self._came.put_nowait(None)
+                elif (piece := choice.take(item)) is not None:
+                    if choice.pieces == 1:
+                        self._metrics.first_token.observe(choice.first - choice.began)
+                    self._came.put_nowait(piece)
         except Exception as error:
+            choice.ended = True
             self._came.put_nowait(error)

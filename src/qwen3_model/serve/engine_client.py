@@ -90,6 +90,7 @@ class EngineClient:
         self._loop = asyncio.get_running_loop()
         self.alive, self.died = True, asyncio.Event()
         self.load = Load()
+        self._heard = self._loop.time()  # of a text: when it came, or the engine last spoke
         self._begun: asyncio.Future[Ready] = self._loop.create_future()
         self._closing, self._numbers = False, count()
         self._open: dict[int, Running] = {}
@@ -131,12 +132,23 @@ class EngineClient:
             raise EngineDied("the engine is being closed" if self.alive else "the engine's process has died")
         most = request.max_new_tokens or max(self.ready.longest - len(prompt_ids), 1)
         check_fits(len(prompt_ids) + most, pages_for(self.ready.cache_tokens))
+        if not self._open:
+            self._heard = self._loop.time()
         number = next(self._numbers)
         self._open[number] = running = Running(lambda: self._outbox.put(Cancel(number)))
         self._idle.clear()
         asked = replace(request, stop=(), max_new_tokens=most)
         self._outbox.put(Submit(number, list(prompt_ids), asked))
         return running
+
+    @property
+    def silent(self) -> float:
+        """Seconds since the engine has said something, while it has texts. It speaks at every step."""
+        return self._loop.time() - self._heard if self._open else 0.0
+
+    def kill(self) -> None:
+        """End the process now, whatever it does."""
+        self._process.kill()
 
     async def close(self, grace: float) -> None:
         """Take no more texts, give those that run `grace` seconds to end, cancel the others, and end the
@@ -177,6 +189,7 @@ class EngineClient:
         self._process.wait()
 
     def _take(self, message: Ready | Failed | Batch) -> None:
+        self._heard = self._loop.time()
         if isinstance(message, Batch):
             self.load = message.load
             for row in message.ran:

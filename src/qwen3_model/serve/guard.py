@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from .metrics import Metrics
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 OPEN = ("/health", "/ready")  # paths that need no key
+HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?", re.IGNORECASE | re.ASCII)
+GONE = 499  # nobody sees it: the client has closed the connection
+REFUSED = set(range(400, 600)) - {GONE}  # statuses that a client is told
 LEAST_KEY, MOST_KEYS = 16, 10_000  # characters; keys
 
 
@@ -38,7 +42,13 @@ class Access:
 
     @staticmethod
     def at(host: str, allowed: Collection[str] = (), keys: Sequence[bytes] = ()) -> Access:
-        """Of a server that listens on `host`. allowed: more names that clients call it by."""
+        """Of a server that listens on `host`. allowed: more names that clients call it by. Raises InputError
+        for what is no name, such as one with a port."""
+        for name in allowed:
+            if not _address(name) and not HOST_NAME.fullmatch(name):
+                raise InputError(
+                    f"--allowed-host is {quoted(name)}; a name or an address was expected, without a port"
+                )
         address = _address(host)
         names = {_plain(name) for name in (host, *LOOPBACK, *allowed)}
         return Access(frozenset(names), address is not None and address.is_unspecified, tuple(keys))
@@ -95,7 +105,7 @@ class Guard:
             return
 
         async def counted(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] >= 400:
+            if message["type"] == "http.response.start" and message["status"] in REFUSED:
                 self._metrics.refused.labels(str(message["status"])).inc()
             await send(message)
 
@@ -113,7 +123,7 @@ class Guard:
         if not self._access.takes_host(host):
             raise refusal(
                 403,
-                f"this server is not called {quoted(host)}: name it with --allowed-host",
+                f"this server is not called {quoted(_without_port(host))}: name it with --allowed-host",
                 "host_not_allowed",
             )
         key = self._access.key_of(headers.get("authorization", ""))
@@ -149,9 +159,9 @@ class Guard:
 
 
 def _without_port(header: str) -> str:
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.rpartition(":")[0] if header.count(":") == 1 else header
+    """The name of a Host header; a header that is none comes back whole."""
+    found = re.fullmatch(r"\[([^\[\]]*)\](:[0-9]*)?", header) or re.fullmatch(r"([^:]*)(:[0-9]*)?", header)
+    return header if found is None else found[1]
 
 
 def _plain(name: str) -> str:

@@ -18,17 +18,19 @@ from ..openai.strict_json import parse
 from ..openai.tokenize import tokenized
 from .choices import Job
 from .errors import json_response, refusal
+from .guard import GONE
+from .limits import check_told
 from .site import Site
 from .streams import EventStream
 
 T = TypeVar("T")
-GONE = 499  # nobody sees it: the client has closed the connection
 router = APIRouter()
 _BODY: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
 }
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health(request: Request) -> Response:
     """Whether the server lives: 503 once the engine's process has died."""
@@ -36,6 +38,7 @@ async def health(request: Request) -> Response:
     return json_response({"status": "ok" if alive else "the engine has died"}, 200 if alive else 503)
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready")
 async def ready(request: Request) -> Response:
     """Whether a request would be answered: 503 while the engine is made, and while the server ends."""
@@ -69,7 +72,7 @@ async def model(request: Request, name: str) -> Response:
 async def tokenize(request: Request) -> Response:
     """The token ids of a prompt or of a conversation, as vLLM has it."""
     served = _site(request).served
-    return json_response(await _read(request, lambda body: tokenized(served, body)))
+    return await _read(request, lambda body: json_response(tokenized(served, body)))
 
 
 @router.post(COMPLETIONS, openapi_extra=_BODY)
@@ -97,6 +100,7 @@ async def _answered(request: Request, url: str) -> Response:
     site = _site(request)
     site.check_ready()
     asked = await _read(request, lambda body: read(site.served, url, body, streams=True))
+    check_told(asked)
     job = site.begin(asked, request.state.key)
     if asked.stream:
         return EventStream(site, job)
@@ -109,19 +113,22 @@ async def _answered(request: Request, url: str) -> Response:
 async def _whole(site: Site, job: Job) -> Response:
     async for _ in job.pieces():
         pass
-    return json_response(answer.answer(site.served, job.asked, job.results()))
+    results = job.results()
+    return await site.beside.run(lambda: json_response(answer.answer(site.served, job.asked, results)))
 
 
 async def _read(request: Request, use: Callable[[Any], T]) -> T:
-    """use(body): in a thread, so that a long prompt holds nobody up. Raises a Refusal where the body does not
-    come, and InputError."""
-    try:
-        data = await asyncio.wait_for(request.body(), _site(request).limits.body_seconds)
-    except asyncio.TimeoutError:
-        raise refusal(408, "the body did not come in time", connection="close") from None
-    if not data:
-        raise InputError("the body is empty; a JSON object was expected")
-    return await asyncio.to_thread(lambda: use(parse(data, "the body")))
+    """use(body): beside the loop, so that a long prompt holds nobody up. Raises a Refusal where the body does
+    not come, or too many come at a time, and InputError."""
+    site = _site(request)
+    with site.reading(request.state.key):
+        try:
+            data = await asyncio.wait_for(request.body(), site.limits.body_seconds)
+        except asyncio.TimeoutError:
+            raise refusal(408, "the body did not come in time", connection="close") from None
+        if not data:
+            raise InputError("the body is empty; a JSON object was expected")
+        return await site.beside.run(lambda: use(parse(data, "the body")))
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:

@@ -19,7 +19,7 @@ from .app import build
 from .engine_client import EngineClient
 from .guard import Access
 from .messages import EngineOptions, Ready
-from .protocol import Protocol
+from .protocol import Protocol, raise_file_limit
 from .site import Site
 
 DIED, INTERRUPTED = 1, 130  # exit codes
@@ -32,18 +32,19 @@ def run(
 ) -> int:
     """Serve until a signal, or the engine's death. told: called once requests are answered. Returns the exit
     code: 0 after SIGTERM. Raises InputError where the engine cannot start."""
+    raise_file_limit()
     return asyncio.run(_run(site, access, options, listener, told))
 
 
 async def _run(
     site: Site, access: Access, options: EngineOptions, listener: socket.socket, told: Callable[[Ready], None]
 ) -> int:
-    server = Server(http_config(site, access))
-    http = asyncio.create_task(server.serve(sockets=[listener]))
-    starting = asyncio.create_task(EngineClient.start(options))
-    client = None
-    try:
-        with _Farewell().taken() as farewell:
+    with _Farewell().taken() as farewell:
+        server = Server(http_config(site, access))
+        http = asyncio.create_task(server.serve(sockets=[listener]))
+        starting = asyncio.create_task(EngineClient.start(options))
+        client = None
+        try:
             await _first(starting, farewell.first.wait(), http)
             if not starting.done():
                 return farewell.exit_code
@@ -52,17 +53,19 @@ async def _run(
             gc.freeze()  # or a search for garbage among what was imported stops all streams now and then
             site.attach(client)
             told(client.ready)
+            watch = asyncio.create_task(_watched(client, site.limits.engine_seconds))
             await _first(farewell.first.wait(), client.died.wait(), http)
             site.draining = True
             await _drained(site, farewell)
+            watch.cancel()
             return farewell.exit_code if client.alive else await _death(client)
-    finally:
-        site.stop()
-        starting.cancel()
-        if client is not None:
-            await client.close(grace=0.0)
-        server.should_exit = True
-        await asyncio.gather(http, starting, return_exceptions=True)
+        finally:
+            site.stop()
+            starting.cancel()
+            if client is not None:
+                await client.close(grace=0.0)
+            server.should_exit = True
+            await asyncio.gather(http, starting, return_exceptions=True)
 
 
 async def _drained(site: Site, farewell: _Farewell) -> None:
@@ -76,6 +79,14 @@ async def _drained(site: Site, farewell: _Farewell) -> None:
     until = loop.time() + site.limits.grace
     while site.jobs and site.alive and not farewell.second.is_set() and loop.time() < until:
         await asyncio.sleep(0.02)
+
+
+async def _watched(client: EngineClient, seconds: float) -> None:
+    """End an engine that hangs: then it has died, as everybody is told."""
+    while client.silent <= seconds:
+        await asyncio.sleep(min(seconds / 4, 1.0))
+    _say(f"the engine has texts and has said nothing for {seconds:g} s: it is killed (--engine-timeout)")
+    client.kill()
 
 
 async def _death(client: EngineClient) -> int:
@@ -106,7 +117,8 @@ class _Farewell:
 
     @contextmanager
     def taken(self) -> Iterator[_Farewell]:
-        """Hear the signals, in the block."""
+        """Hear the signals, in the block. Behind a first one no more is listened to: the process ends, with
+        the exit code that the first one asked for."""
         loop, numbers = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
         before = {number: signal.getsignal(number) for number in numbers}
         for number in numbers:
@@ -116,7 +128,7 @@ class _Farewell:
         finally:
             for number, handler in before.items():
                 loop.remove_signal_handler(number)
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if self.first.is_set() else handler)
 
     def _come(self, number: int) -> None:
         if not self.first.is_set():

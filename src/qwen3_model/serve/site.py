@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from ..openai.body import Asked
 from ..openai.served import Served
+from .beside import Beside
 from .choices import Job
 from .engine_client import EngineClient
 from .errors import refusal
@@ -20,6 +24,8 @@ class Site:
         self.served, self.limits = served, limits
         self.draining = False
         self.jobs: set[Job] = set()
+        self.beside = Beside()
+        self._reading = Counter[int]()  # requests whose body is being read, by key
         self.metrics = Metrics(lambda: self._client.load if self._client else None)
         self._client: EngineClient | None = None
         if client is not None:
@@ -50,12 +56,27 @@ class Site:
             raise refusal(503, "the engine's process has died")
         return self._client
 
+    @contextmanager
+    def reading(self, key: int) -> Iterator[None]:
+        """While a request's body comes and is understood, which takes memory and time. Raises a Refusal."""
+        self.limits.check(self.jobs, self._reading, key, 1, self._slots)
+        self._reading[key] += 1
+        try:
+            yield
+        finally:
+            self._reading[key] -= 1
+
+    @property
+    def _slots(self) -> int:
+        """Of the engine; of one that is still being made at least one."""
+        return self._client.ready.slots if self._client is not None else 1
+
     def begin(self, asked: Asked, key: int) -> Job:
         """Submit a request's texts; `end` must follow. key: whose it is. Raises a Refusal, InputError, and
         EngineDied."""
         client = self.check_ready()
         choices = len(asked.prompts) * asked.n
-        self.limits.check(self.jobs, key, choices, client.ready.slots)
+        self.limits.check(self.jobs, self._reading, key, choices, self._slots)
         job = Job(client, self.served, asked, self.metrics, key)
         self.jobs.add(job)
         return job

@@ -105,11 +105,13 @@ class Loop:
         self._begin_batch()
 
     def turn(self) -> None:
-        """Take what has come, step, send what came of it. Without a text it waits for a message."""
+        """Take what has come, step, send what came of it, if only that a step was made: who hears nothing for
+        long knows that something is wrong. Without a text it waits for a message."""
         self._take()
-        if self._open:
+        steps = bool(self._open)
+        if steps:
             self._step()
-        if self._ran or self._ended or self._refused:
+        if steps or self._ended or self._refused:
             load = Load(**vars(self.engine.load), cycles=self._cycles, tokens=self._tokens)
             self._send(Batch(self._ran, self._ended, self._refused, load))
             self._begin_batch()
