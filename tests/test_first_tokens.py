@@ -183,14 +183,14 @@ def test_an_error_of_a_chunk_ends_its_texts_alone(monkeypatch):
     assert not finish(engine) and all(same(text, model) for text in texts[2:])
 
 
-@pytest.mark.parametrize(("strategy", "riders"), [("two-pass", 16), ("one-pass", 999)])
-def test_more_than_a_pass_has_rows_for_is_a_chunk_in_front_of_the_cycle(monkeypatch, strategy, riders):
+@pytest.mark.parametrize(("strategy", "room"), [("two-pass", 16), ("one-pass", 999)])
+def test_more_than_a_pass_has_rows_for_is_a_chunk_behind_the_cycle(monkeypatch, strategy, room):
     """So is what comes beside texts that draft in one pass. Either way its first token is read with the
     cycle's, and the next cycle has the text."""
     model = ScriptedModel(small_config(eos_token_ids=()))
     engine = engine_of(model)
     running(engine, strategy=strategy)
-    monkeypatch.setattr(cycles, "RIDERS", riders)
+    monkeypatch.setattr(cycles, "riders_beside", lambda rows: room)
     chunks, run = [], engine.runner.prompts.run
     engine.runner.prompts.run = lambda pieces: chunks.append(len(pieces[0].tokens)) or run(pieces)
     text = engine.submit([7] * 40, Request(**HOW))

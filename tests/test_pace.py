@@ -11,12 +11,12 @@ import torch
 
 from orthrus_kernels import pages_for
 from qwen3_model.decode import pace
-from qwen3_model.decode.pace import LEAST, RIDERS, SIZES, Pace, Span
+from qwen3_model.decode.pace import CHUNKS, FULL, LEAST, Pace, Span, riders_beside
 from qwen3_model.decode.scheduler import Cycle, Scheduler
 
 # ms of chunks without keys, and of rows that ride: about those of 8B on an H200; and of a row for a key
 FIRST = {512: 13.0, 1024: 28.0, 2048: 60.0}
-RIDING, KEY = 5.4, 1.6e-6
+RIDERS, RIDING, KEY = 256, 5.4, 1.6e-6
 
 
 def first_of(rows: int) -> float:
@@ -34,7 +34,7 @@ class Clock:
     def __init__(self, slots: int, tokens: int) -> None:
         self.scheduler: Scheduler[str] = Scheduler(slots, pages_for(tokens), 2048, reuse=False)
         self.pace, self.now, self.late = Pace(), 0.0, deque[float]()
-        self.pace.first, self.pace.key = dict(FIRST), KEY
+        self.pace.first, self.pace.key, self.pace.riders = dict(FIRST), KEY, RIDERS
         self.lengths: dict[str, int] = {}
         self.last: dict[str, float] = {}  # when each text's last cycle was done
         self.gaps: list[tuple[float, float]] = []  # of each text and cycle: the time since, and the usual one
@@ -116,7 +116,7 @@ def test_prompts_that_wait_come_in_turn():
 
 def test_a_prompt_always_ends():
     """Even where a row takes longer than a cycle, or nobody knows what it takes."""
-    for key, first in ((1.0, dict.fromkeys(SIZES, 1e6)), (0.0, None)):
+    for key, first in ((1.0, dict.fromkeys(CHUNKS, 1e6)), (0.0, None)):
         clock = decoding(1, 1 << 18)
         clock.pace.first, clock.pace.key = first, key
         clock.add("long", 6400, 100)
@@ -156,7 +156,7 @@ def test_the_pace_follows_cycles_and_keys():
     of.cycle(8.0)
     assert of.rows() == LEAST, "nothing is measured"
     of = Pace()
-    of.first, of.key = dict(FIRST), 1e-5
+    of.first, of.key, of.riders = dict(FIRST), 1e-5, RIDERS
     assert of.rows() == LEAST, "no cycle was timed"
     for took in (13.6, 0.0, -2.0, 13.6, 100.0, 13.6, 100.0):
         of.cycle(took)
@@ -167,7 +167,15 @@ def test_the_pace_follows_cycles_and_keys():
     assert of.rows() == LEAST
     of.read(20, 0)
     assert of.rows() == 512, "another prompt"
-    assert SIZES == (512, 1024, 2048)
+    of.riders = 192
+    assert of.read(20, 2500) > 0 and of.rows() == 192
+    assert CHUNKS == (512, 1024, 2048)
+
+
+@pytest.mark.parametrize("rows", range(1, 3 * FULL))
+def test_prompts_fill_a_pass(rows):
+    riders = riders_beside(rows)
+    assert (rows + riders) % FULL == 0 and FULL // 2 <= riders < FULL + FULL // 2
 
 
 def test_a_span_on_a_cpu_is_the_hosts(monkeypatch):

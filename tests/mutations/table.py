@@ -837,7 +837,7 @@ BUGS = (
         "test_pace.py::test_a_long_prompt_makes_nobody_wait_for_more_than_twice_his_cycle",
         "right for short prompts"),
     Bug("the keys of a prompt take as long as they like", "qwen3_model/decode/pace.py",
-        "riding = min(RIDERS, int(usual / (2 * each))) if each > 0 else RIDERS", "riding = RIDERS",
+        "riding = min(self.riders, int(usual / (2 * each))) if each > 0 else self.riders", "riding = self.riders",
         "test_pace.py::test_the_pace_follows_cycles_and_keys",
         "right for short prompts"),
     Bug("a cycle with prompts is of any kind", _CYCLES,

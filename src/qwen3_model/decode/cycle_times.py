@@ -13,7 +13,6 @@ from orthrus_kernels.layout import State
 
 from .controller import measured_times
 from .cycle import Cycle, Slots
-from .pace import RIDERS
 from .prompt_rows import Piece
 from .two_pass import TwoPassCycle
 
@@ -39,16 +38,17 @@ def times_of(cycles: Sequence[Cycle], slots: Slots, pool: Any) -> list[float]:
 
 
 def key_time(cycle: TwoPassCycle, slots: Slots, pool: Any) -> float:
-    """ms that a row of a prompt takes for each key that it sees. cycle: captured, with RIDERS rows for
+    """ms that a row of a prompt takes for each key that it sees. cycle: captured, with rows for
     prompts. The context is of pages that are anybody's."""
     state, table, riders = slots.state, slots.cache.pages, cycle.riders
     pages = min(TIMED_PAGES, table.shape[1], slots.cache.positions // PAGE)
     before = state.clone(), table.clone()
-    assert riders is not None and len(riders) == RIDERS
+    assert riders is not None
+    rows = len(riders)
     cycle.seat(())
 
     def launch(start: int) -> Callable[[], float]:
-        riders.fill([Piece([0] * RIDERS, start, 0 if start else -1)])
+        riders.fill([Piece([0] * rows, start, 0 if start else -1)])
         return _timed(cycle, pool)
 
     try:
@@ -57,7 +57,7 @@ def key_time(cycle: TwoPassCycle, slots: Slots, pool: Any) -> float:
         none, some = measured_times((0, pages * PAGE), launch).values()
     finally:
         state.copy_(before[0]), table.copy_(before[1])
-    return max(some - none, 0.0) / (RIDERS * pages * PAGE)
+    return max(some - none, 0.0) / (rows * pages * PAGE)
 
 
 def _timed(cycle: Cycle, pool: Any) -> Callable[[], float]:

@@ -10,6 +10,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from torch import Tensor
+
 from orthrus_kernels import FORMS, Form
 from orthrus_kernels.layout import State
 
@@ -18,7 +20,7 @@ from .cycle import Allot, Cycle, Outcome, Read, Slots, Walk, pairs_of
 from .cycle_times import EVERY_NODE, key_time, times_of
 from .groups import MOST_ROWS, Group, Kind, Seated, fixed_kind, groups_of, seats_for
 from .one_pass import Shape
-from .pace import RIDERS, Pace
+from .pace import Pace, riders_beside
 from .prompt import rows_for
 from .prompt_rows import Piece
 from .sequence import Sequence as Text
@@ -62,6 +64,7 @@ class Launched(NamedTuple):
     controllers: tuple[Controller | None, ...]  # that learn from it
     read: Read
     added: float = 0.0  # ms that it takes for prompts
+    states: Tensor | None = None  # of the last tokens of the pieces that it carries, [pieces, E]
 
 
 def seat_counts(slots: int) -> tuple[int, ...]:
@@ -108,7 +111,8 @@ class Cycles:
         self.slots.choice.form = form
         numbers = [kind for kind in kinds if isinstance(kind, int)]
         beside = with_riders(numbers) if len(self.slots.state) > 1 else ()
-        for kind, riders in (*((kind, 0) for kind in kinds), *((kind, RIDERS) for kind in beside)):
+        riding = [(kind, _riders(kind, block, seats)) for kind in beside]
+        for kind, riders in (*((kind, 0) for kind in kinds), *riding):
             cycle = self._cycle(kind, block, form, seats, riders=riders)
             cycle.seat(range(min(seats, len(self.slots.state))))
             cycle.run()
@@ -136,14 +140,10 @@ class Cycles:
         """A text runs no longer."""
         self._of.pop(text, None)
 
-    def carry(self, seated: Seated, pieces: Sequence[Piece]) -> bool:
-        """Whether a cycle of these texts has rows for pieces of other texts' prompts: the verify pass of all
-        strategies but one-pass has."""
-        return self._groups_of(seated)[-1].shape is None and sum(len(of.tokens) for of in pieces) <= RIDERS
-
     def launch(self, seated: Seated, pieces: Sequence[Piece] = ()) -> tuple[Launched, ...]:
         """Launch a cycle of the texts that draft in one pass and one of the others, or either alone; what
-        they add to each text, `read` finds out. pieces: that the last one carries: MOST_PARTS at most."""
+        they add to each text, `read` finds out. pieces: of other texts' prompts, MOST_PARTS at most, which
+        the last one carries if its verify pass has rows for them."""
         *first, last = self._groups_of(seated)
         return (*map(self._launch, first), self._launch(last, pieces))
 
@@ -156,17 +156,17 @@ class Cycles:
         """Launch one cycle."""
         self.slots.choice.form = group.form
         kind, timed = self._kind(group, riding=bool(pieces))
-        riders = self._riders(pieces)
+        self.pace.riders = room = _riders(kind, group.block, group.seats)
+        tokens = sum(len(piece.tokens) for piece in pieces)
+        riders = 0 if not tokens or tokens > room else room
+        if riders and self.pool is None:  # few that hold them: each is computed
+            riders = rows_for(tokens)
         cycle = self._cycle(kind, group.block, group.form, group.seats, group.watched, group.texts, riders)
         cycle.seat(group.slots)
-        added = self._fill(cycle, pieces) if pieces else 0.0
+        added = self._fill(cycle, pieces) if riders else 0.0
         read = cycle.launch(self.pool, timed=timed)
-        return Launched(kind, cycle, group.seated, group.epochs, group.controllers, read, added)
-
-    def _riders(self, pieces: Sequence[Piece]) -> int:
-        """Rows of a pass for pieces: where graphs are captured, one number; else few that hold them."""
-        tokens = sum(len(piece.tokens) for piece in pieces)
-        return 0 if not tokens else rows_for(tokens) if self.pool is None else RIDERS
+        states = cycle.states_of_prompts if riders else None
+        return Launched(kind, cycle, group.seated, group.epochs, group.controllers, read, added, states)
 
     def _fill(self, cycle: Cycle, pieces: Sequence[Piece]) -> float:
         """Put pieces down; returns what they add to the cycle, in ms."""
@@ -263,7 +263,9 @@ class Cycles:
         kinds = kinds_of_auto(seats) if block else (PLAIN,)
         beside = with_riders(kinds) if len(self.slots.state) > 1 else ()
         cycles = [self._cycle(kind, block, form, seats) for kind in kinds]
-        cycles += [self._cycle(kind, block, form, seats, riders=RIDERS) for kind in beside]
+        cycles += [
+            self._cycle(kind, block, form, seats, riders=_riders(kind, block, seats)) for kind in beside
+        ]
         took = times_of(cycles, self.slots, self.pool)
         alone = dict(zip(kinds, took, strict=False))
         for kind, cycle, with_prompts in zip(beside, cycles[len(kinds) :], took[len(kinds) :], strict=True):
@@ -275,7 +277,7 @@ class Cycles:
         """Measure what a row of a prompt takes for each key that it sees, in the cycle of `ready` for one
         text without a draft."""
         self.slots.choice.form = FORMS[0]
-        cycle = self._cycle(PLAIN, 0, FORMS[0], seats=1, riders=RIDERS)
+        cycle = self._cycle(PLAIN, 0, FORMS[0], seats=1, riders=_riders(PLAIN, 0, 1))
         assert isinstance(cycle, TwoPassCycle)
         self.pace.key = key_time(cycle, self.slots, self.pool)
 
@@ -295,6 +297,13 @@ def _block(kind: Kind, block: int, seats: int) -> int:
     if kind > CHAIN and seats > 1:
         return min(block, kind + 1)
     return min(block, max(MOST_ROWS // seats, 2))
+
+
+def _riders(kind: Kind, block: int, seats: int) -> int:
+    """Rows for prompts of the verify pass of a kind; one-pass cycles have none."""
+    if not isinstance(kind, int):
+        return 0
+    return riders_beside(seats * TwoPassCycle.rows_each(kind, _block(kind, block, seats)))
 
 
 def kinds_of_auto(seats: int) -> tuple[int, ...]:

@@ -1,10 +1,10 @@
 """How many tokens of prompts a step reads beside texts that decode: so many that a text waits about twice as
 long as usual for its next tokens.
 
-RIDERS tokens at most ride in the verify pass of a cycle (two_pass.py). That pass reads the weights anyway, so
-its rows for prompts take about as long as a pass of a few rows, and a cycle has one or two passes. More
-tokens are a chunk of their own in front of the cycle, if it takes no longer than a cycle: then there are
-texts enough, or drafts, and the weights are the smaller part of it.
+Some ride in the verify pass of a cycle (two_pass.py), as many as fill it to a multiple of FULL rows. That pass
+reads the weights anyway, so its rows for prompts take about as long as a pass of a few rows, and a cycle has
+one or two passes. More tokens are a chunk of their own behind the cycle, if it takes no longer than a cycle:
+then there are texts enough, or drafts, and the weights are the smaller part of it.
 
 What rows take follows from their number and from the keys that they see. Both are measured at a warm start.
 So what a cycle took without its prompts can be said of every cycle, and there need not be one without."""
@@ -19,17 +19,26 @@ import torch
 
 from ..model import PREFILL_ROWS
 
-RIDERS = 256  # rows of a verify pass for prompts: an H200 computes about as many while it reads the weights
+FULL = 256  # rows of a pass: an H200's linears take as long for the next row as for the next hundred
 LEAST = 64  # tokens of a step beside texts that decode, at any rate: a prompt must end
-SIZES = tuple(RIDERS << n for n in range(1, (PREFILL_ROWS // RIDERS).bit_length()))  # chunks of their own
+CHUNKS = tuple(FULL << n for n in range(1, (PREFILL_ROWS // FULL).bit_length()))  # rows of those chunks
 LAST_CYCLES = 5  # of which the median is the usual one: two that were held up change nothing
+
+
+def riders_beside(rows: int) -> int:
+    """Rows for prompts of a verify pass that has so many others: they fill it, and are half of FULL at
+    least."""
+    return FULL // 2 + -(rows + FULL // 2) % FULL
 
 
 class Pace:
     """What chunks and cycles of one cache take, in ms."""
 
     def __init__(self) -> None:
-        self.first: dict[int, float] | None = None  # of a chunk of each of SIZES, no keys; None: not measured
+        self.first: dict[int, float] | None = (
+            None  # of a chunk of each of CHUNKS, no keys; None: not measured
+        )
+        self.riders = 0  # rows for prompts of the next verify pass, as the last one had them
         self.key = 0.0  # of a row, for each key that it sees
         self._cycles: deque[float] = deque(maxlen=LAST_CYCLES)
         self._keys = 0  # that the next row of a prompt may see
@@ -49,7 +58,7 @@ class Pace:
         if self.first is None or not self._cycles:
             return LEAST
         usual, each = median(self._cycles), self._keys * self.key
-        riding = min(RIDERS, int(usual / (2 * each))) if each > 0 else RIDERS  # the rows take the other half
+        riding = min(self.riders, int(usual / (2 * each))) if each > 0 else self.riders
         return max(LEAST, riding, *(n for n, took in self.first.items() if took + n * each <= usual))
 
 

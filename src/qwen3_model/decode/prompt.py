@@ -14,7 +14,7 @@ from orthrus_kernels import PassShape, Rows
 
 from .controller import measured_times
 from .cycle import Slots, captured
-from .pace import SIZES, Span
+from .pace import CHUNKS, Span
 from .prompt_rows import Piece, PromptRows
 from .scheduler import MOST_PARTS
 
@@ -80,7 +80,7 @@ class Prompts:
             chunk.launch(self.pool)
 
     def measured(self, ready: Sequence[int]) -> dict[int, float]:
-        """ms of the chunks of SIZES without a key of the cache, by their rows. ready: rows of those that
+        """ms of the chunks of CHUNKS without a key of the cache, by their rows. ready: rows of those that
         `ready` has captured; nothing is committed."""
 
         def launch(rows: int) -> Callable[[], float]:
@@ -89,7 +89,7 @@ class Prompts:
             span.end()
             return span.milliseconds
 
-        return measured_times([rows for rows in SIZES if rows in ready], launch)
+        return measured_times([rows for rows in CHUNKS if rows in ready], launch)
 
     def run(self, pieces: Sequence[Piece]) -> Tensor:
         """Commit a chunk of MOST_PARTS pieces at most, of PREFILL_ROWS tokens together at most. Returns the

@@ -75,18 +75,18 @@ class Runner:
 
     def cycle(self, seated: Seated, parts: Iterable[Part[Sequence]]) -> tuple[Launched, ...]:
         """Launch a cycle of texts in slots, and with it do what `prefill` does: in the cycle's own pass, or
-        in front of it where that has no room. What is returned is read together."""
+        in a chunk behind it where that has no room. What is returned is read together."""
         parts = _in_order(parts)
         pieces = _pieces(parts)
+        launched = self.cycles.launch(seated, pieces)
         if not pieces:
-            return self.cycles.launch(seated)
-        if self.cycles.carry(seated, pieces):
-            launched = self.cycles.launch(seated, pieces)
-            return *launched, *self._begin(parts, launched[-1].cycle.states_of_prompts)
-        for piece in pieces:
-            self.cycles.pace.read(len(piece.tokens), piece.start)
-        first = self._begin(parts, self.prompts.run(pieces))
-        return *self.cycles.launch(seated), *first
+            return launched
+        states = launched[-1].states
+        if states is None:
+            for piece in pieces:
+                self.cycles.pace.read(len(piece.tokens), piece.start)
+            states = self.prompts.run(pieces)
+        return *launched, *self._begin(parts, states)
 
     def _begin(self, parts: list[Part[Sequence]], states: Tensor) -> tuple[Launched, ...]:
         """Texts whose last part was launched run from now on. states: of the parts' last tokens."""

@@ -34,7 +34,7 @@ class TwoPassCycle(Cycle):
         draft; 0: no draft. scored: a chain has scores too, for a caller that watches. riders: rows of the
         verify pass for prompts."""
         self.grows, self.scored, self.block = nodes > CHAIN, scored and block > 0, block
-        each = nodes + 1 if self.grows else max(block, 1)  # rows a seat
+        each = self.rows_each(nodes, block)
         levels = min(block, MOST_DEPTH) if self.grows else each
         super().__init__(slots, seats, max(each, MOST_TREE) if self.grows and seats > 1 else each, levels)
         model, device, running = slots.model, slots.state.device, len(slots.state)
@@ -69,6 +69,11 @@ class TwoPassCycle(Cycle):
             self.draft.plan.sequences.copy_(self.seats.repeat_interleave(self.block))
         if not self.grows:
             self.of_trees.sequences.copy_(self.seats.repeat_interleave(self.nodes))
+
+    @staticmethod
+    def rows_each(nodes: int, block: int) -> int:
+        """Rows of the verify pass a seat."""
+        return nodes + 1 if nodes > CHAIN else max(block, 1)
 
     @property
     def states_of_prompts(self) -> torch.Tensor:
