@@ -3,8 +3,8 @@ long as usual for its next tokens.
 
 Some ride in the verify pass of a cycle (two_pass.py), as many as fill it to a multiple of FULL rows. That
 pass reads the weights anyway, so its rows for prompts take about as long as a pass of a few rows, and a cycle
-has one or two passes. More tokens are a chunk of their own behind the cycle, if it takes no longer than a cycle:
-then there are texts enough, or drafts, and the weights are the smaller part of it.
+has one or two passes. More tokens are a chunk of their own behind the cycle, if it takes no longer than a
+cycle: then there are texts enough, or drafts, and the weights are the smaller part of it.
 
 What rows take follows from their number and from the keys that they see. Both are measured at a warm start.
 So what a cycle took without its prompts can be said of every cycle, and there need not be one without."""
