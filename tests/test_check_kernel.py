@@ -24,14 +24,15 @@ LINE = {"registers": 31, "spill_bytes": 0, "shared": 0}
 # Kernel tests of no one operation.
 OF_ALL = {
     "test_clock", "test_cycle_times", "test_cycles", "test_draft_scores", "test_forced_walk",
-    "test_model_kernels", "test_prompt", "test_rare_launches", "test_texts_beside",
+    "test_model_kernels", "test_prompt", "test_prompt_rows", "test_rare_launches", "test_texts_beside",
     "test_texts_in_turn",
 }  # fmt: skip
 
 
 def test_every_kernel_and_every_kernel_test_belongs_to_an_operation():
     sources = [
-        (ROOT / "tests/helpers" / name).read_text() for name in ("aot_launches.py", "compile_attention.py")
+        (ROOT / "tests/helpers" / name).read_text()
+        for name in ("aot_launches.py", "compile_attention.py", "compile_gluon.py")
     ]
     kernels = {name for text in sources for name in re.findall(r"\b_\w+_kernel\b", text)}
     known = check_kernel.operations()

@@ -54,7 +54,9 @@ _CHOOSE = Op(_CHOICE, (
 ))  # fmt: skip
 # Any other operation of the bench: tests/kernels/test_<op>.py and _<op>_kernel.
 KNOWN = {
-    "linear": Op(("kernels/test_linear.py", "kernels/test_tables.py"), ("_linear_kernel",)),
+    "linear": Op(
+        ("kernels/test_linear.py", "kernels/test_tables.py"), ("_linear_kernel", "_linear_gluon_kernel")
+    ),
     "attention": Op(
         ("kernels/test_attention_kernels.py", "test_attention.py", "test_pass_tables.py"),
         ("_partial_kernel", "_combine_kernel", "_whole_kernel"),

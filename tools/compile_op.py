@@ -5,6 +5,8 @@ need not be this file's: tools/check_kernel.py compares two."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import io
 import json
 import sys
@@ -25,6 +27,7 @@ BY_SIGNATURE = {
     "_whole_kernel",
     "_commit_kernel",
 }
+GLUON = "_linear_gluon_kernel"  # compiled by compile_gluon.py
 FIGURES = ("registers", "spill_bytes", "shared")
 
 
@@ -62,8 +65,19 @@ def by_signature(wanted: Collection[str]) -> Iterator[dict]:
         }  # fmt: skip
 
 
+def by_tile() -> Iterator[dict]:
+    """What compile_gluon.py compiles; nothing in a tree without Gluon."""
+    if importlib.util.find_spec("compile_gluon"):
+        compile_gluon = importlib.import_module("compile_gluon")
+        for plan in compile_gluon.plans(False):
+            line = compile_gluon.line_of(plan, True)
+            yield {"kernel": GLUON, **{name: line[name] for name in ("case", *FIGURES)}}
+
+
 def main(wanted: list[str]) -> None:
     found = list(by_launch(wanted))
+    if GLUON in wanted:
+        found += by_tile()
     if BY_SIGNATURE.intersection(wanted):
         found += [line for line in by_signature(wanted) if line["kernel"] in wanted]
     seen: dict[tuple[str, str], int] = {}

@@ -26,6 +26,7 @@ from .head import head, head_triton
 from .lay import lay
 from .lay_triton import lay_triton
 from .linear import linear, linear_triton
+from .linear_either import gluon_is_on, linear_either, linear_swiglu_either
 from .linear_swiglu import linear_swiglu, linear_swiglu_triton
 from .qk_norm_rope import qk_norm_rope, qk_norm_rope_triton
 from .rerank import rerank, rerank_triton
@@ -89,8 +90,8 @@ _TRITON = replace(
     head=head_triton,
     lay=lay_triton,
     likeliest=likeliest_triton,
-    linear=linear_triton,
-    linear_swiglu=linear_swiglu_triton,
+    linear=linear_either,
+    linear_swiglu=linear_swiglu_either,
     log_sum_exp=log_sum_exp_triton,
     new_tables=new_tables_triton,
     place_blocks=place_blocks_triton,
@@ -126,7 +127,8 @@ _DEPENDENT: dict[str, tuple[tuple[str, ...], dict[str, bool]]] = {
 
 
 def backend_ops(backend: str, pdl: Collection[str] = ()) -> Ops:
-    """Operations of "reference", "triton" or "torch". Raises ValueError for any other name.
+    """Operations of "reference", "triton" or "torch". Raises ValueError for any other name, and where
+    ORTHRUS_GLUON is neither on nor off: whether Gluon may run "triton"'s linears (linear_either.py).
 
     pdl: which kinds of Triton kernels are dependent launches (pdl.py): "rowwise", "attention", "linear" or,
     in place of that, "signals". Only on a device that `pdl_supported` names; other backends have none."""
@@ -136,6 +138,8 @@ def backend_ops(backend: str, pdl: Collection[str] = ()) -> Ops:
     if unknown or {"signals", "linear"} <= set(pdl):
         raise ValueError(f"pdl is of {', '.join(_DEPENDENT)}, the last two not together: not {sorted(pdl)}")
     ops = _BACKENDS[backend]
+    if not gluon_is_on() and backend == "triton":
+        ops = replace(ops, linear=linear_triton, linear_swiglu=linear_swiglu_triton)
     if backend != "triton" or not pdl:
         return ops
     settings = [(name, how) for kind in pdl for names, how in [_DEPENDENT[kind]] for name in names]

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from orthrus_kernels import triton_runs_on
+from orthrus_kernels import gluon_is_on, triton_runs_on
 
 from .errors import InputError, quoted
 
@@ -49,7 +49,12 @@ def pick_dtype(dtype: str | torch.dtype | None, device: torch.device, stored: st
 
 
 def pick_backend(backend: str, device: torch.device) -> str:
-    """Resolve "auto". Raises InputError for a backend that is unknown or cannot run on the device."""
+    """Resolve "auto". Raises InputError for a backend that is unknown or cannot run on the device, and where
+    ORTHRUS_GLUON says neither on nor off."""
+    try:
+        gluon_is_on()
+    except ValueError as error:
+        raise InputError(error) from None
     if backend not in BACKENDS:
         raise InputError(f"unknown backend {quoted(backend)}: use {', '.join(BACKENDS)}")
     can = triton_runs_on(device)

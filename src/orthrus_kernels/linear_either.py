@@ -1,0 +1,166 @@
+"""Which kernel a linear runs in: Gluon's (linear_gluon.py) with the shapes and on the GPUs that its table
+names, else Triton's (linear.py, linear_swiglu.py). Which of them runs changes no bit.
+
+That is not taken on trust. Before a launch in Gluon first runs in a process, it is made once on random rows,
+beside Triton's: by the weights that it has, on the GPU and with the Triton that are there. Where one bit
+differs, or where it does not compile, Triton's kernels run from then on, and one line on stderr says why.
+
+ORTHRUS_GLUON=off turns Gluon off."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import tables
+from ._gluon import HAS_GLUON
+from ._triton import triton_interprets
+from .compile_ahead import is_recorded
+from .late import stopped
+from .linear import check_shapes, linear_triton
+from .linear_gluon import Plan, linear_gluon, multiprocessors, plan_of, takes
+from .linear_swiglu import linear_swiglu_triton
+from .rows import new_rows
+from .tables import LinearEntry
+from .weight import Weight
+from .workspace import Workspace, workspace
+
+SWITCH = "ORTHRUS_GLUON"
+Views = tuple[Weight, Weight | None]
+
+_trusted: set[tuple] = set()  # launches whose bits are Triton's, on this machine
+_distrusted: list[str] = []  # why no launch is made in Gluon any more: nothing, or one reason
+
+
+def gluon_is_on() -> bool:
+    """What ORTHRUS_GLUON says. Raises ValueError for another value than on or off."""
+    said = os.environ.get(SWITCH, "on")
+    if said not in ("on", "off"):
+        raise ValueError(f"{SWITCH} is on or off, not {said!r}: leave it out for on")
+    return said == "on"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch in Gluon: rows [first, last) of a pass, of which [first, first + n_ar) are multiplied by the
+    first of its weights."""
+
+    plan: Plan
+    views: Views
+    first: int
+    last: int
+    n_ar: int
+
+
+def launches_of(x: Tensor, views: Views, n_ar: int, swiglu: bool, space: Workspace | None) -> list[Launch]:
+    """The launches in Gluon of a linear, one or one a view; none where Triton's kernels must run."""
+    rows, key = x.shape[0], tables.device_key(x.device)
+    if not (rows and key == "sm_90" and HAS_GLUON and not triton_interprets() and takes(x, *views)):
+        return []
+    (n, k), (weight, weight_diff) = views[0].shape, views
+    space = space or workspace(x.device)
+
+    def planned(first: int, last: int, ar: int, of: Views) -> Launch | None:
+        plan = plan_of(n, k, x.dtype, key, ar, last - first - ar, swiglu)
+        fits = plan is not None and plan.fits(multiprocessors(x.device), space)
+        return Launch(plan, of, first, last, ar) if plan and fits else None
+
+    together = planned(0, rows, n_ar, views)
+    if together or weight_diff is None:
+        return [together] if together else []
+    apart = planned(0, n_ar, n_ar, (weight, None)), planned(n_ar, rows, rows - n_ar, (weight_diff, None))
+    return [launch for launch in apart if launch] if all(apart) else []
+
+
+def trusted(launch: Launch, pdl: bool) -> bool:
+    """Whether a launch has the bits of Triton's kernels on this machine: found out once. Raises RuntimeError
+    where that would fall into the capture of a CUDA graph: make the launch once before."""
+    device = launch.views[0].pointer.device
+    key = device, launch.plan, pdl
+    if _distrusted or key in _trusted:
+        return not _distrusted
+    if not is_recorded() and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("launch once before the capture, so that the kernels' bits have been compared")
+    try:
+        why = "" if same_bits(launch, pdl) or is_recorded() else "has other bits than Triton's kernel"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a compiler or a driver can raise anything
+        why = stopped() or f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if why:
+        plan = launch.plan
+        tiles = ", ".join(f"{tile.rows} rows by {64 * tile.groups}" for tile in plan.tiles)
+        _distrusted.append(f"linear_gluon, weight {plan.n}x{plan.k}, tile {tiles}: {why}")
+        print(f"orthrus: Triton's linears run in place of Gluon's. {_distrusted[0]}", file=sys.stderr)
+    elif not is_recorded():  # recorded launches did not run; both kernels are compiled ahead
+        _trusted.add(key)
+    return not why
+
+
+def same_bits(launch: Launch, pdl: bool) -> bool:
+    """Run both kernels on as many random rows as the launch's tiles have, scaled by 2^-6 .. 2^6, so that sums
+    show their order."""
+    plan, (weight, weight_diff) = launch.plan, launch.views
+    device, n_ar = weight.pointer.device, plan.tile.rows
+    shape = sum(tile.rows for tile in plan.tiles), plan.k
+    seeded = torch.Generator(device).manual_seed(shape[0])
+    scale = torch.exp2(torch.randint(-6, 7, shape, generator=seeded, device=device).float())
+    x = (torch.randn(shape, generator=seeded, device=device) * scale).to(weight.dtype)
+    width = plan.n // 2 if plan.swiglu else plan.n
+    ours = torch.full((shape[0], width), float("nan"), dtype=x.dtype, device=device)
+    linear_gluon(plan, x, weight, weight_diff, n_ar, out=ours, pdl=pdl)
+    if plan.swiglu:
+        theirs = linear_swiglu_triton(x, weight, pdl=pdl)
+    else:
+        theirs = linear_triton(x, weight, weight_diff, n_ar, pdl=pdl)
+    return torch.equal(ours.view(torch.int16), theirs.view(torch.int16))
+
+
+def launched(launches: Sequence[Launch], x: Tensor, out: Tensor, **how: Any) -> Tensor:
+    """The rows of `out`, by launches that are trusted."""
+    for launch in launches:
+        rows = slice(launch.first, launch.last)
+        linear_gluon(launch.plan, x[rows], *launch.views, launch.n_ar, out=out[rows], **how)
+    return out
+
+
+def linear_either(
+    x: Tensor, weight: Weight, weight_diff: Weight | None = None, n_ar: int | None = None,
+    out_dtype: torch.dtype | None = None, *, out: Tensor | None = None, entry: LinearEntry | None = None,
+    space: Workspace | None = None, pdl: bool = False, early: bool = True,
+) -> Tensor:  # fmt: skip
+    """`linear_triton`, in Gluon where that is possible; with an entry always in Triton."""
+    check_shapes(x, weight, weight_diff)
+    rows = x.shape[0]
+    views: Views = weight, weight_diff
+    first = rows if n_ar is None or weight_diff is None else n_ar  # of the rows, by the first weight
+    if first == rows:
+        views = weight, None
+    elif first == 0 and weight_diff is not None:
+        views, first = (weight_diff, None), rows
+    how: dict[str, Any] = {"space": space, "pdl": pdl, "early": early}
+    if entry is None and out_dtype in (None, x.dtype) and (out is None or out.dtype == x.dtype):
+        launches = launches_of(x, views, first, False, space)
+        if launches and all(trusted(launch, pdl) for launch in launches):
+            y = torch.empty(rows, weight.shape[0], dtype=x.dtype, device=x.device) if out is None else out
+            return launched(launches, x, y, **how)
+    return linear_triton(x, weight, weight_diff, n_ar, out_dtype, out=out, entry=entry, **how)
+
+
+def linear_swiglu_either(
+    x: Tensor, gate_up: Weight, *, out: Tensor | None = None, entry: LinearEntry | None = None,
+    pdl: bool = False, early: bool = True,
+) -> Tensor:  # fmt: skip
+    """`linear_swiglu_triton`, in Gluon where that is possible; with an entry always in Triton."""
+    check_shapes(x, gate_up, None)
+    launches = [] if entry else launches_of(x, (gate_up, None), x.shape[0], True, None)
+    if launches and all(trusted(launch, pdl) for launch in launches):
+        y = new_rows(x, x.shape[0], gate_up.shape[0] // 2) if out is None else out
+        return launched(launches, x, y, pdl=pdl, early=early)
+    return linear_swiglu_triton(x, gate_up, out=out, entry=entry, pdl=pdl, early=early)

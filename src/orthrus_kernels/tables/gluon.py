@@ -1,0 +1,81 @@
+"""Tiles of the linears in Gluon (linear_gluon.py): gluon.json, beside the classes that linear.json keeps.
+
+A weight that has a line here runs in Gluon on the device of the line, with as many rows as its tiles take.
+Tiles change no bits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+import torch
+
+MOST_ROWS, MOST_GROUPS, MOST_STAGES = 256, 3, 10
+ROOM = 223 * 1024  # bytes of shared memory for a ring; barriers and stores take a few KiB of the 227 of sm_90
+
+
+@dataclass(frozen=True)
+class GluonTile:
+    """A program's: `rows` rows of x in one or two parts, powers of two of 128 at most (one of 256 spills);
+    groups: multiplying warpgroups, of 64 weight rows each. Three of them have registers for 192 rows."""
+
+    rows: int
+    groups: int
+
+    def __post_init__(self) -> None:
+        fits = self.rows % 16 == 0 < self.rows <= MOST_ROWS and self.rows.bit_count() <= 2
+        most = MOST_ROWS if self.groups < MOST_GROUPS else 192
+        if not fits or not 1 <= self.groups <= MOST_GROUPS or self.rows > most:
+            raise ValueError(
+                f"a tile in Gluon has 16 to {most} rows, the sum of one or two powers of two, and 1 to "
+                f"{MOST_GROUPS} groups, not {self.rows} rows and {self.groups} groups"
+            )
+
+    @property
+    def parts(self) -> tuple[int, int]:
+        """Its rows; the second may be 0."""
+        wide = min(1 << self.rows.bit_length() - 1, 128)
+        return wide, self.rows - wide
+
+    @property
+    def stages(self) -> int:
+        """Places of its ring: what fits, blocks of 64 columns in 16 bits."""
+        return min(ROOM // ((64 * self.groups + self.rows) * 128), MOST_STAGES)
+
+
+@dataclass(frozen=True)
+class GluonEntry:
+    """Tiles of a weight by rising rows; more rows than the last one's run in Triton. both: tiles (of the AR
+    view, of the diffusion view) for one launch of both, by rising rows; what fits none has a launch a
+    view."""
+
+    tiles: tuple[GluonTile, ...]
+    both: tuple[tuple[GluonTile, GluonTile], ...] = ()
+    measured: str | None = None  # GPU, date, command
+
+    def tile(self, rows: int) -> GluonTile | None:
+        """The tile for so many rows of one view."""
+        return next((tile for tile in self.tiles if rows <= tile.rows), None)
+
+    def pair(self, ar: int, diffusion: int) -> tuple[GluonTile, GluonTile] | None:
+        """The tiles of one launch for so many rows of each view."""
+        return next((pair for pair in self.both if ar <= pair[0].rows and diffusion <= pair[1].rows), None)
+
+
+@cache
+def gluon_entries() -> dict[tuple[int, int, torch.dtype, str], GluonEntry]:
+    """All entries of gluon.json by (N, K, dtype, device). Raises ValueError when one is malformed."""
+    entries = {}
+    for row in json.loads(resources.files(__package__).joinpath("gluon.json").read_text()):
+        tiles = tuple(GluonTile(*tile) for tile in row["tiles"])
+        both = tuple((GluonTile(*ar), GluonTile(*diffusion)) for ar, diffusion in row["both"])
+        rows = [tile.rows for tile in tiles]
+        if not rows or rows != sorted(set(rows)):
+            raise ValueError(f"gluon.json: tiles of {row} must rise in rows")
+        if any(1 < min(a.groups, b.groups) < max(a.groups, b.groups) for a, b in both):
+            raise ValueError(f"gluon.json: of two tiles of one launch in {row} the lower has 1 group")
+        key = row["n"], row["k"], getattr(torch, row["dtype"]), row["device"]
+        entries[key] = GluonEntry(tiles, both, row["measured"])
+    return entries

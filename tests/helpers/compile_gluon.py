@@ -1,0 +1,128 @@
+"""Compile the linear in Gluon for sm_90; one JSON line a launch. Run by test_gluon_aot.py in a process
+without TRITON_INTERPRET: `python tests/helpers/compile_gluon.py [all]`, else a few launches that have most of
+everything."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import aot  # noqa: E402
+import torch  # noqa: E402
+from aot_launches import meta, module  # noqa: E402
+
+from orthrus_kernels import Weight, tables  # noqa: E402
+from orthrus_kernels.tables.gluon import GluonTile, gluon_entries  # noqa: E402
+from orthrus_kernels.workspace import Workspace  # noqa: E402
+
+HOPPER = aot.TARGETS["sm_90"]
+LINEAR = module("linear_gluon")
+_ARITHMETIC = re.compile(r"^\s*((?:add|sub|mul|fma|div|ex2|rcp|cvt)\.[\w.]*(?:f32|bf16)[\w.]*)", re.M)
+_GLOBAL = re.compile(r"\b(?:ld|st|atom|red)\.(?:\w+\.)*?global")
+_COPY = re.compile(r"cp\.async\.bulk\.tensor[^\[]*\[%\w+\], \[(%rd\d+)")
+
+
+def plans(everything: bool) -> Iterator:
+    """Of every entry and tile once, for tiles of one class and height; or the lowest and the tallest of
+    those."""
+    found: dict[tuple, list] = {}
+    for (n, k, dtype, device), entry in gluon_entries().items():
+        segments = tables.linear_entry(n, k, dtype, device).segments
+        swiglu = n in (24576, 12288)  # gate and up projections
+        launches = [(tile, None) for tile in entry.tiles] + [*entry.both]
+        for tile, diff in launches:
+            groups = tile.groups, diff and diff.groups
+            found.setdefault((segments, swiglu, groups), []).append(
+                LINEAR.Plan(n, k, segments, tile, diff, swiglu)
+            )
+    found[2, False, (3, 1)] = [LINEAR.Plan(2048, 4096, 2, GluonTile(48, 3), GluonTile(144, 1))]
+    for alike in found.values():
+        once = {plan.tiles: plan for plan in alike}
+        by_rows = sorted(once.values(), key=lambda plan: plan.tile.rows)
+        yield from (
+            by_rows if everything else {plan.tiles: plan for plan in (by_rows[0], by_rows[-1])}.values()
+        )
+
+
+def launched(plan, pdl: bool):
+    """The kernel and its arguments."""
+    n_ar, rows = plan.tile.rows, sum(tile.rows for tile in plan.tiles)
+    diff = Weight(meta(plan.n, plan.k)) if plan.tile_diff else None
+    out = meta(rows, plan.n // 2 if plan.swiglu else plan.n)
+    with aot.recorded(LINEAR, "_linear_gluon_kernel") as recorder:
+        LINEAR.linear_gluon(
+            plan, meta(rows, plan.k), Weight(meta(plan.n, plan.k)), diff, n_ar, out=out,
+            space=Workspace.new(torch.device("meta")), pdl=pdl,
+        )  # fmt: skip
+    (arguments,) = recorder.launches
+    return recorder.kernel, arguments
+
+
+def copied_before_waits(ptx: str, signature: dict[str, str]) -> list[list[str]]:
+    """What each copying warp copies from before its griddepcontrol.wait, by parameter."""
+    flat = []
+    for name, kind in signature.items():
+        rank = kind.count(",", 0, kind.find("]")) + 1 if kind.startswith("tensordesc") else 0
+        flat += [name] * (1 + 2 * rank)
+    places = dict(re.findall(r"mov\.b64\s+(%rd\d+), \w+_param_(\d+);", ptx))
+    bases = dict(re.findall(r"cvta\.param\.u64\s+(%rd\d+), (%rd\d+);", ptx))
+    parts = [part.split("griddepcontrol.wait") for part in ptx.split("setmaxnreg.dec")[1:]]
+    copies = [_COPY.findall(part[0]) for part in parts if len(part) > 1]
+    return [sorted({flat[int(places[bases[register]])] for register in of}) for of in copies]
+
+
+def touched_before_rows(ptx: str) -> list[str]:
+    """Instructions on global memory of any warps that stand before the first barrier that these wait for."""
+    parts = [part.partition("mbarrier.try_wait")[0] for part in ptx.split("setmaxnreg")]
+    return [touch for part in parts for touch in _GLOBAL.findall(part)]
+
+
+def swiglu_arithmetic(ptx: str) -> dict[str, float]:
+    """Floating-point instructions of each kind for each exponential."""
+    found = Counter(_ARITHMETIC.findall(ptx))
+    return {kind: count / found["ex2.approx.f32"] for kind, count in sorted(found.items())}
+
+
+def line_of(plan, pdl: bool) -> dict:
+    kernel, arguments = launched(plan, pdl)
+    signature, constants, _, _ = aot.specialise(kernel, arguments)
+    built, log, _ = aot.built_for(kernel, arguments, HOPPER)
+    ptx = built.asm["ptx"]
+    kinds = {name: kind for name, kind in signature.items() if kind != "constexpr"}
+    return {
+        "case": f"{plan} pdl {pdl}", "swiglu": plan.swiglu, "segments": plan.segments, "pdl": pdl,
+        "views": len(plan.tiles), "warnings": re.findall(r"\(C\d+\)[^\n]*", log),
+        "copied": copied_before_waits(ptx, kinds), "touched": touched_before_rows(ptx),
+        "waits": ptx.count("griddepcontrol.wait"), "traps": ptx.count("trap;"),
+        "arithmetic": swiglu_arithmetic(ptx) if plan.swiglu else {},
+        "whole_stores": "st.global.v4.b32" in ptx, "contraction": "enable_fp_fusion" in arguments,
+        **aot.described(built, log, HOPPER),
+    }  # fmt: skip
+
+
+def of_triton() -> dict:
+    """The arithmetic of SwiGLU in Triton's kernel, by descriptors as at many rows."""
+    op = module("linear_swiglu")
+    with aot.recorded(op, "_linear_swiglu_kernel") as recorder:
+        op.linear_swiglu_triton(meta(64, 4096), Weight(meta(24576, 4096)))
+    (arguments,) = recorder.launches
+    built, _, _ = aot.built_for(recorder.kernel, arguments, HOPPER)
+    return {"triton": swiglu_arithmetic(built.asm["ptx"])}
+
+
+def main() -> None:
+    everything = sys.argv[1:] == ["all"]
+    for plan in plans(everything):
+        print(json.dumps(line_of(plan, True)), flush=True)
+    print(json.dumps(line_of(next(plans(False)), False)), flush=True)
+    print(json.dumps(of_triton()), flush=True)
+
+
+if __name__ == "__main__":
+    main()

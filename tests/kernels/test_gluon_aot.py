@@ -1,0 +1,53 @@
+"""The linear in Gluon, compiled for sm_90 without a GPU: registers, waits, and the arithmetic of SwiGLU."""
+
+import pytest
+from compiled import compiled_by
+
+
+@pytest.fixture(scope="module")
+def lines(triton_cache):
+    return compiled_by("compile_gluon.py", triton_cache)
+
+
+@pytest.fixture(scope="module")
+def compiled(lines):
+    return [line for line in lines if "case" in line]
+
+
+def check(compiled):
+    for line in compiled:
+        assert line["spill_bytes"] == 0 and line["wgmma"] and line["tma"], line
+        assert line["warnings"] == [], "products in turn, or registers that do not move between warps"
+        assert line["shared"] <= 227 * 1024 and line["registers"] * line["warps"] * 32 <= 65536, line
+        assert line["whole_stores"] and line["contraction"], line
+        assert bool(line["traps"]) == (line["segments"] > 1), "a wait for other programs is bounded"
+
+
+def test_tiles_run_on_tensor_cores_and_spill_nothing(compiled):
+    check(compiled)
+    assert {line["segments"] for line in compiled} >= {1, 2, 3, 4}
+    assert any(line["swiglu"] for line in compiled) and any(line["views"] == 2 for line in compiled)
+
+
+@pytest.mark.slow
+def test_every_tile_of_the_table(triton_cache):
+    lines = compiled_by("compile_gluon.py", triton_cache, "all")
+    check([line for line in lines if "case" in line])
+    assert len(lines) > 40
+
+
+def test_weights_alone_are_copied_before_the_wait(compiled):
+    """The copying warp asks for nothing else, and all other warps wait for the rows that it copies behind its
+    wait."""
+    for line in compiled:
+        weights = [of for of in line["copied"] if of]
+        assert weights == ([["w_diff"], ["w"]][2 - line["views"] :] if line["pdl"] else []), line
+        assert line["touched"] == [] and bool(line["waits"]) == line["pdl"], line
+
+
+def test_swiglu_rounds_as_in_triton(lines, compiled):
+    """As many exponentials, divisions, products and conversions of each kind for each number."""
+    (triton,) = (line["triton"] for line in lines if "triton" in line)
+    ours = [line["arithmetic"] for line in compiled if line["swiglu"]]
+    assert len(ours) > 3 and all(of == triton for of in ours)
+    assert triton["div.full.f32"] == triton["ex2.approx.f32"] == 1

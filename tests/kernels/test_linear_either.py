@@ -1,0 +1,302 @@
+"""Which kernel a linear runs in, with fakes of Gluon's, which runs on a GPU alone: the launches that it
+takes, the comparison before the first of them, and the switch."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+import pytest
+import torch
+from strategies import hard
+
+from orthrus_kernels import Weight, backend_ops, gluon_is_on, tables
+from orthrus_kernels.compile_ahead import is_recorded
+from orthrus_kernels.linear import linear_triton
+from orthrus_kernels.linear_gluon import Plan, linear_gluon, plan_of
+from orthrus_kernels.linear_swiglu import linear_swiglu_triton
+from orthrus_kernels.rows import new_rows
+from orthrus_kernels.tables.gluon import GluonEntry, GluonTile, gluon_entries
+from orthrus_kernels.workspace import Workspace
+from qwen3_model.errors import InputError
+from qwen3_model.settings import pick_backend
+
+either = sys.modules["orthrus_kernels.linear_either"]
+gluon_table = sys.modules["orthrus_kernels.tables.gluon"]
+BF16 = torch.bfloat16
+N, K = 128, 64
+TILES = GluonTile(16, 1), GluonTile(32, 1)
+ENTRY = GluonEntry(TILES, ((GluonTile(16, 1), GluonTile(32, 1)),))
+
+
+class Fake:
+    """In Gluon's place: counts launches, and computes what Triton does, or `wrong` at one place, or fails."""
+
+    def __init__(self) -> None:
+        self.plans: list[Plan] = []
+        self.wrong: torch.Tensor | None = None
+        self.fails: Exception | None = None
+
+    def __call__(
+        self, plan, x, weight, weight_diff=None, n_ar=None, *, out, space=None, pdl=False, early=True
+    ):
+        self.plans.append(plan)
+        if self.fails:
+            raise self.fails
+        if plan.swiglu:
+            linear_swiglu_triton(x, weight, out=out)
+        else:
+            linear_triton(x, weight, weight_diff, n_ar, out=out)
+        if self.wrong is not None:
+            out[-1, -1] = self.wrong
+        return out
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """As on an H100 with a table of one weight, in the interpreter; nothing is trusted yet."""
+    of = Fake()
+    monkeypatch.setattr(either, "linear_gluon", of)
+    monkeypatch.setattr(either, "triton_interprets", lambda: False)
+    monkeypatch.setattr(either, "_trusted", set())
+    monkeypatch.setattr(either, "_distrusted", [])
+    monkeypatch.setattr(tables, "device_key", lambda device: "sm_90")
+    monkeypatch.setattr(
+        sys.modules["orthrus_kernels.linear_gluon"], "gluon_entries", lambda: {(N, K, BF16, "sm_90"): ENTRY}
+    )
+    return of
+
+
+def operands(rows: int, n: int = N, k: int = K, dtype: torch.dtype = BF16):
+    x = hard("heavy", rows, k).to(dtype)
+    return x, *(Weight(hard("normal", n, k, seed=seed).to(dtype)) for seed in (1, 2))
+
+
+def tiles(plan: Plan) -> tuple[int, ...]:
+    return tuple(tile.rows for tile in plan.tiles)
+
+
+def test_a_launch_is_compared_once_before_it_runs(fake, monkeypatch):
+    x, w, _ = operands(9)
+    want = linear_triton(x, w)
+    for _ in range(3):
+        assert torch.equal(either.linear_either(x, w), want)
+    assert [tiles(plan) for plan in fake.plans] == [(16,)] * 4, "one launch on random rows, three on these"
+    either.linear_either(operands(20)[0], w)
+    assert [tiles(plan) for plan in fake.plans[4:]] == [(32,)] * 2, "another tile is another kernel"
+    asked = []
+    monkeypatch.setattr(either, "same_bits", lambda launch, pdl: asked.append(pdl) or True)
+    for pdl in (False, True, True):
+        either.linear_either(x, w, pdl=pdl)
+    assert asked == [True], "and so is a dependent launch"
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), 0.0])
+def test_one_bit_that_differs_turns_gluon_off(fake, wrong, capsys):
+    """And one line says so, once."""
+    fake.wrong = torch.tensor(wrong)
+    x, w, _ = operands(9)
+    for rows in (9, 9, 20):
+        x = operands(rows)[0]
+        assert torch.equal(either.linear_either(x, w), linear_triton(x, w))
+    said = capsys.readouterr().err
+    assert len(fake.plans) == 1 and said.count("\n") == 1
+    assert "Triton's linears run" in said and "128x64" in said and "other bits" in said
+
+
+def test_what_does_not_compile_turns_gluon_off(fake, capsys):
+    fake.fails = RuntimeError("no such\ninstruction")
+    x, w, _ = operands(9)
+    assert torch.equal(either.linear_swiglu_either(x, w), linear_swiglu_triton(x, w))
+    assert torch.equal(either.linear_either(x, w), linear_triton(x, w))
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "RuntimeError: no such instruction" in said and len(fake.plans) == 1
+
+
+def test_memory_that_is_short_is_no_reason_to_turn_it_off(fake):
+    fake.fails = torch.cuda.OutOfMemoryError("short")
+    x, w, _ = operands(9)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        either.linear_either(x, w)
+    assert not either._distrusted
+
+
+def test_views(fake):
+    """Together where a pair of tiles holds both, else a launch a view, else Triton's kernel."""
+    for rows, n_ar, want in (
+        (40, 9, [(16, 32)]), (40, 20, [(32,), (32,)]), (9, 0, [(16,)]), (9, 9, [(16,)]), (70, 20, []),
+        (70, 60, []),
+    ):  # fmt: skip
+        fake.plans.clear()
+        either._trusted.clear()
+        x, w, w_diff = operands(rows)
+        got = either.linear_either(x, w, w_diff, n_ar)
+        assert torch.equal(got, linear_triton(x, w, w_diff, n_ar)), (rows, n_ar)
+        assert [tiles(plan) for plan in fake.plans[len(fake.plans) - len(want) :]] == want, (rows, n_ar)
+
+
+def test_results_go_where_they_are_asked_for(fake):
+    x, w, w_diff = operands(40)
+    for n_ar in (9, 20):
+        out = torch.full((42, N), float("nan"), dtype=BF16)[1:41]
+        assert either.linear_either(x, w, w_diff, n_ar, out=out) is out
+        assert torch.equal(out, linear_triton(x, w, w_diff, n_ar)) and out._base.isnan().sum() == 2 * N
+    out = new_rows(x, 9, N // 2)
+    assert either.linear_swiglu_either(x[:9], w, out=out) is out
+    assert either.linear_swiglu_either(x[:9], w)._base is not None, "memory behind what a linear reads"
+
+
+@pytest.mark.parametrize("rows,n,k,dtype", [(0, N, K, BF16), (33, N, K, BF16), (9, 64, K, BF16),
+                                            (9, N, K, torch.float32)])  # fmt: skip
+def test_what_gluon_does_not_take(fake, rows, n, k, dtype):
+    x, w, _ = operands(rows, n, k, dtype)
+    assert torch.equal(either.linear_either(x, w), linear_triton(x, w)) and not fake.plans
+
+
+def test_other_outputs_entries_and_devices_run_in_triton(fake, monkeypatch):
+    x, w, _ = operands(9)
+    assert either.linear_either(x, w, out_dtype=torch.float32).dtype == torch.float32
+    either.linear_either(x, w, out=torch.empty(9, N))
+    either.linear_either(x, w, entry=tables.linear_entry(N, K, BF16, "sm_90"))
+    either.linear_either(hard("heavy", 9, K + 1).to(BF16)[:, 1:], w)  # rows at odd addresses
+    monkeypatch.setattr(tables, "device_key", lambda device: "sm_100")
+    either.linear_either(x, w)
+    assert not fake.plans
+
+
+def test_too_few_multiprocessors_for_segments_run_in_triton(fake, monkeypatch):
+    """Programs that wait for each other must all run; without segments they may take turns."""
+    one, two = Plan(4096, 12288, 1, TILES[0]), Plan(4096, 12288, 2, TILES[0])
+    space = Workspace.new(torch.device("cpu"), 1 << 24, 1 << 10)
+    assert two.programs == 128
+    assert two.fits(128, space) and not two.fits(127, space) and one.fits(1, space)
+    assert not two.fits(132, Workspace.new(torch.device("cpu"), 1 << 24, 63))
+    assert not two.fits(132, Workspace.new(torch.device("cpu"), 64 * 2 * 16 * 64 - 1, 64))
+    entry = tables.LinearEntry(64, 2, (tables.LinearTile(None, 16, 64, False, 4, 3),))
+    monkeypatch.setattr(tables, "linear_entry", lambda *of: entry)
+    monkeypatch.setattr(either, "multiprocessors", lambda device: 3)
+    x, w, _ = operands(9, N, 128)
+    monkeypatch.setattr(
+        sys.modules["orthrus_kernels.linear_gluon"], "gluon_entries", lambda: {(N, 128, BF16, "sm_90"): ENTRY}
+    )
+    either.linear_either(x, w)
+    assert not fake.plans
+    monkeypatch.setattr(either, "multiprocessors", lambda device: 4)
+    either.linear_either(x, w)
+    assert len(fake.plans) == 2
+
+
+def test_no_segment_is_empty():
+    """Programs learn from rows of x that the grid in front has ended: each must copy some."""
+    for blocks in range(1, 70):
+        for segments in range(1, 9):
+            each = -(-blocks // segments)
+            full = all(min(each, blocks - i * each) > 0 for i in range(segments))
+            assert Plan(64, 64 * blocks, segments, TILES[0]).runs == full, (blocks, segments)
+
+
+def test_a_recording_compares_nothing_and_trusts_nothing(fake, monkeypatch):
+    """Launches do not run then: whatever they leave is no verdict. Both kernels are recorded."""
+    monkeypatch.setattr(either, "is_recorded", lambda: True)
+    fake.wrong = torch.tensor(float("nan"))
+    x, w, _ = operands(9)
+    either.linear_either(x, w)
+    assert len(fake.plans) == 2 and not either._trusted and not either._distrusted
+    assert not is_recorded()
+
+
+def test_a_comparison_does_not_fall_into_a_capture(fake, monkeypatch):
+    x, w, _ = operands(9)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(Weight, "pointer", type("On", (), {"device": torch.device("cuda")}))
+    (launch,) = [either.Launch(Plan(N, K, 1, TILES[0]), (w, None), 0, 9, 9)]
+    with pytest.raises(RuntimeError, match="launch once before the capture"):
+        either.trusted(launch, False)
+
+
+def test_the_switch(monkeypatch):
+    ops = backend_ops("triton")
+    assert (ops.linear, ops.linear_swiglu) == (either.linear_either, either.linear_swiglu_either)
+    monkeypatch.setenv("ORTHRUS_GLUON", "off")
+    ops = backend_ops("triton")
+    assert (ops.linear, ops.linear_swiglu) == (linear_triton, linear_swiglu_triton)
+    dependent = backend_ops("triton", {"linear"}).linear
+    assert isinstance(dependent, partial) and dependent.func is linear_triton
+    monkeypatch.setenv("ORTHRUS_GLUON", "on")
+    assert gluon_is_on() and backend_ops("triton").linear is either.linear_either
+    for said in ("1", "", "Off"):
+        monkeypatch.setenv("ORTHRUS_GLUON", said)
+        with pytest.raises(ValueError, match="ORTHRUS_GLUON is on or off"):
+            backend_ops("triton")
+        with pytest.raises(InputError, match="ORTHRUS_GLUON is on or off"):
+            pick_backend("auto", torch.device("cpu"))
+
+
+def test_the_table():
+    """Every entry's tiles fit a multiprocessor, and the launches of a class with segments fit an H100."""
+    assert len(gluon_entries()) >= 8
+    for (n, k, dtype, device), entry in gluon_entries().items():
+        assert device == "sm_90" and dtype == BF16 and entry.measured
+        for rows in (1, 16, 17, entry.tiles[-1].rows):
+            plan = plan_of(n, k, dtype, device, rows)
+            assert plan is not None and plan.tile.rows >= rows and plan.fits(132, Workspace.new("cpu"))
+        assert plan_of(n, k, dtype, device, entry.tiles[-1].rows + 1) is None
+        for ar, diffusion in entry.both:
+            plan = plan_of(n, k, dtype, device, ar.rows, diffusion.rows)
+            assert plan is not None and plan.tiles == (ar, diffusion) and plan.fits(132, Workspace.new("cpu"))
+            assert plan_of(n, k, dtype, device, ar.rows + 1, 1) is None
+    assert plan_of(6144, 4096, BF16, "sm_80", 1) is None
+
+
+def test_tiles():
+    for rows, groups, parts in ((16, 1, (16, 0)), (48, 3, (32, 16)), (144, 1, (128, 16)), (192, 3, (128, 64)),
+                                (256, 2, (128, 128))):  # fmt: skip
+        tile = GluonTile(rows, groups)
+        assert tile.parts == parts and 4 <= tile.stages <= 10
+        assert tile.stages * (rows + 64 * groups) * 128 <= gluon_table.ROOM
+    for rows, groups in ((0, 1), (8, 1), (40, 1), (112, 1), (320, 1), (256, 3), (16, 0), (16, 4)):
+        with pytest.raises(ValueError, match="a tile in Gluon"):
+            GluonTile(rows, groups)
+
+
+@pytest.mark.parametrize(
+    "tiles,both,why",
+    [([], [], "rise"), ([[32, 1], [16, 1]], [], "rise"), ([[16, 1], [16, 1]], [], "rise"),
+     ([[16, 1]], [[[16, 3], [16, 2]]], "1 group")],
+)  # fmt: skip
+def test_a_malformed_table_is_refused(tiles, both, why, monkeypatch, tmp_path):
+    row = {
+        "n": 64,
+        "k": 64,
+        "dtype": "bfloat16",
+        "device": "sm_90",
+        "tiles": tiles,
+        "both": both,
+        "measured": "x",
+    }
+    (tmp_path / "gluon.json").write_text(gluon_table.json.dumps([row]))
+    monkeypatch.setattr(gluon_table.resources, "files", lambda package: tmp_path)
+    with pytest.raises(ValueError, match=why):
+        gluon_entries.__wrapped__()
+
+
+def test_what_the_kernel_takes_as_given():
+    x, w, _ = operands(9)
+    plan = Plan(N, K, 1, TILES[0])
+    for wrong in ({"x": x[:, 1:]}, {"x": x.float()}, {"out": torch.empty(8, N, dtype=BF16)},
+                  {"n_ar": 17}, {"weight_diff": w}, {"out": torch.empty(9, N)}):  # fmt: skip
+        given = {"x": x, "weight": w, "out": torch.empty(9, N, dtype=BF16)} | wrong
+        with pytest.raises(AssertionError):
+            linear_gluon(plan, **given)
+
+
+def test_the_word_of_a_kernel_that_gave_up(monkeypatch, capsys):
+    late = sys.modules["orthrus_kernels.late"]
+    monkeypatch.setattr(late, "_words", {})
+    assert late.stopped() == ""
+    word = late.late_word(torch.device("cpu"))
+    assert late.late_word(torch.device("cpu")) is word and late.stopped() == ""
+    word.fill_(1)
+    assert "linear_gluon stopped the GPU" in late.stopped() and "ORTHRUS_GLUON=off" in late.stopped()
+    late._say()
+    assert capsys.readouterr().err == late.STOPPED + "\n"
