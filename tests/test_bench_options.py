@@ -8,12 +8,12 @@ import stat
 
 import pytest
 
-from bench import acceptance, command, decode, first_token, kernels, serve
+from bench import acceptance, command, decode, first_token, kernels, linears, serve
 from tools import check_kernel
 
 COMMANDS = {
     "acceptance": acceptance, "check_kernel": check_kernel, "decode": decode, "first_token": first_token,
-    "kernels": kernels, "serve": serve,
+    "kernels": kernels, "linears": linears, "serve": serve,
 }  # fmt: skip
 
 

@@ -46,6 +46,11 @@ def gluon_is_on() -> bool:
     return said == "on"
 
 
+def why_not() -> str:
+    """Why Gluon runs nothing any more in this process; "" where it does."""
+    return _distrusted[0] if _distrusted else ""
+
+
 @dataclass(frozen=True)
 class Launch:
     """A launch in Gluon: rows [first, last) of a pass, of which [first, first + n_ar) are multiplied by the

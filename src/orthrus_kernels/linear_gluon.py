@@ -238,7 +238,8 @@ def linear_gluon(
 def check(plan: Plan, x: Tensor, weight: Weight, weight_diff: Weight | None, n_ar: int, out: Tensor) -> None:
     """What the kernel takes as given."""
     rows = x.shape[0]
-    assert weight.shape == (plan.n, plan.k) and x.shape[1] == plan.k, (plan, weight.shape, x.shape)
+    assert plan.runs and weight.shape == (plan.n, plan.k), (plan, weight.shape)
+    assert x.shape[1] == plan.k, (plan, x.shape)
     assert (weight_diff is None) == (plan.tile_diff is None), plan
     assert 0 < n_ar <= plan.tile.rows and rows - n_ar >= 0, (plan, n_ar, rows)
     assert rows - n_ar <= (plan.tile_diff.rows if plan.tile_diff else 0), (plan, n_ar, rows)

@@ -22,6 +22,10 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from orthrus_kernels.compile_ahead import compile_all, missing, recorded  # noqa: E402
 from orthrus_kernels.embedding import embedding_triton  # noqa: E402
+from orthrus_kernels.linear_gluon import Plan as Tiles  # noqa: E402
+from orthrus_kernels.linear_gluon import linear_gluon  # noqa: E402
+from orthrus_kernels.tables.gluon import GluonTile  # noqa: E402
+from orthrus_kernels.weight import Weight  # noqa: E402
 from qwen3_model import Qwen3, Request  # noqa: E402
 from qwen3_model.decode import warm  # noqa: E402
 from qwen3_model.decode.warm import Plan, launches, plan_of_engine  # noqa: E402
@@ -66,6 +70,9 @@ def main() -> None:
     weight, ids = torch.zeros(64, 64, dtype=torch.bfloat16), torch.zeros(5, dtype=torch.int64)
     with recorded() as own:
         out = embedding_triton(weight, ids)
+        linear_gluon(
+            Tiles(64, 64, 1, GluonTile(16, 1)), weight[:5], Weight(weight), out=torch.empty_like(out)
+        )
     asked, launch = [], triton.JITFunction.run
     triton.JITFunction.run = lambda *given, warmup, **named: asked.append(warmup)
     with recorded():
