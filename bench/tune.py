@@ -1,4 +1,5 @@
-"""Make the launch table of the linears anew on this GPU: src/orthrus_kernels/tables/linear.json.
+"""Make the launch tables of the linears anew on this GPU: src/orthrus_kernels/tables/linear.json for Triton,
+gluon.json beside it for Gluon where that runs (tune_gluon.py).
 
 Only what changes no bits is tuned: tile, warps, stages, and whether segments run side by side, for each
 number of rows. A weight's reduction class (block_k, segments) stays what the table says, unless --new-class
@@ -21,6 +22,8 @@ from typing import Any
 import torch
 
 from orthrus_kernels import Weight, tables
+from orthrus_kernels._gluon import HAS_GLUON
+from orthrus_kernels.compile_ahead import compile_all, missing, recorded
 from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
 from qwen3_model.cli.output import write_atomically
@@ -29,10 +32,14 @@ from .command import Parser, fail, in_processes, positive, run, short, writable
 from .kernels import POOL
 from .measure import Meter, Pool, machine, machine_line
 from .models import MODELS
-from .report import print_tables, write_json
+from .report import number, print_tables, write_json
+from .tune_gluon import ROWS as GLUON_ROWS
+from .tune_gluon import Tuned, Tuner
 
 COMMAND = "bench.tune"
 TABLE = Path(tables.__file__).parent / "linear.json"
+GLUON = TABLE.with_name("gluon.json")
+KINDS = "triton", "gluon"
 # Rows that a tile of the table serves: (up to, measured at). None: any number, a prompt's chunk.
 BUCKETS: tuple[tuple[int | None, int], ...] = (
     (16, 8), (32, 32), (64, 64), (128, 128), (192, 192), (256, 256), (None, 1024),
@@ -283,6 +290,12 @@ def parse(arguments: Sequence[str] | None) -> Any:
     parser.add_argument(
         "--out", type=writable, default=TABLE, help="the table to write; default: %(default)s"
     )
+    parser.add_argument(
+        "--gluon-out", type=writable, default=GLUON, help="the table of Gluon; default: %(default)s"
+    )
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kernels to tune; default: %(default)s"
+    )
     parser.add_argument("--json", type=writable, metavar="FILE", help="write all figures to FILE")
     parser.add_argument(
         "--new-class",
@@ -292,7 +305,75 @@ def parse(arguments: Sequence[str] | None) -> Any:
     parser.add_argument(
         "--workers", type=positive, default=min(12, os.cpu_count() or 1), help="processes that compile ahead"
     )
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    if given.new_class and "gluon" in given.kinds:
+        parser.error(
+            "--new-class is of --kinds triton: tune Gluon behind it, in the classes of the new table"
+        )
+    return given
+
+
+def tune_triton(
+    given: Any, wanted: Sequence[NamedShape], meter: Meter, measured: str, began: float
+) -> list[dict[str, Any]]:
+    """Tune Triton's kernels and write their table; what was found of each weight."""
+    device = meter.pool.device
+    key = tables.device_key(device)
+    jobs = dict.fromkeys(
+        (replace(of_class(w.entry, *c), tiles=(), measured=None), tile)
+        for w in wanted
+        for c in classes(w, given.new_class)
+        for _, rows in BUCKETS
+        for tile in candidates(of_class(w.entry, *c), rows)
+    )
+    print(f"{len(wanted)} weights, {len(jobs)} kernels to compile with {given.workers} processes", flush=True)
+    for line in in_processes(compile_share, (list(jobs),), min(given.workers, len(jobs)), 600):
+        print(f"  {line}", flush=True)
+    results = []
+    for weight in wanted:
+        results.append(tune(weight, meter, given.new_class, device))
+        done = f"[{time.perf_counter() - began:.0f} s]"
+        print(done, " | ".join(report_line(results[-1])), flush=True)
+    rows = [table_row(r["weight"], key, r["class"], r["chosen"], measured) for r in results]
+    write_atomically(given.out, table_text(merged(json.loads(TABLE.read_text()), rows)))
+    head = ["weight", "class", *(f"{rows} rows µs" for _, rows in BUCKETS)]
+    print_tables([("committed > chosen", head, [report_line(r) for r in results])])
+    print(f"{given.out}: {len(rows)} weights for {key}; {time.perf_counter() - began:.0f} s")
+    return results
+
+
+def tune_gluon(
+    given: Any, wanted: Sequence[NamedShape], meter: Meter, measured: str, began: float
+) -> list[Tuned]:
+    """Tune the linears in Gluon and write their table; what was found of each weight."""
+    device = meter.pool.device
+    key = tables.device_key(device)
+    tuners = [Tuner(w.n, w.k, w.names, meter, device) for w in wanted]
+    with recorded() as launches:
+        for tuner in tuners:
+            tuner.rehearse()
+    lacked = missing(launches)
+    print(f"{len(lacked)} kernels in Gluon to compile with {given.workers} processes", flush=True)
+    compile_all(lacked, lambda: None, given.workers)
+    found = []
+    for tuner in tuners:
+        found.append(tuner.tune())
+        print(f"[{time.perf_counter() - began:.0f} s] {' | '.join(gluon_line(found[-1]))}", flush=True)
+    rows = [row for of in found if (row := of.row(key, measured)) is not None]
+    gone = {(of.n, of.k, "bfloat16", key) for of in found}
+    old = [r for r in json.loads(GLUON.read_text()) if (r["n"], r["k"], r["dtype"], r["device"]) not in gone]
+    write_atomically(given.gluon_out, table_text([*old, *rows]))
+    head = ["weight", *(f"{count} rows" for count in GLUON_ROWS), "both views"]
+    print_tables([("µs in Gluon, in Triton", head, [gluon_line(of) for of in found])])
+    print(f"{given.gluon_out}: {len(rows)} weights for {key}; {time.perf_counter() - began:.0f} s")
+    return found
+
+
+def gluon_line(found: Tuned) -> list[str]:
+    """A weight, and for each number of rows the fastest tile's µs and Triton's."""
+    cells = [", ".join(map(number, found.us[of])) if of in found.us else "-"
+             for of in (*map(str, GLUON_ROWS), "mixed")]  # fmt: skip
+    return [f"{found.n}x{found.k}", *cells]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -305,33 +386,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = machine(" ".join([f"python -m {COMMAND}", *sys.argv[1:]]))
     print(machine_line(facts), flush=True)
     torch.manual_seed(0)
-    wanted = weights(given.models, key)
-    jobs = dict.fromkeys(
-        (replace(of_class(w.entry, *c), tiles=(), measured=None), tile)
-        for w in wanted
-        for c in classes(w, given.new_class)
-        for _, rows in BUCKETS
-        for tile in candidates(of_class(w.entry, *c), rows)
-    )
-    print(f"{len(wanted)} weights, {len(jobs)} kernels to compile with {given.workers} processes", flush=True)
-    for line in in_processes(compile_share, (list(jobs),), min(given.workers, len(jobs)), 600):
-        print(f"  {line}", flush=True)
-    meter = Meter(Pool(device, POOL), seconds=0.005)
-    results = []
-    for weight in wanted:
-        results.append(tune(weight, meter, given.new_class, device))
-        done = f"[{time.perf_counter() - began:.0f} s]"
-        print(done, " | ".join(report_line(results[-1])), flush=True)
+    wanted, meter = weights(given.models, key), Meter(Pool(device, POOL), seconds=0.005)
     measured = f"{facts['gpu']}, triton {facts['triton']}, {facts['date']}: bench.tune"
-    rows = [table_row(r["weight"], key, r["class"], r["chosen"], measured) for r in results]
-    old = json.loads(TABLE.read_text())
-    write_atomically(given.out, table_text(merged(old, rows)))
-    head = ["weight", "class", *(f"{rows} rows µs" for _, rows in BUCKETS)]
-    print_tables([("committed > chosen", head, [report_line(r) for r in results])])
-    dropped = [line for r in results for line in r["dropped"]]
+    results, in_gluon = [], []
+    if "triton" in given.kinds:
+        results = tune_triton(given, wanted, meter, measured, began)
+    if "gluon" in given.kinds and HAS_GLUON and key == "sm_90":
+        linears = [w for w in wanted if not any(name.endswith(" head") for name in w.names)]
+        in_gluon = tune_gluon(given, linears, meter, measured, began)
+    dropped = [line for r in results for line in r["dropped"]] + [
+        line for of in in_gluon for line in of.dropped
+    ]
     wrong = [line for line in dropped if "DIFFERENT BITS" in line]
     print(*(f"left out: {line}" for line in dropped), sep="\n")
-    print(f"{given.out}: {len(rows)} weights for {key}; {time.perf_counter() - began:.0f} s")
     if given.json:
         figures = [
             {"n": r["weight"].n, "k": r["weight"].k, "block_k": c[0], "segments": c[1], "rows": n,
@@ -339,7 +406,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for r in results for c, by_rows in r["times"].items() for n, tiles in by_rows.items()
             for tile, us in tiles.items()
         ]  # fmt: skip
-        write_json(given.json, {"machine": facts, "dropped": dropped, "times": figures})
+        gluon = [asdict(of) for of in in_gluon]
+        write_json(given.json, {"machine": facts, "dropped": dropped, "times": figures, "gluon": gluon})
     if wrong:
         print(f"{len(wrong)} candidates gave other bits: the promise rests on this never happening")
     return 1 if wrong else 0

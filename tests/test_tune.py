@@ -1,6 +1,7 @@
 """Tuning without a GPU: candidates stay in the reduction class, the choice, the table that is written."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -8,11 +9,14 @@ import torch
 from interpreter import DEVICE
 from strategies import hard
 
-from bench import tune
+from bench import tune, tune_gluon
 from bench.measure import Pool, Timing
 from bench.models import Shape
 from orthrus_kernels import Weight, tables
+from orthrus_kernels.linear import linear_triton
+from orthrus_kernels.linear_swiglu import linear_swiglu_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
+from orthrus_kernels.tables.gluon import GluonTile
 
 DEVICE_KEY = "sm_90"
 
@@ -131,6 +135,10 @@ class FakeMeter:
         return Timing(self.now, self.now, self.now)
 
 
+def test_a_class_and_tiles_in_gluon_are_not_tuned_together(refused):
+    assert "--new-class is of --kinds triton" in refused(tune.main, "--new-class")
+
+
 def test_a_whole_run(monkeypatch, tmp_path, capsys):
     """`main` as on a GPU with two toy weights' shapes: the table has their entries, every class kept."""
     toy = Shape(layers=1, E=64, H=2, F=40, G=1, D=16, V=90)
@@ -146,7 +154,7 @@ def test_a_whole_run(monkeypatch, tmp_path, capsys):
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *shape, device=None, **how: empty(*shape, **how))
     out, figures = tmp_path / "t.json", tmp_path / "f.json"
-    options = ["--models", "toy", "--out", str(out), "--json", str(figures)]
+    options = ["--models", "toy", "--kinds", "triton", "--out", str(out), "--json", str(figures)]
     assert tune.main(options) == 1, "a candidate differed: the exit code says so"
     assert "gave other bits" in capsys.readouterr().out
     before = json.loads(tune.TABLE.read_text())
@@ -157,3 +165,75 @@ def test_a_whole_run(monkeypatch, tmp_path, capsys):
         assert (row["block_k"], row["segments"]) == (entry.block_k, entry.segments)
         assert row["measured"] == "fake, triton 3, d: bench.tune" and len(row["tiles"]) == len(tune.BUCKETS)
     assert json.loads(figures.read_text())["times"][0]["tile"]["block_t"] == 16
+
+
+ONE, TWO = GluonTile(16, 1), GluonTile(16, 2)
+MORE = GluonTile(32, 1)
+
+
+@pytest.mark.parametrize(
+    "us, triton, chosen",
+    [
+        ({16: {ONE: 5.0, TWO: 4.0}, 32: {MORE: 6.0}}, {16: 6.0, 32: 7.0}, [TWO, MORE]),
+        ({16: {ONE: 5.0}, 32: {MORE: 8.0}}, {16: 6.0, 32: 7.0}, [ONE]),  # Triton is faster from there on
+        ({16: {ONE: 6.1}, 32: {MORE: 1.0}}, {16: 6.0, 32: 7.0}, [ONE, MORE]),  # by 1.7 %: noise
+        ({16: {ONE: 6.2}, 32: {MORE: 1.0}}, {16: 6.0, 32: 7.0}, []),
+        ({16: {}, 32: {MORE: 1.0}}, {16: 6.0, 32: 7.0}, []),  # none has the bits
+    ],
+)
+def test_the_choice_in_gluon(us, triton, chosen):
+    assert tune_gluon.chosen(us, triton) == chosen
+
+
+class RisingMeter(FakeMeter):
+    """Says that each later candidate is slower."""
+
+    def time(self, call, copies):
+        call(copies - 1)
+        self.now *= 1.1
+        return Timing(self.now, self.now, self.now)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="with a fake of a kernel that runs on a GPU alone")
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_whole_run_in_gluon(wrong, monkeypatch, tmp_path, capsys):
+    """The first candidate is the fastest; with `wrong` all of one and three groups have other bits."""
+
+    def fake(plan, x, *views, out, **how):
+        if plan.swiglu:
+            linear_swiglu_triton(x, views[0], out=out)
+        else:
+            linear_triton(x, *views, out=out)
+        if wrong and plan.tile.groups != 2:
+            out[-1, -1] = 7
+        return out
+
+    monkeypatch.setitem(tune.MODELS, "toy", Shape(layers=1, E=64, H=2, F=40, G=1, D=16, V=90))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tables, "device_key", lambda device: DEVICE_KEY)
+    monkeypatch.setattr(tune, "machine", lambda said: {"gpu": "fake", "triton": "3", "date": "d"})
+    monkeypatch.setattr(tune, "Pool", lambda device, size: Pool(torch.device("cpu"), 1 << 18))
+    monkeypatch.setattr(tune, "Meter", RisingMeter)
+    monkeypatch.setattr(tune, "compile_all", lambda *of: None)
+    monkeypatch.setattr(tune, "missing", sorted)
+    monkeypatch.setattr(tune, "recorded", lambda: nullcontext(set()))
+    monkeypatch.setattr(tune, "GLUON_ROWS", (16, 32))
+    monkeypatch.setattr(tune_gluon, "ROWS", (16, 32))
+    monkeypatch.setattr(tune_gluon, "MIXED", (9, 20))
+    monkeypatch.setattr(tune_gluon, "MIXED_TILES", (16, 32))
+    monkeypatch.setattr(tune_gluon, "linear_gluon", fake)
+    out = tmp_path / "g.json"
+    code = tune.main(["--models", "toy", "--kinds", "gluon", "--gluon-out", str(out)])
+    before, rows = json.loads(tune.GLUON.read_text()), json.loads(out.read_text())
+    assert rows[: len(before)] == before and len(rows) == len(before) + 4, "the head runs in Triton"
+    for row in rows[len(before) :]:
+        assert row["tiles"] == [[16, 1 + wrong], [32, 1 + wrong]] and row["measured"].endswith("bench.tune")
+    said = capsys.readouterr().out
+    assert code == wrong and ("DIFFERENT BITS" in said) is wrong
+    pairs = [pair for row in rows[len(before) :] for pair in row["both"]]
+    assert not wrong or all(ar[1] == 2 for ar, _ in pairs)
+
+
+def test_the_committed_table_of_gluon_is_as_tuning_writes_it():
+    text = tune.GLUON.read_text()
+    assert tune.table_text(json.loads(text)) == text

@@ -57,6 +57,15 @@ def linear_by_tma(split: bool) -> None:
         TRITON.linear(x, w, w_diff, 9, entry=LinearEntry(64, 3, (tile,), apart=apart))
 
 
+def linears_of_a_model() -> None:
+    """By the tables: on Hopper in Gluon, in one segment and in three, of both views and with SwiGLU, each
+    beside Triton's launch that it is compared with. Elsewhere Triton's alone, of parts of the weights."""
+    part = 1 if DEVICE == "cuda" else 32
+    TRITON.linear(numbers(20, 2048), weight(2048 // part, 2048))
+    TRITON.linear(numbers(60, 2048), weight(4096 // part, 2048), weight(4096 // part, 2048), 33)
+    TRITON.linear_swiglu(numbers(20, 2048), weight(12288 // part, 2048))
+
+
 def linear_by_the_table() -> None:
     for rows in (1, 40, 100, 200):
         TRITON.linear(numbers(rows, 2048), weight(200, 2048))
@@ -239,6 +248,7 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "linear, TMA, split": lambda: linear_by_tma(True),
     "linear, TMA, in one CTA": lambda: linear_by_tma(False),
     "linear, table": linear_by_the_table,
+    "linears, either kernel": linears_of_a_model,
     "linear_swiglu": lambda: linear_swiglu(False),
     "linear_swiglu, TMA": lambda: linear_swiglu(True),
     "norms": norms,
