@@ -114,9 +114,9 @@ def same_bits(launch: Launch, pdl: bool) -> bool:
     plan, (weight, weight_diff) = launch.plan, launch.views
     device, n_ar = weight.pointer.device, plan.tile.rows
     shape = sum(tile.rows for tile in plan.tiles), plan.k
-    seeded = torch.Generator(device).manual_seed(shape[0])
-    scale = torch.exp2(torch.randint(-6, 7, shape, generator=seeded, device=device).float())
-    x = (torch.randn(shape, generator=seeded, device=device) * scale).to(weight.dtype)
+    how: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(shape[0]), "device": device}
+    x = torch.randn(shape, dtype=weight.dtype, **how)
+    x *= torch.exp2(torch.randint(-6, 7, shape, dtype=weight.dtype, **how))
     width = plan.n // 2 if plan.swiglu else plan.n
     ours = torch.full((shape[0], width), float("nan"), dtype=x.dtype, device=device)
     linear_gluon(plan, x, weight, weight_diff, n_ar, out=ours, pdl=pdl)
