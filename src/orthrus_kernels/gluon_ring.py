@@ -9,6 +9,7 @@ too. So no segment may be empty."""
 
 from ._gluon import (
     aggregate,
+    constexpr_function,
     fence_async_shared,
     gl,
     gluon,
@@ -17,7 +18,7 @@ from ._gluon import (
     tma,
     warpgroup_mma,
     warpgroup_mma_wait,
-)  # fmt: skip
+)
 from .pdl import wait as _wait
 
 BLOCK_K = gl.constexpr(64)
@@ -47,7 +48,7 @@ class Tile:
     SEGMENTS: gl.constexpr
     SWIGLU: gl.constexpr
 
-    @gluon.constexpr_function
+    @constexpr_function
     def __init__(self, first_n, first_row, end_row, first, blocks, segment, number, GROUPS, BLOCK_T, TAIL_T,
                  STAGES, SEGMENTS, SWIGLU):  # fmt: skip
         self.first_n = first_n
@@ -75,7 +76,7 @@ class Ring:
     full: gl.shared_memory_descriptor
     free: gl.shared_memory_descriptor
 
-    @gluon.constexpr_function
+    @constexpr_function
     def __init__(self, weight, rows, tail, full, free):
         self.weight = weight
         self.rows = rows

@@ -10,7 +10,7 @@ the programs of a tile are neighbours in the launch order, so that they run at o
 most of the GPU. A wait of more than a second is a fault: the program leaves a word for the host (late.py) and
 stops the GPU with a trap."""
 
-from ._gluon import aggregate, barrier, gl, gluon, in_gluon
+from ._gluon import aggregate, barrier, constexpr_function, gl, gluon, in_gluon
 from ._triton import tl
 from .gluon_ring import HEIGHT, PAIRS
 from .swiglu import silu_times as _silu_times
@@ -30,7 +30,7 @@ class Out:
     counters: gl.tensor
     late: gl.tensor
 
-    @gluon.constexpr_function
+    @constexpr_function
     def __init__(self, y, sy_t, N, partials, counters, late):
         self.y = y
         self.sy_t = sy_t

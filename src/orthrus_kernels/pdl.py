@@ -23,7 +23,9 @@ while they run, on multiprocessors that are free, and reads weights. Called at o
 while the one in front still needs its place, and all get slower (bench/LOG.md). Linears call it at once, as
 what comes behind them is small; but for the gate and up projections with SwiGLU, which a linear follows and
 which call it when their sums are done. (The two launches of a linear that takes the views apart are next to
-each other all the same: not measured otherwise.)
+each other all the same: not measured otherwise.) In Gluon all call it at once, since a program fills a
+multiprocessor; one warp of it copies and waits, and every other one waits for the rows that this warp copies
+behind its wait (gluon_ring.py).
 
 GPUs from sm_90 on; elsewhere, and in the interpreter, nothing is launched so (`pdl_supported`)."""
 

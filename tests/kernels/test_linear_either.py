@@ -3,6 +3,7 @@ takes, the comparison before the first of them, and the switch."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from functools import partial
 
@@ -300,3 +301,13 @@ def test_the_word_of_a_kernel_that_gave_up(monkeypatch, capsys):
     assert "linear_gluon stopped the GPU" in late.stopped() and "ORTHRUS_GLUON=off" in late.stopped()
     late._say()
     assert capsys.readouterr().err == late.STOPPED + "\n"
+
+
+@pytest.mark.parametrize("missing", ["triton", "triton.experimental.gluon"])
+def test_without_gluon_triton_runs(missing):
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None; from orthrus_kernels import backend_ops as ops;"
+        "from orthrus_kernels._gluon import HAS_GLUON; print(HAS_GLUON, ops('triton').linear.__name__)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert said.stdout == "False linear_either\n", said.stderr[-500:]
