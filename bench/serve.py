@@ -14,7 +14,7 @@ import pickle
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -51,7 +51,7 @@ SPARE = 128  # positions of a cache on a CPU, for each slot, besides those of th
 LEAST_SECONDS = 0.5  # that are left when a row is begun
 PEER_SHARE = 0.3  # of a model's time: vLLM's, where that is installed
 ARRIVING = 0.6  # of a row's time: requests are sent; the rest: the last ones end
-NOT_STEADY = "a client had no more requests before every first one had ended: give --each more, or --seconds"
+NOT_STEADY = "no whole turn lies between every first request and the end: give --each more, or --seconds"
 WARM_CHARACTERS, WARM_TOKENS = 64, 8  # of the requests before the first row
 
 
@@ -79,12 +79,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
     add("--new-tokens", type=positive, metavar="N",
         help=f"of a text (default: {NEW_TOKENS}; on a CPU {CPU_NEW_TOKENS})")  # fmt: skip
     for name, value, metavar, says in (
-        (
-            "row-seconds",
-            ROW_SECONDS,
-            "S",
-            "of a closed loop's steady part and of an open loop's arrivals, at most",
-        ),
+        ("row-seconds", ROW_SECONDS, "S", "most of a closed loop's steady part and an open loop's arrivals"),
         ("seconds", SECONDS, "S", "of a model: rows get shorter to fit, and none is begun later"),
         ("ttft-ms", FIRST_MS, "MS", "goodput: time to the first token at most"),
         ("token-ms", TOKEN_MS, "MS", "goodput: time per token at most"),
@@ -161,6 +156,12 @@ class Bench:
         """Keep a row and say it."""
         self.rows.append(row)
         print(f"  {serve_report.progress(row)}", flush=True)
+
+    def note(self, what: str, row: Row, errors: Iterable[str]) -> None:
+        """Say of a row why requests failed, and that it has no steady part."""
+        unsteady = row["loop"] == "closed" and row["steady_s"] is None
+        said = [*filter(None, errors), *([NOT_STEADY] if unsteady else [])]
+        self.notes += [f"{what}: {why}" for why in dict.fromkeys(said)]
 
     def to_json(self, facts: dict[str, Any]) -> dict[str, Any]:
         """The whole run."""
@@ -242,11 +243,9 @@ class Served:
             for client, jobs in by_client(alone).items()
         ]
         seen, core = self.clients.loop(self._plan(), "clients", asked, self.until)
-        self._tell_errors(seen)
         row = self._named(way, "closed") | {"clients": load, "share": None, "rate": None, "core": core}
         row |= serve_report.of_closed(seen, bounds)
-        if row["steady_s"] is None:
-            self.bench.notes.append(f"{self.name}, {load} clients, {way}: {NOT_STEADY}")
+        self.bench.note(f"{self.name}, {load} clients, {way}", row, (s.error for s in seen))
         self.bench.keep(serve_report.beside_engine(row, engine, seen, alone, self._same_text(way)))
 
     def opened(self, share: float, way: str, left: int) -> None:
@@ -268,7 +267,6 @@ class Served:
         if not asked:
             raise NoTime(f"no request comes in {seconds:.1f} s: give --seconds more")
         seen, core = self.clients.loop(self._plan(), "arrivals", asked, self.until)
-        self._tell_errors(seen)
         row = self._named(way, "open") | {
             "clients": None,
             "share": share,
@@ -276,14 +274,11 @@ class Served:
             "core": core,
         }
         row |= serve_report.of_open(seen, seconds, self.bench.bounds)
+        self.bench.note(f"{self.name}, {share:.0%} of saturation, {way}", row, (s.error for s in seen))
         self.bench.keep(row | {"engine": None, "adds": None, "identical": None})
 
     def _plan(self) -> dict[str, Any]:
         return {"port": self.port, "patience": max(self.until - time.monotonic(), 0) + PATIENCE}
-
-    def _tell_errors(self, seen: Sequence[Seen]) -> None:
-        for error in dict.fromkeys(s.error for s in seen if s.error):
-            self.bench.notes.append(f"{self.name}: {error}")
 
     def _same_text(self, way: str) -> bool:
         """Whether a job always has the same text: simulated walks go to texts as they come."""
@@ -346,6 +341,7 @@ def peer(bench: Bench, name: str, until: float) -> None:
 
     def tell(row: Row) -> None:
         bench.peers.append(made := serve_report.of_peer(row, name, bench.bounds))
+        bench.note(f"{name}, {made['clients']} clients, vLLM", made, (s["error"] for s in row["seen"]))
         print(f"  {serve_report.progress(made)}", flush=True)
 
     _, wrong = vllm_peer.measured(spec, max(left, 1.0), tell=tell)

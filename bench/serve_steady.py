@@ -1,5 +1,8 @@
 """The steady part of a closed loop: each client has a request, and none its first. Before it the prompts of
-all clients are read at once; behind it the batch runs empty."""
+all clients are read at once; behind it the batch runs empty.
+
+It is whole turns of one client. Clients whose texts are equally long go on in step, and in a part of a turn
+they would have more or less than its share of the time in which prompts are read."""
 
 from __future__ import annotations
 
@@ -11,22 +14,22 @@ from .serve_jobs import Seen
 
 @dataclass(frozen=True)
 class Steady:
-    """In seconds since the loop began. begin: when the last client's first request has ended. end: when the
-    first client's last request has, and it has nothing more to send."""
+    """In seconds since the loop began."""
 
     begin: float
     end: float
 
     @staticmethod
     def of(seen: Sequence[Seen]) -> Steady | None:
-        """That of a loop; None where a client had nothing more to send before every first request had
-        ended."""
-        begin = max((s.ended for s in seen if not s.turn), default=0.0)
-        last = dict[int, float]()
+        """From the end of the first request that ends last of all first ones to another end of the same
+        client's, the last one before a client has nothing more to send; None where there is no other."""
+        ends = dict[int, list[float]]()
         for s in seen:
-            last[s.client] = max(s.ended, last.get(s.client, 0.0))
-        end = min(last.values(), default=0.0)
-        return Steady(begin, end) if end > begin else None
+            ends.setdefault(s.client, []).append(s.ended)
+        begin, client = max(((s.ended, s.client) for s in seen if not s.turn), default=(0.0, 0))
+        stop = min(map(max, ends.values()), default=0.0)
+        end = max((at for at in ends.get(client, []) if begin < at <= stop), default=None)
+        return None if end is None else Steady(begin, end)
 
     @property
     def seconds(self) -> float:

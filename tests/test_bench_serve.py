@@ -111,7 +111,7 @@ SEEN = [  # of two clients: steady from 2 s on, until the second one has ended i
 
 
 def test_the_steady_part_of_a_loop():
-    """It begins when every client's first request has ended, and ends when a client has no more."""
+    """Whole turns of the client whose first request ended last, until a client has no more."""
     steady = Steady.of(SEEN)
     assert steady == Steady(2.0, 4.0) and steady.seconds == 2.0
     assert [steady.holds(at) for at in (2.0, 2.01, 4.0, 4.01)] == [False, True, True, False]
@@ -121,6 +121,9 @@ def test_the_steady_part_of_a_loop():
     alone = [s for s in SEEN if not s.client]
     assert Steady.of(alone) == Steady(1.0, 4.65), "a client alone: all but its first request"
     assert Steady.of(alone[:1]) is Steady.of([]) is None
+    in_step = [Seen(0, client, turn, 0.0, 0.0, 1.0 + turn + client / 2, 1, "")
+               for client in (0, 1) for turn in range(4)]  # fmt: skip
+    assert Steady.of(in_step) == Steady(1.5, 3.5), "whole turns of the last client, not until 4 s"
     late = [*alone[:3], replace(SEEN[1], ended=3.6)]
     assert Steady.of(late) is None, "a client was done before the other's first request had ended"
     row = serve_report.of_closed(late, BOUNDS)
@@ -512,7 +515,8 @@ def test_a_peers_rows_are_told_as_they_come(tmp_path, monkeypatch, capsys):
     bench = serve.Bench(given, None, tmp_path)
     began = time.monotonic()
     serve.peer(bench, "8B", began + 60)
-    assert time.monotonic() - began < 15 and came[1] - came[0] > 0.3 and bench.notes == []
+    assert time.monotonic() - began < 15 and came[1] - came[0] > 0.3
+    assert bench.notes == [f"8B, {n} clients, vLLM: it broke" for n in (1, 2)] and not bench.failed
     assert [(p["clients"], p["tokens_per_second"]) for p in bench.peers] == [(1, 21.25), (2, 21.25)]
     assert "8B, 2 clients, vLLM (-): 8 requests, 21.2 tokens/s" in capsys.readouterr().out
 
@@ -536,12 +540,12 @@ def test_a_models_time_has_a_part_for_vllm(installed, monkeypatch, tmp_path):
 def test_a_served_loop_is_its_engines(tmp_path):
     """Each client has the jobs that it had there. A loop that takes longer than there is time is not
     begun."""
-    asked = []
+    asked, seen = [], list(WHOLE)
 
     class Answers:
         def loop(self, plan, kind, clients, until):
             asked.append({client: [(i, body["prompt"]) for i, body in jobs] for client, jobs in clients})
-            return [s for s in SEEN if not s.error], 0.1
+            return seen, 0.1
 
     given = SimpleNamespace(loads=[2], open=[], ttft_ms=100, token_ms=11)
     jobs = [Job(f"p{i}", 11) for i in range(8)]
@@ -558,6 +562,11 @@ def test_a_served_loop_is_its_engines(tmp_path):
     said = "no time left: give --seconds more"
     assert bench.notes == [f"embedded, 2 clients, {way}: {said}" for way in ("drafted", "plain")]
     assert len(asked) == 1 and not bench.failed
+    seen[1] = replace(seen[1], ended=9.0)
+    served.until += 60
+    served.closed(2, "plain")
+    assert bench.rows[1]["adds"] is bench.rows[1]["steady_s"] is None and bench.rows[1]["identical"] == "7/7"
+    assert bench.notes[2:] == [f"embedded, 2 clients, plain: {serve.NOT_STEADY}"]
 
 
 @gpu_free
