@@ -3,10 +3,11 @@
 The real server, its engine in a process of its own, on a loopback port. Clients are processes of their own,
 which stream completions and whose cost is measured. Closed loops: each client sends its next request when its
 last has ended. Open loops: requests come by themselves, a share of what the largest closed loop has done.
-Beside a closed loop stands the same list of jobs through the same engine without a server. Every text runs to
-its full length. 8B and the other shapes have random weights, prompts of random words and a seeded tokenizer;
-their drafts keep what a simulated drafter's would (strong.py), and their rows say "simulated". Prompts of the
-embedded checkpoint are held-out ones, and its acceptance is its own."""
+Beside a closed loop stands the same list of jobs through the same engine without a server, and vLLM's engine,
+where that is installed, in such a loop. Rates of closed loops are of their steady part (serve_steady.py).
+Every text runs to its full length. 8B and the other shapes have random weights, prompts of random words and a
+seeded tokenizer; their drafts keep what a simulated drafter's would (strong.py), and their rows say
+"simulated". Prompts of the embedded checkpoint are held-out ones, and its acceptance is its own."""
 
 from __future__ import annotations
 
@@ -79,7 +80,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
     add("--new-tokens", type=positive, metavar="N",
         help=f"of a text (default: {NEW_TOKENS}; on a CPU {CPU_NEW_TOKENS})")  # fmt: skip
     for name, value, metavar, says in (
-        ("row-seconds", ROW_SECONDS, "S", "most of a closed loop's steady part and an open loop's arrivals"),
+        ("row-seconds", ROW_SECONDS, "S", "at most: of a closed loop's steady part, of arrivals"),
         ("seconds", SECONDS, "S", "of a model: rows get shorter to fit, and none is begun later"),
         ("ttft-ms", FIRST_MS, "MS", "goodput: time to the first token at most"),
         ("token-ms", TOKEN_MS, "MS", "goodput: time per token at most"),
