@@ -50,7 +50,7 @@ from orthrus_kernels.layout import (
 from orthrus_kernels.plan import PassPlan
 from qwen3_model.decode import controller
 from qwen3_model.decode.cycle import Allot, Walk
-from qwen3_model.decode.cycles import Kind
+from qwen3_model.decode.groups import Kind
 from qwen3_model.decode.one_pass import Shape
 from qwen3_model.decode.sequence import Sequence as RunningText
 

@@ -35,7 +35,7 @@ from orthrus_kernels.anchors import end_probabilities
 from qwen3_model import InputError
 from qwen3_model.decode import controller
 from qwen3_model.decode.choice import CANDIDATES
-from qwen3_model.decode.cycles import Kind
+from qwen3_model.decode.groups import Kind
 from qwen3_model.decode.one_pass import NODES, Shape
 
 from . import report

@@ -29,8 +29,8 @@ from qwen3_model.decode.controller import (
     measured_times,
 )
 from qwen3_model.decode.cycle import IN_FLIGHT
-from qwen3_model.decode.cycles import OWN_ROWS, SHARED_ROWS, seat_counts, trees_for
 from qwen3_model.decode.groups import MOST_ROWS
+from qwen3_model.decode.kinds import OWN_ROWS, SHARED_ROWS, seat_counts, trees_for
 
 RESULTS = Path(__file__).parents[1] / "bench/results"
 KINDS = (PLAIN, *TREES)

@@ -8,7 +8,7 @@ from small import small_config, small_model
 
 from orthrus_kernels import PAGE
 from qwen3_model import Engine, InputError, Request
-from qwen3_model.decode import cycles
+from qwen3_model.decode import kinds
 from qwen3_model.decode.scheduler import Scheduler
 
 PROMPTS = [[3, 4, 5], [6], [7] * 70, [8, 9]]
@@ -190,7 +190,7 @@ def test_more_than_a_pass_has_rows_for_is_a_chunk_behind_the_cycle(monkeypatch, 
     model = ScriptedModel(small_config(eos_token_ids=()))
     engine = engine_of(model)
     running(engine, strategy=strategy)
-    monkeypatch.setattr(cycles, "riders_beside", lambda rows: room)
+    monkeypatch.setattr(kinds, "riders_beside", lambda rows: room)
     chunks, run = [], engine.runner.prompts.run
     engine.runner.prompts.run = lambda pieces: chunks.append(len(pieces[0].tokens)) or run(pieces)
     text = engine.submit([7] * 40, Request(**HOW))

@@ -45,9 +45,9 @@ def prompt(length: int) -> list[int]:
 
 def test_what_rows_for_prompts_add_to_a_cycle():
     """By seats and number of rows. 256 rows, the ones that ride, take less than a chunk of their own."""
-    from qwen3_model.decode.cycle_times import key_time, times_of
-    from qwen3_model.decode.cycles import trees_for, with_riders
+    from qwen3_model.decode.cycle_times import capture, key_time, times_of
     from qwen3_model.decode.groups import seats_for
+    from qwen3_model.decode.kinds import trees_for, with_riders
     from qwen3_model.decode.two_pass import TwoPassCycle
 
     runner, numbers = engine().runner, (0, 64, 128, 192, 256, 384, 512)
@@ -59,6 +59,7 @@ def test_what_rows_for_prompts_add_to_a_cycle():
             for nodes in with_riders((-1, *trees_for(seats))):
                 block = 0 if nodes < 0 else min(32, nodes + 1)
                 made = [TwoPassCycle(slots, seats, nodes, block, riders=riders) for riders in numbers]
+                capture(made, slots, pool)
                 took = dict(zip(numbers, times_of(made, slots, pool), strict=True))
                 keys = 1e3 * key_time(made[numbers.index(256)], slots, pool)
                 times = ", ".join(f"{n}: {t:.2f}" for n, t in took.items())

@@ -14,7 +14,7 @@ from orthrus_kernels import PassTables, attention_triton
 from orthrus_kernels.layout import State
 from qwen3_model import InputError
 from qwen3_model.bigram import Bigram
-from qwen3_model.decode import controller, cycles, one_pass
+from qwen3_model.decode import controller, one_pass
 from qwen3_model.decode.controller import PLAIN
 from qwen3_model.decode.cycle import Cycle, capturing
 from qwen3_model.decode.prompt import Prompts
@@ -274,7 +274,10 @@ def test_measuring_times_changes_nothing(model, monkeypatch):
         return end
 
     monkeypatch.setattr(controller, "ROUNDS", 1), monkeypatch.setattr(controller, "AWAKE", 0.0)
-    monkeypatch.setattr(cycles, "SIZES", (3, 7)), monkeypatch.setattr(TwoPassCycle, "launch", noted)
+    (
+        monkeypatch.setattr("qwen3_model.decode.kinds.SIZES", (3, 7)),
+        monkeypatch.setattr(TwoPassCycle, "launch", noted),
+    )
     monkeypatch.setattr(over, "pool", over.pool or "a pool")
     for _ in "01":
         again = model.generate(PROMPT, **DEFAULTS | settings)

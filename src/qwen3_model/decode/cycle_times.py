@@ -3,7 +3,8 @@ slots keep what they have."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,21 +21,31 @@ TIMED_PAGES = 128  # of the context behind which a prompt's rows are timed, at m
 EVERY_NODE = 1 << 15  # in `State.NODES`: no limit
 
 
-def times_of(cycles: Sequence[Cycle], slots: Slots, pool: Any) -> list[float]:
-    """ms of each cycle without a prompt, for texts that are said to have ended, and as long as those that are
-    in the slots. Those that are not captured yet are captured."""
-    state = slots.state
-    before = state.clone()
-    try:
-        state[:, State.FINISHED], state[:, State.NODES] = 1, EVERY_NODE  # whole trees
+def capture(cycles: Sequence[Cycle], slots: Slots, pool: Any) -> None:
+    """Capture cycles."""
+    with _ended(slots):
         for cycle in cycles:
             cycle.new_readings()
-            cycle.seat(range(min(len(cycle.seats), len(state))))
+            cycle.seat(range(min(len(cycle.seats), len(slots.state))))
             for _ in range(2):  # the second is captured
                 cycle.launch(pool)()
+
+
+def times_of(cycles: Sequence[Cycle], slots: Slots, pool: Any) -> list[float]:
+    """ms of each captured cycle without a prompt, for texts as long as those that are in the slots."""
+    with _ended(slots):
         return list(measured_times(range(len(cycles)), lambda nth: _timed(cycles[nth], pool)).values())
+
+
+@contextmanager
+def _ended(slots: Slots) -> Iterator[None]:
+    """The texts in the slots are said to have ended, and trees to be whole, as long as this lasts."""
+    before = slots.state.clone()
+    try:
+        slots.state[:, State.FINISHED], slots.state[:, State.NODES] = 1, EVERY_NODE
+        yield
     finally:
-        state.copy_(before)
+        slots.state.copy_(before)
 
 
 def key_time(cycle: TwoPassCycle, slots: Slots, pool: Any) -> float:

@@ -15,12 +15,12 @@ from torch import Tensor
 from orthrus_kernels import FORMS, Form
 from orthrus_kernels.layout import State
 
-from .controller import CHAIN, PLAIN, TREES, TWIN_TIMES, Controller, Times
+from .controller import CHAIN, PLAIN, TWIN_TIMES, Controller, Times
 from .cycle import Allot, Cycle, Outcome, Read, Slots, Walk, pairs_of
-from .cycle_times import EVERY_NODE, key_time, times_of
-from .groups import MOST_ROWS, Group, Kind, Seated, fixed_kind, groups_of, seats_for
-from .one_pass import Shape
-from .pace import Pace, riders_beside
+from .cycle_times import EVERY_NODE, capture, key_time, times_of
+from .groups import Group, Kind, Seated, groups_of
+from .kinds import ahead, block_of, kinds_of_auto, riders_of, seat_counts, with_riders
+from .pace import Pace
 from .prompt import rows_for
 from .prompt_rows import Piece
 from .sequence import Sequence as Text
@@ -34,11 +34,6 @@ MOST_GRAPHS = 64  # beside those of `ready`; the one not used for longest goes f
 NOT_NUMBERS = (
     "the model's logits are NaN or infinite: the checkpoint is damaged or overflows this dtype; try float32"
 )
-# Nodes of the trees of "auto", and rows of a pass for each text and for all together. With times of passes of
-# 8B and the published acceptance, that gives the best tree for 1 to 64 texts, or one within 4 % of it
-# (simulated, bench/LOG.md, 2026-11-29).
-SIZES = (3, 5, 7, 11, 15, *TREES)
-OWN_ROWS, SHARED_ROWS = 6, 128
 
 
 class Walks(Protocol):
@@ -67,11 +62,6 @@ class Launched(NamedTuple):
     states: Tensor | None = None  # of the last tokens of the pieces that it carries, [pieces, E]
 
 
-def seat_counts(slots: int) -> tuple[int, ...]:
-    """The numbers of seats that cycles of texts in so many slots have."""
-    return tuple(sorted({seats_for(texts) for texts in range(1, slots + 1)}))
-
-
 class Cycles:
     """The cycles of one cache, with their graphs."""
 
@@ -87,8 +77,13 @@ class Cycles:
         self._seated: Seated = ()  # of the last launch
         self._groups: list[Group] = []
         self._times_of: dict[tuple, Times] = {}  # by form, block size and seats
-        ahead = [len(kinds) + len(with_riders(kinds)) for kinds in map(kinds_of_auto, seat_counts(slots))]
-        self.most = MOST_GRAPHS + (len(FORMS) * sum(ahead) if slots > 1 else 0)
+        self._measured: dict[tuple, dict[int, float]] = {}  # ms of kinds, by block size and seats
+        self._riders: dict[
+            tuple, Sequence[tuple[int, float]]
+        ] = {}  # of a kind, block size and seats: rows, ms
+        block = model.config.block_size or 0
+        made = [ahead(kinds_of_auto(seats), block, seats, slots) for seats in seat_counts(slots)]
+        self.most = MOST_GRAPHS + (len(FORMS) * sum(map(len, made)) if slots > 1 else 0)
 
     def force(self, walks: Walks) -> None:
         """What cycles keep is `walks`' to say from now on; before the first text."""
@@ -109,10 +104,7 @@ class Cycles:
     def rehearse(self, kinds: Sequence[Kind], form: Form, block: int, seats: int) -> None:
         """Launch cycles once, for a recording that runs none of their kernels (compile_ahead.py)."""
         self.slots.choice.form = form
-        numbers = [kind for kind in kinds if isinstance(kind, int)]
-        beside = with_riders(numbers) if len(self.slots.state) > 1 else ()
-        riding = [(kind, _riders(kind, block, seats)) for kind in beside]
-        for kind, riders in (*((kind, 0) for kind in kinds), *riding):
+        for kind, riders in ahead(kinds, block, seats, len(self.slots.state)):
             cycle = self._cycle(kind, block, form, seats, riders=riders)
             cycle.seat(range(min(seats, len(self.slots.state))))
             cycle.run()
@@ -155,24 +147,32 @@ class Cycles:
     def _launch(self, group: Group, pieces: Sequence[Piece] = ()) -> Launched:
         """Launch one cycle."""
         self.slots.choice.form = group.form
-        kind, timed = self._kind(group, riding=bool(pieces))
-        self.pace.riders = room = _riders(kind, group.block, group.seats)
         tokens = sum(len(piece.tokens) for piece in pieces)
-        riders = 0 if not tokens or tokens > room else room
+        kind, timed = self._kind(group, tokens)
+        room = self._room(kind, group.block, group.seats)
+        self.pace.riders, riders = room, 0
+        if tokens:
+            riders = min((rows for rows, _ in room if rows >= tokens), default=0)
         if riders and self.pool is None:  # few that hold them: each is computed
             riders = rows_for(tokens)
         cycle = self._cycle(kind, group.block, group.form, group.seats, group.watched, group.texts, riders)
         cycle.seat(group.slots)
-        added = self._fill(cycle, pieces) if riders else 0.0
+        added = dict(room).get(riders, 0.0) + self._fill(cycle, pieces) if riders else 0.0
         read = cycle.launch(self.pool, timed=timed)
         states = cycle.states_of_prompts if riders else None
         return Launched(kind, cycle, group.seated, group.epochs, group.controllers, read, added, states)
 
     def _fill(self, cycle: Cycle, pieces: Sequence[Piece]) -> float:
-        """Put pieces down; returns what they add to the cycle, in ms."""
+        """Put pieces down; returns what their keys add to the cycle, in ms."""
         assert isinstance(cycle, TwoPassCycle) and cycle.riders is not None
         cycle.riders.fill(pieces)
-        return cycle.riders.milliseconds + sum(self.pace.read(len(of.tokens), of.start) for of in pieces)
+        return sum(self.pace.read(len(of.tokens), of.start) for of in pieces)
+
+    def _room(self, kind: Kind, block: int, seats: int) -> Sequence[tuple[int, float]]:
+        """Rows for prompts that a verify pass may have, and ms that they add. Where nobody has measured that,
+        there is one number, and they add nothing."""
+        few = [(rows, 0.0) for rows in riders_of(kind, block, seats)[:1]]
+        return self._riders.get((kind, block_of(kind, block, seats), seats), few)
 
     def read(self, step: Sequence[Launched]) -> list[tuple[Text, Outcome]]:
         """What the cycles of one `launch` have added to the texts that still run, and learn from it."""
@@ -202,8 +202,9 @@ class Cycles:
             times.observe(kind, outcomes[0].milliseconds)
         return found
 
-    def _kind(self, group: Group, riding: bool) -> tuple[Kind, bool]:
-        """The kind of the next cycle, and whether it is to be timed. riding: it carries prompts."""
+    def _kind(self, group: Group, tokens: int) -> tuple[Kind, bool]:
+        """The kind of the next cycle, and whether it is to be timed. tokens: of prompts, that it carries if
+        it has so many rows for them."""
         # where one token is left there is nothing to propose
         if all(text.remaining <= 1 for text in group.drafted):
             return PLAIN, False
@@ -217,7 +218,11 @@ class Cycles:
             group.controllers = tuple(of.get(text) for text in group.texts)
         first, *beside = filter(None, group.controllers)
         kind = first.next(*beside)
-        return min(of for of in with_riders(first.times.kinds) if of >= kind) if riding else kind, not riding
+        if tokens:
+            carries = min(of for of in with_riders(first.times.kinds) if of >= kind)
+            if tokens <= max(riders_of(carries, group.block, group.seats)):
+                return carries, False
+        return kind, True
 
     def _controller(self, text: Text, key: tuple[Form, int, int]) -> Controller:
         """What says the kinds that suit a text in cycles of a form, block size and number of seats; it begins
@@ -233,7 +238,7 @@ class Cycles:
     ) -> Cycle:  # fmt: skip
         """The cycle of a kind with so many rows for prompts, made when it is first asked for; texts: those
         that run then."""
-        block = _block(kind, block, seats)
+        block = block_of(kind, block, seats)
         key = kind, block, form, seats, watched, self.model.bigram, riders
         if key not in self._cycles:
             cycle: Cycle
@@ -260,70 +265,26 @@ class Cycles:
         return self._times_of[key]
 
     def _first_times(self, form: Form, block: int, seats: int) -> Times:
+        """Measured with the first form that is asked for: another one's choice takes microseconds more."""
         kinds = kinds_of_auto(seats) if block else (PLAIN,)
-        beside = with_riders(kinds) if len(self.slots.state) > 1 else ()
-        cycles = [self._cycle(kind, block, form, seats) for kind in kinds]
-        cycles += [
-            self._cycle(kind, block, form, seats, riders=_riders(kind, block, seats)) for kind in beside
-        ]
-        took = times_of(cycles, self.slots, self.pool)
-        alone = dict(zip(kinds, took, strict=False))
-        for kind, cycle, with_prompts in zip(beside, cycles[len(kinds) :], took[len(kinds) :], strict=True):
-            assert isinstance(cycle, TwoPassCycle) and cycle.riders is not None
-            cycle.riders.milliseconds = max(with_prompts - alone[kind], 0.0)
-        return Times(alone)
+        keys = ahead(kinds, block, seats, len(self.slots.state))
+        cycles = [self._cycle(kind, block, form, seats, riders=riders) for kind, riders in keys]
+        capture(cycles, self.slots, self.pool)
+        if (block, seats) not in self._measured:
+            took = dict(zip(keys, times_of(cycles, self.slots, self.pool), strict=True))
+            self._measured[block, seats] = {kind: took[kind, 0] for kind in kinds}
+            for kind in kinds:
+                added = [(n, max(took[of, n] - took[of, 0], 0.0)) for of, n in keys if of == kind and n]
+                self._riders[kind, block_of(kind, block, seats), seats] = added
+        return Times(self._measured[block, seats])
 
     def time_keys(self) -> None:
         """Measure what a row of a prompt takes for each key that it sees, in the cycle of `ready` for one
         text without a draft."""
         self.slots.choice.form = FORMS[0]
-        cycle = self._cycle(PLAIN, 0, FORMS[0], seats=1, riders=_riders(PLAIN, 0, 1))
+        cycle = self._cycle(PLAIN, 0, FORMS[0], seats=1, riders=riders_of(PLAIN, 0, 1)[0])
         assert isinstance(cycle, TwoPassCycle)
         self.pace.key = key_time(cycle, self.slots, self.pool)
-
-
-def trees_for(seats: int) -> tuple[int, ...]:
-    """Nodes of the trees that "auto" chooses among: the two largest of which a text has rows for. All texts
-    together have MOST_ROWS, or the smallest trees."""
-    most = min(OWN_ROWS + SHARED_ROWS // seats - 1, max(MOST_ROWS // seats - 1, SIZES[0]))
-    return tuple(nodes for nodes in SIZES if nodes <= most)[-2:]
-
-
-def _block(kind: Kind, block: int, seats: int) -> int:
-    """Rows of a text's block, of `block` at most. With several texts a tree of n nodes has no more than its
-    own depth takes: what a cycle costs follows from the rows of both passes."""
-    if not isinstance(kind, int) or kind == PLAIN:
-        return 0
-    if kind > CHAIN and seats > 1:
-        return min(block, kind + 1)
-    return min(block, max(MOST_ROWS // seats, 2))
-
-
-def _riders(kind: Kind, block: int, seats: int) -> int:
-    """Rows for prompts of the verify pass of a kind; one-pass cycles have none."""
-    if not isinstance(kind, int):
-        return 0
-    return riders_beside(seats * TwoPassCycle.rows_each(kind, _block(kind, block, seats)))
-
-
-def kinds_of_auto(seats: int) -> tuple[int, ...]:
-    """The kinds that "auto" chooses among on CUDA graphs, each once."""
-    return tuple(dict.fromkeys((PLAIN, *trees_for(seats))))
-
-
-def with_riders(kinds: Sequence[int]) -> tuple[int, ...]:
-    """Of these kinds, from PLAIN up, those of cycles that carry prompts: PLAIN and the largest draft."""
-    return tuple(dict.fromkeys((kinds[0], kinds[-1])))
-
-
-def kinds_of(text: Text) -> tuple[Kind, ...]:
-    """The kinds that a text alone takes on CUDA graphs."""
-    if text.request.strategy == "autoregressive":
-        return (PLAIN,)
-    if text.request.strategy == "one-pass":
-        return (PLAIN, Shape.of(text.block_size, text.request.tree_nodes))
-    fixed = fixed_kind(text)
-    return (PLAIN, fixed) if fixed is not None else kinds_of_auto(1)
 
 
 def _most_nodes(text: Text) -> int:

@@ -1,5 +1,5 @@
-"""How many tokens of prompts a step reads beside texts that decode: so many that a text waits about twice as
-long as usual for its next tokens.
+"""How many tokens of prompts a step reads beside texts that decode: as many as take about as long as a cycle,
+so that a text waits about twice as long as usual for its next tokens.
 
 Some ride in the verify pass of a cycle (two_pass.py), as many as fill it to a multiple of FULL rows. That
 pass reads the weights anyway, so its rows for prompts take about as long as a pass of a few rows, and a cycle
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from statistics import median
 
 import torch
@@ -20,6 +21,7 @@ import torch
 from ..model import PREFILL_ROWS
 
 FULL = 256  # rows of a pass: an H200's linears take as long for the next row as for the next hundred
+ABOUT = 1.2  # of a usual cycle's time: what prompts may take beside it
 LEAST = 64  # tokens of a step beside texts that decode, at any rate: a prompt must end
 CHUNKS = tuple(FULL << n for n in range(1, (PREFILL_ROWS // FULL).bit_length()))  # rows of those chunks
 LAST_CYCLES = 5  # of which the median is the usual one: two that were held up change nothing
@@ -35,11 +37,10 @@ class Pace:
     """What chunks and cycles of one cache take, in ms."""
 
     def __init__(self) -> None:
-        self.first: dict[int, float] | None = (
-            None  # of a chunk of each of CHUNKS, no keys; None: not measured
-        )
-        self.riders = 0  # rows for prompts of the next verify pass, as the last one had them
+        self.first: dict[int, float] | None = None  # of chunks of CHUNKS, no keys; None: not measured
         self.key = 0.0  # of a row, for each key that it sees
+        # numbers of rows for prompts that a verify pass may have, the fewest first, and ms that they add
+        self.riders: Sequence[tuple[int, float]] = ()
         self._cycles: deque[float] = deque(maxlen=LAST_CYCLES)
         self._keys = 0  # that the next row of a prompt may see
 
@@ -58,8 +59,11 @@ class Pace:
         if self.first is None or not self._cycles:
             return LEAST
         usual, each = median(self._cycles), self._keys * self.key
-        riding = min(self.riders, int(usual / (2 * each))) if each > 0 else self.riders
-        return max(LEAST, riding, *(n for n, took in self.first.items() if took + n * each <= usual))
+        riding = self.riders[0][0] if self.riders else 0
+        if each > 0:  # it has that many rows whatever they hold, and padding sees no keys
+            riding = min(riding, int(usual / (2 * each)))
+        more = *self.riders[1:], *self.first.items()
+        return max(LEAST, riding, *(n for n, took in more if took + n * each <= ABOUT * usual))
 
 
 class Span:

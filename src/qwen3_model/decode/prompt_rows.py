@@ -45,7 +45,6 @@ class PromptRows:
             first, len(given.plan.tokens), dtype=torch.int32, device=slots.state.device
         )[:, None]  # [rows, 1]
         self.plan.sequences[first:] = -1
-        self.milliseconds = 0.0  # that they add to a pass, no keys seen, where that was measured
 
     def __len__(self) -> int:
         """How many rows there are."""

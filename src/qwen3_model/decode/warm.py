@@ -29,7 +29,8 @@ from orthrus_kernels.compile_ahead import compile_all, missing, recorded
 from ..errors import in_memory
 from ..model import PREFILL_ROWS, Network
 from ..request import SAMPLING, Request
-from .cycles import Kind, kinds_of, kinds_of_auto, seat_counts
+from .groups import Kind
+from .kinds import kinds_of, kinds_of_auto, seat_counts
 from .prompt import LEAST_ROWS, rows_for
 from .runner import Runner, cache_size, replays
 from .scheduler import MOST_PARTS, Part
