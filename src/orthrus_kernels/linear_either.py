@@ -66,7 +66,9 @@ class Launch:
 def launches_of(x: Tensor, views: Views, n_ar: int, swiglu: bool, space: Workspace | None) -> list[Launch]:
     """The launches in Gluon of a linear, one or one a view; none where Triton's kernels must run."""
     rows, key = x.shape[0], tables.device_key(x.device)
-    if not (rows and key == "sm_90" and HAS_GLUON and not triton_interprets() and takes(x, *views)):
+    if _distrusted or not (
+        rows and key == "sm_90" and HAS_GLUON and not triton_interprets() and takes(x, *views)
+    ):
         return []
     (n, k), (weight, weight_diff) = views[0].shape, views
     space = space or workspace(x.device)
@@ -89,7 +91,7 @@ def trusted(launch: Launch, pdl: bool) -> bool:
     device = launch.views[0].pointer.device
     key = device, launch.plan, pdl
     if _distrusted or key in _trusted:
-        return not _distrusted
+        return not _distrusted  # of two launches the first may have turned Gluon off
     if not is_recorded() and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError("launch once before the capture, so that the kernels' bits have been compared")
     try:
