@@ -66,9 +66,8 @@ class Launch:
 def launches_of(x: Tensor, views: Views, n_ar: int, swiglu: bool, space: Workspace | None) -> list[Launch]:
     """The launches in Gluon of a linear, one or one a view; none where Triton's kernels must run."""
     rows, key = x.shape[0], tables.device_key(x.device)
-    if _distrusted or not (
-        rows and key == "sm_90" and HAS_GLUON and not triton_interprets() and takes(x, *views)
-    ):
+    has = key == "sm_90" and HAS_GLUON and not triton_interprets() and not _distrusted
+    if not (rows and has and takes(x, *views)):
         return []
     (n, k), (weight, weight_diff) = views[0].shape, views
     space = space or workspace(x.device)
