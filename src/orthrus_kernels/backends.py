@@ -15,7 +15,7 @@ from typing import Any
 
 from .allot import allot, allot_triton
 from .attention import attention, new_tables
-from .attention_triton import attention_triton, new_tables_triton
+from .attention_either import attention_either, new_tables_either
 from .blocks import follow, follow_triton, place_blocks, place_blocks_triton
 from .choice import candidates, choose, likeliest, log_sum_exp
 from .choice_triton import candidates_triton, choose_triton, likeliest_triton, log_sum_exp_triton
@@ -79,7 +79,7 @@ _TRITON = replace(
     REFERENCE,
     add_rms_norm=add_rms_norm_triton,
     allot=allot_triton,
-    attention=attention_triton,
+    attention=attention_either,
     candidates=candidates_triton,
     choose=choose_triton,
     commit=commit_triton,
@@ -92,7 +92,7 @@ _TRITON = replace(
     linear=linear_triton,
     linear_swiglu=linear_swiglu_triton,
     log_sum_exp=log_sum_exp_triton,
-    new_tables=new_tables_triton,
+    new_tables=new_tables_either,
     place_blocks=place_blocks_triton,
     qk_norm_rope=qk_norm_rope_triton,
     rerank=rerank_triton,

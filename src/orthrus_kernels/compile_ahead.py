@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from ._triton import triton
 
+_recording: set[int] = set()  # threads whose launches are recorded
 _FRESH = {torch.empty, torch.empty_like, Tensor.new_empty}
 _WORKER = f"from {__name__} import main; main()"
 
@@ -65,11 +66,18 @@ def recorded() -> Iterator[set[str]]:
         return launch(kernel, *arguments, grid=grid, warmup=warmup, **named)
 
     try:
+        _recording.add(thread)
         JITFunction.run, triton.knobs.runtime.jit_cache_hook = without_running, note
         with _Zeros():
             yield found
     finally:
         JITFunction.run, triton.knobs.runtime.jit_cache_hook = launch, hook
+        _recording.discard(thread)
+
+
+def is_recorded() -> bool:
+    """Whether launches of this thread do not run now."""
+    return get_ident() in _recording
 
 
 def _settle_keys() -> None:
@@ -173,7 +181,10 @@ def _told(entry: str) -> tuple[Any, Any, dict[str, Any]]:
     constants = dict(zip(map(tuple, told["constant_keys"]), told["constant_vals"], strict=True))
     attributes = dict(zip(map(tuple, told["attrs_keys"]), told["attrs_vals"], strict=True))
     options = {key: tuple(x) if isinstance(x, list) else x for key, x in told["options"].items()}
-    source = ASTSource(kernel, told["signature"], constants, attributes)
+    kind: Any = ASTSource
+    if kernel.is_gluon():
+        kind = import_module("triton.experimental.gluon._runtime").GluonASTSource
+    source = kind(kernel, told["signature"], constants, attributes)
     return source, GPUTarget(**told["target"]), options
 
 

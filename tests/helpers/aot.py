@@ -27,6 +27,8 @@ import torch  # noqa: E402
 import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
+from triton.experimental.gluon._runtime import GluonASTSource  # noqa: E402
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor  # noqa: E402
 from triton.runtime.cache import get_cache_manager  # noqa: E402
 from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
 
@@ -77,9 +79,10 @@ def specialise(kernel, arguments: dict) -> tuple[dict, dict, dict, dict]:
         if parameter.is_constexpr or value is None or (type(value) is int and value == 1 and not pinned):
             signature[parameter.name], constants[parameter.name] = "constexpr", value
             continue
-        if isinstance(value, TensorDescriptor):
+        if isinstance(value, (TensorDescriptor, GluonDescriptor)):
             kind, tile = _TYPES[value.base.dtype], ",".join(map(str, value.block_shape))
-            signature[parameter.name], aligned = f"tensordesc<{kind}[{tile}]>", False
+            layout = f",{value.layout!r}" if isinstance(value, GluonDescriptor) else ""
+            signature[parameter.name], aligned = f"tensordesc<{kind}[{tile}]{layout}>", False
         elif isinstance(value, torch.Tensor):
             signature[parameter.name], aligned = "*" + _TYPES[value.dtype], True
         elif isinstance(value, int):
@@ -96,7 +99,8 @@ def built_for(kernel, arguments: dict, target: GPUTarget):
     """What Triton compiles for a launch, what ptxas said, and the names of the compiled kernel's
     parameters."""
     signature, constants, attributes, options = specialise(kernel, arguments)
-    source = ASTSource(kernel, signature, constants, attributes)
+    kind = GluonASTSource if kernel.is_gluon() else ASTSource
+    source = kind(kernel, signature, constants, attributes)
     names = [name for name, kind in signature.items() if kind != "constexpr"]
     return *built_from(source, target, options), names
 
