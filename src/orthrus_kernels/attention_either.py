@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,11 +33,14 @@ _verdicts: dict[tuple[torch.device, int, int], str] = {}
 
 def attention_either(
     q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, pages: Tensor, tables: PassTables,
-    scale: float, *, out: Tensor | None = None, workspace: Tensor | None = None, pdl: bool = False,
+    scale: float, *, form: str = "auto", **how: Any,
 ) -> Tensor:  # fmt: skip
-    """Attend from every row of a pass: `attention_triton`, in Gluon with tables that are for it."""
-    run = attention_gluon if is_for_gluon(tables, q.shape[1], k.shape[1], q.device) else attention_triton
-    return run(q, k, v, k_cache, v_cache, pages, tables, scale, out=out, workspace=workspace, pdl=pdl)
+    """Attend from every row of a pass: `attention_triton`, in Gluon with tables that are for it. A form that
+    is asked for is Triton's."""
+    args = q, k, v, k_cache, v_cache, pages, tables, scale
+    if form == "auto" and is_for_gluon(tables, q.shape[1], k.shape[1], q.device):
+        return attention_gluon(*args, **how)
+    return attention_triton(*args, form=form, **how)
 
 
 def new_tables_either(
