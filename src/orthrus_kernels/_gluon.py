@@ -24,12 +24,13 @@ try:
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
     from triton.language.core import _aggregate as aggregate
 
+    constexpr_function = gluon.constexpr_function
     barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # from 3.7 on, up to 3.6
     HAS_GLUON = True
 except (ImportError, AttributeError):  # another Triton, or none
     absent: Any = _Absent()
     gluon = gl = mbarrier = tma = warpgroup_mma = warpgroup_mma_wait = absent
-    async_copy = fence_async_shared = GluonDescriptor = aggregate = barrier = absent
+    fence_async_shared = GluonDescriptor = aggregate = barrier = constexpr_function = async_copy = absent
     HAS_GLUON = False
 
 
@@ -39,6 +40,6 @@ def in_gluon(function: Any) -> Any:
 
 
 __all__ = [
-    "GluonDescriptor", "HAS_GLUON", "aggregate", "async_copy", "barrier", "fence_async_shared", "gl", "gluon",
-    "in_gluon", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait",
+    "GluonDescriptor", "HAS_GLUON", "aggregate", "async_copy", "barrier", "constexpr_function",
+    "fence_async_shared", "gl", "gluon", "in_gluon", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait",
 ]  # fmt: skip

@@ -9,7 +9,17 @@ gathered as in Triton, through pages and slots; zeros past the end of the path.
 Copying and multiplying warps walk through the same blocks: `share_of`, `work_at`, `keys_of` and `runs` are
 for both."""
 
-from ._gluon import aggregate, async_copy, barrier, fence_async_shared, gl, gluon, mbarrier, tma
+from ._gluon import (
+    aggregate,
+    async_copy,
+    barrier,
+    constexpr_function,
+    fence_async_shared,
+    gl,
+    gluon,
+    mbarrier,
+    tma,
+)  # fmt: skip
 from .layout import (
     TILE_BEGIN,
     TILE_CHAIN,
@@ -46,7 +56,7 @@ class Tables:
     WARPGROUPS: gl.constexpr
     WHOLE: gl.constexpr
 
-    @gluon.constexpr_function
+    @constexpr_function
     def __init__(self, rows, limits, tiles, slots, segments, items, count, groups, programs, GROUP,
                  TILE, WARPGROUPS, WHOLE):  # fmt: skip
         self.rows = rows
@@ -88,7 +98,7 @@ class Memory:
     tiled_k_cache: tma.tensor_descriptor
     tiled_v_cache: tma.tensor_descriptor
 
-    @gluon.constexpr_function
+    @constexpr_function
     def __init__(self, q, stride_qt, stride_qh, k, v, stride_kt, stride_kg, k_cache, v_cache, stride_cp,
                  stride_cg, stride_cs, pages, stride_ps, tiled_k, tiled_v, tiled_k_cache,
                  tiled_v_cache):  # fmt: skip
@@ -126,7 +136,7 @@ class Ring:
     D: gl.constexpr
     STAGES: gl.constexpr
 
-    @gluon.constexpr_function
+    @constexpr_function
     def __init__(self, queries, queries_full, queries_free, keys, values, full, free, D, STAGES):
         self.queries = queries
         self.queries_full = queries_full

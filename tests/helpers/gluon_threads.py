@@ -245,7 +245,7 @@ def gluon_names() -> ModuleType:
     )  # fmt: skip
     names = ModuleType("orthrus_kernels._gluon")
     vars(names).update(
-        gl=gl, gluon=SimpleNamespace(jit=_jit, constexpr_function=_jit), aggregate=_jit,
+        gl=gl, gluon=SimpleNamespace(jit=_jit), constexpr_function=_jit, aggregate=_jit,
         in_gluon=lambda function: function.fn, barrier=lambda: None, fence_async_shared=lambda: None,
         mbarrier=SimpleNamespace(
             MBarrierLayout=_layout, init=init, wait=wait,
