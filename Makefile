@@ -67,7 +67,7 @@ bench-replay: $(VENV)/bench ## tokens/s at 8B shapes on this GPU, acceptance rep
 bench-batch: $(VENV)/bench ## tokens/s of 1 to 64 texts at once on this GPU, 15 minutes; LENGTHS=FILE: your texts; options in BENCH="..."
 	$(BIN)/python -m bench.decode --batch 1 8 32 64 $(if $(LENGTHS),--lengths '$(LENGTHS)') $(if $(BENCH),$(BENCH),--models 8B 1.7B embedded)
 
-bench-serve: $(VENV)/bench ## orthrus serve over HTTP at 1 to 64 clients on this GPU, 4 minutes; LENGTHS=FILE: your texts; on a CPU BENCH="--models embedded --loads 1 4"
+bench-serve: $(VENV)/bench ## orthrus serve over HTTP at 1 to 64 clients on this GPU, at most 8 minutes a model; LENGTHS=FILE: your texts; on a CPU BENCH="--models embedded --loads 1 4"
 	$(BIN)/python -m bench.serve $(if $(LENGTHS),--lengths '$(LENGTHS)') $(if $(BENCH),$(BENCH),--models 8B 1.7B)
 
 performance: $(VENV)/bench ## docs/performance.md and its picture anew from the recorded runs

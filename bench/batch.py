@@ -222,7 +222,7 @@ def peer(bench: Bench, name: str) -> None:
     """vLLM at the same shapes, in what time is left."""
     contexts = [] if bench.lengths else list(bench.contexts)
     spec = {"config": peer_config(name), "texts": list(bench.batch), "contexts": contexts,
-            "jobs": bench.lengths or [], "rounds": []}  # fmt: skip
+            "jobs": bench.lengths or []}  # fmt: skip
     rows, wrong = vllm_peer.measured(spec, bench.run.seconds_left())
     bench.run.peers += [{"model": name, **row} for row in rows]
     if wrong:

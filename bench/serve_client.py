@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .serve_jobs import LEAST_TURNS, Seen
+from .serve_jobs import Seen
 
 LAST_CHUNK, EVENT, DONE = b"0\r\n\r\n", b"data: ", b"[DONE]"
 HEAD_BYTES = 1 << 16
@@ -27,6 +27,7 @@ class Answer:
     """An answer as it came. first, ended: when its body began and was whole."""
 
     job: int
+    client: int
     turn: int
     sent: float
     first: float = 0.0
@@ -45,7 +46,7 @@ class Answer:
         except (ValueError, LookupError, TypeError) as error:
             self.error = f"{type(error).__name__}: {error}"[:200]
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return Seen(self.job, self.turn, *times, tokens, digest, self.error)
+        return Seen(self.job, self.client, self.turn, *times, tokens, digest, self.error)
 
 
 def read_answer(status: int, body: bytes) -> tuple[int, str]:
@@ -134,23 +135,20 @@ def payload(port: int, body: dict[str, Any]) -> bytes:
 
 
 async def closed(plan: dict[str, Any]) -> list[Answer]:
-    """Clients that send their next request when the last has ended, none later than `limit` seconds but
-    LEAST_TURNS each."""
+    """Clients that send their next request when the last has ended."""
     port, begin, found = plan["port"], plan["begin"], list[Answer]()
 
-    async def client(asked: Sequence[tuple[int, dict[str, Any]]]) -> None:
+    async def client(number: int, asked: Sequence[tuple[int, dict[str, Any]]]) -> None:
         ready = [(job, payload(port, body)) for job, body in asked]
         connection = Connection(port)
         await connection.open()
         await asyncio.sleep(begin - time.monotonic())
         for turn, (job, data) in enumerate(ready):
-            now = time.monotonic()
-            if turn >= LEAST_TURNS and now - begin > plan["limit"]:
-                break
-            found.append(await connection.ask(Answer(job, turn, now), data, plan["patience"]))
+            answer = Answer(job, number, turn, time.monotonic())
+            found.append(await connection.ask(answer, data, plan["patience"]))
         connection.close()
 
-    await asyncio.gather(*(client(asked) for asked in plan["clients"]))
+    await asyncio.gather(*(client(number, asked) for number, asked in plan["clients"]))
     return found
 
 
@@ -170,7 +168,7 @@ async def open_loop(plan: dict[str, Any]) -> list[Answer]:
     for due, job, data in ready:
         if (wait := due - time.monotonic()) > 0:
             await asyncio.sleep(wait)
-        tasks.append(asyncio.create_task(one(Answer(job, 0, due), data)))
+        tasks.append(asyncio.create_task(one(Answer(job, 0, 0, due), data)))
     found = await asyncio.gather(*tasks)
     for connection in free:
         connection.close()

@@ -9,7 +9,7 @@ import gc
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from . import strong, trace_file
 from .forced_walk import Forced
 from .models import random_model
 from .replay import with_bigram
-from .serve_jobs import LEAST_TURNS, Job, Seen, dealt, of_loop
+from .serve_jobs import Job, Seen, of_loop
+from .serve_loop import Turn, closed, steady_seconds
 
 TRACE = Path(__file__).parent / "results/trace-h100.json"  # whose ranks of misses the simulated drafter has
 SIMULATED_TEXTS, SIMULATED_TOKENS = 64, 256  # tables of simulated texts; more texts have them again
@@ -47,16 +48,14 @@ class Loop:
 @dataclass(frozen=True)
 class MeasuredEngine(EngineOptions):
     """shape: of random weights (models.py), whose acceptance is simulated; None: `model` is a checkpoint.
-    tokenizer: the folder of its tokenizer. until: when `models` models, this one among them, have to be done
-    (time.monotonic): its own loops have OWN_SHARE of its part of what is left when it is warm. most: seconds
-    after which a loop's clients send no more."""
+    tokenizer: the folder of its tokenizer. until: when the model has to be done (time.monotonic): its own
+    loops have OWN_SHARE of what is left when it is warm. most: seconds that a loop is steady."""
 
     shape: str | None = None
     tokenizer: Path = Path()
     loops: tuple[Loop, ...] = ()
     jobs: tuple[Job, ...] = field(default=(), repr=False)
     until: float = 0.0
-    models: int = 1
     most: float = 0.0
 
     def made(self) -> tuple[Qwen3, Engine]:
@@ -88,13 +87,12 @@ class MeasuredEngine(EngineOptions):
         short = [(prompt, WARM_TOKENS) for prompt, _ in asked[: max(loop.clients for loop in self.loops)]]
         for strategy in dict.fromkeys(loop.strategy for loop in self.loops):
             decode(engine, short, Loop(len(short), strategy, 1), 0.0)
-        until = time.monotonic() + OWN_SHARE * (self.until - time.monotonic()) / self.models
+        until = time.monotonic() + OWN_SHARE * (self.until - time.monotonic())
         for i, loop in enumerate(self.loops):
-            left = (until - time.monotonic()) / (len(self.loops) - i)
-            limit = max(min(left / 2, self.most), 0.0)  # what has begun by then ends behind it
-            texts = decode(engine, asked[: loop.jobs], loop, limit) if left > 0 else []
-            seen = [asdict(t.seen(tokenizer)) for t in texts]
-            print(json.dumps({"loop": asdict(loop), "seen": seen}), flush=True)
+            limit = steady_seconds(until, len(self.loops) - i, self.most)
+            texts = decode(engine, asked[: loop.jobs], loop, limit) if limit > 0 else []
+            told = [asdict(seen(text, tokenizer)) for text in texts]
+            print(json.dumps({"loop": asdict(loop), "seen": told}), flush=True)
 
 
 def encoded(tokenizer: Tokenizer, job: Job) -> list[int]:
@@ -102,53 +100,29 @@ def encoded(tokenizer: Tokenizer, job: Job) -> list[int]:
     return tokenizer.encode(job.prompt) if isinstance(job.prompt, str) else job.prompt
 
 
-@dataclass
-class Decoded:
-    """A job's text and when it got what."""
-
-    job: int
-    turn: int
-    text: Text
-    sent: float
-    first: float = 0.0
-    ended: float = 0.0
-
-    def seen(self, tokenizer: Tokenizer) -> Seen:
-        """As a client would tell it."""
-        ids = self.text.stream.token_ids
-        digest = hashlib.sha256(tokenizer.decode(ids).encode()).hexdigest()[:16]
-        return Seen(self.job, self.turn, self.sent, self.first, self.ended, len(ids), digest)
-
-
-def decode(engine: Engine, asked: Sequence[tuple[list[int], int]], loop: Loop, limit: float) -> list[Decoded]:
-    """The jobs of a loop, prompts and new tokens, each client's next one when its last has ended; none later
-    than `limit` seconds but LEAST_TURNS each. Raises InputError."""
-    waiting = [iter(enumerate(jobs)) for jobs in dealt(len(asked), loop.clients)]
-    running, done = dict[Text, tuple[int, Decoded]](), list[Decoded]()
+def decode(
+    engine: Engine, asked: Sequence[tuple[list[int], int]], loop: Loop, limit: float
+) -> list[Turn[Text]]:
+    """The jobs of a loop, prompts and new tokens. limit: as in `closed`. Raises InputError."""
     began = time.perf_counter()
 
-    def send(client: int) -> None:
-        now = time.perf_counter() - began
-        turn, job = next(waiting[client], (0, None))
-        if job is not None and (turn < LEAST_TURNS or now <= limit):
-            prompt, new = asked[job]
-            salt = f"{began} {job}"  # it finds no prompt in the cache
-            text = engine.submit(prompt, Request(strategy=loop.strategy, max_new_tokens=new, min_tokens=new,
-                                                 seed=0, cache_salt=salt))  # fmt: skip
-            running[text] = client, Decoded(job, turn, text, now)
+    def submit(job: int) -> Text:
+        prompt, new = asked[job]
+        salt = f"{began} {job}"  # it finds no prompt in the cache
+        return engine.submit(prompt, Request(strategy=loop.strategy, max_new_tokens=new, min_tokens=new,
+                                             seed=0, cache_salt=salt))  # fmt: skip
 
-    for client in range(len(waiting)):
-        send(client)
-    while running:
-        touched, now = engine.step(), time.perf_counter() - began
-        for text in touched:
-            client, decoded = running[text]
-            if not decoded.first and text.stream.token_ids:
-                decoded.first = now
+    def step() -> Iterator[tuple[Text, bool]]:
+        for text in engine.step():
             if text.finished:
                 text.result()
-                decoded.ended = now
-                done.append(decoded)
-                del running[text]
-                send(client)
-    return done
+            if text.stream.token_ids:
+                yield text, text.finished
+
+    return closed(len(asked), loop.clients, limit, submit, step)
+
+
+def seen(turn: Turn[Text], tokenizer: Tokenizer) -> Seen:
+    """A text as a client would tell it."""
+    ids = turn.text.stream.token_ids
+    return turn.seen(len(ids), hashlib.sha256(tokenizer.decode(ids).encode()).hexdigest()[:16])

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 LEAST = 8  # jobs of a closed loop
-LEAST_TURNS = 2  # of its clients, whatever the time: latencies are without the first
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,11 @@ class Job:
 @dataclass(frozen=True)
 class Seen:
     """What became of a job. sent, first, ended: in seconds since the loop began. first: when its first token
-    came. turn: how many jobs its client had before. digest: of its text. error: why it has no whole text."""
+    came. client: whose job it was, 0 in an open loop. turn: how many jobs that client had before. digest: of
+    its text. error: why it has no whole text."""
 
     job: int
+    client: int
     turn: int
     sent: float
     first: float
@@ -36,13 +37,16 @@ class Seen:
     error: str = ""
 
 
-def dealt(jobs: int, clients: int) -> list[list[int]]:
+def by_client(seen: Sequence[Seen]) -> dict[int, list[int]]:
     """The numbers of each client's jobs, in their order."""
-    return [list(range(client, jobs, clients)) for client in range(min(clients, jobs))]
+    found = dict[int, list[int]]()
+    for s in sorted(seen, key=lambda s: (s.client, s.turn)):
+        found.setdefault(s.client, []).append(s.job)
+    return found
 
 
 def of_loop(clients: int, each: int) -> int:
-    """Jobs of a closed loop in which every client has so many, and all together LEAST."""
+    """Jobs of a closed loop in which every client has about so many, and all together LEAST at least."""
     return clients * max(each, math.ceil(LEAST / clients))
 
 

@@ -6,6 +6,7 @@ they were. The notebooks themselves are never written."""
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -82,6 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from nbconvert.filters import strip_ansi
     except ImportError:
         fail(COMMAND, "notebooks need nbclient, nbconvert and ipykernel: pip install -e '.[notebooks]'")
+    # Now and then a message of a kernel that has ended meets a socket that is closed already. What fails in a
+    # cell is told by nbclient.
+    logging.getLogger("tornado.general").setLevel(logging.CRITICAL)
     paths = given.notebooks or sorted(Path(__file__).parent.glob("*.ipynb"))
     notebooks, done = [read(path) for path in paths], []
     try:

@@ -286,6 +286,23 @@ def test_an_out_of_something_else_is_left_alone(text, words, refused, paths):
     assert words in refused()
 
 
+def test_an_answer_to_a_request_that_has_changed(refused, orthrus, paths):
+    """Nothing old is taken for an answer to what is asked now."""
+    asked = [request(name, prompt=name, max_tokens=2, temperature=0) for name in "ab"]
+    write(paths[0], [*asked, "bad\n"])
+    assert orthrus()[0] == 1
+    for changed in (
+        [asked[0], request("b", prompt="c", max_tokens=2, temperature=0), "bad\n"],
+        [*asked, "worse\n"],
+    ):
+        write(paths[0], changed)
+        told = refused()
+        assert "as " in told and "had it before" in told and ("'b'" in told or "line 3" in told)
+    write(paths[0], [*asked, "  bad\n"])
+    assert orthrus()[0] == 1, "white space changes nothing"
+    assert "with another model or other settings" in refused("--generation-config", "none")
+
+
 def test_two_runs_do_not_write_one_file(refused, paths):
     write(paths[0], [request("a", prompt="x")])
     with owned(paths[1].resolve()):
@@ -296,7 +313,7 @@ def test_cut_at_any_byte_nothing_is_lost_or_repeated(paths):
     """Every length of the last two lines: what is whole stays, the rest is cut, and is waited for again."""
     source, out = paths
     write(source, [request(name, prompt="x") for name in "abc"] + ["bad\n"])
-    lines = list(batch_lines.read_lines(source))
+    lines = list(batch_lines.read_lines(source, ""))
     with files.batch_file(source, out) as batch, batch.open():
         for line in lines:
             told = unreadable(line) if line.wrong else answered(line, 200, {"choices": ["é"]})
@@ -342,7 +359,7 @@ def test_lines_are_synced_within_a_second(paths, monkeypatch):
     write(paths[0], [request(name, prompt="x") for name in "abc"])
     with files.batch_file(*paths) as batch, batch.open():
         synced.clear()
-        for line, at in zip(batch_lines.read_lines(paths[0]), (0.4, 0.9, 1.1), strict=True):
+        for line, at in zip(batch_lines.read_lines(paths[0], ""), (0.4, 0.9, 1.1), strict=True):
             now[0] = at
             batch.append(line, answered(line, 200, {}), ok=True)
         now[0] = 1.5
@@ -351,7 +368,7 @@ def test_lines_are_synced_within_a_second(paths, monkeypatch):
         now[0] = 2.2
         batch.sync(due=1.0)
         assert synced == [1.1], "nothing is new"
-        line = read_line(json.dumps(request("c", prompt="x")).encode(), 3)
+        line = read_line(json.dumps(request("c", prompt="x")).encode(), 3, "")
         batch.append(line, answered(line, 200, {}), ok=True)
         assert synced == [1.1, 2.2]
         batch.append(line, answered(line, 200, {}), ok=True)

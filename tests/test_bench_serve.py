@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import json
 import math
 import pickle
 import statistics
+import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from interpreter import DEVICE
@@ -31,8 +35,10 @@ from bench import (
 )
 from bench.serve_client import read_answer
 from bench.serve_engine import Loop, MeasuredEngine
-from bench.serve_jobs import Job, Seen, arrivals, body, dealt, of_loop, random_jobs
+from bench.serve_jobs import Job, Seen, arrivals, body, by_client, of_loop, random_jobs
+from bench.serve_loop import closed, steady_seconds
 from bench.serve_report import Bounds
+from bench.serve_steady import Steady
 from qwen3_model import Qwen3
 from qwen3_model.openai.served import Served
 from qwen3_model.serve.limits import Limits
@@ -71,8 +77,8 @@ def test_arrivals_are_seeded_and_do_not_wait_for_each_other():
     assert statistics.stdev(between) == pytest.approx(0.02, rel=0.05)
 
 
-def test_every_job_is_some_clients_once():
-    assert dealt(7, 3) == [[0, 3, 6], [1, 4], [2, 5]] and dealt(2, 3) == [[0], [1]]
+def test_jobs_of_a_loop():
+    assert by_client(SEEN[::-1]) == {0: [0, 2, 5, 7], 1: [1, 3, 4, 6]} and by_client([]) == {}
     assert [of_loop(clients, 3) for clients in (1, 3, 64)] == [8, 9, 192]
 
 
@@ -96,46 +102,121 @@ def test_the_tokenizer_writes_every_id_and_a_word_is_a_token(tmp_path):
     assert serve_tokenizer.entries(400, 1) == serve_tokenizer.entries(400, 1) != serve_tokenizer.entries(400)
 
 
-SEEN = [
-    Seen(0, 0, 0.0, 1.0, 2.0, 11, "a"), Seen(1, 1, 2.0, 2.05, 2.15, 11, "b"),
-    Seen(2, 1, 2.0, 2.2, 2.3, 11, "c"), Seen(3, 1, 2.0, 2.05, 3.05, 11, "d"),
-    Seen(4, 1, 2.0, 2.01, 4.0, 0, "", "it broke"),
+SEEN = [  # of two clients: steady from 2 s on, until the second one has ended its third request
+    Seen(0, 0, 0, 0.0, 0.5, 1.0, 11, "a"), Seen(1, 1, 0, 0.0, 1.0, 2.0, 11, "b"),
+    Seen(2, 0, 1, 1.0, 1.5, 2.5, 11, "c"), Seen(3, 1, 1, 2.0, 2.05, 2.15, 11, "d"),
+    Seen(4, 1, 2, 2.2, 2.4, 2.5, 11, "e"), Seen(5, 0, 2, 2.5, 2.55, 3.55, 11, "f"),
+    Seen(6, 1, 3, 2.5, 2.51, 4.0, 0, "", "it broke"), Seen(7, 0, 3, 3.6, 3.65, 4.65, 11, "g"),
 ]  # fmt: skip
 
 
+def test_the_steady_part_of_a_loop():
+    """Whole turns of the client whose first request ended last, until a client has no more."""
+    steady = Steady.of(SEEN)
+    assert steady == Steady(2.0, 4.0) and steady.seconds == 2.0
+    assert [steady.holds(at) for at in (2.0, 2.01, 4.0, 4.01)] == [False, True, True, False]
+    assert [round(steady.tokens(s), 6) for s in SEEN] == [0, 0, 5, 11, 11, 11, 0, 4.5]
+    at_once = Seen(0, 0, 1, 1.0, 2.5, 2.5, 3, "")
+    assert steady.tokens(at_once) == 3 and Steady(2.5, 4.0).tokens(at_once) == 0
+    alone = [s for s in SEEN if not s.client]
+    assert Steady.of(alone) == Steady(1.0, 4.65), "a client alone: all but its first request"
+    assert Steady.of(alone[:1]) is Steady.of([]) is None
+    in_step = [Seen(0, client, turn, 0.0, 0.0, 1.0 + turn + client / 2, 1, "")
+               for client in (0, 1) for turn in range(4)]  # fmt: skip
+    assert Steady.of(in_step) == Steady(1.5, 3.5), "whole turns of the last client, not until 4 s"
+    late = [*alone[:3], replace(SEEN[1], ended=3.6)]
+    assert Steady.of(late) is None, "a client was done before the other's first request had ended"
+    row = serve_report.of_closed(late, BOUNDS)
+    assert row["tokens_per_second"] is row["requests_per_second"] is row["steady_s"] is row["goodput"] is None
+    assert (row["tokens"], row["seconds"], row["counted"]) == (44, 3.6, 0)
+
+
 def test_what_a_loop_came_to():
-    """The first request of a client counts for rates alone. Of the others one is within both bounds, one is
-    late, one is slow and one broke."""
+    """Rates are of the steady part. The requests that ended there count, but a client's first: one is within
+    both bounds, one is late and slow, one late, one slow, and one broke."""
     row = serve_report.of_closed(SEEN, BOUNDS)
-    assert (row["requests"], row["counted"], row["errors"], row["tokens"]) == (5, 4, 1, 44)
-    assert (row["seconds"], row["tokens_per_second"], row["requests_per_second"]) == (4.0, 11.0, 1.0)
-    assert row["goodput"] == 0.25
-    assert row["ttft_ms"] == {"p50": 50.0, "p99": 197.0} and row["token_ms"] == {"p50": 10.0, "p99": 98.2}
-    opened = serve_report.of_open(SEEN, 9.0, BOUNDS)
+    assert (row["requests"], row["errors"], row["tokens"], row["seconds"]) == (8, 1, 77, 4.65)
+    assert (row["steady_s"], row["tokens_per_second"]) == (2.0, 21.25)
+    assert row["requests_per_second"] == pytest.approx(42.5 / 11 / 2, abs=1e-4)
+    assert (row["counted"], row["goodput"]) == (5, 0.2)
+    assert row["ttft_ms"] == {"p50": 125.0, "p99": 491.0} and row["token_ms"] == {"p50": 55.0, "p99": 100.0}
+    opened = serve_report.of_open(SEEN, 16.0, BOUNDS)
     assert opened["counted"] == 0 and opened["goodput"] is None and opened["ttft_ms"] is None
-    assert serve_report.of_open(SEEN, 8.0, BOUNDS)["counted"] == 4
+    assert serve_report.of_open(SEEN, 8.0, BOUNDS)["counted"] == 5
+    assert (opened["tokens_per_second"], opened["steady_s"]) == (round(77 / 4.65, 2), None)
+
+
+WHOLE = [s for s in SEEN if not s.error]
 
 
 def test_what_a_server_adds_is_told_of_the_same_jobs():
-    alone = [replace(s, ended=s.ended / 2) for s in SEEN[:4]]
-    row, engine = serve_report.of_closed(SEEN[:4], BOUNDS), serve_report.of_closed(alone, BOUNDS)
-    made = serve_report.beside_engine(row, engine, SEEN[:4], alone, same_text=True)
-    assert (
-        made["adds"] == pytest.approx(1.0, abs=0.001)
-        and made["identical"] == "4/4"
-        and serve_report.right(made)
-    )
+    half = {name: lambda s, name=name: getattr(s, name) / 2 for name in ("sent", "first", "ended")}
+    alone = [replace(s, **{name: of(s) for name, of in half.items()}) for s in WHOLE]
+    row, engine = serve_report.of_closed(WHOLE, BOUNDS), serve_report.of_closed(alone, BOUNDS)
+    made = serve_report.beside_engine(row, engine, WHOLE, alone, same_text=True)
+    assert made["adds"] == pytest.approx(1.0, abs=0.001) and made["identical"] == "7/7"
+    assert serve_report.right(made)
     alone[3] = replace(alone[3], digest="other")
-    made = serve_report.beside_engine(row, engine, SEEN[:4], alone, same_text=True)
-    assert made["identical"] == "3/4" and not serve_report.right(made)
-    made = serve_report.beside_engine(row, engine, SEEN[:4], alone, same_text=False)
+    made = serve_report.beside_engine(row, engine, WHOLE, alone, same_text=True)
+    assert made["identical"] == "6/7" and not serve_report.right(made)
+    made = serve_report.beside_engine(row, engine, WHOLE, alone, same_text=False)
     assert made["identical"] is None and serve_report.right(made)
-    for theirs in (alone[:3], []):
-        made = serve_report.beside_engine(row, engine if theirs else None, SEEN[:4], theirs, False)
-        assert made["adds"] is None and made["identical"] is None
+    made = serve_report.beside_engine(row, engine, WHOLE, alone[:3], False)
+    assert made["adds"] is None and made["identical"] is None
+    unsteady = row | {"tokens_per_second": None}
+    for ours, theirs in ((row, unsteady), (unsteady, row)):
+        made = serve_report.beside_engine(ours, theirs, WHOLE, WHOLE, True)
+        assert made["adds"] is None and made["identical"] == "7/7"
     broken = serve_report.of_closed(SEEN, BOUNDS)
     assert serve_report.beside_engine(broken, engine, SEEN, SEEN, True)["adds"] is None
     assert not serve_report.right(broken)
+
+
+class Steps:
+    """A batch in which every text gets a token a step; a text is its number."""
+
+    def __init__(self, lengths):
+        self.lengths, self.got, self.order = lengths, {}, []
+
+    def submit(self, job):
+        self.order.append(job)
+        self.got[job] = 0
+        return job
+
+    def step(self):
+        time.sleep(1e-3)
+        for job in [job for job, got in self.got.items() if got < self.lengths[job]]:
+            self.got[job] += 1
+            yield job, self.got[job] == self.lengths[job]
+
+
+def of_steps(lengths):
+    steps = Steps(lengths)
+    return steps.submit, steps.step
+
+
+def test_a_client_takes_the_next_job_of_the_list():
+    """Lengths that differ leave no client without work while there are jobs."""
+    steps = Steps([6, 2, 2, 2, 2, 2])
+    turns = closed(6, 2, math.inf, steps.submit, steps.step)
+    assert steps.order == [0, 1, 2, 3, 4, 5]
+    seen = [turn.seen(steps.lengths[turn.job]) for turn in turns]
+    assert by_client(seen) == {0: [0, 4], 1: [1, 2, 3, 5]}
+    assert all(0 <= s.sent < s.first <= s.ended for s in seen) and all(s.turn < 4 for s in seen)
+    mine = sorted((s for s in seen if s.client == 1), key=lambda s: s.turn)
+    assert all(a.ended <= b.sent for a, b in zip(mine, mine[1:], strict=False))
+    assert [s.first < s.ended for s in mine] == [True] * len(mine)
+
+
+def test_a_list_is_cut_when_it_has_been_steady_for_long_enough():
+    """The time runs from the end of the last first text: before it nobody stops."""
+    steps = Steps([9] + [2] * 50)
+    done = closed(51, 2, 0.0, steps.submit, steps.step)
+    assert len(done) == 6 and [turn.job for turn in done][-1] in (0, 5), "nobody begins behind the first text"
+    assert Steady.of([turn.seen(1) for turn in closed(9, 3, 9.0, *of_steps([2] * 9))])
+    now = time.monotonic()
+    assert steady_seconds(now + 8, 2, 9.0) == pytest.approx(2.0, abs=0.1)
+    assert steady_seconds(now + 800, 2, 9.0) == 9.0 and steady_seconds(now - 1, 1, 9.0) < 0
 
 
 def chunked(*events: str) -> bytes:
@@ -177,16 +258,14 @@ def test_clients_see_what_a_server_sends(tiny, monkeypatch):
     with Serving(served, engine, Limits(), None) as serving:
 
         def plan(**more):
-            return {"port": serving.port, "begin": time.monotonic(), "limit": 9, "patience": 20} | more
+            return {"port": serving.port, "begin": time.monotonic(), "patience": 20} | more
 
         def asked(i):
             return i, body(jobs[i], "auto", f"salt {i}")
 
-        loop = plan(clients=[[asked(0), asked(1)], [asked(2)]])
+        loop = plan(clients=[(4, [asked(0), asked(1)]), (7, [asked(2)])])
         first, long, second = sorted((a.seen(loop["begin"]) for a in asyncio.run(serve_client.closed(loop))),
                                      key=lambda s: (s.turn, s.job))  # fmt: skip
-        cut = plan(clients=[[asked(0), asked(1), asked(0)]], limit=0)
-        assert [a.turn for a in asyncio.run(serve_client.closed(cut))] == [0, 1], "no third one: it is late"
         monkeypatch.setattr(serve_client, "IDLE_SECONDS", 0.01)
         opens, opened_again = asyncio.open_connection, list[int]()
 
@@ -204,7 +283,8 @@ def test_clients_see_what_a_server_sends(tiny, monkeypatch):
     assert [(s.tokens, s.error) for s in opened] == [(5, ""), (4, ""), (4, "")]
     assert len(opened_again) == 3
     assert opened[1].digest == opened[2].digest == second.digest
-    gone = plan(clients=[[asked(0)]], arrivals=[(0.0, *asked(0))])
+    assert [(s.client, s.turn) for s in (first, long, second)] == [(4, 0), (7, 0), (4, 1)]
+    gone = plan(arrivals=[(0.0, *asked(0))])
     assert "ConnectionRefused" in asyncio.run(serve_client.open_loop(gone))[0].seen(0).error
 
 
@@ -219,17 +299,16 @@ def test_the_engine_alone_decodes_the_loops_of_its_clients(tiny, capsys):
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [Loop(**line["loop"]) for line in lines] == list(loops) and model.text is None
     seen = sorted((Seen(**one) for one in lines[0]["seen"]), key=lambda s: s.job)
-    assert [s.job for s in seen] == list(range(8)) and [s.turn for s in seen] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [s.job for s in seen] == list(range(8)) and [s.turn for s in seen][:4] == [0, 0, 1, 1]
     text = Text(tiny)
     for job, s in zip(jobs, seen, strict=True):
         request = {"max_new_tokens": job.new_tokens, "min_tokens": job.new_tokens, "seed": 0}
         ids = model.generate(text.encode(job.prompt), "autoregressive", **request).token_ids
         assert (s.tokens, s.digest) == (job.new_tokens, digest(text.decode(ids))), s
         assert 0 <= s.sent < s.first <= s.ended
-    for client in (seen[::2], seen[1::2]):
-        assert all(a.ended <= b.sent for a, b in zip(client, client[1:], strict=False))
+    assert set(by_client(seen)) == {0, 1} and sorted(sum(by_client(seen).values(), [])) == list(range(8))
     asked = [(text.encode(job.prompt), job.new_tokens) for job in jobs]
-    assert len(serve_engine.decode(engine, asked, loops[0], -1.0)) == 4, "late: no more than two each"
+    assert len(serve_engine.decode(engine, asked, loops[0], 0.0)) < 8, "no time behind the first texts"
 
 
 @gpu_free
@@ -253,7 +332,7 @@ def row(**more):
     made = {
         "model": "8B", "way": "plain", "acceptance": "-", "loop": "closed", "clients": 8, "share": None,
         "rate": None, "core": 0.1, "requests": 24, "errors": 0, "tokens": 2400, "seconds": 4.0,
-        "tokens_per_second": 600.0, "requests_per_second": 6.0, "counted": 16,
+        "steady_s": 2.5, "tokens_per_second": 600.0, "requests_per_second": 6.0, "counted": 16,
         "ttft_ms": {"p50": 100.0, "p99": 400.0}, "token_ms": {"p50": 12.0, "p99": 14.0}, "goodput": 0.75,
         "engine": {"tokens_per_second": 618.0}, "adds": 0.03, "identical": "24/24",
     }  # fmt: skip
@@ -269,8 +348,8 @@ RUN = {
         row(loop="open", clients=None, share=0.5, rate=3.0, engine=None, adds=None, identical=None),
         row(model="1.7B", ttft_ms=None, token_ms=None, goodput=None, engine=None, adds=None),
     ],
-    "peers": [{"peer": "vllm 1", "model": "8B", "measure": "rounds", "texts": 64,
-               "tokens_per_second": 2800.0}],
+    "peers": [row(way="vLLM", peer="vllm 1", clients=64, tokens_per_second=2700.0, core=None, engine=None,
+                  adds=None, identical=None, ttft_ms={"p50": 90.0, "p99": 95.0})],
 }  # fmt: skip
 
 
@@ -281,10 +360,21 @@ def test_every_line_says_what_the_acceptance_is():
         assert all(len(line) == len(head) for line in lines)
     _, head, lines = found[0]
     cells = [dict(zip(head, line, strict=True)) for line in lines]
-    assert [c["acceptance"] for c in cells] == ["-", "simulated: a curve", "-"]
-    assert [c["over plain"] for c in cells] == ["1.00x", "2.50x", "1.00x"]
-    assert [c["vLLM offline"] for c in cells] == ["-", "-", "2800"] and cells[0]["server adds"] == "3.0%"
-    assert "simulated" in serve_report.progress(RUN["rows"][1]) and "vLLM offline" not in found[2][1]
+    assert [c["way"] for c in cells] == ["plain", "drafted", "plain", "vLLM"]
+    assert [c["acceptance"] for c in cells] == ["-", "simulated: a curve", "-", "-"]
+    assert [c["over plain"] for c in cells] == ["1.00x", "2.50x", "1.00x", "0.90x"]
+    assert [c["tokens/s"] for c in cells] == ["600", "1500", "3000", "2700"]
+    assert (cells[3]["TTFT p50 ms"], cells[3]["ms/token p99"]) == ("90.0", "14.0")
+    assert cells[0]["server adds"] == "3.0%" and cells[3]["client core"] == cells[3]["engine alone"] == "-"
+    assert "vLLM: its engine in process, without its HTTP server" in found[0][0]
+    assert not any("vLLM" in title for title, _, _ in found[1:])
+    assert "simulated" in serve_report.progress(RUN["rows"][1])
+    assert "64 clients, vLLM" in serve_report.progress(RUN["peers"][0])
+    empty = row(tokens_per_second=None, requests_per_second=None, steady_s=None, ttft_ms=None, adds=None)
+    ((_, head, (line,)),) = serve_report.tables([empty], [])
+    cells = dict(zip(head, line, strict=True))
+    assert cells["tokens/s"] == cells["over plain"] == cells["steady s"] == cells["requests/s"] == "-"
+    assert "8 clients, plain (-): 24 requests, - tokens/s" in serve_report.progress(empty)
     assert "50% of saturation" in serve_report.progress(RUN["rows"][3])
 
 
@@ -294,14 +384,14 @@ def test_the_picture_shows_what_was_recorded(tmp_path, monkeypatch):
     found = {(p["data-line"], p["data-texts"], float(p["data-rate"])) for p in points}
     assert found == {
         ("plain", "8", 600.0), ("plain", "64", 3000.0), ("drafted", "8", 1500.0),
-        ("vLLM offline", "64", 2800.0),
+        (drawing.VLLM, "64", 2700.0), (drawing.VLLM, "64", 90.0),
         ("plain", "8", 100.0), ("plain", "64", 100.0), ("drafted", "8", 100.0),
     }  # fmt: skip
     heights = {float(p["data-rate"]): float(p["y"]) for p in points if p["data-texts"] == "64"}
-    assert heights[3000.0] < heights[2800.0], "further up is more"
+    assert heights[3000.0] < heights[2700.0], "further up is more"
     assert "vLLM" not in drawing.drawn(RUN | {"peers": []})
     with pytest.raises(ValueError, match="no rows of closed loops"):
-        drawing.drawn(RUN | {"rows": RUN["rows"][3:4]})
+        drawing.drawn(RUN | {"rows": RUN["rows"][3:4], "peers": []})
     for name in ("MASK", "SPEED", "BATCH_RUN", "SERVE", "SERVE_RUN"):
         monkeypatch.setattr(pictures, name, tmp_path / name)
     assert len(pictures.drawn()) == 2
@@ -316,22 +406,167 @@ def test_the_page_has_the_section_where_there_is_a_run():
     made = performance.rewritten(page, run, peers, served=RUN)
     assert performance.rewritten(made, run, peers, served=RUN) == made
     assert "## Served over HTTP" in made and "(serve.svg)" in made and "simulated" in made
-    assert "| 8 | drafted | 1500 | 2.50x | 3.0% | 6.00 | 100 | 400 | 12.0 | 14.0 | 75.0% | - |" in made
+    assert "| 8 | drafted | 1500 | 2.50x | 3.0% | 6.00 | 100 | 400 | 12.0 | 14.0 | 75.0% |" in made
+    assert "| 64 | vLLM | 2700 | 0.90x | - | 6.00 | 90.0 | 95.0 | 12.0 | 14.0 | 75.0% |" in made
     assert "| 50% | plain | 3.00 | 600 | 100 | 400 | 12.0 | 14.0 | 75.0% |" in made
     assert "prompts of 1,000 tokens" in made and "vllm 1" in made
 
 
-def test_a_peer_decodes_in_rounds():
-    """Prompts take a second each and a step 0.25 s, whatever the number of texts."""
-    asked = []
+class FakeVllm:
+    """The module: an engine whose texts get a token a step, with all that there are in each output. A text
+    behind 999 tokens ends a token early."""
 
-    def generate(texts):
-        asked.append(list(texts))
-        return len(texts) + 0.25 * max(new for _, new in texts)
+    __version__ = "9"
 
-    made = vllm_peer.in_rounds(generate, 2, [(9, 4), (9, 8), (9, 4)])
-    assert [len(texts) for texts in asked] == [2, 2, 1]
-    assert (made["tokens"], made["seconds"], made["texts"]) == (16, 6.0, 2)
+    class SamplingParams(SimpleNamespace):
+        """As given."""
+
+    def __init__(self):
+        self.generated, self.asked, self.running, self.most = [], [], {}, 0
+
+    def LLM(self, **options):  # noqa: N802
+        assert options["max_num_seqs"] == 2 and options["max_model_len"] > 24
+        assert options["skip_tokenizer_init"] and not options["enable_prefix_caching"]
+        return SimpleNamespace(
+            llm_engine=self,
+            generate=lambda prompts, parameters, use_tqdm: self.generated.append(
+                [len(prompt["prompt_token_ids"]) for prompt in prompts]
+            ),
+        )
+
+    def add_request(self, name, prompt, parameters):
+        assert isinstance(name, str) and prompt["type"] == "token" and parameters.ignore_eos
+        assert parameters.temperature == 0 and not parameters.detokenize
+        self.asked.append((len(prompt["prompt_token_ids"]), parameters.max_tokens))
+        self.running[name] = [], parameters.max_tokens - (self.asked[-1][0] == 999)
+
+    def step(self):
+        time.sleep(1e-3)
+        self.most = max(self.most, len(self.running))
+        found = []
+        for name, (tokens, most) in list(self.running.items()):
+            tokens.append(5)
+            if ended := len(tokens) == most:
+                del self.running[name]
+            found.append(
+                SimpleNamespace(
+                    request_id=name, finished=ended, outputs=[SimpleNamespace(token_ids=list(tokens))]
+                )
+            )
+        return found
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    fake = FakeVllm()
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    return fake
+
+
+def told_by_peer(monkeypatch, capsys, loops, until):
+    spec = {"config": {}, "texts": [1, 2], "contexts": [], "jobs": [], "loops": loops, "most": 9.0,
+            "until": time.monotonic() + until}  # fmt: skip
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(spec)))
+    assert vllm_peer.main() == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_peer_decodes_the_same_closed_loops(vllm, monkeypatch, capsys):
+    """Its rows are made as ours are: its clients send their next request when the last has ended."""
+    jobs = [(20, 4), (30, 4), (999, 4), (20, 4), (30, 4), (20, 4)]
+    one, two = told_by_peer(monkeypatch, capsys, [(1, jobs[:2]), (2, jobs)], 60)
+    assert vllm.generated == [[20, 30]] and vllm.most == 2 and vllm.asked == jobs[:2] + jobs
+    made = serve_report.of_peer(one, "8B", BOUNDS)
+    assert (made["model"], made["way"], made["clients"], made["peer"]) == ("8B", "vLLM", 1, "vllm 9")
+    (first, second) = (Seen(**s) for s in one["seen"])
+    assert (first.turn, second.turn, second.tokens) == (0, 1, 4) and first.ended <= second.sent < second.first
+    assert made["tokens_per_second"] == pytest.approx(4 / (second.ended - first.ended), rel=0.01)
+    assert made["ttft_ms"]["p50"] == pytest.approx(1e3 * (second.first - second.sent), abs=0.01)
+    errors = [s["error"] for s in two["seen"] if s["error"]]
+    assert errors == ["it has 3 tokens of 4"] and serve_report.of_peer(two, "8B", BOUNDS)["errors"] == 1
+    assert told_by_peer(monkeypatch, capsys, [(2, jobs[:2])], -1) == [], "no time"
+
+
+def test_a_peers_rows_are_told_as_they_come(tmp_path, monkeypatch, capsys):
+    """And a process that it leaves behind, with its stdout, holds nobody up."""
+    seen = [asdict(s) for s in SEEN]
+    lines = [json.dumps({"peer": "vllm 1", "measure": "closed", "clients": n, "seen": seen}) for n in (1, 2)]
+    script = tmp_path / "peer.py"
+    script.write_text(
+        "import json, subprocess, sys, time\nspec = json.load(sys.stdin)\nassert spec['most'] == 7\n"
+        "assert [(clients, jobs[-1]) for clients, jobs in spec['loops']] == [(1, [5, 3]), (2, [5, 3])]\n"
+        f"print({lines[0]!r}, flush=True)\ntime.sleep(0.5)\nprint({lines[1]!r}, flush=True)\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(20)'])\n"
+    )
+    monkeypatch.setattr(vllm_peer, "LEFT_OPEN", 0.2)
+    measured, came = vllm_peer.measured, list[float]()
+
+    def of_script(spec, seconds, tell):
+        return measured(
+            spec,
+            seconds,
+            [sys.executable, str(script)],
+            lambda row: (came.append(time.monotonic()), tell(row)),
+        )
+
+    monkeypatch.setattr(vllm_peer, "measured", of_script)
+    given = SimpleNamespace(prompt_tokens=5, new_tokens=3, loads=[1, 2], each=3, row_seconds=7, ttft_ms=100,
+                            token_ms=11)  # fmt: skip
+    bench = serve.Bench(given, None, tmp_path)
+    began = time.monotonic()
+    serve.peer(bench, "8B", began + 60)
+    assert time.monotonic() - began < 15 and came[1] - came[0] > 0.3
+    assert bench.notes == [f"8B, {n} clients, vLLM: it broke" for n in (1, 2)] and not bench.failed
+    assert [(p["clients"], p["tokens_per_second"]) for p in bench.peers] == [(1, 21.25), (2, 21.25)]
+    assert "8B, 2 clients, vLLM (-): 8 requests, 21.2 tokens/s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_models_time_has_a_part_for_vllm(installed, monkeypatch, tmp_path):
+    """Where it is installed; each model has a time of its own."""
+    models, peers = [], []
+    monkeypatch.setattr(vllm_peer, "installed", lambda: installed)
+    monkeypatch.setattr(serve.serve_tokenizer, "write", lambda *_: None)
+    monkeypatch.setattr(serve, "one_model", lambda bench, *of: models.append(of))
+    monkeypatch.setattr(serve, "peer", lambda bench, *of: peers.append(of))
+    given = SimpleNamespace(models=["8B", "embedded"], seconds=100, json=None)
+    began = time.monotonic()
+    serve.measure(serve.Bench(given, None, tmp_path), {})
+    left = {name: round(until - began) for name, until in models}
+    assert left == {"8B": 70 if installed else 100, "embedded": 100}
+    assert [(name, round(until - began)) for name, until in peers] == ([("8B", 100)] if installed else [])
+
+
+def test_a_served_loop_is_its_engines(tmp_path):
+    """Each client has the jobs that it had there. A loop that takes longer than there is time is not
+    begun."""
+    asked, seen = [], list(WHOLE)
+
+    class Answers:
+        def loop(self, plan, kind, clients, until):
+            asked.append({client: [(i, body["prompt"]) for i, body in jobs] for client, jobs in clients})
+            return seen, 0.1
+
+    given = SimpleNamespace(loads=[2], open=[], ttft_ms=100, token_ms=11)
+    jobs = [Job(f"p{i}", 11) for i in range(8)]
+    alone = {(2, "plain"): WHOLE, (2, "drafted"): []}
+    bench = serve.Bench(given, None, tmp_path)
+    served = serve.Served(bench, "embedded", jobs, Answers(), 1, time.monotonic() + 60, alone)
+    served.closed(2, "plain")
+    assert asked == [{0: [(i, f"p{i}") for i in (0, 2, 5, 7)], 1: [(i, f"p{i}") for i in (1, 3, 4)]}]
+    (made,) = bench.rows
+    assert made["identical"] == "7/7" and made["adds"] == 0.0 and made["steady_s"] is not None
+    served.attempt("2 clients", "drafted", partial(served.closed, 2, "drafted"))
+    served.until = time.monotonic() + 3
+    served.attempt("2 clients", "plain", partial(served.closed, 2, "plain"))
+    said = "no time left: give --seconds more"
+    assert bench.notes == [f"embedded, 2 clients, {way}: {said}" for way in ("drafted", "plain")]
+    assert len(asked) == 1 and not bench.failed
+    seen[1] = replace(seen[1], ended=9.0)
+    served.until += 60
+    served.closed(2, "plain")
+    assert bench.rows[1]["adds"] is bench.rows[1]["steady_s"] is None and bench.rows[1]["identical"] == "7/7"
+    assert bench.notes[2:] == [f"embedded, 2 clients, plain: {serve.NOT_STEADY}"]
 
 
 @gpu_free
@@ -341,6 +576,7 @@ def test_a_peer_decodes_in_rounds():
         ("--models 8B", "need a GPU"), ("--loads 300", "more than 256"), ("--loads 0", "whole number"),
         ("--lengths code --new-tokens 9", "without --lengths"), ("--lengths nowhere.csv", "cannot be read"),
         ("--new-tokens 4090", "embedded of --models has 4096"), ("--models 9B", "invalid choice"),
+        ("--each 2", "--each 2: at least 3"),
     ],
 )  # fmt: skip
 def test_options(words, said, refused, monkeypatch):
@@ -354,7 +590,7 @@ def test_options(words, said, refused, monkeypatch):
 def test_a_whole_run(tmp_path, capsys):
     """Processes and all, on a CPU: every row is there, texts are the engine's own, and the file draws."""
     out = tmp_path / "s.json"
-    words = "--models embedded --loads 1 2 --each 1 --prompt-tokens 8 --new-tokens 3 --seconds 150"
+    words = "--models embedded --loads 1 2 --each 3 --prompt-tokens 8 --new-tokens 3 --seconds 150"
     assert serve.main([*words.split(), "--json", str(out)]) == 0
     run = json.loads(out.read_text())
     assert [(r["loop"], r["clients"] or r["share"], r["way"]) for r in run["rows"]] == [

@@ -24,7 +24,7 @@ LINE = {"registers": 31, "spill_bytes": 0, "shared": 0}
 # Kernel tests of no one operation.
 OF_ALL = {
     "test_clock", "test_cycle_times", "test_cycles", "test_draft_scores", "test_forced_walk",
-    "test_model_kernels", "test_prompt", "test_rare_launches", "test_texts_beside",
+    "test_model_kernels", "test_prompt", "test_prompt_rows", "test_rare_launches", "test_texts_beside",
     "test_texts_in_turn",
 }  # fmt: skip
 

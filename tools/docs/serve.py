@@ -7,35 +7,32 @@ import textwrap
 from typing import Any
 
 from bench import serve_report
-from bench.serve_report import PLAIN
+from bench.serve_report import PLAIN, RATE
 
 from .batch import BETWEEN, GREY, HEIGHT, LEFT, TOP, WIDTH, Points, legend, panel
 from .svg import picture, text
 
-OURS, DRAFTED, VLLM = "plain", "drafted", "vLLM offline"
+OURS, DRAFTED, VLLM = "plain", "drafted", "vLLM without HTTP"
 COLOURS = {OURS: "#2f6fb7", DRAFTED: "#e08a1e", VLLM: "#8a929c"}
+LINES = {PLAIN: OURS, "drafted": DRAFTED, serve_report.VLLM: VLLM}  # of a row's way
 # Of the bench's tables: what the page leaves to the recorded run
-LEFT_OUT = "acceptance", "requests", "engine alone", "identical", "errors", "client core"
+LEFT_OUT = "acceptance", "requests", "steady s", "engine alone", "identical", "errors", "client core"
 Found = dict[str, Any]
 
 
 def panels(run: Found) -> dict[tuple[str, str], Points]:
-    """The lines of each model: tokens/s and, where requests were counted, time to the first token. Raises
-    ValueError for a run without one."""
+    """The lines of each model that has a rate: tokens/s and, where requests were counted, time to the first
+    token. Raises ValueError for a run without one."""
     found: dict[tuple[str, str], Points] = {}
-    for row in run["rows"]:
-        if row["loop"] != "closed" or not row["tokens_per_second"]:
+    for row in (*run["rows"], *run["peers"]):
+        if row["loop"] != "closed" or not row[RATE]:
             continue
-        line = OURS if row["way"] == PLAIN else DRAFTED
-        values = {"tokens a second": row["tokens_per_second"]}
+        values = {"tokens a second": row[RATE]}
         if row["ttft_ms"]:
             values["ms to the first token, p50"] = row["ttft_ms"]["p50"]
         for what, value in values.items():
             points = found.setdefault((row["model"], what), {name: {} for name in COLOURS})
-            points[line][row["clients"]] = value
-    for row in run["peers"]:
-        if points := found.get((row["model"], "tokens a second")):
-            points[VLLM][row["texts"]] = row["tokens_per_second"]
+            points[LINES[row["way"]]][row["clients"]] = value
     if not found:
         raise ValueError("no rows of closed loops")
     return found
@@ -85,11 +82,14 @@ def _said(run: Found) -> str:
         "over the other tokens.",
         f"Goodput is the share of requests with a TTFT of at most {s['ttft_ms']} ms and at most",
         f"{s['token_ms']} ms a token.",
-        "Latencies and goodput leave out the first request of each client, and the first quarter of an open",
-        "loop.",
+        "Tokens/s of a closed loop are those of its steady part: whole turns of a client, from the end of",
+        "every client's first request until the first client has nothing more to send.",
+        "Latencies and goodput are of the requests that ended in it.",
+        "In an open loop they leave out the first quarter.",
         '"Server adds" compares the same jobs through the same engine without a server and without text.',
         '"Drafted" is strategy "auto". With random weights its acceptance is simulated from a published',
         "curve (`bench/strong.py`).",
-        *(["vLLM was run offline: as many prompts at once, in rounds."] if run["peers"] else []),
     ]
+    if run["peers"]:
+        sentences.append("The same loops drive vLLM's engine in process, without its HTTP server.")
     return textwrap.fill(" ".join(sentences), 140)

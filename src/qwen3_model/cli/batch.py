@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
     from ..qwen3 import Qwen3
 
 SLOTS, CPU_SLOTS = 32, 1  # by default; on a CPU one text after another is faster
+DECIDING = "model", "revision", "device", "dtype", "backend", "generation_config", "served_model_name"
 HOW = """\
 A line of IN is one of OpenAI's batch:
   {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...]}}
 or has the url /v1/completions and a body with a prompt. A line of OUT has the custom_id and the response,
 and comes as its request finishes; with --ordered OUT is brought into the order of IN at the end. The same
 command goes on where a run ended, however it ended. A line that cannot be answered gets an error in OUT, and
-the exit code is 1 where OUT has one. To ask again, take it out of OUT.
+the exit code is 1 where OUT has one. To ask again, take it out of OUT. A request that has changed since its
+answer came, or another model, is refused.
 
 """
 
@@ -59,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     from ..openai.batch_file import batch_file
 
     options.check_engine_options(args, ("--limit", args.limit, 1, MOST_TOKENS))
-    with batch_file(Path(args.source), Path(args.out)) as batch:
+    settings = json.dumps([getattr(args, name) for name in DECIDING])
+    with batch_file(Path(args.source), Path(args.out), settings) as batch:
         try:
             return _answer(args, batch)
         except KeyboardInterrupt:

@@ -28,8 +28,10 @@ class BatchFile:
     """An IN that has been looked through, and its OUT. total: lines of IN; known: whose answers are in OUT;
     failed: how many of those are errors."""
 
-    def __init__(self, source: Path, out: Path, total: int, known: set[Key], failed: int, length: int):
-        self.source, self.out = source, out
+    def __init__(
+        self, source: Path, out: Path, settings: str, total: int, known: set[Key], failed: int, length: int
+    ) -> None:
+        self.source, self.out, self._settings = source, out, settings
         self.total, self.known, self.failed = total, known, failed
         self._length = length  # bytes of whole lines
         self._synced, self._dirty = time.monotonic(), False
@@ -53,7 +55,7 @@ class BatchFile:
 
     def waiting(self, most: int | None = None) -> Iterator[Line]:
         """The lines of the first `most` of IN that have no answer yet."""
-        for nth, line in enumerate(read_lines(self.source)):
+        for nth, line in enumerate(read_lines(self.source, self._settings)):
             if nth == most:
                 return
             if line.key not in self.known:
@@ -64,9 +66,9 @@ class BatchFile:
         finds it as it was or in order, and whole. Raises InputError where the disk is full; OUT then is as
         it was."""
         places, end = dict[Key, int](), 0
-        for data, key, _ in _answers(self.out):
+        for data, key, *_ in _answers(self.out):
             places[key], end = end, end + len(data)
-        keys = [line.key for line in read_lines(self.source) if line.key in places]
+        keys = [line.key for line in read_lines(self.source, self._settings) if line.key in places]
         if keys == list(places):
             return
         try:
@@ -123,10 +125,11 @@ class BatchFile:
 
 
 @contextmanager
-def batch_file(source: Path, out: Path) -> Iterator[BatchFile]:
-    """A batch that this process alone works on; `open` then begins to write. Raises InputError, before
-    anything is written, for an IN that cannot be read or is empty, for a custom_id that IN has twice, for an
-    OUT that is IN or holds anything but answers to IN, and where another process writes OUT."""
+def batch_file(source: Path, out: Path, settings: str = "") -> Iterator[BatchFile]:
+    """A batch that this process alone works on; `open` then begins to write. settings: all that an answer
+    follows from beside its line. Raises InputError, before anything is written, for an IN that cannot be read
+    or is empty, for a custom_id that IN has twice, for an OUT that is IN or holds anything but answers to IN
+    with these settings, and where another process writes OUT."""
     _check_regular(source, "IN")
     out = resolved(out)
     if os.path.lexists(out):
@@ -134,9 +137,9 @@ def batch_file(source: Path, out: Path) -> Iterator[BatchFile]:
         if os.path.samefile(source, out):
             raise InputError(f"IN and OUT are the same file, {source}: choose another OUT")
     with owned(out):
-        known, failed, length = _read_out(out) if out.exists() else (set(), 0, 0)
-        total = _look_through(source, out, known)
-        yield BatchFile(source, out, total, known, failed, length)
+        known, failed, length = _read_out(out) if out.exists() else ({}, 0, 0)
+        total = _look_through(source, out, settings, known)
+        yield BatchFile(source, out, settings, total, set(known), failed, length)
 
 
 def _check_regular(path: Path, what: str) -> None:
@@ -150,43 +153,53 @@ def _check_regular(path: Path, what: str) -> None:
         raise InputError(f"{what} {path} is not a regular file: give one")
 
 
-def _look_through(source: Path, out: Path, known: set[Key]) -> int:
+def _look_through(source: Path, out: Path, settings: str, known: dict[Key, str]) -> int:
     """How many lines IN has. Raises InputError for a custom_id that comes twice, and for answers in OUT to
     what IN does not ask."""
     keys: set[Key] = set()
-    for line in read_lines(source):
+    for line in read_lines(source, settings):
         if line.key in keys:
             raise InputError(
                 f"{source} line {line.number} has the custom_id of an earlier line, {quoted(line.key)}: each "
                 "needs its own"
+            )
+        if known.get(line.key, line.answer_id) != line.answer_id:
+            raise InputError(
+                f"{out} answers {_named(line.key)} as {source} had it before, or with another model or other "
+                "settings: take that answer out, or choose another OUT"
             )
         keys.add(line.key)
     if not keys:
         raise InputError(f"{source} holds no requests: one JSON object a line was expected")
     foreign = next((key for key in known if key not in keys), None)
     if foreign is not None:
-        named = f"line {foreign}" if isinstance(foreign, int) else f"custom_id {quoted(foreign)}"
-        raise InputError(f"{out} has an answer to {named}, which {source} does not ask: choose another OUT")
+        raise InputError(
+            f"{out} has an answer to {_named(foreign)}, which {source} does not ask: choose another OUT"
+        )
     return len(keys)
 
 
-def _read_out(out: Path) -> tuple[set[Key], int, int]:
-    """Whose answers OUT holds, how many of them are errors, and the bytes of its whole lines. Raises
-    InputError for any other file; the beginning of an answer may stand at its end."""
-    known: set[Key] = set()
+def _named(key: Key) -> str:
+    return f"line {key}" if isinstance(key, int) else f"custom_id {quoted(key)}"
+
+
+def _read_out(out: Path) -> tuple[dict[Key, str], int, int]:
+    """The ids of answers that OUT holds, how many of them are errors, and the bytes of its whole lines.
+    Raises InputError for any other file; the beginning of an answer may stand at its end."""
+    known: dict[Key, str] = {}
     failed = length = 0
-    for number, (data, key, ok) in enumerate(_answers(out), 1):
+    for number, (data, key, answer_id, ok) in enumerate(_answers(out), 1):
         if key in known:
             raise InputError(f"{out} line {number} answers {quoted(key)} a second time: choose another OUT")
-        known.add(key)
+        known[key] = answer_id
         failed += not ok
         length += len(data)
     return known, failed, length
 
 
-def _answers(out: Path) -> Iterator[tuple[bytes, Key, bool]]:
-    """The whole lines of OUT: whose answer each is, and whether it is none of an error. Raises InputError for
-    any other file."""
+def _answers(out: Path) -> Iterator[tuple[bytes, Key, str, bool]]:
+    """The whole lines of OUT: whose answer each is, its id, and whether it is none of an error. Raises
+    InputError for any other file."""
     try:
         with out.open("rb") as file:
             for number in numbers(1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,10 +25,12 @@ Key = str | int  # a custom_id; the number of a line that has none
 
 @dataclass(frozen=True)
 class Line:
-    """A line of IN. wrong: why it is no request; "" for one, whose url and body are not looked at yet."""
+    """A line of IN. answer_id: of its answer, which follows from all that the answer follows from. wrong: why
+    it is no request; "" for one, whose url and body are not looked at yet."""
 
     number: int
     custom_id: str | None
+    answer_id: str
     url: Any = None
     body: Any = None
     wrong: str = ""
@@ -38,15 +41,16 @@ class Line:
         return self.number if self.custom_id is None else self.custom_id
 
 
-def read_lines(path: Path) -> Iterator[Line]:
-    """The lines of a file that are not blank, one at a time. Raises InputError where reading fails."""
+def read_lines(path: Path, settings: str) -> Iterator[Line]:
+    """The lines of a file that are not blank, one at a time. settings: of the run, all that an answer follows
+    from beside its line. Raises InputError where reading fails."""
     with foreign(f"{path} cannot be read"), path.open("rb") as file:
         number = 0
         while data := _next(file):
             number += 1
             data = data.removeprefix(codecs.BOM_UTF8) if number == 1 else data
             if data.strip():
-                yield read_line(data, number)
+                yield read_line(data, number, settings)
 
 
 def _next(file: BinaryIO) -> bytes:
@@ -57,9 +61,10 @@ def _next(file: BinaryIO) -> bytes:
     return line
 
 
-def read_line(data: bytes, number: int) -> Line:
+def read_line(data: bytes, number: int, settings: str) -> Line:
     """A line of IN, whatever is wrong with it."""
     custom_id = None
+    answer_id = ANSWER_ID + hashlib.sha256(settings.encode() + b"\n" + data.strip()).hexdigest()[:24]
     try:
         if len(data) > LONGEST_LINE:
             raise InputError(f"line {number} has more than {LONGEST_LINE} bytes")
@@ -74,8 +79,8 @@ def read_line(data: bytes, number: int) -> Line:
         if raw["method"] != "POST":
             raise InputError(f"method of line {number} is {quoted(raw['method'])}; use POST")
     except InputError as error:
-        return Line(number, custom_id, wrong=str(error))
-    return Line(number, custom_id, raw["url"], raw["body"])
+        return Line(number, custom_id, answer_id, wrong=str(error))
+    return Line(number, custom_id, answer_id, raw["url"], raw["body"])
 
 
 def _custom_id(raw: dict[str, Any], number: int) -> str:
@@ -100,24 +105,19 @@ def unreadable(line: Line) -> dict[str, Any]:
 
 
 def _out(line: Line, response: dict[str, Any] | None, error: dict[str, Any] | None) -> dict[str, Any]:
-    return {
-        "id": ANSWER_ID + secrets.token_hex(12),
-        "custom_id": line.custom_id,
-        "response": response,
-        "error": error,
-    }
+    return {"id": line.answer_id, "custom_id": line.custom_id, "response": response, "error": error}
 
 
-def read_answer(data: bytes, where: str) -> tuple[Key, bool]:
-    """Whose answer a line of OUT is, and whether the request was answered with status 200. Raises InputError
-    for any other line."""
+def read_answer(data: bytes, where: str) -> tuple[Key, str, bool]:
+    """Whose answer a line of OUT is, its id, and whether the request was answered with status 200. Raises
+    InputError for any other line."""
     try:
         raw = parse(data, where)
         custom_id, response, error = raw["custom_id"], raw["response"], raw["error"]
         if set(raw) == {"id", "custom_id", "response", "error"} and raw["id"].startswith(ANSWER_ID):
             key = error["line"] if custom_id is None else custom_id
             if type(key) in (str, int):
-                return key, response is not None and response["status_code"] == 200
+                return key, raw["id"], response is not None and response["status_code"] == 200
     except (InputError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{where} is no answer of a batch ({one_line(error, 100)})") from None
     raise InputError(f"{where} is no answer of a batch")

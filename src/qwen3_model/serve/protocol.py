@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import socket
 import sys
 from contextlib import suppress
 from typing import Any
@@ -47,6 +48,10 @@ class Protocol(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """Wait for a request; where too many connections are open, close this one at once."""
         super().connection_made(transport)
+        # No token waits for the receipt of what was sent before, up to 40 ms. asyncio sees to that where a
+        # socket names its protocol.
+        with suppress(OSError):  # the client has gone
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if len(self.connections) > most_connections():
             self._refused = True
             transport.abort()
