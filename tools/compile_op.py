@@ -5,6 +5,8 @@ need not be this file's: tools/check_kernel.py compares two."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import io
 import json
 import sys
@@ -25,6 +27,7 @@ BY_SIGNATURE = {
     "_whole_kernel",
     "_commit_kernel",
 }
+GLUON_ATTENTION = "_attention_gluon_kernel"  # compiled by compile_attention_gluon.py
 FIGURES = ("registers", "spill_bytes", "shared")
 
 
@@ -62,10 +65,20 @@ def by_signature(wanted: Collection[str]) -> Iterator[dict]:
         }  # fmt: skip
 
 
+def gluon_attention() -> Iterator[dict]:
+    """What compile_attention_gluon.py compiles; nothing in a tree without it."""
+    if importlib.util.find_spec("compile_attention_gluon"):
+        for line in importlib.import_module("compile_attention_gluon").gluon_lines():
+            case = f"{line['heads']} heads, {'whole' if line['whole'] else 'partial'}"
+            yield {"kernel": GLUON_ATTENTION, "case": case, **{name: line[name] for name in FIGURES}}
+
+
 def main(wanted: list[str]) -> None:
     found = list(by_launch(wanted))
     if BY_SIGNATURE.intersection(wanted):
         found += [line for line in by_signature(wanted) if line["kernel"] in wanted]
+    if GLUON_ATTENTION in wanted:
+        found += gluon_attention()
     seen: dict[tuple[str, str], int] = {}
     for line in found:
         key = line["kernel"], line["case"]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from orthrus_kernels import PassPlan, PassShape, PassTables, Rows, Sampling, Weight, alike, backend_ops
 from orthrus_kernels.attention_compared import Inputs, both
-from orthrus_kernels.attention_triton import tile_rows
+from orthrus_kernels.attention_triton import attention_triton, tile_rows
 from orthrus_kernels.grow import Trees
 from orthrus_kernels.layout import RECORD, State
 from orthrus_kernels.pages import PAGE, pages_for
@@ -104,11 +104,14 @@ def attention(whole: bool) -> None:
 
 
 def gluon_attention(whole: bool) -> None:
-    """For Hopper: a tree with blocks beside a chain, or a prompt; the ends of both are gathered."""
+    """On Hopper in both kernels, elsewhere in Triton's: a tree with blocks beside a chain, or a prompt."""
     tree = Rows.tree_with_blocks([1] * 33, [-1, *range(32)], 300, [2, 5, 9], 6, 2)
     rows = Rows.chain([1] * 150, 300) if whole else Rows.batch([tree, Rows.chain([1] * 20, 100, 1)])
+    inputs = Inputs.random(rows, 8, 2, torch.device(DEVICE))
     if DEVICE == "cuda" and torch.cuda.get_device_capability() == (9, 0):
-        both(Inputs.random(rows, 8, 2, torch.device(DEVICE)), rows, whole)
+        both(inputs, rows, whole)
+    else:
+        inputs.through(attention_triton, inputs.tables(rows, False, whole), False)
 
 
 def fused_attention() -> None:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -77,18 +78,22 @@ def before_wait(ptx: str) -> list[str]:
     return _GLOBAL.findall(head) + _GLOBAL.findall(workers)
 
 
-def main() -> None:
-    gluon, triton = module("attention_gluon"), module("attention_triton")
+def gluon_lines() -> Iterator[dict]:
+    """Both forms, two numbers of heads."""
     for heads, whole in ((8, False), (32, True)):
-        kernel, arguments = launched(gluon, "_attention_gluon_kernel", heads, whole)
+        kernel, arguments = launched(module("attention_gluon"), "_attention_gluon_kernel", heads, whole)
         built, log, _ = aot.built_for(kernel, arguments, HOPPER)
-        line = {
+        yield {
             "kernel": "gluon", "heads": heads, "whole": whole, "arithmetic": arithmetic(built.asm["ttgir"]),
             "warnings": re.findall(r"\(C\d+\)[^\n]*", log), "order": order(built.asm["cubin"]),
             **aot.described(built, log, HOPPER), "before_wait": before_wait(built.asm["ptx"]),
         }  # fmt: skip
+
+
+def main() -> None:
+    for line in gluon_lines():
         print(json.dumps(line), flush=True)
-    kernel, arguments = launched(triton, "_partial_kernel", 32, False)
+    kernel, arguments = launched(module("attention_triton"), "_partial_kernel", 32, False)
     built, _, _ = aot.built_for(kernel, arguments, HOPPER)
     print(json.dumps({"kernel": "triton", "arithmetic": arithmetic(built.asm["ttgir"])}), flush=True)
 
