@@ -21,7 +21,7 @@ from . import tables as launch_tables
 from ._gluon import HAS_GLUON
 from ._triton import triton_interprets
 from .attention_compared import differences
-from .attention_gluon import FOLDED, attention_gluon, new_tables_gluon, takes
+from .attention_gluon import FOLDED, HEAD, attention_gluon, new_tables_gluon, takes
 from .attention_triton import attention_triton, new_tables_triton
 from .compile_ahead import is_recorded
 from .pass_tables import PassTables
@@ -38,7 +38,7 @@ def attention_either(
     """Attend from every row of a pass: `attention_triton`, in Gluon with tables that are for it. A form that
     is asked for is Triton's."""
     args = q, k, v, k_cache, v_cache, pages, tables, scale
-    if form == "auto" and is_for_gluon(tables, q.shape[1], k.shape[1], q.device):
+    if form == "auto" and is_for_gluon(tables, q, k.shape[1]):
         return attention_gluon(*args, **how)
     return attention_triton(*args, form=form, **how)
 
@@ -47,16 +47,19 @@ def new_tables_either(
     shape: PassShape, capacity: int, heads: int, groups: int, d: int, dtype: torch.dtype, device: torch.device
 ) -> PassTables:
     """Tables for `attention_either`: for Gluon where it takes the pass and has Triton's bits here."""
-    device = torch.device(device)
+    device = torch.empty(0, device=device).device  # with its number, as tensors say it
     if takes(shape, heads, groups, d, dtype) and _runs(device) and trusted(heads, groups, device):
         return new_tables_gluon(shape, capacity, heads, groups, device)
     return new_tables_triton(shape, capacity, heads, groups, d, dtype, device)
 
 
-def is_for_gluon(tables: PassTables, heads: int, groups: int, device: torch.device) -> bool:
-    """Whether `attention_either` takes tables to Gluon. Tall tiles that are not whole are for it alone."""
-    tall = tables.tile_rows * heads == FOLDED * groups
-    return tall and (not tables.whole or (_runs(device) and _verdicts.get((device, heads, groups)) == ""))
+def is_for_gluon(tables: PassTables, q: Tensor, groups: int) -> bool:
+    """Whether `attention_either` takes tables, of queries q [T, H, D] on G key heads, to Gluon. Tall tiles
+    that are not whole are for it alone."""
+    heads, d = q.shape[1:]
+    if tables.tile_rows * heads != FOLDED * groups or d != HEAD or q.dtype != torch.bfloat16:
+        return False
+    return not tables.whole or (_runs(q.device) and _verdicts.get((q.device, heads, groups)) == "")
 
 
 def _runs(device: torch.device) -> bool:

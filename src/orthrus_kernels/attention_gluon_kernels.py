@@ -230,7 +230,8 @@ def _multiply(tables, ring, folds, results, scale, W: gl.constexpr):
             place, phase = _pass_by(tables, ring, item, place, phase)
 
 
-@gluon.jit(do_not_specialize=["T", "G", "programs"])
+# A number that may be 1 would become a constant, which `Tables` and `Memory` do not hold.
+@gluon.jit(do_not_specialize=["T", "G", "programs", "stride_ps"])
 def _attention_gluon_kernel(
     q, stride_qt, stride_qh, k, v, stride_kt, stride_kg,
     k_cache, v_cache, stride_cp, stride_cg, stride_cs, pages, stride_ps,

@@ -34,7 +34,7 @@ def launched(op, kernel: str, heads: int, whole: bool):
     shape, tall = PassShape(64, 64, 64, 8, 1), kernel == "_attention_gluon_kernel"
     height = 128 * 8 // heads if tall else op.tile_rows(heads, 8, 128, torch.bfloat16, whole)
     tables = PassTables.new(shape, 2048, height, whole, META)
-    qkv, cache, pages = meta(64, heads + 16, 128), meta(32, 8, 64, 128), meta(1, 32, dtype=torch.int32)
+    qkv, cache, pages = meta(64, heads + 16, 128), meta(32, 8, 64, 128), meta(1, 1, dtype=torch.int32)
     q, k, v = qkv.split([heads, 8, 8], 1)
     with aot.recorded(op, kernel) as recorder:
         run = op.attention_gluon if tall else op.attention_triton

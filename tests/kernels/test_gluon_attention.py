@@ -15,6 +15,7 @@ from orthrus_kernels.attention_gluon import attention_gluon, new_tables_gluon, t
 from orthrus_kernels.pass_tables import PassTables
 from orthrus_kernels.tiles import ROW_TILE
 
+QUERIES = torch.empty(0, 32, 128, dtype=torch.bfloat16)  # of 8B
 CPU, SCALE = torch.device("cpu"), 128**-0.5
 
 
@@ -128,7 +129,7 @@ def hopper(monkeypatch):
 def chosen():
     """Whether tables for a wide tree are made for Gluon, and taken to it."""
     tables = either.new_tables_either(PassShape(192, 192, 192, 30, 1), 4096, 32, 8, 128, torch.bfloat16, CPU)
-    taken = either.is_for_gluon(tables, 32, 8, CPU)
+    taken = either.is_for_gluon(tables, QUERIES, 8)
     assert taken == (tables.tile_rows == 32)
     return taken
 
@@ -167,9 +168,11 @@ def test_the_switch(hopper):
 def test_tables_of_tritons_prompts_are_tritons_until_gluon_is_trusted(hopper):
     """Their tiles are as tall."""
     prompt = PassTables.new(PassShape(300, 300, 1, 300, 1), 4096, 32, True, CPU)
-    assert not either.is_for_gluon(prompt, 32, 8, CPU)
+    assert not either.is_for_gluon(prompt, QUERIES, 8)
     hopper.setattr(either, "differences", lambda *of: "")
-    assert chosen() and either.is_for_gluon(prompt, 32, 8, CPU)
+    assert chosen() and either.is_for_gluon(prompt, QUERIES, 8)
+    for other in (QUERIES[..., :64], QUERIES.float()):
+        assert not either.is_for_gluon(prompt, other, 8), "another model's"
 
 
 def test_inputs_that_it_does_not_take_are_refused(threads):

@@ -172,7 +172,7 @@ BUGS = (
         _GLUON_TEST + "test_every_pair_is_taken_once",
         "some pairs are nobody's and others lie behind the list"),
     Bug("tables of Triton's prompts go to Gluon untried", "orthrus_kernels/attention_either.py",
-        "_verdicts.get((device, heads, groups)) ==", "_verdicts.get((device, heads, groups), \"\") ==",
+        "_verdicts.get((q.device, heads, groups)) ==", "_verdicts.get((q.device, heads, groups), \"\") ==",
         _GLUON_TEST + "test_tables_of_tritons_prompts_are_tritons_until_gluon_is_trusted",
         "their tiles are as tall as Gluon's"),
     Bug("partials of attention are folded backwards", _ATTENTION,
