@@ -49,7 +49,7 @@ TREE = Rows.tree_with_blocks([1] * 9, [-1, 0, 0, 1, 1, 3, 2, 5, 7], 330, [2, 5, 
 SEVERAL = Rows.batch([TREE, Rows.chain([1] * 40, 64, 1), Rows.chain([1], 5, 2)])
 PASSES = {  # rows, query heads
     "a tree with blocks beside chains": (SEVERAL, 8),
-    "a chain of two tiles across a cut": (Rows.chain([1] * 70, 250), 16),
+    "a chain of two tiles across a cut": (Rows.chain([1] * 40, 250), 16),
     "many rows of a tile": (Rows.chain([1] * 130, 33), 2),
 }
 
