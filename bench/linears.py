@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from orthrus_kernels import Weight, backend_ops, gluon_is_on, pdl_kinds
+from orthrus_kernels._gluon import SWITCH
 from orthrus_kernels.compile_ahead import compile_all, missing, recorded
 from orthrus_kernels.linear import linear_triton
-from orthrus_kernels.linear_either import SWITCH, launches_of, why_not
+from orthrus_kernels.linear_either import launches_of, why_not
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
 from orthrus_kernels.rows import SPARE_ROWS
 

@@ -32,7 +32,12 @@ OF_ALL = {
 def test_every_kernel_and_every_kernel_test_belongs_to_an_operation():
     sources = [
         (ROOT / "tests/helpers" / name).read_text()
-        for name in ("aot_launches.py", "compile_attention.py", "compile_gluon.py")
+        for name in (
+            "aot_launches.py",
+            "compile_attention.py",
+            "compile_attention_gluon.py",
+            "compile_gluon.py",
+        )
     ]
     kernels = {name for text in sources for name in re.findall(r"\b_\w+_kernel\b", text)}
     known = check_kernel.operations()

@@ -58,8 +58,13 @@ KNOWN = {
         ("kernels/test_linear.py", "kernels/test_tables.py"), ("_linear_kernel", "_linear_gluon_kernel")
     ),
     "attention": Op(
-        ("kernels/test_attention_kernels.py", "test_attention.py", "test_pass_tables.py"),
-        ("_partial_kernel", "_combine_kernel", "_whole_kernel"),
+        (
+            "kernels/test_attention_kernels.py",
+            "test_attention.py",
+            "test_pass_tables.py",
+            "kernels/test_gluon_attention.py",
+        ),
+        ("_partial_kernel", "_combine_kernel", "_whole_kernel", "_attention_gluon_kernel"),
     ),
     "head": Op(("kernels/test_head.py",), ("_head_kernel", "_merge_kernel")),
     "rms_norm": Op(_ROWS, ("_rms_norm_kernel",)),

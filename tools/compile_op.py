@@ -28,6 +28,7 @@ BY_SIGNATURE = {
     "_commit_kernel",
 }
 GLUON = "_linear_gluon_kernel"  # compiled by compile_gluon.py
+GLUON_ATTENTION = "_attention_gluon_kernel"  # compiled by compile_attention_gluon.py
 FIGURES = ("registers", "spill_bytes", "shared")
 
 
@@ -74,12 +75,22 @@ def by_tile() -> Iterator[dict]:
             yield {"kernel": GLUON, **{name: line[name] for name in ("case", *FIGURES)}}
 
 
+def gluon_attention() -> Iterator[dict]:
+    """What compile_attention_gluon.py compiles; nothing in a tree without it."""
+    if importlib.util.find_spec("compile_attention_gluon"):
+        for line in importlib.import_module("compile_attention_gluon").gluon_lines():
+            case = f"{line['heads']} heads, {'whole' if line['whole'] else 'partial'}"
+            yield {"kernel": GLUON_ATTENTION, "case": case, **{name: line[name] for name in FIGURES}}
+
+
 def main(wanted: list[str]) -> None:
     found = list(by_launch(wanted))
     if GLUON in wanted:
         found += by_tile()
     if BY_SIGNATURE.intersection(wanted):
         found += [line for line in by_signature(wanted) if line["kernel"] in wanted]
+    if GLUON_ATTENTION in wanted:
+        found += gluon_attention()
     seen: dict[tuple[str, str], int] = {}
     for line in found:
         key = line["kernel"], line["case"]

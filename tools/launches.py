@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from orthrus_kernels import PassPlan, PassShape, PassTables, Rows, Sampling, Weight, alike, backend_ops
-from orthrus_kernels.attention_triton import tile_rows
+from orthrus_kernels.attention_compared import Inputs, both
+from orthrus_kernels.attention_triton import attention_triton, tile_rows
 from orthrus_kernels.grow import Trees
 from orthrus_kernels.layout import RECORD, State
 from orthrus_kernels.pages import PAGE, pages_for
@@ -109,6 +110,17 @@ def attention(whole: bool) -> None:
     rows = Rows.tree_with_blocks([1] * 7, [-1, 0, 0, 1, 1, 3, 2], 300, [2, 5], 4, 2)
     q, k, v = (numbers(len(rows), heads, 64) for heads in (4, 2, 2))
     TRITON.attention(q, k, v, *cache(300, 2, 64), laid(rows, q, k, whole), 0.125)
+
+
+def gluon_attention(whole: bool) -> None:
+    """On Hopper in both kernels, elsewhere in Triton's: a tree with blocks beside a chain, or a prompt."""
+    tree = Rows.tree_with_blocks([1] * 33, [-1, *range(32)], 300, [2, 5, 9], 6, 2)
+    rows = Rows.chain([1] * 150, 300) if whole else Rows.batch([tree, Rows.chain([1] * 20, 100, 1)])
+    inputs = Inputs.random(rows, 8, 2, torch.device(DEVICE))
+    if DEVICE == "cuda" and torch.cuda.get_device_capability() == (9, 0):
+        both(inputs, rows, whole)
+    else:
+        inputs.through(attention_triton, inputs.tables(rows, False, whole), False)
 
 
 def fused_attention() -> None:
@@ -258,6 +270,8 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "attention, partial": lambda: attention(False),
     "attention, fused": fused_attention,
     "attention, whole": lambda: attention(True),
+    "attention, Gluon, partial": lambda: gluon_attention(False),
+    "attention, Gluon, whole": lambda: gluon_attention(True),
     "mixed pass": mixed_pass,
     "head": head,
     "logit summary": logit_summary,

@@ -4,6 +4,7 @@ One operation a file. The names here are the plain twins: the definition of each
 order included, readable and row-invariant on any device. `backend_ops` gives the Triton kernels by these
 names."""
 
+from ._gluon import gluon_is_on
 from ._triton import triton_interprets, triton_runs_on
 from .allot import allot
 from .anchors import choose_anchors, end_probabilities
@@ -18,7 +19,6 @@ from .grow import grow
 from .head import head
 from .lay import lay
 from .linear import linear
-from .linear_either import gluon_is_on
 from .linear_swiglu import linear_swiglu
 from .pages import PAGE, in_order, pages_for
 from .pass_tables import PassTables, key_segments, unpack

@@ -103,11 +103,7 @@ def attention_triton(
     if form == "auto":
         form = form_of(tables, group, d)
     assert form != "fused" or tables.one_tile, "form fused takes passes of one path tile"
-    size = workspace_size(tables, heads, d)
-    if workspace is None:
-        workspace = torch.empty(size, dtype=torch.float32, device=q.device)
-    assert workspace.numel() >= size and workspace.dtype == torch.float32, (workspace.numel(), size)
-    stats = workspace[size * d // (d + 2) : size]
+    workspace, stats = room_for(tables, q, workspace)
     fused = triton.next_power_of_2(n * group) if form == "fused" else 0
     each = max((programs or PROGRAMS) // groups, 1)
     _partial_kernel[(min(len(tables.items), each) * groups,)](
@@ -116,13 +112,31 @@ def attention_triton(
         FUSED=fused, UNROLL=_fused_unroll(fused, d, warps), **shared,
     )  # fmt: skip
     if not fused:
-        _combine_kernel[(n, heads)](
-            acc=workspace, stats=stats, row_segments=tables.row_segments,
-            out=out, stride_ot=out.stride(0), stride_oh=out.stride(1), T=n, H=heads,
-            scale=shared["scale"], D=d, UNROLL=COMBINE_UNROLL, PDL=pdl, num_warps=1,
-            **launch_options(pdl),
-        )  # fmt: skip
+        combine(workspace, stats, tables, out, scale * math.log2(math.e), pdl)
     return out
+
+
+def room_for(tables: PassTables, q: Tensor, workspace: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Memory for the partials of a pass of queries q [T, H, D], in `workspace` where it is given:
+    accumulators and, behind them, (maximum, sum) pairs."""
+    heads, d = q.shape[1:]
+    size = workspace_size(tables, heads, d)
+    if workspace is None:
+        workspace = torch.empty(size, dtype=torch.float32, device=q.device)
+    assert workspace.numel() >= size and workspace.dtype == torch.float32, (workspace.numel(), size)
+    return workspace, workspace[size * d // (d + 2) : size]
+
+
+def combine(
+    acc: Tensor, stats: Tensor, tables: PassTables, out: Tensor, scale: float, pdl: bool
+) -> None:  # fmt: skip
+    """Fold the partials of `room_for` into out [T, H, D]. scale: that of the scores, times log2 e."""
+    n, heads, d = out.shape
+    _combine_kernel[(n, heads)](
+        acc=acc, stats=stats, row_segments=tables.row_segments, out=out, stride_ot=out.stride(0),
+        stride_oh=out.stride(1), T=n, H=heads, scale=scale, D=d, UNROLL=COMBINE_UNROLL, PDL=pdl, num_warps=1,
+        **launch_options(pdl),
+    )  # fmt: skip
 
 
 def new_tables_triton(

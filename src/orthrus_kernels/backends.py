@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from ._gluon import gluon_is_on
 from .allot import allot, allot_triton
 from .attention import attention, new_tables
-from .attention_triton import attention_triton, new_tables_triton
+from .attention_either import attention_either, new_tables_either
 from .blocks import follow, follow_triton, place_blocks, place_blocks_triton
 from .choice import candidates, choose, likeliest, log_sum_exp
 from .choice_triton import candidates_triton, choose_triton, likeliest_triton, log_sum_exp_triton
@@ -26,7 +27,7 @@ from .head import head, head_triton
 from .lay import lay
 from .lay_triton import lay_triton
 from .linear import linear, linear_triton
-from .linear_either import gluon_is_on, linear_either, linear_swiglu_either
+from .linear_either import linear_either, linear_swiglu_either
 from .linear_swiglu import linear_swiglu, linear_swiglu_triton
 from .qk_norm_rope import qk_norm_rope, qk_norm_rope_triton
 from .rerank import rerank, rerank_triton
@@ -80,7 +81,7 @@ _TRITON = replace(
     REFERENCE,
     add_rms_norm=add_rms_norm_triton,
     allot=allot_triton,
-    attention=attention_triton,
+    attention=attention_either,
     candidates=candidates_triton,
     choose=choose_triton,
     commit=commit_triton,
@@ -93,7 +94,7 @@ _TRITON = replace(
     linear=linear_either,
     linear_swiglu=linear_swiglu_either,
     log_sum_exp=log_sum_exp_triton,
-    new_tables=new_tables_triton,
+    new_tables=new_tables_either,
     place_blocks=place_blocks_triton,
     qk_norm_rope=qk_norm_rope_triton,
     rerank=rerank_triton,

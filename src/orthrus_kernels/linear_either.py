@@ -9,7 +9,6 @@ ORTHRUS_GLUON=off turns Gluon off."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,19 +30,10 @@ from .tables import LinearEntry
 from .weight import Weight
 from .workspace import Workspace, workspace
 
-SWITCH = "ORTHRUS_GLUON"
 Views = tuple[Weight, Weight | None]
 
 _trusted: set[tuple] = set()  # launches whose bits are Triton's, on this machine
 _distrusted: list[str] = []  # why no launch is made in Gluon any more: nothing, or one reason
-
-
-def gluon_is_on() -> bool:
-    """What ORTHRUS_GLUON says. Raises ValueError for another value than on or off."""
-    said = os.environ.get(SWITCH, "on")
-    if said not in ("on", "off"):
-        raise ValueError(f"{SWITCH} is on or off, not {said!r}: leave it out for on")
-    return said == "on"
 
 
 def why_not() -> str:

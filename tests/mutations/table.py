@@ -22,6 +22,9 @@ class Bug:
 
 
 _ATTENTION = "orthrus_kernels/attention_kernels.py"
+_GLUON_ATTENTION = "orthrus_kernels/attention_gluon_kernels.py"
+_GLUON_COPY = "orthrus_kernels/attention_gluon_copy.py"
+_GLUON_TEST = "kernels/test_gluon_attention.py::"
 _LINEAR = "orthrus_kernels/linear.py"
 _VISIBILITY = "orthrus_kernels/visibility.py"
 _BLOCKS = "orthrus_kernels/blocks.py"
@@ -155,6 +158,23 @@ BUGS = (
         "if position >= first)", "if end > first)",
         "test_attention.py::test_key_cuts_are_one_constant_list",
         "wider segments for a longer context: a token's bits would change as the text grows"),
+    Bug("a place of the ring is free while products read it", _GLUON_ATTENTION,
+        "        mbarrier.arrive(ring.free.index(before), count=1)\n        b_acc = b_acc *",
+        "        mbarrier.arrive(ring.free.index(place), count=1)\n        b_acc = b_acc *",
+        _GLUON_TEST + "test_against_the_twin",
+        "the copying warps write keys there while the other products are under way"),
+    Bug("rows of a chain are copied in place that not all rows see", _GLUON_COPY,
+        "elif (position >= middle) & (position < masked):", "elif position >= middle:",
+        _GLUON_TEST + "test_padding_is_left_alone",
+        "keys past the end of a path are those of other rows, NaN among them"),
+    Bug("programs of the last round are counted in the first one's order", _GLUON_COPY,
+        "return rounds + (turned < left)", "return rounds + (gl.program_id(0) < left)",
+        _GLUON_TEST + "test_every_pair_is_taken_once",
+        "some pairs are nobody's and others lie behind the list"),
+    Bug("tables of Triton's prompts go to Gluon untried", "orthrus_kernels/attention_either.py",
+        "_verdicts.get((q.device, heads, groups)) ==", "_verdicts.get((q.device, heads, groups), \"\") ==",
+        _GLUON_TEST + "test_tables_of_tritons_prompts_are_tritons_until_gluon_is_trusted",
+        "their tiles are as tall as Gluon's"),
     Bug("partials of attention are folded backwards", _ATTENTION,
         "o_part = o_first + (first + u) * stride_segment",
         "o_part = o_first + (n - 1 - first - u) * stride_segment",
