@@ -87,6 +87,7 @@ def toy(tmp_path, monkeypatch) -> Path:
         (tmp_path / name).mkdir()
     for name in ("bench", "tools", "tests/mutations"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("results", "__pyc*"))
+    (tmp_path / "README.md").touch()
     (tmp_path / "src/toy.py").write_text("def f(x):\n    return x + 1\n")
     (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\ntestpaths = ["tests"]\n')
     (tmp_path / "tests/test_toy.py").write_text(
