@@ -83,9 +83,11 @@ def test_what_must_be_so_without_the_bug(clean, said):
 @pytest.fixture
 def toy(tmp_path, monkeypatch) -> Path:
     """A repository of one function and its tests, and three bugs for it."""
-    (tmp_path / "src").mkdir()
+    for name in ("src", "docs"):
+        (tmp_path / name).mkdir()
     for name in ("bench", "tools", "tests/mutations"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("results", "__pyc*"))
+    (tmp_path / "README.md").touch()
     (tmp_path / "src/toy.py").write_text("def f(x):\n    return x + 1\n")
     (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\ntestpaths = ["tests"]\n')
     (tmp_path / "tests/test_toy.py").write_text(
