@@ -314,7 +314,7 @@ def test_cut_at_any_byte_nothing_is_lost_or_repeated(paths):
     source, out = paths
     write(source, [request(name, prompt="x") for name in "abc"] + ["bad\n"])
     lines = list(batch_lines.read_lines(source, ""))
-    with files.batch_file(source, out) as batch, batch.open():
+    with files.batch_file(source, out, "") as batch, batch.open():
         for line in lines:
             told = unreadable(line) if line.wrong else answered(line, 200, {"choices": ["é"]})
             batch.append(line, told, ok=not line.wrong)
@@ -324,7 +324,7 @@ def test_cut_at_any_byte_nothing_is_lost_or_repeated(paths):
     for length in range(ends[1], len(whole) + 1):
         out.write_bytes(whole[:length])
         kept = sum(end <= length for end in ends)
-        with files.batch_file(source, out) as batch:
+        with files.batch_file(source, out, "") as batch:
             assert out.read_bytes() == whole[:length], "nothing is written before all is checked"
             assert batch.known == {line.key for line in lines[:kept]} and batch.failed == (kept == 4)
             with batch.open():
@@ -332,7 +332,7 @@ def test_cut_at_any_byte_nothing_is_lost_or_repeated(paths):
                 assert [line.number for line in batch.waiting()] == list(range(kept + 1, 5))
     for length in range(len(BEGINNING) + 3):
         out.write_bytes(whole[:length])
-        with files.batch_file(source, out) as batch:
+        with files.batch_file(source, out, "") as batch:
             assert not batch.known
 
 
@@ -357,7 +357,7 @@ def test_lines_are_synced_within_a_second(paths, monkeypatch):
     monkeypatch.setattr(files.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(files.os, "fsync", lambda file: synced.append(now[0]))
     write(paths[0], [request(name, prompt="x") for name in "abc"])
-    with files.batch_file(*paths) as batch, batch.open():
+    with files.batch_file(*paths, "") as batch, batch.open():
         synced.clear()
         for line, at in zip(batch_lines.read_lines(paths[0], ""), (0.4, 0.9, 1.1), strict=True):
             now[0] = at
@@ -392,7 +392,7 @@ def test_requests_are_read_as_slots_become_free(model, paths):
 
     engine.submit = counted
     served, seen = Served("tiny", model.config, model.text), []
-    with files.batch_file(*paths) as opened, opened.open():
+    with files.batch_file(*paths, "") as opened, opened.open():
         counts = batch.run(engine, served, opened, lambda counts: seen.append(counts.requests))
     assert max(most) == 4 and seen == list(range(1, 13)) and counts.texts == 12
     assert list(read(paths[1])).index("r0") > 3, "the long one is overtaken"

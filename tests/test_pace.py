@@ -11,7 +11,7 @@ import torch
 
 from orthrus_kernels import pages_for
 from qwen3_model.decode import pace
-from qwen3_model.decode.pace import ABOUT, CHUNKS, FULL, LEAST, Pace, Span, riders_beside
+from qwen3_model.decode.pace import CHUNKS, FULL, LEAST, Pace, Span, riders_beside
 from qwen3_model.decode.scheduler import Cycle, Scheduler
 
 # ms of chunks without keys, and of rows that ride: about those of 8B on an H200; and of a row for a key
@@ -34,7 +34,7 @@ class Clock:
     def __init__(self, slots: int, tokens: int) -> None:
         self.scheduler: Scheduler[str] = Scheduler(slots, pages_for(tokens), 2048, reuse=False)
         self.pace, self.now, self.late = Pace(), 0.0, deque[float]()
-        self.pace.first, self.pace.key, self.pace.riders = dict(FIRST), KEY, ((RIDERS, RIDING),)
+        self.pace.first, self.pace.key, self.pace.riders = dict(FIRST), KEY, RIDERS
         self.lengths: dict[str, int] = {}
         self.last: dict[str, float] = {}  # when each text's last cycle was done
         self.gaps: list[tuple[float, float]] = []  # of each text and cycle: the time since, and the usual one
@@ -97,7 +97,7 @@ def test_a_long_prompt_makes_nobody_wait_for_more_than_twice_his_cycle(texts):
     clock.add("long", 30_000, 100)
     while "long" not in clock.began:
         clock.step()
-    assert max(gap / usual for gap, usual in clock.gaps) < 1.1 + ABOUT
+    assert max(gap / usual for gap, usual in clock.gaps) < 2.1
     assert clock.chunks < 30_000 / 128
     busy = sum(gap - usual for gap, usual in clock.gaps[::texts])
     assert busy > 0.5 * clock.chunks * cycle_of(texts), "more than half of what a step may take"
@@ -111,7 +111,7 @@ def test_prompts_that_wait_come_in_turn():
     for _ in range(400):
         clock.step()
     assert clock.began[8:] == [f"waiting {nth}" for nth in range(4)]
-    assert max(gap / usual for gap, usual in clock.gaps) < 1.1 + ABOUT
+    assert max(gap / usual for gap, usual in clock.gaps) < 2.1
 
 
 def test_a_prompt_always_ends():
@@ -148,7 +148,7 @@ def test_a_constant_stream_of_prompts_rides_in_full_passes():
                 clock.scheduler.remove(text)
                 del clock.lengths[text]
     assert set(clock.rode[8:]) <= {RIDERS, 1000 % RIDERS} and len(clock.rode) > 100
-    assert max(gap / usual for gap, usual in clock.gaps) < 1.1 + ABOUT
+    assert max(gap / usual for gap, usual in clock.gaps) < 2.1
 
 
 def test_the_pace_follows_cycles_and_keys():
@@ -156,23 +156,19 @@ def test_the_pace_follows_cycles_and_keys():
     of.cycle(8.0)
     assert of.rows() == LEAST, "nothing is measured"
     of = Pace()
-    of.first, of.key, of.riders = dict(FIRST), 1e-5, ((RIDERS, RIDING),)
+    of.first, of.key, of.riders = dict(FIRST), 1e-5, RIDERS
     assert of.rows() == LEAST, "no cycle was timed"
     for took in (13.6, 0.0, -2.0, 13.6, 100.0, 13.6, 100.0):
         of.cycle(took)
     assert of.rows() == 512, "of the last five that were timed the middle one counts"
-    assert of.read(700, 0) == 0.0 and of.rows() == RIDERS, "13 ms, and 3.6 for the keys of 512 rows"
+    assert of.read(150, 0) == 0.0 and of.rows() == RIDERS, "13 ms, and 0.8 for the keys of 512 rows"
     assert of.read(500, 2500) == pytest.approx(12.5) and of.rows() == 226, "6.8 ms for keys, 0.03 each row"
     of.read(100, 100_000)
     assert of.rows() == LEAST
     of.read(20, 0)
     assert of.rows() == 512, "another prompt"
-    of.first, of.riders = {}, ((192, 4.0), (448, 10.0))
-    assert of.rows() == 448
-    for cycle in (8.2,) * 5:
-        of.cycle(cycle)
-    assert of.rows() == 192, "10 ms is longer than 1.2 usual cycles"
-    assert of.read(500, 2500) > 0 and of.rows() == 136, "4.1 ms for keys, 0.03 each row"
+    of.riders = 192
+    assert of.read(20, 2500) > 0 and of.rows() == 192
     assert CHUNKS == (512, 1024, 2048)
 
 

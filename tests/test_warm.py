@@ -21,7 +21,7 @@ from qwen3_model.decode.controller import CHAIN, PLAIN, TREES
 from qwen3_model.decode.cycle import Cycle, Slots
 from qwen3_model.decode.cycles import MOST_GRAPHS
 from qwen3_model.decode.groups import seats_for
-from qwen3_model.decode.kinds import MANY, seat_counts
+from qwen3_model.decode.kinds import seat_counts
 from qwen3_model.decode.one_pass import Shape
 from qwen3_model.decode.prompt import Prompts
 from qwen3_model.decode.warm import Warmed, WarmStart, capture, plan_of_engine, plan_of_text
@@ -102,9 +102,7 @@ def test_all_graphs_are_held():
     for slots in (1, 5, 256):
         made = cycles.Cycles(model, model.new_cache(64, slots, 1), slots, None)
         plan = plan_of_engine(model, slots, 64)
-        ahead = len(FORMS) * sum(
-            len(plan.kinds_of(seats)) + 2 + (seats >= MANY) for seats in seat_counts(slots)
-        )
+        ahead = len(FORMS) * sum(len(plan.kinds_of(seats)) + 2 for seats in seat_counts(slots))
         assert made.most == MOST_GRAPHS + (ahead if slots > 1 else 0)
 
 

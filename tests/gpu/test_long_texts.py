@@ -13,6 +13,7 @@ from statistics import median, quantiles
 
 import pytest
 import torch
+from waits import gaps
 
 from orthrus_kernels import PAGE, pages_for
 from qwen3_model import Engine, Qwen3, Qwen3Config, Request
@@ -56,7 +57,7 @@ def test_a_long_prompt_beside_short_texts(tokens, monkeypatch):
     rows.clear()
     texts.append(engine.submit(*long))
     began = time.perf_counter()
-    beside = gaps(engine, texts[0], lambda: bool(texts[-1].stream.token_ids) or texts[0].finished)
+    beside = gaps(engine, texts[0], lambda: bool(texts[-1].stream.token_ids))
     seconds, still = time.perf_counter() - began, not texts[0].finished
     most = quantiles(beside, n=20)[-1]
     print(
@@ -73,15 +74,3 @@ def test_a_long_prompt_beside_short_texts(tokens, monkeypatch):
     for result, job in zip(found, (*jobs, long), strict=True):
         alone = model.engine.generate(*job)
         assert (result.token_ids, result.logprobs) == (alone.token_ids, alone.logprobs)
-
-
-def gaps(engine, text, done) -> list[float]:
-    """Seconds between the times at which a text got tokens, until that is done."""
-    found, length, last = [], len(text.stream.token_ids), time.perf_counter()
-    while not done():
-        engine.step()
-        if len(text.stream.token_ids) > length:
-            now, length = time.perf_counter(), len(text.stream.token_ids)
-            found.append(now - last)
-            last = now
-    return found

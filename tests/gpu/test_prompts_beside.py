@@ -18,6 +18,7 @@ from statistics import median, quantiles
 import pytest
 import torch
 from golden import seeded_model
+from waits import gaps
 
 from qwen3_model import Engine, Request
 
@@ -89,18 +90,6 @@ def test_how_long_texts_wait_beside_a_long_prompt(texts, request_of):
         f"at most {1e3 * max(found):.1f}; {len(found)} cycles, first token after {first:.2f} s"
     )
     assert times < 3
-
-
-def gaps(work: Engine, text, done) -> list[float]:
-    """Seconds between the times at which a text got tokens, until that is done."""
-    found, length, last = [], len(text.stream.token_ids), time.perf_counter()
-    while not done() and not text.finished:
-        work.step()
-        if len(text.stream.token_ids) > length:
-            now, length = time.perf_counter(), len(text.stream.token_ids)
-            found.append(now - last)
-            last = now
-    return found
 
 
 @pytest.mark.parametrize("request_of", [PLAIN, DRAFTED], ids=["plain", "drafted"])

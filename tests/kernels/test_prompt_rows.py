@@ -51,9 +51,7 @@ def test_pieces_ride_behind_trees(backend, dtype, nodes, block):
             pieces = [Piece(PROMPTS[slot][first:end], first, slot) for slot, first, end in carried]
             cycle.riders.fill(pieces)
             assert launched(cycle) == launched(alone)
-            states |= {
-                of.slot: state.clone() for of, state in zip(pieces, cycle.states_of_prompts, strict=False)
-            }
+            states |= {of.slot: state.clone() for of, state in zip(pieces, cycle.riders.states, strict=False)}
         for slot, tokens in PROMPTS.items():
             own = model.new_cache(100)
             logits = model.ops.linear(states[slot][None], model.head, out_dtype=torch.float32)[0]

@@ -228,11 +228,6 @@ class Cycle:
         """The launches of a cycle; nothing comes from the host."""
         raise NotImplementedError
 
-    @property
-    def states_of_prompts(self) -> Tensor:
-        """Of the last tokens of the pieces that the last launch carried, [pieces, E]."""
-        raise NotImplementedError
-
     def tell(self, seat: int, run: Run) -> None:
         """Fill in what a caller that watches wants to know of the launch that was just read."""
         begin, plan = int(self.first[seat]), self.check.plan

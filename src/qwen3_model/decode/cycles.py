@@ -78,9 +78,7 @@ class Cycles:
         self._groups: list[Group] = []
         self._times_of: dict[tuple, Times] = {}  # by form, block size and seats
         self._measured: dict[tuple, dict[int, float]] = {}  # ms of kinds, by block size and seats
-        self._riders: dict[
-            tuple, Sequence[tuple[int, float]]
-        ] = {}  # of a kind, block size and seats: rows, ms
+        self._added: dict[tuple, float] = {}  # ms of rows for prompts, by kind, block size and seats
         block = model.config.block_size or 0
         made = [ahead(kinds_of_auto(seats), block, seats, slots) for seats in seat_counts(slots)]
         self.most = MOST_GRAPHS + (len(FORMS) * sum(map(len, made)) if slots > 1 else 0)
@@ -147,32 +145,23 @@ class Cycles:
     def _launch(self, group: Group, pieces: Sequence[Piece] = ()) -> Launched:
         """Launch one cycle."""
         self.slots.choice.form = group.form
-        tokens = sum(len(piece.tokens) for piece in pieces)
-        kind, timed = self._kind(group, tokens)
-        room = self._room(kind, group.block, group.seats)
-        self.pace.riders, riders = room, 0
-        if tokens:
-            riders = min((rows for rows, _ in room if rows >= tokens), default=0)
-        if riders and self.pool is None:  # few that hold them: each is computed
-            riders = rows_for(tokens)
+        kind, timed = self._kind(group)
+        carrier, tokens = _carrier(group, kind), sum(len(piece.tokens) for piece in pieces)
+        self.pace.riders = room = riders_of(carrier, group.block, group.seats)
+        riders, added = 0, 0.0
+        if 0 < tokens <= room:
+            kind, timed = carrier, False
+            riders = rows_for(tokens) if self.pool is None else room  # a graph has one number of them
         cycle = self._cycle(kind, group.block, group.form, group.seats, group.watched, group.texts, riders)
         cycle.seat(group.slots)
-        added = dict(room).get(riders, 0.0) + self._fill(cycle, pieces) if riders else 0.0
+        carried = cycle.riders if isinstance(cycle, TwoPassCycle) else None
+        if carried is not None:
+            carried.fill(pieces)
+            added = self._added.get((kind, block_of(kind, group.block, group.seats), group.seats), 0.0)
+            added += sum(self.pace.read(len(of.tokens), of.start) for of in pieces)
         read = cycle.launch(self.pool, timed=timed)
-        states = cycle.states_of_prompts if riders else None
+        states = None if carried is None else carried.states
         return Launched(kind, cycle, group.seated, group.epochs, group.controllers, read, added, states)
-
-    def _fill(self, cycle: Cycle, pieces: Sequence[Piece]) -> float:
-        """Put pieces down; returns what their keys add to the cycle, in ms."""
-        assert isinstance(cycle, TwoPassCycle) and cycle.riders is not None
-        cycle.riders.fill(pieces)
-        return sum(self.pace.read(len(of.tokens), of.start) for of in pieces)
-
-    def _room(self, kind: Kind, block: int, seats: int) -> Sequence[tuple[int, float]]:
-        """Rows for prompts that a verify pass may have, and ms that they add. Where nobody has measured that,
-        there is one number, and they add nothing."""
-        few = [(rows, 0.0) for rows in riders_of(kind, block, seats)[:1]]
-        return self._riders.get((kind, block_of(kind, block, seats), seats), few)
 
     def read(self, step: Sequence[Launched]) -> list[tuple[Text, Outcome]]:
         """What the cycles of one `launch` have added to the texts that still run, and learn from it."""
@@ -202,9 +191,8 @@ class Cycles:
             times.observe(kind, outcomes[0].milliseconds)
         return found
 
-    def _kind(self, group: Group, tokens: int) -> tuple[Kind, bool]:
-        """The kind of the next cycle, and whether it is to be timed. tokens: of prompts, that it carries if
-        it has so many rows for them."""
+    def _kind(self, group: Group) -> tuple[Kind, bool]:
+        """The kind of the next cycle, and whether it is to be timed."""
         # where one token is left there is nothing to propose
         if all(text.remaining <= 1 for text in group.drafted):
             return PLAIN, False
@@ -217,12 +205,7 @@ class Cycles:
             of = {text: self._controller(text, key) for text in group.led}
             group.controllers = tuple(of.get(text) for text in group.texts)
         first, *beside = filter(None, group.controllers)
-        kind = first.next(*beside)
-        if tokens:
-            carries = min(of for of in with_riders(first.times.kinds) if of >= kind)
-            if tokens <= max(riders_of(carries, group.block, group.seats)):
-                return carries, False
-        return kind, True
+        return first.next(*beside), True
 
     def _controller(self, text: Text, key: tuple[Form, int, int]) -> Controller:
         """What says the kinds that suit a text in cycles of a form, block size and number of seats; it begins
@@ -265,7 +248,8 @@ class Cycles:
         return self._times_of[key]
 
     def _first_times(self, form: Form, block: int, seats: int) -> Times:
-        """Measured with the first form that is asked for: another one's choice takes microseconds more."""
+        """Captured for each form, measured with the first one that is asked for: another form's choice takes
+        microseconds more, and what cycles take is learnt as they run."""
         kinds = kinds_of_auto(seats) if block else (PLAIN,)
         keys = ahead(kinds, block, seats, len(self.slots.state))
         cycles = [self._cycle(kind, block, form, seats, riders=riders) for kind, riders in keys]
@@ -273,18 +257,27 @@ class Cycles:
         if (block, seats) not in self._measured:
             took = dict(zip(keys, times_of(cycles, self.slots, self.pool), strict=True))
             self._measured[block, seats] = {kind: took[kind, 0] for kind in kinds}
-            for kind in kinds:
-                added = [(n, max(took[of, n] - took[of, 0], 0.0)) for of, n in keys if of == kind and n]
-                self._riders[kind, block_of(kind, block, seats), seats] = added
+            for kind, rows in keys[len(kinds) :]:
+                added = max(took[kind, rows] - took[kind, 0], 0.0)
+                self._added[kind, block_of(kind, block, seats), seats] = added
         return Times(self._measured[block, seats])
 
     def time_keys(self) -> None:
         """Measure what a row of a prompt takes for each key that it sees, in the cycle of `ready` for one
         text without a draft."""
         self.slots.choice.form = FORMS[0]
-        cycle = self._cycle(PLAIN, 0, FORMS[0], seats=1, riders=riders_of(PLAIN, 0, 1)[0])
+        cycle = self._cycle(PLAIN, 0, FORMS[0], seats=1, riders=riders_of(PLAIN, 0, 1))
         assert isinstance(cycle, TwoPassCycle)
         self.pace.key = key_time(cycle, self.slots, self.pool)
+
+
+def _carrier(group: Group, kind: Kind) -> Kind:
+    """The kind of cycle that carries prompts where one of a kind would come next. Of the drafts that "auto"
+    chooses among, one is captured with rows for prompts."""
+    if kind == PLAIN or not isinstance(kind, int) or not group.led:
+        return kind
+    kinds = next(filter(None, group.controllers)).times.kinds
+    return with_riders(kinds)[-1]
 
 
 def _most_nodes(text: Text) -> int:

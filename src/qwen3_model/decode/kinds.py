@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from .controller import CHAIN, PLAIN, TREES
 from .groups import MOST_ROWS, Kind, fixed_kind, seats_for
 from .one_pass import Shape
-from .pace import FULL, riders_beside
+from .pace import riders_beside
 from .sequence import Sequence as Text
 from .two_pass import TwoPassCycle
 
@@ -17,7 +17,6 @@ from .two_pass import TwoPassCycle
 # (simulated, bench/LOG.md, 2026-11-29).
 SIZES = (3, 5, 7, 11, 15, *TREES)
 OWN_ROWS, SHARED_ROWS = 6, 128
-MANY = 32  # seats from which on a cycle without drafts is long enough for FULL more rows for prompts
 
 
 def seat_counts(slots: int) -> tuple[int, ...]:
@@ -62,13 +61,11 @@ def with_riders(kinds: Sequence[int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys((kinds[0], kinds[-1])))
 
 
-def riders_of(kind: Kind, block: int, seats: int) -> tuple[int, ...]:
-    """Numbers of rows for prompts that the verify pass of a kind may have, the smallest first. One-pass
-    cycles have none."""
+def riders_of(kind: Kind, block: int, seats: int) -> int:
+    """Rows for prompts that the verify pass of a kind may have. One-pass cycles have none."""
     if not isinstance(kind, int):
-        return ()
-    fill = riders_beside(seats * TwoPassCycle.rows_each(kind, block_of(kind, block, seats)))
-    return (fill, fill + FULL) if kind == PLAIN and seats >= MANY else (fill,)
+        return 0
+    return riders_beside(seats * TwoPassCycle.rows_each(kind, block_of(kind, block, seats)))
 
 
 def ahead(kinds: Sequence[Kind], block: int, seats: int, slots: int) -> list[tuple[Kind, int]]:
@@ -76,5 +73,4 @@ def ahead(kinds: Sequence[Kind], block: int, seats: int, slots: int) -> list[tup
     slots, with and without."""
     numbers = [kind for kind in kinds if isinstance(kind, int)] if slots > 1 else []
     beside = with_riders(numbers) if numbers else ()
-    riding = [(kind, rows) for kind in beside for rows in riders_of(kind, block, seats)]
-    return [*((kind, 0) for kind in kinds), *riding]
+    return [*((kind, 0) for kind in kinds), *((kind, riders_of(kind, block, seats)) for kind in beside)]

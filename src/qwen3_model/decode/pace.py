@@ -2,9 +2,9 @@
 so that a text waits about twice as long as usual for its next tokens.
 
 Some ride in the verify pass of a cycle (two_pass.py), as many as fill it to a multiple of FULL rows. That
-pass reads the weights anyway, so its rows for prompts take about as long as a pass of a few rows, and a cycle
-has one or two passes. More tokens are a chunk of their own behind the cycle, if it takes no longer than a
-cycle: then there are texts enough, or drafts, and the weights are the smaller part of it.
+pass reads the weights anyway, so rows for prompts add their arithmetic alone. More tokens are a chunk of
+their own behind the cycle, if it takes no longer than a cycle: then there are texts enough, or drafts, and
+the weights are the smaller part of it.
 
 What rows take follows from their number and from the keys that they see. Both are measured at a warm start.
 So what a cycle took without its prompts can be said of every cycle, and there need not be one without."""
@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
 from statistics import median
 
 import torch
 
 from ..model import PREFILL_ROWS
 
-FULL = 256  # rows of a pass: an H200's linears take as long for the next row as for the next hundred
-ABOUT = 1.2  # of a usual cycle's time: what prompts may take beside it
+FULL = 256  # rows of a pass: on an H200 the next row takes as long as 64 do (8B, bench/LOG.md, 2026-11-29)
 LEAST = 64  # tokens of a step beside texts that decode, at any rate: a prompt must end
 CHUNKS = tuple(FULL << n for n in range(1, (PREFILL_ROWS // FULL).bit_length()))  # rows of those chunks
 LAST_CYCLES = 5  # of which the median is the usual one: two that were held up change nothing
@@ -39,8 +37,7 @@ class Pace:
     def __init__(self) -> None:
         self.first: dict[int, float] | None = None  # of chunks of CHUNKS, no keys; None: not measured
         self.key = 0.0  # of a row, for each key that it sees
-        # numbers of rows for prompts that a verify pass may have, the fewest first, and ms that they add
-        self.riders: Sequence[tuple[int, float]] = ()
+        self.riders = 0  # rows for prompts that the next verify pass has, as the last one had them
         self._cycles: deque[float] = deque(maxlen=LAST_CYCLES)
         self._keys = 0  # that the next row of a prompt may see
 
@@ -59,11 +56,10 @@ class Pace:
         if self.first is None or not self._cycles:
             return LEAST
         usual, each = median(self._cycles), self._keys * self.key
-        riding = self.riders[0][0] if self.riders else 0
+        riding = self.riders
         if each > 0:  # it has that many rows whatever they hold, and padding sees no keys
             riding = min(riding, int(usual / (2 * each)))
-        more = *self.riders[1:], *self.first.items()
-        return max(LEAST, riding, *(n for n, took in more if took + n * each <= ABOUT * usual))
+        return max(LEAST, riding, *(n for n, took in self.first.items() if took + n * each <= usual))
 
 
 class Span:

@@ -75,12 +75,6 @@ class TwoPassCycle(Cycle):
         """Rows of the verify pass a seat."""
         return nodes + 1 if nodes > CHAIN else max(block, 1)
 
-    @property
-    def states_of_prompts(self) -> torch.Tensor:
-        """Of the last tokens of the pieces that the last launch carried, [pieces, E]."""
-        assert self.riders is not None
-        return self.riders.states
-
     def run(self) -> None:
         """The launches of a cycle."""
         slots, model, check, ops = self.slots, self.model, self.check, self.model.ops

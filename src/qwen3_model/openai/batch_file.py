@@ -125,7 +125,7 @@ class BatchFile:
 
 
 @contextmanager
-def batch_file(source: Path, out: Path, settings: str = "") -> Iterator[BatchFile]:
+def batch_file(source: Path, out: Path, settings: str) -> Iterator[BatchFile]:
     """A batch that this process alone works on; `open` then begins to write. settings: all that an answer
     follows from beside its line. Raises InputError, before anything is written, for an IN that cannot be read
     or is empty, for a custom_id that IN has twice, for an OUT that is IN or holds anything but answers to IN
