@@ -47,7 +47,7 @@ def new_tables_either(
 ) -> PassTables:
     """Tables for `attention_either`: for Gluon where it takes the pass and has Triton's bits here."""
     device = torch.empty(0, device=device).device  # with its number, as tensors say it
-    if takes(shape, heads, groups, d, dtype) and _runs(device) and trusted(heads, groups, device):
+    if takes(shape, capacity, heads, groups, d, dtype) and _runs(device) and trusted(heads, groups, device):
         return new_tables_gluon(shape, capacity, heads, groups, device)
     return new_tables_triton(shape, capacity, heads, groups, d, dtype, device)
 

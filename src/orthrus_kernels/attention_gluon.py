@@ -35,6 +35,9 @@ FOLDED = 128  # rows of a tile once the query heads of a key head are folded in:
 STAGES = {False: 5, True: 4}
 # Folded rows of a pass from which on: below that a pass fills at most two tall tiles.
 LEAST_FOLDED = 256
+# Positions of a text from which on its trees are taken too. Where keys are few a tree's own rows take most of
+# the time, and short tiles spread them over more multiprocessors.
+LONG = 8192
 # A chain is taken in the partial form while its pairs of a tall tile and a key head are not more: half of an
 # H200's multiprocessors would have nothing to do. Its partials take 2.3 MB a pair at 40,960 positions.
 PARTIAL_PAIRS = 66
@@ -82,10 +85,12 @@ def new_tables_gluon(
     return PassTables.new(shape, capacity, tile, whole, device)
 
 
-def takes(shape: PassShape, heads: int, groups: int, d: int, dtype: torch.dtype) -> bool:
-    """Whether a pass is one for this kernel."""
+def takes(shape: PassShape, capacity: int, heads: int, groups: int, d: int, dtype: torch.dtype) -> bool:
+    """Whether a pass is one for this kernel: a prompt, or a tree of one text that may grow long."""
     group = heads // groups
-    return dtype == torch.bfloat16 and d == HEAD and 64 % group == 0 and shape.n_rows * group >= LEAST_FOLDED
+    if dtype != torch.bfloat16 or d != HEAD or 64 % group or shape.n_rows * group < LEAST_FOLDED:
+        return False
+    return shape.n_rows == shape.depth or (shape.sequences == 1 and capacity >= LONG)
 
 
 @cache

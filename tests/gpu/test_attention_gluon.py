@@ -110,10 +110,10 @@ def test_the_model_is_given_it():
     """A wide tree's tables are for Gluon, those of a token are not; the same bits in a captured graph."""
     rows, pdl = tree(192, 2000), "attention" in pdl_kinds(DEVICE)
     inputs, plan = Inputs.random(rows, 32, 8, DEVICE), PassPlan.of(rows, DEVICE)
-    tables = new_tables_either(plan.shape, 4096, 32, 8, 128, torch.bfloat16, DEVICE)
+    tables = new_tables_either(plan.shape, 8192, 32, 8, 128, torch.bfloat16, DEVICE)
     assert is_for_gluon(tables, inputs.q, 8)
     token = PassPlan.of(Rows.chain([1], 2000), DEVICE)
-    one = new_tables_either(token.shape, 4096, 32, 8, 128, torch.bfloat16, DEVICE)
+    one = new_tables_either(token.shape, 8192, 32, 8, 128, torch.bfloat16, DEVICE)
     assert not is_for_gluon(one, inputs.q, 8)
     lay_triton(plan, tables)
     want = inputs.through(attention_triton, inputs.tables(rows, False, False), pdl)

@@ -252,8 +252,8 @@ def test_another_stream_holds_half_of_the_gpu(plan):
     with torch.cuda.graph(graph):
         launches(100)
         different += (out != want).any()
-    flag, where = (torch.zeros(count, dtype=torch.int32, device=DEVICE) for count in (1, held))
-    hold = partial(_hold_kernel[(held,)], flag=flag, out=where, num_warps=32)
+    flag, where = (torch.zeros(count, dtype=torch.int32, device=DEVICE) for count in (1, 2 * held))
+    hold = partial(_hold_kernel[(2 * held,)], flag=flag, out=where, num_warps=32)  # two fill one
     flag.fill_(1)
     hold()  # compiled
     flag.zero_()
@@ -270,7 +270,7 @@ def test_another_stream_holds_half_of_the_gpu(plan):
     flag.fill_(1)
     torch.cuda.synchronize()
     assert still, "the other stream held its multiprocessors all the while"
-    assert len(where.unique()) > held // 2, "of which it had many"
+    assert len(where.unique()) >= held, "half of them, or more in part"
     assert int(different) == 0 and not space.counters.any()
 
 

@@ -1,6 +1,8 @@
 """Attention in Gluon over torch: indices, masks and the protocol between warps (gluon_threads.py); and when
 it is chosen. Its bits: tests/gpu/test_attention_gluon.py."""
 
+from dataclasses import replace
+
 import pytest
 import test_attention as twin
 import torch
@@ -101,10 +103,13 @@ def test_every_pair_is_taken_once(work, programs, monkeypatch):
 
 def test_which_passes_it_takes():
     tree, bf16 = PassShape(192, 192, 192, 30, 1), torch.bfloat16
-    assert takes(tree, 32, 8, 128, bf16)
-    for refused in ((tree, 32, 8, 64, bf16), (tree, 32, 8, 128, torch.float32), (tree, 24, 8, 128, bf16)):
-        assert not takes(*refused)
-    assert not takes(PassShape(63, 63, 1, 63, 1), 32, 8, 128, bf16)
+    assert takes(tree, 8192, 32, 8, 128, bf16)
+    for refused in ((32, 8, 64, bf16), (32, 8, 128, torch.float32), (24, 8, 128, bf16)):
+        assert not takes(tree, 8192, *refused)
+    assert not takes(tree, 8191, 32, 8, 128, bf16), "few keys"
+    assert not takes(replace(tree, sequences=2), 8192, 32, 8, 128, bf16), "many texts"
+    assert takes(PassShape(64, 64, 3, 64, 8), 64, 32, 8, 128, bf16), "prompts"
+    assert not takes(PassShape(63, 63, 1, 63, 1), 8192, 32, 8, 128, bf16), "few rows"
     for n, heads, whole in (
         (192, 32, False),
         (256, 32, False),
@@ -128,7 +133,7 @@ def hopper(monkeypatch):
 
 def chosen():
     """Whether tables for a wide tree are made for Gluon, and taken to it."""
-    tables = either.new_tables_either(PassShape(192, 192, 192, 30, 1), 4096, 32, 8, 128, torch.bfloat16, CPU)
+    tables = either.new_tables_either(PassShape(192, 192, 192, 30, 1), 8192, 32, 8, 128, torch.bfloat16, CPU)
     taken = either.is_for_gluon(tables, QUERIES, 8)
     assert taken == (tables.tile_rows == 32)
     return taken
