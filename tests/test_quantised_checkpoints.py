@@ -32,6 +32,7 @@ from qwen3_model.quantised import slot
 from qwen3_model.quantised.scheme import read_quantisation
 from qwen3_model.quantised.slot import Slot
 from qwen3_model.quantised.stored import StoredWeights
+from qwen3_model.training.folder import load_network
 from qwen3_model.weight_files import Header
 
 Q, OUT, DOWN = (
@@ -422,6 +423,12 @@ def test_the_config_is_written_back_as_it_was(written):
     config = load(written("pack").folder).config
     assert config.to_dict()["quantization_config"] == FORMS["pack"][1]
     assert Qwen3Config.from_dict(config.to_dict()) == config and hash(config)
+
+
+def test_training_takes_plain_weights(written):
+    folder = written("awq").folder
+    with pytest.raises(InputError, match="is quantised: train with the bf16"):
+        load_network(folder, Qwen3Config.from_folder(folder))
 
 
 # how it runs
