@@ -28,7 +28,7 @@ from . import tables
 from ._triton import tl, triton
 from .descriptors import describable, described
 from .pdl import launch_dependents, launch_options, wait
-from .quantised_triton import check_groups, check_rows, compiled_for, sum_by_groups
+from .quantised_triton import check_rows, check_together, compiled_for, sum_by_groups
 from .tiles import by_row_tile
 from .weight import (
     AnyWeight,
@@ -255,11 +255,9 @@ def linear_triton(
         weight_diff, n_ar = weight, rows
     elif n_ar == 0:
         weight, n_ar = weight_diff, rows
-    if out is None:
-        out = torch.empty(rows, n, dtype=out_dtype or x.dtype, device=x.device)
+    out = torch.empty(rows, n, dtype=out_dtype or x.dtype, device=x.device) if out is None else out
     assert out_dtype is None or out.dtype == out_dtype, (out.dtype, out_dtype)
-    assert 0 <= n_ar <= rows and out.shape == (rows, n), (n_ar, rows, out.shape)
-    assert x.stride(1) == out.stride(1) == 1, (x.stride(), out.stride())
+    _check(x, weight, weight_diff, n_ar, out)
     if rows == 0:
         return out
     given, device = entry, tables.device_key(x.device)
@@ -270,7 +268,7 @@ def linear_triton(
         linear_triton(x[:n_ar], weight, out=out[:n_ar], **how)
         linear_triton(x[n_ar:], weight_diff, out=out[n_ar:], **how)
         return out
-    _check(x, weight, weight_diff, entry)
+    check_together(entry.block_k, weight, weight_diff)
     tile = entry.tile(max(n_ar, rows - n_ar))
     sx_t = x.stride(0) if rows > 1 else k
     if tile.tma and not (describable((x, sx_t)) and weight.describable and weight_diff.describable):
@@ -310,12 +308,13 @@ def linear_triton(
     return out
 
 
-def _check(x: Tensor, weight: AnyWeight, weight_diff: AnyWeight, entry: tables.LinearEntry) -> None:
+def _check(x: Tensor, weight: AnyWeight, weight_diff: AnyWeight, n_ar: int, out: Tensor) -> None:
     """What the kernel takes as given."""
+    rows, n = x.shape[0], weight.shape[0]
     check_rows(x, weight, weight_diff)
+    assert 0 <= n_ar <= rows and out.shape == (rows, n), (n_ar, rows, out.shape)
     assert x.dtype == weight.dtype == weight_diff.dtype, (x.dtype, weight.dtype, weight_diff.dtype)
-    assert weight.row_stride == weight_diff.row_stride, (weight.row_stride, weight_diff.row_stride)
-    check_groups(weight, entry.block_k)
+    assert x.stride(1) == out.stride(1) == 1, (x.stride(), out.stride())
 
 
 def _power_of_two_up_to(n: int) -> int:

@@ -29,7 +29,7 @@ from .descriptors import describable, described
 from .linear import GROUP_T, check_shapes, linear, linear_triton, sum_by_pointers
 from .pdl import launch_dependents, launch_options, wait
 from .quantised import Scheme
-from .quantised_triton import check_groups, check_rows, compiled_for, sum_by_groups
+from .quantised_triton import check_rows, check_together, compiled_for, sum_by_groups
 from .rows import NO_CONTRACTION, new_rows
 from .swiglu import silu_times, swiglu, swiglu_triton
 from .tables import LinearEntry, LinearTile
@@ -206,7 +206,7 @@ def linear_swiglu_triton(
         of = tables.linear_entry(n, k, x.dtype, device, scheme)
         assert (entry.block_k, entry.segments) == (of.block_k, of.segments), "another class would change bits"
         return swiglu_triton(linear_triton(x, gate_up, pdl=pdl, early=early), out=out, pdl=pdl)
-    check_groups(gate_up, entry.block_k)
+    check_together(entry.block_k, gate_up)
     tile = entry.tile(rows)
     block_h = tile.block_n // 2
     ahead = tile.prefetch * entry.block_k // gate_up.codes_a_word if gate_up.can_prefetch and early else 0

@@ -45,9 +45,11 @@ def check_rows(x: Tensor, *weights: AnyWeight) -> None:
         )
 
 
-def check_groups(weight: AnyWeight, block_k: int) -> None:
-    """A dot is a group."""
-    assert weight.scheme is None or weight.scheme.group == block_k, (weight.scheme, block_k)
+def check_together(block_k: int, *weights: AnyWeight) -> None:
+    """What a launch takes as given of its weights: they lie alike, and a dot is a group."""
+    alike = {(weight.row_stride, weight.scheme) for weight in weights}
+    assert len(alike) == 1, alike
+    assert all(weight.scheme is None or weight.scheme.group == block_k for weight in weights), block_k
 
 
 @triton.jit

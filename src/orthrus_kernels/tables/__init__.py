@@ -6,7 +6,8 @@ A linear weight is looked up by (N, K, dtype, device). What its row of bits depe
 tile gives the same bits; tests/kernels/test_linear.py and tests/gpu/test_linear_rows.py assert it.
 
 `linear.json` holds the measured entries, each with the measurement it came from. A weight without an entry
-takes `default_entry`, whose class is a function of (N, K, dtype) alone."""
+takes `default_entry`, whose class is a function of (N, K, dtype) alone. A quantised weight is looked up by
+its scheme too (quantised.py); it takes a default in which a block of K is a group."""
 
 from __future__ import annotations
 
