@@ -46,7 +46,8 @@ TMA_ENTRIES = (
 
 
 def linears() -> Iterator[Launch]:
-    """Every tile of the table's entries, and of defaults with every number of segments; equal ones once."""
+    """Every tile of the table's entries and of defaults. Of tiles that differ in their stages, or in their
+    number of segments where there are several, the one with most: it has most registers."""
     op = module("linear")
     shapes = ((151936, 4096), (6144, 4096), (4096, 4096), (512, 4096))
     entries = [(dtype, entry) for (_, _, dtype, _), entry in tables.linear_entries().items()]
@@ -54,25 +55,28 @@ def linears() -> Iterator[Launch]:
     entries += [(torch.bfloat16, tables.default_entry(*s, torch.bfloat16, "sm_90")) for s in shapes]
     entries += [(torch.bfloat16, entry) for entry in TMA_ENTRIES]
     entries += [(torch.float16, tables.default_entry(*shapes[1], torch.float16))]
-    seen = set()
+    most: dict[tuple, tuple[tables.LinearEntry, tables.LinearTile]] = {}
     for dtype, entry in entries:
         for tile in entry.tiles:
-            key = dtype, entry.block_k, entry.segments, replace(tile, rows=None, prefetch=0)
-            if key in seen:
-                continue
+            several = entry.segments > 1
+            key = dtype, entry.block_k, several, replace(tile, rows=None, prefetch=0, stages=0)
+            other = most.get(key)
+            size = entry.segments, tile.stages
+            if other is None or size > (other[0].segments, other[1].stages):
+                most[key] = entry, tile
+    for nth, ((dtype, *_), (entry, tile)) in enumerate(most.items()):
 
-            def launch(pdl, dtype=dtype, entry=entry, rows=tile.rows or 512):
-                space = op.Workspace.new(torch.device("meta"), 1 << 28, 1 << 20)
-                x = meta(2 * rows, 4096, dtype=dtype)
-                w, w2 = (Weight(meta(4096, 4096, dtype=dtype)) for _ in range(2))
-                one = replace(entry, apart=None)  # both weights in one launch, which is the harder
-                op.linear_triton(x, w, w2, rows, entry=one, space=space, pdl=pdl)
+        def launch(pdl, dtype=dtype, entry=entry, rows=tile.rows or 512):
+            space = op.Workspace.new(torch.device("meta"), 1 << 28, 1 << 20)
+            x = meta(2 * rows, 4096, dtype=dtype)
+            w, w2 = (Weight(meta(4096, 4096, dtype=dtype)) for _ in range(2))
+            one = replace(entry, apart=None)  # both weights in one launch, which is the harder
+            op.linear_triton(x, w, w2, rows, entry=one, space=space, pdl=pdl)
 
-            name = f"{dtype} segments {entry.segments} block_k {entry.block_k} {tile}"
-            yield "pdl " + name, op, "_linear_kernel", partial(launch, True), HOPPER if seen else PDL
-            if not seen:
-                yield name, op, "_linear_kernel", partial(launch, False), ALL
-            seen.add(key)
+        name = f"{dtype} segments {entry.segments} block_k {entry.block_k} {tile}"
+        yield "pdl " + name, op, "_linear_kernel", partial(launch, True), HOPPER if nth else PDL
+        if not nth:
+            yield name, op, "_linear_kernel", partial(launch, False), ALL
 
 
 def on_amd(launch: Callable[[], object]) -> None:
