@@ -1,5 +1,6 @@
 """Every kernel compiles for every target without a GPU, and none spills on sm_90."""
 
+import re
 import sys
 
 import pytest
@@ -56,7 +57,7 @@ def test_linear_uses_tensor_cores_and_wide_copies(compiled):
 def test_linear_swiglu_sums_as_linear_does(compiled):
     """On wgmma in 16 bits, by descriptors where the tile says so; in fp32 by multiply-adds, though it is
     compiled without contraction."""
-    lines = [line for line in compiled if line["kernel"] == "linear_swiglu_kernel"]
+    lines = [line for line in compiled if line["kernel"] == "linear_swiglu_kernel" and not coded(line)]
     hopper = [line for line in lines if line["target"] == "sm_90"]
     for line in hopper:
         assert line["tma" if "tma=True" in line["case"] else "cp_async_16"], line
@@ -64,6 +65,28 @@ def test_linear_swiglu_sums_as_linear_does(compiled):
         assert line["shared"] <= 227 * 1024, line
     others = [line for line in lines if line["target"] != "gfx942" and "float32" not in line["case"]]
     assert others and not any(line["fma"] for line in others)  # nothing was contracted
+
+
+def coded(line):
+    """Whether the weight of a launch is quantised."""
+    return "fp8" in line["case"] or "int4" in line["case"]
+
+
+def test_codes_reach_the_tensor_cores_from_registers(compiled):
+    """On Hopper the words come by ldmatrix and are widened in registers, by multiply-adds of pairs and no
+    conversion. Groups are folded by one multiply-add with contraction (linear) and without (fused)."""
+    lines = [line for line in compiled if coded(line)]
+    hopper = [line for line in lines if line["target"] == "sm_90"]
+    assert {line["kernel"] for line in hopper} == {"linear_kernel", "linear_swiglu_kernel"}
+    for line in hopper:
+        assert line["wgmma_from_registers"] and line["ldmatrix"] and line["cp_async_16"], line
+        assert line["shared"] <= 227 * 1024, line
+    for line in lines:
+        if line["target"] != "gfx942":
+            assert line["fma"] and line["fma_bf16x2"], line
+            assert not [
+                to for to in line["conversions"] if not re.fullmatch(r"cvt.rn.bf16(x2)?.f32;?", to)
+            ], line
 
 
 def test_dependent_launches_touch_only_the_weights_before_they_wait(compiled):
