@@ -10,11 +10,11 @@ from torch import Tensor
 
 from orthrus_kernels import Weight
 from orthrus_kernels.quantised import QuantisedWeight
+from orthrus_kernels.weight import AnyWeight
 
 from .quantised.slot import Slot
 from .quantised.stored import FindStored, StoredWeight, kind_of
 
-Matrix = Weight | QuantisedWeight
 Part = Tensor | Slot  # what a checkpoint's tensors are copied into, or repacked into
 Stack = Mapping[str, int]  # modules that one product multiplies by -> rows of each
 
@@ -31,7 +31,7 @@ class Matrices:
         """A plain tensor [size], not filled in."""
         return torch.empty(size, device=self.device, dtype=self.dtype)
 
-    def matrix(self, stack: Stack, k: int) -> Matrix:
+    def matrix(self, stack: Stack, k: int) -> AnyWeight:
         """A weight [rows of the stack, k], not filled in. Raises InputError for tensors that do not fit, and
         where the modules of the stack are not stored alike."""
         n = sum(stack.values())
@@ -43,7 +43,7 @@ class Matrices:
             device=self.device,
         )  # fmt: skip
 
-    def parts(self, matrix: Matrix, stack: Stack) -> Iterator[tuple[str, Part]]:
+    def parts(self, matrix: AnyWeight, stack: Stack) -> Iterator[tuple[str, Part]]:
         """The official names of a weight's modules, each with its part of the memory."""
         if isinstance(matrix, Weight):
             yield from zip(map(_name, stack), matrix.parts(*stack.values()), strict=True)

@@ -24,12 +24,13 @@ from orthrus_kernels import (
     rope_table,
     triton_interprets,
 )
+from orthrus_kernels.weight import AnyWeight
 
 from .bigram import Bigram
 from .config import BLOCK_SIZES, Qwen3Config
 from .errors import InputError, quoted
 from .kv_cache import KVCache
-from .matrices import Matrices, Matrix, Part, Stack
+from .matrices import Matrices, Part, Stack
 from .passes import Pass
 from .quantised.stored import DIFFUSION, FindStored, all_plain
 from .text import Text
@@ -43,8 +44,8 @@ POSITIONS_PAST_CACHE = BLOCK_SIZES[-1]  # positions past a cache's end that rows
 class Attention:
     """One view's attention weights of a layer; query, key and value projections stacked."""
 
-    qkv: Matrix  # [(H + 2G) D, E]
-    o: Matrix  # [E, H D]
+    qkv: AnyWeight  # [(H + 2G) D, E]
+    o: AnyWeight  # [E, H D]
     q_norm: Tensor  # [D]
     k_norm: Tensor  # [D]
 
@@ -84,8 +85,8 @@ class Layer:
     ar: Attention
     diffusion: Attention | None
     post_norm: Tensor  # [E]
-    gate_up: Matrix  # [2F, E]
-    down: Matrix  # [E, F]
+    gate_up: AnyWeight  # [2F, E]
+    down: AnyWeight  # [E, F]
 
     @staticmethod
     def stacks(c: Qwen3Config, at: str) -> tuple[Stack, Stack]:
