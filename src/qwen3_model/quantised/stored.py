@@ -169,12 +169,14 @@ def all_plain(module: str, n: int, k: int) -> None:
 
 def by_config(scheme: Quantisation | None) -> FindStored:
     """The weights that a checkpoint of such a config would have, for a model without one. The diffusion view
-    is plain."""
+    is in fp8."""
     if scheme is None:
         return all_plain
 
     def of(module: str, n: int, k: int) -> StoredWeight | None:
-        if module.endswith(DIFFUSION) or scheme.leaves_out(module):
+        if module.endswith(DIFFUSION):
+            return in_fp8(module, n, k)
+        if scheme.leaves_out(module):
             return None
         group = scheme.group or group_of_eight_bits(k)
         if group is None or k % group:
@@ -185,6 +187,14 @@ def by_config(scheme: Quantisation | None) -> FindStored:
         return StoredWeight(module, n, k, Kind(form_of(scheme), group, not scheme.symmetric, scale), {})
 
     return of
+
+
+def in_fp8(module: str, n: int, k: int) -> StoredWeight | None:
+    """A weight of no file in fp8; None where no group of columns divides it, so that it is plain."""
+    group = group_of_eight_bits(k)
+    return (
+        None if group is None else StoredWeight(module, n, k, Kind(Fp8(), group, False, torch.bfloat16), {})
+    )
 
 
 def form_of(scheme: Quantisation) -> Form:
