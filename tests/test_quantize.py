@@ -1,0 +1,308 @@
+"""`orthrus quantize`: a literal reader reads back what is written, bit by bit; nothing half-written stays."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from literal_safetensors import bf16, e4m3, nibble, read
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tiny_folder import edit_config, edit_tensor, shard, write_tiny
+
+from qwen3_model import checkpoint
+from qwen3_model.cli import main
+from qwen3_model.quantising import folder as quantising
+from qwen3_model.quantising.forms import words
+from qwen3_model.quantising.rounding import (
+    RATIOS,
+    fp8_blocks,
+    fp8_values,
+    int4_groups,
+    int4_values,
+    rounded_up,
+)
+
+SHAPE = {"hidden_size": 64, "intermediate_size": 96}
+DOWN, O_DIFF = "model.layers.1.mlp.down_proj", "model.layers.0.self_attn.o_proj_diff"
+
+
+@pytest.fixture
+def plain(tmp_path):
+    return write_tiny(tmp_path / "plain", **SHAPE)
+
+
+def quantize(*words) -> int:
+    return main(["quantize", *map(str, words)])
+
+
+def refused(capsys, *words) -> str:
+    """The one line that a command is refused with."""
+    assert quantize(*words) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1, said
+    return said.err
+
+
+def weight(n: int = 24, k: int = 64, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.logspace(-3, 1, n)[:, None]
+    return (torch.randn(n, k, generator=generator) * scales).bfloat16()
+
+
+# rounding
+
+
+def test_fp8_codes_are_the_nearest_and_none_is_cut_off():
+    """Every code of every number, by a search of all 254; the scale is the least bf16 that does."""
+    given = weight(136, 136)
+    given[:128, :128] = 0  # a block without a number
+    given[130, 5] = given[128:, :128].abs().max() * 3.01
+    codes, scale = fp8_blocks(given)
+    assert codes.shape == given.shape and scale.shape == (2, 2) and (codes[:128, :128].float() == 0).all()
+    values = torch.tensor([e4m3(code) for code in range(256)], dtype=torch.float64)
+    for rows, columns, at in ((128, 0, (1, 0)), (0, 128, (0, 1)), (128, 128, (1, 1))):
+        block = given[rows : rows + 128, columns : columns + 128]
+        step, bits = float(scale[at]), scale[at].view(torch.int16).item()
+        assert step >= float(block.abs().max()) / 448 > bf16(bits - 1)
+        stored = codes[rows : rows + 128, columns : columns + 128].reshape(-1).view(torch.uint8).long()
+        distance = (block.reshape(-1, 1).double() / step - values).abs()
+        assert torch.equal(distance.gather(1, stored[:, None])[:, 0], distance.nan_to_num(math.inf).amin(1))
+
+
+def test_a_tie_of_fp8_goes_to_the_even_code():
+    given = torch.zeros(1, 128)
+    given[0, :5] = torch.tensor([448.0, 17.0, 19.0, -17.0, 2.0**-10])  # scale 1
+    codes, scale = fp8_blocks(given)
+    assert scale.item() == 1 and codes[0, :5].tolist() == [448, 16, 20, -16, 0]
+
+
+def test_scales_are_rounded_up_and_never_zero():
+    x = torch.tensor([0.0, 1.0, 1 + 2**-20, 1e-45, 448 / 3])
+    up = rounded_up(x)
+    assert up.dtype == torch.bfloat16 and (up.float() >= x).all() and up[1] == 1 and up[2] == 1 + 2**-7
+    assert up[0] > 0
+
+
+@pytest.mark.parametrize("group", [32, 64])
+def test_int4_codes_are_the_nearest_of_a_range_that_errs_least(group):
+    given = weight()
+    given[3] = given[3].abs()  # zero is in every range
+    given[4, :group] = 0
+    codes, scale, zero = (part.double() for part in int4_groups(given, group))
+    numbers = given.double().view(24, -1, group)
+    step, at = scale[..., None], zero[..., None]
+    found = codes.view(numbers.shape)
+    assert torch.equal(found, ((numbers / step).round() + at).clamp(0, 15))
+    error = ((found - at) * step - numbers).square().sum(-1)
+    low, high = numbers.amin(-1).clamp(max=0), numbers.amax(-1).clamp(min=0)
+    for ratio in RATIOS:
+        other = ((high - low) * ratio / 15).bfloat16().double().clamp(min=1e-30)[..., None]
+        place = (-low[..., None] * ratio / other).round().clamp(0, 15)
+        code = ((numbers / other).round() + place).clamp(0, 15)
+        assert (error <= ((code - place) * other - numbers).square().sum(-1) * 1.02 + 1e-12).all()
+        if ratio == 1:
+            assert error.sum() < 0.97 * ((code - place) * other - numbers).square().sum()
+
+
+def test_words_hold_eight_codes_the_first_lowest():
+    codes = torch.arange(20, dtype=torch.uint8)[None] % 16
+    (row,) = words(codes).tolist()
+    assert [nibble(word & 0xFFFFFFFF, i) for word in row for i in range(8)] == [
+        *range(16),
+        0,
+        1,
+        2,
+        3,
+        0,
+        0,
+        0,
+        0,
+    ]
+
+
+# folders
+
+
+def literal_fp8(tensors, module: str) -> list[list[float]]:
+    """The numbers of a matrix in Qwen's form."""
+    codes, scale = tensors[f"{module}.weight"], tensors[f"{module}.weight_scale_inv"]
+    n, k = codes.shape
+    assert (codes.dtype, scale.dtype) == ("F8_E4M3", "BF16")
+    assert scale.shape == (math.ceil(n / 128), math.ceil(k / 128))
+    return [[e4m3(codes.at(i, j)) * scale.bf16(i // 128, j // 128) for j in range(k)] for i in range(n)]
+
+
+def literal_int4(tensors, module: str, group: int) -> list[list[float]]:
+    """The numbers of a matrix in compressed-tensors' packed form."""
+    packed, scale, zero, shape = (
+        tensors[f"{module}.weight_{part}"] for part in ("packed", "scale", "zero_point", "shape")
+    )
+    n, k = shape.numbers
+    assert (packed.dtype, scale.dtype, zero.dtype, shape.dtype) == ("I32", "BF16", "I32", "I64")
+    assert (packed.shape, scale.shape, zero.shape) == ((n, k // 8), (n, k // group), (n // 8, k // group))
+
+    def number(i: int, j: int) -> float:
+        code = nibble(packed.at(i, j // 8), j % 8)
+        return (code - nibble(zero.at(i // 8, j // group), i % 8)) * scale.bf16(i, j // group)
+
+    return [[number(i, j) for j in range(k)] for i in range(n)]
+
+
+def expected(given: torch.Tensor, form: str, group: int) -> torch.Tensor:
+    return fp8_values(*fp8_blocks(given)) if form == "fp8" else int4_values(*int4_groups(given, group))
+
+
+@pytest.mark.parametrize(
+    ("base", "diff", "options"),
+    [
+        ("fp8", "fp8", ["--format", "fp8"]),
+        ("fp8", None, ["--format", "fp8", "--diff", "none"]),
+        ("int4", "fp8", ["--format", "int4", "--group", 32]),
+        ("int4", "int4", ["--format", "int4", "--group", 32, "--diff", "same"]),
+    ],
+)
+def test_a_literal_reader_finds_every_number(plain, tmp_path, base, diff, options):
+    out = tmp_path / "out"
+    assert quantize(plain, out, *options, "--json") == 0
+    before, after = load_file(plain / "model.safetensors"), read(out / "model.safetensors")
+    for name, given in before.items():
+        module = name.removesuffix(".weight")
+        form = None if "proj" not in name else diff if "_diff" in name else base
+        if form is None:
+            stored = after.pop(name)
+            assert stored.shape == given.shape and stored.numbers == given.flatten().tolist(), name
+            continue
+        numbers = literal_fp8(after, module) if form == "fp8" else literal_int4(after, module, 32)
+        assert torch.equal(torch.tensor(numbers), expected(given, form, 32)), name
+        for tensor in [tensor for tensor in after if tensor.rpartition(".")[0] == module]:
+            del after[tensor]
+    assert not after
+    raw, stated = (json.loads((folder / "config.json").read_text()) for folder in (plain, out))
+    scheme, apart = stated.pop("quantization_config"), stated.pop("diffusion_weights", None)
+    assert stated == raw
+    left_out = scheme["modules_to_not_convert" if base == "fp8" else "ignore"]
+    assert left_out[0] == "lm_head" and (O_DIFF in left_out) == (diff != base) and DOWN not in left_out
+    assert (apart or {}).get("quant_method") == ("fp8" if (base, diff) == ("int4", "fp8") else None)
+
+
+def test_shards_stay_shards_and_other_files_come_along(plain, tmp_path, capsys):
+    shards, out = shard(plain), tmp_path / "deep" / "out"
+    (plain / "bigram.safetensors").write_bytes(b"tables")
+    (plain / "pytorch_model.bin").write_bytes(b"other weights")
+    (plain / "additional_chat_templates").mkdir()
+    (plain / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+    assert quantize(plain, out, "--format", "fp8", "--json") == 0
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    for file in shards:
+        held = read(out / file.name)
+        assert {name for name, place in index["weight_map"].items() if place == file.name} == set(held)
+        names = {name.removesuffix("_scale_inv") for name in held}
+        assert names == set(load_file(file))
+    for file in plain.rglob("*"):
+        if (
+            file.is_file()
+            and file.suffix not in (".bin",)
+            and "model" not in file.name
+            and "config" not in file.name
+        ):
+            assert (out / file.relative_to(plain)).read_bytes() == file.read_bytes(), file
+    assert not (out / "pytorch_model.bin").exists()
+    said = json.loads(capsys.readouterr().out)
+    assert said == json.loads((out / "quantization.json").read_text())
+    assert said["bytes_after"] == index["metadata"]["total_size"] < said["bytes_before"]
+    errors = list(said["worst_relative_errors"].values())
+    assert len(errors) == 10 and errors == sorted(errors, reverse=True) and 0.02 < errors[-1] < 0.04
+
+
+def test_the_table_is_printed(plain, tmp_path, capsys):
+    assert quantize(plain, tmp_path / "out", "--format", "int4", "--group", 32) == 0
+    said = capsys.readouterr().out
+    assert (
+        "int4, groups of 32; diffusion view: fp8" in said
+        and "relative error" in said
+        and "22 matrices" in said
+    )
+
+
+# refusals: one line, and nothing stays
+
+
+def test_what_does_not_fit_is_refused_by_name(plain, tmp_path, capsys):
+    out = tmp_path / "out"
+    said = refused(capsys, plain, out, "--format", "int4")
+    assert "--group 128 does not divide the 96 columns" in said and "; --group 32 does" in said
+    assert "belongs to --format int4" in refused(capsys, plain, out, "--format", "fp8", "--group", 64)
+    assert "--format" in refused(capsys, plain, out) and "invalid choice" in refused(
+        capsys, plain, out, "--format", "gguf"
+    )
+    assert "lies in the base" in refused(capsys, plain, plain / "out", "--format", "fp8")
+    assert "is not empty" in refused(capsys, plain, plain, "--format", "fp8")
+    assert "there is no folder" in refused(capsys, tmp_path / "nothing", out, "--format", "fp8")
+    bare = write_tiny(tmp_path / "bare", block_size=0, mask_token_id=-1, **SHAPE)
+    assert "has no diffusion view" in refused(capsys, bare, out, "--format", "fp8", "--diff", "same")
+    odd = write_tiny(tmp_path / "odd", hidden_size=64, intermediate_size=40)
+    assert "no group does: take --format fp8" in refused(capsys, odd, out, "--format", "int4", "--group", 32)
+    edit_config(plain, quantization_config={"quant_method": "fp8"})
+    assert "quanti" in refused(capsys, plain, out, "--format", "fp8")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "odd", "plain"]
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj.weight", "model.norm.weight"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_are_none_are_refused(plain, tmp_path, capsys, name, value):
+    edit_tensor(plain, name, lambda weight: weight.index_fill(0, torch.tensor([1]), value))
+    assert f"{name} holds NaN or infinite numbers" in refused(
+        capsys, plain, tmp_path / "out", "--format", "fp8"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["plain"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "says"),
+    [
+        (SafetensorError("No space left on device"), 2, "No space left"),
+        (OSError(28, "No space left on device"), 2, "No space left"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_breaks_off_leaves_nothing(plain, tmp_path, capsys, monkeypatch, fault, code, says):
+    shard(plain)
+    written = []
+
+    def save_file(tensors, path, metadata):
+        if written:
+            raise fault
+        written.append(path)
+        path.write_bytes(b"a whole shard")
+
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    assert quantize(plain, tmp_path / "out", "--format", "fp8") == code
+    said = capsys.readouterr()
+    assert says in said.err and said.err.count("\n") == 1 and said.out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["plain"] and written
+
+
+def test_memory_is_that_of_a_shard(plain, tmp_path, monkeypatch):
+    """Tensors are read one at a time: each is rounded before the next one is read."""
+    order: list[str] = []
+    real = quantising._stored
+
+    def stored(file, name, *rest):
+        order.append(f"round {name}")
+        return real(file, name, *rest)
+
+    real_read = quantising._tensors
+
+    def tensors(*given):
+        for name, tensor in real_read(*given):
+            order.append(f"read {name}")
+            yield name, tensor
+
+    monkeypatch.setattr(quantising, "_stored", stored)
+    monkeypatch.setattr(quantising, "_tensors", tensors)
+    assert quantize(plain, tmp_path / "out", "--format", "fp8") == 0
+    reads = [step[5:] for step in order[::2]]
+    assert order == [step for name in reads for step in (f"read {name}", f"round {name}")]
