@@ -151,7 +151,7 @@ def test_transformers_reads_what_is_written():
         ({"model_type": ["qwen3"]}, "model_type is"),
         ({"num_experts": 128}, "mixture of experts"),
         ({"num_local_experts": 8}, "mixture of experts"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantised"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "weight_block_size is None"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"dtype": "float64"}, "dtype is 'float64'"),
         ({"dtype": ["bfloat16"]}, "dtype is"),

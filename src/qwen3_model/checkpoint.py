@@ -5,7 +5,7 @@ loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import InputError, one_line
+from .quantised.slot import SAYING, Slot
 from .tensor_names import EMBEDDING, check_names
 from .weight_files import HEAD, Header, file_headers, listed, open_file, read_headers
 
@@ -37,31 +38,65 @@ def tensor_names(folder: Path) -> frozenset[str]:
     return frozenset(read_headers(folder))
 
 
-def load_into(folder: Path, destinations: Mapping[str, Tensor], progress: bool = True) -> None:
-    """Copy a checkpoint's tensors into `destinations`: official name -> tensor or view, of any float dtype,
-    on any device.
+def load_into(folder: Path, destinations: Mapping[str, Tensor | Slot], progress: bool = True) -> None:
+    """Copy a checkpoint's tensors into `destinations`: official name of a weight -> tensor or view, of any
+    float dtype, or slot, on any device.
 
     Every name, shape and dtype of every file is checked first; destinations on the meta device are only
-    checked. Files are memory-mapped and read once, tensor by tensor. A tied head's copy of the embedding is
-    compared with it and left out. progress: a bar on stderr if that is a terminal. Raises InputError."""
+    checked. Files are memory-mapped and read once, tensor by tensor; a quantised weight is repacked when the
+    last of its tensors is found. A tied head's copy of the embedding is compared with it and left out.
+    progress: a bar on stderr if that is a terminal. Raises InputError."""
     headers = read_headers(folder)
-    check_names(folder, headers, destinations)
-    for name, header in headers.items():
-        if name in destinations:
-            _check_tensor(name, header, tuple(destinations[name].shape))
+    names = {name: _stored_names(name, dest) for name, dest in destinations.items()}
+    check_names(folder, headers, {one for stored in names.values() for one in stored})
+    for name, dest in destinations.items():
+        if isinstance(dest, Tensor):
+            _check_tensor(name, headers[name], tuple(dest.shape))
+    _check_sayings([dest for dest in destinations.values() if isinstance(dest, Slot)])
     wanted = {name: dest for name, dest in destinations.items() if not dest.is_meta}
     if not wanted:
         return
     if HEAD in headers and HEAD not in destinations:
         _check_tied_copy(headers)
-    files = list(dict.fromkeys(headers[name].file for name in wanted))
+    found: dict[str, dict[str, Tensor]] = {name: {} for name in wanted}  # of each, by tensor: views of files
+    owners = {one: name for name in wanted for one in names[name]}
+    files = list(dict.fromkeys(headers[one].file for one in owners))
     with _bar(sum(dest.nbytes for dest in wanted.values()), progress) as advance:
         for file in files:
             with open_file(file, "pt") as tensors:
-                for name in tensors.offset_keys():
-                    if name in wanted:
-                        wanted[name].copy_(tensors.get_tensor(name))
+                for one in tensors.offset_keys():
+                    if one not in owners:
+                        continue
+                    name = owners[one]
+                    found[name][one.rpartition(".")[2]] = tensors.get_tensor(one)
+                    if len(found[name]) == len(names[name]):
+                        _fill(wanted[name], found.pop(name))
                         advance(wanted[name].nbytes)
+
+
+def _stored_names(name: str, destination: Tensor | Slot) -> list[str]:
+    """The names of the tensors that a destination is filled from."""
+    return destination.stored.names if isinstance(destination, Slot) else [name]
+
+
+def _fill(destination: Tensor | Slot, found: Mapping[str, Tensor]) -> None:
+    if isinstance(destination, Slot):
+        destination.fill(found)
+    else:
+        destination.copy_(found["weight"])
+
+
+def _check_sayings(slots: Iterable[Slot]) -> None:
+    """Read the small tensors that say what must be so of a quantised weight, and check them."""
+    by_file: dict[Path, list[tuple[Slot, str]]] = {}
+    for slot in slots:
+        for tensor, header in slot.stored.tensors.items():
+            if tensor in SAYING:
+                by_file.setdefault(header.file, []).append((slot, tensor))
+    for file, sayings in by_file.items():
+        with open_file(file, "pt") as tensors:
+            for slot, tensor in sayings:
+                slot.check({tensor: tensors.get_tensor(f"{slot.stored.module}.{tensor}")})
 
 
 def load_tables(file: Path, names: Sequence[str], rows: int, most: int) -> list[Tensor]:

@@ -14,6 +14,7 @@ from orthrus_kernels import inverse_frequencies
 
 from .errors import InputError, foreign, quoted
 from .fields import MOST_HEADS, MOST_LAYERS, MOST_TOKENS, Fields
+from .quantised.scheme import Quantisation, read_quantisation
 from .reading import read_json_object
 from .rope_config import YarnScaling, read_rope
 from .unsupported import refuse_sliding_window, refuse_unsupported
@@ -42,6 +43,7 @@ class Qwen3Config:
     dtype: str = "bfloat16"
     block_size: int = 0  # rows of a diffusion block (K); 0: a plain Qwen3 without a diffusion view
     mask_token_id: int = -1  # -1: none
+    quantisation: Quantisation | None = None  # what the linear weights of the layers are stored as
 
     @property
     def has_diffusion_view(self) -> bool:
@@ -108,6 +110,7 @@ class Qwen3Config:
             dtype=_dtype(raw),
             block_size=block_size,
             mask_token_id=mask_token_id,
+            quantisation=read_quantisation(raw),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -146,6 +149,8 @@ class Qwen3Config:
         }
         if self.has_diffusion_view:
             written |= {"block_size": self.block_size, "mask_token_id": self.mask_token_id}
+        if self.quantisation is not None:
+            written["quantization_config"] = dict(self.quantisation.raw)
         return written
 
 

@@ -6,7 +6,7 @@ MLP size, V vocabulary."""
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -29,10 +29,11 @@ from .bigram import Bigram
 from .config import BLOCK_SIZES, Qwen3Config
 from .errors import InputError, quoted
 from .kv_cache import KVCache
+from .matrices import Matrices, Matrix, Part, Stack
 from .passes import Pass
+from .quantised.stored import DIFFUSION, FindStored, all_plain
 from .text import Text
 
-NewTensor = Callable[..., Tensor]  # torch.empty on the model's device and in its dtype
 PREFILL_ROWS = 2048  # of a prompt in a pass, at most: keys and values of its layers take 302 MB at 8B
 CPU_CACHE = 2 << 30  # bytes of a cache of several texts on a CPU, where nobody has said how large it is
 POSITIONS_PAST_CACHE = BLOCK_SIZES[-1]  # positions past a cache's end that rows of a draft may take
@@ -42,30 +43,37 @@ POSITIONS_PAST_CACHE = BLOCK_SIZES[-1]  # positions past a cache's end that rows
 class Attention:
     """One view's attention weights of a layer; query, key and value projections stacked."""
 
-    qkv: Weight  # [(H + 2G) D, E]
-    o: Weight  # [E, H D]
+    qkv: Matrix  # [(H + 2G) D, E]
+    o: Matrix  # [E, H D]
     q_norm: Tensor  # [D]
     k_norm: Tensor  # [D]
 
     @staticmethod
-    def empty(c: Qwen3Config, new: NewTensor) -> Attention:
+    def stacks(c: Qwen3Config, at: str, suffix: str) -> tuple[Stack, Stack]:
+        """The modules of qkv and of o, of the layer whose names begin with `at`."""
+        kv = c.num_key_value_heads * c.head_dim
+        rows = {"q_proj": c.num_attention_heads * c.head_dim, "k_proj": kv, "v_proj": kv}
+        qkv = {f"{at}self_attn.{name}{suffix}": n for name, n in rows.items()}
+        return qkv, {f"{at}self_attn.o_proj{suffix}": c.hidden_size}
+
+    @staticmethod
+    def empty(c: Qwen3Config, at: str, suffix: str, new: Matrices) -> Attention:
         """Weights of one view, not filled in."""
-        heads, groups = c.num_attention_heads, c.num_key_value_heads
+        qkv, o = Attention.stacks(c, at, suffix)
         return Attention(
-            Weight(new((heads + 2 * groups) * c.head_dim, c.hidden_size)),
-            Weight(new(c.hidden_size, heads * c.head_dim)),
-            new(c.head_dim),
-            new(c.head_dim),
+            new.matrix(qkv, c.hidden_size),
+            new.matrix(o, c.num_attention_heads * c.head_dim),
+            new.vector(c.head_dim),
+            new.vector(c.head_dim),
         )
 
-    def named(self, c: Qwen3Config, suffix: str) -> Iterator[tuple[str, Tensor]]:
+    def named(self, c: Qwen3Config, at: str, suffix: str, new: Matrices) -> Iterator[tuple[str, Part]]:
         """The official names of the weights, each with its part of the stacked weight."""
-        kv = c.num_key_value_heads * c.head_dim
-        q, k, v = self.qkv.parts(c.num_attention_heads * c.head_dim, kv, kv)
-        (o,) = self.o.parts(c.hidden_size)
-        for name, view in (("q_proj", q), ("k_proj", k), ("v_proj", v), ("o_proj", o),
-                           ("q_norm", self.q_norm), ("k_norm", self.k_norm)):  # fmt: skip
-            yield f"self_attn.{name}{suffix}.weight", view
+        qkv, o = Attention.stacks(c, at, suffix)
+        yield from new.parts(self.qkv, qkv)
+        yield from new.parts(self.o, o)
+        yield f"{at}self_attn.q_norm{suffix}.weight", self.q_norm
+        yield f"{at}self_attn.k_norm{suffix}.weight", self.k_norm
 
 
 @dataclass
@@ -76,33 +84,38 @@ class Layer:
     ar: Attention
     diffusion: Attention | None
     post_norm: Tensor  # [E]
-    gate_up: Weight  # [2F, E]
-    down: Weight  # [E, F]
+    gate_up: Matrix  # [2F, E]
+    down: Matrix  # [E, F]
 
     @staticmethod
-    def empty(c: Qwen3Config, new: NewTensor) -> Layer:
+    def stacks(c: Qwen3Config, at: str) -> tuple[Stack, Stack]:
+        """The modules of gate_up and of down, of the layer whose names begin with `at`."""
+        gate_up = {f"{at}mlp.{name}": c.intermediate_size for name in ("gate_proj", "up_proj")}
+        return gate_up, {f"{at}mlp.down_proj": c.hidden_size}
+
+    @staticmethod
+    def empty(c: Qwen3Config, at: str, new: Matrices) -> Layer:
         """Weights of a layer, not filled in."""
+        gate_up, down = Layer.stacks(c, at)
         return Layer(
-            new(c.hidden_size),
-            Attention.empty(c, new),
-            Attention.empty(c, new) if c.has_diffusion_view else None,
-            new(c.hidden_size),
-            Weight(new(2 * c.intermediate_size, c.hidden_size)),
-            Weight(new(c.hidden_size, c.intermediate_size)),
+            new.vector(c.hidden_size),
+            Attention.empty(c, at, "", new),
+            Attention.empty(c, at, DIFFUSION, new) if c.has_diffusion_view else None,
+            new.vector(c.hidden_size),
+            new.matrix(gate_up, c.hidden_size),
+            new.matrix(down, c.intermediate_size),
         )
 
-    def named(self, c: Qwen3Config) -> Iterator[tuple[str, Tensor]]:
+    def named(self, c: Qwen3Config, at: str, new: Matrices) -> Iterator[tuple[str, Part]]:
         """The official names of the layer's weights, each with its part of the stacked weights."""
-        yield "input_layernorm.weight", self.input_norm
-        yield from self.ar.named(c, "")
+        gate_up, down = Layer.stacks(c, at)
+        yield f"{at}input_layernorm.weight", self.input_norm
+        yield from self.ar.named(c, at, "", new)
         if self.diffusion is not None:
-            yield from self.diffusion.named(c, "_diff")
-        yield "post_attention_layernorm.weight", self.post_norm
-        gate, up = self.gate_up.parts(c.intermediate_size, c.intermediate_size)
-        (down,) = self.down.parts(c.hidden_size)
-        yield "mlp.gate_proj.weight", gate
-        yield "mlp.up_proj.weight", up
-        yield "mlp.down_proj.weight", down
+            yield from self.diffusion.named(c, at, DIFFUSION, new)
+        yield f"{at}post_attention_layernorm.weight", self.post_norm
+        yield from new.parts(self.gate_up, gate_up)
+        yield from new.parts(self.down, down)
 
 
 @dataclass
@@ -118,27 +131,30 @@ class Network:
     """A dense Qwen3, or an Orthrus-Qwen3 with its diffusion view: weights and forward pass."""
 
     def __init__(
-        self, config: Qwen3Config, device: torch.device, dtype: torch.dtype, backend: str, text: Text | None
-    ) -> None:
-        new = partial(torch.empty, device=device, dtype=dtype)
+        self, config: Qwen3Config, device: torch.device, dtype: torch.dtype, backend: str, text: Text | None,
+        stored: FindStored = all_plain,
+    ) -> None:  # fmt: skip
+        """Weights without numbers, in the forms of `stored`. Raises InputError where those do not fit."""
         self.config, self.device, self.dtype, self.backend, self.text = config, device, dtype, backend, text
         self.ops = backend_ops(backend, pdl_kinds(device))
         # whether an engine replays CUDA graphs; False launches every kernel, for debugging
         self.use_graphs = backend == "triton" and device.type == "cuda" and not triton_interprets()
         self.bigram: Bigram | None = None  # corrects the ranks of a draft tree's candidates
-        self.embedding = new(config.vocab_size, config.hidden_size)
-        self.layers = [Layer.empty(config, new) for _ in range(config.num_hidden_layers)]
-        self.norm = new(config.hidden_size)
+        self._matrices = new = Matrices(device, dtype, stored)
+        self.embedding = torch.empty(config.vocab_size, config.hidden_size, device=device, dtype=dtype)
+        self.layers = [Layer.empty(config, _layer(i), new) for i in range(config.num_hidden_layers)]
+        self.norm = new.vector(config.hidden_size)
         tied = config.tie_word_embeddings
         self.head = Weight(self.embedding if tied else torch.empty_like(self.embedding))
         frequencies, self.rope_scale = inverse_frequencies(config.head_dim, config.rope_theta, config.yarn)
         self.frequencies = frequencies.to(device)
 
-    def destinations(self) -> dict[str, Tensor]:
-        """Official tensor name -> the view of our parameters it is loaded into."""
-        named = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm}
+    def destinations(self) -> dict[str, Part]:
+        """Official name of a weight -> the view of our parameters it is loaded into, a slot if it is
+        quantised."""
+        named: dict[str, Part] = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm}
         for i, layer in enumerate(self.layers):
-            named |= {f"model.layers.{i}.{name}": view for name, view in layer.named(self.config)}
+            named |= dict(layer.named(self.config, _layer(i), self._matrices))
         if not self.config.tie_word_embeddings:
             (named["lm_head.weight"],) = self.head.parts(self.config.vocab_size)
         return named
@@ -279,6 +295,11 @@ class Network:
         )
         out = ops.attention(q, k, v, k_cache, v_cache, pages, given.tables, c.head_dim**-0.5)
         return ops.linear(out.flatten(1), ar.o, diff.o, n_ar)
+
+
+def _layer(i: int) -> str:
+    """How the names of a layer's modules begin."""
+    return f"model.layers.{i}."
 
 
 def check_ids(ids: Sequence[int], vocabulary: int) -> None:

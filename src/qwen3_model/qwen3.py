@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from orthrus_kernels.quantised import QuantisedWeight
+
 from . import bigram, checkpoint, hub
 from .config import Qwen3Config
 from .decode import many
@@ -21,9 +23,13 @@ from .decode.sequence import OnRun, Result
 from .decode.stream import OnTokens
 from .errors import InputError, in_memory, one_line, quoted, size_of
 from .model import Network
+from .quantised.slot import Slot
+from .quantised.stored import StoredWeights, by_config
 from .request import Request, whole_up_to
 from .settings import pick_backend, pick_device, pick_dtype
+from .tensor_names import cache_scales
 from .text import TOKENIZER, Text
+from .weight_files import read_headers
 
 _log = logging.getLogger(__name__)
 _SMALLER = "give a smaller dtype, another device or a smaller checkpoint"
@@ -53,17 +59,24 @@ class Qwen3(Network):
             raise InputError("a checkpoint cannot run on device meta: use cpu, cuda or cuda:N")
         run = pick_backend(backend, on)
         folder = hub.resolve(path_or_id, revision)
-        config = Qwen3Config.from_folder(folder, checkpoint.tensor_names(folder))
-        chosen = pick_dtype(dtype, on, config.dtype)
+        headers = read_headers(folder)
+        config = Qwen3Config.from_folder(folder, headers)
+        stored = StoredWeights(headers, config.quantisation)
+        chosen = pick_dtype(dtype, on, config.dtype, run, stored.any)
         # everything is checked against tensors without memory before weights take any
-        plan = cls(config, torch.device("meta"), chosen, run, None)
+        plan = cls(config, torch.device("meta"), chosen, run, None, stored.of)
         checkpoint.load_into(folder, plan.destinations())
         text = Text(folder) if os.path.lexists(folder / TOKENIZER) else None
         size = size_of(sum(weight.nbytes for weight in plan.destinations().values()))
         with in_memory(f"{path_or_id}, {size} of weights in {str(chosen)[6:]},", _SMALLER):
-            model = cls(config, on, chosen, run, text)
+            model = cls(config, on, chosen, run, text, stored.of)
             checkpoint.load_into(folder, model.destinations(), progress=progress)
             model.bigram = bigram.load(folder, config, on, chosen)
+        if cache_scales(headers) or (config.quantisation and config.quantisation.cache_scheme):
+            _log.warning(
+                "%s has scales for a cache of 8 bits: they are left out, keys and values are kept in %s",
+                one_line(path_or_id, 200), str(chosen)[6:],
+            )  # fmt: skip
         if not model.drafts_are_numbers():
             _log.warning(
                 "the diffusion view of %s holds NaN or infinite weights: the text is right, and drafts are "
@@ -80,20 +93,29 @@ class Qwen3(Network):
         dtype: str | torch.dtype | None = None,
         backend: str = "auto",
     ) -> Qwen3:
-        """A model of random weights, for tests and benchmarks: matrices N(0, 0.02^2), norms N(1, 0.1^2)."""
+        """A model of random weights, for tests and benchmarks: matrices N(0, 0.02^2), norms N(1, 0.1^2). They
+        are quantised as the config says."""
         on = pick_device(device)
-        model = cls(config, on, pick_dtype(dtype, on, config.dtype), pick_backend(backend, on), None)
+        run = pick_backend(backend, on)
+        chosen = pick_dtype(dtype, on, config.dtype, run, config.quantisation is not None)
+        model = cls(config, on, chosen, run, None, by_config(config.quantisation))
         if on.type != "meta":
             generator = torch.Generator(on).manual_seed(seed)
             for weight in model.destinations().values():
+                if isinstance(weight, Slot):
+                    weight.randomise(0.02, generator)
+                    continue
                 mean, std = (1.0, 0.1) if weight.dim() == 1 else (0.0, 0.02)
                 weight.normal_(mean, std, generator=generator)
         return model
 
     def drafts_are_numbers(self) -> bool:
-        """Whether every weight of the diffusion view is finite; so where there is none. One read of them."""
+        """Whether every weight of the diffusion view is finite; so where there is none. One read of them. All
+        codes that were loaded are finite, so of quantised weights the scales are read."""
         views = [layer.diffusion for layer in self.layers if layer.diffusion is not None]
-        weights = [w for v in views for w in (v.qkv.dense(), v.o.dense(), v.q_norm, v.k_norm)]
+        read = [w for v in views for w in (v.qkv, v.o)]
+        weights = [w.scale if isinstance(w, QuantisedWeight) else w.dense() for w in read]
+        weights += [norm for v in views for norm in (v.q_norm, v.k_norm)]
         ends = [end for weight in weights for end in weight.aminmax()]  # NaN if one of them is
         return not ends or bool(torch.stack(ends).isfinite().all())
 

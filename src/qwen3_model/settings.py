@@ -36,15 +36,27 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     return picked
 
 
-def pick_dtype(dtype: str | torch.dtype | None, device: torch.device, stored: str) -> torch.dtype:
+def pick_dtype(
+    dtype: str | torch.dtype | None, device: torch.device, stored: str, backend: str, quantised: bool
+) -> torch.dtype:
     """The dtype asked for, else the checkpoint's on CUDA and fp32 on a CPU. Raises InputError for another
     one.
-    """
+
+    Rows that quantised weights multiply are bf16, whatever the checkpoint says: in it their codes are exact.
+    The twins take any dtype. backend: a resolved one."""
+    only_bf16 = quantised and backend == "triton"
+    if dtype is None and quantised:
+        stored = "bfloat16"
     if dtype is None:
-        dtype = "float32" if device.type == "cpu" else stored
+        dtype = "float32" if device.type == "cpu" and not only_bf16 else stored
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise InputError(f"dtype {name} is not supported: use {', '.join(DTYPES)}")
+    if only_bf16 and name != "bfloat16":
+        raise InputError(
+            f"dtype {name} is not supported with quantised weights on backend triton: use bfloat16, or "
+            "--backend reference"
+        )
     return DTYPES[name]
 
 

@@ -10,6 +10,8 @@ from .errors import InputError, one_line
 from .weight_files import HEAD, Header, listed
 
 EMBEDDING, PREFIX = "model.embed_tokens.weight", "model."
+# Scales of a cache of 8 bits, which is not kept
+CACHE_SCALES = re.compile(r".*\.self_attn\.([qkv]|[kv]_proj\.output)_scale|.*\.[kv]_cache_scale")
 # What else trainers and converters store, and what is to be done about it
 STRANGERS = (
     (
@@ -18,7 +20,7 @@ STRANGERS = (
     ),
     (
         r"qweight|qzeros|g_idx|scales?$|scale_inv$|absmax|quant_map|quant_state|weight_packed|weight_scale",
-        "a quantised checkpoint: use the bf16, fp16 or fp32 one",
+        "a quantised checkpoint where a plain weight is needed: use the bf16, fp16 or fp32 one",
     ),
     (r"^v_head\.|value_head", "a value head of reinforcement learning: save the model without it"),
     (r"^(score|classifier|classification_head)\.", "a classifier's head: a model of text was expected"),
@@ -33,7 +35,7 @@ def check_names(folder: Path, headers: Mapping[str, Header], wanted: Collection[
     """Raise InputError unless the folder's tensors are exactly those wanted, a tied head's copy besides."""
     tied = HEAD not in wanted and EMBEDDING in wanted
     missing = set(wanted) - headers.keys()
-    unexpected = headers.keys() - set(wanted) - ({HEAD} if tied else set())
+    unexpected = headers.keys() - set(wanted) - ({HEAD} if tied else set()) - set(cache_scales(headers))
     if missing and (prefix := other_prefix(headers, wanted)) is not None:
         count = sum(name.startswith(PREFIX) for name in wanted)
         raise InputError(
@@ -64,6 +66,11 @@ def check_names(folder: Path, headers: Mapping[str, Header], wanted: Collection[
             f"{folder} holds {len(unexpected)} tensors that its config.json has no place for: "
             f"{listed(unexpected)}; check that weights and config belong together"
         )
+
+
+def cache_scales(names: Collection[str]) -> list[str]:
+    """The tensors among these that are scales of a cache of 8 bits, which is not kept."""
+    return [name for name in names if CACHE_SCALES.fullmatch(name)]
 
 
 def other_prefix(names: Collection[str], wanted: Collection[str]) -> str | None:

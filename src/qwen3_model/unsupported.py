@@ -13,7 +13,8 @@ from .fields import Fields
 HARMLESS = frozenset(
     ["attention_bias", "chunk_size_feed_forward", "hidden_act", "lora_alpha", "max_position_embeddings",
      "max_window_layers", "num_attention_heads", "original_max_position_embeddings", "partial_rotary_factor",
-     "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta", "sliding_window", "use_sliding_window"]
+     "quantization_config", "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta", "sliding_window",
+     "use_sliding_window"]
 )  # fmt: skip
 # Speed, memory, training or output: never the text
 HARMLESS_WORDS = re.compile(r"dropout|pdrop|implementation|flash|^output_|initializer|(^|_)loss(_|$)")
@@ -42,8 +43,6 @@ def refuse_unsupported(raw: Mapping[str, Any]) -> None:
         )
     if raw.get("num_experts") or raw.get("num_local_experts"):
         raise InputError("config.json: this is a mixture of experts; dense Qwen3 models only")
-    if raw.get("quantization_config") is not None:
-        raise InputError("config.json: this checkpoint is quantised; use the bf16, fp16 or fp32 one")
     if Fields(raw, "config.json").flag("attention_bias"):
         raise InputError(
             "config.json: attention_bias is true; Qwen3 has no attention bias and it is not supported"

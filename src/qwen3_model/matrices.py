@@ -1,0 +1,62 @@
+"""The memory of a model's weights: each matrix in the form that its checkpoint stores it in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from orthrus_kernels import Weight
+from orthrus_kernels.quantised import QuantisedWeight
+
+from .quantised.slot import Slot
+from .quantised.stored import FindStored, StoredWeight, kind_of
+
+Matrix = Weight | QuantisedWeight
+Part = Tensor | Slot  # what a checkpoint's tensors are copied into, or repacked into
+Stack = Mapping[str, int]  # modules that one product multiplies by -> rows of each
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """Makes the weights of a model and names their parts. stored: which modules are quantised."""
+
+    device: torch.device
+    dtype: torch.dtype  # of plain weights, and of the rows that all weights multiply
+    stored: FindStored
+
+    def vector(self, size: int) -> Tensor:
+        """A plain tensor [size], not filled in."""
+        return torch.empty(size, device=self.device, dtype=self.dtype)
+
+    def matrix(self, stack: Stack, k: int) -> Matrix:
+        """A weight [rows of the stack, k], not filled in. Raises InputError for tensors that do not fit, and
+        where the modules of the stack are not stored alike."""
+        n = sum(stack.values())
+        kind = kind_of(self._stored(stack, k))
+        if kind is None:
+            return Weight(torch.empty(n, k, device=self.device, dtype=self.dtype))
+        return QuantisedWeight.new(
+            n, k, kind.form.format, kind.group, zeros=kind.zeros, scale=kind.scale, dtype=self.dtype,
+            device=self.device,
+        )  # fmt: skip
+
+    def parts(self, matrix: Matrix, stack: Stack) -> Iterator[tuple[str, Part]]:
+        """The official names of a weight's modules, each with its part of the memory."""
+        if isinstance(matrix, Weight):
+            yield from zip(map(_name, stack), matrix.parts(*stack.values()), strict=True)
+            return
+        first = 0
+        for module, stored in self._stored(stack, matrix.shape[1]):
+            assert stored is not None, module
+            yield _name(module), Slot(matrix, first, stored)
+            first += stored.n
+
+    def _stored(self, stack: Stack, k: int) -> list[tuple[str, StoredWeight | None]]:
+        return [(module, self.stored(module, n, k)) for module, n in stack.items()]
+
+
+def _name(module: str) -> str:
+    return f"{module}.weight"
