@@ -244,7 +244,7 @@ def test_what_does_not_fit_is_refused_by_name(plain, tmp_path, capsys):
     bare = write_tiny(tmp_path / "bare", block_size=0, mask_token_id=-1, **SHAPE)
     assert "has no diffusion view" in refused(capsys, bare, out, "--format", "fp8", "--diff", "same")
     odd = write_tiny(tmp_path / "odd", hidden_size=64, intermediate_size=40)
-    assert "no group does: take --format fp8" in refused(capsys, odd, out, "--format", "int4", "--group", 32)
+    assert "has 40 columns; a multiple of 32 was expected" in refused(capsys, odd, out, "--format", "fp8")
     edit_config(plain, quantization_config={"quant_method": "fp8"})
     assert "quanti" in refused(capsys, plain, out, "--format", "fp8")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "odd", "plain"]

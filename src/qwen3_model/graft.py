@@ -1,10 +1,10 @@
 """The diffusion view of an Orthrus, grafted onto another checkpoint of the same base: a quantised one, say.
 
-The views share the embedding, the norms and the MLPs, and diffusion rows read the AR view's keys and values. So
-a view works on the base that it was learnt for alone. What can be seen of that is checked: a fine-tune changes
-the embedding or the norms of queries and keys. AWQ multiplies the columns of the query, key and value
-projections by numbers of its own, and divides `input_layernorm` by them. The view's projections are not among
-those, so here they get the same numbers: (W r) (n / r) = W n."""
+The views share the embedding, the norms and the MLPs, and diffusion rows read the AR view's keys and values.
+So a view works on the base that it was learnt for alone. What can be seen of that is checked: a fine-tune
+changes the embedding or the norms of queries and keys. AWQ multiplies the columns of the query, key and value
+projections by numbers of its own, and divides `input_layernorm` by them. The view's projections are not
+among those, so here they get the same numbers: (W r) (n / r) = W n."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from . import checkpoint
 from .config import Qwen3Config
 from .errors import InputError
 from .matrices import Part
-from .model import Network
+from .plain import plain_config
 from .quantised.forms import Fp8, group_of_eight_bits
 from .quantised.slot import Slot
 from .quantised.stored import DIFFUSION, Kind, StoredWeight, StoredWeights
@@ -90,7 +90,7 @@ class Graft:
         stored weights are given. Reads both embeddings. Raises InputError where they do not fit."""
         self.folder, self._of_base, self._headers = folder, stored, read_headers(folder)
         self.config = with_view(config, base, folder)
-        _check_plain(folder, self._headers)
+        plain_config(folder, self._headers)
         headers = read_headers(base)
         self._check_shared(base, headers)
         self._ratios = [
@@ -108,7 +108,13 @@ class Graft:
             return None
         return StoredWeight(module, n, k, Kind(Fp8(), group, False, torch.bfloat16), {})
 
-    def fill(self, destinations: Mapping[str, Part]) -> None:
+    def load_into(self, folder: Path, destinations: Mapping[str, Part], progress: bool = True) -> None:
+        """As `checkpoint.load_into`: the base's own weights, of its folder, and the view's."""
+        own = {name: dest for name, dest in destinations.items() if f"{DIFFUSION}." not in name}
+        checkpoint.load_into(folder, own, progress)
+        self._fill({n: dest for n, dest in destinations.items() if n not in own and not dest.is_meta})
+
+    def _fill(self, destinations: Mapping[str, Part]) -> None:
         """Copy the view's weights to where a model has them, one at a time, folded and quantised there."""
         for name, tensor in self._tensors(destinations):
             dest = destinations[name]
@@ -146,13 +152,6 @@ class Graft:
                     f"{name} of {base} is not that of {self.folder}: the diffusion view was learnt for "
                     "another base, or for one before a fine-tune"
                 )
-
-
-def _check_plain(folder: Path, headers: Mapping[str, Header]) -> None:
-    """Raises InputError for an Orthrus whose tensors are not those that its config asks for."""
-    config = Qwen3Config.from_folder(folder, headers)
-    skeleton = Network(config, torch.device("meta"), torch.bfloat16, "reference", None, lambda *_: None)
-    checkpoint.load_into(folder, skeleton.destinations())
 
 
 def read_tensor(headers: Mapping[str, Header], name: str) -> Tensor:

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orthrus_kernels.quantised import GROUPS
+
 from .. import bigram, checkpoint
 from ..chat_template import MORE_TEMPLATES
-from ..config import Qwen3Config
 from ..errors import InputError
-from ..model import Network
+from ..plain import plain_config
 from ..reading import read_json_object
 from ..weight_files import INDEX, PICKLES, SINGLE, Header, open_file, read_headers
 from .forms import DIFFUSION_KEY, Form
@@ -64,9 +65,7 @@ class Source:
     def __init__(self, folder: Path) -> None:
         """Raises InputError for one that is damaged, not a dense Qwen3, or quantised already."""
         self.folder, self.headers = folder, read_headers(folder)
-        self.config = Qwen3Config.from_folder(folder, self.headers)
-        skeleton = Network(self.config, torch.device("meta"), torch.bfloat16, "reference", None)
-        checkpoint.load_into(folder, skeleton.destinations())
+        self.config = plain_config(folder, self.headers)
 
     @property
     def nbytes(self) -> int:
@@ -79,6 +78,11 @@ class Source:
 
     def check(self, plan: Plan) -> None:
         """Raises InputError where a matrix cannot have the form that a plan gives it."""
+        for name, header in self.headers.items():
+            if MATRIX.fullmatch(name) and header.shape[1] % min(GROUPS):
+                raise InputError(
+                    f"{name} has {header.shape[1]} columns; a multiple of {min(GROUPS)} was expected"
+                )
         forms = {name: form for name in self.headers if (form := plan.form(name)) is not None}
         for form in set(forms.values()):
             form.check({name: self.headers[name].shape[1] for name, own in forms.items() if own == form})

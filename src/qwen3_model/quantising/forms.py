@@ -40,7 +40,7 @@ class Fp8:
     name = "fp8"
 
     def check(self, columns: Mapping[str, int]) -> None:
-        """Every matrix has it, whatever its columns."""
+        """Nothing to check: every matrix has this form."""
 
     def stored(self, weight: Tensor) -> Stored:
         """The tensors of a matrix [N, K] of finite numbers."""
@@ -66,14 +66,14 @@ class Int4:
     name = "int4"
 
     def check(self, columns: Mapping[str, int]) -> None:
-        """columns: of each matrix. Raises InputError where the group does not divide them."""
+        """columns: of each matrix, multiples of 32. Raises InputError where the group divides some not."""
         wrong = next((name for name, count in columns.items() if count % self.group), None)
         if wrong is None:
             return
         fitting = [str(group) for group in GROUPS if not any(count % group for count in columns.values())]
-        advice = f"--group {' or '.join(fitting)} does" if fitting else "no group does: take --format fp8"
         raise InputError(
-            f"--group {self.group} does not divide the {columns[wrong]} columns of {wrong}; {advice}"
+            f"--group {self.group} does not divide the {columns[wrong]} columns of {wrong}; --group "
+            f"{' or '.join(fitting)} does"
         )
 
     def stored(self, weight: Tensor) -> Stored:
