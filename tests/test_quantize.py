@@ -12,9 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tiny_folder import edit_config, edit_tensor, shard, write_tiny
 
-from qwen3_model import checkpoint
+from qwen3_model import Qwen3, checkpoint
 from qwen3_model.cli import main
+from qwen3_model.quantised.slot import Slot
 from qwen3_model.quantising import folder as quantising
+from qwen3_model.quantising import report
 from qwen3_model.quantising.forms import words
 from qwen3_model.quantising.rounding import (
     RATIOS,
@@ -306,3 +308,115 @@ def test_memory_is_that_of_a_shard(plain, tmp_path, monkeypatch):
     assert quantize(plain, tmp_path / "out", "--format", "fp8") == 0
     reads = [step[5:] for step in order[::2]]
     assert order == [step for name in reads for step in (f"read {name}", f"round {name}")]
+
+
+# what is made of it
+
+
+FORMS = [
+    ["--format", "fp8"],
+    ["--format", "int4", "--group", 32],
+    ["--format", "int4", "--group", 32, "--diff", "same"],
+]
+
+
+@pytest.mark.parametrize("options", FORMS)
+def test_the_loader_has_every_number_and_drafts_stay_lossless(plain, tmp_path, capsys, options):
+    out, form = tmp_path / "out", options[1]
+    assert quantize(plain, out, *options) == 0
+    model, given = (
+        Qwen3.from_pretrained(out, device="cpu", progress=False),
+        load_file(plain / "model.safetensors"),
+    )
+    for name, slot in model.destinations().items():
+        if "proj" not in name:
+            assert torch.equal(slot, given[name])
+            continue
+        assert isinstance(slot, Slot)
+        rows = slot.weight.dense()[slot.first : slot.first + len(given[name])]
+        of = form if "_diff" not in name or "same" in options else "fp8"
+        assert torch.equal(rows, expected(given[name], of, 32)), name
+    capsys.readouterr()
+    assert main(["verify", str(plain / "held_out.jsonl"), "--model", str(out), "--device", "cpu", "--json",
+                 "--strategy", "two-pass", "--max-new-tokens", "12"]) == 0  # fmt: skip
+    found = json.loads(capsys.readouterr().out)
+    assert found["identical"] == found["compared"] == 5
+
+
+def test_the_report_measures_both(plain, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "NEW_TOKENS", 8)
+    out = tmp_path / "out"
+    measured = ["--report", plain / "held_out.jsonl", "--device", "cpu"]
+    assert quantize(plain, out, "--format", "fp8", *measured) == 0
+    said = capsys.readouterr().out
+    found = json.loads((out / "quantization.json").read_text())["measured"]
+    before, after = (Qwen3.from_pretrained(folder, device="cpu", progress=False) for folder in (plain, out))
+    divergence, losses = [], []
+    for line in (plain / "held_out.jsonl").read_text().splitlines():
+        ids = before.text.encode(json.loads(line)["prompt"])
+        for n in range(1, len(ids)):
+            p, q = (model.logits(ids[:n]).double().log_softmax(-1) for model in (before, after))
+            divergence.append(sum(float(p[i].exp() * (p[i] - q[i])) for i in range(len(p))))
+            losses.append((-float(p[ids[n]]), -float(q[ids[n]])))
+    assert found["scored_tokens"] == len(losses) and found["prompts"] == 5
+    assert found["kl_divergence"] == pytest.approx(sum(divergence) / len(losses), rel=1e-3)
+    for side, name in enumerate(("before", "after")):
+        mean = sum(loss[side] for loss in losses) / len(losses)
+        assert found[f"perplexity_{name}"] == pytest.approx(math.exp(mean), rel=1e-5)
+    assert found["identical"] == found["compared"] == 5 and found["tokens_per_cycle_after"] >= 1
+    assert "5/5, bit for bit" in said and "nats a token" in said
+
+
+def test_prompts_that_cannot_be_read_are_refused_before_any_work(plain, tmp_path, capsys):
+    said = refused(capsys, plain, tmp_path / "out", "--format", "fp8", "--report", tmp_path / "none.jsonl")
+    assert "there is no file" in said and not (tmp_path / "out").exists()
+
+
+def test_info_counts_bytes_by_format(plain, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert quantize(plain, out, "--format", "int4", "--group", 32) == 0
+    capsys.readouterr()
+    assert main(["info", str(out), "--json", "--bandwidth", "1000"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    shapes = {name: weight.shape for name, weight in load_file(plain / "model.safetensors").items()}
+    numbers = {diff: sum(math.prod(s) for n, s in shapes.items() if "proj" in n and ("_diff" in n) == diff)
+               for diff in (False, True)}  # fmt: skip
+    others = sum(math.prod(shape) for name, shape in shapes.items() if "proj" not in name)
+    sizes = found["bytes_by_format"]
+    assert sizes["int4"] == numbers[False] // 2 + numbers[False] // 32 * 3  # a scale and a zero point a group
+    assert sizes["fp8"] == numbers[True] + numbers[True] // 64 * 2 and found["dtype"] == "bfloat16"
+    assert sizes["bfloat16"] == 2 * others and found["bytes"] == sum(sizes.values())
+    norms_of_view = 2 * sum(math.prod(s) for n, s in shapes.items() if "_norm_diff" in n)
+    read = found["bytes"] - sizes["fp8"] - norms_of_view
+    assert found["floor_ms_per_token"] == pytest.approx(read / 1e9)
+    assert main(["info", str(out)]) == 0 and "in int4" in capsys.readouterr().out
+
+
+def test_transformers_reads_the_fp8_form(plain, tmp_path):
+    """By its own dequantisation; to load such a model it needs the package accelerate."""
+    fp8 = pytest.importorskip("transformers.integrations.finegrained_fp8")
+    config = pytest.importorskip("transformers").AutoConfig
+    out = tmp_path / "out"
+    assert quantize(plain, out, "--format", "fp8") == 0
+    assert config.from_pretrained(out).quantization_config["weight_block_size"] == [128, 128]
+    tensors, given = load_file(out / "model.safetensors"), load_file(plain / "model.safetensors")
+    for name in given:
+        if "proj" in name:
+            pair = tensors[name], tensors[name + "_scale_inv"]
+            found = fp8.Fp8Dequantize(None)._dequantize_one(*pair, output_dtype=torch.float32)
+            assert torch.equal(found, expected(given[name], "fp8", 0)), name
+
+
+def test_compressed_tensors_reads_the_int4_form(plain, tmp_path):
+    unpack = pytest.importorskip("compressed_tensors.compressors").unpack_from_int32
+    out = tmp_path / "out"
+    assert quantize(plain, out, "--format", "int4", "--group", 32) == 0
+    tensors, given = load_file(out / "model.safetensors"), load_file(plain / "model.safetensors")
+    for name in given:
+        if "proj" in name and "_diff" not in name:
+            shape, scale = tensors[f"{name}_shape"], tensors[f"{name}_scale"]
+            codes = unpack(tensors[f"{name}_packed"], 4, shape)
+            zero = unpack(tensors[f"{name}_zero_point"], 4, torch.Size(scale.shape), packed_dim=0)
+            groups = codes.float().view(*scale.shape, -1) - zero.float()[..., None]
+            found = (groups * scale.float()[..., None]).view(codes.shape)
+            assert torch.equal(found, expected(given[name], "int4", 32)), name
