@@ -4,14 +4,13 @@ Which modules are quantised is asked of the files' headers (stored.py); this say
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from orthrus_kernels.quantised import GROUPS
 
-from ..errors import InputError, one_line, quoted
+from ..errors import InputError, quoted
 from ..fields import Fields
 
 WHERE = "quantization_config"
@@ -37,13 +36,13 @@ class Quantisation:
     group: int | None  # columns that share a scale in a form of 4 bits; None: 8 bits
     symmetric: bool  # codes have no zero points, or all the same
     zeros_less_one: bool = False  # GPTQ files hold zero points minus one, those of version 2 do not
-    not_converted: tuple[str, ...] = ()  # modules: whole parts of a name, or "re:" and an expression
+    not_converted: tuple[str, ...] = ()  # names of modules, or whole parts of them; "re:" is not looked at
     cache_scheme: bool = False  # the checkpoint has scales for a cache of 8 bits, which is not kept
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)  # as it was given
 
     def leaves_out(self, module: str) -> bool:
         """Whether the config lists a module, by its full name, among those that are not converted."""
-        return any(_names(pattern, module) for pattern in self.not_converted)
+        return any(f".{name.strip('.')}." in f".{module}." for name in self.not_converted)
 
 
 def read_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
@@ -80,35 +79,29 @@ def _awq(raw: Mapping[str, Any], fields: Fields) -> Quantisation:
 
 
 def _gptq(raw: Mapping[str, Any], fields: Fields) -> Quantisation:
-    stored = raw.get("checkpoint_format") or "gptq"
-    if stored not in ("gptq", "gptq_v2") or raw.get("is_marlin_format"):
-        _refuse("checkpoint_format", stored, "gptq or gptq_v2 was expected")
+    told = [raw[name] for name in ("checkpoint_format", "format") if raw.get(name) is not None] or ["gptq"]
+    if told[0] not in ("gptq", "gptq_v2") or told[-1] != told[0] or raw.get("is_marlin_format"):
+        _refuse("checkpoint_format", told, "gptq or gptq_v2 was expected")
     _expect(raw, "pack_dtype", "int32")
     if raw.get("dynamic"):
         _refuse("dynamic", raw["dynamic"], "one scheme for all modules was expected")
     if fields.flag("lm_head"):
         _refuse("lm_head", True, "a head in 16 bits was expected")
     group = _group_of_four_bits(raw, "bits")
-    return Quantisation("gptq", group, fields.flag("sym", True), stored == "gptq", raw=raw)
+    return Quantisation("gptq", group, fields.flag("sym", True), told[0] == "gptq", raw=raw)
 
 
 def _compressed(raw: Mapping[str, Any], fields: Fields) -> Quantisation:
     form = raw.get("format")
     if form not in ("float-quantized", "pack-quantized"):
         _refuse("format", form, "float-quantized or pack-quantized was expected")
-    for name in ("sparsity_config", "transform_config"):
-        if raw.get(name) and (name != "sparsity_config" or raw[name].get("format") not in (None, "dense")):
-            _refuse(name, raw[name], "plain weights, neither sparse nor rotated, were expected")
-    groups = raw.get("config_groups")
-    if (
-        not isinstance(groups, Mapping)
-        or not groups
-        or not all(isinstance(g, Mapping) for g in groups.values())
-    ):
-        _refuse("config_groups", groups, "an object of objects was expected")
-    found = [_compressed_group(form, group) for group in groups.values()]
-    if any(one != found[0] for one in found):
-        _refuse("config_groups", sorted(map(str, groups)), "one scheme for all of them was expected")
+    if _object(raw, "sparsity_config").get("format") not in (None, "dense") or raw.get("transform_config"):
+        name = "transform_config" if raw.get("transform_config") else "sparsity_config"
+        _refuse(name, raw[name], "plain weights, neither sparse nor rotated, were expected")
+    groups = _object(raw, "config_groups")
+    found = [_compressed_group(form, _object(groups, name)) for name in groups]
+    if not found or any(one != found[0] for one in found):
+        _refuse("config_groups", list(groups), "one scheme for all of them was expected")
     group, symmetric = found[0]
     left_out, scheme = _listed(raw, "ignore"), raw.get("kv_cache_scheme") is not None
     return Quantisation(form, group, symmetric, not_converted=left_out, cache_scheme=scheme, raw=raw)
@@ -119,12 +112,9 @@ def _compressed_group(form: str, group: Mapping[str, Any]) -> tuple[int | None, 
     if group.get("format") not in (None, form):
         _refuse("format of a config group", group["format"], f"{form} was expected")
     for name in ("input_activations", "output_activations"):
-        activations = group.get(name)
-        if activations and activations.get("dynamic") is not True:
+        if (activations := _object(group, name)) and activations.get("dynamic") is not True:
             _refuse(name, activations, "none or dynamic ones were expected, since scales are never static")
-    weights = group.get("weights")
-    if not isinstance(weights, Mapping):
-        _refuse("weights of a config group", weights, "an object was expected")
+    weights = _object(group, "weights")
     fields = Fields(weights, f"config.json: weights of {WHERE}")
     symmetric, strategy = fields.flag("symmetric", True), weights.get("strategy")
     if form == "pack-quantized":
@@ -159,6 +149,14 @@ def _expect(raw: Mapping[str, Any], name: str, value: object) -> None:
         _refuse(name, raw[name], f"{value} was expected")
 
 
+def _object(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A field that is an object; an empty one where it is missing."""
+    value = {} if raw.get(name) is None else raw[name]
+    if not isinstance(value, Mapping):
+        _refuse(name, value, "an object was expected")
+    return value
+
+
 def _listed(raw: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """A list of names of modules, or none."""
     names = raw.get(name)
@@ -167,19 +165,6 @@ def _listed(raw: Mapping[str, Any], name: str) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
         _refuse(name, names, "a list of names was expected")
     return tuple(names)
-
-
-def _names(pattern: str, module: str) -> bool:
-    """Whether a pattern, "re:" and an expression or whole parts of a dotted name, means the module."""
-    if not pattern.startswith("re:"):
-        return f".{pattern.strip('.')}." in f".{module}."
-    try:
-        return re.match(pattern[3:], module) is not None
-    except re.error as error:
-        raise InputError(
-            f"config.json: {WHERE} lists {quoted(pattern)}, which is no regular expression "
-            f"({one_line(error, 80)})"
-        ) from None
 
 
 def _refuse(name: str, value: object, expected: str) -> NoReturn:

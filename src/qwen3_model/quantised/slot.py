@@ -13,7 +13,7 @@ from orthrus_kernels.quantised import SYMMETRIC, Format, QuantisedWeight
 from ..errors import InputError
 from .stored import StoredWeight
 
-CODES_AT_ONCE = 1 << 22  # repacked at a time: each takes about 40 bytes meanwhile
+CODES_AT_ONCE = 1 << 22  # repacked at a time: each takes about 20 bytes meanwhile
 # Tensors that say what must be so: they are read before a byte is copied
 SAYING = ("weight_shape", "weight_g_idx", "g_idx")
 
