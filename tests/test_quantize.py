@@ -374,6 +374,14 @@ def test_prompts_that_cannot_be_read_are_refused_before_any_work(plain, tmp_path
     assert "there is no file" in said and not (tmp_path / "out").exists()
 
 
+def test_prompts_that_cannot_be_measured_leave_a_whole_folder(plain, tmp_path, capsys):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
+    prompts.write_text(json.dumps("d"))
+    said = refused(capsys, plain, out, "--format", "fp8", "--report", prompts, "--device", "cpu")
+    assert "no prompt has two tokens" in said
+    assert json.loads((out / "quantization.json").read_text())["format"] == "fp8"
+
+
 def test_info_counts_bytes_by_format(plain, tmp_path, capsys):
     out = tmp_path / "out"
     assert quantize(plain, out, "--format", "int4", "--group", 32) == 0

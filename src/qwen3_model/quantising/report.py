@@ -12,6 +12,8 @@ from torch import Tensor
 from orthrus_kernels import Rows
 
 from ..comparison import compare
+from ..errors import InputError
+from ..model import checked_prompt
 
 if TYPE_CHECKING:
     from ..qwen3 import Qwen3
@@ -30,8 +32,10 @@ def measure(
     prompt. Raises InputError."""
     scores = []
     for prompt in prompts:
-        scores.append(_scores(before, after, prompt[:SCORED]))
+        scores.append(_scores(before, after, checked_prompt(prompt, before.config.vocab_size)[:SCORED]))
         advance()
+    if not any(score.shape[1] for score in scores):
+        raise InputError("no prompt has two tokens, so there is nothing to measure: give longer ones")
     divergence, plain, quantised = torch.cat(scores, 1).double().mean(1).tolist()
     found: dict[str, Any] = {
         "prompts": len(prompts),
