@@ -32,6 +32,7 @@ from qwen3_model.quantised import slot
 from qwen3_model.quantised.scheme import read_quantisation
 from qwen3_model.quantised.slot import Slot
 from qwen3_model.quantised.stored import StoredWeights
+from qwen3_model.training.folder import load_network
 from qwen3_model.weight_files import Header
 
 Q, OUT, DOWN = (
@@ -142,7 +143,7 @@ def of_matrix(tmp_path, form: str, m: Matrix) -> Slot:
 
 
 @pytest.mark.parametrize("form", ["fp8", "block", "awq", "gptq", "pack"])
-@pytest.mark.parametrize(("n", "k", "group"), [(152, 192, 64), (136, 352, 32), (24, 256, 128)])
+@pytest.mark.parametrize(("n", "k", "group"), [(152, 192, 64), (132, 352, 32), (20, 256, 128)])
 def test_partial_blocks_and_rows_at_a_time(tmp_path, monkeypatch, form, n, k, group):
     """152 rows are a block and a part of one, 192 columns too; 352 end in the middle of a group of 64."""
     monkeypatch.setattr(slot, "CODES_AT_ONCE", 40 * k)
@@ -422,6 +423,12 @@ def test_the_config_is_written_back_as_it_was(written):
     config = load(written("pack").folder).config
     assert config.to_dict()["quantization_config"] == FORMS["pack"][1]
     assert Qwen3Config.from_dict(config.to_dict()) == config and hash(config)
+
+
+def test_training_takes_plain_weights(written):
+    folder = written("awq").folder
+    with pytest.raises(InputError, match="is quantised: train with the bf16"):
+        load_network(folder, Qwen3Config.from_folder(folder))
 
 
 # how it runs

@@ -74,6 +74,11 @@ def _finite(rng: random.Random) -> int:
     return rng.choice([code for code in range(256) if code & 127 != 127])
 
 
+def of_row(numbers: list, row: int, column: int) -> int:
+    """numbers[row][column], 0 past the last row: a word along N is always whole."""
+    return numbers[row][column] if row < len(numbers) else 0
+
+
 def word(nibbles: list[int]) -> int:
     """A signed int32 of eight nibbles, the first one lowest."""
     bits = [nibble >> b & 1 for nibble in nibbles for b in range(4)]
@@ -108,8 +113,8 @@ def fp8(m: Matrix) -> dict[str, torch.Tensor]:
 def awq(m: Matrix) -> dict[str, torch.Tensor]:
     n, k = m.shape
     return {
-        "qweight": words(k, n // 8, lambda r, c, i: m.codes[8 * c + AWQ_COLUMNS[i]][r]),
-        "qzeros": words(k // GROUP, n // 8, lambda g, c, i: m.zero[8 * c + AWQ_COLUMNS[i]][g]),
+        "qweight": words(k, (n + 7) // 8, lambda r, c, i: of_row(m.codes, 8 * c + AWQ_COLUMNS[i], r)),
+        "qzeros": words(k // GROUP, (n + 7) // 8, lambda g, c, i: of_row(m.zero, 8 * c + AWQ_COLUMNS[i], g)),
         "scales": numbers(k // GROUP, n, torch.float16, lambda g, c: m.scale(c, g * GROUP)),
     }
 
@@ -118,7 +123,9 @@ def gptq(m: Matrix, less: int = 1) -> dict[str, torch.Tensor]:
     n, k = m.shape
     return {
         "qweight": words(k // 8, n, lambda r, c, i: m.codes[c][8 * r + i]),
-        "qzeros": words(k // GROUP, n // 8, lambda g, c, i: m.zero[8 * c + i][g] - less),
+        "qzeros": words(
+            k // GROUP, (n + 7) // 8, lambda g, c, i: max(of_row(m.zero, 8 * c + i, g) - less, 0)
+        ),
         "scales": numbers(k // GROUP, n, torch.float16, lambda g, c: m.scale(c, g * GROUP)),
         "g_idx": torch.tensor([c // GROUP for c in range(k)], dtype=torch.int32),
     }
@@ -132,9 +139,8 @@ def pack_quantized(m: Matrix, zeros: bool = True) -> dict[str, torch.Tensor]:
         "weight_shape": torch.tensor([n, k]),
     }
     if zeros:
-        rows = (n + 7) // 8
         made["weight_zero_point"] = words(
-            rows, k // GROUP, lambda r, g, i: m.zero[8 * r + i][g] if 8 * r + i < n else 0
+            (n + 7) // 8, k // GROUP, lambda r, g, i: of_row(m.zero, 8 * r + i, g)
         )
     return made
 

@@ -30,6 +30,7 @@ _VISIBILITY = "orthrus_kernels/visibility.py"
 _BLOCKS = "orthrus_kernels/blocks.py"
 _LAY = "orthrus_kernels/lay_triton.py"
 _RERANK = "orthrus_kernels/rerank.py"
+_QUANTISED = "test_quantised_checkpoints.py::test_"
 _ONE_PASS_TEXT = "test_decode.py::test_one_pass_equals_plain_decoding"
 _CONTROLLER = "qwen3_model/decode/controller.py"
 _CYCLE = "qwen3_model/decode/cycle.py"
@@ -440,6 +441,22 @@ BUGS = (
         "test_decode.py::test_a_perfect_drafter_fills_every_block_and_a_hopeless_one_adds_nothing",
         "the text is right and slow",
         unseen="test_decode.py::test_two_pass_equals_plain_decoding"),
+    Bug("GPTQ's zero points are taken as they are stored", "qwen3_model/quantised/forms.py",
+        "[: len(rows)] + self.zeros_less_one", "[: len(rows)]",
+        _QUANTISED + "every_form_is_loaded_code_for_code[gptq]",
+        "the older files hold zero points minus one: every weight would be off by a scale"),
+    Bug("AWQ's nibbles are taken in their order", "qwen3_model/quantised/forms.py",
+        "AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)", "AWQ_ORDER = tuple(range(8))",
+        _QUANTISED + "every_form_is_loaded_code_for_code[awq]",
+        "rows of a weight would change places within each eight"),
+    Bug("the last block of scales is as wide as the others", "qwen3_model/quantised/forms.py",
+        "1 if count == size else BLOCK", "1 if count == size else -(-size // count)",
+        _QUANTISED + "partial_blocks_and_rows_at_a_time[152-192-64-fp8]",
+        "704 columns are five blocks and a half, not six of 118"),
+    Bug("a part of a quantised stack goes to the first rows", "qwen3_model/matrices.py",
+        "first += stored.n", "first += 0",
+        _QUANTISED + "every_form_is_loaded_code_for_code[fp8]",
+        "keys and values would overwrite queries"),
     Bug("another token in place of the mask", "qwen3_model/decode/two_pass.py",
         "Rows.block(0, block, 0, model.config.mask_token_id, b)", "Rows.block(0, block, 0, 1, b)",
         "test_embedded.py::test_three_prompts_show_harm",

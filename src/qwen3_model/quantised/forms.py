@@ -59,6 +59,11 @@ def nibbles(words: Tensor, order: tuple[int, ...] = tuple(range(8))) -> Tensor:
     return ((words[..., None] >> shifts) & 15).to(torch.uint8).flatten(-2)
 
 
+def _words(rows: range) -> slice:
+    """The words, packed along N, that hold rows from a multiple of 8 on."""
+    return slice(rows.start // 8, -(-rows.stop // 8))
+
+
 class _Float8(Form):
     """Codes of 8 bits as they are; scales by block, by row or for the whole weight."""
 
@@ -112,7 +117,7 @@ class Awq(Form):
     def tensors(self, n: int, k: int, group: int) -> Wanted:
         by_group = k // group
         return {
-            "qweight": (_I32, ((k, n // 8),)), "qzeros": (_I32, ((by_group, n // 8),)),
+            "qweight": (_I32, ((k, -(-n // 8)),)), "qzeros": (_I32, ((by_group, -(-n // 8)),)),
             "scales": (_SCALES, ((by_group, n),)),
         }  # fmt: skip
 
@@ -120,10 +125,10 @@ class Awq(Form):
         return True
 
     def read(self, stored: Mapping[str, Tensor], rows: range, group: int) -> Numbers:
-        words = slice(rows.start // 8, rows.stop // 8)
-        codes = nibbles(stored["qweight"][:, words], AWQ_ORDER)
-        zero = nibbles(stored["qzeros"][:, words], AWQ_ORDER)
-        return codes.t().contiguous(), stored["scales"][:, rows.start : rows.stop].t(), zero.t()
+        words, mine = _words(rows), slice(rows.start, rows.stop)
+        codes = nibbles(stored["qweight"][:, words], AWQ_ORDER).t()[: len(rows)]
+        zero = nibbles(stored["qzeros"][:, words], AWQ_ORDER).t()[: len(rows)]
+        return codes.contiguous(), stored["scales"][:, mine].t(), zero
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ class Gptq(Form):
     def tensors(self, n: int, k: int, group: int) -> Wanted:
         by_group = k // group
         return {
-            "qweight": (_I32, ((k // 8, n),)), "qzeros": (_I32, ((by_group, n // 8),)),
+            "qweight": (_I32, ((k // 8, n),)), "qzeros": (_I32, ((by_group, -(-n // 8)),)),
             "scales": (_SCALES, ((by_group, n),)), "g_idx": (_I32, ((k,),)),
         }  # fmt: skip
 
@@ -146,9 +151,9 @@ class Gptq(Form):
         return not self.symmetric
 
     def read(self, stored: Mapping[str, Tensor], rows: range, group: int) -> Numbers:
-        codes = nibbles(stored["qweight"][:, rows.start : rows.stop].t())
-        zero = nibbles(stored["qzeros"][:, rows.start // 8 : rows.stop // 8]).t() + self.zeros_less_one
-        scale = stored["scales"][:, rows.start : rows.stop].t()
+        mine = slice(rows.start, rows.stop)
+        codes, scale = nibbles(stored["qweight"][:, mine].t()), stored["scales"][:, mine].t()
+        zero = nibbles(stored["qzeros"][:, _words(rows)]).t()[: len(rows)] + self.zeros_less_one
         if not self.symmetric:
             return codes, scale, zero
         if (zero != SYMMETRIC).any():
@@ -180,6 +185,5 @@ class PackQuantized(Form):
         mine = slice(rows.start, rows.stop)
         zero = None
         if "weight_zero_point" in stored:
-            words = stored["weight_zero_point"][rows.start // 8 : -(-rows.stop // 8)]
-            zero = nibbles(words.t()).t()[: len(rows)]
+            zero = nibbles(stored["weight_zero_point"][_words(rows)].t()).t()[: len(rows)]
         return nibbles(stored["weight_packed"][mine]), stored["weight_scale"][mine], zero

@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import bigram, checkpoint
 from ..chat_template import MORE_TEMPLATES
 from ..config import Qwen3Config
+from ..errors import InputError
 from ..reading import read_json_object
 from ..settings import DTYPES
 from .network import Network
@@ -30,8 +31,11 @@ LICENCES = ("LICENSE", "LICENCE", "NOTICE")  # begin the names of files that tra
 
 def load_network(folder: Path, config: Qwen3Config) -> Network:
     """The training network in fp32 with the weights of a folder, read one tensor at a time. Diffusion weights
-    it lacks stay as they were made. Raises InputError when the tensors do not fit the config.
+    it lacks stay as they were made. Raises InputError when the tensors do not fit the config, and for
+    quantised ones.
     """
+    if config.quantisation is not None:
+        raise InputError(f"{folder} is quantised: train with the bf16, fp16 or fp32 checkpoint of the model")
     network, stored = Network(config), checkpoint.tensor_names(folder)
     weights = network.state_dict()  # shares the parameters' memory
     wanted = {name: w for name, w in weights.items() if name in stored or "_diff" not in name}
