@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_folder import edit_config, edit_tensor, write_tiny
+from write_quantised import FORMS, write
 
 from orthrus_kernels import Rows
 from orthrus_kernels.quantised import QuantisedWeight
@@ -114,6 +115,30 @@ def test_beside_a_quantised_base_the_view_is_fp8_of_folded_weights(orthrus, tmp_
     assert main([str(word) for word in words]) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["identical"] == said["compared"] == 5
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_beside_a_base_of_every_form(tmp_path, form):
+    """The same model with plain weights of the same numbers has the grafted one's logits and text."""
+    made = write(tmp_path / "base", form)
+    orthrus, numbers, context = tmp_path / "orthrus", random_folds()[0][:32], [5, 9, 77, 31]
+    orthrus.mkdir()
+    (orthrus / "config.json").write_text(json.dumps(made.plain.config.to_dict()))
+    save_file({n: w.clone() for n, w in made.plain.destinations().items()}, orthrus / "model.safetensors")
+    made.tensors = {name: w for name, w in made.tensors.items() if "_diff" not in name}
+    made.tensors[NORM.format(0)] /= numbers
+    made.config |= {"block_size": None, "mask_token_id": None, "architectures": ["Qwen3ForCausalLM"]}
+    grafted, plain = load(made.save(), orthrus), made.plain.destinations()
+    ratios = plain[NORM.format(0)] / made.tensors[NORM.format(0)]
+    plain[NORM.format(0)].copy_(made.tensors[NORM.format(0)])
+    for name, weight in plain.items():
+        if "proj_diff" in name:
+            weight.copy_(fp8_values(*fp8_blocks(weight if "o_proj" in name else weight * ratios)))
+    for one in (diffusion_logits, Qwen3.logits):
+        wanted = one(made.plain, context)
+        assert (one(grafted, context) - wanted).abs().max() <= 1e-5 * wanted.abs().max(), one
+    texts = [grafted.generate(context, strategy, 8) for strategy in ("autoregressive", "two-pass")]
+    assert texts[0].token_ids == texts[1].token_ids and texts[0].logprobs == texts[1].logprobs
 
 
 def test_a_base_in_fp16_is_taken(orthrus, tmp_path):
