@@ -221,6 +221,14 @@ def test_shards_stay_shards_and_other_files_come_along(plain, tmp_path, capsys):
     assert len(errors) == 10 and errors == sorted(errors, reverse=True) and 0.02 < errors[-1] < 0.04
 
 
+def test_a_plain_qwen3_has_no_view_to_speak_of(tmp_path, capsys):
+    bare = write_tiny(tmp_path / "bare", block_size=0, mask_token_id=-1, **SHAPE)
+    assert quantize(bare, tmp_path / "out", "--format", "fp8") == 0
+    assert "diffusion view" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "quantization.json").read_text())["diffusion"] is None
+    assert Qwen3.from_pretrained(tmp_path / "out", device="cpu").logits([1, 2]).isfinite().all()
+
+
 def test_the_table_is_printed(plain, tmp_path, capsys):
     assert quantize(plain, tmp_path / "out", "--format", "int4", "--group", 32) == 0
     said = capsys.readouterr().out
@@ -244,6 +252,7 @@ def test_what_does_not_fit_is_refused_by_name(plain, tmp_path, capsys):
     )
     assert "lies in the base" in refused(capsys, plain, plain / "out", "--format", "fp8")
     assert "is not empty" in refused(capsys, plain, plain, "--format", "fp8")
+    assert "device meta" in refused(capsys, plain, out, "--format", "fp8", "--device", "meta")
     assert "there is no folder" in refused(capsys, tmp_path / "nothing", out, "--format", "fp8")
     bare = write_tiny(tmp_path / "bare", block_size=0, mask_token_id=-1, **SHAPE)
     assert "has no diffusion view" in refused(capsys, bare, out, "--format", "fp8", "--diff", "same")
@@ -454,3 +463,5 @@ def test_the_embedded_view_keeps_its_acceptance(tmp_path):
         assert quantize(embedded, tmp_path / form, "--format", form, "--device", "cpu", *options) == 0
         found = drafted(tmp_path / form, prompts)
         assert found[0] / found[1] >= least * tokens / cycles, (form, found, tokens, cycles)
+        words = ["--model", tmp_path / form, "--device", "cpu", "--limit", 2, "--max-new-tokens", 24]
+        assert main([str(word) for word in ("verify", *words, "--strategy", "two-pass")]) == 0

@@ -22,11 +22,6 @@ def write_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, allow_nan=False), flush=True)
 
 
-def pretty(value: dict[str, Any]) -> str:
-    """A JSON object as a file of its own."""
-    return json.dumps(value, indent=2, allow_nan=False) + "\n"
-
-
 def check_file(path: Path) -> None:
     """Refuse what `write_atomically` could not replace, before any work. Raises InputError."""
     check_replaceable(path)

@@ -76,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out.is_dir() and any(args.out.iterdir()):
         raise InputError(f"{args.out} is not empty: choose another folder, which is never overwritten")
     device = pick_device(args.device)
+    if device.type == "meta":
+        raise InputError("nothing can be rounded on device meta: use cpu, cuda or cuda:N")
     prompts = read_prompts(args.report, MOST_PROMPTS) if args.report is not None else []
     with claimed(args.out) as out:
         base = hub.resolve(args.base, args.revision)  # downloaded once OUT is known to be free
@@ -89,14 +91,14 @@ def run(args: argparse.Namespace) -> int:
         def fill(new: Path) -> None:
             with _bytes_read(source) as advance:
                 written = folder.write(source, plan, new, device, advance)
-            figures.update(_figures(args, plan, written))
-            folder.write_json(new / folder.REPORT, figures)
+            figures.update(_figures(source, plan, written))
+            output.write_atomically(new / folder.REPORT, folder.as_json(figures))
 
         with in_memory(f"{args.base}, quantised a tensor at a time,", "free some, or give --device cpu"):
             out.put(fill)
         if prompts:
             figures["measured"] = _measured(args, base, prompts)
-            output.write_atomically(args.out / folder.REPORT, output.pretty(figures))
+            output.write_atomically(args.out / folder.REPORT, folder.as_json(figures))
     if args.json:
         output.write_json(figures)
     else:
@@ -115,13 +117,15 @@ def _plan(args: argparse.Namespace, source: Source) -> Plan:
     return Plan(base, {"same": base, "none": None}.get(args.diff or "fp8", Fp8()))
 
 
-def _figures(args: argparse.Namespace, plan: Plan, written: Written) -> dict[str, Any]:
+def _figures(source: Source, plan: Plan, written: Written) -> dict[str, Any]:
+    """What was written, and how well. diffusion: the form of that view, None where there is none."""
     from ..quantising.forms import Int4
 
+    diffusion = plan.diffusion.name if plan.diffusion else "plain"
     return {
         "format": plan.base.name,
         "group": plan.base.group if isinstance(plan.base, Int4) else None,
-        "diffusion": plan.diffusion.name if plan.diffusion else None,
+        "diffusion": diffusion if source.config.has_diffusion_view else None,
         "bytes_before": written.bytes_before,
         "bytes_after": written.bytes_after,
         "quantised_tensors": len(written.errors),
@@ -163,9 +167,8 @@ def _print(figures: dict[str, Any], name: str) -> None:
     console = terminal.new_console()
     table = terminal.new_table(title=name)
     group = f", groups of {figures['group']}" if figures["group"] else ""
-    table.add_row(
-        "format", f"{figures['format']}{group}; diffusion view: {figures['diffusion'] or 'as it was'}"
-    )
+    view = f"; diffusion view: {figures['diffusion']}" if figures["diffusion"] else ""
+    table.add_row("format", f"{figures['format']}{group}{view}")
     before, after = figures["bytes_before"], figures["bytes_after"]
     table.add_row("weights", f"{size_of(before)} before, {size_of(after)} after ({after / before:.1%})")
     table.add_row("quantised", f"{figures['quantised_tensors']} matrices")

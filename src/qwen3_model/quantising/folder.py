@@ -104,15 +104,15 @@ def write(source: Source, plan: Plan, out: Path, device: torch.device, advance: 
         places |= dict.fromkeys(shard, file.name)
     if {SINGLE} != set(places.values()):
         index = {"metadata": {"total_size": written.bytes_after}, "weight_map": dict(sorted(places.items()))}
-        write_json(out / INDEX, index)
+        (out / INDEX).write_text(as_json(index), encoding="utf-8")
     _copy_others(source.folder, out)
-    write_json(out / "config.json", _config(source, plan))
+    (out / "config.json").write_text(as_json(_config(source, plan)), encoding="utf-8")
     return written
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """A JSON file."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def as_json(content: Mapping[str, Any]) -> str:
+    """What a JSON file holds."""
+    return json.dumps(content, indent=2) + "\n"
 
 
 def _tensors(file: Path, headers: Mapping[str, Header]) -> Iterator[tuple[str, Tensor]]:

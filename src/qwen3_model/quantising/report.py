@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +35,17 @@ def measure(
         advance()
     if not any(score.shape[1] for score in scores):
         raise InputError("no prompt has two tokens, so there is nothing to measure: give longer ones")
-    divergence, plain, quantised = torch.cat(scores, 1).double().mean(1).tolist()
+    means = torch.cat(scores, 1).double().mean(1)
+    means[1:] = means[1:].exp()
+    if not means.isfinite().all():
+        raise InputError("the logits of these prompts are no numbers in one of the models: try other ones")
+    divergence, plain, quantised = means.tolist()
     found: dict[str, Any] = {
         "prompts": len(prompts),
         "scored_tokens": sum(score.shape[1] for score in scores),
         "kl_divergence": divergence,
-        "perplexity_before": math.exp(plain),
-        "perplexity_after": math.exp(quantised),
+        "perplexity_before": plain,
+        "perplexity_after": quantised,
     }
     if after.config.has_diffusion_view:
         found |= _drafts(before, after, prompts, advance)
