@@ -15,6 +15,8 @@ settings.register_profile(
     "orthrus", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile("orthrus")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as of a command that a shell runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # a worker a core: matrices this small gain nothing from a second thread
 
 

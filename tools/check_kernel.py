@@ -55,7 +55,8 @@ _CHOOSE = Op(_CHOICE, (
 # Any other operation of the bench: tests/kernels/test_<op>.py and _<op>_kernel.
 KNOWN = {
     "linear": Op(
-        ("kernels/test_linear.py", "kernels/test_tables.py"), ("_linear_kernel", "_linear_gluon_kernel")
+        ("kernels/test_linear.py", "kernels/test_quantised_linears.py", "kernels/test_tables.py"),
+        ("_linear_kernel", "_linear_gluon_kernel"),
     ),
     "attention": Op(
         (

@@ -22,6 +22,7 @@ from orthrus_kernels.attention_triton import attention_triton, tile_rows
 from orthrus_kernels.grow import Trees
 from orthrus_kernels.layout import RECORD, State
 from orthrus_kernels.pages import PAGE, pages_for
+from orthrus_kernels.quantised import Format, QuantisedWeight
 from orthrus_kernels.sampling_table import SamplingTable
 from orthrus_kernels.swiglu import swiglu_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
@@ -77,6 +78,23 @@ def linear_swiglu(tma: bool) -> None:
     height, width = (64, 128) if tma else (32, 64)
     tile = LinearTile(None, height, width, False, 4, 3, tma)
     TRITON.linear_swiglu(numbers(70, 328), weight(2 * 75, 328), entry=LinearEntry(64, 3, (tile,)))
+
+
+def quantised(format: Format, split: bool) -> None:
+    """Three segments of groups of 64, both views, a ragged last tile of N; then gate and up."""
+    w, w_diff = (
+        QuantisedWeight.new(
+            150, 448, format, 64, zeros=format is Format.INT4, scale=torch.bfloat16, dtype=torch.bfloat16,
+            device=DEVICE,
+        )
+        for _ in range(2)
+    )  # fmt: skip
+    for of in (w, w_diff):
+        codes = torch.randint(16, (150, 448), dtype=torch.uint8)
+        of.put(0, codes, torch.rand(150, 7), codes[:, :7] if format is Format.INT4 else None)
+    tile = LinearTile(None, 16, 64, split, 4, 3)
+    TRITON.linear(numbers(21, 448), w, w_diff, 9, entry=LinearEntry(64, 3, (tile,)))
+    TRITON.linear_swiglu(numbers(21, 448), w, entry=LinearEntry(64, 3, (replace(tile, split=False),)))
 
 
 def norms() -> None:
@@ -261,6 +279,8 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "linear, TMA, in one CTA": lambda: linear_by_tma(False),
     "linear, table": linear_by_the_table,
     "linears, either kernel": linears_of_a_model,
+    "linears of fp8": lambda: quantised(Format.E4M3, True),
+    "linears of int4": lambda: quantised(Format.INT4, False),
     "linear_swiglu": lambda: linear_swiglu(False),
     "linear_swiglu, TMA": lambda: linear_swiglu(True),
     "norms": norms,

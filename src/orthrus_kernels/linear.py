@@ -18,7 +18,6 @@ weight tile, which no earlier kernel computes; x, partials and y are touched aft
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -29,8 +28,18 @@ from . import tables
 from ._triton import tl, triton
 from .descriptors import describable, described
 from .pdl import launch_dependents, launch_options, wait
+from .quantised_triton import check_rows, check_together, compiled_for, sum_by_groups
 from .tiles import by_row_tile
-from .weight import Weight, add_product, load_weight, load_weight_by_tma, prefetch_weight
+from .weight import (
+    AnyWeight,
+    Weight,
+    add_product,
+    by_view,
+    load_weight,
+    load_weight_by_tma,
+    prefetch_weight,
+    product_of,
+)  # fmt: skip
 from .workspace import Workspace, workspace
 
 # Row tiles that walk down the weight together: their weight tiles are read from DRAM once and shared in L2.
@@ -45,10 +54,11 @@ def _launch_metadata(grid, kernel, args):
     t, n, k = args["T"], args["N"], args["K"]
     x = args["x"].base if args["TMA"] else args["x"]
     views = 2 if 0 < args["n_ar"] < t else 1
+    weight = sum(args[part].nbytes for part in ("p_w", "scale", "zero") if args[part] is not None)
     return {
         "name": f"linear_{t}x{n}x{k}",
         "flops": 2 * t * n * k,
-        "bytes": views * args["p_w"].nbytes + x.element_size() * t * k + args["y"].element_size() * t * n,
+        "bytes": views * weight + x.element_size() * t * k + args["y"].element_size() * t * n,
     }
 
 
@@ -102,10 +112,10 @@ def _sum_by_tma(w, x, x_tail, first_n, first_row, first, last, BLOCK_N: tl.const
 
 @triton.jit
 def _segment(
-    x, x_tail, sx_t, w, w_diff, sw_n, is_ar, i_n, first_row, end_row, i_s, N, K,
-    SEGMENTS: tl.constexpr, TMA: tl.constexpr, VIEWS: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, TAIL_T: tl.constexpr, BLOCK_K: tl.constexpr,
-    STAGES: tl.constexpr,
+    x, x_tail, sx_t, w, w_diff, sw_n, scale, zero, is_ar, i_n, first_row, end_row, i_s, N, K,
+    SEGMENTS: tl.constexpr, TMA: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr,
+    CODES_A_WORD: tl.constexpr, VIEWS: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr, TAIL_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Sum of segment i_s: [BLOCK_N, BLOCK_T] and [BLOCK_N, TAIL_T] fp32."""
     blocks = tl.cdiv(K, BLOCK_K)
@@ -123,8 +133,12 @@ def _segment(
     else:
         o_n, o_t = first_n + tl.arange(0, BLOCK_N), first_row + tl.arange(0, BLOCK_T)
         w_view = tl.where(is_ar, w, w_diff)
-        acc = sum_by_pointers(w_view, sw_n, x, sx_t, o_n, o_t, end_row, first, last, N, K,
-                               BLOCK_N, BLOCK_T, BLOCK_K, STAGES, EVEN_K)  # fmt: skip
+        if FORMAT is None:
+            acc = sum_by_pointers(w_view, sw_n, x, sx_t, o_n, o_t, end_row, first, last, N, K,
+                                  BLOCK_N, BLOCK_T, BLOCK_K, STAGES, EVEN_K)  # fmt: skip
+        else:
+            acc = sum_by_groups(w_view, sw_n, scale, zero, x, sx_t, o_n, o_t, end_row, first, last, N,
+                                FORMAT, ASM, CODES_A_WORD, BLOCK_N, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
         return acc, acc
 
 
@@ -145,15 +159,18 @@ def _store_partial(p, acc, rows, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "n_ar", "prefetch"], launch_metadata=_launch_metadata)
 def _linear_kernel(
-    x, x_tail, sx_t, w, w_diff, p_w, p_w_diff, sw_n, y, sy_t, partials, counters,
+    x, x_tail, sx_t, w, w_diff, p_w, p_w_diff, sw_n, scale, scale_diff, zero, zero_diff, y, sy_t, partials,
+    counters,
     T, n_ar, N, K, prefetch,
-    SEGMENTS: tl.constexpr, SPLIT: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr, VIEWS: tl.constexpr,
-    EVEN_K: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
-    TAIL_T: tl.constexpr, BLOCK_K: tl.constexpr, CHUNK_T: tl.constexpr, STAGES: tl.constexpr,
+    SEGMENTS: tl.constexpr, SPLIT: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr, FORMAT: tl.constexpr,
+    ASM: tl.constexpr, CODES_A_WORD: tl.constexpr, VIEWS: tl.constexpr, EVEN_K: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, TAIL_T: tl.constexpr,
+    BLOCK_K: tl.constexpr, CHUNK_T: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Program (tile, segment) if SPLIT, else (tile, 0). TMA: x, x_tail, w and w_diff are descriptors,
-    w_diff None if VIEWS is 1; else they are pointers. p_w, p_w_diff: pointers always. PDL: `prefetch`
-    columns of the weight are asked for while the kernel before this one ends."""
+    w_diff None if VIEWS is 1; else they are pointers. p_w, p_w_diff: pointers always. FORMAT: of quantised
+    weights, whose scales are scale and scale_diff. PDL: `prefetch` numbers of each row of the weight, words
+    of a quantised one, are asked for while the kernel before this one ends."""
     TILE_T: tl.constexpr = BLOCK_T + TAIL_T
     tiles_n = tl.cdiv(N, BLOCK_N)
     tiles_ar = tl.cdiv(n_ar, TILE_T)
@@ -168,16 +185,20 @@ def _linear_kernel(
     first_row = tl.where(is_ar, i_t * TILE_T, n_ar + (i_t - tiles_ar) * TILE_T)
     end_row = tl.where(is_ar, n_ar, T)
 
+    if FORMAT is not None:
+        scale = tl.where(is_ar, scale, scale_diff)
+    if zero is not None:
+        zero = tl.where(is_ar, zero, zero_diff)
     if PDL:
         launch_dependents()
-        prefetch_weight(tl.where(is_ar, p_w, p_w_diff), sw_n, i_n, tl.program_id(1), N, K, prefetch,
-                        SEGMENTS, BLOCK_N, BLOCK_K)  # fmt: skip
+        prefetch_weight(tl.where(is_ar, p_w, p_w_diff), sw_n, i_n, tl.program_id(1), N,
+                        K // CODES_A_WORD, prefetch, SEGMENTS, BLOCK_N, BLOCK_K // CODES_A_WORD)  # fmt: skip
         wait()  # x, y, partials and counters may be in use until here
     if SPLIT:
         i_s = tl.program_id(1)
-        acc, tail = _segment(x, x_tail, sx_t, w, w_diff, sw_n, is_ar, i_n, first_row, end_row, i_s, N, K,
-                             SEGMENTS, TMA, VIEWS, EVEN_K, BLOCK_N, BLOCK_T, TAIL_T, BLOCK_K,
-                             STAGES)  # fmt: skip
+        acc, tail = _segment(x, x_tail, sx_t, w, w_diff, sw_n, scale, zero, is_ar, i_n, first_row, end_row,
+                             i_s, N, K, SEGMENTS, TMA, FORMAT, ASM, CODES_A_WORD, VIEWS, EVEN_K, BLOCK_N,
+                             BLOCK_T, TAIL_T, BLOCK_K, STAGES)  # fmt: skip
         rows = end_row - first_row
         p_part = partials + i_tile.to(tl.int64) * (SEGMENTS * TILE_T * BLOCK_N)
         p_own = p_part + i_s * (TILE_T * BLOCK_N)
@@ -204,9 +225,9 @@ def _linear_kernel(
         total = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
         total_tail = tl.zeros((BLOCK_N, TAIL_T if TAIL_T else BLOCK_T), tl.float32)
         for i_s in range(SEGMENTS):  # not unrolled: copies of the loop would spill
-            acc, tail = _segment(x, x_tail, sx_t, w, w_diff, sw_n, is_ar, i_n, first_row, end_row, i_s, N, K,
-                                 SEGMENTS, TMA, VIEWS, EVEN_K, BLOCK_N, BLOCK_T, TAIL_T, BLOCK_K,
-                                 STAGES)  # fmt: skip
+            acc, tail = _segment(x, x_tail, sx_t, w, w_diff, sw_n, scale, zero, is_ar, i_n, first_row,
+                                 end_row, i_s, N, K, SEGMENTS, TMA, FORMAT, ASM, CODES_A_WORD, VIEWS, EVEN_K,
+                                 BLOCK_N, BLOCK_T, TAIL_T, BLOCK_K, STAGES)  # fmt: skip
             total += acc
             if TAIL_T:
                 total_tail += tail
@@ -216,7 +237,7 @@ def _linear_kernel(
 
 
 def linear_triton(
-    x: Tensor, weight: Weight, weight_diff: Weight | None = None, n_ar: int | None = None,
+    x: Tensor, weight: AnyWeight, weight_diff: AnyWeight | None = None, n_ar: int | None = None,
     out_dtype: torch.dtype | None = None, *, out: Tensor | None = None,
     entry: tables.LinearEntry | None = None, space: Workspace | None = None, pdl: bool = False,
     early: bool = True,
@@ -234,18 +255,20 @@ def linear_triton(
         weight_diff, n_ar = weight, rows
     elif n_ar == 0:
         weight, n_ar = weight_diff, rows
-    if out is None:
-        out = torch.empty(rows, n, dtype=out_dtype or x.dtype, device=x.device)
+    out = torch.empty(rows, n, dtype=out_dtype or x.dtype, device=x.device) if out is None else out
     assert out_dtype is None or out.dtype == out_dtype, (out.dtype, out_dtype)
     _check(x, weight, weight_diff, n_ar, out)
     if rows == 0:
         return out
-    entry = entry or tables.linear_entry(n, k, x.dtype, tables.device_key(x.device))
-    if 0 < n_ar < rows and entry.apart is not None and max(n_ar, rows - n_ar) > entry.apart:
-        how: dict[str, Any] = {"entry": entry, "space": space, "pdl": pdl, "early": early}
+    given, device = entry, tables.device_key(x.device)
+    entry = given or tables.linear_entry(n, k, x.dtype, device, weight.scheme)
+    wide = entry.apart is not None and max(n_ar, rows - n_ar) > entry.apart
+    if 0 < n_ar < rows and (wide or weight.scheme != weight_diff.scheme):
+        how: dict[str, Any] = {"entry": given, "space": space, "pdl": pdl, "early": early}
         linear_triton(x[:n_ar], weight, out=out[:n_ar], **how)
         linear_triton(x[n_ar:], weight_diff, out=out[n_ar:], **how)
         return out
+    check_together(entry.block_k, weight, weight_diff)
     tile = entry.tile(max(n_ar, rows - n_ar))
     sx_t = x.stride(0) if rows > 1 else k
     if tile.tma and not (describable((x, sx_t)) and weight.describable and weight_diff.describable):
@@ -261,10 +284,11 @@ def linear_triton(
     loads = _LOADS_IN_FLIGHT.get(tile.warps, 32) * 32 * tile.warps
     chunk = _power_of_two_up_to(loads // (entry.segments * tile.block_n))
     can_prefetch = weight.can_prefetch and weight_diff.can_prefetch
-    ahead = tile.prefetch * entry.block_k if can_prefetch and early else 0
+    ahead = tile.prefetch * entry.block_k // weight.codes_a_word if can_prefetch and early else 0
     views = 2 if tile.tma and weight_diff is not weight else 1
     operands: dict[str, Any] = {"x": x, "x_tail": None, "w": weight.pointer, "w_diff": weight_diff.pointer}
     if tile.tma:
+        assert isinstance(weight, Weight) and isinstance(weight_diff, Weight)
         operands = {
             "x": described(x, sx_t, block_t, entry.block_k),
             "x_tail": described(x, sx_t, tail_t, entry.block_k) if tail_t else None,
@@ -273,30 +297,31 @@ def linear_triton(
         }
     _linear_kernel[(tiles, entry.segments if split else 1)](
         **operands, sx_t=sx_t, p_w=weight.pointer, p_w_diff=weight_diff.pointer, sw_n=weight.row_stride,
+        scale=weight.scale, scale_diff=weight_diff.scale, zero=weight.zero, zero_diff=weight_diff.zero,
         y=out, sy_t=out.stride(0) if rows > 1 else n, partials=space.partials, counters=space.counters,
         T=rows, n_ar=n_ar, N=n, K=k, prefetch=ahead, SEGMENTS=entry.segments, SPLIT=split, TMA=tile.tma,
-        PDL=pdl, VIEWS=views, EVEN_K=k % entry.block_k == 0, GROUP=GROUP_T, BLOCK_N=tile.block_n,
-        BLOCK_T=block_t, TAIL_T=tail_t, BLOCK_K=entry.block_k, CHUNK_T=min(chunk, tail_t or block_t),
-        STAGES=tile.stages,
+        PDL=pdl, **compiled_for(weight), VIEWS=views, EVEN_K=k % entry.block_k == 0, GROUP=GROUP_T,
+        BLOCK_N=tile.block_n, BLOCK_T=block_t, TAIL_T=tail_t, BLOCK_K=entry.block_k,
+        CHUNK_T=min(chunk, tail_t or block_t), STAGES=tile.stages,
         num_warps=tile.warps, num_stages=tile.stages, **launch_options(pdl and early),
     )  # fmt: skip
     return out
 
 
-def _check(x: Tensor, weight: Weight, weight_diff: Weight, n_ar: int, out: Tensor) -> None:
+def _check(x: Tensor, weight: AnyWeight, weight_diff: AnyWeight, n_ar: int, out: Tensor) -> None:
     """What the kernel takes as given."""
     rows, n = x.shape[0], weight.shape[0]
+    check_rows(x, weight, weight_diff)
     assert 0 <= n_ar <= rows and out.shape == (rows, n), (n_ar, rows, out.shape)
     assert x.dtype == weight.dtype == weight_diff.dtype, (x.dtype, weight.dtype, weight_diff.dtype)
     assert x.stride(1) == out.stride(1) == 1, (x.stride(), out.stride())
-    assert weight.row_stride == weight_diff.row_stride, (weight.row_stride, weight_diff.row_stride)
 
 
 def _power_of_two_up_to(n: int) -> int:
     return 1 << max(n, 1).bit_length() - 1
 
 
-def check_shapes(x: Tensor, weight: Weight, weight_diff: Weight | None) -> None:
+def check_shapes(x: Tensor, weight: AnyWeight, weight_diff: AnyWeight | None) -> None:
     """Raises ValueError when x [T, K] and the weights [N, K] do not fit together."""
     if x.shape[1] != weight.shape[1] or (weight_diff is not None and weight_diff.shape != weight.shape):
         raise ValueError(
@@ -306,7 +331,7 @@ def check_shapes(x: Tensor, weight: Weight, weight_diff: Weight | None) -> None:
 
 
 def linear(
-    x: Tensor, weight: Weight, weight_diff: Weight | None = None, n_ar: int | None = None,
+    x: Tensor, weight: AnyWeight, weight_diff: AnyWeight | None = None, n_ar: int | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:  # fmt: skip
     """Multiply rows [0, n_ar) by `weight` and the rest by `weight_diff`; all rows by `weight` when that is
@@ -316,22 +341,8 @@ def linear(
     check_shapes(x, weight, weight_diff)
     out_dtype = out_dtype or x.dtype
 
-    def one_view(rows: Tensor, w: Weight) -> Tensor:
-        wide = w.dense().float().t()
-        return by_row_tile(lambda tile: (tile.float() @ wide).to(out_dtype), rows)
+    def one_view(rows: Tensor, w: AnyWeight) -> Tensor:
+        product = product_of(w)
+        return by_row_tile(lambda tile: product(tile.float()).to(out_dtype), rows)
 
     return by_view(one_view, x, weight, weight_diff, n_ar)
-
-
-def by_view(
-    one_view: Callable[[Tensor, Weight], Tensor], x: Tensor, weight: Weight, weight_diff: Weight | None,
-    n_ar: int | None,
-) -> Tensor:  # fmt: skip
-    """one_view(rows, their weight) of the AR rows [0, n_ar) and of the diffusion rows behind them, [T, N]; of
-    all rows by `weight` where there is one weight only.
-    """
-    if weight_diff is None or n_ar is None or n_ar == len(x):
-        return one_view(x, weight)
-    if n_ar == 0:
-        return one_view(x, weight_diff)
-    return torch.cat([one_view(x[:n_ar], weight), one_view(x[n_ar:], weight_diff)])

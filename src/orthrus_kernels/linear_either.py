@@ -25,9 +25,10 @@ from .late import stopped
 from .linear import check_shapes, linear_triton
 from .linear_gluon import Plan, linear_gluon, multiprocessors, plan_of, takes
 from .linear_swiglu import linear_swiglu_triton
+from .quantised import QuantisedWeight
 from .rows import new_rows
 from .tables import LinearEntry
-from .weight import Weight
+from .weight import AnyWeight, Weight
 from .workspace import Workspace, workspace
 
 Views = tuple[Weight, Weight | None]
@@ -53,13 +54,19 @@ class Launch:
     n_ar: int
 
 
-def launches_of(x: Tensor, views: Views, n_ar: int, swiglu: bool, space: Workspace | None) -> list[Launch]:
-    """The launches in Gluon of a linear, one or one a view; none where Triton's kernels must run."""
+def launches_of(
+    x: Tensor, views: tuple[AnyWeight, AnyWeight | None], n_ar: int, swiglu: bool, space: Workspace | None
+) -> list[Launch]:
+    """The launches in Gluon of a linear, one or one a view; none where Triton's kernels must run, as those of
+    quantised weights do."""
     rows, key = x.shape[0], tables.device_key(x.device)
     has = key == "sm_90" and HAS_GLUON and not triton_interprets() and not _distrusted
-    if not (rows and has and takes(x, *views)):
+    weight, weight_diff = views
+    if isinstance(weight, QuantisedWeight) or isinstance(weight_diff, QuantisedWeight):
         return []
-    (n, k), (weight, weight_diff) = views[0].shape, views
+    if not (rows and has and takes(x, weight, weight_diff)):
+        return []
+    (n, k), both = weight.shape, (weight, weight_diff)
     space = space or workspace(x.device)
 
     def planned(first: int, last: int, ar: int, of: Views) -> Launch | None:
@@ -67,7 +74,7 @@ def launches_of(x: Tensor, views: Views, n_ar: int, swiglu: bool, space: Workspa
         fits = plan is not None and plan.fits(multiprocessors(x.device), space)
         return Launch(plan, of, first, last, ar) if plan and fits else None
 
-    together = planned(0, rows, n_ar, views)
+    together = planned(0, rows, n_ar, both)
     if together or weight_diff is None:
         return [together] if together else []
     apart = planned(0, n_ar, n_ar, (weight, None)), planned(n_ar, rows, rows - n_ar, (weight_diff, None))
@@ -127,14 +134,14 @@ def launched(launches: Sequence[Launch], x: Tensor, out: Tensor, **how: Any) -> 
 
 
 def linear_either(
-    x: Tensor, weight: Weight, weight_diff: Weight | None = None, n_ar: int | None = None,
+    x: Tensor, weight: AnyWeight, weight_diff: AnyWeight | None = None, n_ar: int | None = None,
     out_dtype: torch.dtype | None = None, *, out: Tensor | None = None, entry: LinearEntry | None = None,
     space: Workspace | None = None, pdl: bool = False, early: bool = True,
 ) -> Tensor:  # fmt: skip
     """`linear_triton`, in Gluon where that is possible; with an entry always in Triton."""
     check_shapes(x, weight, weight_diff)
     rows = x.shape[0]
-    views: Views = weight, weight_diff
+    views: tuple[AnyWeight, AnyWeight | None] = weight, weight_diff
     first = rows if n_ar is None or weight_diff is None else n_ar  # of the rows, by the first weight
     if first == rows:
         views = weight, None
@@ -150,7 +157,7 @@ def linear_either(
 
 
 def linear_swiglu_either(
-    x: Tensor, gate_up: Weight, *, out: Tensor | None = None, entry: LinearEntry | None = None,
+    x: Tensor, gate_up: AnyWeight, *, out: Tensor | None = None, entry: LinearEntry | None = None,
     pdl: bool = False, early: bool = True,
 ) -> Tensor:  # fmt: skip
     """`linear_swiglu_triton`, in Gluon where that is possible; with an entry always in Triton."""

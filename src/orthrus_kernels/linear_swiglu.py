@@ -28,10 +28,12 @@ from ._triton import tl, triton
 from .descriptors import describable, described
 from .linear import GROUP_T, check_shapes, linear, linear_triton, sum_by_pointers
 from .pdl import launch_dependents, launch_options, wait
+from .quantised import Scheme
+from .quantised_triton import check_rows, check_together, compiled_for, sum_by_groups
 from .rows import NO_CONTRACTION, new_rows
 from .swiglu import silu_times, swiglu, swiglu_triton
 from .tables import LinearEntry, LinearTile
-from .weight import Weight, add_product, load_weight_by_tma, prefetch_weight
+from .weight import AnyWeight, Weight, add_product, load_weight_by_tma, prefetch_weight
 
 # wgmma takes 64 rows of the weight at least, each of the two dots by descriptors its own.
 _LEAST_TMA_ROWS = 2 * 64
@@ -52,11 +54,14 @@ _TILES_SM_90 = (
 _MOST_ROWS = 128
 
 
-def swiglu_entry(n: int, k: int, dtype: torch.dtype, device: str) -> LinearEntry:
+def swiglu_entry(
+    n: int, k: int, dtype: torch.dtype, device: str, scheme: Scheme | None = None
+) -> LinearEntry:
     """The reduction class of gate_up [n, k] with tiles of this kernel: measured ones on sm_90 in 16 bits, or
     those of the linear table made fit. block_n counts gate and up rows together, row tiles are powers of two,
-    segments are never split over CTAs. apart: rows beyond which the two kernels are taken."""
-    of = tables.linear_entry(n, k, dtype, device)
+    segments are never split over CTAs. apart: rows beyond which the two kernels are taken. scheme: of a
+    quantised gate_up."""
+    of = tables.linear_entry(n, k, dtype, device, scheme)
     device = "sm_90" if device == "cpu" else device
 
     def own(tile: LinearTile) -> LinearTile:
@@ -68,25 +73,28 @@ def swiglu_entry(n: int, k: int, dtype: torch.dtype, device: str) -> LinearEntry
             block_t //= 2
         return replace(tile, block_t=block_t, block_n=block_n, split=False)
 
-    tiles = _TILES_SM_90 if device == "sm_90" and dtype.itemsize == 2 else of.tiles
+    measured = device == "sm_90" and dtype.itemsize == 2 and scheme is None
+    tiles = _TILES_SM_90 if measured else of.tiles
     entry = replace(of, tiles=tuple(own(tile) for tile in tiles), apart=_MOST_ROWS)
-    return tables.fitted(entry, dtype, device)
+    return tables.fitted(entry, dtype, device, scheme)
 
 
 def _launch_metadata(grid, kernel, args):
     """Name, flops and bytes for Triton's profiler."""
     t, f, k = args["T"], args["F"], args["K"]
+    weight = sum(args[part].nbytes for part in ("p_w", "scale", "zero") if args[part] is not None)
     return {
         "name": f"linear_swiglu_{t}x{f}x{k}",
         "flops": 4 * t * f * k,
-        "bytes": args["p_w"].nbytes + args["y"].element_size() * (t * k + t * f),
+        "bytes": weight + args["y"].element_size() * (t * k + t * f),
     }
 
 
 @triton.jit
-def _gate_and_up_by_pointers(x, sx_t, w, sw_n, first_h, first_row, T, F, K, SEGMENTS: tl.constexpr,
-                             EVEN_K: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr,
-                             BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+def _gate_and_up_by_pointers(x, sx_t, w, sw_n, scale, zero, first_h, first_row, T, F, K,
+                             SEGMENTS: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr,
+                             CODES_A_WORD: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_H: tl.constexpr,
+                             BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """Sums of BLOCK_H gate rows and of their up rows: two blocks [BLOCK_H, BLOCK_T] fp32."""
     o_n = tl.arange(0, 2 * BLOCK_H)
     o_h = first_h + o_n // 16 * 8 + o_n % 8
@@ -96,9 +104,13 @@ def _gate_and_up_by_pointers(x, sx_t, w, sw_n, first_h, first_row, T, F, K, SEGM
     each = tl.cdiv(blocks, SEGMENTS)
     total = tl.zeros((2 * BLOCK_H, BLOCK_T), tl.float32)
     for i_s in range(SEGMENTS):
-        total += sum_by_pointers(w, sw_n, x, sx_t, o_w, o_t, T, i_s * each,
-                                 tl.minimum((i_s + 1) * each, blocks), 2 * F, K,
-                                 2 * BLOCK_H, BLOCK_T, BLOCK_K, STAGES, EVEN_K)  # fmt: skip
+        first, last = i_s * each, tl.minimum((i_s + 1) * each, blocks)
+        if FORMAT is None:
+            total += sum_by_pointers(w, sw_n, x, sx_t, o_w, o_t, T, first, last, 2 * F, K,
+                                     2 * BLOCK_H, BLOCK_T, BLOCK_K, STAGES, EVEN_K)  # fmt: skip
+        else:
+            total += sum_by_groups(w, sw_n, scale, zero, x, sx_t, o_w, o_t, T, first, last, 2 * F, FORMAT,
+                                   ASM, CODES_A_WORD, 2 * BLOCK_H, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
     pairs = total.reshape(BLOCK_H // 8, 2, 8, BLOCK_T).permute(0, 2, 3, 1)
     gate, up = tl.split(pairs)
     return gate.reshape(BLOCK_H, BLOCK_T), up.reshape(BLOCK_H, BLOCK_T)
@@ -129,27 +141,32 @@ def _gate_and_up_by_tma(x, w, first_h, first_row, F, K, SEGMENTS: tl.constexpr, 
 
 @triton.jit(do_not_specialize=["T", "prefetch"], launch_metadata=_launch_metadata)
 def _linear_swiglu_kernel(
-    x, sx_t, w, p_w, sw_n, y, sy_t,
+    x, sx_t, w, p_w, sw_n, scale, zero, y, sy_t,
     T, F, K, prefetch,
-    SEGMENTS: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr, EVEN_K: tl.constexpr, GROUP: tl.constexpr,
+    SEGMENTS: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr,
+    CODES_A_WORD: tl.constexpr, EVEN_K: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Program (tile). TMA: x and w are descriptors, else pointers; p_w: a pointer always. PDL: `prefetch`
-    columns of the weight are asked for while the kernel before this one ends."""
+    """Program (tile). TMA: x and w are descriptors, else pointers; p_w: a pointer always. FORMAT, scale and
+    PDL as in linear.py."""
     tiles_t, tiles_h = tl.cdiv(T, BLOCK_T), tl.cdiv(F, BLOCK_H)
     i_tile = tl.program_id(0)
     i_t, i_h = tl.swizzle2d(i_tile // tiles_h, i_tile % tiles_h, tiles_t, tiles_h, GROUP)
     first_h, first_row = i_h * BLOCK_H, i_t * BLOCK_T
     if PDL:
-        prefetch_weight(p_w, sw_n, i_h, 0, F, K, prefetch, 1, BLOCK_H, BLOCK_K)
-        prefetch_weight(p_w + tl.cast(F, tl.int64) * sw_n, sw_n, i_h, 0, F, K, prefetch, 1, BLOCK_H, BLOCK_K)
+        columns = K // CODES_A_WORD
+        BLOCK: tl.constexpr = BLOCK_K // CODES_A_WORD
+        prefetch_weight(p_w, sw_n, i_h, 0, F, columns, prefetch, 1, BLOCK_H, BLOCK)
+        p_up = p_w + tl.cast(F, tl.int64) * sw_n
+        prefetch_weight(p_up, sw_n, i_h, 0, F, columns, prefetch, 1, BLOCK_H, BLOCK)
         wait()  # x and y may be in use until here
     if TMA:
         gate, up = _gate_and_up_by_tma(x, w, first_h, first_row, F, K,
                                        SEGMENTS, BLOCK_H, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
     else:
-        gate, up = _gate_and_up_by_pointers(x, sx_t, w, sw_n, first_h, first_row, T, F, K,
-                                            SEGMENTS, EVEN_K, BLOCK_H, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
+        gate, up = _gate_and_up_by_pointers(x, sx_t, w, sw_n, scale, zero, first_h, first_row, T, F, K,
+                                            SEGMENTS, FORMAT, ASM, CODES_A_WORD, EVEN_K, BLOCK_H, BLOCK_T,
+                                            BLOCK_K, STAGES)  # fmt: skip
     if PDL:
         launch_dependents()  # not before: a linear comes next, and would need the place of this one
     dtype: tl.constexpr = y.dtype.element_ty
@@ -161,7 +178,7 @@ def _linear_swiglu_kernel(
 
 def linear_swiglu_triton(
     x: Tensor,
-    gate_up: Weight,
+    gate_up: AnyWeight,
     *,
     out: Tensor | None = None,
     entry: LinearEntry | None = None,
@@ -180,41 +197,46 @@ def linear_swiglu_triton(
     assert out.shape == (rows, f), (out.shape, rows, f)
     assert x.dtype == gate_up.dtype == out.dtype, (x.dtype, gate_up.dtype, out.dtype)
     assert x.stride(1) == out.stride(1) == 1, (x.stride(), out.stride())
+    check_rows(x, gate_up)
     if rows == 0:
         return out
-    entry = entry or swiglu_entry(n, k, x.dtype, tables.device_key(x.device))
+    device, scheme = tables.device_key(x.device), gate_up.scheme
+    entry = entry or swiglu_entry(n, k, x.dtype, device, scheme)
     if entry.apart is not None and rows > entry.apart:
-        of = tables.linear_entry(n, k, x.dtype, tables.device_key(x.device))
+        of = tables.linear_entry(n, k, x.dtype, device, scheme)
         assert (entry.block_k, entry.segments) == (of.block_k, of.segments), "another class would change bits"
         return swiglu_triton(linear_triton(x, gate_up, pdl=pdl, early=early), out=out, pdl=pdl)
+    check_together(entry.block_k, gate_up)
     tile = entry.tile(rows)
     block_h = tile.block_n // 2
-    ahead = tile.prefetch * entry.block_k if gate_up.can_prefetch and early else 0
+    ahead = tile.prefetch * entry.block_k // gate_up.codes_a_word if gate_up.can_prefetch and early else 0
     sx_t = x.stride(0) if rows > 1 else k
     operands: tuple[Any, ...] = x, gate_up.pointer
     tma = tile.tma and describable((x, sx_t)) and gate_up.describable
     if tma:
+        assert isinstance(gate_up, Weight)
         rows_by = described(x, sx_t, tile.block_t, entry.block_k)
         operands = rows_by, gate_up.described(block_h, entry.block_k)
     # Without contraction, as swiglu_triton is compiled. The sums are still those of linear_triton, compiled
     # with it: tensor-core dots have nothing to contract, dots in fp32 are fma.rn by name (test_aot.py).
     _linear_swiglu_kernel[(triton.cdiv(rows, tile.block_t) * triton.cdiv(f, block_h),)](
-        x=operands[0], sx_t=sx_t, w=operands[1], p_w=gate_up.pointer, sw_n=gate_up.row_stride, y=out,
-        sy_t=out.stride(0) if rows > 1 else f, T=rows, F=f, K=k, prefetch=ahead, SEGMENTS=entry.segments,
-        TMA=tma, PDL=pdl, EVEN_K=k % entry.block_k == 0, GROUP=GROUP_T, BLOCK_H=block_h, BLOCK_T=tile.block_t,
+        x=operands[0], sx_t=sx_t, w=operands[1], p_w=gate_up.pointer, sw_n=gate_up.row_stride,
+        scale=gate_up.scale, zero=gate_up.zero, y=out, sy_t=out.stride(0) if rows > 1 else f, T=rows, F=f,
+        K=k, prefetch=ahead, SEGMENTS=entry.segments, TMA=tma, PDL=pdl, **compiled_for(gate_up),
+        EVEN_K=k % entry.block_k == 0, GROUP=GROUP_T, BLOCK_H=block_h, BLOCK_T=tile.block_t,
         BLOCK_K=entry.block_k, STAGES=tile.stages, num_warps=tile.warps, num_stages=tile.stages,
         **NO_CONTRACTION, **launch_options(pdl and early),
     )  # fmt: skip
     return out
 
 
-def _check_shapes(x: Tensor, gate_up: Weight) -> None:
+def _check_shapes(x: Tensor, gate_up: AnyWeight) -> None:
     check_shapes(x, gate_up, None)
     if gate_up.shape[0] % 2:
         raise ValueError(f"linear_swiglu: gate_up {gate_up.shape} must have as many gate as up rows")
 
 
-def linear_swiglu(x: Tensor, gate_up: Weight) -> Tensor:
+def linear_swiglu(x: Tensor, gate_up: AnyWeight) -> Tensor:
     """swiglu(linear(x, gate_up)): x [T, E], gate_up [2F, E] -> [T, F] in x's dtype.
 
     Raises ValueError when shapes disagree or gate_up has an odd number of rows."""

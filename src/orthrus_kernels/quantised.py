@@ -11,16 +11,19 @@ fp32, by `fma(sum of the group, scale, sum so far)`. No weight is ever rounded. 
 Codes lie in int32 **words**, in the order in which a thread of a tensor core takes them (the words of a row
 follow one another):
 
-- E4M3, 4 codes a word: byte 2 h + b of word 4 g + t is column 16 g + 8 h + 2 t + b (t < 4; h, b < 2);
+- E4M3, 4 codes a word: byte 2 b + h of word 4 g + t is column 16 g + 8 h + 2 t + b (t < 4; h, b < 2);
 - INT4, 8 codes a word: nibble 4 b + 2 s + h of word 4 g + t is column 32 g + 16 s + 8 h + 2 t + b.
 
-So a row of x meets its columns in the order that a dense weight has, whatever the words look like."""
+So neighbouring columns (b) are in the two halves of a word, as a pair of bf16 has them in a register. A row
+of x meets its columns in the order that a dense weight has, whatever the words look like."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +44,15 @@ class Format(Enum):
         return 8 if self is Format.E4M3 else 4
 
 
+class Scheme(NamedTuple):
+    """What a kernel is compiled for. Weights of one scheme may share a launch, dense ones have none."""
+
+    format: Format
+    group: int
+    zeros: bool
+    scale: torch.dtype
+
+
 @dataclass(frozen=True, eq=False)
 class QuantisedWeight:
     """Codes [N, K] with scales, on any device; it multiplies rows of `dtype`. K is a multiple of the group.
@@ -51,7 +63,7 @@ class QuantisedWeight:
     group: int  # one of GROUPS
     words: Tensor  # int32 [N, K * bits / 32]
     scale: Tensor  # [K / group, N] fp32, bf16 or fp16, as stored in the checkpoint
-    zero: Tensor | None  # uint8 [K / group, N], INT4 alone; None: SYMMETRIC everywhere
+    zero: Tensor | None  # uint8 [K / group, N] up to 127, INT4 alone; None: SYMMETRIC everywhere
     dtype: torch.dtype  # of the rows that it multiplies
 
     @staticmethod
@@ -79,6 +91,36 @@ class QuantisedWeight:
     def nbytes(self) -> int:
         """Bytes that a product with it reads."""
         return self.words.nbytes + self.scale.nbytes + (0 if self.zero is None else self.zero.nbytes)
+
+    @cached_property
+    def scheme(self) -> Scheme:
+        """What a kernel is compiled for."""
+        return Scheme(self.format, self.group, self.zero is not None, self.scale.dtype)
+
+    @property
+    def pointer(self) -> Tensor:
+        """What kernels take to load words, and to prefetch them."""
+        return self.words
+
+    @property
+    def codes_a_word(self) -> int:
+        """Columns that one number at `pointer` holds."""
+        return 32 // self.format.bits
+
+    @property
+    def row_stride(self) -> int:
+        """Words between rows."""
+        return self.words.shape[1]
+
+    @property
+    def describable(self) -> bool:
+        """No kernel loads tiles of words by descriptors."""
+        return False
+
+    @property
+    def can_prefetch(self) -> bool:
+        """Whether rows are whole units of 16 bytes."""
+        return self.row_stride % 4 == 0
 
     def put(self, first: int, codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> None:
         """Fill rows from `first` on: codes uint8 [n, K], scale [n, K / group], zero uint8 [n, K / group], on
@@ -112,24 +154,39 @@ class QuantisedWeight:
 
 def packed(codes: Tensor, format: Format) -> Tensor:
     """Words int32 [N, K * bits / 32] of codes uint8 [N, K]."""
-    n, bits = len(codes), format.bits
+    n = len(codes)
     if format is Format.E4M3:
-        order = codes.view(n, -1, 2, 4, 2).permute(0, 1, 3, 2, 4)  # step, half, t, b -> step, t, half, b
+        fields = codes.reshape(n, -1, 2, 4, 2).permute(0, 1, 3, 4, 2)  # step, h, t, b -> step, t, b, h
     else:
-        order = codes.view(n, -1, 2, 2, 4, 2).permute(0, 1, 4, 5, 2, 3)  # -> step, t, b, s, half
-    fields = order.reshape(n, -1, 32 // bits).long()
-    shifts = torch.arange(0, 32, bits, device=codes.device)
-    words = (fields << shifts).sum(-1)
-    return torch.where(words < 1 << 31, words, words - (1 << 32)).int()
+        order = codes.reshape(n, -1, 2, 2, 4, 2).permute(
+            0, 1, 4, 5, 2, 3
+        )  # step, s, h, t, b -> step, t, b, s, h
+        fields = order[..., 0] | order[..., 1] << 4
+    return fields.reshape(n, -1).view(torch.int32)
 
 
 def unpacked(words: Tensor, format: Format) -> Tensor:
     """Codes uint8 [N, K] of words."""
-    n, bits = len(words), format.bits
-    shifts = torch.arange(0, 32, bits, device=words.device)
-    fields = (words.long()[..., None] >> shifts & (1 << bits) - 1).to(torch.uint8)
+    n, fields = len(words), words.contiguous().view(torch.uint8)
     if format is Format.E4M3:
-        order = fields.view(n, -1, 4, 2, 2).permute(0, 1, 3, 2, 4)
+        order = fields.view(n, -1, 4, 2, 2).permute(0, 1, 4, 2, 3)  # back: step, t, b, h -> step, h, t, b
     else:
-        order = fields.view(n, -1, 4, 2, 2, 2).permute(0, 1, 4, 5, 2, 3)
+        nibbles = torch.stack((fields & 15, fields >> 4), -1)
+        order = nibbles.view(n, -1, 4, 2, 2, 2).permute(0, 1, 4, 5, 2, 3)
     return order.reshape(n, -1)
+
+
+def product_by_groups(weight: QuantisedWeight) -> Callable[[Tensor], Tensor]:
+    """The product of the first paragraph, plainly: rows fp32 [T, K] -> fp32 [T, N].
+
+    In fp64 the product of two numbers of fp32 is exact, so that a fold of a group is `fma` on any CPU."""
+    values = [group.t() for group in weight.values().split(weight.group, 1)]
+    scales = weight.scale.double()
+
+    def product(x: Tensor) -> Tensor:
+        total = x.new_zeros(len(x), weight.shape[0])
+        for columns, value, scale in zip(x.split(weight.group, 1), values, scales, strict=True):
+            total = torch.add(total.double(), (columns @ value).double() * scale).float()
+        return total
+
+    return product

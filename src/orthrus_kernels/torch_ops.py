@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .clock import mark_here
-from .linear import by_view
 from .pages import in_order
 from .plan import PassPlan, PassShape
 from .swiglu import swiglu
 from .visibility import visible
-from .weight import Weight
+from .weight import AnyWeight, by_view
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,8 @@ def attention_torch(
 
 def linear_torch(
     x: Tensor,
-    weight: Weight,
-    weight_diff: Weight | None = None,
+    weight: AnyWeight,
+    weight_diff: AnyWeight | None = None,
     n_ar: int | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
@@ -89,6 +88,6 @@ def linear_torch(
     return by_view(lambda rows, w: (rows @ w.dense().t()).to(out_dtype), x, weight, weight_diff, n_ar)
 
 
-def linear_swiglu_torch(x: Tensor, gate_up: Weight) -> Tensor:
+def linear_swiglu_torch(x: Tensor, gate_up: AnyWeight) -> Tensor:
     """`linear_swiglu` by `torch.mm`, then the twin's SwiGLU."""
     return swiglu(linear_torch(x, gate_up))

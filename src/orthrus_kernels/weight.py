@@ -1,13 +1,15 @@
 """A weight: the matrix [N, K] that a linear, the gate and up projections or the head multiply rows by.
 
 Only this file, and the reader that fills `parts`, know how the numbers of a weight lie in memory. The kernels
-load a weight's tiles and multiply by them through the functions below, in every place. So another form, such
-as codes with scales, is an edit of this file (docs/adding.md)."""
+load a weight's tiles and multiply by them through the functions below, in every place. Linears and the gate
+and up projections also take codes with scales (quantised.py), which answer the same questions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from torch import Tensor
 from ._triton import TensorDescriptor, tl, triton
 from .descriptors import describable, described
 from .pdl import prefetch_to_l2
+from .quantised import QuantisedWeight, product_by_groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +25,11 @@ class Weight:
     """Numbers [N, K] of one float dtype, on any device; the columns of a row are contiguous."""
 
     data: Tensor
+
+    scheme: ClassVar[None] = None  # as of a quantised one, which has scales and maybe zero points
+    scale: ClassVar[None] = None
+    zero: ClassVar[None] = None
+    codes_a_word: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         assert self.data.dim() == 2 and self.data.stride(1) == 1, (self.data.shape, self.data.stride())
@@ -75,10 +83,35 @@ class Weight:
         return self.describable and self.shape[1] * self.data.element_size() % 16 == 0
 
 
+AnyWeight = Weight | QuantisedWeight  # what a linear multiplies by
+
+
+def product_of(weight: AnyWeight) -> Callable[[Tensor], Tensor]:
+    """The product plainly, for a constant number of rows: fp32 [T, K] -> fp32 [T, N]."""
+    if isinstance(weight, QuantisedWeight):
+        return product_by_groups(weight)
+    wide = weight.dense().float().t()
+    return lambda x: x @ wide
+
+
+def by_view(
+    one_view: Callable[[Tensor, AnyWeight], Tensor], x: Tensor, weight: AnyWeight,
+    weight_diff: AnyWeight | None, n_ar: int | None,
+) -> Tensor:  # fmt: skip
+    """one_view(rows, their weight) of the AR rows [0, n_ar) and of the diffusion rows behind them, [T, N]; of
+    all rows by `weight` where there is one weight only.
+    """
+    if weight_diff is None or n_ar is None or n_ar == len(x):
+        return one_view(x, weight)
+    if n_ar == 0:
+        return one_view(x, weight_diff)
+    return torch.cat([one_view(x[:n_ar], weight), one_view(x[n_ar:], weight_diff)])
+
+
 @triton.jit
 def load_weight(p_w, m_w):
-    """Numbers of a weight at p_w [BLOCK_N, BLOCK_K], 0 where the mask m_w is false. They leave L2 first:
-    no later launch reads them soon."""
+    """Numbers of a weight, or words of codes, at p_w [BLOCK_N, BLOCK_K], 0 where the mask m_w is false. They
+    leave L2 first: no later launch reads them soon."""
     return tl.load(p_w, mask=m_w, other=0.0, eviction_policy="evict_first")
 
 

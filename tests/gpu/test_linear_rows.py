@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from codes import exact, random_weight
 
 from bench.models import MODELS
 from orthrus_kernels import Sampling, Weight, alike, tables
@@ -15,6 +16,7 @@ from orthrus_kernels.head import head_triton
 from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
 from orthrus_kernels.logit_summary import summary_of_logits
+from orthrus_kernels.quantised import Format
 from orthrus_kernels.swiglu import swiglu_triton
 
 DEVICE, BF16 = "cuda", torch.bfloat16
@@ -22,6 +24,7 @@ MOST_ROWS = 256
 SLICES = ((0, 1), (3, 5), (7, 200), (17, 81), (128, 161), (250, 256), (0, 256))  # rows of a pass of MOST_ROWS
 SIZES = ("1.7B", "8B")
 LINEARS = [(size, name) for size in SIZES for name in ("qkv", "o", "gate_up", "down")]
+SCHEMES = (Format.E4M3, 128, False, BF16), (Format.INT4, 128, True, torch.float16)
 SETTINGS = ({}, {"temperature": 0.8, "top_k": 20, "top_p": 0.95}, {"temperature": 0.8, "min_p": 0.01})
 
 
@@ -36,25 +39,35 @@ def heavy(*shape: int) -> torch.Tensor:
     return (torch.randn(*shape, device=DEVICE) * scale).to(BF16)
 
 
+def weight_of(scheme, n: int, k: int, seed: int):
+    """(weight, its numbers in fp64); scheme None: a dense one."""
+    if scheme is None:
+        weight = Weight(heavy(n, k))
+        return weight, weight.dense().double()
+    weight = random_weight(scheme, n, k, DEVICE, seed)
+    return weight, exact(weight)
+
+
 def each_alone(op, x: torch.Tensor) -> torch.Tensor:
     """What `op` makes of the rows of x, one row a launch."""
     return torch.cat([op(x[i : i + 1]) for i in range(len(x))])
 
 
+@pytest.mark.parametrize("scheme", [None, *SCHEMES], ids=["bf16", "fp8", "int4"])
 @pytest.mark.parametrize(("size", "name"), LINEARS)
-def test_linears(size, name):
+def test_linears(size, name, scheme):
     torch.manual_seed(0)
     n, k = MODELS[size].weights()[name]
-    x, w, w_diff = heavy(MOST_ROWS, k), Weight(heavy(n, k)), Weight(heavy(n, k))
+    x, (w, numbers), (w_diff, _) = heavy(MOST_ROWS, k), weight_of(scheme, n, k, 1), weight_of(scheme, n, k, 2)
     ar, diffusion = (each_alone(lambda row, of=of: linear_triton(row, of), x) for of in (w, w_diff))
-    exact = x.double() @ w.dense().double().T
-    assert (ar.double() - exact).abs().max() < 1e-2 * exact.abs().max()
+    wanted = x.double() @ numbers.T
+    assert (ar.double() - wanted).abs().max() < 1e-2 * wanted.abs().max()
     for rows in range(1, MOST_ROWS + 1):
         n_ar = rows // 3
         assert torch.equal(linear_triton(x[:rows], w), ar[:rows]), rows
         mixed = linear_triton(x[:rows], w, w_diff, n_ar)
         assert torch.equal(mixed, torch.cat([ar[:n_ar], diffusion[n_ar:rows]])), (rows, n_ar)
-    entry = tables.linear_entry(n, k, BF16, tables.device_key(torch.device(DEVICE)))
+    entry = tables.linear_entry(n, k, BF16, tables.device_key(torch.device(DEVICE)), w.scheme)
     for tile in entry.tiles:
         one_tile = replace(entry, tiles=(replace(tile, rows=None),))
         for first, last in SLICES:
@@ -74,6 +87,17 @@ def test_swiglu_in_the_linear(size, numbers):
         assert torch.equal(linear_swiglu_triton(x[:rows], w), alone[:rows]), rows
     for first, last in SLICES:
         assert torch.equal(linear_swiglu_triton(x[first:last], w), alone[first:last]), (first, last)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=["fp8", "int4"])
+@pytest.mark.parametrize("size", SIZES)
+def test_swiglu_in_a_quantised_linear(size, scheme):
+    torch.manual_seed(0)
+    n, k = MODELS[size].weights()["gate_up"]
+    x, w = normal(MOST_ROWS, k) / 4096, random_weight(scheme, n, k, DEVICE)
+    alone = each_alone(lambda row: swiglu_triton(linear_triton(row, w)), x)
+    for rows in range(1, MOST_ROWS + 1):
+        assert torch.equal(linear_swiglu_triton(x[:rows], w), alone[:rows]), rows
 
 
 @pytest.mark.parametrize("likeliest", [1, 16])

@@ -1,8 +1,8 @@
 """Compile every kernel ahead of time, for GPUs that are not here, and print one JSON line a compilation.
 
-Run by test_aot.py in a process without TRITON_INTERPRET: `python tests/helpers/aot.py`. The real launchers
-run on meta tensors; a recorder in the kernel's place keeps the arguments of the launch and compiles what
-Triton would have compiled for them. So a launcher and this file cannot disagree.
+Run by test_aot.py in a process without TRITON_INTERPRET: `python tests/helpers/aot.py TARGET ...`. The real
+launchers run on meta tensors; a recorder in the kernel's place keeps the arguments of the launch and compiles
+what Triton would have compiled for them. So a launcher and this file cannot disagree.
 
 Registers and spills of the NVIDIA targets are those that `ptxas -v` reports (cuobjdump: fewer), which Triton
 runs and, asked for it, prints."""
@@ -160,8 +160,12 @@ def described(built, log: str, target: GPUTarget) -> dict:
         "registers": registers(log),
         "spill_bytes": spilled(log),
         "wgmma": "wgmma.mma_async" in ptx,
+        "wgmma_from_registers": bool(re.search(r"wgmma\.mma_async\S+\s+\{[^}]*\},\s*\{", ptx)),
+        "ldmatrix": "ldmatrix" in ptx,
         "mma": "mma.sync" in ptx,
         "fma": "fma.rn.f32" in ptx,
+        "fma_bf16x2": "fma.rn.bf16x2" in ptx,
+        "conversions": sorted(set(re.findall(r"\bcvt\.r[nz]\S+", ptx))),
         "cp_async_16": "cp.async.cg" in ptx,
         "tma": "cp.async.bulk.tensor" in ptx,
         "before_wait": before_wait(ptx),
@@ -182,7 +186,7 @@ def main() -> None:
         with recorded(module, kernel) as recorder:
             launch()
         (arguments,) = recorder.launches
-        for target in targets:
+        for target in [target for target in targets if target in sys.argv[1:]]:
             line = {"kernel": kernel.strip("_"), "case": name, "target": target}
             try:
                 line |= compile_for(recorder.kernel, arguments, TARGETS[target])

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from types import ModuleType
+from unittest.mock import patch
 
 import torch
 
@@ -45,7 +46,8 @@ TMA_ENTRIES = (
 
 
 def linears() -> Iterator[Launch]:
-    """Every tile of the table's entries, and of defaults with every number of segments; equal ones once."""
+    """Every tile of the table's entries and of defaults. Of tiles that differ in their stages, or in their
+    number of segments where there are several, the one with most: it has most registers."""
     op = module("linear")
     shapes = ((151936, 4096), (6144, 4096), (4096, 4096), (512, 4096))
     entries = [(dtype, entry) for (_, _, dtype, _), entry in tables.linear_entries().items()]
@@ -53,25 +55,71 @@ def linears() -> Iterator[Launch]:
     entries += [(torch.bfloat16, tables.default_entry(*s, torch.bfloat16, "sm_90")) for s in shapes]
     entries += [(torch.bfloat16, entry) for entry in TMA_ENTRIES]
     entries += [(torch.float16, tables.default_entry(*shapes[1], torch.float16))]
-    seen = set()
+    most: dict[tuple, tuple[tables.LinearEntry, tables.LinearTile]] = {}
     for dtype, entry in entries:
         for tile in entry.tiles:
-            key = dtype, entry.block_k, entry.segments, replace(tile, rows=None, prefetch=0)
-            if key in seen:
-                continue
+            several = entry.segments > 1
+            key = dtype, entry.block_k, several, replace(tile, rows=None, prefetch=0, stages=0)
+            other = most.get(key)
+            size = entry.segments, tile.stages
+            if other is None or size > (other[0].segments, other[1].stages):
+                most[key] = entry, tile
+    for nth, ((dtype, *_), (entry, tile)) in enumerate(most.items()):
 
-            def launch(pdl, dtype=dtype, entry=entry, rows=tile.rows or 512):
-                space = op.Workspace.new(torch.device("meta"), 1 << 28, 1 << 20)
-                x = meta(2 * rows, 4096, dtype=dtype)
-                w, w2 = (Weight(meta(4096, 4096, dtype=dtype)) for _ in range(2))
-                one = replace(entry, apart=None)  # both weights in one launch, which is the harder
-                op.linear_triton(x, w, w2, rows, entry=one, space=space, pdl=pdl)
+        def launch(pdl, dtype=dtype, entry=entry, rows=tile.rows or 512):
+            space = op.Workspace.new(torch.device("meta"), 1 << 28, 1 << 20)
+            x = meta(2 * rows, 4096, dtype=dtype)
+            w, w2 = (Weight(meta(4096, 4096, dtype=dtype)) for _ in range(2))
+            one = replace(entry, apart=None)  # both weights in one launch, which is the harder
+            op.linear_triton(x, w, w2, rows, entry=one, space=space, pdl=pdl)
 
-            name = f"{dtype} segments {entry.segments} block_k {entry.block_k} {tile}"
-            yield "pdl " + name, op, "_linear_kernel", partial(launch, True), HOPPER if seen else PDL
-            if not seen:
-                yield name, op, "_linear_kernel", partial(launch, False), ALL
-            seen.add(key)
+        name = f"{dtype} segments {entry.segments} block_k {entry.block_k} {tile}"
+        yield "pdl " + name, op, "_linear_kernel", partial(launch, True), HOPPER if nth else PDL
+        if not nth:
+            yield name, op, "_linear_kernel", partial(launch, False), ALL
+
+
+def on_amd(launch: Callable[[], object]) -> None:
+    """The launch as torch of an AMD GPU makes it."""
+    with patch.object(torch.version, "hip", "6"):
+        launch()
+
+
+def quantised_linears() -> Iterator[Launch]:
+    """Of each format the smallest tiles and those with most accumulators."""
+    linear, fused, of = module("linear"), module("linear_swiglu"), module("quantised")
+    fp8 = of.Format.E4M3, 128, False, torch.bfloat16
+    int4, small = (of.Format.INT4, 128, True, torch.float16), (of.Format.INT4, 32, False, torch.float32)
+
+    def weight(n: int, k: int, scheme: tuple) -> of.QuantisedWeight:
+        return of.QuantisedWeight.new(
+            n, k, *scheme[:2], zeros=scheme[2], scale=scheme[3], dtype=torch.bfloat16, device="meta"
+        )
+
+    def product(scheme: tuple, k: int, rows: int, split: bool, pdl: bool) -> None:
+        space = linear.Workspace.new(torch.device("meta"), 1 << 28 if split else 1, 1 << 20)
+        w, w2 = (weight(4096, k, scheme) for _ in range(2))
+        linear.linear_triton(meta(2 * rows, k), w, w2, rows, space=space, pdl=pdl)
+
+    def gate_and_up(scheme: tuple, rows: int, pdl: bool) -> None:
+        fused.linear_swiglu_triton(meta(rows, 4096), weight(24576, 4096, scheme), pdl=pdl)
+
+    for scheme, k, rows, split in (
+        (fp8, 12288, 16, True), (fp8, 12288, 512, False), (fp8, 4096, 64, True), (int4, 12288, 32, True),
+        (int4, 12288, 64, False), (small, 4096, 128, True),
+    ):  # fmt: skip
+        name = f"pdl {scheme[0].value} group {scheme[1]} of {k}, {rows} rows, split {split}"
+        yield name, linear, "_linear_kernel", partial(product, scheme, k, rows, split, True), HOPPER
+    for scheme, rows in ((fp8, 128), (int4, 16)):
+        name = f"pdl {scheme[0].value} group 128, {rows} rows"
+        yield name, fused, "_linear_swiglu_kernel", partial(gate_and_up, scheme, rows, True), HOPPER
+    for scheme, op, kernel, launch in (
+        (fp8, fused, "_linear_swiglu_kernel", partial(gate_and_up, fp8, 128, False)),
+        (int4, linear, "_linear_kernel", partial(product, int4, 4096, 16, True, False)),
+    ):
+        name = f"{scheme[0].value} group 128"
+        yield name, op, kernel, launch, tuple(key for key in ALL if key not in ("sm_90", "gfx942"))
+        yield name, op, kernel, partial(on_amd, launch), ("gfx942",)
 
 
 def row_wise() -> Iterator[Launch]:
@@ -305,6 +353,7 @@ def cycles() -> Iterator[Launch]:
 
 def launches() -> Iterator[Launch]:
     yield from linears()
+    yield from quantised_linears()
     yield from row_wise()
     yield from linear_swiglus()
     yield from heads()

@@ -1,6 +1,6 @@
 """Compile the attention kernels for GPUs that are not here; one JSON line each. Run without TRITON_INTERPRET.
 
-usage: python compile_attention.py ARCH...   (90 or gfx942)"""
+usage: python compile_attention.py TARGET...   (such as sm_90)"""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def source_of(kernel, dtype: str, constants: dict) -> ASTSource:
 
 def compiled_ptx(kernel, dtype: str, constants: dict, arch: str, **options) -> str:
     """The PTX of one kernel."""
-    built, _ = aot.built_from(source_of(kernel, dtype, constants), aot.TARGETS[f"sm_{arch}"], options)
+    built, _ = aot.built_from(source_of(kernel, dtype, constants), aot.TARGETS[arch], options)
     return built.asm["ptx"]
 
 
 def compiled(kernel, dtype: str, constants: dict, arch: str, **options) -> dict:
     """Registers, spilled bytes and shared memory of one kernel."""
-    target = aot.TARGETS[f"sm_{arch}" if arch.isdigit() else arch]
+    target = aot.TARGETS[arch]
     built, log = aot.built_from(source_of(kernel, dtype, constants), target, options)
     report = {"kernel": kernel.__name__, "arch": arch, "dtype": dtype, **options}
     report |= {name: constants.get(name) for name in ("D", "FOLDED", "FUSED")}
@@ -67,12 +67,12 @@ def main() -> None:
     for arch in sys.argv[1:]:
         commit(arch)
         for (d, size), (folded, block, warps, stages) in a.LAUNCH.items():
-            if arch != "90" and (d, size) != (128, 2):
+            if arch != "sm_90" and (d, size) != (128, 2):
                 continue
             dtype = "bf16" if size == 2 else "fp32"
             tall = a.TALL if size == 2 else 1
             # (kernel, tiles side by side, query heads and rows that the last program folds)
-            folds = ((0, 4, a.FUSED_HEADS) if (d, size) == (128, 2) else (0, 4)) if arch == "90" else (4,)
+            folds = ((0, 4, a.FUSED_HEADS) if (d, size) == (128, 2) else (0, 4)) if arch == "sm_90" else (4,)
             jobs = [(a._partial_kernel, 1, fused) for fused in folds]
             for kernel, height, fused in [*jobs, (a._whole_kernel, tall, None)]:
                 group, rows = 4, height * folded

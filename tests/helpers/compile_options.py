@@ -49,7 +49,7 @@ def main() -> None:
         lambda: linear.linear_triton(meta(8, 256), weight, entry=entry, space=space),
     )  # fmt: skip
     constants = {"D": 64, "UNROLL": 2, "PDL": False}
-    report("fold", compiled_ptx(attention._combine_kernel, "bf16", constants, "90", num_warps=1))
+    report("fold", compiled_ptx(attention._combine_kernel, "bf16", constants, "sm_90", num_warps=1))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,10 @@ from typing import Any
 
 import orthrus_kernels
 
+# GPUs that every kernel is compiled for. Those of SLOW are near relatives of others: sm_89 of sm_80, sm_120
+# of sm_80 and sm_100.
+USUAL, SLOW = ("sm_80", "sm_90", "sm_100", "gfx942"), ("sm_89", "sm_120")
+
 
 def compiled_by(script: str, cache: Path, *arguments: str) -> list[dict[str, Any]]:
     """The lines of JSON that the script prints. cache: Triton's; what lies there is not compiled again, and

@@ -19,6 +19,7 @@ from small import small_model
 from qwen3_model import Qwen3
 
 GROUP = 32  # of the small models' codes of 4 bits
+FINITE = [code for code in range(256) if code & 127 != 127]
 AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)  # the column, of eight, that nibble 0, 1, .. of a word holds
 
 
@@ -52,26 +53,23 @@ def e4m3(code: int) -> float:
 
 
 def random_matrix(n: int, k: int, form: str, rng: random.Random) -> Matrix:
-    """Codes and zero points of every kind; scales that every dtype holds, of the form's pattern."""
+    """Codes and zero points of every kind, scales of the form's pattern."""
     if form in EIGHT_BITS:
-        codes = [[_finite(rng) for _ in range(k)] for _ in range(n)]
-        scales = {
-            (a, b): 2.0 ** rng.randint(-13, -10) * rng.choice([1, 1.5]) for a in range(n) for b in range(k)
-        }
-        block = (lambda n, c: (n // 128, c // 128)) if form != "channel" else (lambda n, c: (n, 0))
-        pattern = (lambda n, c: (0, 0)) if form == "tensor" else block
-        return Matrix(codes, lambda n, c: scales[pattern(n, c)], [])
+        codes = [rng.choices(FINITE, k=k) for _ in range(n)]
+        height, width = {"channel": (1, k), "tensor": (n, k)}.get(form, (128, 128))
+        scales = [[_scale(rng, -13, -10) for _ in range(0, k, width)] for _ in range(0, n, height)]
+        return Matrix(codes, lambda r, c: scales[r // height][c // width], [])
     codes = [[rng.randrange(16) for _ in range(k)] for _ in range(n)]
-    small = [
-        [2.0 ** rng.randint(-8, -5) * rng.choice([1, 1.25]) for _ in range(k // GROUP)] for _ in range(n)
-    ]
-    even = form in SYMMETRIC
-    zero = [[8 if even else rng.randrange(1, 16) for _ in range(k // GROUP)] for _ in range(n)]
+    small = [[_scale(rng, -8, -5) for _ in range(k // GROUP)] for _ in range(n)]
+    least = 8 if form in SYMMETRIC else 1 if form == "gptq" else 0  # a stored 15 is a 16 in the older files
+    most = 8 if form in SYMMETRIC else least + 15
+    zero = [[rng.randint(least, most) for _ in range(k // GROUP)] for _ in range(n)]
     return Matrix(codes, lambda n, c: small[n][c // GROUP], zero)
 
 
-def _finite(rng: random.Random) -> int:
-    return rng.choice([code for code in range(256) if code & 127 != 127])
+def _scale(rng: random.Random, low: int, high: int) -> float:
+    """One that bf16, fp16 and fp32 hold."""
+    return 2.0 ** rng.randint(low, high) * rng.choice([1, 1.25, 1.5])
 
 
 def of_row(numbers: list, row: int, column: int) -> int:

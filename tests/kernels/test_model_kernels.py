@@ -6,9 +6,11 @@ from plainly import plainly
 from promise import check_model, check_prefill
 from replayed import Replayed
 from small import small_model
+from write_quantised import write
 
 from orthrus_kernels import Rows
 from orthrus_kernels.rows import SPARE_ROWS
+from qwen3_model import Qwen3
 
 
 @pytest.fixture
@@ -37,6 +39,23 @@ def test_a_row_has_the_bits_of_plain_decoding_in_any_pass(model_of, dtype):
     )
     assert found.different == 0, found
     assert found.passes == 4 and found.rows >= 4
+
+
+@pytest.mark.parametrize("forms", [("awq", "fp8"), ("fp8", None), ("pack", "pack")], ids=str)
+def test_a_quantised_model_keeps_both(forms, tmp_path, device):
+    """Each view with its own format, or none: near the twins, and row-invariant in mixed passes."""
+    folder, rows = write(tmp_path, *forms).folder, Rows.tree_with_blocks([5, 6, 7], [-1, 0, 0], 9, [0], 4, 96)
+    logits = []
+    for backend in ("reference", "triton"):
+        model = Qwen3.from_pretrained(
+            folder, device=str(device), dtype="bfloat16", backend=backend, progress=False
+        )
+        cache = model.new_cache(20)
+        model.prefill(list(range(9)), cache)
+        logits.append(model.forward(rows, cache).logits.double().cpu())
+    assert ((logits[0] - logits[1]).abs().max() / logits[0].abs().max()).item() < 3e-2
+    found = check_model(model, [5], passes=3, trunk_length=3, most=6)
+    assert found.different == 0 and found.passes == 3, found
 
 
 def test_the_check_sees_kernels_that_are_not_row_invariant(model_of, monkeypatch):

@@ -26,6 +26,8 @@ _GLUON_ATTENTION = "orthrus_kernels/attention_gluon_kernels.py"
 _GLUON_COPY = "orthrus_kernels/attention_gluon_copy.py"
 _GLUON_TEST = "kernels/test_gluon_attention.py::"
 _LINEAR = "orthrus_kernels/linear.py"
+_CODES = "orthrus_kernels/quantised_triton.py"
+_CODED = "kernels/test_quantised_linears.py::"
 _VISIBILITY = "orthrus_kernels/visibility.py"
 _BLOCKS = "orthrus_kernels/blocks.py"
 _LAY = "orthrus_kernels/lay_triton.py"
@@ -233,14 +235,31 @@ BUGS = (
         "is_ar = i_t < n_ar", "is_ar = i_t <= n_ar",
         "kernels/test_rowwise.py::test_against_fp64_and_the_twin",
         "the border between the views of a mixed pass"),
-    Bug("diffusion rows take AR weights in the twin", "orthrus_kernels/linear.py",
+    Bug("diffusion rows take AR weights in the twin", "orthrus_kernels/weight.py",
         "one_view(x[n_ar:], weight_diff)", "one_view(x[n_ar:], weight)",
         "test_twins.py::test_each_view_multiplies_its_own_rows",
         "in mixed passes alone"),
-    Bug("the twin reads the memory of a weight", _LINEAR,
-        "w.dense().float().t()", "w.data.float().t()",
+    Bug("the twin reads the memory of a weight", "orthrus_kernels/weight.py",
+        "weight.dense().float().t()", "weight.data.float().t()",
         "test_weight.py::test_the_linears_do_not_care_where_the_numbers_come_from",
         "right for a plain weight, wrong for any other form"),
+    Bug("codes meet columns of the other half of a step", _CODES,
+        "pairs.permute(0, 1, 4, 2, 3).reshape", "pairs.permute(0, 1, 2, 4, 3).reshape",
+        _CODED + "test_against_fp64_and_the_twin",
+        "codes lie in a word in the order of a tensor core, not of the columns"),
+    Bug("codes without a zero point are 7 too high", _CODES,
+        "0xC300 + _SYMMETRIC", "0xC300 + _SYMMETRIC - 1",
+        _CODED + "test_every_code_is_exact",
+        "some formats store a zero point less one"),
+    Bug("a group is rounded before it is added", _CODES,
+        "tl.fma(part, tl.broadcast_to(b_scale[:, None], part.shape), acc)", "acc + part * b_scale[:, None]",
+        _CODED + "test_a_fold_is_rounded_once",
+        "one kernel is compiled with contraction, another without"),
+    Bug("a group is rounded before it is added in the twin", "orthrus_kernels/quantised.py",
+        "torch.add(total.double(), (columns @ value).double() * scale).float()",
+        "total + (columns @ value) * scale.float()",
+        "test_quantised.py::test_a_fold_is_rounded_once",
+        "another definition of the sum than the kernels have"),
     Bug("a block turned one position too far", _VISIBILITY,
         "list(range(start, start + size))", "list(range(start + 1, start + 1 + size))",
         "test_visibility.py::test_block_sees_itself_both_ways_but_not_its_anchors_ar_row",
@@ -652,7 +671,8 @@ BUGS = (
         "each = tl.cdiv(blocks, SEGMENTS)", "each = tl.maximum(blocks // SEGMENTS, 1)",
         _RARE + "test_segments_of_unequal_length", "no published model has such a width"),
     Bug("the last segment of gate and up reads on", "orthrus_kernels/linear_swiglu.py",
-        "tl.minimum((i_s + 1) * each, blocks), 2 * F, K,", "(i_s + 1) * each, 2 * F, K,",
+        "first, last = i_s * each, tl.minimum((i_s + 1) * each, blocks)",
+        "first, last = i_s * each, (i_s + 1) * each",
         _RARE + "test_segments_of_unequal_length", "what stands behind a row of a weight is the next row"),
     Bug("the ramp of YaRN ends at the last pair", "orthrus_kernels/rope.py",
         "min(last, head_dim - 1)", "min(last, head_dim // 2 - 1)",

@@ -6,7 +6,8 @@ A linear weight is looked up by (N, K, dtype, device). What its row of bits depe
 tile gives the same bits; tests/kernels/test_linear.py and tests/gpu/test_linear_rows.py assert it.
 
 `linear.json` holds the measured entries, each with the measurement it came from. A weight without an entry
-takes `default_entry`, whose class is a function of (N, K, dtype) alone."""
+takes `default_entry`, whose class is a function of (N, K, dtype) alone. A quantised weight is looked up by
+its scheme too (quantised.py); it takes a default in which a block of K is a group."""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ from functools import cache
 from importlib import resources
 
 import torch
+
+from ..quantised import Scheme
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,14 @@ _TILES_32_BIT = (
     LinearTile(64, 32, 64, True, 4, 3),
     LinearTile(None, 64, 64, False, 8, 3),
 )
+# Of quantised weights, whose sum of a group is an accumulator more. Not measured.
+_TILES_QUANTISED = (
+    LinearTile(16, 16, 64, True, 4, 4),
+    LinearTile(32, 32, 64, True, 4, 4),
+    LinearTile(64, 64, 64, True, 4, 4),
+    LinearTile(128, 64, 128, True, 8, 3),
+    LinearTile(None, 64, 128, False, 8, 3),
+)
 # An H100 has 132 multiprocessors, and two CTAs of the narrow tiles on each keep more reads in flight. Start
 # value: the settings of a prototype (H200, 2026-11-24) had 192 to 384 CTAs.
 _CTAS_TO_FILL = 192
@@ -104,12 +115,14 @@ def _tiles_sm_90(segments: int) -> tuple[LinearTile, ...]:
     )
 
 
-def fitted(entry: LinearEntry, dtype: torch.dtype, device: str) -> LinearEntry:
-    """The entry with no more stages than the device's shared memory holds, and the same reduction class."""
+def fitted(entry: LinearEntry, dtype: torch.dtype, device: str, scheme: Scheme | None = None) -> LinearEntry:
+    """The entry with no more stages than the device's shared memory holds, and the same reduction class.
+    scheme: of a quantised weight, whose tiles are smaller."""
     room = _SHARED.get(device, _LEAST_SHARED) * 1024
+    bits = scheme.format.bits if scheme else 8 * dtype.itemsize
 
     def fit(tile: LinearTile) -> LinearTile:
-        stage = (tile.block_n + tile.block_t) * entry.block_k * dtype.itemsize
+        stage = (tile.block_n * bits // 8 + tile.block_t * dtype.itemsize) * entry.block_k
         return replace(tile, stages=max(min(tile.stages, room // stage), 1))
 
     return replace(entry, tiles=tuple(fit(tile) for tile in entry.tiles))
@@ -139,9 +152,15 @@ def linear_entries() -> dict[tuple[int, int, torch.dtype, str], LinearEntry]:
 
 
 @cache
-def linear_entry(n: int, k: int, dtype: torch.dtype, device: str) -> LinearEntry:
-    """The committed entry of a weight, else the default. Interpreted kernels use what an H100 would."""
+def linear_entry(
+    n: int, k: int, dtype: torch.dtype, device: str, scheme: Scheme | None = None
+) -> LinearEntry:
+    """The committed entry of a weight that multiplies rows of `dtype`, else the default. Interpreted kernels
+    use what an H100 would. scheme: of a quantised weight; all of them take the default."""
     device = "sm_90" if device == "cpu" else device
+    if scheme:  # a block is a group, so segments end where groups do
+        entry = LinearEntry(scheme.group, default_entry(n, k, dtype).segments, _TILES_QUANTISED)
+        return fitted(entry, dtype, device, scheme)
     return linear_entries().get((n, k, dtype, device)) or fitted(
         default_entry(n, k, dtype, device), dtype, device
     )

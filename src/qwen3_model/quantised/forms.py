@@ -133,8 +133,8 @@ class Awq(Form):
 
 @dataclass(frozen=True)
 class Gptq(Form):
-    """GPTQ: codes packed along K, zero points along N, both minus one in the older files. Symmetric files
-    hold zero points too, all the same."""
+    """GPTQ: codes packed along K, zero points along N, minus one in the older files (15 is 16). Symmetric
+    files hold zero points too, all the same."""
 
     zeros_less_one: bool
     symmetric: bool

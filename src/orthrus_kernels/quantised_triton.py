@@ -1,0 +1,168 @@
+"""Products with a quantised weight in Triton: words of codes to bf16, sums of groups, and their fold.
+
+A tile of words [BLOCK_N, BLOCK_K / codes a word] becomes the tile [BLOCK_N, BLOCK_K] of bf16 that a dense
+weight would have given, in the order of its columns, so that the dot is the same one. It starts from zero
+for each group; what it gives is folded by `tl.fma`, which stays one rounding however a kernel is compiled.
+
+From codes to bf16 by their bits, exactly:
+
+- e4m3 has 4 bits of exponent and 3 of fraction; in their places in a bf16 they are the number times 2^-120;
+- 0x4300 | q is the bf16 128 + q, from which 128 + zero is subtracted.
+
+Both are written twice, with the same results: for two neighbours in a register in NVIDIA's assembly (ASM),
+and number by number for the interpreter and for other GPUs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._triton import tl, triton, triton_interprets
+from .quantised import SYMMETRIC
+from .weight import AnyWeight, load_weight
+
+_E4M3 = tl.constexpr("fp8")  # Format.E4M3.value
+_SYMMETRIC = tl.constexpr(SYMMETRIC)
+
+
+def compiled_for(weight: AnyWeight) -> dict[str, Any]:
+    """What a kernel that may get a quantised weight is compiled for. ASM: with NVIDIA's assembly, neither on
+    AMD's GPUs nor in the interpreter."""
+    return {
+        "FORMAT": weight.scheme and weight.scheme.format.value, "CODES_A_WORD": weight.codes_a_word,
+        "ASM": bool(weight.scheme) and not triton_interprets() and torch.version.hip is None,
+    }  # fmt: skip
+
+
+def check_rows(x: Tensor, *weights: AnyWeight) -> None:
+    """Raises ValueError where rows of this dtype have no kernel for one of the weights."""
+    if x.dtype != torch.bfloat16 and any(weight.scheme for weight in weights):
+        raise ValueError(
+            f"a quantised weight has kernels for bfloat16 rows, not for {x.dtype}: run the model in "
+            "bfloat16, or on backend 'reference'"
+        )
+
+
+def check_together(block_k: int, *weights: AnyWeight) -> None:
+    """What a launch takes as given of its weights: they lie alike, and a dot is a group."""
+    alike = {(weight.row_stride, weight.scheme) for weight in weights}
+    assert len(alike) == 1, alike
+    assert all(weight.scheme is None or weight.scheme.group == block_k for weight in weights), block_k
+
+
+@triton.jit
+def _e4m3_pairs(words):
+    """Bytes 0 and 2 of words [..] as bf16 [.., 2], and bytes 1 and 3."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 s, v, one, zero;
+        mov.b32 one, 0x7b807b80;
+        mov.b32 zero, 0x80008000;
+        shl.b32 s, $2, 8;
+        shl.b32 v, $2, 4;
+        and.b32 s, s, 0x80008000;
+        lop3.b32 v, v, 0x07f007f0, s, 0xea;
+        fma.rn.bf16x2 $0, v, one, zero;
+        and.b32 s, $2, 0x80008000;
+        shr.b32 v, $2, 4;
+        lop3.b32 v, v, 0x07f007f0, s, 0xea;
+        fma.rn.bf16x2 $1, v, one, zero;
+        }""",
+        "=&r,=r,r,r", [tl.join(words, words)], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
+    )  # fmt: skip
+
+
+@triton.jit
+def _int4_pairs(words, minus):
+    """Nibbles i and i + 4 of words [..], i < 4, as bf16 [.., 2] each; minus: bits of the bf16
+    -(128 + zero)."""
+    pairs = tl.join(words, words)
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 v, one;
+        mov.b32 one, 0x3f803f80;
+        lop3.b32 v, $4, 0x000f000f, 0x43004300, 0xea;
+        fma.rn.bf16x2 $0, v, one, $6;
+        shr.b32 v, $4, 4;
+        lop3.b32 v, v, 0x000f000f, 0x43004300, 0xea;
+        fma.rn.bf16x2 $1, v, one, $6;
+        shr.b32 v, $4, 8;
+        lop3.b32 v, v, 0x000f000f, 0x43004300, 0xea;
+        fma.rn.bf16x2 $2, v, one, $6;
+        shr.b32 v, $4, 12;
+        lop3.b32 v, v, 0x000f000f, 0x43004300, 0xea;
+        fma.rn.bf16x2 $3, v, one, $6;
+        }""",
+        "=&r,=&r,=&r,=r,r,r,r", [pairs, tl.broadcast_to(minus[:, :, None], pairs.shape)],
+        dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
+    )  # fmt: skip
+
+
+@triton.jit
+def _e4m3(halves, BYTE: tl.constexpr):
+    """A byte of halves of words, as bf16."""
+    code = halves >> (8 * BYTE)
+    bits = ((code & 0x80) << 8) | ((code & 0x7F) << 4)
+    power = tl.full(bits.shape, 0x7B80, tl.int16).to(tl.bfloat16, bitcast=True)  # 2^120
+    return bits.to(tl.int16).to(tl.bfloat16, bitcast=True) * power
+
+
+@triton.jit
+def _int4(halves, minus, NIBBLE: tl.constexpr):
+    """A nibble of halves of words, as bf16."""
+    bits = (halves >> (4 * NIBBLE)) & 0xF | 0x4300
+    return bits.to(tl.int16).to(tl.bfloat16, bitcast=True) + minus.to(tl.bfloat16, bitcast=True)[:, :, None]
+
+
+@triton.jit
+def widened(words, zero, FORMAT: tl.constexpr, ASM: tl.constexpr, BLOCK_N: tl.constexpr,
+            BLOCK_K: tl.constexpr):  # fmt: skip
+    """What the codes of words [BLOCK_N, W] stand for, in the order of columns: bf16 [BLOCK_N, BLOCK_K].
+    zero: uint8 [BLOCK_N] or None."""
+    if FORMAT == _E4M3:
+        if ASM:
+            even, odd = _e4m3_pairs(words)
+        else:
+            halves = tl.join(words, words >> 16)
+            even, odd = _e4m3(halves, 0), _e4m3(halves, 1)
+        pairs = tl.join(even, odd).reshape(BLOCK_N, BLOCK_K // 16, 4, 2, 2)  # step, t, b, h
+        return pairs.permute(0, 1, 4, 2, 3).reshape(BLOCK_N, BLOCK_K)
+    else:
+        if zero is None:
+            minus = tl.full((BLOCK_N, 1), 0xC300 + _SYMMETRIC - 0x10000, tl.int16)
+        else:
+            minus = (zero.to(tl.int16) + (0xC300 - 0x10000))[:, None]
+        if ASM:
+            a, b, c, d = _int4_pairs(words, minus)
+        else:
+            halves = tl.join(words, words >> 16)
+            a, b = _int4(halves, minus, 0), _int4(halves, minus, 1)
+            c, d = _int4(halves, minus, 2), _int4(halves, minus, 3)
+        pairs = tl.join(tl.join(a, b), tl.join(c, d))
+        pairs = pairs.reshape(BLOCK_N, BLOCK_K // 32, 4, 2, 2, 2)  # step, t, b, h, s
+        return pairs.permute(0, 1, 5, 4, 2, 3).reshape(BLOCK_N, BLOCK_K)
+
+
+@triton.jit
+def sum_by_groups(words, sw_n, scale, zero, x, sx_t, o_n, o_t, end_row, first, last, N, FORMAT: tl.constexpr,
+                  ASM: tl.constexpr, CODES_A_WORD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+                  BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+    """Sum of groups [first, last), each BLOCK_K columns, from zero: [BLOCK_N, BLOCK_T] fp32."""
+    WORDS: tl.constexpr = BLOCK_K // CODES_A_WORD
+    o_k = tl.arange(0, BLOCK_K)
+    m_n, m_t = o_n < N, (o_t < end_row)[None, :]
+    p_w = words + o_n.to(tl.int64)[:, None] * sw_n + first * WORDS + tl.arange(0, WORDS)[None, :]
+    p_x = x + o_t.to(tl.int64)[None, :] * sx_t + first * BLOCK_K + o_k[:, None]
+    acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
+    for i_g in tl.range(first, last, num_stages=STAGES):
+        b_w = load_weight(p_w, m_n[:, None])
+        b_x = tl.load(p_x, mask=m_t, other=0.0)
+        b_scale = tl.load(scale + i_g * N + o_n, mask=m_n, other=0.0).to(tl.float32)
+        b_zero = None if zero is None else tl.load(zero + i_g * N + o_n, mask=m_n, other=0)
+        part = tl.dot(widened(b_w, b_zero, FORMAT, ASM, BLOCK_N, BLOCK_K), b_x)
+        acc = tl.fma(part, tl.broadcast_to(b_scale[:, None], part.shape), acc)
+        p_w += WORDS
+        p_x += BLOCK_K
+    return acc
