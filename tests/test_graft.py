@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from write_quantised import FORMS, write
 
 from orthrus_kernels import Rows
 from orthrus_kernels.quantised import QuantisedWeight
-from qwen3_model import InputError, Qwen3, Qwen3Config, graft
-from qwen3_model.cli import main
+from qwen3_model import InputError, Qwen3, Qwen3Config, cli, graft
+from qwen3_model.cli import main, serve
 from qwen3_model.graft import column_ratios, same_numbers
 from qwen3_model.quantising.rounding import fp8_blocks, fp8_values
 
@@ -205,8 +206,12 @@ def test_other_misfits_are_called_what_they_are(orthrus, tmp_path):
 
 def test_a_server_knows_the_view_by_the_configs_alone(orthrus, tmp_path):
     base = base_of(orthrus, tmp_path / "base")
+    words = "serve", "--model", str(base), "--diffusion", str(orthrus), "--device", "cpu", "--slots", "1"
+    args = cli._parser().parse_args(words)
+    assert serve._served(args, "name", base).config.block_size == 8
+    model, _engine = replace(serve._engine(args, base), cache_tokens=64).made()
+    assert model.config.block_size == 8
     config = Qwen3Config.from_folder(base)
-    assert graft.with_view(config, base, orthrus).block_size == 8
     edit_config(orthrus, rope_parameters={"rope_theta": 5.0, "rope_type": "default"})
     with pytest.raises(InputError, match="rope_theta is"):
         graft.with_view(config, base, orthrus)
