@@ -22,6 +22,7 @@ from .decode.engine import MOST_SLOTS, MOST_TOKENS, Engine
 from .decode.sequence import OnRun, Result
 from .decode.stream import OnTokens
 from .errors import InputError, in_memory, one_line, quoted, size_of
+from .graft import Graft
 from .model import Network
 from .quantised.slot import Slot
 from .quantised.stored import StoredWeights, by_config
@@ -47,13 +48,15 @@ class Qwen3(Network):
         backend: str = "auto",
         revision: str | None = None,
         progress: bool = True,
+        diffusion: str | Path | None = None,
     ) -> Qwen3:
         """Load a checkpoint folder or hub id. Raises InputError when it is not a dense Qwen3 or its files are
         bad.
 
         device: CUDA if there, else the CPU. dtype: the checkpoint's on CUDA, fp32 on a CPU. backend:
-        "reference", "triton", "torch" or "auto". revision: branch, tag or commit of a hub id. Without a
-        tokenizer.json the model has no `text` and speaks token ids only."""
+        "reference", "triton", "torch" or "auto". revision: branch, tag or commit of a hub id. diffusion: an
+        Orthrus of the same base, whose diffusion view is taken (graft.py). Without a tokenizer.json the model
+        has no `text` and speaks token ids only."""
         on = pick_device(device)
         if on.type == "meta":
             raise InputError("a checkpoint cannot run on device meta: use cpu, cuda or cuda:N")
@@ -63,15 +66,19 @@ class Qwen3(Network):
         config = Qwen3Config.from_folder(folder, headers)
         stored = StoredWeights(headers, config.quantisation)
         chosen = pick_dtype(dtype, on, config.dtype, run, stored.any)
+        form_of, load_into, of_view = stored.of, checkpoint.load_into, folder
+        if diffusion is not None:
+            graft = Graft(hub.resolve(diffusion), folder, config, stored)
+            config, form_of, load_into, of_view = graft.config, graft.stored, graft.load_into, graft.folder
         # everything is checked against tensors without memory before weights take any
-        plan = cls(config, torch.device("meta"), chosen, run, None, stored.of)
-        checkpoint.load_into(folder, plan.destinations())
+        plan = cls(config, torch.device("meta"), chosen, run, None, form_of)
+        load_into(folder, plan.destinations())
         text = Text(folder) if os.path.lexists(folder / TOKENIZER) else None
         size = size_of(sum(weight.nbytes for weight in plan.destinations().values()))
         with in_memory(f"{path_or_id}, {size} of weights in {str(chosen)[6:]},", _SMALLER):
-            model = cls(config, on, chosen, run, text, stored.of)
-            checkpoint.load_into(folder, model.destinations(), progress=progress)
-            model.bigram = bigram.load(folder, config, on, chosen)
+            model = cls(config, on, chosen, run, text, form_of)
+            load_into(folder, model.destinations(), progress=progress)
+            model.bigram = bigram.load(of_view, config, on, chosen)
         if cache_scales(headers) or (config.quantisation and config.quantisation.cache_scheme):
             _log.warning(
                 "%s has scales for a cache of 8 bits: they are left out, keys and values are kept in %s",

@@ -1,4 +1,5 @@
-"""orthrus info: sizes and the bandwidth floor of a checkpoint, from its config alone."""
+"""orthrus info: sizes and the bandwidth floor of a checkpoint, from its config and the headers of its
+weights."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from . import options, output, terminal
 
 if TYPE_CHECKING:
     from ..config import Qwen3Config
+    from ..quantised.stored import FindStored
 
 H200_BANDWIDTH = 4370.0  # GB/s, one H200, measured
 
@@ -41,14 +43,18 @@ def run(args: argparse.Namespace) -> int:
     """Print the figures."""
     from .. import checkpoint, hub
     from ..config import Qwen3Config
+    from ..quantised.stored import StoredWeights, by_config
+    from ..weight_files import read_headers
 
     if not 1e-3 <= args.bandwidth < float("inf"):
         raise InputError(f"--bandwidth is {args.bandwidth}; a number of GB/s from 0.001 on was expected")
     folder = hub.resolve(args.model or checkpoint.EMBEDDED, args.revision)
     on_disk = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    names = checkpoint.tensor_names(folder) if on_disk else ()
-    config = Qwen3Config.from_folder(folder, names)
-    found = figures(config, args.dtype, args.bandwidth) | {"bytes_on_disk": on_disk}
+    headers = read_headers(folder) if on_disk else {}
+    config = Qwen3Config.from_folder(folder, headers)
+    scheme = config.quantisation
+    stored = StoredWeights(headers, scheme).of if on_disk else by_config(scheme)
+    found = figures(config, stored, args.dtype, args.bandwidth) | {"bytes_on_disk": on_disk}
     if args.json:
         output.write_json(found)
     else:
@@ -56,20 +62,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def figures(config: Qwen3Config, dtype: str | None, bandwidth: float) -> dict[str, Any]:
-    """Sizes of a model in `dtype` (None: the checkpoint's) and its floors at `bandwidth` GB/s.
+def figures(config: Qwen3Config, stored: FindStored, dtype: str | None, bandwidth: float) -> dict[str, Any]:
+    """Sizes of a model and its floors at `bandwidth` GB/s. stored: which of its weights are quantised. dtype:
+    of the others (None: the one that it runs in by itself on a GPU).
 
     A floor is the time to read once what the passes multiply with, context not counted: shared and AR weights
     for a token decoded plainly, and the diffusion view's pass besides for a two-pass cycle. Rows looked up in
     an untied embedding are next to nothing, a tied one is read as the head."""
-    from ..qwen3 import Qwen3
+    import torch
 
-    model = Qwen3.from_config(config, device="meta", dtype=dtype or config.dtype)
+    from ..model import Network
+    from ..quantised.slot import Slot
+    from ..settings import pick_dtype
+
+    meta, quantised = torch.device("meta"), config.quantisation is not None
+    model = Network(
+        config, meta, pick_dtype(dtype, meta, config.dtype, "reference", quantised), "reference", None, stored
+    )
     parameters, sizes = Counter(shared=0, ar=0, diffusion=0), Counter(shared=0, ar=0, diffusion=0)
+    formats = Counter[str]()
     for name, weight in model.destinations().items():
         view = "shared" if "self_attn" not in name else "diffusion" if "_diff." in name else "ar"
         parameters[view] += weight.numel()
         sizes[view] += weight.nbytes
+        of = weight.stored.kind.form.format.value if isinstance(weight, Slot) else str(model.dtype)[6:]
+        formats[of] += weight.nbytes
     kv_row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     kv_row *= model.dtype.itemsize
     looked_up = 0 if config.tie_word_embeddings else model.embedding.nbytes
@@ -80,6 +97,7 @@ def figures(config: Qwen3Config, dtype: str | None, bandwidth: float) -> dict[st
         "parameters": dict(parameters) | {"total": sum(parameters.values())},
         "dtype": str(model.dtype).removeprefix("torch."),
         "bytes": sum(sizes.values()),
+        "bytes_by_format": dict(formats),
         "kv_bytes_per_token": kv_row,
         "kv_bytes_full_context": kv_row * config.context_length,
         "diffusion_bytes_per_block": kv_row * config.block_size if orthrus else None,
@@ -100,7 +118,12 @@ def _print(found: dict[str, Any], name: str) -> None:
     table.add_row("  AR view", f"{parameters['ar']:,}")
     table.add_row("  diffusion view", f"{parameters['diffusion']:,}")
     table.add_row("on disk", size_of(found["bytes_on_disk"]) if found["bytes_on_disk"] else "no weights")
-    table.add_row(f"in {found['dtype']}", size_of(found["bytes"]))
+    if len(found["bytes_by_format"]) == 1:
+        table.add_row(f"in {found['dtype']}", size_of(found["bytes"]))
+    else:
+        table.add_row("in memory", size_of(found["bytes"]))
+        for of, count in found["bytes_by_format"].items():
+            table.add_row(f"  in {of}", size_of(count))
     table.add_row("KV cache a token", size_of(found["kv_bytes_per_token"]))
     table.add_row("KV cache, full context", size_of(found["kv_bytes_full_context"]))
     if found["diffusion_bytes_per_block"]:

@@ -57,7 +57,8 @@ def new_verb(
 
 
 def add_model_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
-    """--model, which may be the verb's first word instead, --revision, --device, --dtype, --backend."""
+    """--model, which may be the verb's first word instead, --revision, --diffusion, --device, --dtype,
+    --backend."""
     group = parser.add_argument_group("model")
     says = "checkpoint folder or hub id (default: the embedded tiny one)"
     if positional:
@@ -65,6 +66,11 @@ def add_model_options(parser: argparse.ArgumentParser, positional: bool = False)
     else:
         group.add_argument("--model", metavar="PATH|ID", help=says)
     group.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
+    group.add_argument(
+        "--diffusion", metavar="PATH|ID",
+        help="an Orthrus of the same base, whose diffusion view drafts for a checkpoint without one, such as "
+        "a quantised one",
+    )  # fmt: skip
     group.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there)")
     group.add_argument(
         "--dtype", help="float32, bfloat16 or float16 (default: the checkpoint's; float32 on a CPU)"
@@ -194,8 +200,9 @@ def model_loader(args: argparse.Namespace, progress: bool = True) -> Callable[[]
 
     path = checkpoint.EMBEDDED if args.model is None else args.model
     return partial(
-        Qwen3.from_pretrained, path, args.device, args.dtype, args.backend, args.revision, progress
-    )
+        Qwen3.from_pretrained, path, args.device, args.dtype, args.backend, args.revision, progress,
+        args.diffusion,
+    )  # fmt: skip
 
 
 def load_model(args: argparse.Namespace) -> Qwen3:

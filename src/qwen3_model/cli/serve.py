@@ -138,12 +138,14 @@ def _listener(host: str, port: int) -> socket.socket:
 
 def _served(args: argparse.Namespace, name: str, folder: Path) -> Served:
     """What requests are read for: config and tokenizer, without weights. Raises InputError."""
-    from .. import checkpoint
+    from .. import checkpoint, graft, hub
     from ..config import Qwen3Config
     from ..openai.served import Served
     from ..text import Text
 
     config = Qwen3Config.from_folder(folder, checkpoint.tensor_names(folder))
+    if args.diffusion is not None:
+        config = graft.with_view(config, folder, hub.resolve(args.diffusion))
     defaults = options.recommended_settings(args, folder)
     return Served(name, config, Text(folder), defaults)
 
@@ -154,8 +156,9 @@ def _engine(args: argparse.Namespace, folder: Path) -> EngineOptions:
 
     slots = args.slots or (CPU_SLOTS if pick_device(args.device).type == "cpu" else SLOTS)
     return EngineOptions(
-        str(folder), args.device, args.dtype, args.backend, slots=slots, cache_tokens=args.cache_tokens
-    )
+        str(folder), args.device, args.dtype, args.backend, slots=slots, cache_tokens=args.cache_tokens,
+        diffusion=args.diffusion,
+    )  # fmt: skip
 
 
 def _ready_line(

@@ -114,6 +114,7 @@ def _circumstances(args: argparse.Namespace, model: Qwen3) -> dict[str, Any]:
     on = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "CPU"
     return {
         "model": args.model or "embedded",
+        "diffusion": args.diffusion,
         "device": on,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
