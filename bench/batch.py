@@ -39,7 +39,7 @@ from .command import fail, positive
 from .decode_report import Run
 from .forced_walk import Forced
 from .measure import Meter, Pool, free_memory, machine, machine_line
-from .models import MODELS, MOST_CONTEXT, random_model
+from .models import MOST_CONTEXT, WHOLE, random_model
 from .passes import context_bytes, weight_bytes
 from .replay import PLAIN, Way, with_bigram
 
@@ -206,7 +206,7 @@ def embedded(bench: Bench, model: Qwen3, jobs: Sequence[Job]) -> None:
 
 def peer_config(name: str) -> dict[str, Any]:
     """A config.json of a shape, for vLLM."""
-    c = MODELS[name].config()
+    c = WHOLE[name].config()
     return {
         "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": c.hidden_size,
         "intermediate_size": c.intermediate_size, "num_hidden_layers": c.num_hidden_layers,
@@ -215,7 +215,7 @@ def peer_config(name: str) -> dict[str, Any]:
         "rms_norm_eps": c.rms_norm_eps, "rope_theta": c.rope_theta, "hidden_act": "silu",
         "max_position_embeddings": c.max_position_embeddings, "torch_dtype": "bfloat16",
         "bos_token_id": 0, "eos_token_id": 1, "attention_bias": False,
-    }  # fmt: skip
+    } | ({"quantization_config": c.quantisation.raw} if c.quantisation else {})  # fmt: skip
 
 
 def peer(bench: Bench, name: str) -> None:

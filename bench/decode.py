@@ -36,7 +36,7 @@ from .decode_measure import (
 )  # fmt: skip
 from .decode_report import Run
 from .measure import Meter, Pool, free_memory, machine, machine_line, time_replays
-from .models import MODELS, MOST_CONTEXT, random_model
+from .models import MODELS, MOST_CONTEXT, NAMES, WHOLE, random_model
 from .passes import PASSES, Measured, pass_bytes
 from .peers import HUGGING_FACE, hugging_face
 from .trace_file import TREES
@@ -65,8 +65,9 @@ def parse(arguments: Sequence[str] | None) -> Any:
         epilog="example: python -m bench.decode --models 8B --contexts 1k 32k --profile --json out.json",
     )
     parser.add_argument(
-        "--models", nargs="+", choices=[*MODELS, "embedded"], default=DEFAULT_MODELS, help="default: 8B 1.7B"
-    )
+        "--models", nargs="+", choices=[*WHOLE, "embedded"], default=DEFAULT_MODELS, metavar="MODEL",
+        help=f"{NAMES}; --batch: embedded too (default: 8B 1.7B)",
+    )  # fmt: skip
     parser.add_argument(
         "--contexts", nargs="+", type=positive, help="cached tokens; default: 1k 4k 16k 32k, --batch 1000"
     )
@@ -133,7 +134,7 @@ def card(models: Sequence[str], contexts: Sequence[int]) -> list[dict[str, Any]]
     """Every pass with its bytes and floor; nothing measured."""
     rows = []
     for name in models:
-        config = MODELS[name].config()
+        config = WHOLE[name].config()
         for context in contexts:
             for what in PASSES:
                 m = Measured(what, context, pass_bytes(config, what, context))
@@ -164,7 +165,7 @@ def measure(run: Run, given: Any, facts: dict[str, Any]) -> None:
             report.write_json(given.json, run.to_json(facts))
     run.attempt("generate with embedded", partial(_embedded, run))
     profiles = PROFILE_SECONDS * len(given.models) if given.profile else 0
-    for name in given.models:
+    for name in [name for name in given.models if name in MODELS]:
         free_memory()
         run.attempt(
             f"{HUGGING_FACE}, {name}", partial(_hugging_face, run, name), PEER_SECONDS + profiles, True
@@ -222,7 +223,10 @@ def _hugging_face(run: Run, name: str) -> None:
 
 def _compile_ahead(given: Any, key: str) -> list[str]:
     rows = sorted({len(what) for what in PASSES})
-    wanted = {c.kernel: c for c in cases(COMPILED_AHEAD, given.models, rows, [1024], key)}
+    wanted = {
+        c.kernel: c
+        for c in cases(COMPILED_AHEAD, [n for n in given.models if n in MODELS], rows, [1024], key)
+    }
     share = kernels.compile_share, (list(wanted.values()),), min(given.workers, len(wanted))
     return in_processes(*share, given.seconds / 3)
 

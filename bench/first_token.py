@@ -19,7 +19,7 @@ from qwen3_model import InputError, Qwen3
 from . import report
 from .command import Parser, fail, positive, run, writable
 from .measure import free_memory, machine, machine_line
-from .models import MODELS, random_model
+from .models import NAMES, WHOLE, random_model
 
 COMMAND = "bench.first_token"
 CALLS = 3  # that are timed
@@ -61,7 +61,12 @@ def parse(arguments: Sequence[str] | None) -> Any:
         epilog=f"example: python -m {COMMAND} --models 8B --prompts 1k 32k --json runs/first.json",
     )
     parser.add_argument(
-        "--models", nargs="+", choices=list(MODELS), default=["8B", "1.7B"], help="default: 8B 1.7B"
+        "--models",
+        nargs="+",
+        choices=list(WHOLE),
+        default=["8B", "1.7B"],
+        metavar="MODEL",
+        help=f"{NAMES} (default: 8B 1.7B)",
     )
     parser.add_argument("--prompts", nargs="+", type=positive, default=[1024, 4096, 32768], metavar="N",
                         help="tokens of a prompt; default: 1k 4k 32k")  # fmt: skip

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qwen3_model import Qwen3, Qwen3Config
+from qwen3_model.quantised.scheme import WHERE, read_quantisation
+from qwen3_model.quantising.forms import Form, Fp8, Int4
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Shape:
     D: int = 128
     V: int = 151936
     tied: bool = True
+    form: Form | None = None  # of quantised matrices, the diffusion view's in fp8; None: bf16
 
     def config(self) -> Qwen3Config:
         """An Orthrus of this shape, blocks of 32 as published. It has no end token, so that random weights
@@ -29,6 +32,7 @@ class Shape:
             num_attention_heads=self.H, num_key_value_heads=self.G, head_dim=self.D,
             max_position_embeddings=40960, tie_word_embeddings=self.tied, block_size=32,
             mask_token_id=self.V - 1,
+            quantisation=read_quantisation({WHERE: self.form.config([])}) if self.form else None,
         )  # fmt: skip
 
     def weights(self) -> dict[str, tuple[int, int]]:
@@ -49,9 +53,17 @@ MODELS = {
     "8B": Shape(36, 4096, 32, 12288, tied=False),
     "32B": Shape(64, 5120, 64, 25600, tied=False),
 }
+# The same in 8 and 4 bits, for benches of whole models
+QUANTISED = {
+    f"{name}-{form.name}": replace(shape, form=form)
+    for name, shape in MODELS.items()
+    for form in (Fp8(), Int4(128))
+}
+WHOLE = MODELS | QUANTISED
+NAMES = f"{', '.join(MODELS)}, each also with -fp8 and -int4 behind it"
 MOST_CONTEXT = 40960 - 256  # positions of the models, less the rows of a pass
 
 
 def random_model(name: str, device: str = "cuda") -> Qwen3:
-    """Random weights of a model's shape, in bf16."""
-    return Qwen3.from_config(MODELS[name].config(), device=device, dtype="bfloat16")
+    """Random weights of a model's shape, in bf16 or codes."""
+    return Qwen3.from_config(WHOLE[name].config(), device=device, dtype="bfloat16")

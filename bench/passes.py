@@ -211,7 +211,7 @@ def _measure(result: Measured, model: Qwen3, cache: KVCache, plain: Tensor, time
         rows = what.rows(model.config, context)
         result.launch_us = host_time(replay, model.device)
         result.forward_us = host_time(lambda: model.forward(rows, cache, what.logits_of), model.device)
-    if what.is_token:
+    if what.is_token and model.config.quantisation is None:  # cuBLAS would have to widen all codes first
         _measure_peer(result, sdpa_token(model, cache, what, context), plain, time_it)
 
 

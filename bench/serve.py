@@ -33,7 +33,7 @@ from qwen3_model.text import Text
 from . import batch, lengths, report, serve_report, serve_tokenizer, vllm_peer
 from .command import Parser, fail, positive, run, writable
 from .measure import machine, machine_line
-from .models import MODELS
+from .models import NAMES, WHOLE
 from .serve_engine import Loop, MeasuredEngine, encoded
 from .serve_jobs import Job, Seen, arrivals, body, by_client, of_loop, random_jobs
 from .serve_processes import PATIENCE, Clients, Lines, NoTime
@@ -62,8 +62,8 @@ def parse(arguments: Sequence[str] | None) -> Any:
         epilog="example: python -m bench.serve --models embedded --loads 1 4 --seconds 20",
     )  # fmt: skip
     add = parser.add_argument
-    add("--models", nargs="+", choices=[*MODELS, "embedded"],
-        help="default: 8B 1.7B embedded; without a GPU embedded")  # fmt: skip
+    add("--models", nargs="+", choices=[*WHOLE, "embedded"], metavar="MODEL",
+        help=f"{NAMES}, embedded (default: 8B 1.7B embedded; without a GPU embedded)")  # fmt: skip
     add("--loads", nargs="+", type=positive, default=LOADS, metavar="CLIENTS",
         help="of closed loops; the largest is the number of slots (default: 1 8 32 64)")  # fmt: skip
     add("--open", nargs="*", type=positive, default=SHARES, metavar="PERCENT",
@@ -310,7 +310,7 @@ def one_model(bench: Bench, name: str, until: float) -> None:
     does not come up."""
     embedded = name == "embedded"
     config = (Qwen3Config.from_folder(EMBEDDED, tensor_names(EMBEDDED)) if embedded
-              else MODELS[name].config())  # fmt: skip
+              else WHOLE[name].config())  # fmt: skip
     jobs = jobs_of(bench, name, config)
     ways = {strategy: way for way, strategy in WAYS.items()}
     with Clients.of(bench.given.loads[-1]) as clients, ExitStack() as keep:
@@ -356,7 +356,7 @@ def measure(bench: Bench, facts: dict[str, Any]) -> None:
     if not vllm_peer.installed():
         bench.notes.append(vllm_peer.NOT_INSTALLED)
     if set(models) != {"embedded"}:
-        serve_tokenizer.write(bench.tokenizer, MODELS["8B"].V)
+        serve_tokenizer.write(bench.tokenizer, WHOLE["8B"].V)
     for name in models:
         peered, now = name != "embedded" and vllm_peer.installed(), time.monotonic()
         until = now + bench.given.seconds

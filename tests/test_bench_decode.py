@@ -18,7 +18,7 @@ from bench import (
     step_profile,
 )
 from bench.measure import Timing, replayable
-from bench.models import MODELS
+from bench.models import MODELS, WHOLE
 from bench.passes import CYCLE, PASSES, SDPA, Pass, measure_passes, pass_bytes, weight_bytes
 from bench.step_profile import Span
 from qwen3_model import Qwen3
@@ -419,3 +419,16 @@ def test_what_is_no_run_leaves_the_page_alone(text, tmp_path, refused):
     file.write_text(text)
     assert "give whole runs of bench.decode" in refused(performance.main, "--run", str(file))
     assert performance.PAGE.read_text() == before
+
+
+def test_shapes_in_codes():
+    """8B in 8 and 4 bits: the bytes of a token, and a model whose views are both quantised."""
+    dense = weight_bytes(WHOLE["8B"].config(), ar=True, diffusion=False)
+    head = 2 * WHOLE["8B"].V * WHOLE["8B"].E
+    for name, least, most in (("8B-fp8", 0.5, 0.52), ("8B-int4", 0.25, 0.28)):
+        config = WHOLE[name].config()
+        codes = weight_bytes(config, ar=True, diffusion=False) - head
+        assert least < codes / (dense - head) < most, name
+        layer = Qwen3.from_config(config, device="meta").layers[0]
+        assert {of.scheme.format.value for of in (layer.ar.qkv, layer.gate_up)} == {name.partition("-")[2]}
+        assert layer.diffusion.qkv.scheme.format.value == "fp8"
