@@ -223,10 +223,10 @@ def _hugging_face(run: Run, name: str) -> None:
 
 def _compile_ahead(given: Any, key: str) -> list[str]:
     rows = sorted({len(what) for what in PASSES})
-    wanted = {
-        c.kernel: c
-        for c in cases(COMPILED_AHEAD, [n for n in given.models if n in MODELS], rows, [1024], key)
-    }
+    dense = [name for name in given.models if name in MODELS]  # the others' kernels compile as they are met
+    wanted = {c.kernel: c for c in cases(COMPILED_AHEAD, dense, rows, [1024], key)}
+    if not wanted:
+        return []
     share = kernels.compile_share, (list(wanted.values()),), min(given.workers, len(wanted))
     return in_processes(*share, given.seconds / 3)
 
