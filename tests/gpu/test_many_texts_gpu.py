@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from golden import seeded_model
 
+from bench.models import random_model
 from qwen3_model import Engine, Qwen3, Request
 from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.decode.sequence import Result, Sequence
@@ -87,8 +87,9 @@ def test_held_out_texts_of_the_embedded_checkpoint():
     decoded(engine, mixed, rng, lambda n, got: assert_same(got, alone[n], n))
 
 
-def test_random_weights_of_8b():
-    model, rng = seeded_model("8B", "cuda"), random.Random(4)
+@pytest.mark.parametrize("name", ["8B", "8B-fp8", "8B-int4"])
+def test_random_weights(name):
+    model, rng = random_model(name), random.Random(4)
     jobs: list[Job] = []
     for i in range(LARGE):
         prompt = [rng.randrange(model.config.vocab_size - 1) for _ in range(rng.randrange(1, 900))]
@@ -99,4 +100,4 @@ def test_random_weights_of_8b():
     model.engine.forget()
     engine = Engine(model, min(LARGE, SLOTS), LARGE * 1088)
     steps = decoded(engine, jobs, rng, lambda n, got: assert_same(got, alone[n], n))
-    print(f"\n{len(jobs)} texts of 8B as alone, {steps} steps")
+    print(f"\n{len(jobs)} texts of {name} as alone, {steps} steps")
