@@ -20,9 +20,8 @@ from .config import Qwen3Config
 from .errors import InputError
 from .matrices import Part
 from .plain import plain_config
-from .quantised.forms import Fp8, group_of_eight_bits
 from .quantised.slot import Slot
-from .quantised.stored import DIFFUSION, Kind, StoredWeight, StoredWeights
+from .quantised.stored import DIFFUSION, StoredWeight, StoredWeights, in_fp8
 from .quantising.rounding import fp8_blocks
 from .tensor_names import EMBEDDING
 from .weight_files import Header, open_file, read_headers
@@ -103,10 +102,7 @@ class Graft:
         quantised base, else plain."""
         if not module.endswith(DIFFUSION):
             return self._of_base.of(module, n, k)
-        group = group_of_eight_bits(k)
-        if not self._of_base.any or group is None:
-            return None
-        return StoredWeight(module, n, k, Kind(Fp8(), group, False, torch.bfloat16), {})
+        return in_fp8(module, n, k) if self._of_base.any else None
 
     def load_into(self, folder: Path, destinations: Mapping[str, Part], progress: bool = True) -> None:
         """As `checkpoint.load_into`: the base's own weights, of its folder, and the view's."""

@@ -1,5 +1,5 @@
-"""Quantised checkpoints on a GPU: drafted text is their own plain text, bit for bit, alone and side by side; and
-drafts keep about as much as in 16 bits.
+"""Quantised checkpoints on a GPU: drafted text is their own plain text, bit for bit, alone and side by side;
+and drafts keep about as much as in 16 bits.
 
 ORTHRUS_PROMPTS held-out prompts (20), ORTHRUS_TOKENS new tokens (128); the embedded checkpoint, quantised."""
 
