@@ -7,6 +7,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tiny_folder import PROMPTS, write_tiny
 
 from qwen3_model import Engine, Qwen3, checkpoint
 from qwen3_model.cli import main
+from qwen3_model.errors import InputError
 from qwen3_model.files import owned
 from qwen3_model.openai import batch_file as files
 from qwen3_model.openai import batch_lines
@@ -507,6 +509,66 @@ def test_ended_while_it_is_ordered(where, orthrus, paths, monkeypatch):
         assert (ended, out, err.count("\n")) == (code, "", 1) and said in err
         assert paths[1].read_bytes() == before and len(list(paths[0].parent.iterdir())) == 2
     assert orthrus("--ordered")[0] == 0 and list(read(paths[1])) == [f"r{i}" for i in range(9)]
+
+
+CHANGES = {"shorter": lambda lines: lines[:1], "longer": lambda lines: [*lines, lines[0]]}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_in_that_changes_while_it_is_answered(change, paths):
+    """Neither more requests are answered than were looked through, nor are answers lost."""
+    lines = [request(f"r{i}", prompt="x") for i in range(3)]
+    write(paths[0], lines)
+    with files.batch_file(*paths, "") as batch:
+        with batch.open():
+            waiting = batch.waiting()
+            for _ in range(2):
+                batch.append(next(waiting), {"id": BEGINNING.decode()[8:] + "a", "custom_id": "?"}, True)
+            write(paths[0], CHANGES[change](lines))
+            with pytest.raises(
+                InputError, match="has changed since this run began: the 2 answers in .* stay"
+            ):
+                next(waiting)
+        before = paths[1].read_bytes()
+        with pytest.raises(InputError, match="has changed"):
+            batch.order()
+    assert paths[1].read_bytes() == before and before.count(b"\n") == 2
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_an_out_that_goes_while_it_is_written(how, paths):
+    write(paths[0], [request(f"r{i}", prompt="x") for i in range(3)])
+    with (
+        pytest.raises(InputError, match="was removed or replaced while it was written"),
+        files.batch_file(*paths, "") as batch,
+        batch.open(),
+    ):
+        waiting = batch.waiting()
+        batch.append(next(waiting), {"id": "a"}, True)
+        if how == "removed":
+            paths[1].unlink()
+        else:
+            paths[1].with_suffix(".new").write_bytes(paths[1].read_bytes())
+            paths[1].with_suffix(".new").replace(paths[1])
+        batch.append(next(waiting), {"id": "b"}, True)
+
+
+def test_a_checkpoint_that_has_changed_is_another_model(orthrus, refused, paths, tiny, tmp_path):
+    """By its recommended settings or by a number of its weights; not by a file that decides nothing."""
+    folder = tmp_path / "own"
+    shutil.copytree(tiny, folder)
+    write(paths[0], [request("a", prompt="x", max_tokens=1)])
+    assert orthrus("--model", folder)[0] == 0
+    (folder / "README.md").write_text("other words")
+    assert orthrus("--model", folder)[0] == 0
+    (folder / "generation_config.json").write_text('{"temperature": 0.5}')
+    assert "with another model" in refused("--model", folder)
+    (folder / "generation_config.json").unlink()
+    weights = next(folder.glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-2] ^= 1
+    weights.write_bytes(data)
+    assert "with another model" in refused("--model", folder)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ or has the url /v1/completions and a body with a prompt. A line of OUT has the c
 and comes as its request finishes; with --ordered OUT is brought into the order of IN at the end. The same
 command goes on where a run ended, however it ended. A line that cannot be answered gets an error in OUT, and
 the exit code is 1 where OUT has one. To ask again, take it out of OUT. A request that has changed since its
-answer came, or another model, is refused.
+answer came, or a checkpoint that has, is refused.
 
 """
 
@@ -59,10 +59,12 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Answer what has no answer yet; 1 where an answer in OUT is an error, 130 for Ctrl-C."""
     from ..decode.engine import MOST_TOKENS
+    from ..identity import identity
     from ..openai.batch_file import batch_file
 
     options.check_engine_options(args, ("--limit", args.limit, 1, MOST_TOKENS))
-    settings = json.dumps([getattr(args, name) for name in DECIDING])
+    checkpoint = identity(options.checkpoint_folder(args))
+    settings = json.dumps([*(getattr(args, name) for name in DECIDING), checkpoint])
     with batch_file(Path(args.source), Path(args.out), settings) as batch:
         try:
             return _answer(args, batch)

@@ -23,15 +23,18 @@ from .batch_lines import BEGINNING, Key, Line, read_answer, read_lines
 SYNC_SECONDS = 1.0  # what a power cut may cost
 LONGEST_ANSWER = 2**30  # bytes of a line of OUT
 
+Seen = tuple[int, int, int, int]  # device, inode, bytes and time of a file
+
 
 class BatchFile:
     """An IN that has been looked through, and its OUT. total: lines of IN; known: whose answers are in OUT;
     failed: how many of those are errors."""
 
     def __init__(
-        self, source: Path, out: Path, settings: str, total: int, known: set[Key], failed: int, length: int
-    ) -> None:
-        self.source, self.out, self._settings = source, out, settings
+        self, source: Path, out: Path, settings: str, seen: Seen, total: int, known: set[Key], failed: int,
+        length: int,
+    ) -> None:  # fmt: skip
+        self.source, self.out, self._settings, self._seen = source, out, settings, seen
         self.total, self.known, self.failed = total, known, failed
         self._length = length  # bytes of whole lines
         self._synced, self._dirty = time.monotonic(), False
@@ -54,21 +57,25 @@ class BatchFile:
                 os.close(self._file)
 
     def waiting(self, most: int | None = None) -> Iterator[Line]:
-        """The lines of the first `most` of IN that have no answer yet."""
+        """The lines of the first `most` of IN that have no answer yet. Raises InputError for an IN that has
+        changed."""
         for nth, line in enumerate(read_lines(self.source, self._settings)):
             if nth == most:
                 return
+            self._check_source()
             if line.key not in self.known:
                 yield line
 
     def order(self) -> None:
         """Bring OUT into the order of IN, behind `open`. Whoever reads OUT, and whoever goes on after a kill,
-        finds it as it was or in order, and whole. Raises InputError where the disk is full; OUT then is as
-        it was."""
+        finds it as it was or in order, and whole. Raises InputError where the disk is full, and for an IN
+        that has changed; OUT then is as it was."""
+        self._check_source()
         places, end = dict[Key, int](), 0
         for data, key, *_ in _answers(self.out):
             places[key], end = end, end + len(data)
         keys = [line.key for line in read_lines(self.source, self._settings) if line.key in places]
+        self._check_source()
         if keys == list(places):
             return
         try:
@@ -87,6 +94,7 @@ class BatchFile:
     def append(self, line: Line, answer: dict[str, Any], ok: bool) -> None:
         """Write an answer. Raises InputError where the disk is full; OUT then has the lines before."""
         data = json.dumps(answer, allow_nan=False).encode() + b"\n"
+        self._check_out()
         try:
             self._write(data)
         except OSError as error:
@@ -104,6 +112,7 @@ class BatchFile:
         InputError."""
         if not self._dirty or time.monotonic() - self._synced < due:
             return
+        self._check_out()
         self._synced = time.monotonic()
         try:
             os.fsync(self._file)
@@ -116,6 +125,22 @@ class BatchFile:
         left = memoryview(data)
         while left:
             left = left[os.write(self._file, left) :]
+
+    def _check_source(self) -> None:
+        """Raises InputError unless IN is what was looked through."""
+        if _seen(self.source) != self._seen:
+            raise InputError(
+                f"{self.source} has changed since this run began: the {len(self.known)} answers in "
+                f"{self.out} stay; the same command looks it through again and goes on"
+            )
+
+    def _check_out(self) -> None:
+        """Raises InputError unless OUT still has its name."""
+        if _seen(self.out)[:2] != _seen(self._file)[:2]:
+            raise InputError(
+                f"{self.out} was removed or replaced while it was written: the same command goes on with the "
+                "answers that are there now"
+            )
 
     def _refusal(self, error: OSError) -> InputError:
         return InputError(
@@ -138,8 +163,18 @@ def batch_file(source: Path, out: Path, settings: str) -> Iterator[BatchFile]:
             raise InputError(f"IN and OUT are the same file, {source}: choose another OUT")
     with owned(out):
         known, failed, length = _read_out(out) if out.exists() else ({}, 0, 0)
+        seen = _seen(source)
         total = _look_through(source, out, settings, known)
-        yield BatchFile(source, out, settings, total, set(known), failed, length)
+        yield BatchFile(source, out, settings, seen, total, set(known), failed, length)
+
+
+def _seen(file: Path | int) -> Seen:
+    """By what a file is known to be the same, and not to have changed; of none that is there zeros."""
+    try:
+        now = os.stat(file)
+    except OSError:
+        return 0, 0, 0, 0
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
 
 
 def _check_regular(path: Path, what: str) -> None:

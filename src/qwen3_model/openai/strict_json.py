@@ -24,6 +24,8 @@ def parse(data: bytes, what: str) -> Any:
         )
     except RecursionError:
         raise InputError(_too_deep(what)) from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{what} is not JSON ({error.msg}, at character {error.pos + 1})") from None
     except (ValueError, MemoryError) as error:  # of bytes, of syntax, of what is below, of 5000 digits
         raise InputError(f"{what} is not JSON that can be read ({one_line(error, 200)})") from None
     _check_depth(value, what)
