@@ -27,8 +27,9 @@ from qwen3_model.openai import answer
 from qwen3_model.openai.answer import REASONS, CompletionLogprobs, piece
 from qwen3_model.openai.body import CHAT, COMPLETIONS
 from qwen3_model.openai.served import Served
-from qwen3_model.serve import engine_client
+from qwen3_model.serve import engine_client, routes
 from qwen3_model.serve.app import build
+from qwen3_model.serve.beside import Beside
 from qwen3_model.serve.engine_client import EngineClient
 from qwen3_model.serve.guard import Access, is_loopback, read_keys
 from qwen3_model.serve.limits import Limits
@@ -562,6 +563,34 @@ def test_a_slow_reader_that_goes_cancels_its_text(scripted):
     client.close()
     assert text.cancelled.wait(10)
     until(lambda: not scripted.site.jobs)
+
+
+def test_a_client_that_closes_its_sending_side_has_gone(scripted):
+    with scripted.connected(COMPLETIONS, b'{"prompt": "x"}') as client:
+        (text,) = until(lambda: scripted.engine.texts)
+        client.shutdown(socket.SHUT_WR)
+        assert text.cancelled.wait(10)
+
+
+def test_a_client_that_goes_costs_no_reading(served, monkeypatch):
+    """Of a body that waits for its place in the pool."""
+    holds, read = Event(), []
+    monkeypatch.setattr(routes, "tokenized", lambda served, body: read.append(body) or {"a": holds.wait(20)})
+    with scripted_server(served) as serving:
+        serving.site.beside = Beside(1)
+        first = serving.connected("/tokenize", b'{"prompt": "x"}')
+        until(lambda: read)
+        gone = [serving.connected(path, b'{"prompt": "y"}') for path in ("/tokenize", COMPLETIONS)]
+        until(lambda: serving.site._reading.total() == 3)
+        for client in gone:
+            client.close()
+        until(lambda: serving.site._reading.total() == 1)
+        assert httpx.get(serving.url + "/health").status_code == 200
+        holds.set()
+        assert first.recv(100).startswith(b"HTTP/1.1 200")
+        first.close()
+        assert read == [{"prompt": "x"}] and not serving.engine.texts
+        assert 'status="499"' not in serving.site.metrics.text().decode()
 
 
 @pytest.mark.parametrize("wait", [0.0, 0.05, 0.3])
