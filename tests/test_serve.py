@@ -495,6 +495,27 @@ asyncio.run(main())
     assert subprocess.run([sys.executable, "-c", script], timeout=20).returncode == 0
 
 
+def test_large_bodies_hold_no_small_ones_up(served, monkeypatch):
+    holds, read = Event(), []
+
+    def tokenized(served, body):
+        read.append(len(body["prompt"]))
+        return {"a": len(body["prompt"]) < 10 or holds.wait(20)}
+
+    monkeypatch.setattr(routes, "tokenized", tokenized)
+    with scripted_server(served) as serving:
+        body = b'{"prompt": "%s"}' % (b"a" * routes.LARGE)
+        clients = [serving.connected("/tokenize", body) for _ in range(9)]
+        until(lambda: serving.site._reading.total() == 9 and read)
+        clients.append(serving.connected("/tokenize", b'{"prompt": "x"}'))
+        until(lambda: 1 in read, 5)
+        assert len(read) <= 3, "two large ones at a time"
+        holds.set()
+        for client in clients:
+            assert client.recv(100).startswith(b"HTTP/1.1 200")
+            client.close()
+
+
 def test_a_whole_answer_is_made_beside_the_others(served, monkeypatch):
     """Who asks meanwhile is answered."""
     holds = Event()

@@ -23,6 +23,7 @@ from .limits import check_told
 from .site import Site
 from .streams import EventStream
 
+LARGE = 2**16  # bytes of a body that takes so long that small ones must not wait for it
 T = TypeVar("T")
 router = APIRouter()
 _BODY: dict[str, Any] = {
@@ -128,7 +129,8 @@ async def _read(request: Request, use: Callable[[Any], T]) -> T:
             raise refusal(408, "the body did not come in time", connection="close") from None
         if not data:
             raise InputError("the body is empty; a JSON object was expected")
-        return await _unless_gone(request, site.beside.run(lambda: use(parse(data, "the body"))))
+        beside = site.beside_large if len(data) > LARGE else site.beside
+        return await _unless_gone(request, beside.run(lambda: use(parse(data, "the body"))))
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
