@@ -352,6 +352,8 @@ def asked_of(app, *requests, **client):
         ("POST", COMPLETIONS, {"json": {"prompt": "x", "n": 128, "model": None}}, 400, "n"),
         ("POST", COMPLETIONS, {"json": {"prompt": "x", "n": 32, "max_tokens": 900, "logprobs": 20}}, 400,
          "logprobs"),
+        ("POST", COMPLETIONS, {"json": {"prompt": ["x", "y"], "n": 128, "max_tokens": 900, "logprobs": 20,
+                                        "stream": True}}, 400, "logprobs"),
         ("POST", CHAT, {"json": {"messages": HELLO, "n": 32, "max_tokens": 900, "logprobs": True,
                                  "top_logprobs": 20}}, 400, "top_logprobs"),
         ("POST", COMPLETIONS, {"json": {"prompt": "x", "stream_options": {}, "stream": 1}}, 400, "stream"),
