@@ -18,6 +18,7 @@ from qwen3_model.openai.body import CHAT, COMPLETIONS, Served, read
 from qwen3_model.openai.refusal import FieldError
 from qwen3_model.openai.served import recommended
 from qwen3_model.openai.strict_json import DEEPEST, parse
+from qwen3_model.openai.tokenize import tokenized
 from qwen3_model.text import Text
 
 HELLO = [{"role": "user", "content": "def add(first"}]
@@ -171,6 +172,48 @@ def test_what_is_no_request(served):
     for url, given in (("/v1/embeddings", {}), (None, {}), (["x"], {}), (CHAT, []), (CHAT, None)):
         with pytest.raises(InputError, match=r"url|body"):
             read(served, url, given)
+
+
+def test_the_name_of_an_unknown_field_is_told_in_part(served):
+    with pytest.raises(FieldError, match="not known") as refused:
+        completion(served, **{"x" * 10_000 + "y": 1})
+    told = answer.refused(refused.value)["error"]
+    assert len(told["param"]) <= 80 and told["param"].startswith("xxx") and told["param"].endswith("xy")
+    assert len(told["message"]) < 500
+
+
+def test_a_text_that_no_context_holds_costs_no_tokenizing(served, monkeypatch):
+    """Neither a prompt, nor one of several, nor a conversation, and for /tokenize as little."""
+    most = served.text.longest_token * served.context
+    with pytest.raises(FieldError, match="tokens and the context only 1024"):
+        completion(served, prompt="é" * (most // 2))
+    monkeypatch.setattr(served.text, "_tokenizer", None)
+    long = "é" * (most // 2 + 1)
+    said = f"bytes; the context of 1024 tokens holds at most {most}"
+    for prompt in (long, [long, "x"]):
+        with pytest.raises(FieldError, match=said):
+            completion(served, prompt=prompt)
+    told = [{"role": "user", "content": long}]
+    with pytest.raises(FieldError, match=said):
+        chat(served, messages=told)
+    for given in ({"prompt": long}, {"messages": told}):
+        with pytest.raises(FieldError, match=said):
+            tokenized(served, given)
+
+
+def test_the_longest_token_of_a_vocabulary(served, tmp_path):
+    text = served.text
+    tokens = text._tokenizer.get_vocab_size()
+    longest = max(len(text.decode([token]).encode()) for token in range(tokens))
+    assert text.longest_token == max(longest, len("<|endoftext|>"))
+    folder = write_tiny(tmp_path / "tiny")
+    file = folder / "tokenizer.json"
+    raw = json.loads(file.read_text())
+    file.write_text(json.dumps(raw | {"normalizer": {"type": "NFC"}}))
+    assert Text(folder).longest_token == 3 * text.longest_token, "what is composed was longer"
+    added = "語" * 20
+    (folder / "added_tokens.json").write_text(json.dumps({added: tokens}))
+    assert Text(folder).longest_token == 3 * 60 and Text(folder).encode(added * 1000, context=1000)
 
 
 def test_two_names_of_one_length(served):

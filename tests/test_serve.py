@@ -27,8 +27,9 @@ from qwen3_model.openai import answer
 from qwen3_model.openai.answer import REASONS, CompletionLogprobs, piece
 from qwen3_model.openai.body import CHAT, COMPLETIONS
 from qwen3_model.openai.served import Served
-from qwen3_model.serve import engine_client
+from qwen3_model.serve import engine_client, routes
 from qwen3_model.serve.app import build
+from qwen3_model.serve.beside import Beside
 from qwen3_model.serve.engine_client import EngineClient
 from qwen3_model.serve.guard import Access, is_loopback, read_keys
 from qwen3_model.serve.limits import Limits
@@ -351,6 +352,8 @@ def asked_of(app, *requests, **client):
         ("POST", COMPLETIONS, {"json": {"prompt": "x", "n": 128, "model": None}}, 400, "n"),
         ("POST", COMPLETIONS, {"json": {"prompt": "x", "n": 32, "max_tokens": 900, "logprobs": 20}}, 400,
          "logprobs"),
+        ("POST", COMPLETIONS, {"json": {"prompt": ["x", "y"], "n": 128, "max_tokens": 900, "logprobs": 20,
+                                        "stream": True}}, 400, "logprobs"),
         ("POST", CHAT, {"json": {"messages": HELLO, "n": 32, "max_tokens": 900, "logprobs": True,
                                  "top_logprobs": 20}}, 400, "top_logprobs"),
         ("POST", COMPLETIONS, {"json": {"prompt": "x", "stream_options": {}, "stream": 1}}, 400, "stream"),
@@ -494,6 +497,27 @@ asyncio.run(main())
     assert subprocess.run([sys.executable, "-c", script], timeout=20).returncode == 0
 
 
+def test_large_bodies_hold_no_small_ones_up(served, monkeypatch):
+    holds, read = Event(), []
+
+    def tokenized(served, body):
+        read.append(len(body["prompt"]))
+        return {"a": len(body["prompt"]) < 10 or holds.wait(20)}
+
+    monkeypatch.setattr(routes, "tokenized", tokenized)
+    with scripted_server(served) as serving:
+        body = b'{"prompt": "%s"}' % (b"a" * routes.LARGE)
+        clients = [serving.connected("/tokenize", body) for _ in range(9)]
+        until(lambda: serving.site._reading.total() == 9 and read)
+        clients.append(serving.connected("/tokenize", b'{"prompt": "x"}'))
+        until(lambda: 1 in read, 5)
+        assert len(read) <= 3, "two large ones at a time"
+        holds.set()
+        for client in clients:
+            assert client.recv(100).startswith(b"HTTP/1.1 200")
+            client.close()
+
+
 def test_a_whole_answer_is_made_beside_the_others(served, monkeypatch):
     """Who asks meanwhile is answered."""
     holds = Event()
@@ -562,6 +586,34 @@ def test_a_slow_reader_that_goes_cancels_its_text(scripted):
     client.close()
     assert text.cancelled.wait(10)
     until(lambda: not scripted.site.jobs)
+
+
+def test_a_client_that_closes_its_sending_side_has_gone(scripted):
+    with scripted.connected(COMPLETIONS, b'{"prompt": "x"}') as client:
+        (text,) = until(lambda: scripted.engine.texts)
+        client.shutdown(socket.SHUT_WR)
+        assert text.cancelled.wait(10)
+
+
+def test_a_client_that_goes_costs_no_reading(served, monkeypatch):
+    """Of a body that waits for its place in the pool."""
+    holds, read = Event(), []
+    monkeypatch.setattr(routes, "tokenized", lambda served, body: read.append(body) or {"a": holds.wait(20)})
+    with scripted_server(served) as serving:
+        serving.site.beside = Beside(1)
+        first = serving.connected("/tokenize", b'{"prompt": "x"}')
+        until(lambda: read)
+        gone = [serving.connected(path, b'{"prompt": "y"}') for path in ("/tokenize", COMPLETIONS)]
+        until(lambda: serving.site._reading.total() == 3)
+        for client in gone:
+            client.close()
+        until(lambda: serving.site._reading.total() == 1)
+        assert httpx.get(serving.url + "/health").status_code == 200
+        holds.set()
+        assert first.recv(100).startswith(b"HTTP/1.1 200")
+        first.close()
+        assert read == [{"prompt": "x"}] and not serving.engine.texts
+        assert 'status="499"' not in serving.site.metrics.text().decode()
 
 
 @pytest.mark.parametrize("wait", [0.0, 0.05, 0.3])

@@ -213,6 +213,12 @@ def test_options_that_are_out_of_range(refused, words):
     assert words[0] in refused(*words)
 
 
+def test_options_that_are_empty(refused):
+    for option in ("--host", "--api-key-file"):
+        for empty in ("", " "):
+            assert f"{option} is empty: " in refused(option, empty, "--insecure")
+
+
 def test_a_checkpoint_that_is_none(refused, tmp_path):
     assert "safetensors" in refused("--port", 0, "--model", tmp_path)
 

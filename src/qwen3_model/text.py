@@ -6,11 +6,13 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel
 
 from .added_tokens import register_tokens
 from .chat_template import ChatTemplate
@@ -24,6 +26,7 @@ PROBED = 512  # tokens that are written on loading
 _STDERR = Lock()  # one thread at a time has file descriptor 2
 INCOMPLETE = "\ufffd"  # what bytes that are no character yet decode to
 LONGEST_CHARACTER = 4  # bytes of UTF-8, so as many tokens at most
+COMPOSED = 3  # of how many times its bytes Unicode's composition (NFC) makes a text at most
 LONGEST_WAIT = 8  # unfinished tokens before the detokeniser looks for a place to cut; any number above 4
 
 
@@ -39,17 +42,31 @@ class Text:
         self._special = {token.content for token in added if token.special}  # by name, as decoding knows them
         self._template = ChatTemplate(Path(folder))
 
-    def encode(self, text: str, added_specials: bool = True) -> list[int]:
+    @cached_property
+    def longest_token(self) -> int:
+        """Bytes of UTF-8 that one token stands for at most."""
+        # A byte-level vocabulary writes each byte as a character; added tokens are written as they are.
+        size = len if isinstance(self._tokenizer.decoder, ByteLevel) else _bytes
+        added = (token.content for token in self._tokenizer.get_added_tokens_decoder().values())
+        sizes = [*map(size, self._tokenizer.get_vocab(with_added_tokens=False)), *map(_bytes, added)]
+        return max(sizes, default=1) * (1 if self._tokenizer.normalizer is None else COMPOSED)
+
+    def encode(self, text: str, added_specials: bool = True, context: int | None = None) -> list[int]:
         """Token ids of a text; special tokens written in it count as such. added_specials: whether the
         tokenizer puts its own around them (a BOS); not around a rendered conversation, whose template wrote
-        all it needs. Raises InputError for what is no string or no Unicode (lone surrogates), and for what
-        the tokenizer cannot read."""
+        all it needs. context: tokens that the caller has room for; a text with more bytes than so many tokens
+        can have is refused before any work. Raises InputError for what is no string or no Unicode (lone
+        surrogates), for a text beyond `context`, and for what the tokenizer cannot read."""
         if not isinstance(text, str):
             raise InputError(f"the text is {quoted(text)}; a string was expected")
         try:
-            text.encode()
+            size = _bytes(text)
         except UnicodeEncodeError:
             raise InputError("the text cannot be encoded: it holds half a surrogate pair") from None
+        if context is not None and size > (most := self.longest_token * context):
+            raise InputError(
+                f"the text has {size} bytes; the context of {context} tokens holds at most {most}: shorten it"
+            )
         with foreign(f"{self._file} cannot encode this text"):
             # One text as a batch: so other threads run meanwhile, and a server's streams do not stop.
             (found,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=added_specials)
@@ -112,6 +129,10 @@ class Text:
                 raise InputError("thinking and enable_thinking are the same: give one of them")
             names["enable_thinking"] = thinking
         return self._template.render(messages, tools, documents, names)
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode())
 
 
 def on_one_line(text: str) -> str:

@@ -105,9 +105,12 @@ def _limits(args: argparse.Namespace) -> Limits:
 
 
 def _access(args: argparse.Namespace) -> Access:
-    """Raises InputError for an address that others reach where nobody needs a key."""
+    """Raises InputError for an empty word, and for an address that others reach where nobody needs a key."""
     from ..serve.guard import Access, is_loopback, read_keys
 
+    for option, value in (("--host", args.host), ("--api-key-file", args.api_key_file)):
+        if value is not None and not value.strip():
+            raise InputError(f"{option} is empty: give one, or leave the option out")
     keys = read_keys(Path(args.api_key_file)) if args.api_key_file is not None else ()
     if not keys and not args.insecure and not is_loopback(args.host):
         raise InputError(

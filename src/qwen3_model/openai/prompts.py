@@ -32,7 +32,7 @@ def conversation_prompt(served: Served, given: Mapping[str, Any]) -> tuple[list[
     with naming("chat_template_kwargs" if names.keys() - {"tools"} else "messages"):
         rendered = served.text.chat(messages, **names)
     with naming("messages"):
-        ids = served.text.encode(rendered, added_specials=False)
+        ids = served.text.encode(rendered, added_specials=False, context=served.context)
         return checked_prompt(ids, served.config.vocab_size), rendered.rstrip("\n").endswith(THINK)
 
 
@@ -59,7 +59,7 @@ def _prompt(served: Served, where: str, prompt: Any) -> list[int]:
             if not all(type(token) is int for token in prompt):
                 raise InputError("token ids are whole numbers")
         else:
-            prompt = served.text.encode(prompt)
+            prompt = served.text.encode(prompt, context=served.context)
         return checked_prompt(prompt, served.config.vocab_size)
     except InputError as error:
         raise FieldError("prompt", f"{where}: {error}") from None

@@ -12,7 +12,9 @@ from .choices import Job
 from .errors import refusal
 
 RETRY_SECONDS = "1"
-MOST_TOLD = 2**19  # log-probabilities of an answer that is not streamed, which take about 100 bytes each
+# Log-probabilities of an answer that comes whole, and of a stream, whose client may read slowly and lets them
+# wait; each takes about 100 bytes.
+MOST_TOLD, MOST_STREAMED = 2**19, 2**22
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,15 @@ class Limits:
 
 
 def check_told(asked: Asked) -> None:
-    """Raises FieldError for more log-probabilities than an answer that comes whole may have."""
+    """Raises FieldError for more log-probabilities than an answer may have."""
     assert asked.request.max_new_tokens is not None
     texts, each = len(asked.prompts) * asked.n, 1 + asked.request.top_logprobs
     told = texts * asked.request.max_new_tokens * each
-    if asked.logprobs and not asked.stream and told > MOST_TOLD:
+    most, stream = (MOST_STREAMED, "") if asked.stream else (MOST_TOLD, ", or stream")
+    if asked.logprobs and told > most:
         name = "top_logprobs" if asked.chat and each > 1 else "logprobs"
         raise FieldError(
             name, f"{texts} choices of up to {asked.request.max_new_tokens} tokens, each with {each} "
-            f"log-probabilities, have {told}; at most {MOST_TOLD} fit an answer: lower max_tokens, n or "
-            f"{name}, or stream",
+            f"log-probabilities, have {told}; at most {most} fit an answer: lower max_tokens, n or "
+            f"{name}{stream}",
         )  # fmt: skip

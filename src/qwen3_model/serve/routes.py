@@ -23,6 +23,7 @@ from .limits import check_told
 from .site import Site
 from .streams import EventStream
 
+LARGE = 2**16  # bytes of a body that takes so long that small ones must not wait for it
 T = TypeVar("T")
 router = APIRouter()
 _BODY: dict[str, Any] = {
@@ -119,7 +120,7 @@ async def _whole(site: Site, job: Job) -> Response:
 
 async def _read(request: Request, use: Callable[[Any], T]) -> T:
     """use(body): beside the loop, so that a long prompt holds nobody up. Raises a Refusal where the body does
-    not come, or too many come at a time, and InputError."""
+    not come, its client goes, or too many come at a time, and InputError."""
     site = _site(request)
     with site.reading(request.state.key):
         try:
@@ -128,15 +129,19 @@ async def _read(request: Request, use: Callable[[Any], T]) -> T:
             raise refusal(408, "the body did not come in time", connection="close") from None
         if not data:
             raise InputError("the body is empty; a JSON object was expected")
-        return await site.beside.run(lambda: use(parse(data, "the body")))
+        beside = site.beside_large if len(data) > LARGE else site.beside
+        return await _unless_gone(request, beside.run(lambda: use(parse(data, "the body"))))
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
-    """The answer, unless its client goes before it is there: nobody else would notice."""
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What the work comes to. It is given up where the client goes before, which nobody else would notice:
+    then a Refusal is raised, for nobody. Work that waits for its place is never begun."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else Response(status_code=GONE)
+        if not task.done():
+            raise refusal(GONE, "the client has gone")
+        return task.result()
     finally:
         for future in (task, gone):
             future.cancel()

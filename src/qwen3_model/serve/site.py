@@ -18,13 +18,14 @@ from .metrics import Metrics
 
 
 class Site:
-    """The state of one app. draining: whether the server ends, and takes no more requests."""
+    """The state of one app. draining: whether the server ends, and takes no more requests. beside,
+    beside_large: where work is done beside the loop; large bodies wait for each other alone."""
 
     def __init__(self, served: Served, limits: Limits, client: EngineClient | None = None) -> None:
         self.served, self.limits = served, limits
         self.draining = False
         self.jobs: set[Job] = set()
-        self.beside = Beside()
+        self.beside, self.beside_large = Beside(), Beside(2)
         self._reading = Counter[int]()  # requests whose body is being read, by key
         self.metrics = Metrics(lambda: self._client.load if self._client else None)
         self._client: EngineClient | None = None
