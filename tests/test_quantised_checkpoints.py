@@ -273,7 +273,8 @@ def test_a_module_that_is_not_to_be_converted_must_be_plain(tmp_path, monkeypatc
 def test_parts_of_words_are_no_modules(tmp_path):
     made, listed = write(tmp_path, "awq"), ["model.layers.0.mlp.gate", "proj", "re:.*o_proj"]
     made.config["quantization_config"] = FORMS["awq"][1] | {"modules_to_not_convert": listed}
-    load(made.save())
+    layer = load(made.save()).layers[0]
+    assert all(isinstance(of, QuantisedWeight) for of in (layer.ar.qkv, layer.ar.o, layer.gate_up))
 
 
 @pytest.mark.parametrize(
@@ -355,10 +356,11 @@ def test_codes_that_are_no_numbers_are_refused(tmp_path, code):
 def test_trivial_g_idx_is_accepted_whatever_desc_act_says(tmp_path):
     made = write(tmp_path, "gptq")
     made.config["quantization_config"] = FORMS["gptq"][1] | {"desc_act": True}
-    load(made.save())
+    assert isinstance(load(made.save()).layers[0].ar.o, QuantisedWeight)
     made = write(tmp_path, "pack")
+    plain = load(made.save()).layers[0].ar.o
     made.tensors[f"{OUT}.weight_g_idx"] = (torch.arange(64) // GROUP).int()
-    load(made.save())
+    assert torch.equal(load(made.save()).layers[0].ar.o.codes(), plain.codes())
 
 
 # what a config may say

@@ -12,9 +12,10 @@ from orthrus_kernels.quantised import GROUPS
 
 from ..errors import InputError, quoted
 from ..fields import Fields
+from .forms import BLOCK
 
 WHERE = "quantization_config"
-BLOCK = [128, 128]  # rows and columns that share a scale of an fp8 weight
+BLOCKS = [BLOCK, BLOCK]  # rows and columns that share a scale of an fp8 weight
 OTHERS = (
     "use a checkpoint in bf16, fp8, AWQ, GPTQ (int4) or compressed-tensors, such as Qwen/Qwen3-8B-FP8 or "
     "Qwen/Qwen3-8B-AWQ"
@@ -64,8 +65,8 @@ def _fp8(raw: Mapping[str, Any], fields: Fields) -> Quantisation:
     _expect(raw, "fmt", "e4m3")
     if raw.get("scale_fmt") is not None:
         _refuse("scale_fmt", raw["scale_fmt"], "scales in bf16 or fp32 were expected")
-    if raw.get("weight_block_size") != BLOCK:
-        _refuse("weight_block_size", raw.get("weight_block_size"), f"{BLOCK} was expected")
+    if raw.get("weight_block_size") != BLOCKS:
+        _refuse("weight_block_size", raw.get("weight_block_size"), f"{BLOCKS} was expected")
     left_out = _listed(raw, "modules_to_not_convert") or _listed(raw, "ignored_layers")
     return Quantisation("fp8", None, True, not_converted=left_out, raw=raw)
 
@@ -126,8 +127,8 @@ def _compressed_group(form: str, group: Mapping[str, Any]) -> tuple[int | None, 
     _expect(weights, "num_bits", 8)
     if strategy not in ("tensor", "channel", "block") or not symmetric:
         _refuse("strategy", strategy, "tensor, channel or block was expected, symmetric")
-    if strategy == "block" and weights.get("block_structure") != BLOCK:
-        _refuse("block_structure", weights.get("block_structure"), f"{BLOCK} was expected")
+    if strategy == "block" and weights.get("block_structure") != BLOCKS:
+        _refuse("block_structure", weights.get("block_structure"), f"{BLOCKS} was expected")
     return None, True
 
 

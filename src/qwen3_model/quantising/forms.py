@@ -18,7 +18,8 @@ from torch import Tensor
 from orthrus_kernels.quantised import GROUPS
 
 from ..errors import InputError
-from .rounding import BLOCK, fp8_blocks, fp8_values, int4_groups, int4_values
+from ..quantised.scheme import BLOCKS
+from .rounding import fp8_blocks, fp8_values, int4_groups, int4_values
 
 CODES_A_WORD = 8
 DIFFUSION_KEY = "diffusion_weights"  # of config.json: how `_diff` is stored, if not as the base
@@ -53,7 +54,7 @@ class Fp8:
             "quant_method": "fp8",
             "fmt": "e4m3",
             "activation_scheme": "dynamic",
-            "weight_block_size": [BLOCK, BLOCK],
+            "weight_block_size": BLOCKS,
             "modules_to_not_convert": ["lm_head", *plain],
         }
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 128  # rows and columns that share a scale of fp8
+from ..quantised.forms import BLOCK
+
 LARGEST_E4M3 = 448.0
 LARGEST_INT4 = 15.0
 # A scale is never zero, and never so small that a bf16 cannot hold it with all of its digits
