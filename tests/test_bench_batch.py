@@ -167,7 +167,8 @@ OWN = {
     "texts": 1, "jobs": 9, "tokens": 90, "seconds": 1.5, "tokens_per_second": 60.0, "host_share": 0.3,
 }  # fmt: skip
 RUN = {
-    "machine": {"gpu": "H0", "torch": "2", "triton": "3", "date": "2026-11-29", "commit": "abc"},
+    "machine": {"gpu": "H0", "torch": "2", "triton": "3", "date": "2026-11-29", "commit": "abc",
+                "command": "python -m bench --json made.json"},  # fmt: skip
     "roof": {"read_gb_s": 4000.0},
     "rows": [
         ROW, ROW | SIMULATED | {"tokens_per_second": 700.0},
@@ -367,7 +368,7 @@ def test_options(words, said, refused):
 
 def test_the_picture_shows_what_was_recorded(tmp_path, monkeypatch):
     """Every figure is a point at its height; further up is faster; what nobody measured is not named."""
-    svg = drawing.drawn(RUN)
+    svg = drawing.drawn([RUN])
     points = attributes(svg, "data-rate")
     found = {(p["data-line"], p["data-texts"], float(p["data-rate"])) for p in points}
     assert found >= {
@@ -379,23 +380,30 @@ def test_the_picture_shows_what_was_recorded(tmp_path, monkeypatch):
     heights = [(math.log(float(p["data-rate"])), float(p["y"])) for p in first]
     slopes = {round((b - d) / (a - c), 1) for a, b in heights for c, d in heights if a - c > 0.1}
     assert len(slopes) == 1 and max(slopes) < 0
-    alone = drawing.drawn(RUN | {"peers": []})
+    alone = drawing.drawn([RUN | {"peers": []}])
     assert "vLLM" not in alone.split("<rect")[4] and "simulated" in svg
     with pytest.raises(ValueError, match="no steady rows"):
-        drawing.drawn(RUN | {"rows": [OWN]})
-    for name in ("MASK", "SPEED", "BATCH", "BATCH_RUN", "SERVE_RUN"):
-        monkeypatch.setattr(pictures, name, tmp_path / name)
-    assert len(pictures.drawn()) == 2
-    (tmp_path / "BATCH_RUN").write_text(json.dumps(RUN))
-    assert pictures.drawn()[tmp_path / "BATCH"] == svg
+        drawing.drawn([RUN | {"rows": [OWN]}])
+    (tmp_path / "run").write_text(json.dumps(RUN))
+    monkeypatch.setattr(pictures, "BATCH_RUNS", [tmp_path / "run"])
+    assert pictures.drawn()[pictures.BATCH] == svg
 
 
-def test_the_page_has_the_section_where_there_is_a_run():
+def test_of_several_runs_the_first_shows_what_both_have():
+    older = json.loads(json.dumps(RUN).replace("6400.0", "5400.0"))
+    older["rows"] += [row | {"context": 8000} for row in older["rows"] if row["measure"] == "steady"]
+    rates = [p["data-rate"] for p in attributes(drawing.drawn([RUN, older]), "data-rate")]
+    assert rates.count("6400.0") == 1 and rates.count("5400.0") == 1, "the older run's at 8000 alone"
+    page = drawing.section([RUN, older], performance.markdown)
+    assert page.count("**8B, context 1000**") == page.count("**8B, context 8000**") == 1
+    assert page.count("The embedded checkpoint") == page.count("| 6,400 |") == page.count("| 5,400 |") == 1
+
+
+def test_the_page_has_the_section():
     run, peers = (json.loads(path.read_text()) for path in (performance.RUN, performance.PEERS))
-    page = "<!-- batch -->\n\n<!-- end -->\n"
-    assert performance.rewritten(page, run, peers) == page
-    made = performance.rewritten(page, run, peers, RUN)
-    assert performance.rewritten(made, run, peers, RUN) == made
+    served = performance.read(performance.SERVE_RUNS)
+    made = performance.rewritten("<!-- batch -->\n\n<!-- end -->\n", run, peers, [RUN], served)
+    assert performance.rewritten(made, run, peers, [RUN], served) == made
     assert "## Many texts at once" in made and "(batch.svg)" in made
     assert "| 64 | 8,000 | 6,400 | 80% | 7,000 | 1.09x | 4.00 | 4.0% | 6,000 |" in made
     assert "| 1 | auto | 90 | 1.50x | 9/9 |" in made and "simulated" in made

@@ -403,14 +403,11 @@ def test_a_whole_run(other_bits, monkeypatch, tmp_path, capsys):
 def test_the_page_on_performance_is_made_from_the_recorded_runs():
     run, peers = (json.loads(path.read_text()) for path in (performance.RUN, performance.PEERS))
     page = performance.PAGE.read_text()
-    many, served = (
-        json.loads(path.read_text()) if path.exists() else None
-        for path in (performance.BATCH_RUN, performance.SERVE_RUN)
-    )
-    assert performance.rewritten(page, run, peers, many, served) == page
-    assert performance.rewritten("<!-- memory -->\nold\n<!-- end -->\n", run, peers).count("| 8B |") == 1
+    all_runs = run, peers, *map(performance.read, (performance.BATCH_RUNS, performance.SERVE_RUNS))
+    assert performance.rewritten(page, *all_runs) == page
+    assert performance.rewritten("<!-- memory -->\nold\n<!-- end -->\n", *all_runs).count("| 8B |") == 1
     with pytest.raises(KeyError, match="no table is called 'nothing'"):
-        performance.rewritten("<!-- nothing -->\n<!-- end -->", run, peers)
+        performance.rewritten("<!-- nothing -->\n<!-- end -->", *all_runs)
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "no JSON", '{"roof": null, "passes": [], "machine": {}}'])

@@ -341,7 +341,8 @@ def row(**more):
 
 SIMULATED = {"way": "drafted", "acceptance": "simulated: a curve", "identical": None}
 RUN = {
-    "machine": {"gpu": "H0", "torch": "2", "triton": "3", "date": "2026-11-29", "commit": "abc"},
+    "machine": {"gpu": "H0", "torch": "2", "triton": "3", "date": "2026-11-29", "commit": "abc",
+                "command": "python -m bench --json made.json"},  # fmt: skip
     "settings": {"lengths": None, "prompt_tokens": 1000, "new_tokens": 256, "ttft_ms": 500, "token_ms": 25},
     "rows": [
         row(), row(**SIMULATED, tokens_per_second=1500.0), row(clients=64, tokens_per_second=3000.0),
@@ -379,7 +380,7 @@ def test_every_line_says_what_the_acceptance_is():
 
 
 def test_the_picture_shows_what_was_recorded(tmp_path, monkeypatch):
-    svg = drawing.drawn(RUN)
+    svg = drawing.drawn([RUN])
     points = attributes(svg, "data-rate")
     found = {(p["data-line"], p["data-texts"], float(p["data-rate"])) for p in points}
     assert found == {
@@ -389,22 +390,19 @@ def test_the_picture_shows_what_was_recorded(tmp_path, monkeypatch):
     }  # fmt: skip
     heights = {float(p["data-rate"]): float(p["y"]) for p in points if p["data-texts"] == "64"}
     assert heights[3000.0] < heights[2700.0], "further up is more"
-    assert "vLLM" not in drawing.drawn(RUN | {"peers": []})
+    assert "vLLM" not in drawing.drawn([RUN | {"peers": []}])
     with pytest.raises(ValueError, match="no rows of closed loops"):
-        drawing.drawn(RUN | {"rows": RUN["rows"][3:4], "peers": []})
-    for name in ("MASK", "SPEED", "BATCH_RUN", "SERVE", "SERVE_RUN"):
-        monkeypatch.setattr(pictures, name, tmp_path / name)
-    assert len(pictures.drawn()) == 2
-    (tmp_path / "SERVE_RUN").write_text(json.dumps(RUN))
-    assert pictures.drawn()[tmp_path / "SERVE"] == svg
+        drawing.drawn([RUN | {"rows": RUN["rows"][3:4], "peers": []}])
+    (tmp_path / "run").write_text(json.dumps(RUN))
+    monkeypatch.setattr(pictures, "SERVE_RUNS", [tmp_path / "run"])
+    assert pictures.drawn()[pictures.SERVE] == svg
 
 
-def test_the_page_has_the_section_where_there_is_a_run():
+def test_the_page_has_the_section():
     run, peers = (json.loads(path.read_text()) for path in (performance.RUN, performance.PEERS))
-    page = "<!-- serve -->\n\n<!-- end -->\n"
-    assert performance.rewritten(page, run, peers) == page
-    made = performance.rewritten(page, run, peers, served=RUN)
-    assert performance.rewritten(made, run, peers, served=RUN) == made
+    many = performance.read(performance.BATCH_RUNS)
+    made = performance.rewritten("<!-- serve -->\n\n<!-- end -->\n", run, peers, many, [RUN])
+    assert performance.rewritten(made, run, peers, many, [RUN]) == made
     assert "## Served over HTTP" in made and "(serve.svg)" in made and "simulated" in made
     assert "| 8 | drafted | 1500 | 2.50x | 3.0% | 6.00 | 100 | 400 | 12.0 | 14.0 | 75.0% |" in made
     assert "| 64 | vLLM | 2700 | 0.90x | - | 6.00 | 90.0 | 95.0 | 12.0 | 14.0 | 75.0% |" in made
@@ -600,9 +598,5 @@ def test_a_whole_run(tmp_path, capsys):
     for made in run["rows"]:
         assert made["errors"] == 0 and made["requests"] and math.isfinite(made["tokens_per_second"])
         assert (made["identical"] is None) == (made["loop"] == "open")
-    assert "svg" in drawing.drawn(run) and "| 50% |" in performance.rewritten(
-        "<!-- serve -->\n\n<!-- end -->\n",
-        *(json.loads(path.read_text()) for path in (performance.RUN, performance.PEERS)),
-        served=run,
-    )
+    assert "svg" in drawing.drawn([run]) and "| 50% |" in drawing.section([run], performance.markdown)
     assert "server adds" in capsys.readouterr().out

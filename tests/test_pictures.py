@@ -53,10 +53,15 @@ def test_bars_are_as_long_as_what_was_recorded():
 
 
 def test_the_command(monkeypatch, tmp_path, capsys, refused):
-    for name in ("MASK", "SPEED", "BATCH_RUN", "SERVE_RUN"):
+    for name in ("MASK", "SPEED", "BATCH", "SERVE"):
         monkeypatch.setattr(pictures, name, tmp_path / f"{name}.svg")
     monkeypatch.setattr(pictures, "ROOT", tmp_path)
-    assert pictures.main([]) == 0 and capsys.readouterr().out.count("wrote") == 2
+    runs = {name: getattr(pictures, name) for name in ("BATCH_RUNS", "SERVE_RUNS")}
+    assert pictures.main([]) == 0 and capsys.readouterr().out.count("wrote") == 4
     (tmp_path / "run.json").write_text("{}")
+    for name, kept in runs.items():
+        monkeypatch.setattr(pictures, name, [tmp_path / "run.json"])
+        assert "KeyError" in refused(pictures.main)
+        monkeypatch.setattr(pictures, name, kept)
     monkeypatch.setattr(pictures, "RUN", tmp_path / "run.json")
     assert "whole runs of bench.decode" in refused(pictures.main)

@@ -1,12 +1,14 @@
 """docs/batch.svg, tokens a second by number of texts, and the section of docs/performance.md on many texts,
-both made from a recorded run of `bench.decode --batch`."""
+both made from recorded runs of `bench.decode --batch`, the newest first: a model at a context is shown as the
+first run with it has it."""
 
 from __future__ import annotations
 
 import math
+import re
 import textwrap
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, TypeVar
 
 from bench.batch_report import PLAIN, over_plain, percent
 
@@ -19,6 +21,7 @@ FLOOR, OURS, DRAFTED, VLLM = "floor of plain", "plain", "drafted, simulated", "v
 COLOURS = {FLOOR: "#222", OURS: "#2f6fb7", DRAFTED: "#e08a1e", VLLM: "#8a929c"}
 Found = dict[str, Any]
 Points = dict[str, dict[int, float]]  # tokens/s of each line by number of texts
+Key = TypeVar("Key")  # of a panel
 
 
 def panels(run: Found) -> dict[tuple[str, int], Points]:
@@ -40,12 +43,12 @@ def panels(run: Found) -> dict[tuple[str, int], Points]:
     return found
 
 
-def drawn(run: Found) -> str:
+def drawn(runs: Sequence[Found]) -> str:
     """The picture: a panel a model and context, both axes logarithmic."""
-    machine, found = run["machine"], panels(run)
+    found = first_of(runs, panels)
     parts = [
         text(24, 32, "Tokens a second of all texts together, by number of texts", 17, font_weight="bold"),
-        text(24, 54, f"Qwen3 shapes, random weights, bf16; {machine['gpu']}, {machine['date']}, one run; "
+        text(24, 54, f"Qwen3 shapes, random weights, bf16; {where(runs)}; "
              "acceptance of drafts: simulated from a published curve", 12, GREY),
     ]  # fmt: skip
     parts += legend(COLOURS, found.values())
@@ -56,6 +59,20 @@ def drawn(run: Found) -> str:
     width, lines = LEFT + min(len(found), COLUMNS) * (WIDTH + BETWEEN), -(-len(found) // COLUMNS)
     said = "Lines of tokens a second over the number of texts: floor, plain, drafted and vLLM"
     return picture(max(width, 760), TOP + lines * (HEIGHT + BETWEEN) - 30, parts, said)
+
+
+def first_of(runs: Sequence[Found], panels: Callable[[Found], dict[Key, Points]]) -> dict[Key, Points]:
+    """The panels of all runs; one that several have is that of the first."""
+    found = dict[Key, Points]()
+    for run in runs:
+        found = panels(run) | found
+    return found
+
+
+def where(runs: Sequence[Found]) -> str:
+    """The machines and days of runs, for the line under a picture's title."""
+    days = dict.fromkeys(f"{run['machine']['gpu'] or 'a CPU'}, {run['machine']['date']}" for run in runs)
+    return f"{'; '.join(days)}, {'one run' if len(runs) == 1 else f'{len(runs)} runs'}"
 
 
 def legend(colours: dict[str, str], drawn: Collection[Points]) -> Iterator[str]:
@@ -101,37 +118,57 @@ def panel(
                        data_texts=str(count), data_rate=f"{rate:.1f}")  # fmt: skip
 
 
-def section(run: Found, markdown: Any) -> str:
+def section(runs: Sequence[Found], markdown: Any) -> str:
     """The section of the page, heading included. markdown: makes a table of head and lines."""
-    parts = list[str]()
-    for model, context in panels(run):
-        of = model, context
+    parts = ["## Many texts at once", _words(), "![tokens a second by number of texts](batch.svg)"]
+    shown = set[Any]()
+    for run in runs:
+        parts += [_said(run), *_tables(run, shown, markdown)]
+    return "\n\n".join(parts)
+
+
+def _tables(run: Found, shown: set[Any], markdown: Any) -> Iterator[str]:
+    """Those of a run. shown: models and contexts that a newer run has; this run's are added."""
+    for of in [of for of in panels(run) if of not in shown]:
+        model, context = of
+        shown.add(of)
         rows, peers = ([r for r in run[name] if (r["model"], r.get("context")) == of]
                        for name in ("rows", "peers"))  # fmt: skip
         theirs = {r["texts"]: r["tokens_per_second"] for r in peers}
-        parts += [f"**{model}, context {context}**", _table(rows, theirs, markdown)]
+        yield from (f"**{model}, context {context}**", _table(rows, theirs, markdown))
     own = [r for r in run["rows"] if r["model"] == "embedded"]
-    if own:
+    if own and "embedded" not in shown:
+        shown.add("embedded")
         lines = [
             [str(r["texts"]), r["way"], f"{r['tokens_per_second']:,.0f}", over_plain(r, own), r["identical"]]
             for r in own
         ]
-        parts += [
+        yield (
             f"**The embedded checkpoint**, its own acceptance: {own[0]['jobs']} held-out prompts, which are "
-            "read inside the clock",
-            markdown(["texts", "way", "tokens/s", "over plain", "identical"], lines),
-        ]
-    picture_of_all = "![tokens a second by number of texts](batch.svg)"
-    return "\n\n".join(["## Many texts at once", _said(run), picture_of_all, *parts])
+            "read inside the clock"
+        )
+        yield markdown(["texts", "way", "tokens/s", "over plain", "identical"], lines)
 
 
 def _said(run: Found) -> str:
-    """What was measured, and where."""
+    """Where and how a run was measured."""
     m, peers = run["machine"], ", ".join(sorted({r["peer"] for r in run["peers"]})) or "vLLM not installed"
+    said = (
+        f"{m['gpu']}, torch {m['torch']}, triton {m['triton']}, {peers}, {m['date']}, commit {m['commit']}, "
+        f"read roof {run['roof']['read_gb_s']:.0f} GB/s: `{command(run)}`."
+    )
+    return textwrap.fill(said, 140)
+
+
+def command(run: Found) -> str:
+    """How a run was started, without where its files went."""
+    return re.sub(r" --(?:json|plot) \S+", "", run["machine"]["command"])
+
+
+def _words() -> str:
+    """What the tables' words mean."""
     sentences = [
-        f"{m['gpu']}, torch {m['torch']}, triton {m['triton']}, {peers}, {m['date']}, commit {m['commit']},",
-        f"read roof {run['roof']['read_gb_s']:.0f} GB/s: `make bench-batch`.",
-        "Tokens/s are of all texts together, while all of them run.",
+        "`make bench-batch` measures it. Tokens/s are of all texts together, while all of them run.",
         "The floor is the time of reading once the weights of a plain cycle and the keys of all texts.",
         '"Drafted" is strategy "auto" with an acceptance simulated from a published curve',
         "(`bench/strong.py`).",

@@ -1,12 +1,10 @@
 """Rewrite the tables and the picture of docs/performance.md from recorded runs of `bench.decode`.
 
-A table stands between `<!-- name -->` and `<!-- end -->`; what is around them is written by hand. The section
-on many texts is there where a run of `bench.decode --batch` is, that on the server where one of `bench.serve`
-is."""
+A table stands between `<!-- name -->` and `<!-- end -->`; what is around them is written by hand. The
+sections on many texts and on the server are of runs of `bench.decode --batch` and `bench.serve`."""
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -19,7 +17,7 @@ from bench.decode_report import choice_table
 from bench.report import number
 
 from . import batch, serve
-from .pictures import BATCH_RUN, SERVE_RUN
+from .pictures import BATCH_RUNS, SERVE_RUNS, read
 
 COMMAND = "tools.docs.performance"
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,19 +97,17 @@ def memory(run: Found) -> str:
     return markdown(head, lines)
 
 
-def rewritten(
-    page: str, run: Found, peers: Found, many: Found | None = None, served: Found | None = None
-) -> str:
-    """The page with its tables made anew. many: a run of `--batch`, served: one of `bench.serve`; without one
-    its section stays empty. Raises KeyError for a table that nobody makes."""
+def rewritten(page: str, run: Found, peers: Found, many: Sequence[Found], served: Sequence[Found]) -> str:
+    """The page with its tables made anew. many: runs of `--batch`, served: of
+    `bench.serve`, the newest first. Raises KeyError for a table that nobody makes."""
     m = run["machine"]
     tables = {
         "machine": f"{m['gpu']}, torch {m['torch']}, triton {m['triton']}, {m['date']}, read roof "
-        f"{run['roof']['read_gb_s']:.0f} GB/s: `{_command(run)}`",
+        f"{run['roof']['read_gb_s']:.0f} GB/s: `{batch.command(run)}`",
         "tokens": tokens(run, peers), "passes 8B": passes(run, "8B"), "passes 1.7B": passes(run, "1.7B"),
         "generate": generated(run), "choices": choices(run), "memory": memory(run),
-        "batch": batch.section(many, markdown) if many else "",
-        "serve": serve.section(served, markdown) if served else "",
+        "batch": batch.section(many, markdown),
+        "serve": serve.section(served, markdown),
     }  # fmt: skip
     tables |= {f"kernels {model} {what}": kernels(run, model, what) for model, what in PICTURED}
     for name in re.findall(r"<!-- (?!end)(.+?) -->", page):
@@ -125,11 +121,6 @@ def rewritten(
     )
 
 
-def _command(run: Found) -> str:
-    """How the run was started, without where its files went."""
-    return re.sub(r" --(?:json|plot) \S+", "", run["machine"]["command"])
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog=f"python -m {COMMAND}",
@@ -138,19 +129,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--run", type=Path, default=RUN, help="JSON of a run with --profile")
     parser.add_argument("--peers", type=Path, default=PEERS, help="JSON of a run with transformers installed")
-    parser.add_argument(
-        "--batch", type=Path, default=BATCH_RUN, help="JSON of a run of --batch, if it is there"
-    )
-    parser.add_argument(
-        "--serve", type=Path, default=SERVE_RUN, help="JSON of a run of bench.serve, if it is there"
-    )
+    for name, runs, what in (("batch", BATCH_RUNS, "--batch"), ("serve", SERVE_RUNS, "bench.serve")):
+        parser.add_argument(f"--{name}", type=Path, nargs="+", default=runs, metavar="FILE",
+                            help=f"JSON of runs of {what}, the newest first")  # fmt: skip
     given = parser.parse_args(arguments)
     try:
-        run, peers = (json.loads(path.read_text()) for path in (given.run, given.peers))
-        many, served = (
-            json.loads(path.read_text()) if path.exists() else None for path in (given.batch, given.serve)
-        )
-        page = rewritten(PAGE.read_text(), run, peers, many, served)
+        run, peers = read([given.run, given.peers])
+        page = rewritten(PAGE.read_text(), run, peers, read(given.batch), read(given.serve))
         pictured = [
             p for p in run["profiles"] if (p["model"], p["pass"]) in PICTURED and p["context"] == CONTEXT
         ]

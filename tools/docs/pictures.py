@@ -2,7 +2,7 @@
 docs/batch.svg, the speed of many texts, and docs/serve.svg, that of a server.
 
 The first is drawn from `visible`, the one definition of visibility, the others from recorded runs of
-`bench.decode` and `bench.serve`; the last two where there is such a run (batch.py, serve.py). Each is a
+`bench.decode` and `bench.serve`. Each is a
 function of its input: tests/test_pictures.py compares the files with what is drawn now."""
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ COMMAND = "tools.docs.pictures"
 ROOT = Path(__file__).resolve().parents[2]
 MASK, SPEED, BATCH, SERVE = (ROOT / f"docs/{name}.svg" for name in ("mask", "speed", "batch", "serve"))
 RUN = ROOT / "bench/results/decode-peers-h100.json"
-BATCH_RUN, SERVE_RUN = (ROOT / f"bench/results/{name}-h200.json" for name in ("batch", "serve"))
+RESULTS = ROOT / "bench/results"
+BATCH_RUNS = RESULTS / "batch-8B-h200.json", RESULTS / "batch-h200.json"  # the newest first
+SERVE_RUNS = RESULTS / "serve-8B-h200.json", RESULTS / "serve-1.7B-h200.json"
 
 # The pass of the picture: a tree under `return`, whose nodes 3 and 1 have blocks of three rows.
 START, SIZE, MASK_TOKEN = 3, 3, -1
@@ -147,11 +149,13 @@ def speed(run: dict[str, Any]) -> str:
 
 def drawn() -> dict[Path, str]:
     """Every picture. Raises OSError, and LookupError, TypeError or ValueError for a run that is none."""
-    found = {MASK: mask(), SPEED: speed(json.loads(RUN.read_text()))}
-    for path, run, drawn_of in ((BATCH, BATCH_RUN, batch.drawn), (SERVE, SERVE_RUN, serve.drawn)):
-        if run.exists():
-            found[path] = drawn_of(json.loads(run.read_text()))
-    return found
+    return {MASK: mask(), SPEED: speed(json.loads(RUN.read_text())), BATCH: batch.drawn(read(BATCH_RUNS)),
+            SERVE: serve.drawn(read(SERVE_RUNS))}  # fmt: skip
+
+
+def read(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """Recorded runs. Raises OSError and ValueError."""
+    return [json.loads(run.read_text()) for run in runs]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -166,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_atomically(path, svg)
             print(f"wrote {path.relative_to(ROOT)}")
     except (OSError, LookupError, TypeError, ValueError) as error:
-        runs = ", ".join(str(run.relative_to(ROOT)) for run in (RUN, BATCH_RUN, SERVE_RUN))
+        runs = ", ".join(f"{RESULTS.name}/{run.name}" for run in (RUN, *BATCH_RUNS, *SERVE_RUNS))
         fail(COMMAND, f"{short(error)}: {runs} have to be whole runs of bench.decode and bench.serve --json")
     return 0
 

@@ -1,15 +1,17 @@
 """docs/serve.svg, tokens a second and time to the first token by number of clients, and the section of
-docs/performance.md on the server, both made from a recorded run of `bench.serve`."""
+docs/performance.md on the server, both made from recorded runs of `bench.serve`, the newest first: a
+picture's panel is that of the first run with its model."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bench import serve_report
 from bench.serve_report import PLAIN, RATE
 
-from .batch import BETWEEN, GREY, HEIGHT, LEFT, TOP, WIDTH, Points, legend, panel
+from .batch import BETWEEN, GREY, HEIGHT, LEFT, TOP, WIDTH, Points, command, first_of, legend, panel, where
 from .svg import picture, text
 
 OURS, DRAFTED, VLLM = "plain", "drafted", "vLLM without HTTP"
@@ -38,12 +40,12 @@ def panels(run: Found) -> dict[tuple[str, str], Points]:
     return found
 
 
-def drawn(run: Found) -> str:
+def drawn(runs: Sequence[Found]) -> str:
     """The picture: a line of panels a model, all axes logarithmic."""
-    machine, found = run["machine"], panels(run)
+    found = first_of(runs, panels)
     parts = [
         text(24, 32, "orthrus serve as its clients see it, by number of clients", 17, font_weight="bold"),
-        text(24, 54, f"{machine['gpu'] or 'a CPU'}, {machine['date']}, one run over HTTP, streamed; 8B and "
+        text(24, 54, f"{where(runs)}, over HTTP, streamed; 8B and "
              "the like: random weights, acceptance of drafts simulated", 12, GREY),
     ]  # fmt: skip
     parts += legend(COLOURS, found.values())
@@ -56,32 +58,44 @@ def drawn(run: Found) -> str:
     return picture(LEFT + 2 * (WIDTH + BETWEEN), TOP + len(models) * (HEIGHT + BETWEEN) - 30, parts, said)
 
 
-def section(run: Found, markdown: Any) -> str:
+def section(runs: Sequence[Found], markdown: Any) -> str:
     """The section of the page, heading included. markdown: makes a table of head and lines."""
-    parts = ["## Served over HTTP", _said(run), "![by number of clients](serve.svg)"]
-    for title, head, lines in serve_report.tables(run["rows"], run["peers"]):
-        kept = [i for i, name in enumerate(head) if name not in LEFT_OUT]
-        cut, *cells = ([line[i] for i in kept] for line in [head, *lines])
-        parts += [f"**{title}**", markdown(cut, cells)]
+    parts = ["## Served over HTTP", _words(), "![by number of clients](serve.svg)"]
+    for run in runs:
+        parts += [_said(run), *_tables(run, markdown)]
     return "\n\n".join(parts)
 
 
+def _tables(run: Found, markdown: Any) -> Iterator[str]:
+    for title, head, lines in serve_report.tables(run["rows"], run["peers"]):
+        kept = [i for i, name in enumerate(head) if name not in LEFT_OUT]
+        cut, *cells = ([line[i] for i in kept] for line in [head, *lines])
+        yield from (f"**{title}**", markdown(cut, cells))
+
+
 def _said(run: Found) -> str:
-    """What was measured, where, and what the words mean."""
+    """What a run asked for, and where it was measured."""
     m, s = run["machine"], run["settings"]
     peers = ", ".join(sorted({row["peer"] for row in run["peers"]})) or "vLLM not installed"
     asked = (f"texts of {s['lengths']}" if s["lengths"]
              else f"prompts of {s['prompt_tokens']:,} tokens and texts of {s['new_tokens']:,}")  # fmt: skip
+    said = (
+        f"{m['gpu'] or 'a CPU'}, torch {m['torch']}, triton {m['triton']}, {peers}, {m['date']}, commit "
+        f"{m['commit']}: `{command(run)}`, {asked}; the embedded checkpoint's prompts are held-out ones, no "
+        f"longer than that. Goodput is the share of requests with a TTFT of at most {s['ttft_ms']} ms and at "
+        f"most {s['token_ms']} ms a token."
+    )
+    return textwrap.fill(said, 140)
+
+
+def _words() -> str:
+    """What the tables' words mean."""
     sentences = [
-        f"{m['gpu'] or 'a CPU'}, torch {m['torch']}, triton {m['triton']}, {peers}, {m['date']}, commit",
-        f"{m['commit']}: `make bench-serve`, {asked}; the embedded checkpoint's prompts are held-out ones,",
-        "no longer than that.",
+        "`make bench-serve` measures it.",
         "Requests are streamed completions over HTTP. Every text runs to its full length, and no prompt is",
         "found in the cache.",
         "TTFT is the time from sending a request to its first text, ms/token the time from there to the end",
         "over the other tokens.",
-        f"Goodput is the share of requests with a TTFT of at most {s['ttft_ms']} ms and at most",
-        f"{s['token_ms']} ms a token.",
         "Tokens/s of a closed loop are those of its steady part: whole turns of a client, from the end of",
         "every client's first request until the first client has nothing more to send.",
         "Latencies and goodput are of the requests that ended in it.",
@@ -89,7 +103,6 @@ def _said(run: Found) -> str:
         '"Server adds" compares the same jobs through the same engine without a server and without text.',
         '"Drafted" is strategy "auto". With random weights its acceptance is simulated from a published',
         "curve (`bench/strong.py`).",
+        'In lines of "vLLM" the same loops drive its engine in process, without its HTTP server.',
     ]
-    if run["peers"]:
-        sentences.append("The same loops drive vLLM's engine in process, without its HTTP server.")
     return textwrap.fill(" ".join(sentences), 140)
