@@ -193,9 +193,8 @@ class Recorder:
                 truth = text[i + 1 : i + 1 + ids.shape[1]]
                 ranks = ranks_of(names[i], tree[1], truth)
                 tally.add(ranks, len(truth))
-                if known and size == self.rows and not corrected:
-                    kept[CHAIN].append(1 + next((d for d, rank in enumerate(ranks) if rank), len(ranks)))
                 if known and size == self.rows and corrected == orders[-1]:
+                    kept[CHAIN].append(1 + next((d for d, rank in enumerate(ranks) if rank), len(ranks)))
                     path = indices(*tree, ranks, TREES[-1])
                     for nodes in TREES:
                         kept[str(nodes)].append(1 + sum(node <= nodes for node in path))

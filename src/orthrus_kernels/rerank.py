@@ -1,6 +1,6 @@
-"""Candidates of a draft tree, ranked anew behind each candidate before them: the bigram correction.
+"""Candidates of a draft, ranked anew behind each candidate before them: the bigram correction.
 
-A block's positions know nothing of each other, and a tree knows the token in front of every child. A low-rank
+A block's positions know nothing of each other, and a draft knows the token in front of every node. A low-rank
 table learnt behind distillation (qwen3_model/training/bigram.py) says what that token changes:
 
     score[p, a, c] = log_probability[p, c] + scale * u[token before] . w[candidate c]

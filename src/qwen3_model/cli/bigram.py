@@ -1,4 +1,4 @@
-"""orthrus bigram: learn what a draft tree's tokens change in the proposals behind them."""
+"""orthrus bigram: learn what a draft's tokens change in the proposals behind them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .training_options import (
 def add(subparsers: argparse._SubParsersAction) -> None:
     """Add the verb to the command line."""
     parser = options.new_verb(
-        subparsers, "bigram", "learn a bigram correction for an Orthrus's draft trees; its weights stay",
+        subparsers, "bigram", "learn a bigram correction for an Orthrus's drafts; its weights stay",
         "orthrus bigram runs/orthrus-0.6b runs/orthrus-0.6b-2 --text my-code/ --batch 2 --seconds 600", run,
     )  # fmt: skip
     parser.add_argument("base", metavar="ORTHRUS", help="checkpoint folder or hub id of an Orthrus-Qwen3")
