@@ -100,8 +100,9 @@ def ranked(
         return np.broadcast_to(plain, (n, p, k, k)), np.broadcast_to(unmoved, (n, p, k, k))
     fronts = torch.tensor(roots, dtype=torch.int32, device=ids.device)
     scales = torch.tensor([correction_scale(sampling)], device=ids.device)
-    tables, slots = model.bigram, torch.zeros_like(fronts)
-    found = model.ops.rerank(scores, ids, fronts, tables.before, tables.after, scales, slots, known)
+    temperatures = scales.new_full((1,), sampling.temperature)
+    settings = scales, temperatures, torch.zeros_like(fronts)
+    found = model.ops.rerank(scores, ids, fronts, *model.bigram.tables, *settings, known)
     both, order = (x.cpu().numpy() for x in found)
     return both, order
 

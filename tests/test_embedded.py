@@ -110,7 +110,7 @@ def test_one_pass_and_its_correction(model, prompts, nodes):
 @pytest.mark.parametrize("nodes", LEAST_ONE_PASS)
 def test_the_limit_sees_a_broken_correction(prompts, nodes):
     broken = Qwen3.from_pretrained(EMBEDDED, device="cpu", progress=False)
-    for tables in (None, Bigram(broken.bigram.after, broken.bigram.before)):
+    for tables in (None, Bigram.of(broken.bigram.after, broken.bigram.before)):
         broken.bigram = tables
         results = [broken.generate(prompt, tree_nodes=nodes, **ONE_PASS) for prompt in prompts[:3]]
         assert tokens_per_cycle(results) < LEAST_ONE_PASS[nodes]

@@ -24,7 +24,7 @@ def model_of(backend: str):
 
 def random_tables(vocabulary: int) -> Bigram:
     g = torch.Generator().manual_seed(1)
-    return Bigram(*(torch.randn(vocabulary, 4, generator=g).to(DEVICE) for _ in "uw"))
+    return Bigram.of(*(torch.randn(vocabulary, 4, generator=g).to(DEVICE) for _ in "uw"))
 
 
 def penalised(logits, penalty, seen):

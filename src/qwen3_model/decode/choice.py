@@ -111,10 +111,9 @@ class Choice:
         scores, ids = (x.view(shape) for x in self.candidates(states, positions, slots))
         if self.model.bigram is None:
             return scores, ids, None
-        before, after = self.model.bigram.before, self.model.bigram.after
-        of = slots.view(shape[:2])[:, 0]
+        of, settings = slots.view(shape[:2])[:, 0], (self.table.corrections, self.table.temperatures)
         scores, order = self.model.ops.rerank(
-            scores, ids, roots, before, after, self.table.corrections, of, known
+            scores, ids, roots, *self.model.bigram.tables, *settings, of, known
         )
         return scores, ids, order
 
