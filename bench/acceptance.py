@@ -1,10 +1,10 @@
 """Tokens a cycle and a forward pass by draft: a chain, trees of several sizes, and what "auto" chooses, at
 several temperatures. At temperatures above 0 also a chain verified by rejection sampling.
 
-With --one-pass also cycles of one pass. Every prompt is decoded with each setting; texts never depend on it,
+Also cycles of one pass (--one-pass). Every prompt is decoded with each setting; texts never depend on it,
 only the number of cycles does, but for rejection sampling, whose texts are other samples. The interval is a
 bootstrap over prompts. Agreement at offset d: the share of cycles whose first d proposals were all the
-target's own, or accepted."""
+target's own, or accepted. Behind it the oracle and recall by offset (oracle.py), of the same texts."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from orthrus_kernels import Sampling
 from qwen3_model import GenerationStats, InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.kinds import MOST_NODES
 from qwen3_model.prompts import read_prompts
 
-from . import report
+from . import oracle, report
+from .bootstrap import interval, ratio
 from .command import Parser, fail, positive, run, writable
 from .measure import machine, machine_line
 
 COMMAND = "bench.acceptance"
-RESAMPLES = 2000
 Progress = Callable[[str, int, int], None]  # setting, prompts done, prompts in all
 
 
@@ -60,35 +62,35 @@ class Measured:
 
     setting: Setting
     stats: list[GenerationStats]
+    texts: list[list[int]] = field(default_factory=list)  # of each prompt
 
     @property
     def per_cycle(self) -> float:
         """Tokens / cycles, as a ratio of sums."""
-        return _ratio(np.array([[s.cycle_tokens, s.cycles] for s in self.stats]))
+        return ratio(self._cycles)
 
     @property
     def per_forward(self) -> float:
         """Tokens / forward passes of all kinds, the prefill's too."""
-        return _ratio(np.array([[s.tokens, s.forwards] for s in self.stats]))
+        return ratio(np.array([[s.tokens, s.forwards] for s in self.stats]))
 
     @property
     def nodes_per_cycle(self) -> float:
         """Proposals verified / cycles."""
-        return _ratio(np.array([[s.nodes, s.cycles] for s in self.stats]))
+        return ratio(np.array([[s.nodes, s.cycles] for s in self.stats]))
 
     @property
     def per_second(self) -> float:
         """Tokens / seconds, prefills included; the first texts of a process compile and capture."""
         return sum(s.tokens for s in self.stats) / max(sum(s.seconds for s in self.stats), 1e-9)
 
-    def interval(self, share: float = 0.95) -> tuple[float, float]:
-        """Of tokens a cycle: bootstrap over prompts, percentiles of the resampled ratio of sums."""
-        pairs = np.array([[s.cycle_tokens, s.cycles] for s in self.stats])
-        draws = np.random.default_rng(0).integers(len(pairs), size=(RESAMPLES, len(pairs)))
-        sums = pairs[draws].sum(1)
-        ratios = sums[:, 0] / np.maximum(sums[:, 1], 1)
-        low, high = np.quantile(ratios, [(1 - share) / 2, (1 + share) / 2])
-        return float(low), float(high)
+    def interval(self) -> tuple[float, float]:
+        """Of tokens a cycle, 95 %: a bootstrap over prompts."""
+        return interval(self._cycles)
+
+    @property
+    def _cycles(self) -> np.ndarray:
+        return np.array([[s.cycle_tokens, s.cycles] for s in self.stats])
 
     def agreement(self) -> list[float]:
         """Share of cycles that kept at least d proposals, for d = 1, 2, ..."""
@@ -114,11 +116,6 @@ class Measured:
         }  # fmt: skip
 
 
-def _ratio(pairs: np.ndarray) -> float:
-    over, under = pairs.sum(0)
-    return float(over / under) if under else 0.0
-
-
 def measure(
     model: Qwen3, prompts: Sequence[Sequence[int]], settings: Sequence[Setting], new_tokens: int, seed: int,
     progress: Progress = lambda *_: None, **sampling: Any,
@@ -126,7 +123,7 @@ def measure(
     """Decode every prompt with each setting, prompt i with seed + i. Raises InputError, with the prompt's
     number."""
     for setting in settings:
-        stats = []
+        measured = Measured(setting, [])
         for i, prompt in enumerate(prompts):
             try:
                 result = model.generate(
@@ -135,9 +132,10 @@ def measure(
                 ).whole()  # fmt: skip
             except InputError as error:
                 raise InputError(f"prompt {i + 1}: {error}") from None
-            stats.append(result.stats)
+            measured.stats.append(result.stats)
+            measured.texts.append(result.token_ids)
             progress(str(setting), i + 1, len(prompts))
-        yield Measured(setting, stats)
+        yield measured
 
 
 def table(found: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]]:
@@ -246,8 +244,15 @@ def parse(arguments: Sequence[str] | None) -> Any:
     parser.add_argument("--nodes", nargs="+", type=_nodes, metavar="N",
                         default=[0, 16, 32, 64, 128, "auto"],
                         help="trees to try; 0 is the chain (default: 0 16 32 64 128 auto)")  # fmt: skip
-    parser.add_argument("--one-pass", nargs="*", type=_nodes, default=[], metavar="N",
-                        help="also one-pass cycles with such trees; auto: of their default size")  # fmt: skip
+    parser.add_argument(
+        "--one-pass",
+        nargs="*",
+        type=_nodes,
+        default=["auto"],
+        metavar="N",
+        help="one-pass cycles with such trees; auto, the default: of their default size",
+    )
+    parser.add_argument("--no-oracle", action="store_true", help="leave out the oracle and recall by offset")
     parser.add_argument("--temperatures", nargs="+", type=_temperature, default=[0.0, 0.6, 1.0], metavar="T",
                         help="default: 0 0.6 1")  # fmt: skip
     parser.add_argument("--top-k", type=positive, metavar="K")
@@ -272,6 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings += [Setting(t, 0, "rejection")] if t > 0 else []
         settings += [Setting(t, n, strategy="one-pass") for n in dict.fromkeys(given.one_pass)]
     found: list[Measured] = []
+    lattices: list[oracle.Lattice] = []
     try:
         held_out = given.prompts is None
         texts = read_prompts(
@@ -287,16 +293,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model, prompts, settings, given.max_new_tokens, given.seed, _said, **sampling
         ):
             found.append(measured)
+        if not given.no_oracle:
+            seeds = range(given.seed, given.seed + len(prompts))
+            for t in dict.fromkeys(given.temperatures):
+                texts = next(m.texts for m in found if m.setting.temperature == t)  # the first is coupled
+                samplings = [Sampling(temperature=t, seed=seed, **sampling) for seed in seeds]
+                said = partial(_said, f"oracle, T {t:g}")
+                lattices.append(oracle.measure(model, prompts, texts, samplings, said))
     except InputError as error:
         fail(COMMAND, str(error))
     facts = machine(" ".join([f"python -m {COMMAND}", *sys.argv[1:]]))
-    report.print_tables([table(found)])
+    report.print_tables([table(found), *(t for of in lattices for t in oracle.tables(of))])
     line = f"{model.dtype}, {model.backend}, {machine_line(facts)}; {time.perf_counter() - began:.0f} s"
     print(line)
     if given.json:
         figures = {
             "machine": facts, "dtype": str(model.dtype).removeprefix("torch."), "backend": model.backend,
             "max_new_tokens": given.max_new_tokens, "settings": [m.to_dict() for m in found],
+            "lattices": [of.to_dict() for of in lattices],
         }  # fmt: skip
         report.write_json(given.json, figures)
     if given.plot:

@@ -279,8 +279,8 @@ def rerank(v: int, p: int, k: int, r: int, pool: Pool) -> tuple[int, dict[str, C
     scores = torch.randn(1, p, k, device=pool.device).sort(-1, descending=True).values.log_softmax(-1)
     ids = torch.randint(0, v, (1, p, k), device=pool.device)
     zero = torch.zeros(1, dtype=torch.int32, device=pool.device)  # the root, and its slot
-    scales = torch.ones(1, device=pool.device)
-    arguments = scores, ids, zero, before, after, scales, zero, True
+    one, calibration = torch.ones(1, device=pool.device), torch.ones(2, p, 2, device=pool.device)
+    arguments = scores, ids, zero, before, after, calibration, one, one, zero, True
     return 16, {OURS: lambda i: KERNELS.rerank(*arguments)[0], "twin": lambda i: TWINS.rerank(*arguments)[0]}
 
 

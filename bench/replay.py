@@ -162,7 +162,7 @@ def with_bigram(model: Qwen3, rank: int = BIGRAM_RANK) -> Qwen3:
     generator = torch.Generator(model.device).manual_seed(1)
     shape = model.config.vocab_size, rank
     tables = [torch.randn(shape, generator=generator, device=model.device) / rank for _ in "uw"]
-    model.bigram = Bigram(*(table.to(model.dtype) for table in tables))
+    model.bigram = Bigram.of(*(table.to(model.dtype) for table in tables))
     return model
 
 

@@ -17,15 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from orthrus_kernels import Rows, Sampling, alike
+from orthrus_kernels import Sampling
 from orthrus_kernels.sampling import correction_scale
 from qwen3_model import InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
-from qwen3_model.decode.choice import CANDIDATES
 from qwen3_model.decode.one_pass import NODES
-from qwen3_model.kv_cache import KVCache
+from qwen3_model.lattice import Candidates, lattice
 from qwen3_model.prompts import read_prompts
 from qwen3_model.request import block_rows
 
@@ -37,9 +35,6 @@ from .trace_file import CHAIN, KINDS, ONE_PASS, TREES, Tally, Text, Trace
 
 COMMAND = "bench.trace"
 _OFFSETS, _RANKS = 8, 6  # that are printed
-_ROWS = {"cuda": 4096}  # of a pass; elsewhere:
-_CPU_ROWS = 512
-_LOGITS = 1 << 28  # numbers of a pass's logits at most: 1 GiB
 GREEDY = Sampling()
 
 
@@ -92,33 +87,6 @@ def indices(scores: np.ndarray, order: np.ndarray, ranks: Sequence[int], nodes: 
     return found
 
 
-Candidates = tuple[Tensor, Tensor]  # of N blocks: log-probabilities [N, P, K] fp32 and ids [N, P, K] int64
-
-
-def drafts(
-    model: Qwen3, cache: KVCache, whole: Sequence[int], first: int, last: int, size: int, sampling: Sampling
-) -> Candidates:
-    """Candidates of a block of `size` rows anchored at each position from first to before last. The cache
-    holds all of `whole`; only its length is changed."""
-    found, width = list[Candidates](), min(CANDIDATES, model.config.vocab_size)
-    most = min(_ROWS.get(model.device.type, _CPU_ROWS), _LOGITS // model.config.vocab_size)
-    anchors = max(most // (size + 1), 1)
-    for start in range(first, last, anchors):
-        tokens = whole[start : min(start + anchors, last)]
-        n, cache.lengths[0] = len(tokens), start
-        rows = Rows.tree_with_blocks(
-            tokens, range(-1, n - 1), start, range(n), size, model.config.mask_token_id or 0
-        )
-        wanted = [n + block * size + i for block in range(n) for i in range(size - 1)]
-        logits = model.forward(rows, cache, logits_of=wanted).logits
-        positions = torch.tensor([rows.positions[row] + 1 for row in wanted], device=model.device)
-        scores, ids = model.ops.candidates(logits, positions, *alike(sampling, logits), width)
-        shape = n, size - 1, width
-        found.append((scores.view(shape), ids.view(shape)))
-    scores, ids = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return scores, ids
-
-
 def ranked(
     model: Qwen3, blocks: Candidates, roots: Sequence[int], known: bool, corrected: bool,
     sampling: Sampling = GREEDY,
@@ -132,8 +100,9 @@ def ranked(
         return np.broadcast_to(plain, (n, p, k, k)), np.broadcast_to(unmoved, (n, p, k, k))
     fronts = torch.tensor(roots, dtype=torch.int32, device=ids.device)
     scales = torch.tensor([correction_scale(sampling)], device=ids.device)
-    tables, slots = model.bigram, torch.zeros_like(fronts)
-    found = model.ops.rerank(scores, ids, fronts, tables.before, tables.after, scales, slots, known)
+    temperatures = scales.new_full((1,), sampling.temperature)
+    settings = scales, temperatures, torch.zeros_like(fronts)
+    found = model.ops.rerank(scores, ids, fronts, *model.bigram.tables, *settings, known)
     both, order = (x.cpu().numpy() for x in found)
     return both, order
 
@@ -170,7 +139,7 @@ class Recorder:
         model.prefill(whole, cache)
         kept: dict[str, list[int]] = {kind: [] for kind in KINDS}
         for size in self.sizes if len(text) > 1 else ():
-            blocks = drafts(model, cache, whole, n - 1, len(whole) - 1, size, s)
+            blocks = lattice(model, cache, whole, n - 1, len(whole) - 1, size, s)
             for known in (True, False):
                 self._follow(text, blocks, size, known, kept)
         for counts in kept.values():
@@ -193,9 +162,8 @@ class Recorder:
                 truth = text[i + 1 : i + 1 + ids.shape[1]]
                 ranks = ranks_of(names[i], tree[1], truth)
                 tally.add(ranks, len(truth))
-                if known and size == self.rows and not corrected:
-                    kept[CHAIN].append(1 + next((d for d, rank in enumerate(ranks) if rank), len(ranks)))
                 if known and size == self.rows and corrected == orders[-1]:
+                    kept[CHAIN].append(1 + next((d for d, rank in enumerate(ranks) if rank), len(ranks)))
                     path = indices(*tree, ranks, TREES[-1])
                     for nodes in TREES:
                         kept[str(nodes)].append(1 + sum(node <= nodes for node in path))

@@ -36,7 +36,7 @@ def test_the_interval_is_of_prompts():
 def test_a_whole_run(tmp_path, capsys):
     out, picture = tmp_path / "a.json", tmp_path / "a.png"
     arguments = ["--limit", "2", "--max-new-tokens", "16", "--nodes", "0", "16", "auto",
-                 "--temperatures", "0", "1", "--device", "cpu", "--json", str(out)]  # fmt: skip
+                 "--one-pass", "--temperatures", "0", "1", "--device", "cpu", "--json", str(out)]  # fmt: skip
     assert acceptance.main(arguments) == 0
     said, got = capsys.readouterr().out, json.loads(out.read_text())
     assert "tree 16, T 1" in said and "over chain" in said
@@ -45,6 +45,9 @@ def test_a_whole_run(tmp_path, capsys):
         (1, 0, "coupled"), (1, 16, "coupled"), (1, "auto", "coupled"), (1, 0, "rejection")
     ]  # fmt: skip
     assert "chain, rejection, T 1" in said and got["settings"][-1]["tokens_per_cycle"] > 1
+    assert [of["temperature"] for of in got["lattices"]] == [0, 1] and "oracle of the first 16" in said
+    best = {of["temperature"]: of["oracle"][1]["tokens_per_cycle"] for of in got["lattices"]}
+    assert all(s["tokens_per_cycle"] <= best[s["temperature"]] for s in got["settings"][:-1])
     chain, tree = got["settings"][:2]
     assert tree["tokens_per_cycle"] > chain["tokens_per_cycle"] > 1 and chain["nodes_per_cycle"] > 1
     low, high = chain["interval_95"]

@@ -216,7 +216,8 @@ def rerank() -> None:
     scores = torch.randn(3, 7, 5, device=DEVICE).sort(-1, descending=True).values.log_softmax(-1)
     ids, two = torch.randint(0, 90, (3, 7, 5)).to(DEVICE), torch.ones(2, device=DEVICE)
     roots, slots = table([3, 4, -9]), table([1, 0, -1])
-    TRITON.rerank(scores, ids, roots, numbers(90, 12), numbers(90, 12), two, slots, known=False)
+    tables = numbers(90, 12), numbers(90, 12), torch.ones(2, 8, 2, device=DEVICE)
+    TRITON.rerank(scores, ids, roots, *tables, two, two, slots, known=False)
 
 
 def head() -> None:

@@ -7,7 +7,7 @@ probabilities are not above 0, so no child outranks its parent, and the best nod
 the root with the nodes of highest score (best-first search over products, as in a k-best list).
 
 Order: by score; at equal scores the node whose place was known first, a next sibling before a first child. A
-chain is the tree of one candidate a position."""
+chain is the tree whose nodes have one child each, the likeliest."""
 
 from __future__ import annotations
 
@@ -42,18 +42,21 @@ class DraftTree:
 
 
 def draft_tree(
-    root: int, log_probabilities: Tensor, ids: Tensor, nodes: int, order: Tensor | None = None
-) -> DraftTree:
+    root: int, log_probabilities: Tensor, ids: Tensor, nodes: int, order: Tensor | None = None,
+    children: int | None = None,
+) -> DraftTree:  # fmt: skip
     """Grow the best `nodes` nodes under `root`.
 
     log_probabilities [P, K] fp32, likeliest first, not above 0: of candidates ids [P, K] at the positions
     behind the root; with order: [P, K, K], [p, a] behind candidate a of the position before (any before the
-    first), and order [P, K, K] says which candidate each is (rerank.py). Fewer nodes when there are fewer
-    paths. Scores are summed in fp32 from the root down. Raises ValueError for a negative number of nodes."""
+    first), and order [P, K, K] says which candidate each is (rerank.py). children: of a node at most, the
+    likeliest; None: K. Fewer nodes when there are fewer paths. Scores are summed in fp32 from the root down.
+    Raises ValueError for a negative number of nodes."""
     if nodes < 0:
         raise ValueError(f"a draft tree of {nodes} nodes: at least 0 were expected")
     names = ids.tolist()
     depth_limit, width = ids.shape
+    most = width if children is None else min(children, width)
     if order is None:
         order = torch.arange(width).expand(depth_limit, width, width)
         log_probabilities = log_probabilities[:, None].expand(-1, width, -1)
@@ -66,7 +69,7 @@ def draft_tree(
 
     def offer(parent: int, rank: int) -> None:
         depth = tree.depths[parent]
-        if rank < width and depth < depth_limit:
+        if rank < most and depth < depth_limit:
             # the tensor's addition rounds to fp32, as the kernel's does
             score = scores.new_tensor(tree.scores[parent]) + scores[depth, chosen[parent], rank]
             heapq.heappush(frontier, (-score.item(), next(known), parent, rank))

@@ -20,7 +20,7 @@ from .clock import mark, mark_here
 from .draft_tree import draft_tree
 from .layout import STATE_COLUMNS, STATE_ROOT, State
 
-MOST_DEPTH = 64  # of a node, not reached: a tree takes so many rows of a block at most
+MOST_DEPTH = 256  # of a node, not reached: the kernel packs a node's depth into 8 bits
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,15 @@ class Trees:
 
 def grow(
     trees: Trees, state: Tensor, slots: Tensor, log_probabilities: Tensor, ids: Tensor,
-    order: Tensor | None = None, clock: Tensor | None = None,
+    order: Tensor | None = None, clock: Tensor | None = None, children: int | None = None,
 ) -> None:  # fmt: skip
     """Grow the tree of every seat below the root of its text; a seat without a text keeps its old one.
 
     state [S, columns of layout.State] int32; slots [B] int32: whose text sits in each seat, -1: none.
     log_probabilities [B, P, K] fp32, likeliest first, of candidates ids [B, P, K] int64 at the positions
     behind the root; with order: both it and log_probabilities [B, P, K, K], int32, of `rerank`. clock [2]
-    int32: takes the times of begin and end (clock.py)."""
+    int32: takes the times of begin and end (clock.py). children: of a node at most, the likeliest; None: K;
+    1: the tree is a chain."""
     if clock is not None:
         mark_here(clock[:1])
     n = trees.tokens.shape[1]
@@ -60,7 +61,8 @@ def grow(
         if slot < 0:
             continue
         ranked = None if order is None else order[b]
-        tree = draft_tree(int(state[slot, State.ROOT]), log_probabilities[b], ids[b], n - 1, order=ranked)
+        root = int(state[slot, State.ROOT])
+        tree = draft_tree(root, log_probabilities[b], ids[b], n - 1, ranked, children)
         again = n - len(tree)
         likeliest = int(ids[b, 0, 0 if ranked is None else ranked[0, 0, 0]])
         for kept, grown in (
@@ -79,14 +81,14 @@ def _score(p):
     return tl.where(score == score, score, float("-inf"))
 
 
-@triton.jit(do_not_specialize=["N", "DEPTH", "K"])
+@triton.jit(do_not_specialize=["N", "DEPTH", "K", "CHILDREN"])
 def _grow_kernel(
     state, slots, log_probabilities, order, candidates, tokens, parents, depths, scores, clock,
-    N, DEPTH, K,
+    N, DEPTH, K, CHILDREN,
     FRONTIER: tl.constexpr, ORDERED: tl.constexpr, CLOCK: tl.constexpr,
 ):  # fmt: skip
-    """N nodes of one seat's tree, the root one of them. FRONTIER >= 2 N, a power of two. ORDERED: scores
-    behind each candidate before, and their order."""
+    """N nodes of one seat's tree, the root one of them, of CHILDREN <= K children each at most. FRONTIER
+    >= 2 N, a power of two. ORDERED: scores behind each candidate before, and their order."""
     i_b = tl.program_id(0)
     if CLOCK:  # noqa: SIM102  at compile time, the next at run time
         if i_b == 0:
@@ -131,7 +133,7 @@ def _grow_kernel(
         row = (above * K + behind) * K if ORDERED else above * K
         b_score = tl.where(is_best, float("-inf"), b_score)
         # Its next sibling. Where nothing is left that is possible, the first entry is taken again.
-        if (rank + 1 < K) & (best > float("-inf")):
+        if (rank + 1 < CHILDREN) & (best > float("-inf")):
             is_new = o_f == known
             b_score = tl.where(is_new, base + _score(log_probabilities + row + rank + 1), b_score)
             b_base = tl.where(is_new, base, b_base)
@@ -152,7 +154,7 @@ def _grow_kernel(
 
 def grow_triton(
     trees: Trees, state: Tensor, slots: Tensor, log_probabilities: Tensor, ids: Tensor,
-    order: Tensor | None = None, clock: Tensor | None = None,
+    order: Tensor | None = None, clock: Tensor | None = None, children: int | None = None,
 ) -> None:  # fmt: skip
     """`grow` as one launch, a program a seat."""
     seats, depth, k = ids.shape
@@ -168,6 +170,7 @@ def grow_triton(
     _grow_kernel[(seats,)](
         state=state, slots=slots, log_probabilities=log_probabilities, order=order, candidates=ids,
         tokens=trees.tokens, parents=trees.parents, depths=trees.depths, scores=trees.scores, clock=clock,
-        N=n, DEPTH=depth, K=k, FRONTIER=triton.next_power_of_2(2 * n),
-        ORDERED=order is not None, CLOCK=clock is not None, num_warps=1,
+        N=n, DEPTH=depth, K=k, CHILDREN=k if children is None else min(children, k),
+        FRONTIER=triton.next_power_of_2(2 * n), ORDERED=order is not None, CLOCK=clock is not None,
+        num_warps=1,
     )  # fmt: skip

@@ -1,13 +1,18 @@
-"""Candidates of a draft tree, ranked anew behind each candidate before them: the bigram correction.
+"""Candidates of a draft, ranked anew behind each candidate before them: the bigram correction.
 
-A block's positions know nothing of each other, and a tree knows the token in front of every child. A low-rank
+A block's positions know nothing of each other, and a draft knows the token in front of every node. A low-rank
 table learnt behind distillation (qwen3_model/training/bigram.py) says what that token changes:
 
-    score[p, a, c] = log_probability[p, c] + scale * u[token before] . w[candidate c]
+    score[p, a, c] = factor[o] * log_probability[p, c] + scale * u[token before] . w[candidate c]
+    rest[p]        = factor[o] * log(1 - all candidates) + weight[o]
 
-then normalised so that the candidates of a position and all that is not among them sum to 1 again; a is the
-candidate of position p - 1 of the same block that stands before, the block's root before position 0. Scores
-stay log-probabilities not above 0, which the tree's order needs (draft_tree.py)."""
+then normalised so that the candidates of a position and all that is not among them, the rest, sum to 1 again;
+a is the candidate of position p - 1 of the same block that stands before, the block's root before position 0;
+o is the position's offset in its block. Scores stay log-probabilities not above 0, which the tree's order
+needs (draft_tree.py). Factors and weights are the **calibration** (qwen3_model/training/calibration.py): a
+view learnt as probabilities is too modest about a target that says its likeliest token, and what a draft
+promises, anchors and the rows of texts go by these scores. One set is for temperature 0, one for all above.
+Factors of 1 and weights of 0 change nothing."""
 
 from __future__ import annotations
 
@@ -21,15 +26,17 @@ _MOST = 1e30  # a change beyond it, or none at all, comes of damaged tables
 
 
 def rerank(
-    log_probabilities: Tensor, ids: Tensor, roots: Tensor, before: Tensor, after: Tensor, scales: Tensor,
-    slots: Tensor, known: bool,
+    log_probabilities: Tensor, ids: Tensor, roots: Tensor, before: Tensor, after: Tensor, calibration: Tensor,
+    scales: Tensor, temperatures: Tensor, slots: Tensor, known: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Rank K candidates of P positions behind each candidate before them, in each of B blocks.
 
     log_probabilities [B, P, K] fp32, of candidates ids [B, P, K] int64, likeliest first. roots [B] int32: the
-    token in front of each block's position 0. before, after [V, R]: the tables u and w. scales [S] fp32: 1 /
-    temperature of each slot. slots [B] int32: the blocks' texts; -1: padding, whose root and scale are not
-    read. known: the drafter has seen the root, and position 0 keeps its scores. Returns scores [B, P, K, K]
+    token in front of each block's position 0. before, after [V, R]: the tables u and w. calibration [2, D, 2]
+    fp32: at temperature 0 and above, factor and weight of offsets 0 to D - 1. scales [S] fp32: 1 /
+    temperature of each slot; temperatures [S] fp32. slots [B] int32: the blocks' texts; -1: padding, whose
+    root and settings are not read. known: the drafter has seen the root, and position 0, offset 0 of its
+    block, keeps its order; else it is offset 1, as the root stands at offset 0. Returns scores [B, P, K, K]
     fp32, likeliest first at equal ones in the old order, and which candidate each is, [B, P, K, K] int32."""
     b, p, k = ids.shape
     fronts = torch.where(slots >= 0, roots, 0).long()[:, None, None].expand(b, 1, k)
@@ -39,10 +46,13 @@ def rerank(
     change = change.nan_to_num(0.0).clamp(-_MOST, _MOST)
     if known:
         change[:, 0] = 0
+    above = torch.where(slots >= 0, temperatures[slots.clamp(min=0).long()], 0.0) > 0
+    offset = int(not known)
+    factor, weight = calibration[above.long(), offset : offset + p].unbind(-1)  # [B, P]
     log_probabilities = torch.where(log_probabilities.isnan(), float("-inf"), log_probabilities)
-    scores = log_probabilities[:, :, None] + change
+    scores = (factor[..., None] * log_probabilities)[:, :, None] + change
     scores = torch.where(scores.isnan(), float("-inf"), scores)  # damaged logits: impossible
-    rest = (1 - log_probabilities.exp().sum(-1)).clamp(min=_LEAST_REST).log()
+    rest = factor * (1 - log_probabilities.exp().sum(-1)).clamp(min=_LEAST_REST).log() + weight
     rest = rest[:, :, None, None].expand(b, p, k, 1)
     scores = scores - torch.cat([scores, rest], -1).logsumexp(-1, keepdim=True)
     scores, order = scores.clamp(max=0.0).sort(dim=-1, descending=True, stable=True)
@@ -51,8 +61,9 @@ def rerank(
 
 @triton.jit
 def _rerank_kernel(
-    log_probabilities, ids, roots, s_root, before, after, scales, s_scale, slots, s_slot, scores, order,
-    P, K, R,
+    log_probabilities, ids, roots, s_root, before, after, calibration, scales, s_scale, temperatures,
+    s_temperature, slots, s_slot, scores, order,
+    P, K, R, D,
     KNOWN: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr, LEAST_REST: tl.constexpr,
     MOST: tl.constexpr,
 ):  # fmt: skip
@@ -75,12 +86,15 @@ def _rerank_kernel(
     b_change = tl.minimum(tl.maximum(b_change, -MOST), MOST)
     if KNOWN:
         b_change = tl.where(place == 0, 0.0, b_change)
+    above = tl.load(temperatures + slot * s_temperature, mask=slot >= 0, other=0.0) > 0
+    p_offset = calibration + (tl.where(above, D, 0) + place + (0 if KNOWN else 1)) * 2
+    factor, weight = tl.load(p_offset), tl.load(p_offset + 1)
     b_log = tl.where(b_log == b_log, b_log, float("-inf"))
-    b_score = tl.where(m_k, b_log + b_change, float("-inf"))
+    b_score = tl.where(m_k, factor * b_log + b_change, float("-inf"))
     b_score = tl.where(b_score == b_score, b_score, float("-inf"))  # damaged logits: impossible
-    rest = tl.maximum(1 - tl.sum(tl.exp(b_log), axis=0), LEAST_REST)
-    most = tl.maximum(tl.max(b_score, axis=0), tl.log(rest))
-    total = tl.sum(tl.exp(b_score - most), axis=0) + tl.exp(tl.log(rest) - most)
+    rest = factor * tl.log(tl.maximum(1 - tl.sum(tl.exp(b_log), axis=0), LEAST_REST)) + weight
+    most = tl.maximum(tl.max(b_score, axis=0), rest)
+    total = tl.sum(tl.exp(b_score - most), axis=0) + tl.exp(rest - most)
     b_score = tl.minimum(b_score - (most + tl.log(total)), 0.0)
     # Sorted as numbers of one tensor: scores compared pair by pair in two layouts may have been computed
     # twice, not alike to the last bit. Bits of numbers not below 0 are in their order.
@@ -92,26 +106,31 @@ def _rerank_kernel(
 
 
 def rerank_triton(
-    log_probabilities: Tensor, ids: Tensor, roots: Tensor, before: Tensor, after: Tensor, scales: Tensor,
-    slots: Tensor, known: bool,
+    log_probabilities: Tensor, ids: Tensor, roots: Tensor, before: Tensor, after: Tensor, calibration: Tensor,
+    scales: Tensor, temperatures: Tensor, slots: Tensor, known: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`rerank` in one launch. Equal up to the rounding of sums and logarithms. roots, scales and slots may be
-    columns of tables."""
+    """`rerank` in one launch. Equal up to the rounding of sums and logarithms. roots, scales, temperatures
+    and slots may be columns of tables."""
     b, p, k = ids.shape
     r = before.shape[1]
     assert log_probabilities.shape == ids.shape and k <= 64 and r <= 256, (log_probabilities.shape, k, r)
     assert before.shape == after.shape and before.dtype == after.dtype, (before.shape, after.shape)
     assert (log_probabilities.dtype, ids.dtype) == (torch.float32, torch.int64), ids.dtype
-    assert roots.dtype == slots.dtype == torch.int32 and scales.dtype == torch.float32, roots.dtype
+    assert roots.dtype == slots.dtype == torch.int32, (roots.dtype, slots.dtype)
+    assert {t.dtype for t in (calibration, scales, temperatures)} == {torch.float32}, "fp32"
+    assert calibration.shape == (2, calibration.shape[1], 2), calibration.shape
+    assert p + (not known) <= calibration.shape[1], (p, known, calibration.shape)
     assert roots.shape == slots.shape == (b,), (roots.shape, slots.shape, b)
-    every = log_probabilities, ids, before, after
+    every = log_probabilities, ids, before, after, calibration
     assert all(t.is_contiguous() for t in every), [t.stride() for t in every]
     scores = torch.empty(b, p, k, k, dtype=torch.float32, device=ids.device)
     order = torch.empty(b, p, k, k, dtype=torch.int32, device=ids.device)
     _rerank_kernel[(b * p, k)](
         log_probabilities=log_probabilities, ids=ids, roots=roots, s_root=roots.stride(0), before=before,
-        after=after, scales=scales, s_scale=scales.stride(0), slots=slots, s_slot=slots.stride(0),
-        scores=scores, order=order, P=p, K=k, R=r, KNOWN=known, BLOCK_K=triton.next_power_of_2(k),
-        BLOCK_R=triton.next_power_of_2(r), LEAST_REST=_LEAST_REST, MOST=_MOST, num_warps=1,
+        after=after, calibration=calibration, scales=scales, s_scale=scales.stride(0),
+        temperatures=temperatures, s_temperature=temperatures.stride(0), slots=slots, s_slot=slots.stride(0),
+        scores=scores, order=order, P=p, K=k, R=r, D=calibration.shape[1], KNOWN=known,
+        BLOCK_K=triton.next_power_of_2(k), BLOCK_R=triton.next_power_of_2(r), LEAST_REST=_LEAST_REST,
+        MOST=_MOST, num_warps=1,
     )  # fmt: skip
     return scores, order

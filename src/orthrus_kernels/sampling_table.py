@@ -116,6 +116,11 @@ class SamplingTable:
         """What each text's bigram correction is multiplied with, [S] fp32, not contiguous."""
         return self.numbers.view(torch.float32)[:, Settings.CORRECTION]
 
+    @property
+    def temperatures(self) -> Tensor:
+        """[S] fp32, not contiguous."""
+        return self.numbers.view(torch.float32)[:, Settings.TEMPERATURE]
+
     def groups(self, slots: Tensor) -> Iterator[tuple[Sampling, Tensor]]:
         """The settings of each slot that rows have, and those rows, int64; no padding rows."""
         for slot in slots.unique().tolist():

@@ -99,20 +99,24 @@ def _check_sayings(slots: Iterable[Slot]) -> None:
                 slot.check({tensor: tensors.get_tensor(f"{slot.stored.module}.{tensor}")})
 
 
-def load_tables(file: Path, names: Sequence[str], rows: int, most: int) -> list[Tensor]:
-    """Tensors of one shape [rows, 1 to most], as stored, from a safetensors file that holds these alone.
-    Raises InputError."""
+def load_tables(
+    file: Path, names: Sequence[str], rows: int, most: int, beside: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """Tensors of one shape [rows, 1 to most], as stored, from a safetensors file that holds these alone, and
+    those of `beside`, of given shapes, that it has. Raises InputError."""
     headers = file_headers(file)
-    if set(headers) != set(names):
+    more = [name for name in beside if name in headers]
+    if set(headers) != {*names, *more}:
         held = listed(set(headers)) if headers else "no tensor"
         raise InputError(f"{file} holds {held}; {', '.join(names)} were expected")
     shape = headers[names[0]].shape
     if len(shape) != 2 or not 1 <= shape[1] <= most:
         raise InputError(f"{file}: {names[0]} has shape {list(shape)}; [{rows}, 1 to {most}] was expected")
-    for name in names:
-        _check_tensor(name, headers[name], (rows, shape[1]))
+    shapes = dict.fromkeys(names, (rows, shape[1])) | {name: beside[name] for name in more}
+    for name, wanted in shapes.items():
+        _check_tensor(name, headers[name], wanted)
     with open_file(file, "pt") as tensors:
-        return [tensors.get_tensor(name) for name in names]
+        return {name: tensors.get_tensor(name) for name in shapes}
 
 
 def _check_tensor(name: str, header: Header, shape: tuple[int, ...]) -> None:

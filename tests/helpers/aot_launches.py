@@ -315,8 +315,9 @@ def cycles() -> Iterator[Launch]:
     yield "128 nodes, re-ranked", grow, "_grow_kernel", launch, HOPPER
     yield from allots()
     rerank, bigram = module("rerank"), meta(151936, 32)
-    scales = meta(4, dtype=torch.float32)
-    launch = partial(rerank.rerank_triton, scores, ids, slots, bigram, bigram, scales, slots, True)
+    scales, calibration = meta(4, dtype=torch.float32), meta(2, 31, 2, dtype=torch.float32)
+    tables, settings = (bigram, bigram, calibration), (scales, scales, slots)
+    launch = partial(rerank.rerank_triton, scores, ids, slots, *tables, *settings, True)
     yield "31 x 16, rank 32", rerank, "_rerank_kernel", launch, ALL
 
     blocks, at, two = module("blocks"), meta(2, 20, dtype=torch.int32), grow.Trees.new(2, 20, "meta")

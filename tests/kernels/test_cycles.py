@@ -161,7 +161,7 @@ def corrected_by(model, seed):
     """With random tables of a bigram correction."""
     g = torch.Generator().manual_seed(seed)
     tables = [2 * torch.randn(model.config.vocab_size, 5, generator=g).to(DEVICE, model.dtype) for _ in "uw"]
-    model.bigram = Bigram(*tables)
+    model.bigram = Bigram.of(*tables)
     try:
         yield
     finally:

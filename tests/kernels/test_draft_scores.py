@@ -24,7 +24,7 @@ def model_of(backend: str):
 
 def random_tables(vocabulary: int) -> Bigram:
     g = torch.Generator().manual_seed(1)
-    return Bigram(*(torch.randn(vocabulary, 4, generator=g).to(DEVICE) for _ in "uw"))
+    return Bigram.of(*(torch.randn(vocabulary, 4, generator=g).to(DEVICE) for _ in "uw"))
 
 
 def penalised(logits, penalty, seen):
@@ -90,6 +90,31 @@ def test_a_cycles_trees(penalty, backend):
                 accepted += len(run.path) - 1
             told += run.tokens
     assert accepted > 3 and repeats > 2, (accepted, repeats)
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_a_cycles_chains(backend):
+    """Each node is the likeliest one behind the node in front of it."""
+    model, runs, checked = model_of(backend), [], 0
+    model.bigram = tables = random_tables(model.config.vocab_size)
+    model.generate(
+        PROMPT, max_new_tokens=9, strategy="two-pass", tree_nodes=0, temperature=T, seed=2,
+        logit_bias=BIASES, on_run=lambda run, kept: runs.append(run),
+    )  # fmt: skip
+    told = [*PROMPT, *runs[0].tokens]
+    for run in runs[1:]:
+        if run.nodes:
+            logits, front = block_logits(model, told[-1], len(told) - 1, run.nodes), told[-1]
+            assert run.tree.depths == [*range(run.nodes + 1)]
+            for d, token in enumerate(run.tree.tokens[1:]):
+                logs, ids = shares(logits[d], len(told) + d, 2)
+                logs = corrected(logs, ids, front, tables) if d > 0 else logs
+                assert token == ids[int(logs.argmax())], (run.tree, d)
+                front = token
+            check_tree(run.tree, logits, told, 2, 1.0, tables)
+            checked += run.nodes
+        told += run.tokens
+    assert checked > 20
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -217,7 +217,23 @@ def test_impossible_nodes_take_the_rows_that_nobody_wants():
         assert_sees(plan, tables)
 
 
-@pytest.mark.parametrize("nodes, depth, seats", [(5, 64, 1), (40000, 3, 1), (5, 3, 2)])
+@pytest.mark.parametrize("run, device", [(grow_triton, DEVICE), (grow, "cpu")])
+@pytest.mark.parametrize("depth, possible", [(1, 1), (7, 7), (255, 255), (7, 3)])
+def test_a_chain(depth, possible, run, device):
+    """The likeliest child of each node, down to where candidates are impossible; leaves behind."""
+    scores, ids = distributions(depth, 4, 2)
+    scores[possible:] = float("nan")
+    state = torch.tensor([[30, 7, 9, 0, 999, 99]], dtype=torch.int32, device=device)
+    trees, slots = Trees.new(1, depth + 1, device), torch.zeros(1, dtype=torch.int32, device=device)
+    run(trees, state, slots, scores[None].to(device), ids[None].to(device), children=1)
+    again = depth - possible
+    assert trees.tokens[0].tolist() == [7, *ids[:possible, 0].tolist(), *[int(ids[0, 0])] * again]
+    assert trees.parents[0].tolist() == [*range(-1, possible), *[0] * again]
+    assert trees.scores[0, possible].item() == pytest.approx(scores[:possible, 0].sum().item(), rel=1e-5)
+    assert torch.isneginf(trees.scores[0, possible + 1 :]).all()
+
+
+@pytest.mark.parametrize("nodes, depth, seats", [(5, 256, 1), (40000, 3, 1), (5, 3, 2)])
 def test_what_is_not_grown(nodes, depth, seats):
     """Nodes too deep, too many nodes, candidates of fewer texts than seats."""
     scores, state = torch.zeros(1, depth, 2, device=DEVICE), torch.zeros(1, len(State), device=DEVICE).int()

@@ -16,15 +16,26 @@ from orthrus_kernels.rerank import rerank_triton
 VOCABULARY = 50
 
 
-def candidates(p, k, seed, rank=6, dtype=torch.float32, slots=(0,)):
-    """Scores, ids, roots, tables, scales, slots: candidates take 0.9 of the probability."""
+def identity(offsets):
+    """The calibration that changes nothing."""
+    return torch.tensor([1.0, 0.0]).repeat(2, offsets, 1)
+
+
+def candidates(p, k, seed, rank=6, dtype=torch.float32, slots=(0,), calibrated=False):
+    """Scores, ids, roots, tables, calibration, scales, temperatures, slots: candidates take 0.9 of the
+    probability."""
     g, b = torch.Generator().manual_seed(seed), len(slots)
     scores = torch.randn(b, p, k, generator=g).sort(-1, descending=True).values.log_softmax(-1)
     ids = torch.stack([torch.randperm(VOCABULARY, generator=g)[:k] for _ in range(b * p)]).view(b, p, k)
     tables = [torch.randn(VOCABULARY, rank, generator=g).to(dtype) for _ in "uw"]
     roots = torch.randint(0, VOCABULARY, (b,), generator=g, dtype=torch.int32)
-    scales = torch.tensor([0.7, 2.0, 0.25])
-    return scores + math.log(0.9), ids, roots, *tables, scales, torch.tensor(slots, dtype=torch.int32)
+    calibration = identity(p + 1)
+    if calibrated:
+        calibration[..., 0] += torch.rand(2, p + 1, generator=g)
+        calibration[..., 1] += torch.randn(2, p + 1, generator=g)
+    settings = torch.tensor([0.7, 2.0, 0.25]), torch.tensor([0.0, 0.5, 4.0])
+    slots = torch.tensor(slots, dtype=torch.int32)
+    return scores + math.log(0.9), ids, roots, *tables, calibration, *settings, slots
 
 
 def kernel(arguments, known):
@@ -38,13 +49,16 @@ def kernel(arguments, known):
 def test_a_block_is_ranked_as_it_is_alone(slots, p, k, seed, known):
     """By the root and the scale of its own text; beside it are blocks of others, and of none with a root that
     is no token."""
-    scores, ids, roots, before, after, scales, slots = candidates(p, k, seed, slots=slots)
+    scores, ids, roots, *tables, scales, temperatures, slots = candidates(
+        p, k, seed, 6, slots=slots, calibrated=True
+    )
     roots[slots < 0] = -(2**31)
     # Columns of tables: what lies beside them is read by nobody.
     beside = torch.stack([torch.full_like(roots, 2**30), roots], 1)[:, 1]
-    tables = before, after, torch.stack([torch.full_like(scales, math.nan), scales], 1)[:, 1]
+    columns = (torch.stack([torch.full_like(x, math.nan), x], 1)[:, 1] for x in (scales, temperatures))
+    settings = *tables, *columns
     for how in (rerank, rerank_triton):
-        given_ = (scores, ids, beside, *tables, slots)
+        given_ = (scores, ids, beside, *settings, slots)
         together = how(*(t.to(DEVICE) if how is rerank_triton else t for t in given_), known)
         for b, slot in enumerate(slots.tolist()):
             if slot < 0:
@@ -55,8 +69,8 @@ def test_a_block_is_ranked_as_it_is_alone(slots, p, k, seed, known):
                 continue
             one = slice(b, b + 1)
             alone = (
-                scores[one], ids[one], roots[one], before, after, scales[slot : slot + 1],
-                torch.zeros_like(slots[one]),
+                scores[one], ids[one], roots[one], *tables, scales[slot : slot + 1],
+                temperatures[slot : slot + 1], torch.zeros_like(slots[one]),
             )  # fmt: skip
             alone = how(*(t.to(DEVICE) if how is rerank_triton else t for t in alone), known)
             assert torch.equal(together[0][one], alone[0]) and torch.equal(together[1][one], alone[1])
@@ -70,7 +84,8 @@ def test_by_hand(known):
     before[[7, 3, 5], 0] = torch.tensor([1.0, 2.0, 0.0])
     after[[5, 2], 0] = math.log(4)
     root, slot = torch.tensor([[7], [0]], dtype=torch.int32)
-    found, order = (x[0] for x in rerank(scores, ids, root, before, after, torch.ones(1), slot, known))
+    rest = identity(3), torch.ones(1), torch.zeros(1), slot
+    found, order = (x[0] for x in rerank(scores, ids, root, before, after, *rest, known))
     # position 0 behind token 7: 5 weighs 4 times as much, the rest 0.25 as before
     want = [0.5, 0.25] if known else [1.0 / 1.75, 0.5 / 1.75]
     assert found[0, 0].exp().tolist() == pytest.approx(want, rel=1e-5)
@@ -83,9 +98,10 @@ def test_by_hand(known):
 
 @examples(20)
 @given(p=st.integers(1, 5), k=st.integers(1, 9), seed=st.integers(0, 10**6), known=st.booleans(),
-       dtype=st.sampled_from([torch.float32, torch.bfloat16]))  # fmt: skip
-def test_kernel_and_twin(p, k, seed, known, dtype):
-    arguments = candidates(p, k, seed, dtype=dtype)
+       dtype=st.sampled_from([torch.float32, torch.bfloat16]), slot=st.integers(0, 1))  # fmt: skip
+def test_kernel_and_twin(p, k, seed, known, dtype, slot):
+    """Calibrated, as for temperature 0 and above."""
+    arguments = candidates(p, k, seed, dtype=dtype, slots=(slot,), calibrated=True)
     scores, order = rerank(*arguments, known)
     got, got_order = kernel(arguments, known)
     torch.testing.assert_close(got, scores, rtol=1e-5, atol=1e-5)
@@ -110,8 +126,8 @@ def test_what_is_not_possible_stays_so(nothing):
 @pytest.mark.parametrize("scale", [1e4, 1e7])
 def test_a_temperature_near_0_leaves_one_candidate(scale):
     """No sum overflows: the best one keeps all the probability, in twin and kernel."""
-    *arguments, _, slots = candidates(4, 6, 3)
-    arguments = *arguments, torch.tensor([scale]), slots
+    *arguments, _, _, slots = candidates(4, 6, 3)
+    arguments = *arguments, torch.tensor([scale]), 1 / torch.tensor([scale]), slots
     scores, order = rerank(*arguments, False)
     got, got_order = kernel(arguments, False)
     best = scores[..., 0] > math.log(0.5)
@@ -127,18 +143,41 @@ def test_without_tables_of_any_size_nothing_changes():
     assert torch.equal(order, torch.arange(5).expand(1, 4, 5, 5).int())
 
 
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_a_calibration_by_hand(temperature, known):
+    """Of each offset, and of the temperature: a factor of log-probabilities, and a weight of the rest. Where
+    the root was not seen position 0 is offset 1."""
+    scores, ids, roots, *_, slots = candidates(2, 3, 5)
+    tables = torch.zeros(VOCABULARY, 1), torch.zeros(VOCABULARY, 1)
+    calibration = torch.tensor([[[2.0, 0.1], [1.5, -0.2], [3.0, 0.4]], [[0.5, 1.0], [0.7, -1.0], [0.9, 0.3]]])
+    arguments = (
+        scores, ids, roots, *tables, calibration, torch.ones(1), torch.tensor([temperature]), slots
+    )  # fmt: skip
+    for found, order in (rerank(*arguments, known), kernel(arguments, known)):
+        for p in range(2):
+            factor, weight = calibration[int(temperature > 0), p + (not known)].tolist()
+            shares = [math.exp(x) ** factor for x in scores[0, p].tolist()]
+            rest = 0.1**factor * math.exp(weight)
+            want = [share / (sum(shares) + rest) for share in shares]
+            assert found[0, p, 1].exp().tolist() == pytest.approx(want, rel=1e-4)
+            assert order[0, p, 1].tolist() == [0, 1, 2]
+
+
 @examples(10)
-@given(p=st.integers(1, 6), k=st.integers(2, 6), nodes=st.integers(1, 30), seed=st.integers(0, 10**6))
-def test_a_tree_grown_from_it(p, k, nodes, seed):
+@given(p=st.integers(1, 6), k=st.integers(2, 6), nodes=st.integers(1, 30), seed=st.integers(0, 10**6),
+       children=st.none() | st.integers(1, 6))  # fmt: skip
+def test_a_tree_grown_from_it(p, k, nodes, seed, children):
     """The kernel's tree is the twin's, and every node is where the scores say."""
-    nodes = min(nodes, p * k)
+    nodes = min(nodes, p * min(k, children or k))  # at least so many paths
     arguments = candidates(p, k, seed)
     scores, order = (x[0] for x in rerank(*arguments, False))
     ids = arguments[1][0]
-    tree = draft_tree(7, scores, ids, nodes, order=order)
+    tree = draft_tree(7, scores, ids, nodes, order, children)
     state = torch.tensor([[20, 7, 9, 0, 99, 99]], dtype=torch.int32, device=DEVICE)
     trees, slots = Trees.new(1, nodes + 1, DEVICE), torch.zeros(1, dtype=torch.int32, device=DEVICE)
-    grow_triton(trees, state, slots, *(t[None].to(DEVICE) for t in (scores, ids, order)))
+    given_ = (t[None].to(DEVICE) for t in (scores, ids, order))
+    grow_triton(trees, state, slots, *given_, children=children)
     assert trees.tokens[0].tolist() == tree.tokens and trees.parents[0].tolist() == tree.parents
     assert trees.depths[0].tolist() == tree.depths and trees.scores[0].tolist() == tree.scores
     which = [0]

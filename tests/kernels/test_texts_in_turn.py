@@ -37,7 +37,7 @@ def models():
 def tables(model, seed):
     g = torch.Generator().manual_seed(seed or 0)
     drawn = [2 * torch.randn(model.config.vocab_size, 5, generator=g).to(DEVICE) for _ in "uw"]
-    return Bigram(*drawn) if seed else None
+    return Bigram.of(*drawn) if seed else None
 
 
 def captured(run, pool):

@@ -18,7 +18,7 @@ from ..request import MOST_LIKELIEST
 if TYPE_CHECKING:
     from ..model import Network
 
-CANDIDATES = 16  # of a position that a tree may take
+CANDIDATES = 16  # of a position that a draft may take
 
 
 class Choice:
@@ -87,18 +87,10 @@ class Choice:
         ids = ops.choose(logits, positions, self.table, slots, self._seen(slots, tokens, parents))
         return [ids, logits.gather(1, ids[:, None])[:, 0], sums, *told]
 
-    def proposals(self, states: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
-        """A token for each row of drafts, [T] int64, by the settings and the noise of the target's choice,
-        which makes the two agree as often as they can. A penalty sees the text and not the draft."""
-        ops, head = self.model.ops, self.model.head
-        if self.form.plain:
-            return ops.head(states, head, 1)[1][:, 0]
-        logits = ops.linear(states, head, out_dtype=torch.float32)
-        self._hold_ends(logits, positions, slots)
-        return ops.choose(logits, positions, self.table, slots, self._seen(slots))
-
     def candidates(self, states: Tensor, positions: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [T, K] fp32 and ids [T, K] int64 of a tree's candidates, likeliest first."""
+        """Log-probabilities [T, K] fp32 and ids [T, K] int64 of a draft's candidates, likeliest first, by the
+        settings and the noise of the target's choice, which makes the two agree as often as they can. A
+        penalty sees the text and not the draft."""
         ops, head = self.model.ops, self.model.head
         k = min(CANDIDATES, self.table.vocabulary)
         if self.form.plain:
@@ -111,18 +103,17 @@ class Choice:
     def ranked(
         self, states: Tensor, positions: Tensor, roots: Tensor, slots: Tensor, known: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Scores [B, P, K] and ids [B, P, K] of the candidates of B trees under roots [B] int32, and None; if
-        the model has a bigram correction, scores [B, P, K, K] and their order, as `grow` takes them.
+        """Scores [B, P, K] and ids [B, P, K] of the candidates of B drafts under roots [B] int32, and None;
+        if the model has a bigram correction, scores [B, P, K, K] and their order, as `grow` takes them.
 
         Rows are those of B blocks, P each, of one slot a block. known: the blocks have seen their roots."""
         shape = len(roots), len(states) // len(roots), -1
         scores, ids = (x.view(shape) for x in self.candidates(states, positions, slots))
         if self.model.bigram is None:
             return scores, ids, None
-        before, after = self.model.bigram.before, self.model.bigram.after
-        of = slots.view(shape[:2])[:, 0]
+        of, settings = slots.view(shape[:2])[:, 0], (self.table.corrections, self.table.temperatures)
         scores, order = self.model.ops.rerank(
-            scores, ids, roots, before, after, self.table.corrections, of, known
+            scores, ids, roots, *self.model.bigram.tables, *settings, of, known
         )
         return scores, ids, order
 

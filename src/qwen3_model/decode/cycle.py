@@ -139,7 +139,7 @@ class Cycle:
     kind: str  # as in `Run`
     pass_rows: list[int]  # of each of its passes
     check: Pass  # that verifies, its first rows the trees
-    trees: Trees  # scores, where there are any
+    trees: Trees
 
     def __init__(self, slots: Slots, seats: int, nodes: int, levels: int | None = None) -> None:
         """seats: B. nodes: of a tree at most, the root included. levels: of a tree, of each of which a walk

@@ -152,7 +152,7 @@ class Cycles:
         if 0 < tokens <= room:
             kind, timed = carrier, False
             riders = rows_for(tokens) if self.pool is None else room  # a graph has one number of them
-        cycle = self._cycle(kind, group.block, group.form, group.seats, group.watched, group.texts, riders)
+        cycle = self._cycle(kind, group.block, group.form, group.seats, group.texts, riders)
         cycle.seat(group.slots)
         carried = cycle.riders if isinstance(cycle, TwoPassCycle) else None
         if carried is not None:
@@ -216,17 +216,16 @@ class Cycles:
         return self._of[text][1]
 
     def _cycle(
-        self, kind: Kind, block: int, form: Form, seats: int, watched: bool = False,
-        texts: Sequence[Text] = (), riders: int = 0,
-    ) -> Cycle:  # fmt: skip
+        self, kind: Kind, block: int, form: Form, seats: int, texts: Sequence[Text] = (), riders: int = 0
+    ) -> Cycle:
         """The cycle of a kind with so many rows for prompts, made when it is first asked for; texts: those
         that run then."""
         block = block_of(kind, block, seats)
-        key = kind, block, form, seats, watched, self.model.bigram, riders
+        key = kind, block, form, seats, self.model.bigram, riders
         if key not in self._cycles:
             cycle: Cycle
             if isinstance(kind, int):
-                cycle = TwoPassCycle(self.slots, seats, kind, block, watched, riders)
+                cycle = TwoPassCycle(self.slots, seats, kind, block, riders)
             else:
                 cycle = kind.cycle(self.slots, seats)
             for text in texts:

@@ -28,15 +28,10 @@ class Drafts:
         """The place of each seat in the tables, [B] int64. seats [B] int32: slots, -1: an empty seat."""
         return torch.where(seats >= 0, seats, len(self.at) - 1).long()
 
-    def taken(self, place: Tensor, depth: int, width: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Scores, ids and order of the drafts at places [B], as `grow` takes them, of so many positions and
-        candidates."""
-        parts = self.scores, self.ids, self.order
-        scores, ids, order = (t if t is None else t[:, :depth].index_select(0, place) for t in parts)
-        assert scores is not None and ids is not None
-        if order is None:
-            scores = scores[..., :width].contiguous()
-        return scores, ids[..., :width].contiguous(), order
+    def taken(self, place: Tensor, depth: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Scores, ids and order of the drafts at places [B], as `grow` takes them, of so many positions."""
+        scores, ids = (t[:, :depth].index_select(0, place) for t in (self.scores, self.ids))
+        return scores, ids, None if self.order is None else self.order[:, :depth].index_select(0, place)
 
     def keep(self, place: Tensor, scores: Tensor, ids: Tensor, order: Tensor | None) -> None:
         """Put down drafts of B seats, [B, P, ...] with a P of their own: positions behind are impossible."""

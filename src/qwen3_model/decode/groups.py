@@ -35,8 +35,7 @@ class Group:
         """form: of their choice. shape: of one-pass cycles; None: they take two passes, or plain ones."""
         self.seated, self.form, self.shape = seated, form, shape
         self.texts, self.slots = [text for text, _ in seated], [slot for _, slot in seated]
-        self.seats, self.watched = seats_for(len(seated)), any(text.on_run is not None for text in self.texts)
-        self.epochs = tuple(text.epoch for text in self.texts)
+        self.seats, self.epochs = seats_for(len(seated)), tuple(text.epoch for text in self.texts)
         self.drafted = [text for text in self.texts if shape or _drafts(text)]
         self.block = min((text.block_size for text in self.drafted), default=0)
         self.led = [text for text in self.drafted if fixed_kind(text) is None]

@@ -41,7 +41,7 @@ Nodes = int | Literal["auto"]
 @dataclass(frozen=True)
 class Shape:
     """What a pass holds for each seat: the root, `nodes` below it, `anchors` blocks of `block` rows. width:
-    candidates of a position."""
+    children of a node at most; 1: the tree is a chain."""
 
     nodes: int
     anchors: int
@@ -101,9 +101,9 @@ class OnePassCycle(Cycle):
         self.pass_rows = [len(rows)]
         self.trees = Trees.new(seats, n, device)
         self.anchors = slots.state.new_full((seats, shape.anchors), -1)  # nodes; -1: no block
-        self.ordered = shape.width == CANDIDATES and model.bigram is not None
         longest = min(model.config.block_size or 0, MOST_ONE_PASS_BLOCK) - 2
-        self.drafts = slots.drafts_of(longest, min(CANDIDATES, model.config.vocab_size), self.ordered)
+        width, ordered = min(CANDIDATES, model.config.vocab_size), model.bigram is not None
+        self.drafts = slots.drafts_of(longest, width, ordered)
         self.rows, self.behind = (
             torch.zeros(seats, shape.depth, dtype=torch.int64, device=device) for _ in range(2)
         )
@@ -115,11 +115,11 @@ class OnePassCycle(Cycle):
         found, place = drafts.at[:-1] == slots.start, drafts.place(seats)  # by slot: its draft stands there
         drafted = found[seats.clamp(min=0).long()] & (seats >= 0)
         self.record[:, Record.DRAFTED].copy_(drafted)
-        scores, ids, order = drafts.taken(place, self.shape.depth, self.shape.width)
+        scores, ids, order = drafts.taken(place, self.shape.depth)
         drafted = drafted.view(-1, *[1] * (scores.dim() - 1))
         scores = torch.where(drafted, scores, float("-inf"))
         marks = None if self.clock is None else self.clock[1:]
-        ops.grow(self.trees, state, seats, scores, ids, order, marks)
+        ops.grow(self.trees, state, seats, scores, ids, order, marks, self.shape.width)
         if self.clock is not None:  # its draft took no time of its own
             self.clock[:1].copy_(self.clock[1:2])
         self.allot(plan, self.first, self.trees, state, seats)
@@ -135,11 +135,7 @@ class OnePassCycle(Cycle):
 
     def _keep(self, states: torch.Tensor, place: torch.Tensor) -> None:
         """The candidates of the blocks' states [B * D, E], behind bonus tokens, which they have not seen."""
-        choice, seats, shape = self.slots.choice, self.seats, self.rows.shape
-        owners, behind = seats.repeat_interleave(shape[1]), self.behind.flatten()
-        if self.ordered:
-            roots = self.slots.root[seats.clamp(min=0).long()]
-            self.drafts.keep(place, *choice.ranked(states, behind, roots, owners, known=False))
-        else:
-            scores, ids = choice.candidates(states, behind, owners)
-            self.drafts.keep(place, scores.view(*shape, -1), ids.view(*shape, -1), None)
+        choice, seats = self.slots.choice, self.seats
+        owners, behind = seats.repeat_interleave(self.rows.shape[1]), self.behind.flatten()
+        roots = self.slots.root[seats.clamp(min=0).long()]
+        self.drafts.keep(place, *choice.ranked(states, behind, roots, owners, known=False))

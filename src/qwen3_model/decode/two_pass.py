@@ -1,10 +1,10 @@
 """The published cycle (arXiv 2605.12825, section 3.3), with chains or trees: a diffusion pass proposes, an AR
 pass verifies. Without the draft it is plain decoding, one row a text, which every strategy must equal.
 
-Proposals are chosen, or ranked, from the diffusion view's logits by the same settings and the same noise as
-the target's choices. A chain takes one token of each of the block's distributions; a tree the likeliest paths
-through them (orthrus_kernels/draft_tree.py). Trees of n nodes a text are n on average: the likeliest nodes of
-all texts share the rows of the pass (orthrus_kernels/allot.py).
+Proposals are ranked from the diffusion view's logits by the same settings and the same noise as the target's
+choices. A tree takes the likeliest paths through the block's distributions (orthrus_kernels/draft_tree.py). A
+chain is grown as a tree is, with one child a node, and has fixed rows of the pass. Trees of n nodes a text
+are n on average: the likeliest nodes of all texts share the rows of the pass (orthrus_kernels/allot.py).
 
 Behind the trees the verify pass may have rows for the prompts of other texts (prompt_rows.py)."""
 
@@ -13,30 +13,30 @@ from __future__ import annotations
 import torch
 
 from orthrus_kernels import PassShape, Rows
-from orthrus_kernels.grow import MOST_DEPTH, Trees
+from orthrus_kernels.grow import Trees
 from orthrus_kernels.layout import Record
 
+from .choice import CANDIDATES
 from .controller import CHAIN
 from .cycle import Cycle, Slots
 from .prompt_rows import PromptRows
 from .scheduler import MOST_PARTS
 
+TREE_ROWS = 64  # of a block that a tree takes at most
 MOST_TREE = 64  # nodes of a text's tree, the root included, where several texts share the rows
 
 
 class TwoPassCycle(Cycle):
     """A draft pass and a verify pass, or the latter alone."""
 
-    def __init__(
-        self, slots: Slots, seats: int, nodes: int, block: int, scored: bool = False, riders: int = 0
-    ) -> None:
+    def __init__(self, slots: Slots, seats: int, nodes: int, block: int, riders: int = 0) -> None:
         """seats: texts at most. nodes: of a tree; CHAIN: one a position of the block. block: rows of a
-        draft; 0: no draft. scored: a chain has scores too, for a caller that watches. riders: rows of the
-        verify pass for prompts."""
-        self.grows, self.scored, self.block = nodes > CHAIN, scored and block > 0, block
+        draft; 0: no draft. riders: rows of the verify pass for prompts."""
+        self.branches, self.block = nodes > CHAIN, block
+        self.children = CANDIDATES if self.branches else 1  # of a node at most
         each = self.rows_each(nodes, block)
-        levels = min(block, MOST_DEPTH) if self.grows else each
-        super().__init__(slots, seats, max(each, MOST_TREE) if self.grows and seats > 1 else each, levels)
+        levels = min(block, TREE_ROWS) if self.branches else each
+        super().__init__(slots, seats, max(each, MOST_TREE) if self.branches and seats > 1 else each, levels)
         model, device, running = slots.model, slots.state.device, len(slots.state)
         rows = seats * each
         self.kind, self.pass_rows = ("two-pass", [seats * block]) if block else ("plain", [])
@@ -49,7 +49,7 @@ class TwoPassCycle(Cycle):
             shape = PassShape(len(masks), 0, lines=seats, depth=block, sequences=running)
             self.draft = model.new_pass(masks, slots.cache, slots.start, shape, logits_of=wanted)
         chains = [Rows.chain([0] * each, 0, b) for b in range(seats)]
-        lines, depth = (rows, block) if self.grows else (seats, each)
+        lines, depth = (rows, block) if self.branches else (seats, each)
         last = None
         if riders:
             chains.append(Rows.chain([0] * riders, 0, seats))
@@ -64,10 +64,10 @@ class TwoPassCycle(Cycle):
         self.record[:, Record.DRAFTED] = int(block > 0)
 
     def place(self) -> None:
-        """A block, and without trees a chain, belongs to the text of its seat."""
+        """A block, and a chain, belongs to the text of its seat."""
         if self.draft is not None:
             self.draft.plan.sequences.copy_(self.seats.repeat_interleave(self.block))
-        if not self.grows:
+        if not self.branches:
             self.of_trees.sequences.copy_(self.seats.repeat_interleave(self.nodes))
 
     @staticmethod
@@ -89,19 +89,14 @@ class TwoPassCycle(Cycle):
             # the proposal of block row i takes the place of the row behind it
             behind, owners = positions[:, 1 : self.depth + 1], owners[:, : self.depth]
             behind, owners = behind.flatten(), owners.flatten()
-            if self.grows:
-                ranked = slots.choice.ranked(states, behind, tokens[:, 0].int(), owners, known=True)
-                ops.grow(self.trees, slots.state, self.seats, *ranked, clock)
-            else:
-                chains = self.of_trees.tokens.view(seats, self.nodes)
-                chains[:, 1:] = slots.choice.proposals(states, behind, owners).view(seats, self.depth)
-                if self.scored:
-                    scores, _ = slots.choice.candidates(states, behind, owners)
-                    self.trees.scores[:, 1:] = scores[:, 0].view(seats, self.depth).cumsum(1)
-        if self.grows:
+            ranked = slots.choice.ranked(states, behind, tokens[:, 0].int(), owners, known=True)
+            ops.grow(self.trees, slots.state, self.seats, *ranked, clock, self.children)
+            clock = None
+        if self.branches:
             self.allot(self.of_trees, self.first, self.trees, slots.state, self.seats)
             ops.lay(check.plan, check.tables)
         else:
+            self.of_trees.tokens.view(seats, self.nodes)[:, 1:] = self.trees.tokens[:, 1:]
             ops.lay(check.plan, check.tables, slots.root, clock)
         states, keys, values = model.states(check, slots.cache)
         rows = len(self.of_trees.tokens)

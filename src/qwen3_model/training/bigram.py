@@ -1,7 +1,7 @@
-"""The bigram correction of a draft tree, learnt behind distillation.
+"""The bigram correction of drafts, learnt behind distillation.
 
-A diffusion row does not know the token in front of the position it proposes; the tree does, in each of its
-branches. A low-rank table adds to the logit of token y behind token x what the row missed: u_x . w_y. Loss:
+A diffusion row does not know the token in front of the position it proposes; a draft does, at each of its
+nodes. A low-rank table adds to the logit of token y behind token x what the row missed: u_x . w_y. Loss:
 the forward KL(p_AR || softmax(logits + u_x W^T)) over blocks as in distillation (distill.py), behind the
 text's own tokens; nothing else learns. Row 0 of a block knows its token and gets none.
 (A semi-autoregressive head of the kind is in DSpark; orthrus_kernels/rerank.py applies ours.)"""

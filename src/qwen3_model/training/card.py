@@ -92,6 +92,13 @@ def _training(facts: dict[str, Any]) -> dict[str, str]:
             f"{big['size']} in {big['seconds']} s; {big['machine']}, {big['date']}; its corpus is in "
             "`training.json`"
         )
+        if "calibration" in big:
+            fitted = big["calibration"]
+            rows["calibration of drafts"] = (
+                f"{fitted['texts']} texts of {fitted['tokens']} tokens of its own at temperature 0 and as "
+                f"many at {fitted['temperatures'][1]}, behind pieces of other Python source than that of the "
+                f"held-out prompts; {fitted['machine']}, {fitted['date']}"
+            )
     if "tokens_per_cycle_dev" in dis:
         agreement = ", ".join(f"{x:.2f}" for x in dis["agreement_dev"][:8])
         rows["estimate on the dev prompts"] = (

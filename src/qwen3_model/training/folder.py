@@ -107,15 +107,15 @@ def save_corrected(
     facts: Mapping[str, object],
     card: str | None,
 ) -> None:
-    """A folder with all files of the Orthrus `base`, bit for bit, and the tables of a bigram correction.
-    card: a new model card, None: the base's."""
+    """A folder with all files of the Orthrus `base`, bit for bit, and the tables of a bigram correction, a
+    calibration with them where there is one. card: a new model card, None: the base's."""
 
     def fill(folder: Path) -> None:
         for file in base.iterdir():
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
         _copy_templates(base, folder)
-        bigram.save(folder, tables["before"], tables["after"])
+        bigram.save(folder, tables["before"], tables["after"], tables.get(bigram.CALIBRATION))
         _write_json(folder / "training.json", facts)
         if card is not None:
             (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,0 +1,217 @@
+"""The calibration of draft scores (orthrus_kernels/rerank.py), fitted on texts that the target writes.
+
+Scores are the view's log-probabilities, changed by the bigram tables. The target of a greedy text says its
+likeliest token, so they are too modest, at each offset in another measure. Fitted are a factor and a weight
+of the rest for each offset, by the likelihood of what the target said there: one of the candidates, or the
+rest.
+
+What counts is what a draft meets. A block counts up to where its tree ends: to the offset at which the path
+of the text falls below `LEAST_PATH`. Blocks at which cycles begin count whole: they stand behind tokens that
+an earlier draft has missed, where drafts are right less often. All other blocks count little (`BESIDE`).
+Which they are follows from the calibration itself, so it is fitted a few times."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orthrus_kernels import Sampling
+from orthrus_kernels.sampling import correction_scale
+
+from ..bigram import CALIBRATION, Bigram
+from ..errors import InputError, in_memory
+from ..lattice import lattice_of, ranks
+from ..prompts import read_prompts
+from . import card
+from .base import HELD_OUT, document_end, load_tokenizer
+from .dataset import corpus_files, read_corpus
+from .facts import corpus_facts, facts_of, machine
+from .folder import save_corrected
+from .held_out import span_hashes
+from .loop import Rows
+from .memory import ADVICE
+from .out_folder import OutFolder, claimed
+from .recipe import CORPUS_BYTES, say
+from .rollout import OWN_PROMPT, OWN_TOKENS
+
+if TYPE_CHECKING:
+    from ..qwen3 import Qwen3
+
+TEXTS = 96  # at each temperature: the promise of 48 scattered by 2 % (embedded checkpoint, 2026-11-29)
+ABOVE_0 = 0.8  # the temperature that the set for all temperatures above 0 is fitted at
+LEAST_PATH = math.log(0.008)  # about where a tree of 63 nodes ends (embedded checkpoint)
+BESIDE = 0.1
+ROUNDS = 3
+_SMOOTH = 20.0  # nats a squared step of the factors from one offset to the next
+_LEAST_REST = 1e-6  # as in rerank.py
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What the view proposed behind each root of a text, and what the target said: N blocks, P offsets.
+
+    logs [N, P, K + 1] fp32: log-probabilities of candidates, then of the rest; change [N, P, K + 1]: what the
+    tables add behind the text's own tokens; said [N, P] int64: K is the rest, -1 unknown."""
+
+    logs: Tensor
+    change: Tensor
+    said: Tensor
+
+    def scores(self, calibration: Tensor) -> Tensor:
+        """Log-probabilities [N, P, K + 1] of what may be said, by a calibration [P, 2]."""
+        return _scores(self.logs, self.change, calibration)
+
+    def reached(self, calibration: Tensor) -> tuple[Tensor, Tensor]:
+        """Which offsets count, [N, P] bool, and the blocks at which cycles begin, [N] bool."""
+        step = self.scores(calibration).gather(-1, self.said.clamp(min=0)[..., None])[..., 0]
+        right = (self.said >= 0) & (self.said < self.logs.shape[-1] - 1)
+        kept = (right & (step.cumsum(1) >= LEAST_PATH)).int().cumprod(1).sum(1)
+        begins, at = torch.zeros(len(kept), dtype=torch.bool), 0
+        while at < len(kept):
+            begins[at] = True
+            at += int(kept[at]) + 1
+        return (torch.arange(self.said.shape[1]) <= kept[:, None]) & (self.said >= 0), begins
+
+
+def _scores(logs: Tensor, change: Tensor, calibration: Tensor) -> Tensor:
+    """logs, change [..., K + 1]; calibration [..., 2]."""
+    factor, weight = calibration.unbind(-1)
+    candidates = logs[..., :-1] * factor[..., None] + change[..., :-1]
+    rest = logs[..., -1:] * factor[..., None] + weight[..., None]
+    return torch.log_softmax(torch.cat([candidates, rest], -1), -1)
+
+
+def blocks_of(
+    tables: Bigram, scores: Tensor, ids: Tensor, text: Tensor, sampling: Sampling
+) -> Blocks:  # fmt: skip
+    """Of the lattice [N, P, K] of a text [N] that stands in memory of the host."""
+    scores, ids = scores[1:].clamp(min=-1e4), ids[1:]  # impossible ones stay finite
+    said, depth = ranks(ids, text[1:]), ids.shape[1]
+    fronts = torch.cat([text, text.new_zeros(depth)]).unfold(0, depth, 1)[: len(ids)]
+    before, after = tables.before.cpu().float(), tables.after.cpu().float()
+    change = torch.einsum("npr,npcr->npc", before[fronts], after[ids]) * correction_scale(sampling)
+    change[:, 0] = 0  # the block has seen its root
+    rest = (1 - scores.exp().sum(-1, keepdim=True)).clamp(min=_LEAST_REST).log()
+    return Blocks(torch.cat([scores, rest], -1), torch.cat([change, torch.zeros_like(rest)], -1), said)
+
+
+def fit(texts: Sequence[Blocks]) -> Tensor:
+    """The calibration [P, 2] of texts at one temperature. Offsets that no text has reached follow those in
+    front of them."""
+    offsets = texts[0].said.shape[1]
+    found = torch.tensor([1.0, 0.0]).repeat(offsets, 1)
+    for _ in range(ROUNDS):
+        parts = []
+        for text in texts:
+            counts, begins = text.reached(found)
+            block, offset = counts.nonzero(as_tuple=True)
+            weight = torch.where(begins[block], 1.0, BESIDE)
+            parts.append((text.logs[counts], text.change[counts], text.said[counts], offset, weight))
+        found = _likeliest(found, *(torch.cat(part) for part in zip(*parts, strict=True)))
+    return found
+
+
+def _likeliest(
+    start: Tensor, logs: Tensor, change: Tensor, said: Tensor, offset: Tensor, weight: Tensor
+) -> Tensor:
+    """The calibration under which M observations [M, ...] are likeliest, smooth over offsets."""
+    # the factor as its logarithm: it stays above 0
+    free = torch.stack([start[:, 0].log(), start[:, 1]], -1).double().requires_grad_()
+    logs, change = logs.double(), change.double()
+    optimizer = torch.optim.LBFGS([free], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        calibration = torch.stack([free[:, 0].exp(), free[:, 1]], -1)
+        found = _scores(logs, change, calibration[offset]).gather(-1, said[:, None])[:, 0]
+        steps = calibration.diff(dim=0).square()  # offset 0 knows its root: its rest is another one's
+        rough = _SMOOTH * (steps[:, 0].sum() + 0.1 * steps[1:, 1].sum())
+        total = (rough - (weight * found).sum()) / weight.sum()
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    return torch.stack([free[:, 0].exp(), free[:, 1]], -1).detach().float()
+
+
+def calibrate(model: Qwen3, prompts: Sequence[Sequence[int]], tokens: int, began: float) -> Tensor:
+    """The calibration [2, block - 1, 2] of a model with tables, by `tokens` tokens that it writes behind each
+    prompt at temperature 0 and at ABOVE_0, text i with seed i. Raises InputError."""
+    if model.bigram is None:
+        raise InputError("the Orthrus has no bigram tables to calibrate: orthrus bigram learns them first")
+    size, found = model.config.block_size, []
+    for temperature in (0.0, ABOVE_0):
+        texts = list[Blocks]()
+        for i, prompt in enumerate(prompts):
+            sampling = Sampling(temperature=temperature, seed=i)
+            result = model.generate(
+                prompt, "two-pass", tokens, temperature=temperature, seed=i, tree_nodes=63
+            ).whole()
+            text = torch.tensor(result.token_ids)
+            if len(text) > 1:
+                scores, ids = lattice_of(model, prompt, text.tolist(), size, sampling)
+                texts.append(blocks_of(model.bigram, scores.cpu(), ids.cpu(), text, sampling))
+        if not texts:
+            raise InputError("every text ended at once: give more text to calibrate on")
+        found.append(fit(texts))
+        say(began, f"fitted {len(texts)} texts at temperature {temperature:g}")
+    return torch.stack(found)
+
+
+def apart(pieces: Sequence[list[int]], held_out: Sequence[list[int]]) -> list[list[int]]:
+    """The pieces that share no run of SPAN tokens with a held-out prompt."""
+    theirs = [span_hashes(np.array(prompt)) for prompt in held_out]
+    seen = np.concatenate(theirs) if theirs else np.zeros(0, np.uint64)
+    return [piece for piece in pieces if not np.isin(span_hashes(np.array(piece)), seen).any()]
+
+
+def run_calibration(
+    base: Path, out: Path | OutFolder, texts: int = TEXTS, corpus_bytes: int = CORPUS_BYTES, seed: int = 0,
+    *, text: Sequence[Path] = (), overwrite: bool = False,
+) -> None:  # fmt: skip
+    """Calibrate the drafts of the Orthrus folder `base`, which has bigram tables, on texts that it writes
+    behind pieces of the training part of a corpus; writes a folder like it with the calibration in place of
+    the one it had. Raises InputError."""
+    from ..qwen3 import Qwen3
+
+    began = time.perf_counter()
+    if texts < 1:
+        raise InputError(f"texts is {texts}; 1 or more was expected")
+    with claimed(out, overwrite, base) as place, in_memory("this calibration", ADVICE):
+        on_gpu = torch.cuda.is_available()
+        model = Qwen3.from_pretrained(base, backend="auto" if on_gpu else "torch", progress=False)
+        config = model.config
+        if model.text is None or not config.has_diffusion_view:
+            raise InputError(f"{base} is no Orthrus with a tokenizer: a calibration takes one")
+        if model.bigram is None:
+            raise InputError(f"{base} has no bigram tables to calibrate: orthrus bigram learns them first")
+        if config.context_length < OWN_PROMPT + OWN_TOKENS + config.block_size:
+            raise InputError(f"{base} has a context of {config.context_length}: too short for its own text")
+        facts, tokenizer = facts_of(base), load_tokenizer(base)
+        corpus = read_corpus(
+            corpus_files(corpus_bytes, text), tokenizer, bool(text), document_end(tokenizer, config)
+        )
+        rows = Rows(torch.from_numpy(corpus.training), OWN_PROMPT, seed)
+        pieces = rows.batch(0, min(texts, rows.count))[:, :-1].tolist()
+        held = base / HELD_OUT
+        prompts = [model.text.encode(line) for line in read_prompts(held, 10**6)] if held.exists() else []
+        pieces = apart(pieces, prompts)
+        calibration = calibrate(model, pieces, OWN_TOKENS, began)
+        said = machine() | {
+            "texts": len(pieces), "tokens": OWN_TOKENS, "temperatures": [0.0, ABOVE_0], "seed": seed,
+            "dtype": str(model.dtype).removeprefix("torch."), "corpus": corpus_facts(corpus),
+        }  # fmt: skip
+        facts["bigram"] = facts.get("bigram", {}) | {CALIBRATION: said}
+        facts.pop("verify", None)  # measured without it
+        tables = {"before": model.bigram.before, "after": model.bigram.after, CALIBRATION: calibration}
+        tiny = not corpus.own and "distill_corpus" not in facts and held.exists()
+        save_corrected(base, place, tables, facts, card.write_if_whole(facts) if tiny else None)
+        say(began, f"wrote {out}")
