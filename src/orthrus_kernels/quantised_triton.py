@@ -9,8 +9,9 @@ From codes to bf16 by their bits, exactly:
 - e4m3 has 4 bits of exponent and 3 of fraction; in their places in a bf16 they are the number times 2^-120;
 - 0x4300 | q is the bf16 128 + q, from which 128 + zero is subtracted.
 
-Both are written twice, with the same results: for two neighbours in a register in NVIDIA's assembly (ASM),
-and number by number for the interpreter and for other GPUs."""
+Both are written twice, with the same results: in NVIDIA's assembly (ASM), two neighbours in a register at a
+time, and number by number for the interpreter and for other GPUs. The assembly takes one word and gives all
+of its codes, so that no layout can tear a pair apart: a thread of a thin tile has one word or none."""
 
 from __future__ import annotations
 
@@ -53,50 +54,56 @@ def check_together(block_k: int, *weights: AnyWeight) -> None:
 
 
 @triton.jit
-def _e4m3_pairs(words):
-    """Bytes 0 and 2 of words [..] as bf16 [.., 2], and bytes 1 and 3."""
+def _e4m3_asm(words):
+    """Bytes 0 to 3 of words [..], as bits of bf16: four of [..]."""
     return tl.inline_asm_elementwise(
         """{
         .reg .b32 s, v, one, zero;
         mov.b32 one, 0x7b807b80;
         mov.b32 zero, 0x80008000;
-        shl.b32 s, $2, 8;
-        shl.b32 v, $2, 4;
+        shl.b32 s, $4, 8;
+        shl.b32 v, $4, 4;
         and.b32 s, s, 0x80008000;
         lop3.b32 v, v, 0x07f007f0, s, 0xea;
-        fma.rn.bf16x2 $0, v, one, zero;
-        and.b32 s, $2, 0x80008000;
-        shr.b32 v, $2, 4;
+        fma.rn.bf16x2 v, v, one, zero;
+        mov.b32 {$0, $2}, v;
+        and.b32 s, $4, 0x80008000;
+        shr.b32 v, $4, 4;
         lop3.b32 v, v, 0x07f007f0, s, 0xea;
-        fma.rn.bf16x2 $1, v, one, zero;
+        fma.rn.bf16x2 v, v, one, zero;
+        mov.b32 {$1, $3}, v;
         }""",
-        "=&r,=r,r,r", [tl.join(words, words)], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
+        "=&h,=h,=&h,=h,r", [words], dtype=(tl.int16, tl.int16, tl.int16, tl.int16), is_pure=True, pack=1,
     )  # fmt: skip
 
 
 @triton.jit
-def _int4_pairs(words, minus):
-    """Nibbles i and i + 4 of words [..], i < 4, as bf16 [.., 2] each; minus: bits of the bf16
-    -(128 + zero)."""
-    pairs = tl.join(words, words)
+def _int4_asm(words, minus):
+    """Nibbles 0 to 7 of words [..], as bits of bf16: eight of [..]. minus: bits of the bf16 -(128 + zero)."""
     return tl.inline_asm_elementwise(
         """{
-        .reg .b32 v, one;
+        .reg .b32 v, one, minus;
         mov.b32 one, 0x3f803f80;
-        lop3.b32 v, $4, 0x000f000f, 0x43004300, 0xea;
-        fma.rn.bf16x2 $0, v, one, $6;
-        shr.b32 v, $4, 4;
+        mov.b32 minus, {$9, $9};
+        lop3.b32 v, $8, 0x000f000f, 0x43004300, 0xea;
+        fma.rn.bf16x2 v, v, one, minus;
+        mov.b32 {$0, $4}, v;
+        shr.b32 v, $8, 4;
         lop3.b32 v, v, 0x000f000f, 0x43004300, 0xea;
-        fma.rn.bf16x2 $1, v, one, $6;
-        shr.b32 v, $4, 8;
+        fma.rn.bf16x2 v, v, one, minus;
+        mov.b32 {$1, $5}, v;
+        shr.b32 v, $8, 8;
         lop3.b32 v, v, 0x000f000f, 0x43004300, 0xea;
-        fma.rn.bf16x2 $2, v, one, $6;
-        shr.b32 v, $4, 12;
+        fma.rn.bf16x2 v, v, one, minus;
+        mov.b32 {$2, $6}, v;
+        shr.b32 v, $8, 12;
         lop3.b32 v, v, 0x000f000f, 0x43004300, 0xea;
-        fma.rn.bf16x2 $3, v, one, $6;
+        fma.rn.bf16x2 v, v, one, minus;
+        mov.b32 {$3, $7}, v;
         }""",
-        "=&r,=&r,=&r,=r,r,r,r", [pairs, tl.broadcast_to(minus[:, :, None], pairs.shape)],
-        dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
+        "=&h,=&h,=&h,=h,=&h,=&h,=&h,=h,r,h", [words, minus],
+        dtype=(tl.int16, tl.int16, tl.int16, tl.int16, tl.int16, tl.int16, tl.int16, tl.int16),
+        is_pure=True, pack=1,
     )  # fmt: skip
 
 
@@ -123,7 +130,9 @@ def widened(words, zero, FORMAT: tl.constexpr, ASM: tl.constexpr, BLOCK_N: tl.co
     zero: uint8 [BLOCK_N] or None."""
     if FORMAT == _E4M3:
         if ASM:
-            even, odd = _e4m3_pairs(words)
+            a, b, c, d = _e4m3_asm(words)
+            even = tl.join(a, c).to(tl.bfloat16, bitcast=True)
+            odd = tl.join(b, d).to(tl.bfloat16, bitcast=True)
         else:
             halves = tl.join(words, words >> 16)
             even, odd = _e4m3(halves, 0), _e4m3(halves, 1)
@@ -135,7 +144,9 @@ def widened(words, zero, FORMAT: tl.constexpr, ASM: tl.constexpr, BLOCK_N: tl.co
         else:
             minus = (zero.to(tl.int16) + (0xC300 - 0x10000))[:, None]
         if ASM:
-            a, b, c, d = _int4_pairs(words, minus)
+            a, b, c, d, e, f, g, h = _int4_asm(words, tl.broadcast_to(minus, words.shape))
+            a, b = tl.join(a, e).to(tl.bfloat16, bitcast=True), tl.join(b, f).to(tl.bfloat16, bitcast=True)
+            c, d = tl.join(c, g).to(tl.bfloat16, bitcast=True), tl.join(d, h).to(tl.bfloat16, bitcast=True)
         else:
             halves = tl.join(words, words >> 16)
             a, b = _int4(halves, minus, 0), _int4(halves, minus, 1)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from codes import SCHEMES, exact, fold, name_of, numbers_of, random_weight
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from inputs import examples, given_rows
 from limits import assert_close
@@ -89,6 +89,7 @@ def test_a_row_has_the_same_bits_anywhere(scheme, device, rows, index, kind):
 @given(rows=st.integers(1, 130), block_t=st.sampled_from([16, 64, 128]), split=st.booleans(),
        block_n=st.sampled_from([32, 64, 128]), warps=st.sampled_from([4, 8]), n_ar=st.integers(0, 130),
        tma=st.booleans(), apart=st.sampled_from([None, 20]))  # fmt: skip
+@example(rows=97, block_t=64, split=False, block_n=32, warps=8, n_ar=47, tma=True, apart=20)
 def test_any_tile_gives_the_same_bits(scheme, device, rows, block_t, split, block_n, warps, n_ar, tma, apart):
     """Also one that asks for descriptors, which words do not have, and one launch a view."""
     w, w2 = weights(scheme, device)
