@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from ._triton import tl, triton, triton_interprets
-from .quantised import SYMMETRIC
+from .quantised import LOWEST, SYMMETRIC
 from .weight import AnyWeight, load_weight
 
 _E4M3 = tl.constexpr("fp8")  # Format.E4M3.value
 _SYMMETRIC = tl.constexpr(SYMMETRIC)
+_LOWEST = tl.constexpr(LOWEST)
 
 
 def compiled_for(weight: AnyWeight) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def compiled_for(weight: AnyWeight) -> dict[str, Any]:
     AMD's GPUs nor in the interpreter."""
     return {
         "FORMAT": weight.scheme and weight.scheme.format.value, "CODES_A_WORD": weight.codes_a_word,
+        "ZEROS": bool(weight.scheme and weight.scheme.zeros),
         "ASM": bool(weight.scheme) and not triton_interprets() and torch.version.hip is None,
     }  # fmt: skip
 
@@ -127,7 +129,7 @@ def _int4(halves, minus, NIBBLE: tl.constexpr):
 def widened(words, zero, FORMAT: tl.constexpr, ASM: tl.constexpr, BLOCK_N: tl.constexpr,
             BLOCK_K: tl.constexpr):  # fmt: skip
     """What the codes of words [BLOCK_N, W] stand for, in the order of columns: bf16 [BLOCK_N, BLOCK_K].
-    zero: uint8 [BLOCK_N] or None."""
+    zero: int32 [BLOCK_N] or None."""
     if FORMAT == _E4M3:
         if ASM:
             a, b, c, d = _e4m3_asm(words)
@@ -157,9 +159,9 @@ def widened(words, zero, FORMAT: tl.constexpr, ASM: tl.constexpr, BLOCK_N: tl.co
 
 
 @triton.jit
-def sum_by_groups(words, sw_n, scale, zero, x, sx_t, o_n, o_t, end_row, first, last, N, FORMAT: tl.constexpr,
-                  ASM: tl.constexpr, CODES_A_WORD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
-                  BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+def sum_by_groups(words, sw_n, factors, x, sx_t, o_n, o_t, end_row, first, last, N, FORMAT: tl.constexpr,
+                  ZEROS: tl.constexpr, ASM: tl.constexpr, CODES_A_WORD: tl.constexpr, BLOCK_N: tl.constexpr,
+                  BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """Sum of groups [first, last), each BLOCK_K columns, from zero: [BLOCK_N, BLOCK_T] fp32."""
     WORDS: tl.constexpr = BLOCK_K // CODES_A_WORD
     o_k = tl.arange(0, BLOCK_K)
@@ -170,8 +172,12 @@ def sum_by_groups(words, sw_n, scale, zero, x, sx_t, o_n, o_t, end_row, first, l
     for i_g in tl.range(first, last, num_stages=STAGES):
         b_w = load_weight(p_w, m_n[:, None])
         b_x = tl.load(p_x, mask=m_t, other=0.0)
-        b_scale = tl.load(scale + i_g * N + o_n, mask=m_n, other=0.0).to(tl.float32)
-        b_zero = None if zero is None else tl.load(zero + i_g * N + o_n, mask=m_n, other=0)
+        b_scale = tl.load(factors + i_g * N + o_n, mask=m_n, other=0)
+        b_zero = None
+        if ZEROS:
+            b_zero = b_scale & _LOWEST
+            b_scale = b_scale & ~_LOWEST
+        b_scale = b_scale.to(tl.float32, bitcast=True)
         part = tl.dot(widened(b_w, b_zero, FORMAT, ASM, BLOCK_N, BLOCK_K), b_x)
         acc = tl.fma(part, tl.broadcast_to(b_scale[:, None], part.shape), acc)
         p_w += WORDS

@@ -168,6 +168,7 @@ def described(built, log: str, target: GPUTarget) -> dict:
         "conversions": sorted(set(re.findall(r"\bcvt\.r[nz]\S+", ptx))),
         "cp_async_16": "cp.async.cg" in ptx,
         "tma": "cp.async.bulk.tensor" in ptx,
+        "loads": len(re.findall(r"\bld\.global(?!\.cg)", ptx)),  # .cg: partials of other programs
         "packed": sorted(set(re.findall(r"packed_element = (\d+)", built.asm["ttgir"]))),
         "before_wait": before_wait(ptx),
     }

@@ -58,9 +58,7 @@ def test_every_code_is_exact(zeros, device):
     format = Format.E4M3 if zeros is None else Format.INT4
     codes, k = numbers_of(format), 32
     n = len(codes) if zeros is None else len(codes) * (17 if zeros else 1)
-    w = QuantisedWeight.new(
-        n, k, format, k, zeros=bool(zeros), scale=torch.float32, dtype=BF16, device=device
-    )
+    w = QuantisedWeight.new(n, k, format, k, zeros=bool(zeros), scale=BF16, dtype=BF16, device=device)
     place = torch.arange(n)[:, None] + torch.arange(k)
     zero = torch.arange(n)[:, None] // len(codes) if zeros else None
     w.put(0, codes[place % len(codes)], torch.ones(n, 1), zero if zero is None else zero.to(torch.uint8))
