@@ -74,7 +74,8 @@ def coded(line):
 
 def test_codes_reach_the_tensor_cores_from_registers(compiled):
     """On Hopper the words come by ldmatrix and are widened in registers, by multiply-adds of pairs and no
-    conversion. Nothing is loaded when it is used: factors are copied ahead as words are. Groups are folded by one multiply-add with contraction (linear) and without (fused)."""
+    conversion. Nothing is loaded when it is used: factors are copied ahead as words are. Groups are
+    folded by one multiply-add with contraction (linear) and without (fused)."""
     lines = [line for line in compiled if coded(line)]
     hopper = [line for line in lines if line["target"] == "sm_90" and "thin" not in line["case"]]
     assert {line["kernel"] for line in hopper} == {"linear_kernel", "linear_swiglu_kernel"}
