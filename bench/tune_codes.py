@@ -3,12 +3,15 @@
 All quantised weights share one list of tiles (`tables._TILES_QUANTISED`), so a candidate counts by its sum
 over the matrices of a layer: qkv, o, gate and up with SwiGLU, down. Every candidate is compared with
 the committed tile first, bit for bit, on rows whose sums show their order; one that differs is named and
-never timed. Where the linears run in Gluon that is timed beside them.
+never timed. Tiles of the linears in Gluon are tried beside them, more rows than 128 in two launches.
 
-Random codes; a call reads weights that are not in the cache. Nothing is written but --json."""
+Random codes; a call reads weights that are not in the cache. Nothing is written but --json. The lines at the
+end are those of the fastest tiles for src/orthrus_kernels/tables/gluon_codes.json."""
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,13 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthrus_kernels import backend_ops, tables
+from orthrus_kernels import tables
+from orthrus_kernels._gluon import HAS_GLUON
 from orthrus_kernels.compile_ahead import compile_all, missing, recorded
 from orthrus_kernels.linear import linear_triton
-from orthrus_kernels.linear_either import launches_of
+from orthrus_kernels.linear_gluon import Plan, multiprocessors
+from orthrus_kernels.linear_gluon_codes import linear_gluon_codes, plan_with
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
 from orthrus_kernels.quantised import Format, QuantisedWeight, Scheme
+from orthrus_kernels.rows import new_rows
 from orthrus_kernels.tables import LinearEntry, LinearTile
+from orthrus_kernels.tables.gluon import coded_tiles
+from orthrus_kernels.workspace import workspace
 
 from .command import Parser, fail, positive, run, short, writable
 from .measure import Meter, Pool, machine, machine_line
@@ -32,9 +40,9 @@ from .models import QUANTISED, Shape
 from .report import number, print_tables, write_json
 
 COMMAND = "bench.tune_codes"
-KERNELS = backend_ops("triton")
 Call = Callable[..., Tensor]
 COMMITTED, GLUON = "committed", "Gluon"
+MOST_ROWS = 128  # of a launch in Gluon
 ROWS = (1, 32, 64, 128, 192)
 NAMES = "qkv", "o", "gate_up", "down"
 COPIES = 12  # of a weight, so that none is in the cache when it is read again
@@ -73,17 +81,37 @@ class Matrix:
         entry = replace(of, tiles=(tile,), measured=None, apart=None)
         return tables.fitted(entry, torch.bfloat16, device, self.scheme)
 
-    def calls(self, rows: int, device: str) -> dict[str, Call]:
+    def calls(self, rows: int, device: str, gluon: bool) -> dict[str, Call]:
         """What is compared and timed, the products of rows with a copy: by the committed tiles, by each
-        candidate, and as a model makes it, which is in Gluon where that takes the rows."""
+        candidate, and, if asked for, in Gluon where its programs all run at once."""
         swiglu = self.name == "gate_up"
         kernel: Callable[..., Tensor] = linear_swiglu_triton if swiglu else linear_triton
         found: dict[str, Call] = {COMMITTED: lambda x, i: kernel(x, self.copies[i])}
         for tile in candidates(rows):
             entry = self.entry(tile, device)
             found[said(tile)] = lambda x, i, entry=entry: kernel(x, self.copies[i], entry=entry)
-        of: Callable[..., Tensor] = KERNELS.linear_swiglu if swiglu else KERNELS.linear
-        return found | {GLUON: lambda x, i: of(x, self.copies[i])}
+        parts = -(-rows // MOST_ROWS)
+        height = -(-rows // parts)
+        for coded in coded_tiles(height, self.scheme.format.bits) if gluon else ():
+            plan = plan_with(self.copies[0], device, coded, swiglu)
+            if self.runs(plan, device):
+                way = f"{GLUON}, {parts} x {coded.rows} rows by {64 * coded.groups}"
+                found[way] = lambda x, i, plan=plan: self.in_gluon(plan, height, x, i)
+        return found
+
+    def runs(self, plan: Plan, device: str) -> bool:
+        """Whether the GPU takes a plan."""
+        on = self.copies[0].words.device
+        fits = plan.runs and plan.fits(multiprocessors(on), workspace(on))
+        return fits and device == "sm_90" and HAS_GLUON and on.type == "cuda"
+
+    def in_gluon(self, plan: Plan, height: int, x: Tensor, i: int) -> Tensor:
+        """Rows in launches of `height`."""
+        out = new_rows(x, len(x), self.n // 2 if plan.swiglu else self.n)
+        for first in range(0, len(x), height):
+            rows = slice(first, first + height)
+            linear_gluon_codes(plan, x[rows], self.copies[i], out=out[rows])
+        return out
 
 
 def random_weight(n: int, k: int, scheme: Scheme, device: torch.device) -> QuantisedWeight:
@@ -133,7 +161,7 @@ def hard_rows(rows: int, k: int, device: torch.device) -> Tensor:
 
 @dataclass
 class Found:
-    """Of a model and a number of rows: µs by way and matrix. A way is COMMITTED, a tile, or GLUON."""
+    """Of a model and a number of rows: µs by way and matrix. A way is COMMITTED, a tile, or one in GLUON."""
 
     model: str
     rows: int
@@ -161,14 +189,12 @@ def said(tile: LinearTile) -> str:
     return f"{tile.block_t} x {tile.block_n}, {split}, {tile.warps} warps, {tile.stages} stages"
 
 
-def measure(model: str, of: Sequence[Matrix], rows: int, meter: Meter, device: str) -> Found:
+def measure(model: str, of: Sequence[Matrix], rows: int, meter: Meter, device: str, gluon: bool) -> Found:
     """Compare and time every way of every matrix."""
     found, on = Found(model, rows), meter.pool.device
     for matrix in of:
         x = hard_rows(rows, matrix.k, on)
-        calls = matrix.calls(rows, device)
-        if not launches_of(x, (matrix.copies[0], None), rows, matrix.name == "gate_up", None):
-            del calls[GLUON]
+        calls = matrix.calls(rows, device, gluon)
         want = calls[COMMITTED](x, 0)
         for way, call in calls.items():
             name = f"{model}, {rows} rows, {matrix.name}, {way}"
@@ -184,18 +210,39 @@ def measure(model: str, of: Sequence[Matrix], rows: int, meter: Meter, device: s
     return found
 
 
-def rehearse(of: Sequence[Matrix], rows: Sequence[int], device: str) -> int:
+def rehearse(of: Sequence[Matrix], rows: Sequence[int], device: str, gluon: bool) -> int:
     """Compile in processes what will be launched; how many kernels were not there."""
     with recorded() as launches:
         for matrix in of:
             for count in rows:
                 x = torch.zeros(count, matrix.k, dtype=torch.bfloat16, device=matrix.copies[0].words.device)
-                for call in matrix.calls(count, device).values():
+                for call in matrix.calls(count, device, gluon).values():
                     call(x, 0)
     lacked = missing(launches)
     if lacked:
         compile_all(lacked, lambda: None)
     return len(lacked)
+
+
+def table(results: Sequence[Found], stacks: dict[str, list[Matrix]], device: str) -> list[str]:
+    """Lines of gluon_codes.json: of each matrix the fastest tiles in Gluon, up to the rows where Triton's
+    best is faster. Matrices of Triton's alone have none."""
+    lines = []
+    for model, of in stacks.items():
+        for matrix in of:
+            tiles: dict[int, int] = {}
+            for found in sorted((of for of in results if of.model == model), key=lambda of: of.rows):
+                us = {way: by[matrix.name] for way, by in found.us.items() if matrix.name in by}
+                fastest = min(us, key=lambda way: us[way], default="")
+                if not fastest.startswith(GLUON):
+                    break
+                rows, outputs = re.findall(r"x (\d+) rows by (\d+)", fastest)[0]
+                tiles[int(rows)] = int(outputs) // 64
+            if tiles:
+                row = {"n": matrix.n, "k": matrix.k, "bits": matrix.scheme.format.bits, "device": device,
+                       "tiles": [list(of) for of in sorted(tiles.items())]}  # fmt: skip
+                lines.append(json.dumps(row))
+    return lines
 
 
 def parse(arguments: Sequence[str] | None) -> Any:
@@ -207,6 +254,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
     parser.add_argument("--models", nargs="+", choices=list(QUANTISED), default=["8B-fp8", "8B-int4"],
                         metavar="MODEL", help="such as 1.7B-int4; default: %(default)s")  # fmt: skip
     parser.add_argument("--rows", nargs="+", type=positive, default=list(ROWS), help="default: %(default)s")
+    parser.add_argument("--no-gluon", action="store_true", help="try Triton's tiles alone")
     parser.add_argument("--seconds", type=positive, default=240,
                         help="start nothing after this long; default: %(default)s")  # fmt: skip
     parser.add_argument("--json", type=writable, metavar="FILE", help="write all figures to FILE")
@@ -225,7 +273,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.manual_seed(0)
     meter = Meter(Pool(device, POOL), seconds=0.01)
     stacks = {model: matrices(QUANTISED[model], device) for model in given.models}
-    compiled = sum(rehearse(of, given.rows, key) for of in stacks.values())
+    gluon = not given.no_gluon
+    compiled = sum(rehearse(of, given.rows, key, gluon) for of in stacks.values())
     print(f"{compiled} kernels compiled; {time.perf_counter() - began:.0f} s so far", flush=True)
     results: list[Found] = []
     for model, of in stacks.items():
@@ -233,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if time.perf_counter() - began > given.seconds:
                 print(f"{model}, {rows} rows: left out, {given.seconds} s were up (--seconds)")
                 continue
-            results.append(measure(model, of, rows, meter, key))
+            results.append(measure(model, of, rows, meter, key, gluon))
     head = ["model", "rows", "way", *(f"{name} µs" for name in NAMES), "all layers ms"]
     every = [line for found in results for line in found.lines(QUANTISED[found.model].layers)]
     print_tables([("Linears alone, each read from memory; fastest first", head, every)])
@@ -242,6 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{'DIFFERENT BITS' if kind == 'wrong' else 'left out'}: {name}")
     best = [found.lines(QUANTISED[found.model].layers)[0] for found in results if found.us]
     print_tables([("The fastest", head, best)])
+    print(*table(results, stacks, key), sep=",\n")
     print(f"{time.perf_counter() - began:.0f} s")
     if given.json:
         write_json(given.json, {"machine": facts, "results": [asdict(found) for found in results]})

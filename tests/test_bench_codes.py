@@ -1,5 +1,6 @@
 """Tiles of quantised weights, tuned without a GPU: what is compared, the table, and codes without NaN."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,17 @@ from test_bench_linears import ON_THE_CPU
 from bench import tune_codes
 from bench.measure import Timing
 from bench.models import Shape
-from bench.tune_codes import COMMITTED, NAMES, candidates, matrices, measure, random_weight, said, scheme_of
+from bench.tune_codes import (
+    COMMITTED,
+    NAMES,
+    Found,
+    candidates,
+    matrices,
+    measure,
+    random_weight,
+    said,
+    scheme_of,
+)
 from orthrus_kernels.quantised import Format, Scheme
 from orthrus_kernels.tables import LinearTile
 from qwen3_model.quantising.forms import Fp8, Int4
@@ -39,7 +50,7 @@ def few(monkeypatch):
 def test_ways_are_compared_and_the_fastest_stands_first(few, monkeypatch):
     of = matrices(TOY, torch.device(DEVICE), copies=2)
     assert [matrix.name for matrix in of] == list(NAMES)
-    found = measure("toy", of, 3, Clock(), "sm_90")
+    found = measure("toy", of, 3, Clock(), "sm_90", True)
     tiles = [said(tile) for tile in candidates(3)]
     assert list(found.us) == [COMMITTED, *tiles] and not found.wrong and not found.left_out
     lines = found.lines(TOY.layers)
@@ -51,7 +62,7 @@ def test_ways_are_compared_and_the_fastest_stands_first(few, monkeypatch):
         return y + (entry is not None and entry.tiles[0].block_n == 64)
 
     monkeypatch.setattr(tune_codes, "linear_triton", wrong)
-    found = measure("toy", of[:1], 3, Clock(), "sm_90")
+    found = measure("toy", of[:1], 3, Clock(), "sm_90", True)
     assert found.wrong == [f"toy, 3 rows, qkv, {tiles[1]}"] and tiles[1] not in found.us
     assert found.lines(2)[0][4:] == ["-"] * 4, "a matrix that was not timed"
 
@@ -67,6 +78,24 @@ def test_random_codes_are_numbers(scheme):
 def test_schemes_are_those_of_the_models():
     assert scheme_of(replace(TOY, form=Fp8())) == Scheme(Format.E4M3, 128, False)
     assert scheme_of(TOY) == Scheme(Format.INT4, 128, True)
+
+
+def test_lines_of_the_table_are_of_the_fastest_tiles_up_to_where_triton_leads():
+    of = matrices(TOY, torch.device("cpu"), copies=1)
+    gluon, wide = "Gluon, 1 x 16 rows by 128", "Gluon, 2 x 96 rows by 64"
+    us = {
+        1: {"committed": {"qkv": 9.0, "o": 5.0}, gluon: {"qkv": 8.0, "o": 6.0}},
+        192: {"committed": {"qkv": 9.0}, wide: {"qkv": 7.0}},
+    }
+    results = [Found("toy", rows, by) for rows, by in us.items()]
+    (line,) = tune_codes.table(results, {"toy": of}, "sm_90")
+    assert json.loads(line) == {
+        "n": of[0].n,
+        "k": 128,
+        "bits": 4,
+        "device": "sm_90",
+        "tiles": [[16, 2], [96, 1]],
+    }
 
 
 @pytest.mark.parametrize("rows", tune_codes.ROWS)

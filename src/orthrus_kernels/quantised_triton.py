@@ -142,11 +142,11 @@ def widened(words, zero, FORMAT: tl.constexpr, ASM: tl.constexpr, BLOCK_N: tl.co
         return pairs.permute(0, 1, 4, 2, 3).reshape(BLOCK_N, BLOCK_K)
     else:
         if zero is None:
-            minus = tl.full((BLOCK_N, 1), 0xC300 + _SYMMETRIC - 0x10000, tl.int16)
+            minus = (words & 0 | (0xC300 + _SYMMETRIC)).to(tl.int16)
         else:
-            minus = (zero.to(tl.int16) + (0xC300 - 0x10000))[:, None]
+            minus = tl.broadcast_to((zero.to(tl.int16) + (0xC300 - 0x10000))[:, None], words.shape)
         if ASM:
-            a, b, c, d, e, f, g, h = _int4_asm(words, tl.broadcast_to(minus, words.shape))
+            a, b, c, d, e, f, g, h = _int4_asm(words, minus)
             a, b = tl.join(a, e).to(tl.bfloat16, bitcast=True), tl.join(b, f).to(tl.bfloat16, bitcast=True)
             c, d = tl.join(c, g).to(tl.bfloat16, bitcast=True), tl.join(d, h).to(tl.bfloat16, bitcast=True)
         else:

@@ -6,9 +6,9 @@ import sys
 import pytest
 from compiled import SLOW, USUAL, compiled_by
 
-from orthrus_kernels import attention_gluon_kernels, attention_kernels, linear_gluon
+from orthrus_kernels import attention_gluon_kernels, attention_kernels, linear_gluon, linear_gluon_codes
 
-ELSEWHERE = attention_gluon_kernels, attention_kernels, linear_gluon
+ELSEWHERE = attention_gluon_kernels, attention_kernels, linear_gluon, linear_gluon_codes
 
 
 @pytest.fixture(scope="module")

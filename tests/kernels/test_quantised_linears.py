@@ -97,6 +97,14 @@ def test_any_tile_gives_the_same_bits(scheme, device, rows, block_t, split, bloc
     assert torch.equal(got, linear_triton(x, w, w2, n_ar, entry=entry(scheme)))
 
 
+def test_a_zero_point_is_no_part_of_the_scale(device):
+    """They lie in one word. One number times one scale of 16 bits is exact in fp32."""
+    for scheme in SCHEMES:
+        w = random_weight(scheme, N, scheme[1], device)
+        got = linear_triton(torch.eye(scheme[1], dtype=BF16, device=device), w, out_dtype=torch.float32)
+        assert torch.equal(got, exact(w).float().t())
+
+
 def test_a_fold_is_rounded_once(device):
     x, w, product = fold(device)
     assert linear_triton(x, w).tolist() == [[product]]
@@ -186,8 +194,8 @@ def test_rows_of_other_dtypes_are_refused(dtype, device):
         linear_triton(x[:, 1:], w)
 
 
-def test_gluon_is_never_asked(monkeypatch, device):
-    """Wherever Gluon runs, codes run in Triton."""
+def test_gluon_is_not_asked_without_tiles(monkeypatch, device):
+    """Codes of weights that its table lacks run in Triton."""
     either = sys.modules["orthrus_kernels.linear_either"]
     for name, value in (
         ("triton_interprets", lambda: False),
