@@ -16,13 +16,17 @@ from orthrus_kernels.quantised import Format, QuantisedWeight, packed, unpacked
 from orthrus_kernels.swiglu import swiglu
 
 
-def place(format: Format, column: int) -> tuple[int, int]:
-    """(word, lowest bit) of a column's code."""
+# Bits of a half of a word in which bits 0 to 7 of an e4m3 code lie, of columns with h = 0 and h = 1.
+E4M3_BITS = (4, 5, 6, 7, 8, 9, 10, 15), (0, 1, 2, 3, 12, 13, 14, 11)
+
+
+def place(format: Format, column: int, bit: int) -> tuple[int, int]:
+    """(word, its bit) of a bit of a column's code."""
     if format is Format.E4M3:
         step, h, t, b = column // 16, column // 8 % 2, column // 2 % 4, column % 2
-        return 4 * step + t, 8 * (2 * b + h)
+        return 4 * step + t, 16 * b + E4M3_BITS[h][bit]
     step, s, h, t, b = column // 32, column // 16 % 2, column // 8 % 2, column // 2 % 4, column % 2
-    return 4 * step + t, 4 * (4 * b + 2 * s + h)
+    return 4 * step + t, 4 * (4 * b + 2 * s + h) + bit
 
 
 @pytest.mark.parametrize("format", Format)
@@ -35,9 +39,9 @@ def test_words_hold_each_bit_where_they_say(format, n, steps, seed):
     written = [[0] * words.shape[1] for _ in range(n)]
     for row in range(n):
         for column in range(codes.shape[1]):
-            word, first = place(format, column)
             for bit in range(format.bits):
-                written[row][word] |= (int(codes[row, column]) >> bit & 1) << first + bit
+                word, there = place(format, column, bit)
+                written[row][word] |= (int(codes[row, column]) >> bit & 1) << there
     assert [[word % (1 << 32) for word in row] for row in words.tolist()] == written
     assert torch.equal(unpacked(words, format), codes)
 

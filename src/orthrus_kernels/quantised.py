@@ -11,7 +11,9 @@ fp32, by `fma(sum of the group, scale, sum so far)`. No weight is ever rounded. 
 Codes lie in int32 **words**, in the order in which a thread of a tensor core takes them (the words of a row
 follow one another):
 
-- E4M3, 4 codes a word: byte 2 b + h of word 4 g + t is column 16 g + 8 h + 2 t + b (t < 4; h, b < 2);
+- E4M3, 4 codes a word: half b, of 16 bits, of word 4 g + t has columns 16 g + 8 h + 2 t + b (t < 4;
+  h, b < 2). The column with h = 0 has its sign in bit 15 and the rest in bits 10 to 4, as a bf16 has them.
+  The column with h = 1 has its sign in bit 11 and the rest in bits 14 to 12 and 3 to 0;
 - INT4, 8 codes a word: nibble 4 b + 2 s + h of word 4 g + t is column 32 g + 16 s + 8 h + 2 t + b.
 
 So neighbouring columns (b) are in the two halves of a word, as a pair of bf16 has them in a register. A row
@@ -172,7 +174,9 @@ def packed(codes: Tensor, format: Format) -> Tensor:
     """Words int32 [N, K * bits / 32] of codes uint8 [N, K]."""
     n = len(codes)
     if format is Format.E4M3:
-        fields = codes.reshape(n, -1, 2, 4, 2).permute(0, 1, 3, 4, 2)  # step, h, t, b -> step, t, b, h
+        first, second = codes.reshape(n, -1, 2, 4, 2).short().unbind(2)  # step, h, t, b -> step, t, b
+        fields = (first & 0x80) << 8 | (first & 0x7F) << 4
+        fields |= (second & 0x80) << 4 | (second & 0x70) << 8 | second & 0x0F
     else:
         order = codes.reshape(n, -1, 2, 2, 4, 2).permute(
             0, 1, 4, 5, 2, 3
@@ -185,7 +189,10 @@ def unpacked(words: Tensor, format: Format) -> Tensor:
     """Codes uint8 [N, K] of words."""
     n, fields = len(words), words.contiguous().view(torch.uint8)
     if format is Format.E4M3:
-        order = fields.view(n, -1, 4, 2, 2).permute(0, 1, 4, 2, 3)  # back: step, t, b, h -> step, h, t, b
+        halves = fields.view(torch.int16).view(n, -1, 4, 2)  # step, t, b
+        first = halves >> 8 & 0x80 | halves >> 4 & 0x7F
+        second = halves >> 4 & 0x80 | halves >> 8 & 0x70 | halves & 0x0F
+        order = torch.stack((first, second), 2).to(torch.uint8)  # step, h, t, b
     else:
         nibbles = torch.stack((fields & 15, fields >> 4), -1)
         order = nibbles.view(n, -1, 4, 2, 2, 2).permute(0, 1, 4, 5, 2, 3)

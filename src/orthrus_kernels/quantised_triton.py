@@ -6,7 +6,8 @@ for each group; what it gives is folded by `tl.fma`, which stays one rounding ho
 
 From codes to bf16 by their bits, exactly:
 
-- e4m3 has 4 bits of exponent and 3 of fraction; in their places in a bf16 they are the number times 2^-120;
+- e4m3 has 4 bits of exponent and 3 of fraction; in their places in a bf16 they are the number times 2^-120.
+  One code of each half of a word lies in its place already;
 - 0x4300 | q is the bf16 128 + q, from which 128 + zero is subtracted.
 
 Both are written twice, with the same results: in NVIDIA's assembly (ASM), two neighbours in a register at a
@@ -57,25 +58,23 @@ def check_together(block_k: int, *weights: AnyWeight) -> None:
 
 @triton.jit
 def _e4m3_asm(words):
-    """Bytes 0 to 3 of words [..], as bits of bf16: four of [..]."""
+    """Codes of words [..] as bits of bf16, four of [..]: those of half 0 and of half 1 in turns."""
     return tl.inline_asm_elementwise(
         """{
         .reg .b32 s, v, one, zero;
         mov.b32 one, 0x7b807b80;
         mov.b32 zero, 0x80008000;
-        shl.b32 s, $4, 8;
-        shl.b32 v, $4, 4;
-        and.b32 s, s, 0x80008000;
-        lop3.b32 v, v, 0x07f007f0, s, 0xea;
+        and.b32 v, $4, 0x87f087f0;
         fma.rn.bf16x2 v, v, one, zero;
-        mov.b32 {$0, $2}, v;
-        and.b32 s, $4, 0x80008000;
+        mov.b32 {$0, $1}, v;
+        shl.b32 s, $4, 4;
         shr.b32 v, $4, 4;
-        lop3.b32 v, v, 0x07f007f0, s, 0xea;
+        and.b32 s, s, 0x80f080f0;
+        lop3.b32 v, v, 0x07000700, s, 0xea;
         fma.rn.bf16x2 v, v, one, zero;
-        mov.b32 {$1, $3}, v;
+        mov.b32 {$2, $3}, v;
         }""",
-        "=&h,=h,=&h,=h,r", [words], dtype=(tl.int16, tl.int16, tl.int16, tl.int16), is_pure=True, pack=1,
+        "=&h,=&h,=h,=h,r", [words], dtype=(tl.int16, tl.int16, tl.int16, tl.int16), is_pure=True, pack=1,
     )  # fmt: skip
 
 
@@ -110,10 +109,9 @@ def _int4_asm(words, minus):
 
 
 @triton.jit
-def _e4m3(halves, BYTE: tl.constexpr):
-    """A byte of halves of words, as bf16."""
-    code = halves >> (8 * BYTE)
-    bits = ((code & 0x80) << 8) | ((code & 0x7F) << 4)
+def _e4m3(halves, SECOND: tl.constexpr):
+    """A code of halves of words, as bf16."""
+    bits = ((halves >> 4) & 0x0700) | ((halves << 4) & 0x80F0) if SECOND else halves & 0x87F0
     power = tl.full(bits.shape, 0x7B80, tl.int16).to(tl.bfloat16, bitcast=True)  # 2^120
     return bits.to(tl.int16).to(tl.bfloat16, bitcast=True) * power
 
@@ -133,12 +131,12 @@ def widened(words, zero, FORMAT: tl.constexpr, ASM: tl.constexpr, BLOCK_N: tl.co
     if FORMAT == _E4M3:
         if ASM:
             a, b, c, d = _e4m3_asm(words)
-            even = tl.join(a, c).to(tl.bfloat16, bitcast=True)
-            odd = tl.join(b, d).to(tl.bfloat16, bitcast=True)
+            first = tl.join(a, b).to(tl.bfloat16, bitcast=True)
+            second = tl.join(c, d).to(tl.bfloat16, bitcast=True)
         else:
             halves = tl.join(words, words >> 16)
-            even, odd = _e4m3(halves, 0), _e4m3(halves, 1)
-        pairs = tl.join(even, odd).reshape(BLOCK_N, BLOCK_K // 16, 4, 2, 2)  # step, t, b, h
+            first, second = _e4m3(halves, False), _e4m3(halves, True)
+        pairs = tl.join(first, second).reshape(BLOCK_N, BLOCK_K // 16, 4, 2, 2)  # step, t, b, h
         return pairs.permute(0, 1, 4, 2, 3).reshape(BLOCK_N, BLOCK_K)
     else:
         if zero is None:

@@ -95,8 +95,8 @@ def launched_codes(plan, format: Format, zeros: bool):
 
 def widened_beside_products(sass: str) -> int:
     """Of the instructions that widen a group, how many the launch's own warpgroup does between asking for a
-    group's products and waiting for them. In the other ones ptxas moves more of them behind the wait, where
-    they run beside another warpgroup's products."""
+    group's products and waiting for them. What ptxas moves behind the wait runs beside another warpgroup's
+    products alone."""
     counts = []
     for part in sass.split("WARPGROUP.ARRIVE")[1:]:
         asked, _, rest = part.partition("gsb0")
