@@ -120,14 +120,13 @@ def random_weight(n: int, k: int, scheme: Scheme, device: torch.device) -> Quant
         n, k, scheme.format, scheme.group, zeros=scheme.zeros, scale=torch.bfloat16, dtype=torch.bfloat16,
         device=device,
     )  # fmt: skip
-    codes = weight.words.view(torch.uint8)
-    codes.random_(0, 256)
+    codes = torch.randint(1 << scheme.format.bits, (n, k), dtype=torch.uint8, device=device)
     if scheme.format is Format.E4M3:
         codes[codes & 0x7F == 0x7F] = 0
-    scale = torch.exp2(-8 * torch.rand(weight.factors.shape, device=device)).bfloat16()
-    weight.factors.copy_(scale.float().view(torch.int32))
-    if scheme.zeros:
-        weight.factors.add_(torch.randint(17, weight.factors.shape, dtype=torch.int32, device=device))
+    groups = n, k // scheme.group
+    scale = torch.exp2(-8 * torch.rand(groups, device=device))
+    zero = torch.randint(17, groups, dtype=torch.uint8, device=device) if scheme.zeros else None
+    weight.put(0, codes, scale, zero)
     return weight
 
 
