@@ -15,7 +15,6 @@ from orthrus_kernels.linear_swiglu import linear_swiglu
 from orthrus_kernels.quantised import Format, QuantisedWeight, packed, unpacked
 from orthrus_kernels.swiglu import swiglu
 
-
 # Bits of a half of a word in which bits 0 to 7 of an e4m3 code lie, of columns with h = 0 and h = 1.
 E4M3_BITS = (4, 5, 6, 7, 8, 9, 10, 15), (0, 1, 2, 3, 12, 13, 14, 11)
 
