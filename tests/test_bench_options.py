@@ -8,12 +8,13 @@ import stat
 
 import pytest
 
-from bench import acceptance, command, decode, first_token, kernels, linears, serve
+from bench import acceptance, command, decode, first_token, kernels, linears, serve, tune_codes
 from tools import check_kernel
 
 COMMANDS = {
     "acceptance": acceptance, "check_kernel": check_kernel, "decode": decode, "first_token": first_token,
     "kernels": kernels, "linears": linears, "serve": serve,
+    "tune_codes": tune_codes,
 }  # fmt: skip
 
 

@@ -402,8 +402,8 @@ def test_info_counts_bytes_by_format(plain, tmp_path, capsys):
                for diff in (False, True)}  # fmt: skip
     others = sum(math.prod(shape) for name, shape in shapes.items() if "proj" not in name)
     sizes = found["bytes_by_format"]
-    assert sizes["int4"] == numbers[False] // 2 + numbers[False] // 32 * 3  # a scale and a zero point a group
-    assert sizes["fp8"] == numbers[True] + numbers[True] // 64 * 2 and found["dtype"] == "bfloat16"
+    assert sizes["int4"] == numbers[False] // 2 + numbers[False] // 32 * 4  # a factor a group
+    assert sizes["fp8"] == numbers[True] + numbers[True] // 64 * 4 and found["dtype"] == "bfloat16"
     assert sizes["bfloat16"] == 2 * others and found["bytes"] == sum(sizes.values())
     norms_of_view = 2 * sum(math.prod(s) for n, s in shapes.items() if "_norm_diff" in n)
     read = found["bytes"] - sizes["fp8"] - norms_of_view

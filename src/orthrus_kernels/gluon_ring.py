@@ -131,7 +131,7 @@ def _copy_rows(tile, ring, x, x_tail, i, place):
 
 
 @gluon.jit
-def _next(place, phase, STAGES: gl.constexpr):
+def next_place(place, phase, STAGES: gl.constexpr):
     place += 1
     if place == STAGES:
         place = 0
@@ -154,7 +154,7 @@ def copy(tile, ring, w, x, x_tail, PDL: gl.constexpr):
         mbarrier.wait(ring.free.index(place), phase)
         _copy_weight(tile, ring, w, i, place)
         _copy_rows(tile, ring, x, x_tail, i, place)
-        place, phase = _next(place, phase, tile.STAGES)
+        place, phase = next_place(place, phase, tile.STAGES)
 
 
 @gluon.jit
@@ -178,7 +178,7 @@ def sum_segment(tile, ring, G: gl.constexpr):
             acc = warpgroup_mma_wait(1, deps=(acc,))
         mbarrier.arrive(ring.free.index(before), pred=i > 0)  # its products are done
         before = place
-        place, phase = _next(place, phase, tile.STAGES)
+        place, phase = next_place(place, phase, tile.STAGES)
     if tile.TAIL_T > 0:
         acc, tail = warpgroup_mma_wait(0, deps=(acc, tail))
         return acc, tail

@@ -8,7 +8,7 @@ order from zero. The last one to leave sets the counter to zero for the next lau
 Programs that wait for programs must all run. So a launch has no more than the GPU has multiprocessors, and
 the programs of a tile are neighbours in the launch order, so that they run at once where another stream holds
 most of the GPU. A wait of more than a second is a fault: the program leaves a word for the host (late.py) and
-stops the GPU with a trap."""
+stops the GPU by a write to nowhere."""
 
 from ._gluon import aggregate, barrier, constexpr_function, gl, gluon, in_gluon
 from ._triton import tl
@@ -71,11 +71,13 @@ def _leave(p_own, acc, FIRST: gl.constexpr):
 @gluon.jit
 def _stop_if_late(began, late):
     """Stop the GPU a second behind `began`, ns of its clock. The host finds the word when its next call
-    fails."""
+    fails. Not by a trap: it ends the program, and ptxas then gives the warps of all partitions but one the
+    registers that they have before they are told to take more, so that tiles of 2 and 3 groups spill."""
     waited = tl.extra.cuda.globaltimer() - began
     gl.inline_asm_elementwise(
-        "{ .reg .pred gone; setp.gt.s64 gone, $1, 1000000000; @gone st.volatile.global.u32 [$2], 1;"
-        " @gone membar.sys; @gone trap; mov.u32 $0, 0; }",
+        "{ .reg .pred gone; .reg .u64 nowhere; setp.gt.s64 gone, $1, 1000000000;"
+        " @gone st.volatile.global.u32 [$2], 1; @gone membar.sys; mov.u64 nowhere, 0;"
+        " @gone st.volatile.global.u32 [nowhere], 1; mov.u32 $0, 0; }",
         "=r,l,l", [waited, late.to(gl.int64)], dtype=gl.int32, is_pure=False, pack=1,
     )  # fmt: skip
 

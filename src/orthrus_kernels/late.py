@@ -1,6 +1,6 @@
-"""The word that a kernel leaves for the host before it stops the GPU with a trap.
+"""The word that a kernel leaves for the host before it stops the GPU by a fault.
 
-A trap ends everything that this process has on the GPU: its next call there fails, with an error that names
+A fault ends everything that this process has on the GPU: its next call there fails, with an error that names
 no kernel. The word lies in the host's memory, where it can be read all the same."""
 
 from __future__ import annotations

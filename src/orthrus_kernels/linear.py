@@ -54,7 +54,7 @@ def _launch_metadata(grid, kernel, args):
     t, n, k = args["T"], args["N"], args["K"]
     x = args["x"].base if args["TMA"] else args["x"]
     views = 2 if 0 < args["n_ar"] < t else 1
-    weight = sum(args[part].nbytes for part in ("p_w", "scale", "zero") if args[part] is not None)
+    weight = sum(args[part].nbytes for part in ("p_w", "factors") if args[part] is not None)
     return {
         "name": f"linear_{t}x{n}x{k}",
         "flops": 2 * t * n * k,
@@ -112,8 +112,8 @@ def _sum_by_tma(w, x, x_tail, first_n, first_row, first, last, BLOCK_N: tl.const
 
 @triton.jit
 def _segment(
-    x, x_tail, sx_t, w, w_diff, sw_n, scale, zero, is_ar, i_n, first_row, end_row, i_s, N, K,
-    SEGMENTS: tl.constexpr, TMA: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr,
+    x, x_tail, sx_t, w, w_diff, sw_n, factors, is_ar, i_n, first_row, end_row, i_s, N, K,
+    SEGMENTS: tl.constexpr, TMA: tl.constexpr, FORMAT: tl.constexpr, ZEROS: tl.constexpr, ASM: tl.constexpr,
     CODES_A_WORD: tl.constexpr, VIEWS: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr, TAIL_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -137,8 +137,8 @@ def _segment(
             acc = sum_by_pointers(w_view, sw_n, x, sx_t, o_n, o_t, end_row, first, last, N, K,
                                   BLOCK_N, BLOCK_T, BLOCK_K, STAGES, EVEN_K)  # fmt: skip
         else:
-            acc = sum_by_groups(w_view, sw_n, scale, zero, x, sx_t, o_n, o_t, end_row, first, last, N,
-                                FORMAT, ASM, CODES_A_WORD, BLOCK_N, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
+            acc = sum_by_groups(w_view, sw_n, factors, x, sx_t, o_n, o_t, end_row, first, last, N, FORMAT,
+                                ZEROS, ASM, CODES_A_WORD, BLOCK_N, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
         return acc, acc
 
 
@@ -159,17 +159,17 @@ def _store_partial(p, acc, rows, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "n_ar", "prefetch"], launch_metadata=_launch_metadata)
 def _linear_kernel(
-    x, x_tail, sx_t, w, w_diff, p_w, p_w_diff, sw_n, scale, scale_diff, zero, zero_diff, y, sy_t, partials,
-    counters,
+    x, x_tail, sx_t, w, w_diff, p_w, p_w_diff, sw_n, factors, factors_diff, y, sy_t, partials, counters,
     T, n_ar, N, K, prefetch,
     SEGMENTS: tl.constexpr, SPLIT: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr, FORMAT: tl.constexpr,
-    ASM: tl.constexpr, CODES_A_WORD: tl.constexpr, VIEWS: tl.constexpr, EVEN_K: tl.constexpr,
+    ZEROS: tl.constexpr, ASM: tl.constexpr, CODES_A_WORD: tl.constexpr, VIEWS: tl.constexpr,
+    EVEN_K: tl.constexpr,
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, TAIL_T: tl.constexpr,
     BLOCK_K: tl.constexpr, CHUNK_T: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Program (tile, segment) if SPLIT, else (tile, 0). TMA: x, x_tail, w and w_diff are descriptors,
     w_diff None if VIEWS is 1; else they are pointers. p_w, p_w_diff: pointers always. FORMAT: of quantised
-    weights, whose scales are scale and scale_diff. PDL: `prefetch` numbers of each row of the weight, words
+    weights, with their factors. PDL: `prefetch` numbers of each row of the weight, words
     of a quantised one, are asked for while the kernel before this one ends."""
     TILE_T: tl.constexpr = BLOCK_T + TAIL_T
     tiles_n = tl.cdiv(N, BLOCK_N)
@@ -186,9 +186,7 @@ def _linear_kernel(
     end_row = tl.where(is_ar, n_ar, T)
 
     if FORMAT is not None:
-        scale = tl.where(is_ar, scale, scale_diff)
-    if zero is not None:
-        zero = tl.where(is_ar, zero, zero_diff)
+        factors = tl.where(is_ar, factors, factors_diff)
     if PDL:
         launch_dependents()
         prefetch_weight(tl.where(is_ar, p_w, p_w_diff), sw_n, i_n, tl.program_id(1), N,
@@ -196,8 +194,8 @@ def _linear_kernel(
         wait()  # x, y, partials and counters may be in use until here
     if SPLIT:
         i_s = tl.program_id(1)
-        acc, tail = _segment(x, x_tail, sx_t, w, w_diff, sw_n, scale, zero, is_ar, i_n, first_row, end_row,
-                             i_s, N, K, SEGMENTS, TMA, FORMAT, ASM, CODES_A_WORD, VIEWS, EVEN_K, BLOCK_N,
+        acc, tail = _segment(x, x_tail, sx_t, w, w_diff, sw_n, factors, is_ar, i_n, first_row, end_row, i_s,
+                             N, K, SEGMENTS, TMA, FORMAT, ZEROS, ASM, CODES_A_WORD, VIEWS, EVEN_K, BLOCK_N,
                              BLOCK_T, TAIL_T, BLOCK_K, STAGES)  # fmt: skip
         rows = end_row - first_row
         p_part = partials + i_tile.to(tl.int64) * (SEGMENTS * TILE_T * BLOCK_N)
@@ -225,8 +223,8 @@ def _linear_kernel(
         total = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
         total_tail = tl.zeros((BLOCK_N, TAIL_T if TAIL_T else BLOCK_T), tl.float32)
         for i_s in range(SEGMENTS):  # not unrolled: copies of the loop would spill
-            acc, tail = _segment(x, x_tail, sx_t, w, w_diff, sw_n, scale, zero, is_ar, i_n, first_row,
-                                 end_row, i_s, N, K, SEGMENTS, TMA, FORMAT, ASM, CODES_A_WORD, VIEWS, EVEN_K,
+            acc, tail = _segment(x, x_tail, sx_t, w, w_diff, sw_n, factors, is_ar, i_n, first_row, end_row,
+                                 i_s, N, K, SEGMENTS, TMA, FORMAT, ZEROS, ASM, CODES_A_WORD, VIEWS, EVEN_K,
                                  BLOCK_N, BLOCK_T, TAIL_T, BLOCK_K, STAGES)  # fmt: skip
             total += acc
             if TAIL_T:
@@ -297,8 +295,8 @@ def linear_triton(
         }
     _linear_kernel[(tiles, entry.segments if split else 1)](
         **operands, sx_t=sx_t, p_w=weight.pointer, p_w_diff=weight_diff.pointer, sw_n=weight.row_stride,
-        scale=weight.scale, scale_diff=weight_diff.scale, zero=weight.zero, zero_diff=weight_diff.zero,
-        y=out, sy_t=out.stride(0) if rows > 1 else n, partials=space.partials, counters=space.counters,
+        factors=weight.factors, factors_diff=weight_diff.factors, y=out,
+        sy_t=out.stride(0) if rows > 1 else n, partials=space.partials, counters=space.counters,
         T=rows, n_ar=n_ar, N=n, K=k, prefetch=ahead, SEGMENTS=entry.segments, SPLIT=split, TMA=tile.tma,
         PDL=pdl, **compiled_for(weight), VIEWS=views, EVEN_K=k % entry.block_k == 0, GROUP=GROUP_T,
         BLOCK_N=tile.block_n, BLOCK_T=block_t, TAIL_T=tail_t, BLOCK_K=entry.block_k,

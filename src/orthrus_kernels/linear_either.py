@@ -1,5 +1,5 @@
-"""Which kernel a linear runs in: Gluon's (linear_gluon.py) with the shapes and on the GPUs that its table
-names, else Triton's (linear.py, linear_swiglu.py). Which of them runs changes no bit.
+"""Which kernel a linear runs in: Gluon's (linear_gluon.py, linear_gluon_codes.py) with the shapes and on the
+GPUs that its tables name, else Triton's (linear.py, linear_swiglu.py). Which of them runs changes no bit.
 
 That is not taken on trust. Before a launch in Gluon first runs in a process, it is made once on random rows,
 beside Triton's: by the weights that it has, on the GPU and with the Triton that are there. Where one bit
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,14 +24,15 @@ from .compile_ahead import is_recorded
 from .late import stopped
 from .linear import check_shapes, linear_triton
 from .linear_gluon import Plan, linear_gluon, multiprocessors, plan_of, takes
+from .linear_gluon_codes import linear_gluon_codes, plans_of, takes_codes
 from .linear_swiglu import linear_swiglu_triton
 from .quantised import QuantisedWeight
 from .rows import new_rows
 from .tables import LinearEntry
-from .weight import AnyWeight, Weight
+from .weight import AnyWeight
 from .workspace import Workspace, workspace
 
-Views = tuple[Weight, Weight | None]
+Views = tuple[AnyWeight, AnyWeight | None]
 
 _trusted: set[tuple] = set()  # launches whose bits are Triton's, on this machine
 _distrusted: list[str] = []  # why no launch is made in Gluon any more: nothing, or one reason
@@ -45,7 +46,7 @@ def why_not() -> str:
 @dataclass(frozen=True)
 class Launch:
     """A launch in Gluon: rows [first, last) of a pass, of which [first, first + n_ar) are multiplied by the
-    first of its weights."""
+    first of its weights. A quantised weight is alone in its launch."""
 
     plan: Plan
     views: Views
@@ -53,39 +54,56 @@ class Launch:
     last: int
     n_ar: int
 
+    def run(self, x: Tensor, *, out: Tensor, **how: Any) -> None:
+        """Make it, of its own rows alone."""
+        weight, weight_diff = self.views
+        if isinstance(weight, QuantisedWeight):
+            linear_gluon_codes(self.plan, x, weight, out=out, **how)
+            return
+        assert not isinstance(weight_diff, QuantisedWeight), self
+        linear_gluon(self.plan, x, weight, weight_diff, self.n_ar, out=out, **how)
 
-def launches_of(
-    x: Tensor, views: tuple[AnyWeight, AnyWeight | None], n_ar: int, swiglu: bool, space: Workspace | None
-) -> list[Launch]:
-    """The launches in Gluon of a linear, one or one a view; none where Triton's kernels must run, as those of
-    quantised weights do."""
+
+def launches_of(x: Tensor, views: Views, n_ar: int, swiglu: bool, space: Workspace | None) -> list[Launch]:
+    """The launches in Gluon of a linear: one, one a view, or several of a view with codes. None where
+    Triton's kernels must run."""
     rows, key = x.shape[0], tables.device_key(x.device)
     has = key == "sm_90" and HAS_GLUON and not triton_interprets() and not _distrusted
-    weight, weight_diff = views
-    if isinstance(weight, QuantisedWeight) or isinstance(weight_diff, QuantisedWeight):
+    if not (rows and has):
         return []
-    if not (rows and has and takes(x, weight, weight_diff)):
-        return []
-    (n, k), both = weight.shape, (weight, weight_diff)
-    space = space or workspace(x.device)
-
-    def planned(first: int, last: int, ar: int, of: Views) -> Launch | None:
-        plan = plan_of(n, k, x.dtype, key, ar, last - first - ar, swiglu)
-        fits = plan is not None and plan.fits(multiprocessors(x.device), space)
-        return Launch(plan, of, first, last, ar) if plan and fits else None
-
-    together = planned(0, rows, n_ar, both)
+    space, weight_diff = space or workspace(x.device), views[1]
+    together = _planned(x, views, 0, rows, n_ar, swiglu, space)
     if together or weight_diff is None:
-        return [together] if together else []
-    apart = planned(0, n_ar, n_ar, (weight, None)), planned(n_ar, rows, rows - n_ar, (weight_diff, None))
-    return [launch for launch in apart if launch] if all(apart) else []
+        return together
+    first = _planned(x, (views[0], None), 0, n_ar, n_ar, swiglu, space)
+    behind = _planned(x, (weight_diff, None), n_ar, rows, rows - n_ar, swiglu, space)
+    return first + behind if first and behind else []
+
+
+def _planned(
+    x: Tensor, views: Views, first: int, last: int, n_ar: int, swiglu: bool, space: Workspace
+) -> list[Launch]:
+    """Launches of rows [first, last) where the tables have tiles that run on this GPU."""
+    (weight, weight_diff), key = views, tables.device_key(x.device)
+    launches, count = [], last - first
+    if isinstance(weight, QuantisedWeight):
+        if weight_diff is None and takes_codes(x, weight):
+            for plan, rows in plans_of(weight, key, count, swiglu):
+                launches.append(Launch(plan, views, first, first + rows, rows))
+                first += rows
+    elif not isinstance(weight_diff, QuantisedWeight) and takes(x, weight, weight_diff):
+        plan_or_none = plan_of(*weight.shape, x.dtype, key, n_ar, count - n_ar, swiglu)
+        if plan_or_none:
+            launches.append(Launch(plan_or_none, views, first, last, n_ar))
+    fit = all(launch.plan.fits(multiprocessors(x.device), space) for launch in launches)
+    return launches if fit else []
 
 
 def trusted(launch: Launch, pdl: bool) -> bool:
     """Whether a launch has the bits of Triton's kernels on this machine: found out once. Raises RuntimeError
     where that would fall into the capture of a CUDA graph: make the launch once before."""
     device = launch.views[0].pointer.device
-    key = device, launch.plan, pdl
+    key = device, launch.plan, launch.views[0].scheme, pdl
     if _distrusted or key in _trusted:
         return not _distrusted  # of two launches the first may have turned Gluon off
     if not is_recorded() and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
@@ -111,13 +129,14 @@ def same_bits(launch: Launch, pdl: bool) -> bool:
     show their order."""
     plan, (weight, weight_diff) = launch.plan, launch.views
     device, n_ar = weight.pointer.device, plan.tile.rows
+    launch = replace(launch, n_ar=n_ar)
     shape = sum(tile.rows for tile in plan.tiles), plan.k
     how: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(shape[0]), "device": device}
     x = torch.randn(shape, dtype=weight.dtype, **how)
     x *= torch.exp2(torch.randint(-6, 7, shape, dtype=weight.dtype, **how))
     width = plan.n // 2 if plan.swiglu else plan.n
     ours = torch.full((shape[0], width), float("nan"), dtype=x.dtype, device=device)
-    linear_gluon(plan, x, weight, weight_diff, n_ar, out=ours, pdl=pdl)
+    launch.run(x, out=ours, pdl=pdl)
     if plan.swiglu:
         theirs = linear_swiglu_triton(x, weight, pdl=pdl)
     else:
@@ -129,7 +148,7 @@ def launched(launches: Sequence[Launch], x: Tensor, out: Tensor, **how: Any) -> 
     """The rows of `out`, by launches that are trusted."""
     for launch in launches:
         rows = slice(launch.first, launch.last)
-        linear_gluon(launch.plan, x[rows], *launch.views, launch.n_ar, out=out[rows], **how)
+        launch.run(x[rows], out=out[rows], **how)
     return out
 
 
@@ -141,7 +160,7 @@ def linear_either(
     """`linear_triton`, in Gluon where that is possible; with an entry always in Triton."""
     check_shapes(x, weight, weight_diff)
     rows = x.shape[0]
-    views: tuple[AnyWeight, AnyWeight | None] = weight, weight_diff
+    views: Views = weight, weight_diff
     first = rows if n_ar is None or weight_diff is None else n_ar  # of the rows, by the first weight
     if first == rows:
         views = weight, None

@@ -167,6 +167,7 @@ class Plan:
     tile: GluonTile
     tile_diff: GluonTile | None = None
     swiglu: bool = False
+    block_k: int = 64  # columns of a place of the ring
 
     @property
     def tiles(self) -> tuple[GluonTile, ...]:
@@ -180,7 +181,7 @@ class Plan:
     @property
     def runs(self) -> bool:
         """Whether every segment has columns and the launch knows so many."""
-        blocks = -(-self.k // 64)
+        blocks = -(-self.k // self.block_k)
         return self.segments <= 8 and (self.segments - 1) * -(-blocks // self.segments) < blocks
 
     def fits(self, multiprocessors: int, space: Workspace) -> bool:
@@ -223,8 +224,8 @@ def linear_gluon(
     wide_diff, tail_diff = diff.parts if diff else (0, 0)
     _linear_gluon_kernel[(plan.segments, plan.programs // plan.segments)](
         w=_weight_tiles(weight, plan.swiglu), w_diff=weight_diff and _weight_tiles(weight_diff, plan.swiglu),
-        x=_row_tiles(x, sx_t, wide), x_tail=_row_tiles(x, sx_t, tail), x_diff=_row_tiles(x, sx_t, wide_diff),
-        x_diff_tail=_row_tiles(x, sx_t, tail_diff), y=out, sy_t=out.stride(0) if rows > 1 else out.shape[1],
+        x=row_tiles(x, sx_t, wide), x_tail=row_tiles(x, sx_t, tail), x_diff=row_tiles(x, sx_t, wide_diff),
+        x_diff_tail=row_tiles(x, sx_t, tail_diff), y=out, sy_t=out.stride(0) if rows > 1 else out.shape[1],
         partials=space.partials, counters=space.counters, late=late_word(x.device),
         T=rows, n_ar=n_ar, N=plan.n, K=plan.k, SEGMENTS=plan.segments, SWIGLU=plan.swiglu, PDL=pdl,
         GROUPS=plan.tile.groups, BLOCK_T=wide, TAIL_T=tail, STAGES=plan.tile.stages,
@@ -262,10 +263,10 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
-def _row_tiles(x: Tensor, stride: int, rows: int) -> Any:
+def row_tiles(x: Tensor, stride: int, rows: int, columns: int = 64) -> Any:
     """x in tiles of so many rows; None: no such tile."""
     layout = gl.NVMMASharedLayout(128, 16, rank=2)
-    return GluonDescriptor(x, extent(x, stride), [stride, 1], [rows, 64], layout) if rows else None
+    return GluonDescriptor(x, extent(x, stride), [stride, 1], [rows, columns], layout) if rows else None
 
 
 def _weight_tiles(weight: Weight, pairs: bool) -> Any:

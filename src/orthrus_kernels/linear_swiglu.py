@@ -82,7 +82,7 @@ def swiglu_entry(
 def _launch_metadata(grid, kernel, args):
     """Name, flops and bytes for Triton's profiler."""
     t, f, k = args["T"], args["F"], args["K"]
-    weight = sum(args[part].nbytes for part in ("p_w", "scale", "zero") if args[part] is not None)
+    weight = sum(args[part].nbytes for part in ("p_w", "factors") if args[part] is not None)
     return {
         "name": f"linear_swiglu_{t}x{f}x{k}",
         "flops": 4 * t * f * k,
@@ -91,10 +91,11 @@ def _launch_metadata(grid, kernel, args):
 
 
 @triton.jit
-def _gate_and_up_by_pointers(x, sx_t, w, sw_n, scale, zero, first_h, first_row, T, F, K,
-                             SEGMENTS: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr,
-                             CODES_A_WORD: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_H: tl.constexpr,
-                             BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+def _gate_and_up_by_pointers(x, sx_t, w, sw_n, factors, first_h, first_row, T, F, K,
+                             SEGMENTS: tl.constexpr, FORMAT: tl.constexpr, ZEROS: tl.constexpr,
+                             ASM: tl.constexpr, CODES_A_WORD: tl.constexpr, EVEN_K: tl.constexpr,
+                             BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
+                             STAGES: tl.constexpr):  # fmt: skip
     """Sums of BLOCK_H gate rows and of their up rows: two blocks [BLOCK_H, BLOCK_T] fp32."""
     o_n = tl.arange(0, 2 * BLOCK_H)
     o_h = first_h + o_n // 16 * 8 + o_n % 8
@@ -109,8 +110,9 @@ def _gate_and_up_by_pointers(x, sx_t, w, sw_n, scale, zero, first_h, first_row, 
             total += sum_by_pointers(w, sw_n, x, sx_t, o_w, o_t, T, first, last, 2 * F, K,
                                      2 * BLOCK_H, BLOCK_T, BLOCK_K, STAGES, EVEN_K)  # fmt: skip
         else:
-            total += sum_by_groups(w, sw_n, scale, zero, x, sx_t, o_w, o_t, T, first, last, 2 * F, FORMAT,
-                                   ASM, CODES_A_WORD, 2 * BLOCK_H, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
+            total += sum_by_groups(w, sw_n, factors, x, sx_t, o_w, o_t, T, first, last, 2 * F,
+                                   FORMAT, ZEROS, ASM, CODES_A_WORD, 2 * BLOCK_H, BLOCK_T, BLOCK_K,
+                                   STAGES)  # fmt: skip
     pairs = total.reshape(BLOCK_H // 8, 2, 8, BLOCK_T).permute(0, 2, 3, 1)
     gate, up = tl.split(pairs)
     return gate.reshape(BLOCK_H, BLOCK_T), up.reshape(BLOCK_H, BLOCK_T)
@@ -141,14 +143,14 @@ def _gate_and_up_by_tma(x, w, first_h, first_row, F, K, SEGMENTS: tl.constexpr, 
 
 @triton.jit(do_not_specialize=["T", "prefetch"], launch_metadata=_launch_metadata)
 def _linear_swiglu_kernel(
-    x, sx_t, w, p_w, sw_n, scale, zero, y, sy_t,
+    x, sx_t, w, p_w, sw_n, factors, y, sy_t,
     T, F, K, prefetch,
-    SEGMENTS: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr,
-    CODES_A_WORD: tl.constexpr, EVEN_K: tl.constexpr, GROUP: tl.constexpr,
+    SEGMENTS: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr, FORMAT: tl.constexpr, ZEROS: tl.constexpr,
+    ASM: tl.constexpr, CODES_A_WORD: tl.constexpr, EVEN_K: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Program (tile). TMA: x and w are descriptors, else pointers; p_w: a pointer always. FORMAT, scale and
-    PDL as in linear.py."""
+    """Program (tile). TMA: x and w are descriptors, else pointers; p_w: a pointer always. FORMAT, factors
+    and PDL as in linear.py."""
     tiles_t, tiles_h = tl.cdiv(T, BLOCK_T), tl.cdiv(F, BLOCK_H)
     i_tile = tl.program_id(0)
     i_t, i_h = tl.swizzle2d(i_tile // tiles_h, i_tile % tiles_h, tiles_t, tiles_h, GROUP)
@@ -164,9 +166,9 @@ def _linear_swiglu_kernel(
         gate, up = _gate_and_up_by_tma(x, w, first_h, first_row, F, K,
                                        SEGMENTS, BLOCK_H, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
     else:
-        gate, up = _gate_and_up_by_pointers(x, sx_t, w, sw_n, scale, zero, first_h, first_row, T, F, K,
-                                            SEGMENTS, FORMAT, ASM, CODES_A_WORD, EVEN_K, BLOCK_H, BLOCK_T,
-                                            BLOCK_K, STAGES)  # fmt: skip
+        gate, up = _gate_and_up_by_pointers(x, sx_t, w, sw_n, factors, first_h, first_row, T, F, K,
+                                            SEGMENTS, FORMAT, ZEROS, ASM, CODES_A_WORD, EVEN_K, BLOCK_H,
+                                            BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
     if PDL:
         launch_dependents()  # not before: a linear comes next, and would need the place of this one
     dtype: tl.constexpr = y.dtype.element_ty
@@ -221,7 +223,7 @@ def linear_swiglu_triton(
     # with it: tensor-core dots have nothing to contract, dots in fp32 are fma.rn by name (test_aot.py).
     _linear_swiglu_kernel[(triton.cdiv(rows, tile.block_t) * triton.cdiv(f, block_h),)](
         x=operands[0], sx_t=sx_t, w=operands[1], p_w=gate_up.pointer, sw_n=gate_up.row_stride,
-        scale=gate_up.scale, zero=gate_up.zero, y=out, sy_t=out.stride(0) if rows > 1 else f, T=rows, F=f,
+        factors=gate_up.factors, y=out, sy_t=out.stride(0) if rows > 1 else f, T=rows, F=f,
         K=k, prefetch=ahead, SEGMENTS=entry.segments, TMA=tma, PDL=pdl, **compiled_for(gate_up),
         EVEN_K=k % entry.block_k == 0, GROUP=GROUP_T, BLOCK_H=block_h, BLOCK_T=tile.block_t,
         BLOCK_K=entry.block_k, STAGES=tile.stages, num_warps=tile.warps, num_stages=tile.stages,

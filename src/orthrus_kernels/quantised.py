@@ -11,11 +11,17 @@ fp32, by `fma(sum of the group, scale, sum so far)`. No weight is ever rounded. 
 Codes lie in int32 **words**, in the order in which a thread of a tensor core takes them (the words of a row
 follow one another):
 
-- E4M3, 4 codes a word: byte 2 b + h of word 4 g + t is column 16 g + 8 h + 2 t + b (t < 4; h, b < 2);
+- E4M3, 4 codes a word: half b, of 16 bits, of word 4 g + t has columns 16 g + 8 h + 2 t + b (t < 4;
+  h, b < 2). The column with h = 0 has its sign in bit 15 and the rest in bits 10 to 4, as a bf16 has them.
+  The column with h = 1 has its sign in bit 11 and the rest in bits 14 to 12 and 3 to 0;
 - INT4, 8 codes a word: nibble 4 b + 2 s + h of word 4 g + t is column 32 g + 16 s + 8 h + 2 t + b.
 
 So neighbouring columns (b) are in the two halves of a word, as a pair of bf16 has them in a register. A row
-of x meets its columns in the order that a dense weight has, whatever the words look like."""
+of x meets its columns in the order that a dense weight has, whatever the words look like.
+
+A group's scale lies in a **factor** of 32 bits: the scale in fp32, exactly, and where there are zero points
+its lowest 7 bits are the zero point; scales of 16 bits leave them 0. Triton copies loads of 32 bits ahead of
+their use, and makes smaller ones when they are used, which takes a trip to memory for each group."""
 
 from __future__ import annotations
 
@@ -29,6 +35,7 @@ import torch
 from torch import Tensor
 
 GROUPS = (32, 64, 128)  # columns that may share a scale
+LOWEST = 0x7F  # the bits of a factor that are a zero point
 SYMMETRIC = 8  # the zero point of INT4 codes that come without one
 
 
@@ -50,7 +57,6 @@ class Scheme(NamedTuple):
     format: Format
     group: int
     zeros: bool
-    scale: torch.dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +68,9 @@ class QuantisedWeight:
     format: Format
     group: int  # one of GROUPS
     words: Tensor  # int32 [N, K * bits / 32]
-    scale: Tensor  # [K / group, N] fp32, bf16 or fp16, as stored in the checkpoint
-    zero: Tensor | None  # uint8 [K / group, N] up to 127, INT4 alone; None: SYMMETRIC everywhere
+    factors: Tensor  # int32 [K / group, N]
+    zeros: bool  # whether factors have zero points, INT4 alone; else they are SYMMETRIC everywhere
+    scale_dtype: torch.dtype  # that scales are rounded to: fp32, bf16 or fp16, as stored in the checkpoint
     dtype: torch.dtype  # of the rows that it multiplies
 
     @staticmethod
@@ -71,16 +78,16 @@ class QuantisedWeight:
         n: int, k: int, format: Format, group: int, *, zeros: bool, scale: torch.dtype, dtype: torch.dtype,
         device: torch.device | str,
     ) -> QuantisedWeight:  # fmt: skip
-        """Memory for a weight [n, k], not filled in. zeros: INT4 with a zero point a group.
+        """Memory for a weight [n, k], not filled in. zeros: INT4 with a zero point a group, beside scales of
+        16 bits.
 
         Raises ValueError where k is no multiple of the group, or the group is none of GROUPS."""
         if group not in GROUPS or k % group or (zeros and format is not Format.INT4):
             raise ValueError(f"{format.value} of {k} columns in groups of {group}: expected one of {GROUPS}")
+        assert not (zeros and scale == torch.float32), "a factor has no room for both"
         words = torch.empty(n, k * format.bits // 32, dtype=torch.int32, device=device)
-        by_group = k // group, n
-        zero = torch.empty(by_group, dtype=torch.uint8, device=device) if zeros else None
-        scales = torch.empty(by_group, dtype=scale, device=device)
-        return QuantisedWeight(format, group, words, scales, zero, dtype)
+        factors = torch.empty(k // group, n, dtype=torch.int32, device=device)
+        return QuantisedWeight(format, group, words, factors, zeros, scale, dtype)
 
     @cached_property
     def shape(self) -> tuple[int, int]:
@@ -90,12 +97,22 @@ class QuantisedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes that a product with it reads."""
-        return self.words.nbytes + self.scale.nbytes + (0 if self.zero is None else self.zero.nbytes)
+        return self.words.nbytes + self.factors.nbytes
+
+    @property
+    def scale(self) -> Tensor:
+        """fp32 [K / group, N]."""
+        return (self.factors & ~LOWEST if self.zeros else self.factors).view(torch.float32)
+
+    @property
+    def zero(self) -> Tensor | None:
+        """Zero points uint8 [K / group, N]; None: SYMMETRIC everywhere."""
+        return (self.factors & LOWEST).to(torch.uint8) if self.zeros else None
 
     @cached_property
     def scheme(self) -> Scheme:
         """What a kernel is compiled for."""
-        return Scheme(self.format, self.group, self.zero is not None, self.scale.dtype)
+        return Scheme(self.format, self.group, self.zeros)
 
     @property
     def pointer(self) -> Tensor:
@@ -127,12 +144,13 @@ class QuantisedWeight:
         any device; scales are cast to the weight's dtype of scales."""
         rows = slice(first, first + len(codes))
         assert codes.dtype == torch.uint8 and codes.shape[1] == self.shape[1], (codes.dtype, codes.shape)
-        assert scale.shape == (len(codes), len(self.scale)), (scale.shape, self.scale.shape)
-        assert (zero is None) == (self.zero is None), "zero points where the weight has them, and only there"
+        assert scale.shape == (len(codes), len(self.factors)), (scale.shape, self.factors.shape)
+        assert (zero is not None) == self.zeros, "zero points where the weight has them, and only there"
         self.words[rows] = packed(codes.to(self.words.device), self.format)
-        self.scale[:, rows] = scale.to(self.scale.device).t().to(self.scale.dtype)
-        if self.zero is not None and zero is not None:
-            self.zero[:, rows] = zero.to(self.zero.device).t()
+        factors = scale.to(self.words.device).to(self.scale_dtype).float().view(torch.int32)
+        if zero is not None:
+            factors = factors | zero.to(self.words.device)
+        self.factors[:, rows] = factors.t()
 
     def codes(self) -> Tensor:
         """uint8 [N, K]."""
@@ -156,7 +174,9 @@ def packed(codes: Tensor, format: Format) -> Tensor:
     """Words int32 [N, K * bits / 32] of codes uint8 [N, K]."""
     n = len(codes)
     if format is Format.E4M3:
-        fields = codes.reshape(n, -1, 2, 4, 2).permute(0, 1, 3, 4, 2)  # step, h, t, b -> step, t, b, h
+        first, second = codes.reshape(n, -1, 2, 4, 2).short().unbind(2)  # step, h, t, b -> step, t, b
+        fields = (first & 0x80) << 8 | (first & 0x7F) << 4
+        fields |= (second & 0x80) << 4 | (second & 0x70) << 8 | second & 0x0F
     else:
         order = codes.reshape(n, -1, 2, 2, 4, 2).permute(
             0, 1, 4, 5, 2, 3
@@ -169,7 +189,10 @@ def unpacked(words: Tensor, format: Format) -> Tensor:
     """Codes uint8 [N, K] of words."""
     n, fields = len(words), words.contiguous().view(torch.uint8)
     if format is Format.E4M3:
-        order = fields.view(n, -1, 4, 2, 2).permute(0, 1, 4, 2, 3)  # back: step, t, b, h -> step, h, t, b
+        halves = fields.view(torch.int16).view(n, -1, 4, 2)  # step, t, b
+        first = halves >> 8 & 0x80 | halves >> 4 & 0x7F
+        second = halves >> 4 & 0x80 | halves >> 8 & 0x70 | halves & 0x0F
+        order = torch.stack((first, second), 2).to(torch.uint8)  # step, h, t, b
     else:
         nibbles = torch.stack((fields & 15, fields >> 4), -1)
         order = nibbles.view(n, -1, 4, 2, 2, 2).permute(0, 1, 4, 5, 2, 3)

@@ -6,11 +6,13 @@ for each group; what it gives is folded by `tl.fma`, which stays one rounding ho
 
 From codes to bf16 by their bits, exactly:
 
-- e4m3 has 4 bits of exponent and 3 of fraction; in their places in a bf16 they are the number times 2^-120;
+- e4m3 has 4 bits of exponent and 3 of fraction; in their places in a bf16 they are the number times 2^-120.
+  One code of each half of a word lies in its place already;
 - 0x4300 | q is the bf16 128 + q, from which 128 + zero is subtracted.
 
-Both are written twice, with the same results: for two neighbours in a register in NVIDIA's assembly (ASM),
-and number by number for the interpreter and for other GPUs."""
+Both are written twice, with the same results: in NVIDIA's assembly (ASM), two neighbours in a register at a
+time, and number by number for the interpreter and for other GPUs. The assembly takes one word and gives all
+of its codes, so that no layout can tear a pair apart: a thread of a thin tile has one word or none."""
 
 from __future__ import annotations
 
@@ -20,11 +22,12 @@ import torch
 from torch import Tensor
 
 from ._triton import tl, triton, triton_interprets
-from .quantised import SYMMETRIC
+from .quantised import LOWEST, SYMMETRIC
 from .weight import AnyWeight, load_weight
 
 _E4M3 = tl.constexpr("fp8")  # Format.E4M3.value
 _SYMMETRIC = tl.constexpr(SYMMETRIC)
+_LOWEST = tl.constexpr(LOWEST)
 
 
 def compiled_for(weight: AnyWeight) -> dict[str, Any]:
@@ -32,6 +35,7 @@ def compiled_for(weight: AnyWeight) -> dict[str, Any]:
     AMD's GPUs nor in the interpreter."""
     return {
         "FORMAT": weight.scheme and weight.scheme.format.value, "CODES_A_WORD": weight.codes_a_word,
+        "ZEROS": bool(weight.scheme and weight.scheme.zeros),
         "ASM": bool(weight.scheme) and not triton_interprets() and torch.version.hip is None,
     }  # fmt: skip
 
@@ -53,58 +57,61 @@ def check_together(block_k: int, *weights: AnyWeight) -> None:
 
 
 @triton.jit
-def _e4m3_pairs(words):
-    """Bytes 0 and 2 of words [..] as bf16 [.., 2], and bytes 1 and 3."""
+def _e4m3_asm(words):
+    """Codes of words [..] as bits of bf16, four of [..]: those of half 0 and of half 1 in turns."""
     return tl.inline_asm_elementwise(
         """{
         .reg .b32 s, v, one, zero;
         mov.b32 one, 0x7b807b80;
         mov.b32 zero, 0x80008000;
-        shl.b32 s, $2, 8;
-        shl.b32 v, $2, 4;
-        and.b32 s, s, 0x80008000;
-        lop3.b32 v, v, 0x07f007f0, s, 0xea;
-        fma.rn.bf16x2 $0, v, one, zero;
-        and.b32 s, $2, 0x80008000;
-        shr.b32 v, $2, 4;
-        lop3.b32 v, v, 0x07f007f0, s, 0xea;
-        fma.rn.bf16x2 $1, v, one, zero;
+        and.b32 v, $4, 0x87f087f0;
+        fma.rn.bf16x2 v, v, one, zero;
+        mov.b32 {$0, $1}, v;
+        shl.b32 s, $4, 4;
+        shr.b32 v, $4, 4;
+        and.b32 s, s, 0x80f080f0;
+        lop3.b32 v, v, 0x07000700, s, 0xea;
+        fma.rn.bf16x2 v, v, one, zero;
+        mov.b32 {$2, $3}, v;
         }""",
-        "=&r,=r,r,r", [tl.join(words, words)], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
+        "=&h,=&h,=h,=h,r", [words], dtype=(tl.int16, tl.int16, tl.int16, tl.int16), is_pure=True, pack=1,
     )  # fmt: skip
 
 
 @triton.jit
-def _int4_pairs(words, minus):
-    """Nibbles i and i + 4 of words [..], i < 4, as bf16 [.., 2] each; minus: bits of the bf16
-    -(128 + zero)."""
-    pairs = tl.join(words, words)
+def _int4_asm(words, minus):
+    """Nibbles 0 to 7 of words [..], as bits of bf16: eight of [..]. minus: bits of the bf16 -(128 + zero)."""
     return tl.inline_asm_elementwise(
         """{
-        .reg .b32 v, one;
+        .reg .b32 v, one, minus;
         mov.b32 one, 0x3f803f80;
-        lop3.b32 v, $4, 0x000f000f, 0x43004300, 0xea;
-        fma.rn.bf16x2 $0, v, one, $6;
-        shr.b32 v, $4, 4;
+        mov.b32 minus, {$9, $9};
+        lop3.b32 v, $8, 0x000f000f, 0x43004300, 0xea;
+        fma.rn.bf16x2 v, v, one, minus;
+        mov.b32 {$0, $4}, v;
+        shr.b32 v, $8, 4;
         lop3.b32 v, v, 0x000f000f, 0x43004300, 0xea;
-        fma.rn.bf16x2 $1, v, one, $6;
-        shr.b32 v, $4, 8;
+        fma.rn.bf16x2 v, v, one, minus;
+        mov.b32 {$1, $5}, v;
+        shr.b32 v, $8, 8;
         lop3.b32 v, v, 0x000f000f, 0x43004300, 0xea;
-        fma.rn.bf16x2 $2, v, one, $6;
-        shr.b32 v, $4, 12;
+        fma.rn.bf16x2 v, v, one, minus;
+        mov.b32 {$2, $6}, v;
+        shr.b32 v, $8, 12;
         lop3.b32 v, v, 0x000f000f, 0x43004300, 0xea;
-        fma.rn.bf16x2 $3, v, one, $6;
+        fma.rn.bf16x2 v, v, one, minus;
+        mov.b32 {$3, $7}, v;
         }""",
-        "=&r,=&r,=&r,=r,r,r,r", [pairs, tl.broadcast_to(minus[:, :, None], pairs.shape)],
-        dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
+        "=&h,=&h,=&h,=h,=&h,=&h,=&h,=h,r,h", [words, minus],
+        dtype=(tl.int16, tl.int16, tl.int16, tl.int16, tl.int16, tl.int16, tl.int16, tl.int16),
+        is_pure=True, pack=1,
     )  # fmt: skip
 
 
 @triton.jit
-def _e4m3(halves, BYTE: tl.constexpr):
-    """A byte of halves of words, as bf16."""
-    code = halves >> (8 * BYTE)
-    bits = ((code & 0x80) << 8) | ((code & 0x7F) << 4)
+def _e4m3(halves, SECOND: tl.constexpr):
+    """A code of halves of words, as bf16."""
+    bits = ((halves >> 4) & 0x0700) | ((halves << 4) & 0x80F0) if SECOND else halves & 0x87F0
     power = tl.full(bits.shape, 0x7B80, tl.int16).to(tl.bfloat16, bitcast=True)  # 2^120
     return bits.to(tl.int16).to(tl.bfloat16, bitcast=True) * power
 
@@ -120,22 +127,26 @@ def _int4(halves, minus, NIBBLE: tl.constexpr):
 def widened(words, zero, FORMAT: tl.constexpr, ASM: tl.constexpr, BLOCK_N: tl.constexpr,
             BLOCK_K: tl.constexpr):  # fmt: skip
     """What the codes of words [BLOCK_N, W] stand for, in the order of columns: bf16 [BLOCK_N, BLOCK_K].
-    zero: uint8 [BLOCK_N] or None."""
+    zero: int32 [BLOCK_N] or None."""
     if FORMAT == _E4M3:
         if ASM:
-            even, odd = _e4m3_pairs(words)
+            a, b, c, d = _e4m3_asm(words)
+            first = tl.join(a, b).to(tl.bfloat16, bitcast=True)
+            second = tl.join(c, d).to(tl.bfloat16, bitcast=True)
         else:
             halves = tl.join(words, words >> 16)
-            even, odd = _e4m3(halves, 0), _e4m3(halves, 1)
-        pairs = tl.join(even, odd).reshape(BLOCK_N, BLOCK_K // 16, 4, 2, 2)  # step, t, b, h
+            first, second = _e4m3(halves, False), _e4m3(halves, True)
+        pairs = tl.join(first, second).reshape(BLOCK_N, BLOCK_K // 16, 4, 2, 2)  # step, t, b, h
         return pairs.permute(0, 1, 4, 2, 3).reshape(BLOCK_N, BLOCK_K)
     else:
         if zero is None:
-            minus = tl.full((BLOCK_N, 1), 0xC300 + _SYMMETRIC - 0x10000, tl.int16)
+            minus = (words & 0 | (0xC300 + _SYMMETRIC)).to(tl.int16)
         else:
-            minus = (zero.to(tl.int16) + (0xC300 - 0x10000))[:, None]
+            minus = tl.broadcast_to((zero.to(tl.int16) + (0xC300 - 0x10000))[:, None], words.shape)
         if ASM:
-            a, b, c, d = _int4_pairs(words, minus)
+            a, b, c, d, e, f, g, h = _int4_asm(words, minus)
+            a, b = tl.join(a, e).to(tl.bfloat16, bitcast=True), tl.join(b, f).to(tl.bfloat16, bitcast=True)
+            c, d = tl.join(c, g).to(tl.bfloat16, bitcast=True), tl.join(d, h).to(tl.bfloat16, bitcast=True)
         else:
             halves = tl.join(words, words >> 16)
             a, b = _int4(halves, minus, 0), _int4(halves, minus, 1)
@@ -146,9 +157,9 @@ def widened(words, zero, FORMAT: tl.constexpr, ASM: tl.constexpr, BLOCK_N: tl.co
 
 
 @triton.jit
-def sum_by_groups(words, sw_n, scale, zero, x, sx_t, o_n, o_t, end_row, first, last, N, FORMAT: tl.constexpr,
-                  ASM: tl.constexpr, CODES_A_WORD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
-                  BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+def sum_by_groups(words, sw_n, factors, x, sx_t, o_n, o_t, end_row, first, last, N, FORMAT: tl.constexpr,
+                  ZEROS: tl.constexpr, ASM: tl.constexpr, CODES_A_WORD: tl.constexpr, BLOCK_N: tl.constexpr,
+                  BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """Sum of groups [first, last), each BLOCK_K columns, from zero: [BLOCK_N, BLOCK_T] fp32."""
     WORDS: tl.constexpr = BLOCK_K // CODES_A_WORD
     o_k = tl.arange(0, BLOCK_K)
@@ -159,8 +170,12 @@ def sum_by_groups(words, sw_n, scale, zero, x, sx_t, o_n, o_t, end_row, first, l
     for i_g in tl.range(first, last, num_stages=STAGES):
         b_w = load_weight(p_w, m_n[:, None])
         b_x = tl.load(p_x, mask=m_t, other=0.0)
-        b_scale = tl.load(scale + i_g * N + o_n, mask=m_n, other=0.0).to(tl.float32)
-        b_zero = None if zero is None else tl.load(zero + i_g * N + o_n, mask=m_n, other=0)
+        b_scale = tl.load(factors + i_g * N + o_n, mask=m_n, other=0)
+        b_zero = None
+        if ZEROS:
+            b_zero = b_scale & _LOWEST
+            b_scale = b_scale & ~_LOWEST
+        b_scale = b_scale.to(tl.float32, bitcast=True)
         part = tl.dot(widened(b_w, b_zero, FORMAT, ASM, BLOCK_N, BLOCK_K), b_x)
         acc = tl.fma(part, tl.broadcast_to(b_scale[:, None], part.shape), acc)
         p_w += WORDS

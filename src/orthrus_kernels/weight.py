@@ -26,9 +26,8 @@ class Weight:
 
     data: Tensor
 
-    scheme: ClassVar[None] = None  # as of a quantised one, which has scales and maybe zero points
-    scale: ClassVar[None] = None
-    zero: ClassVar[None] = None
+    scheme: ClassVar[None] = None  # as of a quantised one, which has factors
+    factors: ClassVar[None] = None
     codes_a_word: ClassVar[int] = 1
 
     def __post_init__(self) -> None:

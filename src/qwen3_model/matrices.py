@@ -38,10 +38,10 @@ class Matrices:
         kind = kind_of(self._stored(stack, k))
         if kind is None:
             return Weight(torch.empty(n, k, device=self.device, dtype=self.dtype))
+        format, zeros = kind.in_memory
         return QuantisedWeight.new(
-            n, k, kind.form.format, kind.group, zeros=kind.zeros, scale=kind.scale, dtype=self.dtype,
-            device=self.device,
-        )  # fmt: skip
+            n, k, format, kind.group, zeros=zeros, scale=kind.scale, dtype=self.dtype, device=self.device
+        )
 
     def parts(self, matrix: AnyWeight, stack: Stack) -> Iterator[tuple[str, Part]]:
         """The official names of a weight's modules, each with its part of the memory."""

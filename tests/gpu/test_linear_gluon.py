@@ -1,6 +1,6 @@
-"""The linear in Gluon has the bits of Triton's kernels: every tile of its table, both views, SwiGLU, every
-row index, whatever lies beside the rows, as dependent launches and in graphs; and its programs, which wait
-for each other, end where another stream holds half of the GPU."""
+"""The linears in Gluon have the bits of Triton's kernels: every tile of their tables, both views, SwiGLU,
+codes of every format, every row index, whatever lies beside the rows, as dependent launches and in graphs;
+and their programs, which wait for each other, end where another stream holds half of the GPU."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from functools import partial
 
 import pytest
 import torch
+from codes import name_of, random_weight
 
 from orthrus_kernels import Weight, backend_ops, tables
 from orthrus_kernels._gluon import HAS_GLUON, gl, gluon
 from orthrus_kernels._triton import tl
 from orthrus_kernels.linear import linear_triton
-from orthrus_kernels.linear_either import launches_of, why_not
+from orthrus_kernels.linear_either import launches_of, linear_either, linear_swiglu_either, why_not
 from orthrus_kernels.linear_gluon import Plan, linear_gluon, multiprocessors, plan_of
+from orthrus_kernels.linear_gluon_codes import linear_gluon_codes, plan_with
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
-from orthrus_kernels.tables.gluon import GluonTile, gluon_entries
+from orthrus_kernels.quantised import Format, QuantisedWeight
+from orthrus_kernels.tables.gluon import GluonTile, coded_tiles, gluon_entries
 from orthrus_kernels.workspace import Workspace
 
 DEVICE, BF16, NAN = "cuda", torch.bfloat16, float("nan")
@@ -39,6 +42,12 @@ OTHER_PAIRS = (
     Plan(2048, 2048, 3, GluonTile(48, 3), GluonTile(144, 1)),
     Plan(640, 1024, 2, GluonTile(64, 2), GluonTile(96, 1)),
 )
+# In groups of 128, the only ones that Gluon takes.
+CODES = (
+    (Format.E4M3, 128, False, BF16), (Format.INT4, 128, True, BF16), (Format.INT4, 128, True, torch.float16),
+    (Format.INT4, 128, False, torch.float32),
+)  # fmt: skip
+HEIGHTS = 16, 32, 48, 64, 96, 128
 EXCHANGED = (
     Plan(4096, 12288, 2, GluonTile(64, 1)), Plan(2048, 2048, 3, GluonTile(192, 1)),
     Plan(2048, 2048, 3, GluonTile(16, 1)), Plan(2048, 6144, 4, GluonTile(16, 1)),
@@ -81,7 +90,10 @@ def check(plan: Plan, x, views, n_ar: int, want: torch.Tensor, space: Workspace,
     buffer = torch.full((len(x) + 2, want.shape[1]), NAN, dtype=BF16, device=DEVICE)
     space.partials.fill_(NAN)
     out = buffer[1 : 1 + len(x)]
-    linear_gluon(plan, among_nan(x), *views, n_ar, out=out, space=space, pdl=pdl)
+    if isinstance(views[0], QuantisedWeight):
+        linear_gluon_codes(plan, among_nan(x), views[0], out=out, space=space, pdl=pdl)
+    else:
+        linear_gluon(plan, among_nan(x), *views, n_ar, out=out, space=space, pdl=pdl)
     assert torch.equal(out.view(torch.int16), want.view(torch.int16)), (plan, len(x), n_ar, pdl)
     assert buffer[0].isnan().all() and buffer[-1].isnan().all(), (plan, len(x))
     assert not space.counters.any(), plan
@@ -90,7 +102,94 @@ def check(plan: Plan, x, views, n_ar: int, want: torch.Tensor, space: Workspace,
 def entry_of(plan: Plan) -> tables.LinearEntry:
     """Triton's tiles in the reduction class of a plan."""
     tile = tables.LinearTile(None, 64, 64, False, 4, 4)
-    return tables.LinearEntry(64, plan.segments, (tile,))
+    return tables.LinearEntry(plan.block_k, plan.segments, (tile,))
+
+
+def coded_plans(n: int, k: int, segments: int, bits: int, swiglu: bool = False) -> list[Plan]:
+    """Every tile that codes may have."""
+    found = [
+        Plan(n, k, segments, tile, None, swiglu, 128) for rows in HEIGHTS for tile in coded_tiles(rows, bits)
+    ]
+    return [plan for plan in found if plan.fits(multiprocessors(torch.device(DEVICE)), new_space())]
+
+
+@pytest.mark.parametrize("pdl", [False, True])
+@pytest.mark.parametrize("scheme", CODES, ids=name_of)
+@pytest.mark.parametrize(
+    ("n", "k", "segments"), [(200, 128, 1), (392, 1408, 1), (392, 1408, 4), (2048, 4096, 4)]
+)
+def test_every_tile_of_codes(scheme, n, k, segments, pdl):
+    """Ragged N, one group, segments of unequal length; rows [0, count) for every count of a tile."""
+    torch.manual_seed(0)
+    x, w, space = heavy(MOST, k), random_weight(scheme, n, k, DEVICE), new_space()
+    plans = coded_plans(n, k, segments, scheme[0].bits)
+    want = linear_triton(x, w, entry=entry_of(plans[0]))
+    assert len(plans) >= 12
+    for plan in plans:
+        counts = range(1, plan.tile.rows + 1) if n == 392 else {1, plan.tile.rows // 2 + 1, plan.tile.rows}
+        for rows in counts:
+            check(plan, x[:rows], (w, None), rows, want[:rows], space, pdl)
+
+
+@pytest.mark.parametrize("scheme", CODES, ids=name_of)
+def test_gate_and_up_of_codes(scheme):
+    """A scale of an up row lies far from that of its gate row."""
+    torch.manual_seed(0)
+    for n, k in ((2 * 200, 512), (2 * 1024, 2048)):
+        x, w, space = heavy(MOST, k) / 64, random_weight(scheme, n, k, DEVICE), new_space()
+        for plan in coded_plans(n, k, 1, scheme[0].bits, True):
+            want = linear_swiglu_triton(x, w, entry=entry_of(plan))
+            for rows in {1, plan.tile.rows // 2 + 1, plan.tile.rows}:
+                check(plan, x[:rows], (w, None), rows, want[:rows], space)
+
+
+@pytest.mark.parametrize("scheme", CODES[:2], ids=name_of)
+def test_thousands_of_exchanges_of_codes(scheme):
+    torch.manual_seed(0)
+    for plan in coded_plans(2048, 4096, 4, scheme[0].bits):
+        x, w, space = (
+            heavy(plan.tile.rows, plan.k),
+            random_weight(scheme, plan.n, plan.k, DEVICE),
+            new_space(),
+        )
+        want = linear_triton(x, w, entry=entry_of(plan))
+        used = space.partials[: plan.programs * plan.tile.rows * 64 * plan.tile.groups]
+        out, different = torch.empty_like(want), torch.zeros((), dtype=torch.int64, device=DEVICE)
+        for _ in range(300):
+            used.fill_(NAN)
+            linear_gluon_codes(plan, x, w, out=out, space=space, pdl=True)
+            different += (out.view(torch.int16) != want.view(torch.int16)).any()
+        assert int(different) == 0 and not space.counters.any(), plan
+
+
+@pytest.mark.parametrize("scheme", CODES[:2], ids=name_of)
+def test_what_a_model_calls_with_codes(scheme, monkeypatch):
+    """By a table: rows beyond a tile in launches of equal parts, a launch a view; Gluon is not turned off."""
+    torch.manual_seed(0)
+    n, k, bits = 4096, 4096, scheme[0].bits
+    tiles = tuple(coded_tiles(rows, bits)[1] for rows in (16, 64, 96))
+    of = sys.modules["orthrus_kernels.linear_gluon_codes"]
+    monkeypatch.setattr(of, "coded_entries", lambda: {(n, k, bits, "sm_90"): tiles})
+    w, w_diff = (random_weight(scheme, n, k, DEVICE, seed) for seed in (1, 2))
+    plan, device = plan_with(w, "sm_90", tiles[0], False), torch.device(DEVICE)
+    assert plan.fits(multiprocessors(device), new_space()) and plan.segments > 1
+    for rows in (1, 16, 17, 64, 65, 97, 177, 192, 300):
+        x = heavy(rows, k)
+        for n_ar in {1, rows // 3 + 1, rows}:
+            assert len(launches_of(x, (w, w_diff if n_ar < rows else None), n_ar, False, None)) >= -(
+                -rows // 96
+            )
+            assert torch.equal(linear_either(x, w, w_diff, n_ar), linear_triton(x, w, w_diff, n_ar)), (
+                rows,
+                n_ar,
+            )
+    big = random_weight(scheme, 24576, k, DEVICE)
+    monkeypatch.setattr(of, "coded_entries", lambda: {(24576, k, bits, "sm_90"): tiles})
+    for rows in (1, 33, 100):
+        x = heavy(rows, k) / 64
+        assert launches_of(x, (big, None), rows, True, None)
+        assert torch.equal(linear_swiglu_either(x, big), linear_swiglu_triton(x, big)), rows
+    assert why_not() == ""
 
 
 @pytest.mark.parametrize("pdl", [False, True])

@@ -133,6 +133,17 @@ def assembled(ptx: str, target: GPUTarget) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
 
+def disassembled(built) -> str:
+    """The machine code."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        said = subprocess.run(
+            [_BIN / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True
+        )
+    return said.stdout
+
+
 def registers(log: str) -> int:
     """Registers a thread, as ptxas said."""
     return int(re.search(r"Used (\d+) registers", log).group(1))
@@ -168,6 +179,8 @@ def described(built, log: str, target: GPUTarget) -> dict:
         "conversions": sorted(set(re.findall(r"\bcvt\.r[nz]\S+", ptx))),
         "cp_async_16": "cp.async.cg" in ptx,
         "tma": "cp.async.bulk.tensor" in ptx,
+        "loads": len(re.findall(r"\bld\.global(?!\.cg)", ptx)),  # .cg: partials of other programs
+        "packed": sorted(set(re.findall(r"packed_element = (\d+)", built.asm["ttgir"]))),
         "before_wait": before_wait(ptx),
     }
 

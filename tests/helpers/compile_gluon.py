@@ -1,4 +1,4 @@
-"""Compile the linear in Gluon for sm_90; one JSON line a launch. Run by test_gluon_aot.py in a process
+"""Compile the linears in Gluon for sm_90; one JSON line a launch. Run by test_gluon_aot.py in a process
 without TRITON_INTERPRET: `python tests/helpers/compile_gluon.py [all]`, else a few launches that have most of
 everything."""
 
@@ -18,11 +18,12 @@ import torch  # noqa: E402
 from aot_launches import meta, module  # noqa: E402
 
 from orthrus_kernels import Weight, tables  # noqa: E402
-from orthrus_kernels.tables.gluon import GluonTile, gluon_entries  # noqa: E402
+from orthrus_kernels.quantised import Format, QuantisedWeight  # noqa: E402
+from orthrus_kernels.tables.gluon import GluonTile, coded_tiles, gluon_entries  # noqa: E402
 from orthrus_kernels.workspace import Workspace  # noqa: E402
 
 HOPPER = aot.TARGETS["sm_90"]
-LINEAR = module("linear_gluon")
+LINEAR, CODES = module("linear_gluon"), module("linear_gluon_codes")
 _ARITHMETIC = re.compile(r"^\s*((?:add|sub|mul|fma|div|ex2|rcp|cvt)\.[\w.]*(?:f32|bf16)[\w.]*)", re.M)
 _GLOBAL = re.compile(r"\b(?:ld|st|atom|red)\.(?:\w+\.)*?global")
 _COPY = re.compile(r"cp\.async\.bulk\.tensor[^\[]*\[%\w+\], \[(%rd\d+)")
@@ -64,6 +65,57 @@ def launched(plan, pdl: bool):
     return recorder.kernel, arguments
 
 
+def coded_plans(everything: bool) -> Iterator:
+    """(plan, format, zeros): every tile with 4 segments and SwiGLU of it; or those with most in registers."""
+    kinds = (Format.E4M3, False), (Format.INT4, True), (Format.INT4, False)
+    for format, zeros in kinds:
+        for rows in (16, 32, 48, 64, 96, 128):
+            for tile in coded_tiles(rows, format.bits):
+                for swiglu in (False, True):
+                    plan = CODES.Plan(2048 * tile.groups, 4096, 1 if swiglu else 4, tile, None, swiglu, 128)
+                    most = (tile.rows, tile.groups) in ((128, 2), (48, 3), (16, 1))
+                    if everything or (most and (zeros or format is Format.E4M3)):
+                        yield plan, format, zeros
+
+
+def launched_codes(plan, format: Format, zeros: bool):
+    """The kernel and its arguments."""
+    weight = QuantisedWeight.new(
+        plan.n, plan.k, format, 128, zeros=zeros, scale=torch.bfloat16, dtype=torch.bfloat16, device="meta"
+    )
+    rows = plan.tile.rows
+    with aot.recorded(CODES, "_linear_gluon_codes_kernel") as recorder:
+        CODES.linear_gluon_codes(
+            plan, meta(rows, plan.k), weight, out=meta(rows, plan.n // 2 if plan.swiglu else plan.n),
+            space=Workspace.new(torch.device("meta")), pdl=True,
+        )  # fmt: skip
+    (arguments,) = recorder.launches
+    return recorder.kernel, arguments
+
+
+def widened_beside_products(sass: str) -> int:
+    """Of the instructions that widen a group, how many the launch's own warpgroup does between asking for a
+    group's products and waiting for them. What ptxas moves behind the wait runs beside another warpgroup's
+    products alone."""
+    counts = []
+    for part in sass.split("WARPGROUP.ARRIVE")[1:]:
+        asked, _, rest = part.partition("gsb0")
+        before, found, _ = (asked + rest).partition("WARPGROUP.DEPBAR")
+        counts += [len(re.findall(r"\bLOP3", before))] if found and "HGMMA" in part else []
+    return max(counts)
+
+
+def coded_line(plan, format: Format, zeros: bool) -> dict:
+    kernel, arguments = launched_codes(plan, format, zeros)
+    line = line_of_kernel(plan, True, kernel, arguments)
+    built, _, _ = aot.built_for(kernel, arguments, HOPPER)
+    sass = aot.kept(built, "sass", lambda: aot.disassembled(built))
+    return line | {
+        "case": f"{format.value} zeros {zeros} {line['case']}",
+        "codes": format.bits, "widened": widened_beside_products(sass),
+    }  # fmt: skip
+
+
 def copied_before_waits(ptx: str, signature: dict[str, str]) -> list[list[str]]:
     """What each copying warp copies from before its griddepcontrol.wait, by parameter."""
     flat = []
@@ -90,7 +142,10 @@ def swiglu_arithmetic(ptx: str) -> dict[str, float]:
 
 
 def line_of(plan, pdl: bool) -> dict:
-    kernel, arguments = launched(plan, pdl)
+    return line_of_kernel(plan, pdl, *launched(plan, pdl))
+
+
+def line_of_kernel(plan, pdl: bool, kernel, arguments: dict) -> dict:
     signature, constants, _, _ = aot.specialise(kernel, arguments)
     built, log, _ = aot.built_for(kernel, arguments, HOPPER)
     ptx = built.asm["ptx"]
@@ -99,7 +154,7 @@ def line_of(plan, pdl: bool) -> dict:
         "case": f"{plan} pdl {pdl}", "swiglu": plan.swiglu, "segments": plan.segments, "pdl": pdl,
         "views": len(plan.tiles), "warnings": re.findall(r"\(C\d+\)[^\n]*", log),
         "copied": copied_before_waits(ptx, kinds), "touched": touched_before_rows(ptx),
-        "waits": ptx.count("griddepcontrol.wait"), "traps": ptx.count("trap;"),
+        "waits": ptx.count("griddepcontrol.wait"), "traps": ptx.count("[nowhere], 1;"),
         "arithmetic": swiglu_arithmetic(ptx) if plan.swiglu else {},
         "whole_stores": "st.global.v4.b32" in ptx, "contraction": "enable_fp_fusion" in arguments,
         **aot.described(built, log, HOPPER),
@@ -121,6 +176,8 @@ def main() -> None:
     for plan in plans(everything):
         print(json.dumps(line_of(plan, True)), flush=True)
     print(json.dumps(line_of(next(plans(False)), False)), flush=True)
+    for coded in coded_plans(everything):
+        print(json.dumps(coded_line(*coded)), flush=True)
     print(json.dumps(of_triton()), flush=True)
 
 

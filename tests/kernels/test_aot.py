@@ -6,9 +6,9 @@ import sys
 import pytest
 from compiled import SLOW, USUAL, compiled_by
 
-from orthrus_kernels import attention_gluon_kernels, attention_kernels, linear_gluon
+from orthrus_kernels import attention_gluon_kernels, attention_kernels, linear_gluon, linear_gluon_codes
 
-ELSEWHERE = attention_gluon_kernels, attention_kernels, linear_gluon
+ELSEWHERE = attention_gluon_kernels, attention_kernels, linear_gluon, linear_gluon_codes
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +74,14 @@ def coded(line):
 
 def test_codes_reach_the_tensor_cores_from_registers(compiled):
     """On Hopper the words come by ldmatrix and are widened in registers, by multiply-adds of pairs and no
-    conversion. Groups are folded by one multiply-add with contraction (linear) and without (fused)."""
+    conversion. Nothing is loaded when it is used: factors are copied ahead as words are. Groups are
+    folded by one multiply-add with contraction (linear) and without (fused)."""
     lines = [line for line in compiled if coded(line)]
-    hopper = [line for line in lines if line["target"] == "sm_90"]
+    hopper = [line for line in lines if line["target"] == "sm_90" and "thin" not in line["case"]]
     assert {line["kernel"] for line in hopper} == {"linear_kernel", "linear_swiglu_kernel"}
     for line in hopper:
         assert line["wgmma_from_registers"] and line["ldmatrix"] and line["cp_async_16"], line
+        assert line["loads"] == 0, line
         assert line["shared"] <= 227 * 1024, line
     for line in lines:
         if line["target"] != "gfx942":
@@ -87,6 +89,14 @@ def test_codes_reach_the_tensor_cores_from_registers(compiled):
             assert not [
                 to for to in line["conversions"] if not re.fullmatch(r"cvt.rn.bf16(x2)?.f32;?", to)
             ], line
+
+
+def test_a_word_is_widened_by_itself(compiled):
+    """The assembly takes one word at a time: in a thin tile a thread has one alone, so that of two words the
+    second would be anything."""
+    lines = [line for line in compiled if coded(line) and line["target"] != "gfx942"]
+    assert len([line for line in lines if "thin" in line["case"]]) == 2
+    assert all(line["packed"] == ["1"] for line in lines)
 
 
 def test_dependent_launches_touch_only_the_weights_before_they_wait(compiled):

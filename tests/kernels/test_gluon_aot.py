@@ -1,4 +1,4 @@
-"""The linear in Gluon, compiled for sm_90 without a GPU: registers, waits, and the arithmetic of SwiGLU."""
+"""The linears in Gluon, compiled for sm_90 without a GPU: registers, waits, and the arithmetic of SwiGLU."""
 
 import pytest
 from compiled import compiled_by
@@ -11,7 +11,12 @@ def lines(triton_cache):
 
 @pytest.fixture(scope="module")
 def compiled(lines):
-    return [line for line in lines if "case" in line]
+    return [line for line in lines if "case" in line and "codes" not in line]
+
+
+@pytest.fixture(scope="module")
+def coded(lines):
+    return [line for line in lines if "codes" in line]
 
 
 def check(compiled):
@@ -32,8 +37,27 @@ def test_tiles_run_on_tensor_cores_and_spill_nothing(compiled):
 @pytest.mark.slow
 def test_every_tile_of_the_table(triton_cache):
     lines = compiled_by("compile_gluon.py", triton_cache, "all")
-    check([line for line in lines if "case" in line])
-    assert len(lines) > 40
+    check([line for line in lines if "case" in line and "codes" not in line])
+    check_codes([line for line in lines if "codes" in line])
+    assert len(lines) > 120
+
+
+def check_codes(coded):
+    """Words come by ldmatrix or plain loads of shared memory and reach wgmma from registers, without a
+    conversion. What is touched before rows are there is factors. Of 4 bits one warpgroup at least does half
+    of what widens a group beside the products of the one before; of 8 bits ptxas does it behind them."""
+    check(coded)
+    for line in coded:
+        assert line["wgmma_from_registers"] and line["ldmatrix"] and line["fma"] and line["fma_bf16x2"], line
+        assert all(to.startswith("cvt.rn.bf16") for to in line["conversions"]), line
+        assert [of for of in line["copied"] if of] == [["w"]] and line["waits"], line
+        assert line["touched"] and all(touch.startswith("ld.global") for touch in line["touched"]), line
+        assert line["widened"] >= 30 or line["codes"] == 8, line
+
+
+def test_codes_are_widened_in_registers_beside_products(coded):
+    check_codes(coded)
+    assert len(coded) == 12 and {line["codes"] for line in coded} == {4, 8}
 
 
 def test_weights_alone_are_copied_before_the_wait(compiled):

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from codes import random_weight
 from strategies import hard
 
 from orthrus_kernels import Weight, backend_ops, gluon_is_on, tables
@@ -16,8 +17,9 @@ from orthrus_kernels.compile_ahead import is_recorded
 from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.linear_gluon import Plan, linear_gluon, plan_of
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
+from orthrus_kernels.quantised import Format
 from orthrus_kernels.rows import new_rows
-from orthrus_kernels.tables.gluon import GluonEntry, GluonTile, gluon_entries
+from orthrus_kernels.tables.gluon import CodedTile, GluonEntry, GluonTile, gluon_entries
 from orthrus_kernels.workspace import Workspace
 from qwen3_model.errors import InputError
 from qwen3_model.settings import pick_backend
@@ -26,6 +28,7 @@ either = sys.modules["orthrus_kernels.linear_either"]
 gluon_table = sys.modules["orthrus_kernels.tables.gluon"]
 BF16 = torch.bfloat16
 N, K = 128, 64
+GROUP = 128  # of codes in Gluon
 TILES = GluonTile(16, 1), GluonTile(32, 1)
 ENTRY = GluonEntry(TILES, ((GluonTile(16, 1), GluonTile(32, 1)),))
 
@@ -71,6 +74,59 @@ def fake(monkeypatch):
 def operands(rows: int, n: int = N, k: int = K, dtype: torch.dtype = BF16):
     x = hard("heavy", rows, k).to(dtype)
     return x, *(Weight(hard("normal", n, k, seed=seed).to(dtype)) for seed in (1, 2))
+
+
+@pytest.fixture
+def coded(fake, monkeypatch):
+    """The same with tiles of 16 and 32 rows for codes of 4 bits; calls in Gluon's place go to `fake`."""
+    of = sys.modules["orthrus_kernels.linear_gluon_codes"]
+    table = {(N, 2 * GROUP, 4, "sm_90"): (CodedTile(16, 1, 4), CodedTile(32, 2, 4))}
+    monkeypatch.setattr(of, "coded_entries", lambda: table)
+    monkeypatch.setattr(either, "linear_gluon_codes", fake)
+    return fake
+
+
+def words(seed: int, zeros: bool = True, group: int = GROUP, format=Format.INT4):
+    return random_weight((format, group, zeros, BF16), N, 2 * GROUP, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("rows", "want"), [(1, [(16, 1)]), (17, [(32, 17)]), (32, [(32, 32)]), (33, [(32, 17), (32, 16)]),
+                       (64, [(32, 32)] * 2), (70, [(32, 24), (32, 24), (32, 22)])]
+)  # fmt: skip
+def test_rows_of_codes_are_cut_into_equal_launches(coded, rows, want):
+    x = hard("heavy", rows, 2 * GROUP).to(BF16)
+    launches = either.launches_of(x, (words(1), None), rows, False, None)
+    assert [(of.plan.tile.rows, of.last - of.first) for of in launches] == want
+    assert [of.first for of in launches] == [0, *(of.last for of in launches[:-1])]
+    assert launches[-1].last == rows
+    assert {of.plan.block_k for of in launches} == {GROUP}
+    assert torch.equal(either.linear_either(x, words(1)), linear_triton(x, words(1)))
+    assert [tiles(plan) for plan in coded.plans[1:]] == [(height,) for height, _ in want], "compared once"
+
+
+def test_codes_of_both_views_have_launches_of_their_own(coded):
+    x, w, w_diff = hard("heavy", 40, 2 * GROUP).to(BF16), words(1), words(2, zeros=False)
+    got = either.linear_either(x, w, w_diff, 9)
+    assert torch.equal(got, linear_triton(x, w, w_diff, 9))
+    assert [tiles(plan) for plan in coded.plans] == [(16,), (32,), (16,), (32,)], (
+        "each compared, then each run"
+    )
+    swiglu = either.linear_swiglu_either(x[:9], w)
+    assert torch.equal(swiglu, linear_swiglu_triton(x[:9], w)) and coded.plans[-1].swiglu
+    coded.wrong = torch.tensor(0.0)
+    either._trusted.clear()
+    assert torch.equal(either.linear_either(x, w), linear_triton(x, w)) and "other bits" in either.why_not()
+
+
+def test_other_codes_run_in_triton(coded):
+    x = hard("heavy", 9, 2 * GROUP).to(BF16)
+    for w in (words(1, group=64), words(1, zeros=False, format=Format.E4M3)):
+        assert either.launches_of(x, (w, None), 9, False, None) == []
+    assert either.launches_of(x.float(), (words(1), None), 9, False, None) == []
+    assert either.launches_of(x, (words(1), Weight(words(1).dense())), 4, False, None) == [], (
+        "one view has none"
+    )
 
 
 def tiles(plan: Plan) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from codes import SCHEMES, exact, fold, name_of, numbers_of, random_weight
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from inputs import examples, given_rows
 from limits import assert_close
@@ -58,9 +58,7 @@ def test_every_code_is_exact(zeros, device):
     format = Format.E4M3 if zeros is None else Format.INT4
     codes, k = numbers_of(format), 32
     n = len(codes) if zeros is None else len(codes) * (17 if zeros else 1)
-    w = QuantisedWeight.new(
-        n, k, format, k, zeros=bool(zeros), scale=torch.float32, dtype=BF16, device=device
-    )
+    w = QuantisedWeight.new(n, k, format, k, zeros=bool(zeros), scale=BF16, dtype=BF16, device=device)
     place = torch.arange(n)[:, None] + torch.arange(k)
     zero = torch.arange(n)[:, None] // len(codes) if zeros else None
     w.put(0, codes[place % len(codes)], torch.ones(n, 1), zero if zero is None else zero.to(torch.uint8))
@@ -89,6 +87,7 @@ def test_a_row_has_the_same_bits_anywhere(scheme, device, rows, index, kind):
 @given(rows=st.integers(1, 130), block_t=st.sampled_from([16, 64, 128]), split=st.booleans(),
        block_n=st.sampled_from([32, 64, 128]), warps=st.sampled_from([4, 8]), n_ar=st.integers(0, 130),
        tma=st.booleans(), apart=st.sampled_from([None, 20]))  # fmt: skip
+@example(rows=97, block_t=64, split=False, block_n=32, warps=8, n_ar=47, tma=True, apart=20)
 def test_any_tile_gives_the_same_bits(scheme, device, rows, block_t, split, block_n, warps, n_ar, tma, apart):
     """Also one that asks for descriptors, which words do not have, and one launch a view."""
     w, w2 = weights(scheme, device)
@@ -96,6 +95,14 @@ def test_any_tile_gives_the_same_bits(scheme, device, rows, block_t, split, bloc
     tile = LinearTile(None, block_t, block_n, split, warps, 3, tma)
     got = linear_triton(x, w, w2, n_ar, entry=replace(entry(scheme, tile), apart=apart))
     assert torch.equal(got, linear_triton(x, w, w2, n_ar, entry=entry(scheme)))
+
+
+def test_a_zero_point_is_no_part_of_the_scale(device):
+    """They lie in one word. One number times one scale of 16 bits is exact in fp32."""
+    for scheme in SCHEMES:
+        w = random_weight(scheme, N, scheme[1], device)
+        got = linear_triton(torch.eye(scheme[1], dtype=BF16, device=device), w, out_dtype=torch.float32)
+        assert torch.equal(got, exact(w).float().t())
 
 
 def test_a_fold_is_rounded_once(device):
@@ -187,8 +194,8 @@ def test_rows_of_other_dtypes_are_refused(dtype, device):
         linear_triton(x[:, 1:], w)
 
 
-def test_gluon_is_never_asked(monkeypatch, device):
-    """Wherever Gluon runs, codes run in Triton."""
+def test_gluon_is_not_asked_without_tiles(monkeypatch, device):
+    """Codes of weights that its table lacks run in Triton."""
     either = sys.modules["orthrus_kernels.linear_either"]
     for name, value in (
         ("triton_interprets", lambda: False),

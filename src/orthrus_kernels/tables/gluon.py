@@ -1,7 +1,7 @@
 """Tiles of the linears in Gluon (linear_gluon.py): gluon.json, beside the classes that linear.json keeps.
 
 A weight that has a line here runs in Gluon on the device of the line, with as many rows as its tiles take.
-Tiles change no bits."""
+Tiles change no bits. Quantised weights have lines in gluon_codes.json."""
 
 from __future__ import annotations
 
@@ -46,6 +46,33 @@ class GluonTile:
 
 
 @dataclass(frozen=True)
+class CodedTile(GluonTile):
+    """The same of a weight with codes of `bits` bits, whose program has a second accumulator, the sum of a
+    group, and that group's operand in registers."""
+
+    bits: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        most = 128 if self.groups < MOST_GROUPS else 48
+        if self.rows > most or self.bits not in (4, 8):
+            raise ValueError(
+                f"with codes a tile in Gluon of {self.groups} groups has {most} rows at most, not {self.rows}"
+            )
+
+    @property
+    def stages(self) -> int:
+        """Places of its ring: what fits, groups of 128 columns."""
+        return min(ROOM // (64 * self.groups * 16 * self.bits + self.rows * 256), MOST_STAGES)
+
+
+def coded_tiles(rows: int, bits: int) -> tuple[CodedTile, ...]:
+    """Every tile that takes so many rows and no fewer, of 1 to MOST_GROUPS groups."""
+    height = next(height for height in (16, 32, 48, 64, 96, 128) if rows <= height)
+    return tuple(CodedTile(height, groups, bits) for groups in (1, 2, 3) if groups < 3 or height <= 48)
+
+
+@dataclass(frozen=True)
 class GluonEntry:
     """Tiles of a weight by rising rows; more rows than the last one's run in Triton. both: tiles (of the AR
     view, of the diffusion view) for one launch of both, by rising rows; what fits none has a launch a
@@ -78,4 +105,18 @@ def gluon_entries() -> dict[tuple[int, int, torch.dtype, str], GluonEntry]:
             raise ValueError(f"gluon.json: of two tiles of one launch in {row} the lower has 1 group")
         key = row["n"], row["k"], getattr(torch, row["dtype"]), row["device"]
         entries[key] = GluonEntry(tiles, both, row["measured"])
+    return entries
+
+
+@cache
+def coded_entries() -> dict[tuple[int, int, int, str], tuple[CodedTile, ...]]:
+    """Tiles of gluon_codes.json, by rising rows, by (N, K, bits of a code, device). Groups are of 128. More
+    rows than the last one's are cut into launches."""
+    entries = {}
+    for row in json.loads(resources.files(__package__).joinpath("gluon_codes.json").read_text()):
+        tiles = tuple(CodedTile(rows, groups, row["bits"]) for rows, groups in row["tiles"])
+        heights = [tile.rows for tile in tiles]
+        if not heights or heights != sorted(set(heights)):
+            raise ValueError(f"gluon_codes.json: tiles of {row} must rise in rows")
+        entries[row["n"], row["k"], row["bits"], row["device"]] = tiles
     return entries

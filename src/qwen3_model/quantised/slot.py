@@ -69,9 +69,12 @@ class Slot:
         for first in range(0, n, step):
             rows = range(first, min(first + step, n))
             try:
-                self.weight.put(self.first + first, *kind.form.read(here, rows, kind.group))
+                codes, scale, zero = kind.form.read(here, rows, kind.group)
             except InputError as error:
                 raise InputError(f"{self.stored.module} {error}") from None
+            if zero is not None and not self.weight.zeros:
+                codes, zero = _eight_bits(codes, zero), None
+            self.weight.put(self.first + first, codes, scale, zero)
 
     def randomise(self, std: float, generator: torch.Generator) -> None:
         """Fill it with random numbers N(0, std^2), rounded to codes."""
@@ -84,5 +87,11 @@ class Slot:
             codes = codes.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8)
         else:
             codes = (codes.round() + SYMMETRIC).clamp(0, 15).to(torch.uint8)
-        zero = None if self.weight.zero is None else torch.full_like(scale, SYMMETRIC, dtype=torch.uint8)
+        zero = None if not self.weight.zeros else torch.full_like(scale, SYMMETRIC, dtype=torch.uint8)
         self.weight.put(self.first, codes, scale, zero)
+
+
+def _eight_bits(codes: Tensor, zero: Tensor) -> Tensor:
+    """Codes of 4 bits [n, K] less their zero points [n, K / group], exactly, as codes of E4M3."""
+    numbers = codes.float() - zero.float().repeat_interleave(codes.shape[1] // zero.shape[1], 1)
+    return numbers.to(torch.float8_e4m3fn).view(torch.uint8)

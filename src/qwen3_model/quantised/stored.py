@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from orthrus_kernels.quantised import GROUPS
+from orthrus_kernels.quantised import GROUPS, Format
 
 from ..errors import InputError
 from ..weight_files import Header, listed
@@ -40,6 +40,14 @@ class Kind:
     group: int
     zeros: bool
     scale: torch.dtype
+
+    @property
+    def in_memory(self) -> tuple[Format, bool]:
+        """The format of codes in memory, and whether zero points lie beside them. Beside scales of fp32 there
+        is no room for them: codes less their zero point, 6 bits, are then kept in 8, exactly."""
+        if self.zeros and self.scale == torch.float32:
+            return Format.E4M3, False
+        return self.form.format, self.zeros
 
     def __str__(self) -> str:
         zeros = "zero points" if self.zeros else "no zero points"

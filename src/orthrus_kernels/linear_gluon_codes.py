@@ -1,0 +1,146 @@
+"""The linear layer with a quantised weight for Hopper in Gluon: y = x W^T of up to 128 rows of one view, or
+SwiGLU of it.
+
+It is `linear_triton` or `linear_swiglu_triton` to the bit: groups of 128 columns in order, in the segments of
+the weight's reduction class, which are added in index order from zero. A program is as in linear_gluon.py;
+gluon_codes.py is its way to the sums. linear_either.py says when this kernel runs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import tables
+from ._gluon import GluonDescriptor, gl, gluon
+from .descriptors import describable
+from .gluon_codes import GROUP, Codes, copy_codes, new_codes_ring, sum_groups
+from .gluon_ring import HEIGHT, Tile
+from .gluon_sums import Out, exchange, store
+from .late import late_word
+from .linear_gluon import Plan, launch_dependents, multiprocessors, row_tiles
+from .pdl import launch_options
+from .quantised import QuantisedWeight
+from .rows import NO_CONTRACTION
+from .tables.gluon import CodedTile, coded_entries
+from .workspace import Workspace, workspace
+
+
+@gluon.jit
+def _multiply(tile, codes, ring, out, G: gl.constexpr):
+    """Multiplying warpgroup G."""
+    acc, tail = sum_groups(tile, codes, ring, G)
+    first_n = tile.first_n + G * HEIGHT
+    if tile.SEGMENTS > 1:
+        exchange(tile, out, acc, tail, first_n, G)
+    else:
+        store(tile, out, 0.0 + acc, first_n, tile.first_row)  # added to zero as in linear.py: no sum is -0
+        if tile.TAIL_T > 0:
+            store(tile, out, 0.0 + tail, first_n, tile.first_row + tile.BLOCK_T)
+
+
+@gluon.jit(do_not_specialize=["T"])
+def _linear_gluon_codes_kernel(
+    w, factors, x, x_tail, y, sy_t, partials, counters, late,
+    T, N, K,
+    SEGMENTS: gl.constexpr, SWIGLU: gl.constexpr, PDL: gl.constexpr, FORMAT: gl.constexpr,
+    ZEROS: gl.constexpr, WORDS: gl.constexpr, GROUPS: gl.constexpr, BLOCK_T: gl.constexpr,
+    TAIL_T: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """Program (segment, tile). w, x, x_tail: descriptors, x_tail None where there is no tail of a tile."""
+    number, segment = gl.program_id(1), gl.program_id(0)
+    out = Out(y, sy_t, N // 2 if SWIGLU else N, partials, counters, late)
+    codes = Codes(factors, gl.to_tensor(N), FORMAT, ZEROS, WORDS)
+    groups = K // GROUP
+    each = gl.cdiv(groups, SEGMENTS)
+    first = segment * each
+    tile = Tile(number * (GROUPS * HEIGHT), gl.to_tensor(0), T, first, gl.minimum(each, groups - first),
+                segment, number, GROUPS, BLOCK_T, TAIL_T, STAGES, SEGMENTS, SWIGLU)  # fmt: skip
+    ring = new_codes_ring(tile, codes)
+    if PDL:
+        launch_dependents()
+    if GROUPS == 1:
+        gl.warp_specialize(
+            [(_multiply, (tile, codes, ring, out, 0)), (copy_codes, (tile, codes, ring, w, x, x_tail, PDL))],
+            [1], [24],
+        )  # fmt: skip
+    elif GROUPS == 2:
+        gl.warp_specialize(
+            [(_multiply, (tile, codes, ring, out, 0)), (_multiply, (tile, codes, ring, out, 1)),
+             (copy_codes, (tile, codes, ring, w, x, x_tail, PDL))],
+            [4, 1], [232, 24],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [(_multiply, (tile, codes, ring, out, 0)), (_multiply, (tile, codes, ring, out, 1)),
+             (_multiply, (tile, codes, ring, out, 2)),
+             (copy_codes, (tile, codes, ring, w, x, x_tail, PDL))],
+            [4, 4, 1], [152, 152, 24],
+        )  # fmt: skip
+
+
+COLUMNS = 128  # GROUP, for the host
+
+
+def plans_of(weight: QuantisedWeight, device: str, rows: int, swiglu: bool) -> list[tuple[Plan, int]]:
+    """Launches by the table for so many rows of one view, each with its number of rows: rows that no tile
+    takes are cut into equal parts. None where the table has no tiles. device: a key of its."""
+    (n, k), bits = weight.shape, weight.format.bits
+    tiles = coded_entries().get((n, k, bits, device), ())
+    if not tiles or weight.group != COLUMNS or (swiglu and n % 16):
+        return []
+    parts = -(-rows // tiles[-1].rows)
+    height = -(-rows // parts)
+    tile = next(tile for tile in tiles if height <= tile.rows)
+    plan = plan_with(weight, device, tile, swiglu)
+    if not plan.runs or (swiglu and plan.segments > 1):
+        return []
+    return [(plan, min(height, rows - first)) for first in range(0, rows, height)]
+
+
+def plan_with(weight: QuantisedWeight, device: str, tile: CodedTile, swiglu: bool) -> Plan:
+    """A launch in the weight's reduction class."""
+    n, k = weight.shape
+    of = tables.linear_entry(n, k, torch.bfloat16, device, weight.scheme)
+    return Plan(n, k, of.segments, tile, None, swiglu, COLUMNS)
+
+
+def takes_codes(x: Tensor, weight: QuantisedWeight) -> bool:
+    """Whether operands are bf16 and can be copied by descriptors."""
+    sx_t = x.stride(0) if x.shape[0] > 1 else x.shape[1]
+    same = x.stride(1) == 1 and weight.dtype == x.dtype == torch.bfloat16
+    return same and describable((x, sx_t)) and describable((weight.words, weight.row_stride))
+
+
+def linear_gluon_codes(
+    plan: Plan, x: Tensor, weight: QuantisedWeight, *, out: Tensor, space: Workspace | None = None,
+    pdl: bool = False, early: bool = True,
+) -> Tensor:  # fmt: skip
+    """One launch of a plan into `out` [T, N], or [T, N / 2] with SwiGLU. x is bf16 and `describable`; columns
+    of `out` are contiguous. space, pdl, early: as of `linear_triton`."""
+    rows, space = x.shape[0], space or workspace(x.device)
+    assert plan.runs and (plan.n, plan.k, plan.block_k) == (*weight.shape, weight.group), (plan, weight.shape)
+    assert 0 < rows <= plan.tile.rows and x.shape[1] == plan.k and takes_codes(x, weight), (plan, x.shape)
+    assert out.shape == (rows, plan.n // 2 if plan.swiglu else plan.n), (out.shape, plan)
+    assert out.stride(1) == 1 and out.dtype == x.dtype, (out.dtype, out.stride())
+    assert plan.fits(multiprocessors(x.device), space), (plan, multiprocessors(x.device))
+    sx_t = x.stride(0) if rows > 1 else plan.k
+    wide, tail = plan.tile.parts
+    _linear_gluon_codes_kernel[(plan.segments, plan.programs // plan.segments)](
+        w=_word_tiles(weight, plan.swiglu), factors=weight.factors, x=row_tiles(x, sx_t, wide, COLUMNS),
+        x_tail=row_tiles(x, sx_t, tail, COLUMNS), y=out, sy_t=out.stride(0) if rows > 1 else out.shape[1],
+        partials=space.partials, counters=space.counters, late=late_word(x.device), T=rows, N=plan.n,
+        K=plan.k, SEGMENTS=plan.segments, SWIGLU=plan.swiglu, PDL=pdl, FORMAT=weight.format.value,
+        ZEROS=weight.zeros, WORDS=COLUMNS // weight.codes_a_word, GROUPS=plan.tile.groups, BLOCK_T=wide,
+        TAIL_T=tail, STAGES=plan.tile.stages, num_warps=4, **NO_CONTRACTION, **launch_options(pdl and early),
+    )  # fmt: skip
+    return out
+
+
+def _word_tiles(weight: QuantisedWeight, pairs: bool) -> Any:
+    """Words in tiles of 64 rows and a group, of a gate and its up rows in turns of 8 where they are pairs."""
+    (n, _), stride, width = weight.shape, weight.row_stride, COLUMNS // weight.codes_a_word
+    layout = gl.NVMMASharedLayout(4 * width, 32, rank=4 if pairs else 2)
+    if not pairs:
+        return GluonDescriptor(weight.words, [n, stride], [stride, 1], [64, width], layout)
+    strides = [8 * stride, n // 2 * stride, stride, 1]
+    return GluonDescriptor(weight.words, [n // 16, 2, 8, stride], strides, [4, 2, 8, width], layout)
