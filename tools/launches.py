@@ -258,6 +258,13 @@ def walk() -> None:
     )  # fmt: skip
 
 
+def lookup() -> None:
+    """Two texts in three seats; one repeats itself, and one holds nothing twice."""
+    state, history = table([[0] * len(State), [40, *[0] * 5], [7, *[0] * 5]]), table([[*range(50)]] * 3)
+    history[1] %= 9
+    TRITON.lookup(history, state, table([2, -1, 1]), table([[0] * 15] * 3).long(), table([0] * 3))
+
+
 def seen_rows() -> None:
     """Trees of two texts, and a row of padding."""
     counts, tree = table([[0, 2, 0] * 30, [1, 0, 0] * 30]), table([-1, 0, 0, -1, 3, -1])
@@ -301,6 +308,7 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "choose, top-k": lambda: choose(**FILTERS | {"top_k": 20}),
     "commit": commit,
     "lay": lay,
+    "lookup": lookup,
     "walk": walk,
     "seen_rows": seen_rows,
     "grow": lambda: grown(3, 30, 7),

@@ -314,6 +314,11 @@ def cycles() -> Iterator[Launch]:
     launch = partial(grow.grow_triton, trees, state, slots, ranked, ids, order)
     yield "128 nodes, re-ranked", grow, "_grow_kernel", launch, HOPPER
     yield from allots()
+    lookup, history, matched = module("lookup"), meta(4, 40960, dtype=torch.int32), meta(2).int()
+    drafts = meta(2, 16, dtype=torch.int64)[:, 1:]
+    for name, clock, targets in (("40,960 places", None, ALL), ("40,960 places, timed", record[7:8], HOPPER)):
+        launch = partial(lookup.lookup_triton, history, state, slots, drafts, matched, clock)
+        yield name, lookup, "_lookup_kernel", launch, targets
     rerank, bigram = module("rerank"), meta(151936, 32)
     scales = meta(4, dtype=torch.float32)
     launch = partial(rerank.rerank_triton, scores, ids, slots, bigram, bigram, scales, slots, True)
