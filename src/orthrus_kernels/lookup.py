@@ -9,6 +9,8 @@ Bytes moved: 4 of each known token; a program reads them MOST times, but for the
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,21 +21,28 @@ from .layout import STATE_COLUMNS, STATE_START, State
 # Tokens of a match that count. With 8 greedy texts of the embedded checkpoint would keep 0.5 % more tokens a
 # pass (simulated, bench/LOG.md, 135).
 MOST = 4
+# How likely the target agrees with a token of a draft, if it agreed with those before, by how many tokens the
+# place matches.
+AGREES = (0.01, 0.5, 0.65, 0.7, 0.9)
 _PLACES = 1 << 27  # a match is packed as its length and its place, which is below this
 _TILE = 8192  # places a step: those of a whole text of 32k take four
 _MOST, _PLACE_BITS = tl.constexpr(MOST), tl.constexpr(_PLACES)
+_SCORES = tuple(math.log(share) for share in AGREES)
 
 
 def lookup(
-    history: Tensor, state: Tensor, slots: Tensor, drafts: Tensor, matched: Tensor,
+    history: Tensor, state: Tensor, slots: Tensor, drafts: Tensor, scores: Tensor,
     clock: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Draft for the text of every seat; a seat without a text keeps what it had.
 
     history [S, C] int32: the tokens of each slot's text by position, its root the last one that is read.
     state [S, columns of layout.State] int32; slots [B] int32: whose text sits in each seat, -1: none.
-    Written: drafts [B, P] int64, lines any distance apart, the tokens behind the root; matched [B] int32: how
-    many tokens the place matches, 0 to MOST. clock [1] int32: takes the time of the end (clock.py)."""
+    Written: drafts [B, P] int64, lines any distance apart, the tokens behind the root; scores [B] fp32: the
+    log of a number of AGREES. clock [3] int32: takes the time of the begin, twice, and of the end
+    (clock.py)."""
+    if clock is not None:
+        mark_here(clock[:2])
     for b, slot in enumerate(slots.tolist()):
         if slot < 0:
             continue
@@ -47,18 +56,22 @@ def lookup(
         length = max(lengths.tolist(), default=0)
         at = int((lengths * _PLACES + torch.arange(start)).argmax()) if length else start - 1
         drafts[b] = text[at + 1 + torch.arange(drafts.shape[1]) % (start - at)]
-        matched[b] = length
+        scores[b] = _SCORES[length]
     if clock is not None:
-        mark_here(clock)
+        mark_here(clock[2:3])
 
 
 @triton.jit(do_not_specialize=["C", "P"])
 def _lookup_kernel(
-    history, state, slots, drafts, stride_d, matched, clock, C, P,
-    TILE: tl.constexpr, DRAFT: tl.constexpr, CLOCK: tl.constexpr,
+    history, state, slots, drafts, stride_d, scores, clock, C, P,
+    SCORES: tl.constexpr, TILE: tl.constexpr, DRAFT: tl.constexpr, CLOCK: tl.constexpr,
 ):  # fmt: skip
     """One seat. DRAFT >= P, a power of two."""
     i_b = tl.program_id(0).to(tl.int64)
+    if CLOCK:  # noqa: SIM102  at compile time, the next at run time
+        if i_b == 0:
+            mark(clock, 0)
+            mark(clock, 1)
     slot = tl.load(slots + i_b).to(tl.int64)
     if slot >= 0:
         history += slot * C
@@ -80,27 +93,31 @@ def _lookup_kernel(
         o_d = tl.arange(0, DRAFT)
         b_draft = tl.load(history + at + 1 + o_d % (start - at))
         tl.store(drafts + i_b * stride_d + o_d, b_draft.to(tl.int64), mask=o_d < P)
-        tl.store(matched + i_b, best // _PLACE_BITS)
+        score = tl.full((), SCORES[0], tl.float32)
+        for n in tl.static_range(1, _MOST + 1):
+            score = tl.where(best // _PLACE_BITS == n, SCORES[n], score)
+        tl.store(scores + i_b, score)
     if CLOCK:  # noqa: SIM102  at compile time, the next at run time
         if i_b == 0:
-            mark(clock, 0)
+            mark(clock, 2)
 
 
 def lookup_triton(
-    history: Tensor, state: Tensor, slots: Tensor, drafts: Tensor, matched: Tensor,
+    history: Tensor, state: Tensor, slots: Tensor, drafts: Tensor, scores: Tensor,
     clock: Tensor | None = None,
 ) -> None:  # fmt: skip
     """`lookup` as one launch, a program a seat."""
     seats, p = drafts.shape
-    assert len(slots) == len(matched) == seats and p > 0, (slots.shape, drafts.shape)
+    assert len(slots) == len(scores) == seats and p > 0, (slots.shape, drafts.shape)
     assert len(history) == len(state) and state.shape[1] == len(State), (history.shape, state.shape)
     assert 0 < history.shape[1] < _PLACES, history.shape
-    tables = history, state, slots, matched
-    assert {t.dtype for t in tables} == {torch.int32} and drafts.dtype == torch.int64, drafts.dtype
-    assert all(t.is_contiguous() for t in tables) and drafts.stride(1) == 1, drafts.stride()
+    tables = history, state, slots
+    assert {t.dtype for t in tables} == {torch.int32}, [t.dtype for t in tables]
+    assert (drafts.dtype, scores.dtype) == (torch.int64, torch.float32), (drafts.dtype, scores.dtype)
+    assert all(t.is_contiguous() for t in (*tables, scores)) and drafts.stride(1) == 1, drafts.stride()
     tile = min(_TILE, max(triton.next_power_of_2(history.shape[1]), 32))
     _lookup_kernel[(seats,)](
-        history=history, state=state, slots=slots, drafts=drafts, stride_d=drafts.stride(0), matched=matched,
-        clock=clock, C=history.shape[1], P=p, TILE=tile, DRAFT=triton.next_power_of_2(p),
+        history=history, state=state, slots=slots, drafts=drafts, stride_d=drafts.stride(0), scores=scores,
+        clock=clock, C=history.shape[1], P=p, SCORES=_SCORES, TILE=tile, DRAFT=triton.next_power_of_2(p),
         CLOCK=clock is not None, num_warps=max(tile // 512, 1),
     )  # fmt: skip

@@ -314,10 +314,10 @@ def cycles() -> Iterator[Launch]:
     launch = partial(grow.grow_triton, trees, state, slots, ranked, ids, order)
     yield "128 nodes, re-ranked", grow, "_grow_kernel", launch, HOPPER
     yield from allots()
-    lookup, history, matched = module("lookup"), meta(4, 40960, dtype=torch.int32), meta(2).int()
+    lookup, history, score = module("lookup"), meta(4, 40960, dtype=torch.int32), meta(2).float()
     drafts = meta(2, 16, dtype=torch.int64)[:, 1:]
-    for name, clock, targets in (("40,960 places", None, ALL), ("40,960 places, timed", record[7:8], HOPPER)):
-        launch = partial(lookup.lookup_triton, history, state, slots, drafts, matched, clock)
+    for name, clock, targets in (("40,960 places", None, ALL), ("40,960 places, timed", record[5:8], HOPPER)):
+        launch = partial(lookup.lookup_triton, history, state, slots, drafts, score, clock)
         yield name, lookup, "_lookup_kernel", launch, targets
     rerank, bigram = module("rerank"), meta(151936, 32)
     scales = meta(4, dtype=torch.float32)
@@ -342,8 +342,8 @@ def cycles() -> Iterator[Launch]:
     walk, commit, seen = module("walk"), module("commit"), module("seen")
     for name, timed, targets in (("33 nodes", False, ALL), ("33 nodes, timed", True, HOPPER)):
         launch = partial(
-            walk.walk_triton, states, start, first, chosen, nodes, chosen, logits, logits, ends, accepted,
-            start, records, timed,
+            walk.walk_triton, states, start, first, chosen, nodes, chosen, logits, logits, ends, history,
+            accepted, start, records, timed,
         )  # fmt: skip
         yield name, walk, "_walk_kernel", launch, targets
     cache, pages, kept = meta(36, 64, 8, 64, 128), meta(2, 32, dtype=torch.int32), meta(36, 66, 8, 128)

@@ -1,5 +1,7 @@
 """Prompt lookup: kernel and twin draft what followed the last tokens of each seat's text, exactly."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,7 +10,7 @@ from inputs import examples
 from interpreter import DEVICE
 
 from orthrus_kernels.layout import State
-from orthrus_kernels.lookup import MOST, lookup, lookup_triton
+from orthrus_kernels.lookup import AGREES, MOST, lookup, lookup_triton
 
 SLOTS, ROWS = 4, 7
 BOTH = pytest.mark.parametrize("how, device", [(lookup_triton, DEVICE), (lookup, "cpu")])
@@ -24,7 +26,8 @@ TEXTS = st.lists(
 
 
 def drafted(texts, slots, how=lookup_triton, device=DEVICE, rows=ROWS, room=3):
-    """(drafts, matched) for the texts of slots, lists. What is not written: -8 and -9."""
+    """(drafts, how many tokens each place matches) for the texts of slots, lists. What is not written: -8 and
+    -9."""
     capacity = max(map(len, texts)) + room
     history = [[*text, *[NONSENSE] * (capacity - len(text))] for text in texts]
     state = [[len(text) - 1, text[-1], 9, 0, 999, 9] for text in texts]
@@ -32,11 +35,14 @@ def drafted(texts, slots, how=lookup_triton, device=DEVICE, rows=ROWS, room=3):
         torch.tensor(t, dtype=torch.int32, device=device) for t in (history, state, slots)
     )
     lines = torch.full((len(slots), 1 + rows), -8, dtype=torch.int64, device=device)
-    matched = torch.full((len(slots),), -9, dtype=torch.int32, device=device)
+    scores = torch.full((len(slots),), -9.0, device=device)
     assert state.shape[1] == len(State)
-    how(history, state, slots, lines[:, 1:], matched)
+    how(history, state, slots, lines[:, 1:], scores)
     assert set(lines[:, 0].tolist()) <= {-8}, "the roots' places are not its own"
-    return lines[:, 1:].tolist(), matched.tolist()
+    logs = [round(math.log(share), 5) for share in AGREES]
+    found = [round(score, 5) for score in scores.tolist()]
+    lengths = [logs.index(score) if score in logs else score for score in found]
+    return lines[:, 1:].tolist(), lengths
 
 
 def by_definition(text, rows=ROWS):
@@ -89,9 +95,9 @@ def test_a_match_of_more_tokens_counts_as_one_of_most(how, device):
 
 
 def test_what_is_not_looked_up():
-    """Fewer lengths than seats; rows that do not follow one another."""
+    """Fewer scores than seats; rows that do not follow one another."""
     history, state = torch.zeros(2, 9, dtype=torch.int32), torch.zeros(2, len(State), dtype=torch.int32)
     slots, drafts = torch.zeros(2, dtype=torch.int32), torch.zeros(2, 6, dtype=torch.int64)
-    for lines, matched in ((drafts, slots[:1]), (drafts[:, ::2], slots)):
+    for lines, scores in ((drafts, torch.zeros(1)), (drafts[:, ::2], torch.zeros(2))):
         with pytest.raises(AssertionError):
-            lookup_triton(history, state, slots, lines, matched)
+            lookup_triton(history, state, slots, lines, scores)

@@ -17,10 +17,11 @@ from orthrus_kernels.grow import Trees
 from orthrus_kernels.layout import Record
 
 from .choice import CANDIDATES
-from .controller import CHAIN
+from .controller import CHAIN, LOOKUP
 from .cycle import Cycle, Slots
 from .prompt_rows import PromptRows
 from .scheduler import MOST_PARTS
+from .sequence import Run
 
 TREE_ROWS = 64  # of a block that a tree takes at most
 MOST_TREE = 64  # nodes of a text's tree, the root included, where several texts share the rows
@@ -30,8 +31,9 @@ class TwoPassCycle(Cycle):
     """A draft pass and a verify pass, or the latter alone."""
 
     def __init__(self, slots: Slots, seats: int, nodes: int, block: int, riders: int = 0) -> None:
-        """seats: texts at most. nodes: of a tree; CHAIN: one a position of the block. block: rows of a
-        draft; 0: no draft. riders: rows of the verify pass for prompts."""
+        """seats: texts at most. nodes: of a tree; CHAIN: one a position of the block; LOOKUP: a chain without
+        a draft pass. block: rows of a draft, or of that chain; 0: no draft. riders: rows of the verify pass
+        for prompts."""
         self.branches, self.block = nodes > CHAIN, block
         self.children = CANDIDATES if self.branches else 1  # of a node at most
         each = self.rows_each(nodes, block)
@@ -39,10 +41,12 @@ class TwoPassCycle(Cycle):
         super().__init__(slots, seats, max(each, MOST_TREE) if self.branches and seats > 1 else each, levels)
         model, device, running = slots.model, slots.state.device, len(slots.state)
         rows = seats * each
-        self.kind, self.pass_rows = ("two-pass", [seats * block]) if block else ("plain", [])
+        self.kind, self.pass_rows = "lookup" if nodes == LOOKUP else "plain", list[int]()
+        if block and nodes != LOOKUP:
+            self.kind, self.pass_rows = "two-pass", [seats * block]
         self.pass_rows.append(rows + riders)
         self.draft = None
-        if block:
+        if self.kind == "two-pass":
             masks = Rows.batch([Rows.block(0, block, 0, model.config.mask_token_id, b) for b in range(seats)])
             self.depth = self.levels - 1
             wanted = torch.arange(seats * block, device=device).view(seats, block)[:, : self.depth].flatten()
@@ -61,6 +65,7 @@ class TwoPassCycle(Cycle):
         self.of_trees = self.check.plan.head(rows)  # the plan of the trees' rows
         self.riders = PromptRows(slots, self.check, rows) if riders else None
         self.trees = Trees.new(seats, self.nodes, device)
+        self.scores = torch.zeros(seats, device=device)  # of what lookup has found, a token
         self.record[:, Record.DRAFTED] = int(block > 0)
 
     def place(self) -> None:
@@ -69,6 +74,13 @@ class TwoPassCycle(Cycle):
             self.draft.plan.sequences.copy_(self.seats.repeat_interleave(self.block))
         if not self.branches:
             self.of_trees.sequences.copy_(self.seats.repeat_interleave(self.nodes))
+
+    def tell(self, seat: int, run: Run) -> None:
+        """Lookup leaves the score of a token, which all tokens of the chain have."""
+        if self.kind == "lookup":
+            depths = torch.arange(self.nodes, device=self.scores.device)
+            self.trees.scores[seat] = self.scores[seat] * depths
+        super().tell(seat, run)
 
     @staticmethod
     def rows_each(nodes: int, block: int) -> int:
@@ -79,7 +91,11 @@ class TwoPassCycle(Cycle):
         """The launches of a cycle."""
         slots, model, check, ops = self.slots, self.model, self.check, self.model.ops
         clock, seats = self.clock, len(self.seats)
-        if self.draft is not None:
+        if self.kind == "lookup":
+            found = self.of_trees.tokens.view(seats, self.nodes)[:, 1:]
+            ops.lookup(slots.history, slots.state, self.seats, found, self.scores, clock)
+            clock = None
+        elif self.draft is not None:
             plan = self.draft.plan
             ops.lay(plan, self.draft.tables, slots.root, clock)
             states, _, _ = model.states(self.draft, slots.cache)
@@ -96,7 +112,8 @@ class TwoPassCycle(Cycle):
             self.allot(self.of_trees, self.first, self.trees, slots.state, self.seats)
             ops.lay(check.plan, check.tables)
         else:
-            self.of_trees.tokens.view(seats, self.nodes)[:, 1:] = self.trees.tokens[:, 1:]
+            if self.draft is not None:
+                self.of_trees.tokens.view(seats, self.nodes)[:, 1:] = self.trees.tokens[:, 1:]
             ops.lay(check.plan, check.tables, slots.root, clock)
         states, keys, values = model.states(check, slots.cache)
         rows = len(self.of_trees.tokens)

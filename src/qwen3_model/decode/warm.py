@@ -58,8 +58,7 @@ class Plan:
 
     def kinds_of(self, seats: int) -> tuple[Kind, ...]:
         """The kinds of cycles of so many seats."""
-        most = kinds_of_auto(seats) if self.kinds is None else self.kinds
-        return most if self.block else most[:1]
+        return kinds_of_auto(seats, self.block) if self.kinds is None else self.kinds
 
 
 @dataclass(frozen=True)
