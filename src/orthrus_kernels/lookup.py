@@ -21,13 +21,13 @@ from .layout import STATE_COLUMNS, STATE_START, State
 # Tokens of a match that count. With 8 greedy texts of the embedded checkpoint would keep 0.5 % more tokens a
 # pass (simulated, bench/LOG.md, 135).
 MOST = 4
-# How likely the target agrees with a token of a draft, if it agreed with those before, by how many tokens the
-# place matches.
-AGREES = (0.01, 0.5, 0.65, 0.7, 0.9)
+# How likely the target's token is the one that followed, by how many tokens match: of the embedded checkpoint
+# (bench/LOG.md, 135). Behind each token that it agrees with, one more matches.
+AGREES = (0.001, 0.35, 0.55, 0.55, 0.85)
 _PLACES = 1 << 27  # a match is packed as its length and its place, which is below this
 _TILE = 8192  # places a step: those of a whole text of 32k take four
 _MOST, _PLACE_BITS = tl.constexpr(MOST), tl.constexpr(_PLACES)
-_SCORES = tuple(math.log(share) for share in AGREES)
+_LOGS = tuple(math.log(share) for share in AGREES)
 
 
 def lookup(
@@ -38,9 +38,9 @@ def lookup(
 
     history [S, C] int32: the tokens of each slot's text by position, its root the last one that is read.
     state [S, columns of layout.State] int32; slots [B] int32: whose text sits in each seat, -1: none.
-    Written: drafts [B, P] int64, lines any distance apart, the tokens behind the root; scores [B] fp32: the
-    log of a number of AGREES. clock [3] int32: takes the time of the begin, twice, and of the end
-    (clock.py)."""
+    Written, both of lines any distance apart: drafts [B, P] int64, the tokens behind the root; scores [B, P]
+    fp32, the log of how likely the target gets that far. clock [3] int32: takes the time of the begin, twice,
+    and of the end (clock.py)."""
     if clock is not None:
         mark_here(clock[:2])
     for b, slot in enumerate(slots.tolist()):
@@ -56,15 +56,16 @@ def lookup(
         length = max(lengths.tolist(), default=0)
         at = int((lengths * _PLACES + torch.arange(start)).argmax()) if length else start - 1
         drafts[b] = text[at + 1 + torch.arange(drafts.shape[1]) % (start - at)]
-        scores[b] = _SCORES[length]
+        logs = torch.tensor([_LOGS[min(length + i, MOST)] for i in range(drafts.shape[1])])
+        scores[b] = logs.cumsum(0)
     if clock is not None:
         mark_here(clock[2:3])
 
 
 @triton.jit(do_not_specialize=["C", "P"])
 def _lookup_kernel(
-    history, state, slots, drafts, stride_d, scores, clock, C, P,
-    SCORES: tl.constexpr, TILE: tl.constexpr, DRAFT: tl.constexpr, CLOCK: tl.constexpr,
+    history, state, slots, drafts, stride_d, scores, stride_s, clock, C, P,
+    LOGS: tl.constexpr, TILE: tl.constexpr, DRAFT: tl.constexpr, CLOCK: tl.constexpr,
 ):  # fmt: skip
     """One seat. DRAFT >= P, a power of two."""
     i_b = tl.program_id(0).to(tl.int64)
@@ -93,10 +94,13 @@ def _lookup_kernel(
         o_d = tl.arange(0, DRAFT)
         b_draft = tl.load(history + at + 1 + o_d % (start - at))
         tl.store(drafts + i_b * stride_d + o_d, b_draft.to(tl.int64), mask=o_d < P)
-        score = tl.full((), SCORES[0], tl.float32)
-        for n in tl.static_range(1, _MOST + 1):
-            score = tl.where(best // _PLACE_BITS == n, SCORES[n], score)
-        tl.store(scores + i_b, score)
+        b_score = tl.maximum(o_d + 1 - _MOST, 0) * LOGS[_MOST]
+        for i in tl.static_range(_MOST):
+            log = tl.full((), LOGS[_MOST], tl.float32)
+            for n in tl.static_range(_MOST):
+                log = tl.where(best // _PLACE_BITS + i == n, LOGS[n], log)
+            b_score += tl.where(o_d >= i, log, 0.0)
+        tl.store(scores + i_b * stride_s + o_d, b_score, mask=o_d < P)
     if CLOCK:  # noqa: SIM102  at compile time, the next at run time
         if i_b == 0:
             mark(clock, 2)
@@ -108,16 +112,17 @@ def lookup_triton(
 ) -> None:  # fmt: skip
     """`lookup` as one launch, a program a seat."""
     seats, p = drafts.shape
-    assert len(slots) == len(scores) == seats and p > 0, (slots.shape, drafts.shape)
+    assert len(slots) == seats and p > 0 and scores.shape == drafts.shape, (slots.shape, scores.shape)
     assert len(history) == len(state) and state.shape[1] == len(State), (history.shape, state.shape)
     assert 0 < history.shape[1] < _PLACES, history.shape
     tables = history, state, slots
     assert {t.dtype for t in tables} == {torch.int32}, [t.dtype for t in tables]
     assert (drafts.dtype, scores.dtype) == (torch.int64, torch.float32), (drafts.dtype, scores.dtype)
-    assert all(t.is_contiguous() for t in (*tables, scores)) and drafts.stride(1) == 1, drafts.stride()
+    assert all(t.is_contiguous() for t in tables), [t.stride() for t in tables]
+    assert drafts.stride(1) == scores.stride(1) == 1, (drafts.stride(), scores.stride())
     tile = min(_TILE, max(triton.next_power_of_2(history.shape[1]), 32))
     _lookup_kernel[(seats,)](
         history=history, state=state, slots=slots, drafts=drafts, stride_d=drafts.stride(0), scores=scores,
-        clock=clock, C=history.shape[1], P=p, SCORES=_SCORES, TILE=tile, DRAFT=triton.next_power_of_2(p),
-        CLOCK=clock is not None, num_warps=max(tile // 512, 1),
+        stride_s=scores.stride(0), clock=clock, C=history.shape[1], P=p, LOGS=_LOGS, TILE=tile,
+        DRAFT=triton.next_power_of_2(p), CLOCK=clock is not None, num_warps=max(tile // 512, 1),
     )  # fmt: skip

@@ -313,9 +313,14 @@ def cycles() -> Iterator[Launch]:
     order, ranked = meta(2, 31, 16, 16, dtype=torch.int32), meta(2, 31, 16, 16, dtype=torch.float32)
     launch = partial(grow.grow_triton, trees, state, slots, ranked, ids, order)
     yield "128 nodes, re-ranked", grow, "_grow_kernel", launch, HOPPER
+    chain, chain_scores, hang = meta(2, 31).long(), meta(2, 31).float(), module("branch")
+    for nodes, targets in ((64, ALL), (256, HOPPER)):
+        tree = grow.Trees.new(2, nodes, "meta")
+        launch = partial(hang.branch_triton, tree, slots, chain, chain_scores)
+        yield f"{nodes} nodes, a chain of 31", hang, "_branch_kernel", launch, targets
     yield from allots()
-    lookup, history, score = module("lookup"), meta(4, 40960, dtype=torch.int32), meta(2).float()
-    drafts = meta(2, 16, dtype=torch.int64)[:, 1:]
+    lookup, history = module("lookup"), meta(4, 40960, dtype=torch.int32)
+    drafts, score = (meta(2, 16, dtype=t)[:, 1:] for t in (torch.int64, torch.float32))
     for name, clock, targets in (("40,960 places", None, ALL), ("40,960 places, timed", record[5:8], HOPPER)):
         launch = partial(lookup.lookup_triton, history, state, slots, drafts, score, clock)
         yield name, lookup, "_lookup_kernel", launch, targets

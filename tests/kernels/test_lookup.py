@@ -26,8 +26,8 @@ TEXTS = st.lists(
 
 
 def drafted(texts, slots, how=lookup_triton, device=DEVICE, rows=ROWS, room=3):
-    """(drafts, how many tokens each place matches) for the texts of slots, lists. What is not written: -8 and
-    -9."""
+    """(drafts, how many tokens each place matches, as the scores say) for the texts of slots, lists. Of an
+    empty seat -8 and MOST + 1."""
     capacity = max(map(len, texts)) + room
     history = [[*text, *[NONSENSE] * (capacity - len(text))] for text in texts]
     state = [[len(text) - 1, text[-1], 9, 0, 999, 9] for text in texts]
@@ -35,14 +35,16 @@ def drafted(texts, slots, how=lookup_triton, device=DEVICE, rows=ROWS, room=3):
         torch.tensor(t, dtype=torch.int32, device=device) for t in (history, state, slots)
     )
     lines = torch.full((len(slots), 1 + rows), -8, dtype=torch.int64, device=device)
-    scores = torch.full((len(slots),), -9.0, device=device)
+    scores = torch.full((len(slots), 1 + rows), -9.0, device=device)
     assert state.shape[1] == len(State)
-    how(history, state, slots, lines[:, 1:], scores)
-    assert set(lines[:, 0].tolist()) <= {-8}, "the roots' places are not its own"
-    logs = [round(math.log(share), 5) for share in AGREES]
-    found = [round(score, 5) for score in scores.tolist()]
-    lengths = [logs.index(score) if score in logs else score for score in found]
-    return lines[:, 1:].tolist(), lengths
+    how(history, state, slots, lines[:, 1:], scores[:, 1:])
+    assert set(lines[:, 0].tolist()) <= {-8} and set(scores[:, 0].tolist()) <= {-9.0}, "the roots'"
+    logs = [math.log(share) for share in AGREES]
+    wanted = torch.tensor([[logs[min(n + i, MOST)] for i in range(rows)] for n in range(MOST + 1)]).cumsum(1)
+    wanted = torch.cat([wanted, torch.full((1, rows), -9.0)]).to(device)  # the last one: nothing is written
+    near = torch.isclose(scores[:, None, 1:], wanted).all(-1).int()
+    assert near.sum(1).tolist() == [1] * len(slots)
+    return lines[:, 1:].tolist(), near.argmax(1).tolist()
 
 
 def by_definition(text, rows=ROWS):
@@ -64,7 +66,7 @@ def test_what_followed_the_longest_and_latest_match(how, device, texts, slots, e
     slots = [-1 if seat == empty else slot for seat, slot in enumerate(slots)]
     drafts, matched = drafted(texts, slots, how, device)
     for slot, draft, length in zip(slots, drafts, matched, strict=True):
-        assert (draft, length) == (by_definition(texts[slot]) if slot >= 0 else ([-8] * ROWS, -9))
+        assert (draft, length) == (by_definition(texts[slot]) if slot >= 0 else ([-8] * ROWS, MOST + 1))
 
 
 @BOTH
@@ -98,6 +100,6 @@ def test_what_is_not_looked_up():
     """Fewer scores than seats; rows that do not follow one another."""
     history, state = torch.zeros(2, 9, dtype=torch.int32), torch.zeros(2, len(State), dtype=torch.int32)
     slots, drafts = torch.zeros(2, dtype=torch.int32), torch.zeros(2, 6, dtype=torch.int64)
-    for lines, scores in ((drafts, torch.zeros(1)), (drafts[:, ::2], torch.zeros(2))):
+    for lines, scores in ((drafts, torch.zeros(1, 6)), (drafts[:, ::2], torch.zeros(2, 3))):
         with pytest.raises(AssertionError):
             lookup_triton(history, state, slots, lines, scores)

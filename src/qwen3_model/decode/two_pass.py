@@ -21,7 +21,6 @@ from .controller import CHAIN, LOOKUP
 from .cycle import Cycle, Slots
 from .prompt_rows import PromptRows
 from .scheduler import MOST_PARTS
-from .sequence import Run
 
 TREE_ROWS = 64  # of a block that a tree takes at most
 MOST_TREE = 64  # nodes of a text's tree, the root included, where several texts share the rows
@@ -52,6 +51,8 @@ class TwoPassCycle(Cycle):
             wanted = torch.arange(seats * block, device=device).view(seats, block)[:, : self.depth].flatten()
             shape = PassShape(len(masks), 0, lines=seats, depth=block, sequences=running)
             self.draft = model.new_pass(masks, slots.cache, slots.start, shape, logits_of=wanted)
+            self.found = torch.zeros(seats, self.depth, dtype=torch.int64, device=device)  # by lookup
+            self.likely = torch.zeros(seats, self.depth, device=device)  # their scores
         chains = [Rows.chain([0] * each, 0, b) for b in range(seats)]
         lines, depth = (rows, block) if self.branches else (seats, each)
         last = None
@@ -65,7 +66,6 @@ class TwoPassCycle(Cycle):
         self.of_trees = self.check.plan.head(rows)  # the plan of the trees' rows
         self.riders = PromptRows(slots, self.check, rows) if riders else None
         self.trees = Trees.new(seats, self.nodes, device)
-        self.scores = torch.zeros(seats, device=device)  # of what lookup has found, a token
         self.record[:, Record.DRAFTED] = int(block > 0)
 
     def place(self) -> None:
@@ -74,13 +74,6 @@ class TwoPassCycle(Cycle):
             self.draft.plan.sequences.copy_(self.seats.repeat_interleave(self.block))
         if not self.branches:
             self.of_trees.sequences.copy_(self.seats.repeat_interleave(self.nodes))
-
-    def tell(self, seat: int, run: Run) -> None:
-        """Lookup leaves the score of a token, which all tokens of the chain have."""
-        if self.kind == "lookup":
-            depths = torch.arange(self.nodes, device=self.scores.device)
-            self.trees.scores[seat] = self.scores[seat] * depths
-        super().tell(seat, run)
 
     @staticmethod
     def rows_each(nodes: int, block: int) -> int:
@@ -93,7 +86,7 @@ class TwoPassCycle(Cycle):
         clock, seats = self.clock, len(self.seats)
         if self.kind == "lookup":
             found = self.of_trees.tokens.view(seats, self.nodes)[:, 1:]
-            ops.lookup(slots.history, slots.state, self.seats, found, self.scores, clock)
+            ops.lookup(slots.history, slots.state, self.seats, found, self.trees.scores[:, 1:], clock)
             clock = None
         elif self.draft is not None:
             plan = self.draft.plan
@@ -108,6 +101,9 @@ class TwoPassCycle(Cycle):
             ranked = slots.choice.ranked(states, behind, tokens[:, 0].int(), owners, known=True)
             ops.grow(self.trees, slots.state, self.seats, *ranked, clock, self.children)
             clock = None
+            if self.branches:
+                ops.lookup(slots.history, slots.state, self.seats, self.found, self.likely)
+                ops.branch(self.trees, self.seats, self.found, self.likely)
         if self.branches:
             self.allot(self.of_trees, self.first, self.trees, slots.state, self.seats)
             ops.lay(check.plan, check.tables)
