@@ -1,6 +1,9 @@
 """The published cycle (arXiv 2605.12825, section 3.3), with chains or trees: a diffusion pass proposes, an AR
 pass verifies. Without the draft it is plain decoding, one row a text, which every strategy must equal.
 
+Strategy "lookup" needs no diffusion view: its chain is what followed the text's last tokens before. Of a tree
+the same chain becomes a branch, where it is likelier than the tree's own nodes (orthrus_kernels/branch.py).
+
 Proposals are ranked from the diffusion view's logits by the same settings and the same noise as the target's
 choices. A tree takes the likeliest paths through the block's distributions (orthrus_kernels/draft_tree.py). A
 chain is grown as a tree is, with one child a node, and has fixed rows of the pass. Trees of n nodes a text
