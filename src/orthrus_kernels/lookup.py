@@ -28,6 +28,7 @@ _PLACES = 1 << 27  # a match is packed as its length and its place, which is bel
 _TILE = 8192  # places a step: those of a whole text of 32k take four
 _MOST, _PLACE_BITS = tl.constexpr(MOST), tl.constexpr(_PLACES)
 _LOGS = tuple(math.log(share) for share in AGREES)
+_SCORES = tl.constexpr(_LOGS)
 
 
 def lookup(
@@ -65,7 +66,7 @@ def lookup(
 @triton.jit(do_not_specialize=["C", "P"])
 def _lookup_kernel(
     history, state, slots, drafts, stride_d, scores, stride_s, clock, C, P,
-    LOGS: tl.constexpr, TILE: tl.constexpr, DRAFT: tl.constexpr, CLOCK: tl.constexpr,
+    TILE: tl.constexpr, DRAFT: tl.constexpr, CLOCK: tl.constexpr,
 ):  # fmt: skip
     """One seat. DRAFT >= P, a power of two."""
     i_b = tl.program_id(0).to(tl.int64)
@@ -94,11 +95,11 @@ def _lookup_kernel(
         o_d = tl.arange(0, DRAFT)
         b_draft = tl.load(history + at + 1 + o_d % (start - at))
         tl.store(drafts + i_b * stride_d + o_d, b_draft.to(tl.int64), mask=o_d < P)
-        b_score = tl.maximum(o_d + 1 - _MOST, 0) * LOGS[_MOST]
+        b_score = tl.maximum(o_d + 1 - _MOST, 0) * _SCORES[_MOST]
         for i in tl.static_range(_MOST):
-            log = tl.full((), LOGS[_MOST], tl.float32)
+            log = tl.full((), _SCORES[_MOST], tl.float32)
             for n in tl.static_range(_MOST):
-                log = tl.where(best // _PLACE_BITS + i == n, LOGS[n], log)
+                log = tl.where(best // _PLACE_BITS + i == n, _SCORES[n], log)
             b_score += tl.where(o_d >= i, log, 0.0)
         tl.store(scores + i_b * stride_s + o_d, b_score, mask=o_d < P)
     if CLOCK:  # noqa: SIM102  at compile time, the next at run time
@@ -123,6 +124,6 @@ def lookup_triton(
     tile = min(_TILE, max(triton.next_power_of_2(history.shape[1]), 32))
     _lookup_kernel[(seats,)](
         history=history, state=state, slots=slots, drafts=drafts, stride_d=drafts.stride(0), scores=scores,
-        stride_s=scores.stride(0), clock=clock, C=history.shape[1], P=p, LOGS=_LOGS, TILE=tile,
+        stride_s=scores.stride(0), clock=clock, C=history.shape[1], P=p, TILE=tile,
         DRAFT=triton.next_power_of_2(p), CLOCK=clock is not None, num_warps=max(tile // 512, 1),
     )  # fmt: skip
