@@ -1,8 +1,8 @@
 """Tokens a cycle of draft trees with what lookup finds as a branch, and without: on texts that repeat, a
 piece of a file and then its edit, and on others, the held-out prompts themselves.
 
-An edit is made of a held-out prompt of the embedded checkpoint: the prompt, then its first third once more,
-in which its most frequent name is another one (`new_` before it). What the model writes behind that may
+An edit is made of a held-out prompt of the embedded checkpoint: the prompt, then its first two thirds once
+more, in which its most frequent name is another one (`new_` before it). What the model writes behind that may
 follow the piece above, with the other name. Texts are the same with and without; only the number of cycles
 differs."""
 
@@ -29,25 +29,29 @@ from .measure import machine, machine_line
 
 COMMAND = "bench.edits"
 NAME = re.compile(r"\b[A-Za-z_]\w{3,}\b")
+SETS = ("edits", "others")
 LEAST = 3  # times that a name stands in a piece
 
 
 def edit(piece: str) -> str | None:
-    """A piece of a file and the begin of its edit; None where no name stands in it LEAST times."""
+    """A piece of a file and the begin of its edit; None where no name stands in it LEAST times.
+
+    The end of the last line is left out: it is one token with the indentation that follows, and alone it
+    would say that the piece is over."""
     names = Counter(name for name in NAME.findall(piece) if not keyword.iskeyword(name))
     name, times = max(names.items(), key=lambda item: item[1], default=("", 0))
     if times < LEAST:
         return None
     lines = piece.splitlines(keepends=True)
-    begin = "".join(lines[: max(len(lines) // 3, 1)])
+    begin = "".join(lines[: max(len(lines) * 2 // 3, 1)]).rstrip()
     return f"{piece}\n\n\n" + re.sub(rf"\b{name}\b", f"new_{name}", begin)
 
 
-def prompt_sets(count: int, split: str) -> dict[str, list[str]]:
-    """So many edits, and as many held-out prompts."""
+def prompts_of(name: str, count: int, split: str) -> list[str]:
+    """So many edits, or as many held-out prompts."""
     held_out = read_prompts(EMBEDDED / "held_out.jsonl", split=split)
     edits = [made for made in map(edit, held_out) if made is not None]
-    return {"edits": edits[:count], "others": held_out[:count]}
+    return (edits if name == "edits" else held_out)[:count]
 
 
 def both(
@@ -74,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=positive, default=100, metavar="N", help="of each set (default: 100)")
     parser.add_argument("--tokens", type=positive, default=256, metavar="N", help="new ones (default: 256)")
     parser.add_argument("--nodes", type=positive, default=63, metavar="N", help="of a tree (default: 63)")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS, help="default: both")
     parser.add_argument("--split", choices=("test", "dev"), default="test", help="default: test")
     parser.add_argument("--device", help="cuda, cpu (default: CUDA if there)")
     parser.add_argument("--json", type=writable, metavar="FILE", help="write all figures there")
@@ -82,8 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         model = Qwen3.from_pretrained(EMBEDDED, given.device, progress=False)
         assert model.text is not None
-        for name, texts in prompt_sets(given.limit, given.split).items():
-            prompts = [model.text.encode(text) for text in texts]
+        for name in given.sets:
+            prompts = [model.text.encode(text) for text in prompts_of(name, given.limit, given.split)]
             for temperature in (0.0, 0.8):
                 found, without = both(model, prompts, Setting(temperature, given.nodes), given.tokens)
                 gains = found.per_cycle / without.per_cycle, found.per_second / without.per_second
