@@ -31,6 +31,7 @@ TREES = (31, 63)
 # Times on the plain twins, in plain cycles. Their attention takes a tree path by path, so a tree costs more
 # than it brings. Embedded checkpoint, 2-core AMD EPYC, 2026-11-26. They are constant: counts can be repeated.
 TWIN_TIMES = {PLAIN: 1.0, CHAIN: 2.0}
+# The same without a diffusion view: 16 rows of the embedded checkpoint, 2 CPU cores, 2026-11-29.
 TWIN_LOOKUP_TIMES = {PLAIN: 1.0, LOOKUP: 1.2}
 
 DECAY = 0.96  # of what is known of the text, a cycle: about the last 25 cycles count
