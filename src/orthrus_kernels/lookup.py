@@ -22,8 +22,8 @@ from .layout import STATE_COLUMNS, STATE_START, State
 # pass (simulated, bench/LOG.md, 135).
 MOST = 4
 # How likely the target's token is the one that followed, by how many tokens match: of the embedded checkpoint
-# (bench/LOG.md, 135). Behind each token that it agrees with, one more matches.
-AGREES = (0.001, 0.35, 0.55, 0.55, 0.85)
+# on its dev prompts (bench/LOG.md, 135). Behind each token that it agrees with, one more matches.
+AGREES = (0.001, 0.3, 0.45, 0.45, 0.8)
 _PLACES = 1 << 27  # a match is packed as its length and its place, which is below this
 _TILE = 8192  # places a step: those of a whole text of 32k take four
 _MOST, _PLACE_BITS = tl.constexpr(MOST), tl.constexpr(_PLACES)
