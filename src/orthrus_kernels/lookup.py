@@ -48,7 +48,7 @@ def lookup(
         if slot < 0:
             continue
         start = min(int(state[slot, State.START]), history.shape[1] - 1)
-        text = history[slot, : start + 1].long()
+        text = history[slot, : start + 1].cpu().long()
         lengths, equal = torch.zeros_like(text[:start]), torch.ones_like(text[:start], dtype=torch.bool)
         for n in range(min(MOST, start)):  # the nth token before each place, and before the root
             equal[:n] = False
