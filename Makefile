@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow fuzz coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-budget bench-first-token bench-replay bench-batch bench-serve performance pictures recording tune mutations gpu-check tiny-checkpoint clean
+.PHONY: help demo serve test test-slow fuzz coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-edits bench-budget bench-first-token bench-replay bench-batch bench-serve performance pictures recording tune mutations gpu-check tiny-checkpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -54,6 +54,9 @@ bench-decode: $(VENV)/bench ## whole decoding steps beside their floors on this 
 
 acceptance: $(VENV)/bench ## tokens a cycle of chains and draft trees, with intervals; options in ACCEPTANCE="..."
 	$(BIN)/python -m bench.acceptance $(ACCEPTANCE)
+
+bench-edits: $(VENV)/bench ## tokens a cycle of trees with what lookup finds and without, on texts that repeat; options in BENCH="..."
+	$(BIN)/python -m bench.edits $(BENCH)
 
 bench-budget: $(VENV)/bench ## does strategy "auto" find the fastest cycle? on this GPU, 3 minutes; options in BENCH="..."
 	$(BIN)/python -m bench.budget $(BENCH)

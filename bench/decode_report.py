@@ -15,7 +15,9 @@ from .step_profile import GAPS, GROUPS, StepProfile
 Table = tuple[str, list[str], list[list[str]]]
 # Settings of sampled cycles, and the kernels around a cycle's passes: they grow, walk and commit.
 SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95, "top_k": 20}
-TREE_KERNELS = ("_grow_kernel", "_allot_kernel", "_walk_kernel", "_commit_kernel")
+TREE_KERNELS = (
+    "_grow_kernel", "_lookup_kernel", "_branch_kernel", "_allot_kernel", "_walk_kernel", "_commit_kernel",
+)  # fmt: skip
 
 
 class Run:

@@ -120,14 +120,15 @@ def _forced_walk_kernel(
 
 def forced_walk(
     state: Tensor, slots: Tensor, first: Tensor, tokens: Tensor, parents: Tensor, choices: Tensor,
-    logits: Tensor, log_sum_exp: Tensor, ends: Tensor, accepted: Tensor, start: Tensor, record: Tensor,
-    timed: bool = False, *,
+    logits: Tensor, log_sum_exp: Tensor, ends: Tensor, history: Tensor, accepted: Tensor, start: Tensor,
+    record: Tensor, timed: bool = False, *,
     paths: Tensor, texts: Tensor,
 ) -> None:  # fmt: skip
     """Keep the nodes of each text's row of `paths` that its tree has, as many as are left and its pages hold.
     One launch, a program a seat.
 
-    Arguments up to `timed` as for `walk_triton`; tokens, parents and ends are not read. paths
+    Arguments up to `timed` as for `walk_triton`; tokens, parents and ends are not read, nor is history
+    written. paths
     [texts, L, WIDTH] int32. texts [S, 2] int32: of each slot, which text runs there and the position of that
     text's first token."""
     seats, n = accepted.shape

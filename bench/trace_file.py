@@ -4,8 +4,8 @@ Texts are known before: a block anchored at every position drafts in a few mixed
 draft there, and what the target would say is what comes next in the text: a sampled choice has the noise of
 its position (orthrus_kernels/choice.py), whichever cycle asks. Kinds: "chain" is the first
 candidate of each position; "15" to "127" are draft trees of so many nodes, of which the smaller ones are
-prefixes; "one-pass" is that strategy's default tree, from a short block anchored one position earlier, which
-has not seen the root. The end of a text matches no proposal."""
+prefixes, without what lookup finds; "one-pass" is that strategy's default tree, from a short block anchored
+one position earlier, which has not seen the root. The end of a text matches no proposal."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def test_two_pass_on_a_plain_qwen3(tmp_path, refusal):
     assert "plain Qwen3" in refusal("generate", "x", "--model", plain, "--strategy", "two-pass")
     line = ("verify", plain / "held_out.jsonl", "--model", plain)
     assert "plain Qwen3" in refusal(*line, "--strategy", "two-pass")
-    assert "compared with itself" in refusal(*line)
+    assert "compared with itself" in refusal(*line, "--strategy", "autoregressive")
     assert main(["generate", "x", "--model", str(plain), "--max-new-tokens", "2"]) == 0
 
 

@@ -12,6 +12,7 @@ from small import small_config, small_model
 
 from qwen3_model import Engine, InputError, Request
 from qwen3_model.decode import one_pass
+from qwen3_model.decode.kinds import LOOKUP_ROWS
 
 SETTINGS = st.fixed_dictionaries(
     {},
@@ -75,6 +76,27 @@ def test_a_walk_that_ends_where_no_block_stands_goes_on_with_the_root(monkeypatc
     got = model.generate([1], on_run=lambda run, kept: runs.append(run), **settings)
     assert got.token_ids == want.token_ids and got.stats.forwards > want.stats.forwards
     assert {run.nodes for run in runs if run.kind == "one-pass"} == {0, 5}
+
+
+@given(**CASES, again=st.integers(1, 3), view=st.booleans())
+def test_lookup_equals_plain_decoding(prompt, settings, n, seed, world, skill, again, view):
+    """With a diffusion view that it does not ask, or without one; one pass a cycle."""
+    changes = {} if view else {"block_size": 0, "mask_token_id": None}
+    model, prompt = ScriptedModel(small_config(**changes), skill, seed=world), prompt * again
+    plain = model.generate(prompt, strategy="autoregressive", max_new_tokens=n, seed=seed, **settings)
+    for strategy in ("lookup",) if view else ("lookup", "auto"):
+        drafted = model.generate(prompt, strategy=strategy, max_new_tokens=n, seed=seed, **settings)
+        assert drafted.token_ids == plain.token_ids and drafted.logprobs == plain.logprobs
+        assert drafted.stats.forwards == 1 + drafted.stats.cycles == len(model.passes)
+        assert {(len(p), p.n_ar) for p in model.passes[1:]} <= {(1, 1), (LOOKUP_ROWS, LOOKUP_ROWS)}
+        assert drafted.stats.finish_reason == plain.stats.finish_reason
+
+
+def test_a_text_that_repeats_fills_every_chain():
+    """A bias makes every choice the same token."""
+    model, how = ScriptedModel(small_config(eos_token_ids=())), {"strategy": "lookup", "max_new_tokens": 33}
+    loop = model.generate([1, 7, 7], logit_bias={7: 99.0}, **how)
+    assert loop.token_ids == [7] * 33 and loop.stats.accepted_histogram == [0] * 15 + [2]
 
 
 @given(**CASES, block=st.integers(2, 8))
@@ -302,8 +324,10 @@ def test_impossible_requests_get_one_line(prompt, settings, message):
 
 
 def test_two_pass_on_a_plain_qwen3():
+    """What auto drafts there, it looks up."""
     plain = ScriptedModel(small_config(block_size=0, mask_token_id=-1))
-    assert plain.generate([1], max_new_tokens=3).stats.strategy == "autoregressive"
+    stats = plain.generate([1], max_new_tokens=9, tree_nodes=5).stats
+    assert stats.strategy == "auto" and "lookup" in stats.cycles_of and len(plain.passes) == stats.forwards
     with pytest.raises(InputError, match="plain Qwen3 without a diffusion view"):
         plain.generate([1], strategy="two-pass", max_new_tokens=3)
 

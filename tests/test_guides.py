@@ -68,39 +68,39 @@ def test_what_a_guide_names_is_there(name):
 
 
 @pytest.fixture
-def lookup(monkeypatch):
+def again(monkeypatch):
     """The strategy of docs/adding.md, registered."""
     (code,) = re.findall(r"^```python\n(.*?)^```", TEXTS["adding.md"], re.M | re.S)
     names: dict = {}
     exec(compile(code, "docs/adding.md", "exec"), names)
     fixed = groups.fixed_kind
-    monkeypatch.setattr(request, "STRATEGIES", (*request.STRATEGIES, "lookup"))
+    monkeypatch.setattr(request, "STRATEGIES", (*request.STRATEGIES, "again"))
     monkeypatch.setattr(
         groups, "fixed_kind",
-        lambda text: names["Lookup"](text.block_size) if text.request.strategy == "lookup" else fixed(text),
+        lambda text: names["Again"](text.block_size) if text.request.strategy == "again" else fixed(text),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.8}, {"repetition_penalty": 1.3}])
-def test_the_strategy_that_is_shown_equals_plain_decoding(settings, lookup):
+def test_the_strategy_that_is_shown_equals_plain_decoding(settings, again):
     for seed in range(10):
         model = ScriptedModel(small_config(), seed=seed)
         prompt = [1, 2, 3, 1, 2]
-        plain, looked_up = (
+        plain, drafted = (
             model.generate(prompt, strategy=name, max_new_tokens=30, seed=seed, **settings)
-            for name in ("autoregressive", "lookup")
+            for name in ("autoregressive", "again")
         )
-        assert looked_up.token_ids == plain.token_ids and looked_up.logprobs == plain.logprobs
+        assert drafted.token_ids == plain.token_ids and drafted.logprobs == plain.logprobs
 
 
-def test_it_finds_what_repeats(lookup):
+def test_it_finds_what_repeats(again):
     """A model that loops: whole blocks are accepted, counted, and have the bits of plain decoding."""
     model = small_model(eos_token_ids=())
-    plain, looked_up = (
-        model.generate([3, 9, 27], strategy=name, max_new_tokens=200) for name in ("autoregressive", "lookup")
+    plain, drafted = (
+        model.generate([3, 9, 27], strategy=name, max_new_tokens=200) for name in ("autoregressive", "again")
     )
-    assert looked_up.token_ids == plain.token_ids and looked_up.logprobs == plain.logprobs
-    assert looked_up.stats.forwards == 1 + looked_up.stats.cycles and looked_up.stats.tokens_per_cycle > 1.5
+    assert drafted.token_ids == plain.token_ids and drafted.logprobs == plain.logprobs
+    assert drafted.stats.forwards == 1 + drafted.stats.cycles and drafted.stats.tokens_per_cycle > 1.5
 
 
 def test_files_and_functions_are_short():

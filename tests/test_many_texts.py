@@ -27,7 +27,7 @@ def possible(settings):
 SETTINGS = st.fixed_dictionaries(
     {"max_new_tokens": st.integers(1, 25), "seed": st.integers(0, 2**64 - 1)},
     optional={
-        "strategy": st.sampled_from(["autoregressive", "two-pass", "one-pass", "auto"]),
+        "strategy": st.sampled_from(["autoregressive", "lookup", "two-pass", "one-pass", "auto"]),
         "tree_nodes": st.sampled_from(["auto", 0, 3, 12]),
         "block_size": st.integers(2, 8),
         "min_tokens": st.integers(1, 20),
@@ -130,7 +130,7 @@ def test_a_real_model(settings):
         assert (result.token_ids, result.logprobs) == (alone.token_ids, alone.logprobs)
 
 
-@pytest.mark.parametrize("strategy", ["autoregressive", "two-pass", "one-pass"])
+@pytest.mark.parametrize("strategy", ["autoregressive", "lookup", "two-pass", "one-pass"])
 def test_a_text_that_goes_on_where_another_ended_reads_its_new_tokens(strategy):
     """A real model: its pages hold keys of prompts, cycles and drafts that were kept; also beside a text that
     has them too, and with a salt of its own."""

@@ -269,7 +269,7 @@ def test_stop_strings_and_the_command_line(capsys):
         ({"verify": None}, "verify is None"),
         ({"temperature": 0.0}, "takes a temperature above 0"),
         ({"tree_nodes": 8}, "takes a chain, not a tree: tree_nodes is 8"),
-        ({"strategy": "autoregressive"}, "takes strategy two-pass of an Orthrus, not autoregressive"),
+        ({"strategy": "autoregressive"}, "takes strategy two-pass of an Orthrus, not auto"),
     ],
     ids=str,
 )
@@ -283,7 +283,7 @@ def test_what_it_does_not_go_with(settings, message):
 
 def test_a_plain_qwen3_and_damaged_logits_are_refused(monkeypatch):
     plain = ScriptedModel(small_config(block_size=0, mask_token_id=-1))
-    with pytest.raises(InputError, match="of an Orthrus, not autoregressive"):
+    with pytest.raises(InputError, match="of an Orthrus, not auto"):
         plain.generate([1], max_new_tokens=3, temperature=1.0, verify="rejection")
     model = ScriptedModel(small_config())
     monkeypatch.setattr(model, "_row", lambda *_: torch.full((97,), float("nan")))

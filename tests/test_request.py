@@ -88,7 +88,7 @@ def test_a_fitted_request_leaves_nothing_open():
     assert (fitted.strategy, fitted.max_new_tokens, fitted.block_size) == ("auto", 1014, 8)
     assert isinstance(fitted.seed, int) and fitted.fit(small_config(), 10, has_text=False) == fitted
     plain = Request(block_size=5).fit(small_config(block_size=0, mask_token_id=-1), 10, has_text=False)
-    assert (plain.strategy, plain.block_size) == ("autoregressive", 0)
+    assert (plain.strategy, plain.block_size) == ("auto", 0)
 
 
 def test_the_command_line_offers_every_setting_with_its_words_and_reads_its_own_values(capsys):

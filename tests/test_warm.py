@@ -17,7 +17,7 @@ from qwen3_model import Engine, InputError, Qwen3, Request
 from qwen3_model.cli import main
 from qwen3_model.decode import controller, cycle, cycles, many, prompt, warm
 from qwen3_model.decode.choice import Choice
-from qwen3_model.decode.controller import CHAIN, PLAIN, TREES
+from qwen3_model.decode.controller import CHAIN, LOOKUP, PLAIN, TREES
 from qwen3_model.decode.cycle import Cycle, Slots
 from qwen3_model.decode.cycles import MOST_GRAPHS
 from qwen3_model.decode.groups import seats_for
@@ -62,7 +62,7 @@ def test_the_plan_of_an_engine():
     assert plan.kinds_of(1) == (PLAIN, *TREES) and plan.kinds_of(64) == (PLAIN, 5, 7)
     assert plan_of_engine(model, 4, 100).chunks == (16, 32, 64, 128, 256, 384, 512)
     plain = plan_of_engine(SimpleNamespace(config=small_config(block_size=0, mask_token_id=None)), 3, 64)
-    assert plain.kinds_of(4) == (PLAIN,) and plain.seats == (1, 2, 4)
+    assert plain.kinds_of(4) == (PLAIN, LOOKUP) and plain.seats == (1, 2, 4)
     forms = [Form.of(request.sampling, 97) for request in plan.requests]
     assert [form.rounded() for form in forms] == list(FORMS)
 
@@ -71,7 +71,7 @@ def test_the_plan_of_an_engine():
     ("settings", "kinds"),
     [({"strategy": "autoregressive"}, (PLAIN,)), ({"strategy": "two-pass"}, (PLAIN, *TREES)),
      ({"strategy": "two-pass", "tree_nodes": 0}, (PLAIN, CHAIN)), ({}, (PLAIN, *TREES)),
-     ({"strategy": "one-pass"}, (PLAIN, Shape.of(8, "auto")))],
+     ({"strategy": "one-pass"}, (PLAIN, Shape.of(8, "auto"))), ({"strategy": "lookup"}, (PLAIN, LOOKUP))],
     ids=str,
 )  # fmt: skip
 def test_the_plan_of_a_text(settings, kinds):

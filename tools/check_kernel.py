@@ -83,6 +83,8 @@ KNOWN = {
     "rerank": Op(("kernels/test_rerank.py",), ("_rerank_kernel",)),
     "grow": Op(("kernels/test_grow.py", "test_draft_tree.py"), ("_grow_kernel",)),
     "allot": Op(("kernels/test_allot.py", "kernels/test_grow.py"), ("_allot_kernel",)),
+    "branch": Op(("kernels/test_branch.py",), ("_branch_kernel",)),
+    "lookup": Op(("kernels/test_lookup.py",), ("_lookup_kernel",)),
     "walk": Op(("kernels/test_walk.py",), ("_walk_kernel",)),
     "seen_rows": Op(("kernels/test_seen.py",), ("_texts_kernel", "_paths_kernel")),
 }

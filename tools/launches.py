@@ -254,9 +254,25 @@ def walk() -> None:
     TRITON.walk(
         states, table([2, -1, 0]), table([0, 4, 5, 8]), table([5, 6, 7, 7, 0, 5, 6, 7, 7]).long(),
         table([-1, 0, 0, 2, -1, -1, 5, 6, 0]), table([7, 1, 7, 3, 0, 6, 7, 3, 3]).long(), logits, logits,
-        table([[3, -1], [7, 3], [3, -1]]), table([[0] * n] * 3), table([0] * 3),
+        table([[3, -1], [7, 3], [3, -1]]), table([[0] * 12] * 3), table([[0] * n] * 3), table([0] * 3),
         table([[0] * (RECORD + 3 * n)] * 3),
     )  # fmt: skip
+
+
+def lookup() -> None:
+    """Two texts in three seats; one repeats itself, and one holds nothing twice."""
+    state, history = table([[0] * len(State), [40, *[0] * 5], [7, *[0] * 5]]), table([[*range(50)]] * 3)
+    history[1] %= 9
+    TRITON.lookup(
+        history, state, table([2, -1, 1]), table([[0] * 15] * 3).long(), torch.zeros(3, 15, device=DEVICE)
+    )
+
+
+def branch() -> None:
+    """Chains of 9 nodes, two of them with nodes of the tree."""
+    trees, _, slots = grown(3, 30, 7)
+    drafts = trees.tokens[:, 1:10].contiguous()
+    TRITON.branch(trees, slots, drafts, -torch.arange(27, device=DEVICE).view(3, 9) / 9)
 
 
 def seen_rows() -> None:
@@ -302,6 +318,8 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "choose, top-k": lambda: choose(**FILTERS | {"top_k": 20}),
     "commit": commit,
     "lay": lay,
+    "branch": branch,
+    "lookup": lookup,
     "walk": walk,
     "seen_rows": seen_rows,
     "grow": lambda: grown(3, 30, 7),

@@ -11,6 +11,7 @@ from .anchors import choose_anchors, end_probabilities
 from .attention import attention, new_tables
 from .backends import Ops, backend_ops
 from .blocks import follow, place_blocks
+from .branch import branch
 from .choice import candidates, choose, log_sum_exp
 from .commit import commit
 from .draft_tree import DraftTree, draft_tree
@@ -20,6 +21,7 @@ from .head import head
 from .lay import lay
 from .linear import linear
 from .linear_swiglu import linear_swiglu
+from .lookup import lookup
 from .pages import PAGE, in_order, pages_for
 from .pass_tables import PassTables, key_segments, unpack
 from .pdl import pdl_kinds
@@ -42,10 +44,10 @@ from .weight import Weight
 __all__ = [
     "DraftTree", "FORMS", "Form", "MaskedRows", "Ops", "PAGE", "PassPlan", "PassShape", "PassTables", "Rows",
     "Sampling", "SamplingTable", "Weight", "add_rms_norm", "alike", "allot", "attention", "backend_ops",
-    "candidates", "choose", "choose_anchors", "commit", "cos_sin", "draft_tree", "embedding",
+    "branch", "candidates", "choose", "choose_anchors", "commit", "cos_sin", "draft_tree", "embedding",
     "end_probabilities", "follow", "gluon_is_on", "grow", "head", "in_order", "inverse_frequencies",
-    "key_segments", "lay", "linear", "linear_swiglu", "log_sum_exp", "new_tables", "pages_for", "pdl_kinds",
-    "place_blocks", "put_down", "qk_norm_rope", "rerank", "rms_norm", "rope", "rope_table", "seen_rows",
-    "swiglu", "top_k", "triton_interprets", "triton_runs_on", "unpack", "visible", "walk",
+    "key_segments", "lay", "linear", "linear_swiglu", "log_sum_exp", "lookup", "new_tables", "pages_for",
+    "pdl_kinds", "place_blocks", "put_down", "qk_norm_rope", "rerank", "rms_norm", "rope", "rope_table",
+    "seen_rows", "swiglu", "top_k", "triton_interprets", "triton_runs_on", "unpack", "visible", "walk",
     # make new-op: the name
 ]  # fmt: skip

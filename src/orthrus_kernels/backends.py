@@ -18,6 +18,7 @@ from .allot import allot, allot_triton
 from .attention import attention, new_tables
 from .attention_either import attention_either, new_tables_either
 from .blocks import follow, follow_triton, place_blocks, place_blocks_triton
+from .branch import branch, branch_triton
 from .choice import candidates, choose, likeliest, log_sum_exp
 from .choice_triton import candidates_triton, choose_triton, likeliest_triton, log_sum_exp_triton
 from .commit import commit, commit_triton
@@ -29,6 +30,7 @@ from .lay_triton import lay_triton
 from .linear import linear, linear_triton
 from .linear_either import linear_either, linear_swiglu_either
 from .linear_swiglu import linear_swiglu, linear_swiglu_triton
+from .lookup import lookup, lookup_triton
 from .qk_norm_rope import qk_norm_rope, qk_norm_rope_triton
 from .rerank import rerank, rerank_triton
 from .rms_norm import add_rms_norm, add_rms_norm_triton, rms_norm, rms_norm_triton
@@ -46,6 +48,7 @@ class Ops:
     add_rms_norm: Op
     allot: Op
     attention: Op
+    branch: Op
     candidates: Op
     choose: Op
     commit: Op
@@ -58,6 +61,7 @@ class Ops:
     linear: Op
     linear_swiglu: Op
     log_sum_exp: Op
+    lookup: Op
     new_tables: Op
     place_blocks: Op
     qk_norm_rope: Op
@@ -69,11 +73,11 @@ class Ops:
 
 
 REFERENCE = Ops(
-    add_rms_norm=add_rms_norm, allot=allot, attention=attention, candidates=candidates, choose=choose,
-    commit=commit, embedding=embedding, follow=follow, grow=grow, head=head, lay=lay, likeliest=likeliest,
-    linear=linear, linear_swiglu=linear_swiglu, log_sum_exp=log_sum_exp, new_tables=new_tables,
-    place_blocks=place_blocks, qk_norm_rope=qk_norm_rope, rerank=rerank, rms_norm=rms_norm,
-    seen_rows=seen_rows, walk=walk,
+    add_rms_norm=add_rms_norm, allot=allot, attention=attention, branch=branch, candidates=candidates,
+    choose=choose, commit=commit, embedding=embedding, follow=follow, grow=grow, head=head, lay=lay,
+    likeliest=likeliest, linear=linear, linear_swiglu=linear_swiglu, log_sum_exp=log_sum_exp, lookup=lookup,
+    new_tables=new_tables, place_blocks=place_blocks, qk_norm_rope=qk_norm_rope, rerank=rerank,
+    rms_norm=rms_norm, seen_rows=seen_rows, walk=walk,
     # make new-op: the twin
 )  # fmt: skip
 
@@ -82,6 +86,7 @@ _TRITON = replace(
     add_rms_norm=add_rms_norm_triton,
     allot=allot_triton,
     attention=attention_either,
+    branch=branch_triton,
     candidates=candidates_triton,
     choose=choose_triton,
     commit=commit_triton,
@@ -94,6 +99,7 @@ _TRITON = replace(
     linear=linear_either,
     linear_swiglu=linear_swiglu_either,
     log_sum_exp=log_sum_exp_triton,
+    lookup=lookup_triton,
     new_tables=new_tables_either,
     place_blocks=place_blocks_triton,
     qk_norm_rope=qk_norm_rope_triton,

@@ -7,7 +7,8 @@ takes the first. Proposals never enter a choice, so the text is the target's wha
 The walk keeps choices up to an end token, or until the text has all the tokens that it may have, and moves
 the text's state on (layout.State). After that the state says finished, and a further cycle keeps nothing and
 changes nothing: the host may launch a cycle before it knows that the text has ended. A walk also stops where
-the text's pages end: what it has kept until there stands, and the text goes on when it has more pages.
+the text's pages end: what it has kept until there stands, and the text goes on when it has more pages. What
+is kept is also written behind the text's tokens on the device, where `lookup` finds drafts.
 
 A cycle has **seats**: seat b holds the tree of the text in slot `slots[b]`, or nothing. What a cycle kept
 lies in its record, int32 [B, RECORD + 3 N]: a head (layout.Record), N tokens, the bits of their N
@@ -41,8 +42,8 @@ from .layout import (
 
 def walk(
     state: Tensor, slots: Tensor, first: Tensor, tokens: Tensor, parents: Tensor, choices: Tensor,
-    logits: Tensor, log_sum_exp: Tensor, ends: Tensor, accepted: Tensor, start: Tensor, record: Tensor,
-    timed: bool = False,
+    logits: Tensor, log_sum_exp: Tensor, ends: Tensor, history: Tensor, accepted: Tensor, start: Tensor,
+    record: Tensor, timed: bool = False,
 ) -> None:  # fmt: skip
     """Walk the draft trees of B seats, keep what the target agrees with, and move the texts on.
 
@@ -50,10 +51,10 @@ def walk(
     rows [first[b], first[b + 1]) of the pass are tree b, N of them at most. tokens [T] int64, parents [T]
     int32 (row of the pass, below 0 at a root): the trees. choices [T] int64: the target's token after each
     node; logits, log_sum_exp [T] fp32: of that token and of its row, before any setting. ends [S, E] int32:
-    end tokens of each text, then -1. Written: accepted [B, N] int32, rows of the pass in the order of the
-    path, then -1, and start [B] int32, the position of the first of them: what `commit` takes; record
-    [B, RECORD + 3 N], with the time of the end if it is timed. A log-sum-exp that is not a number ends a text
-    as damaged."""
+    end tokens of each text, then -1. Written: history [S, C] int32, the tokens of each text by position, as
+    far as it goes; accepted [B, N] int32, rows of the pass in the order of the path, then -1, and start [B]
+    int32, the position of the first of them: what `commit` takes; record [B, RECORD + 3 N], with the time of
+    the end if it is timed. A log-sum-exp that is not a number ends a text as damaged."""
     n = accepted.shape[1]
     names, above, chosen = tokens.tolist(), parents.tolist(), choices.tolist()
     log_probabilities = logits - log_sum_exp
@@ -76,6 +77,8 @@ def walk(
             node = next((i for i in range(node + 1, end) if above[i] == node and names[i] == choice), end)
         kept, nodes = len(path), torch.tensor(path, dtype=torch.int32)
         start[b] = columns[State.START]
+        behind = history[slot, columns[State.START] + 1 :][:kept]
+        behind[:] = choices[nodes][: len(behind)].int()
         accepted[b, :kept] = nodes
         parts = record[b, RECORD:].view(3, n)
         parts[0, :kept], parts[2, :kept] = choices[nodes].int(), nodes - root
@@ -106,10 +109,10 @@ def first_child(b_token, b_parent, node, choice, o_n, BLOCK: tl.constexpr):
     return tl.min(tl.where((b_parent == node) & (b_token == choice) & (o_n > node), o_n, BLOCK))
 
 
-@triton.jit(do_not_specialize=["N", "N_ENDS"])
+@triton.jit(do_not_specialize=["N", "N_ENDS", "C"])
 def _walk_kernel(
-    state, slots, first, tokens, parents, choices, logits, log_sum_exp, ends, accepted, start, record,
-    N, N_ENDS,
+    state, slots, first, tokens, parents, choices, logits, log_sum_exp, ends, history, accepted, start,
+    record, N, N_ENDS, C,
     BLOCK: tl.constexpr, BLOCK_ENDS: tl.constexpr, CLOCK: tl.constexpr,
 ):  # fmt: skip
     """One seat. Its nodes lie side by side; each step looks for the first child that carries the choice at
@@ -123,6 +126,7 @@ def _walk_kernel(
     count, finished, damaged = 0, 1, 0
     if slot >= 0:
         state += slot * STATE_COLUMNS
+        history += slot.to(tl.int64) * C
         m_n = o_n < tl.load(first + i_b + 1) - row
         tokens, parents, choices, logits, log_sum_exp = (
             tokens + row, parents + row, choices + row, logits + row, log_sum_exp + row
@@ -145,6 +149,7 @@ def _walk_kernel(
                 tl.store(record + RECORD_HEAD + N + count, b_log.to(tl.int32, bitcast=True))
                 tl.store(record + RECORD_HEAD + 2 * N + count, node)
                 count += 1
+                tl.store(history + begin + count, root, mask=begin + count < C)
                 ended = tl.max((b_end == root).to(tl.int32), axis=0)
                 finished = tl.where((ended == 1) | (count >= left), 1, 0)
                 node = first_child(b_token, b_parent, node, root, o_n, BLOCK)
@@ -166,8 +171,8 @@ def _walk_kernel(
 
 def walk_triton(
     state: Tensor, slots: Tensor, first: Tensor, tokens: Tensor, parents: Tensor, choices: Tensor,
-    logits: Tensor, log_sum_exp: Tensor, ends: Tensor, accepted: Tensor, start: Tensor, record: Tensor,
-    timed: bool = False,
+    logits: Tensor, log_sum_exp: Tensor, ends: Tensor, history: Tensor, accepted: Tensor, start: Tensor,
+    record: Tensor, timed: bool = False,
 ) -> None:  # fmt: skip
     """`walk` in one launch, a program a seat. Up to 4096 nodes."""
     seats, n = accepted.shape
@@ -176,7 +181,8 @@ def walk_triton(
     assert (len(slots), len(first), len(start)) == (seats, seats + 1, seats), (slots, first, start)
     assert len(ends) == len(state) and ends.shape[1] > 0, (ends.shape, state.shape)
     assert state.shape[1] == len(State) and record.shape == (seats, RECORD + 3 * n), (state, record.shape)
-    whole = state, slots, first, parents, ends, accepted, start, record
+    assert len(history) == len(state), (history.shape, state.shape)
+    whole = state, slots, first, parents, ends, history, accepted, start, record
     assert {t.dtype for t in whole} == {torch.int32}, [t.dtype for t in whole]
     assert {tokens.dtype, choices.dtype} == {torch.int64}, (tokens.dtype, choices.dtype)
     assert {logits.dtype, log_sum_exp.dtype} == {torch.float32}, (logits.dtype, log_sum_exp.dtype)
@@ -184,7 +190,8 @@ def walk_triton(
     assert all(t.is_contiguous() for t in every), [t.stride() for t in every]
     _walk_kernel[(seats,)](
         state=state, slots=slots, first=first, tokens=tokens, parents=parents, choices=choices,
-        logits=logits, log_sum_exp=log_sum_exp, ends=ends, accepted=accepted, start=start, record=record,
-        N=n, N_ENDS=ends.shape[1], BLOCK=max(32, triton.next_power_of_2(n)),
-        BLOCK_ENDS=triton.next_power_of_2(ends.shape[1]), CLOCK=timed, num_warps=1,
+        logits=logits, log_sum_exp=log_sum_exp, ends=ends, history=history, accepted=accepted, start=start,
+        record=record, N=n, N_ENDS=ends.shape[1], C=history.shape[1],
+        BLOCK=max(32, triton.next_power_of_2(n)), BLOCK_ENDS=triton.next_power_of_2(ends.shape[1]),
+        CLOCK=timed, num_warps=1,
     )  # fmt: skip

@@ -162,11 +162,8 @@ def compare(
     so many processes share the work, each with a model of its own from the picklable `load`. With batch > 1
     so many texts of the strategy run side by side, and plain decoding, one text at a time, comes behind.
     Raises InputError, with the prompt's number or where both would be the same, and KeyboardInterrupt."""
-    plain = strategy == "autoregressive" or (strategy == "auto" and not model.config.has_diffusion_view)
-    if plain and batch == 1:
-        raise InputError(
-            "plain decoding would be compared with itself: name a strategy, and an Orthrus for it"
-        )
+    if strategy == "autoregressive" and batch == 1:
+        raise InputError("plain decoding would be compared with itself: name another strategy")
     _warm_up(model, prompts[0], strategy, settings)
     tasks = [(nth % len(prompts), seed + nth) for nth in range(seeds * len(prompts))]
     pairs: list[Pair] = []

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 MOST_LIKELIEST = 20  # tokens told of a position
 LONGEST_SALT = 512  # characters; a cache keeps it for as long as it knows the page
-STRATEGIES = ("autoregressive", "two-pass", "one-pass", "auto")
+STRATEGIES = ("autoregressive", "lookup", "two-pass", "one-pass", "auto")
+PLAIN_STRATEGIES = ("autoregressive", "lookup", "auto")  # of a model without a diffusion view
 VERIFY = ("coupled", "rejection")  # how a two-pass cycle decides on its proposals
 # Rows of a one-pass block: by default, and what it may have. Its first proposal is dropped.
 ONE_PASS_BLOCK, LEAST_ONE_PASS_BLOCK, MOST_ONE_PASS_BLOCK = 8, 3, 64
@@ -61,8 +62,8 @@ class Request:
     for verify="rejection"). The words beside a setting are those of the command line's --help."""
 
     strategy: str = _setting(
-        "auto", WORD, "auto, autoregressive, two-pass or one-pass; changes speed, never text (default: auto, "
-        "what is fastest from cycle to cycle for an Orthrus, else autoregressive)",
+        "auto", WORD, "auto, autoregressive, two-pass, one-pass, or lookup, which drafts what followed the "
+        "last tokens before; changes speed, never text (default: auto, what is fastest from cycle to cycle)",
     )  # fmt: skip
     max_new_tokens: int | None = _setting(
         None, WHOLE_OR_NONE, "tokens at most (default: what fits the context)", "N"
@@ -163,6 +164,8 @@ class Request:
         _check_biases(self.logit_bias or {}, config.vocab_size)
         _check_tokens("stop_token_ids", self.stop_token_ids, config.vocab_size)
         tree_nodes = 0 if self.verify == "rejection" and self.tree_nodes == "auto" else self.tree_nodes
+        if not config.has_diffusion_view:
+            tree_nodes = "auto"
         fitted = replace(
             self,
             strategy=strategy,
@@ -187,12 +190,12 @@ class Request:
     def _strategy(self, config: Qwen3Config) -> str:
         if config.has_diffusion_view:
             return "two-pass" if self.verify == "rejection" and self.strategy == "auto" else self.strategy
-        if self.strategy not in ("auto", "autoregressive"):
+        if self.strategy not in PLAIN_STRATEGIES:
             raise InputError(
                 f"strategy {self.strategy} needs an Orthrus; this is a plain Qwen3 without a diffusion view: "
-                "use autoregressive, or distil one (orthrus distill)"
+                f"use {', '.join(PLAIN_STRATEGIES)}, or distil one (orthrus distill)"
             )
-        return "autoregressive"
+        return self.strategy
 
     def _budget(self, context: int, prompt: int) -> int:
         if prompt >= context:

@@ -91,7 +91,7 @@ def case(rng: random.Random, folder: Path) -> Iterator[Finding]:
     model = rng.choice([tokenized(), tokenized(), damaged("qkv"), damaged("o")])
     settings = valid(rng, model)
     prompt = [rng.randrange(4, 90) for _ in range(rng.randint(1, 12))]
-    how: dict[str, Any] = {"strategy": rng.choice(["auto", "two-pass", "two-pass", "one-pass"])}
+    how: dict[str, Any] = {"strategy": rng.choice(["auto", "two-pass", "two-pass", "one-pass", "lookup"])}
     how["block_size"] = rng.choice([None, None, 3, 5, 8])
     how["tree_nodes"] = rng.choice(["auto", 0, 0, 1, 6, 20])
     kind = "text differs" if model is tokenized() else "damaged drafter"

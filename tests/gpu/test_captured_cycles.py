@@ -50,8 +50,8 @@ def same(result, plain) -> bool:
 
 @pytest.mark.parametrize(
     ("strategy", "nodes"),
-    [("autoregressive", 0), ("two-pass", 0), ("two-pass", 64), ("one-pass", "auto"), ("one-pass", 40),
-     ("auto", "auto")],
+    [("autoregressive", 0), ("lookup", 0), ("two-pass", 0), ("two-pass", 64), ("one-pass", "auto"),
+     ("one-pass", 40), ("auto", "auto")],
 )  # fmt: skip
 @pytest.mark.parametrize(
     "settings",
@@ -70,7 +70,7 @@ def test_captured_cycles(model, strategy, nodes, settings):
     assert used and all(cycle.graph is not None for cycle in used)
 
 
-@pytest.mark.parametrize("strategy", ["autoregressive", "two-pass", "one-pass"])
+@pytest.mark.parametrize("strategy", ["autoregressive", "lookup", "two-pass", "one-pass"])
 def test_one_graph_serves_every_length(model, strategy):
     """Texts that end in other key segments, a short one behind long ones, and caches of two sizes."""
     how, cycles = {"strategy": strategy, "tree_nodes": 15}, []

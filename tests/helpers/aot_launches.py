@@ -317,7 +317,17 @@ def cycles() -> Iterator[Launch]:
     order, ranked = meta(2, 31, 16, 16, dtype=torch.int32), meta(2, 31, 16, 16, dtype=torch.float32)
     launch = partial(grow.grow_triton, trees, state, slots, ranked, ids, order)
     yield "128 nodes, re-ranked", grow, "_grow_kernel", launch, HOPPER
+    chain, chain_scores, hang = meta(2, 31).long(), meta(2, 31).float(), module("branch")
+    for nodes, targets in ((64, ALL), (256, HOPPER)):
+        tree = grow.Trees.new(2, nodes, "meta")
+        launch = partial(hang.branch_triton, tree, slots, chain, chain_scores)
+        yield f"{nodes} nodes, a chain of 31", hang, "_branch_kernel", launch, targets
     yield from allots()
+    lookup, history = module("lookup"), meta(4, 40960, dtype=torch.int32)
+    drafts, score = (meta(2, 16, dtype=t)[:, 1:] for t in (torch.int64, torch.float32))
+    for name, clock, targets in (("40,960 places", None, ALL), ("40,960 places, timed", record[5:8], HOPPER)):
+        launch = partial(lookup.lookup_triton, history, state, slots, drafts, score, clock)
+        yield name, lookup, "_lookup_kernel", launch, targets
     rerank, bigram = module("rerank"), meta(151936, 32)
     scales, calibration = meta(4, dtype=torch.float32), meta(2, 31, 2, dtype=torch.float32)
     tables, settings = (bigram, bigram, calibration), (scales, scales, slots)
@@ -342,8 +352,8 @@ def cycles() -> Iterator[Launch]:
     walk, commit, seen = module("walk"), module("commit"), module("seen")
     for name, timed, targets in (("33 nodes", False, ALL), ("33 nodes, timed", True, HOPPER)):
         launch = partial(
-            walk.walk_triton, states, start, first, chosen, nodes, chosen, logits, logits, ends, accepted,
-            start, records, timed,
+            walk.walk_triton, states, start, first, chosen, nodes, chosen, logits, logits, ends, history,
+            accepted, start, records, timed,
         )  # fmt: skip
         yield name, walk, "_walk_kernel", launch, targets
     cache, pages, kept = meta(36, 64, 8, 64, 128), meta(2, 32, dtype=torch.int32), meta(36, 66, 8, 128)

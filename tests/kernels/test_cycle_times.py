@@ -111,7 +111,7 @@ def test_the_parts_of_a_cycle_of_the_twins(settings, parts, monkeypatch):
     assert [1e3 * part for part in stats.seconds_in] == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize("strategy", ["autoregressive", "two-pass", "one-pass"])
+@pytest.mark.parametrize("strategy", ["autoregressive", "lookup", "two-pass", "one-pass"])
 def test_the_time_of_cycles_on_torchs_own_operations(strategy):
     """The backend has tables of its own and marks the clock: no part takes longer than the text."""
     model = small_model("float32", backend="torch")

@@ -28,7 +28,7 @@ def running(model, riders, nodes, block):
         model.prefill(tokens[:-1], cache, slot)
         slots.choice.put(slot, Sampling(), tokens, len(tokens))
         slots.put(slot, {State.START: len(tokens) - 1, State.ROOT: tokens[-1], State.LEFT: 50,
-                         State.FINISHED: 0, State.ROOM: 100, State.NODES: 99})  # fmt: skip
+                         State.FINISHED: 0, State.ROOM: 100, State.NODES: 99}, tokens)  # fmt: skip
     slots.choice.form = FORMS[0]
     cycle = TwoPassCycle(slots, 3, nodes, block, riders=riders)
     cycle.seat(list(DECODING))

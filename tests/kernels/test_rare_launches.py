@@ -27,7 +27,7 @@ TRITON = backend_ops("triton")
 def test_every_end_token_of_the_list_ends_a_walk(ends):
     """A chain of 11, 12, 13, 14, all agreed with."""
     chain = alone([7, 10, 9, 0], [10, 11, 12, 13], [-1, 0, 1, 2], [11, 12, 13, 14])
-    (state,), (accepted,), _, (record,) = run(chain._replace(ends=[[*ends]]))
+    (state,), _, (accepted,), _, (record,) = run(chain._replace(ends=[[*ends]]))
     kept = 2 if 12 in ends else 4
     assert state == [7 + kept, 10 + kept, 9 - kept, int(12 in ends), FAR, 4] and record[0] == kept
     assert accepted == [0, 1, 2, 3][:kept] + [-1] * (4 - kept)

@@ -28,7 +28,8 @@ def model():
     return small_model("float32", backend="triton", device=DEVICE, **changes)
 
 
-@pytest.mark.parametrize("how", [{"strategy": "autoregressive"}, {"tree_nodes": 0, "block_size": 3},
+@pytest.mark.parametrize("how", [{"strategy": "autoregressive"}, {"strategy": "lookup"},
+                                 {"tree_nodes": 0, "block_size": 3},
                                  {"tree_nodes": 4, "block_size": 3},
                                  {"strategy": "one-pass", "tree_nodes": 2, "block_size": 3}],
                          ids=str)  # fmt: skip

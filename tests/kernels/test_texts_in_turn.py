@@ -68,7 +68,7 @@ def told(model, corrections, bigram=None, **settings):
 
 @pytest.mark.parametrize(
     "strategy, nodes, tokens",
-    [("autoregressive", 0, 4), ("two-pass", 0, 4), ("two-pass", 2, 4), ("one-pass", 2, 5),
+    [("autoregressive", 0, 4), ("lookup", 0, 4), ("two-pass", 0, 4), ("two-pass", 2, 4), ("one-pass", 2, 5),
      ("auto", "auto", 4)],
 )  # fmt: skip
 def test_one_setting_at_a_time(models, strategy, nodes, tokens, monkeypatch):

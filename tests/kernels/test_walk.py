@@ -14,7 +14,7 @@ from orthrus_kernels.walk import walk, walk_triton
 
 NAN = float("nan")
 BAD = (NAN, float("inf"), float("-inf"))
-SLOTS, FAR = 7, 10_000
+SLOTS, FAR, ROOM = 7, 10_000, 93  # positions of a history: longer texts are cut there
 BOTH = pytest.mark.parametrize("how, device", [(walk_triton, DEVICE), (walk, "cpu")])
 
 
@@ -33,7 +33,8 @@ class Forest(NamedTuple):
 
 
 def run(forest, how=walk_triton, device=DEVICE):
-    """(states, accepted, start, record) behind a walk, all lists. What is not written: 9, -5 and 77."""
+    """(states, history, accepted, start, record) behind a walk, all lists. What is not written: 66, 9, -5 and
+    77."""
 
     def table(values, dtype=torch.int32):
         return torch.tensor(values, dtype=dtype, device=device)
@@ -42,13 +43,14 @@ def run(forest, how=walk_triton, device=DEVICE):
     written = table([[9] * n] * seats), table([-5] * seats), table([[77] * (RECORD + 3 * n)] * seats)
     width = 1 + max(map(len, forest.ends))
     ends = table([[*of, *[-1] * (width - len(of))] for of in forest.ends])
+    history = table([[66] * ROOM] * len(forest.states))
     state, names = table(forest.states), table(forest.tokens, torch.int64)
     chosen = table(forest.choices, torch.int64)
     how(
         state, table(forest.slots), table(forest.first), names, table(forest.parents), chosen, rows.float(),
-        table(forest.sums, torch.float32), ends, *written,
+        table(forest.sums, torch.float32), ends, history, *written,
     )  # fmt: skip
-    return [t.tolist() for t in (state, *written)]
+    return [t.tolist() for t in (state, history, *written)]
 
 
 def agreed(forest, node, last):
@@ -114,9 +116,12 @@ def forests(draw, most_seats=4):
 def test_a_cycle_keeps_the_walk_up_to_an_end(forest):
     found = run(forest)
     assert found == run(forest, walk, "cpu"), "the twin"
-    after, every, starts, records = found
+    after, histories, every, starts, records = found
     seated = [slot for slot in forest.slots if slot >= 0]
-    assert all(after[s] == forest.states[s] for s in range(SLOTS) if s not in seated), "nobody's business"
+    nobody = [s for s in range(SLOTS) if s not in seated]
+    assert all(after[s] == forest.states[s] and set(histories[s]) == {66} for s in nobody), (
+        "nobody's business"
+    )
     for b, (slot, accepted, at, record) in enumerate(zip(forest.slots, every, starts, records, strict=True)):
         path, damaged, finished = ([], False, False) if slot < 0 else by_definition(forest, b)
         kept, text, row = len(path), [forest.choices[node] for node in path], forest.first[b]
@@ -130,6 +135,7 @@ def test_a_cycle_keeps_the_walk_up_to_an_end(forest):
             assert at == -5 and record[1:RECORD] == [77] * (RECORD - 1)
             continue
         start, root, left, *rest = forest.states[slot]
+        assert histories[slot] == ([66] * (start + 1) + text + [66] * ROOM)[:ROOM]
         assert after[slot] == [start + kept, [root, *text][-1], left - kept, int(finished), *rest[1:]]
         assert at == start and record[: Record.DRAFTED] == [kept, int(finished), int(damaged)]
         assert record[Record.NODES] == forest.first[b + 1] - row
@@ -145,9 +151,9 @@ def test_a_text_whose_pages_end_goes_on_when_it_has_more(how, device, forest, pa
         return
     start, *_ = forest.states[slot]
     forest.states[slot][State.ROOM] = FAR
-    whole, (path,), _, (record,) = run(forest, how, device)
+    whole, told, (path,), _, (record,) = run(forest, how, device)
     forest.states[slot][State.ROOM] = start + pages
-    between, (begun,), (at,), (part,) = run(forest, how, device)
+    between, before, (begun,), (at,), (part,) = run(forest, how, device)
     head, path = begun[: part[0]], path[: record[0]]
     if len(path) > pages:
         assert part[: Record.DRAFTED] == [pages, 0, 0], "neither finished nor damaged"
@@ -155,10 +161,12 @@ def test_a_text_whose_pages_end_goes_on_when_it_has_more(how, device, forest, pa
     if node is not None and not between[slot][State.FINISHED]:
         between[slot][State.ROOM] = FAR
         forest.parents[node] = -1
-        between, (more,), (at,), (end,) = run(
+        between, behind, (more,), (at,), (end,) = run(
             forest._replace(states=between, first=[node, last]), how, device
         )
         assert head + more[: end[0]] == path and at == start + len(head)
+        parts = before[slot][: at + 1] + behind[slot][at + 1 :]
+        assert parts == told[slot]
         for i in (0, 1):  # tokens and log-probabilities
             parts = [r[RECORD + i * forest.nodes :][: r[0]] for r in (part, end, record)]
             assert parts[0] + parts[1] == parts[2]
@@ -178,14 +186,14 @@ def alone(state, tokens, parents, choices, sums=None):
 
 @BOTH
 def test_a_surplus_cycle_changes_nothing(how, device):
-    (state,), (accepted,), _, (record,) = run(alone([10, 4, 3, 1], [4, 5], [-1, 0], [5, 6]), how, device)
+    (state,), _, (accepted,), _, (record,) = run(alone([10, 4, 3, 1], [4, 5], [-1, 0], [5, 6]), how, device)
     assert state == [10, 4, 3, 1, FAR, 2] and accepted == [-1, -1] and record[:3] == [0, 1, 0]
 
 
 @BOTH
 def test_damaged_logits_end_it_where_the_path_meets_them(how, device):
     for bad in BAD:
-        (state,), (accepted,), _, (record,) = run(
+        (state,), _, (accepted,), _, (record,) = run(
             alone([10, 4, 9, 0], [4, 5, 6], [-1, 0, 1], [5, 6, 7], [0, bad, 0]), how, device
         )
         assert state[:4] == [11, 5, 8, 1] and accepted == [0, -1, -1] and record[:3] == [1, 1, 1]

@@ -59,6 +59,11 @@ _RARE = "kernels/test_rare_launches.py::"
 _FORCED = "kernels/test_forced_walk.py::test_each_seat_has_the_walk_of_the_text_in_its_slot"
 _TEXT_STAYS = "test_embedded.py::test_lossless[0.0-float32]"
 
+_LOOKUP = "orthrus_kernels/lookup.py"
+_BRANCH = "orthrus_kernels/branch.py"
+_LOOKED_UP = "kernels/test_lookup.py::test_what_followed_the_longest_and_latest_match"
+_BRANCHED = "kernels/test_branch.py::test_the_likeliest_nodes_of_both_stay"
+
 BUGS = (
     Bug("a row sees its child", _VISIBILITY,
         "return position + 1 if block < 0", "return position + 2 if block < 0",
@@ -1120,4 +1125,31 @@ BUGS = (
         "max(before - len(stop) + 1, 0)", "max(before - max(map(len, self._stop)) + 1, 0)",
         "test_min_tokens.py::test_a_stop_string_among_the_first_tokens_stays_beside_a_longer_one",
         "a stream had given text away that its end cuts off"),
+    Bug("lookup reads the text of a seat's number", _LOOKUP,
+        "history += slot * C", "history += i_b * C", _LOOKED_UP,
+        "right as long as texts sit in the order of their slots"),
+    Bug("lookup drafts from the place that matches", _LOOKUP,
+        "drafts[b] = text[at + 1 + torch", "drafts[b] = text[at + torch",
+        "test_embedded.py::test_lookup_alone_and_beside_others[0.0]",
+        "what followed stands one behind; the draft would begin with the root again",
+        unseen="test_decode.py::test_lookup_equals_plain_decoding"),
+    Bug("lookup matches tokens behind the place", _LOOKUP,
+        "b_token = tl.load(history + o_at - n,", "b_token = tl.load(history + o_at + n,", _LOOKED_UP,
+        "the tokens up to the place are those that must be the last ones"),
+    Bug("the walk writes the text one place early", _WALK,
+        "tl.store(history + begin + count, root", "tl.store(history + begin + count - 1, root", _WALKED,
+        "a token that is kept stands behind the node at which it was chosen"),
+    Bug("a text in a slot keeps the tokens of the last one", _CYCLE,
+        "put_down(self.history[slot, : len(tokens)], torch.tensor(tokens, dtype=torch.int32))",
+        "put_down(self.history[slot, :1], torch.tensor(tokens[:1], dtype=torch.int32))",
+        "test_embedded.py::test_lookup_alone_and_beside_others[0.0]",
+        "lookup finds what the prompt holds; the text does not show it",
+        unseen="test_decode.py::test_lookup_equals_plain_decoding"),
+    Bug("a node that chain and tree share keeps the lower score", _BRANCH,
+        "(o_c == depth) & (b_chain < score)", "(o_c == depth) & (b_chain > score)", _BRANCHED,
+        "its children of the tree would stand in front of it"),
+    Bug("nodes below a shared one keep their parent's old number", _BRANCH,
+        "b_parent = tl.load(places + b_parent, mask=m_own, other=-1)",
+        "b_parent = tl.where(m_own, b_parent, -1)", _BRANCHED,
+        "nodes move as the chain comes between them"),
 )  # fmt: skip

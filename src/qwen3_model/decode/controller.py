@@ -1,8 +1,9 @@
 """Strategy "auto": which kind of cycle comes next, so that a text gets the most tokens a second.
 
 A **kind** is what a cycle does: `PLAIN` decodes without a draft, `CHAIN` verifies one token a position, n > 0
-verifies a draft tree of n nodes. A controller chooses among PLAIN and trees, or PLAIN and chains; one-pass
-cycles run only where they are asked for by name.
+verifies a draft tree of n nodes, `LOOKUP` verifies a chain of what followed the text's last tokens before
+(orthrus_kernels/lookup.py). A controller chooses among PLAIN and trees, or PLAIN and one kind of chain;
+one-pass cycles run only where they are asked for by name.
 
 The best kind keeps the most tokens for its time. What it keeps is a property of the text, and a `Controller`
 learns it, one controller a text: the decayed mean of what the smallest draft keeps, and for a larger tree the
@@ -23,13 +24,15 @@ from statistics import median
 
 from .cycle import IN_FLIGHT
 
-PLAIN, CHAIN = -1, 0
+LOOKUP, PLAIN, CHAIN = -2, -1, 0
 # Nodes of the trees that a controller chooses among. With the root they fill the kernels' tiles of rows.
 # With recorded acceptance trees of 15 and 127 nodes are always slower (bench/LOG.md, 2026-11-28).
 TREES = (31, 63)
 # Times on the plain twins, in plain cycles. Their attention takes a tree path by path, so a tree costs more
 # than it brings. Embedded checkpoint, 2-core AMD EPYC, 2026-11-26. They are constant: counts can be repeated.
 TWIN_TIMES = {PLAIN: 1.0, CHAIN: 2.0}
+# The same without a diffusion view: 16 rows of the embedded checkpoint, 2 CPU cores, 2026-11-29.
+TWIN_LOOKUP_TIMES = {PLAIN: 1.0, LOOKUP: 1.2}
 
 DECAY = 0.96  # of what is known of the text, a cycle: about the last 25 cycles count
 RATIO_DECAY = 0.99  # of a larger tree's ratio, a cycle of it: ratios are close to 1 and change slowly
@@ -113,7 +116,7 @@ class Controller:
         self._cycles, self._tokens = DECAY * self._cycles, DECAY * self._tokens
         if path is None or kind == PLAIN:
             return
-        kept = len(path) if kind == CHAIN else sum(node <= self._smallest for node in path)
+        kept = len(path) if kind <= CHAIN else sum(node <= self._smallest for node in path)
         self._cycles, self._tokens = self._cycles + 1, self._tokens + kept
         if kind in self._pairs:
             smallest, own = self._pairs[kind]

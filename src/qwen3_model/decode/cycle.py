@@ -43,6 +43,8 @@ class Slots:
         """count: of the slots, as many as the cache has."""
         self.model, self.cache, self.choice = model, cache, Choice(model, count)
         self.state = torch.zeros(count, len(State), dtype=torch.int32, device=model.device)  # [S, columns]
+        # The tokens of each text by position, [S, C]: `put` writes the first ones, walks go on.
+        self.history = self.state.new_zeros(count, cache.capacity)
         self._drafts: dict[tuple[int, int, bool], Drafts] = {}
 
     def drafts_of(self, depth: int, width: int, ordered: bool) -> Drafts:
@@ -52,11 +54,12 @@ class Slots:
             self._drafts[kind] = Drafts(len(self.state), *kind, self.state.device)
         return self._drafts[kind]
 
-    def put(self, slot: int, columns: Mapping[State, int]) -> None:
-        """Put a text down in a slot: every column of its state. The copy takes its turn on the stream: cycles
-        launched before it do not see it. What was drafted for the slot is dropped: its root may stand where
-        this text's does."""
+    def put(self, slot: int, columns: Mapping[State, int], tokens: Sequence[int]) -> None:
+        """Put a text down in a slot: every column of its state, and its tokens. The copies take their turn on
+        the stream: cycles launched before them do not see them. What was drafted for the slot is dropped: its
+        root may stand where this text's does."""
         put_down(self.state[slot], torch.tensor([columns[column] for column in State], dtype=torch.int32))
+        put_down(self.history[slot, : len(tokens)], torch.tensor(tokens, dtype=torch.int32))
         for drafts in self._drafts.values():
             drafts.at[slot].fill_(-1)
 
@@ -221,9 +224,6 @@ class Cycle:
         finished, damaged = bool(head[Record.FINISHED]), bool(head[Record.DAMAGED])
         return Outcome(run, finished, damaged, milliseconds, likeliest)
 
-    def begin(self, tokens: list[int]) -> None:
-        """Get ready for a text that holds these tokens: what the last text has left is not its own."""
-
     def run(self) -> None:
         """The launches of a cycle; nothing comes from the host."""
         raise NotImplementedError
@@ -258,7 +258,8 @@ class Cycle:
         self.choices, logits, sums, *likeliest = chosen
         self.walk(
             slots.state, self.seats, self.first, tokens, parents, self.choices, logits, sums,
-            slots.choice.ends, self.accepted, self.start, self.record, timed=self.clock is not None,
+            slots.choice.ends, slots.history, self.accepted, self.start, self.record,
+            timed=self.clock is not None,
         )  # fmt: skip
         slots.choice.note(self.choices, self.accepted[:, : self.levels], owners)
         if likeliest:

@@ -15,11 +15,11 @@ from torch import Tensor
 from orthrus_kernels import FORMS, Form
 from orthrus_kernels.layout import State
 
-from .controller import CHAIN, PLAIN, TWIN_TIMES, Controller, Times
+from .controller import CHAIN, PLAIN, TWIN_LOOKUP_TIMES, TWIN_TIMES, Controller, Times
 from .cycle import Allot, Cycle, Outcome, Read, Slots, Walk, pairs_of
 from .cycle_times import EVERY_NODE, capture, key_time, times_of
 from .groups import Group, Kind, Seated, groups_of
-from .kinds import ahead, block_of, kinds_of_auto, riders_of, seat_counts, with_riders
+from .kinds import LOOKUP_ROWS, ahead, block_of, kinds_of_auto, riders_of, seat_counts, with_riders
 from .pace import Pace
 from .prompt import rows_for
 from .prompt_rows import Piece
@@ -80,7 +80,8 @@ class Cycles:
         self._measured: dict[tuple, dict[int, float]] = {}  # ms of kinds, by block size and seats
         self._added: dict[tuple, float] = {}  # ms of rows for prompts, by kind, block size and seats
         block = model.config.block_size or 0
-        made = [ahead(kinds_of_auto(seats), block, seats, slots) for seats in seat_counts(slots)]
+        self.reach = max(block, LOOKUP_ROWS)  # tokens that a cycle adds to a text at most
+        made = [ahead(kinds_of_auto(seats, block), block, seats, slots) for seats in seat_counts(slots)]
         self.most = MOST_GRAPHS + (len(FORMS) * sum(map(len, made)) if slots > 1 else 0)
 
     def force(self, walks: Walks) -> None:
@@ -94,8 +95,8 @@ class Cycles:
 
     def ready(self, form: Form, block: int, seats: int) -> None:
         """Capture and time the cycles that texts of a form take in so many seats, where nobody asks for other
-        ones. block: rows of a draft block; 0: no drafts. Texts in the slots keep what they have. Without CUDA
-        graphs nothing is launched."""
+        ones. block: rows of a draft block; 0: the model has none. Texts in the slots keep what they have.
+        Without CUDA graphs nothing is launched."""
         self.slots.choice.form = form
         self._times(form, block, seats)
 
@@ -120,11 +121,9 @@ class Cycles:
             State.START: text.start, State.ROOT: text.root, State.LEFT: text.remaining, State.FINISHED: 0,
             State.ROOM: room, State.NODES: _most_nodes(text),
         }  # fmt: skip
-        self.slots.put(slot, columns)
+        self.slots.put(slot, columns, text.tokens)
         if self.walks is not None:
             self.walks.begin(text, slot)
-        for cycle in self._cycles.values():
-            cycle.begin(text.tokens)
 
     def end(self, text: Text) -> None:
         """A text runs no longer."""
@@ -152,7 +151,7 @@ class Cycles:
         if 0 < tokens <= room:
             kind, timed = carrier, False
             riders = rows_for(tokens) if self.pool is None else room  # a graph has one number of them
-        cycle = self._cycle(kind, group.block, group.form, group.seats, group.texts, riders)
+        cycle = self._cycle(kind, group.block, group.form, group.seats, riders)
         cycle.seat(group.slots)
         carried = cycle.riders if isinstance(cycle, TwoPassCycle) else None
         if carried is not None:
@@ -215,11 +214,8 @@ class Cycles:
             self._of[text] = key, self.controllers[key]
         return self._of[text][1]
 
-    def _cycle(
-        self, kind: Kind, block: int, form: Form, seats: int, texts: Sequence[Text] = (), riders: int = 0
-    ) -> Cycle:
-        """The cycle of a kind with so many rows for prompts, made when it is first asked for; texts: those
-        that run then."""
+    def _cycle(self, kind: Kind, block: int, form: Form, seats: int, riders: int = 0) -> Cycle:
+        """The cycle of a kind with so many rows for prompts, made when it is first asked for."""
         block = block_of(kind, block, seats)
         key = kind, block, form, seats, self.model.bigram, riders
         if key not in self._cycles:
@@ -228,8 +224,6 @@ class Cycles:
                 cycle = TwoPassCycle(self.slots, seats, kind, block, riders)
             else:
                 cycle = kind.cycle(self.slots, seats)
-            for text in texts:
-                cycle.begin(text.tokens)
             if self.walks is not None:
                 cycle.walk, cycle.allot = self.walks.walk(kind, block), self.walks.allot(cycle.allot)
             self._cycles[key] = cycle
@@ -243,13 +237,14 @@ class Cycles:
         nothing, for texts as long as those that run then; without CUDA graphs, the twins'."""
         key = form, block, seats
         if key not in self._times_of:
-            self._times_of[key] = Times(TWIN_TIMES) if self.pool is None else self._first_times(*key)
+            twins = TWIN_TIMES if block else TWIN_LOOKUP_TIMES
+            self._times_of[key] = Times(twins) if self.pool is None else self._first_times(*key)
         return self._times_of[key]
 
     def _first_times(self, form: Form, block: int, seats: int) -> Times:
         """Captured for each form, measured with the first one that is asked for: another form's choice takes
         microseconds more, and what cycles take is learnt as they run."""
-        kinds = kinds_of_auto(seats) if block else (PLAIN,)
+        kinds = kinds_of_auto(seats, block)
         keys = ahead(kinds, block, seats, len(self.slots.state))
         cycles = [self._cycle(kind, block, form, seats, riders=riders) for kind, riders in keys]
         capture(cycles, self.slots, self.pool)

@@ -217,7 +217,8 @@ class Engine:
         assert self.runner is not None
         try:
             self._scheduler.beside = self.runner.cycles.pace.rows()
-            work = self._scheduler.next(self._reach())
+            # what is in flight and the next cycle may add this much to a text
+            work = self._scheduler.next((len(self._unread) + 1) * self.runner.cycles.reach)
             if work is not None:
                 self.runner.grant(work.grants)
             if isinstance(work, Cycle):
@@ -246,10 +247,6 @@ class Engine:
             for part in work.parts:
                 part.text.begin(cached=part.first)
             self._unread.append(self.runner.cycle(work.texts, work.parts))
-
-    def _reach(self) -> int:
-        """Positions that what is in flight and the next cycle may add to a text, each as much as a cycle."""
-        return (len(self._unread) + 1) * max(self.model.config.block_size or 1, 1)
 
     def _prefill(self, work: Prefill[Sequence]) -> None:
         """Launch a chunk, and the choice of first tokens behind it. An error ends the texts of the chunk."""

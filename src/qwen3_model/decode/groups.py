@@ -9,7 +9,7 @@ from typing import Protocol
 
 from orthrus_kernels import Form
 
-from .controller import PLAIN, Controller
+from .controller import LOOKUP, PLAIN, Controller
 from .cycle import Cycle, Slots
 from .one_pass import Shape
 from .sequence import Sequence as Text
@@ -74,6 +74,8 @@ def _one_pass(texts: Sequence[Text]) -> Shape | None:
 
 def fixed_kind(text: Text) -> Kind | None:
     """The kind of every cycle of a text that drafts; None where a controller says it."""
+    if text.request.strategy == "lookup":
+        return LOOKUP
     return None if text.request.tree_nodes == "auto" else text.request.tree_nodes
 
 

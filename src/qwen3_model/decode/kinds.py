@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .controller import CHAIN, PLAIN, TREES
+from .controller import CHAIN, LOOKUP, PLAIN, TREES
 from .groups import MOST_ROWS, Kind, fixed_kind, seats_for
 from .one_pass import Shape
 from .pace import riders_beside
@@ -17,6 +17,7 @@ from .two_pass import TwoPassCycle
 # (simulated, bench/LOG.md, 2026-11-29).
 SIZES = (3, 5, 7, 11, 15, *TREES)
 OWN_ROWS, SHARED_ROWS = 6, 128
+LOOKUP_ROWS = 16  # of a chain that lookup has found: a tile of the tensor cores
 
 
 def seat_counts(slots: int) -> tuple[int, ...]:
@@ -31,9 +32,9 @@ def trees_for(seats: int) -> tuple[int, ...]:
     return tuple(nodes for nodes in SIZES if nodes <= most)[-2:]
 
 
-def kinds_of_auto(seats: int) -> tuple[int, ...]:
-    """The kinds that "auto" chooses among, each once."""
-    return tuple(dict.fromkeys((PLAIN, *trees_for(seats))))
+def kinds_of_auto(seats: int, block: int) -> tuple[int, ...]:
+    """The kinds that "auto" chooses among, each once. block: rows of a draft block; 0: the model has none."""
+    return tuple(dict.fromkeys((PLAIN, *(trees_for(seats) if block else (LOOKUP,)))))
 
 
 def kinds_of(text: Text) -> tuple[Kind, ...]:
@@ -43,12 +44,14 @@ def kinds_of(text: Text) -> tuple[Kind, ...]:
     if text.request.strategy == "one-pass":
         return (PLAIN, Shape.of(text.block_size, text.request.tree_nodes))
     fixed = fixed_kind(text)
-    return (PLAIN, fixed) if fixed is not None else kinds_of_auto(1)
+    return (PLAIN, fixed) if fixed is not None else kinds_of_auto(1, text.block_size)
 
 
 def block_of(kind: Kind, block: int, seats: int) -> int:
-    """Rows of a text's block, of `block` at most. With several texts a tree of n nodes has no more than its
-    own depth takes: what a cycle costs follows from the rows of both passes."""
+    """Rows of a text's block, of `block` at most, or of what lookup has found. With several texts a tree of n
+    nodes has no more than its own depth takes: what a cycle costs follows from the rows of both passes."""
+    if kind == LOOKUP:
+        return min(LOOKUP_ROWS, max(SHARED_ROWS // seats, 2))
     if not isinstance(kind, int) or kind == PLAIN:
         return 0
     if kind > CHAIN and seats > 1:
@@ -57,7 +60,7 @@ def block_of(kind: Kind, block: int, seats: int) -> int:
 
 
 def with_riders(kinds: Sequence[int]) -> tuple[int, ...]:
-    """Of these kinds, from PLAIN up, those of cycles that carry prompts: PLAIN and the largest draft."""
+    """Of these kinds, PLAIN the first, those of cycles that carry prompts: PLAIN and the largest draft."""
     return tuple(dict.fromkeys((kinds[0], kinds[-1])))
 
 

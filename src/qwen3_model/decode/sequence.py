@@ -25,7 +25,7 @@ class Run:
     tokens: list[int]
     logprobs: list[float]
     forwards: int
-    kind: str = "plain"  # of the cycle: or "two-pass", "one-pass"; "prompt": the pass of the prompt
+    kind: str = "plain"  # of the cycle: or "two-pass", "one-pass", "lookup"; "prompt": the pass of the prompt
     nodes: int = 0  # proposals that were verified
     path: Ids[int] = (0,)  # accepted nodes, the root first
     seconds: Ids[float] = (0.0, 0.0, 0.0)  # of draft, tree and verification
@@ -58,7 +58,7 @@ class GenerationStats:
     seconds_in: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # drafts, trees, verification
     finish_reason: str = ""  # end_token, stop_string, length, callback, cancelled, interrupted or error
     verify: str = "coupled"  # or "rejection"
-    cycles_of: dict[str, int] = field(default_factory=dict)  # by kind: plain, two-pass, one-pass
+    cycles_of: dict[str, int] = field(default_factory=dict)  # by kind, as in `Run`
     cached_tokens: int = 0  # of the prompt: found in pages that other texts had filled
 
     @property

@@ -1,6 +1,9 @@
 """The published cycle (arXiv 2605.12825, section 3.3), with chains or trees: a diffusion pass proposes, an AR
 pass verifies. Without the draft it is plain decoding, one row a text, which every strategy must equal.
 
+Strategy "lookup" needs no diffusion view: its chain is what followed the text's last tokens before. Of a tree
+the same chain becomes a branch, where it is likelier than the tree's own nodes (orthrus_kernels/branch.py).
+
 Proposals are ranked from the diffusion view's logits by the same settings and the same noise as the target's
 choices. A tree takes the likeliest paths through the block's distributions (orthrus_kernels/draft_tree.py). A
 chain is grown as a tree is, with one child a node, and has fixed rows of the pass. Trees of n nodes a text
@@ -17,7 +20,7 @@ from orthrus_kernels.grow import Trees
 from orthrus_kernels.layout import Record
 
 from .choice import CANDIDATES
-from .controller import CHAIN
+from .controller import CHAIN, LOOKUP
 from .cycle import Cycle, Slots
 from .prompt_rows import PromptRows
 from .scheduler import MOST_PARTS
@@ -30,8 +33,9 @@ class TwoPassCycle(Cycle):
     """A draft pass and a verify pass, or the latter alone."""
 
     def __init__(self, slots: Slots, seats: int, nodes: int, block: int, riders: int = 0) -> None:
-        """seats: texts at most. nodes: of a tree; CHAIN: one a position of the block. block: rows of a
-        draft; 0: no draft. riders: rows of the verify pass for prompts."""
+        """seats: texts at most. nodes: of a tree; CHAIN: one a position of the block; LOOKUP: a chain without
+        a draft pass. block: rows of a draft, or of that chain; 0: no draft. riders: rows of the verify pass
+        for prompts."""
         self.branches, self.block = nodes > CHAIN, block
         self.children = CANDIDATES if self.branches else 1  # of a node at most
         each = self.rows_each(nodes, block)
@@ -39,15 +43,19 @@ class TwoPassCycle(Cycle):
         super().__init__(slots, seats, max(each, MOST_TREE) if self.branches and seats > 1 else each, levels)
         model, device, running = slots.model, slots.state.device, len(slots.state)
         rows = seats * each
-        self.kind, self.pass_rows = ("two-pass", [seats * block]) if block else ("plain", [])
+        self.kind, self.pass_rows = "lookup" if nodes == LOOKUP else "plain", list[int]()
+        if block and nodes != LOOKUP:
+            self.kind, self.pass_rows = "two-pass", [seats * block]
         self.pass_rows.append(rows + riders)
         self.draft = None
-        if block:
+        if self.kind == "two-pass":
             masks = Rows.batch([Rows.block(0, block, 0, model.config.mask_token_id, b) for b in range(seats)])
             self.depth = self.levels - 1
             wanted = torch.arange(seats * block, device=device).view(seats, block)[:, : self.depth].flatten()
             shape = PassShape(len(masks), 0, lines=seats, depth=block, sequences=running)
             self.draft = model.new_pass(masks, slots.cache, slots.start, shape, logits_of=wanted)
+            self.found = torch.zeros(seats, self.depth, dtype=torch.int64, device=device)  # by lookup
+            self.likely = torch.zeros(seats, self.depth, device=device)  # their scores
         chains = [Rows.chain([0] * each, 0, b) for b in range(seats)]
         lines, depth = (rows, block) if self.branches else (seats, each)
         last = None
@@ -79,7 +87,11 @@ class TwoPassCycle(Cycle):
         """The launches of a cycle."""
         slots, model, check, ops = self.slots, self.model, self.check, self.model.ops
         clock, seats = self.clock, len(self.seats)
-        if self.draft is not None:
+        if self.kind == "lookup":
+            found = self.of_trees.tokens.view(seats, self.nodes)[:, 1:]
+            ops.lookup(slots.history, slots.state, self.seats, found, self.trees.scores[:, 1:], clock)
+            clock = None
+        elif self.draft is not None:
             plan = self.draft.plan
             ops.lay(plan, self.draft.tables, slots.root, clock)
             states, _, _ = model.states(self.draft, slots.cache)
@@ -92,11 +104,15 @@ class TwoPassCycle(Cycle):
             ranked = slots.choice.ranked(states, behind, tokens[:, 0].int(), owners, known=True)
             ops.grow(self.trees, slots.state, self.seats, *ranked, clock, self.children)
             clock = None
+            if self.branches:
+                ops.lookup(slots.history, slots.state, self.seats, self.found, self.likely)
+                ops.branch(self.trees, self.seats, self.found, self.likely)
         if self.branches:
             self.allot(self.of_trees, self.first, self.trees, slots.state, self.seats)
             ops.lay(check.plan, check.tables)
         else:
-            self.of_trees.tokens.view(seats, self.nodes)[:, 1:] = self.trees.tokens[:, 1:]
+            if self.draft is not None:
+                self.of_trees.tokens.view(seats, self.nodes)[:, 1:] = self.trees.tokens[:, 1:]
             ops.lay(check.plan, check.tables, slots.root, clock)
         states, keys, values = model.states(check, slots.cache)
         rows = len(self.of_trees.tokens)
