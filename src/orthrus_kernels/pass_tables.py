@@ -79,7 +79,7 @@ class PassTables:
     @staticmethod
     def new(
         shape: PassShape, capacity: int, tile_rows: int, whole: bool, device: torch.device | str,
-        cuts: Cuts = KEY_CUTS, shared: bool = False,
+        cuts: Cuts = KEY_CUTS, *, shared: bool = False,
     ) -> PassTables:  # fmt: skip
         """Tables to be filled by `lay`, for rows at positions below `capacity`, tiles of `tile_rows` rows."""
         bounds = list(key_segments(capacity, cuts))

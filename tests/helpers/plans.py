@@ -84,7 +84,7 @@ def tables_for(
     shared: bool = False,
 ) -> PassTables:
     """Tables of the toy cuts, every place filled with a number that no table holds."""
-    tables = PassTables.new(shape, CAPACITY, height, whole, device, CUTS, shared)
+    tables = PassTables.new(shape, CAPACITY, height, whole, device, CUTS, shared=shared)
     for name in ("rows", "limits", "tiles", "slots", "items", "count", "row_segments", "scratch"):
         getattr(tables, name).fill_(-77)
     return tables
