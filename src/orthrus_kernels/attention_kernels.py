@@ -279,17 +279,18 @@ def _path_kernel(
     b_limit = tl.load(limits + i_tile * TILE + o_m // GROUP, mask=m_m, other=0)
     m_m = i_row >= 0
     n_folded = tl.sum(m_m.to(tl.int32))
-    if n_folded == 0:
-        return
-    p_q = q + (i_row * stride_qt + i_h * stride_qh)[:, None] + o_d[None, :]
-    b_q = tl.load(p_q, mask=m_m[:, None], other=0.0)
-    p_t = tiles + TILE_COLUMNS * i_tile
+    p_t = tiles + TILE_COLUMNS * i_tile  # asked for before the row is known: memory is waited for less often
     i_b, context = tl.load(p_t + TILE_SEQUENCE).to(tl.int64), tl.load(p_t + TILE_CONTEXT)
     end, first_slot = tl.load(p_t + TILE_END), tl.load(p_t + TILE_FIRST_SLOT)
     chain, chain_row = tl.load(p_t + TILE_CHAIN), tl.load(p_t + TILE_CHAIN_ROW)
-    lowest, reach = tl.load(p_t + TILE_LOWEST), tl.load(p_t + TILE_REACH)
+    lowest, own, reach = tl.load(p_t + TILE_LOWEST), tl.load(p_t + TILE_BEGIN), tl.load(p_t + TILE_REACH)
+    if n_folded == 0:
+        return
+    begin = tl.load(row_segments + 2 * tl.load(rows))
+    p_q = q + (i_row * stride_qt + i_h * stride_qh)[:, None] + o_d[None, :]
+    b_q = tl.load(p_q, mask=m_m[:, None], other=0.0)
     in_pages, stride_segment = context // PAGE * PAGE, T.to(tl.int64) * (G * GROUP)
-    for i_segment in range(tl.load(p_t + TILE_BEGIN), reach):
+    for i_segment in range(own, reach):
         first, last = tl.load(segments + i_segment), tl.load(segments + i_segment + 1)
         o_part = i_segment * stride_segment + i_row * (G * GROUP) + i_h
         b_max, b_sum, b_acc = left(acc, stats, o_part, m_m & (first < in_pages), D)
@@ -303,7 +304,6 @@ def _path_kernel(
         tl.debug_barrier()  # several threads have read one maximum, which is overwritten
         leave(acc, stats, o_part, m_m, b_max, b_sum, b_acc, D)
     tl.debug_barrier()  # other threads than wrote them read what lies in memory now
-    begin = tl.load(row_segments + 2 * tl.load(rows))
     for i_part in range(0, n_folded, PART):
         m_f = i_part + o_f < n_folded
         f_row = tl.load(rows + (i_part + o_f) // GROUP, mask=m_f, other=0).to(tl.int64)

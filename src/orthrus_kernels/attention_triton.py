@@ -66,7 +66,7 @@ COMBINE_UNROLL = 8  # partials a combining program has in flight; they are folde
 # thread has in flight; whole tiles would spill. Its stages: most of its keys are gathered, which is not
 # pipelined, and 48 KB of shared memory in place of 112 leave room for other programs.
 PATH_PART = 16
-PATH_NUMBERS = 64
+PATH_NUMBERS = 128
 PATH_STAGES = 1
 
 

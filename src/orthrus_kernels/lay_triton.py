@@ -160,14 +160,12 @@ def _lay_kernel(
     b_at = b_start + b_depth
     b_limit = tl.where(m, row_limit_triton(b_at, b_block, b_at + 1 + b_last - o), 0)
     b_inside, b_reach = tl.zeros((ROWS,), tl.int32), tl.zeros((ROWS,), tl.int32)
-    b_begin, b_taken = tl.zeros((ROWS,), tl.int32), tl.zeros((ROWS,), tl.int32)
-    b_here = b_start // PAGE * PAGE if SHARED else b_start
+    b_begin = tl.zeros((ROWS,), tl.int32)
     first = tl.load(segments)
     for i in range(N_SEGMENTS):
         last = tl.load(segments + i + 1)
         b_reach += (first < b_limit).to(tl.int32)
         b_inside += (last <= b_start).to(tl.int32)
-        b_taken += ((first < b_here) if SHARED else (last <= b_start)).to(tl.int32)
         b_begin += (last <= row_begin_triton(b_limit)).to(tl.int32)
         first = last
     tl.store(row_segments + 2 * o, b_begin, mask=o < T)
@@ -190,6 +188,10 @@ def _lay_kernel(
                 tl.store(rows + tile * TILE + b_rank, o, mask=mine)
                 tl.store(limits + tile * TILE + b_rank, b_limit, mask=mine)
                 opens, p_t = mine & (b_rank % TILE == 0), tiles + TILE_COLUMNS * b_tile
+                b_here, b_taken = b_start, b_inside
+                if SHARED:
+                    b_here = b_start // PAGE * PAGE
+                    b_taken += (tl.load(segments + b_inside, mask=opens, other=0) < b_here).to(tl.int32)
                 tl.store(p_t + TILE_SEQUENCE, b_seq, mask=opens)
                 tl.store(p_t + TILE_CONTEXT, b_here, mask=opens)
                 tl.store(p_t + TILE_END, b_here, mask=opens)

@@ -163,7 +163,7 @@ BUGS = (
         "test_pass_tables.py::test_the_shared_form_has_an_item_for_each_segment_of_whole_pages",
         "path tiles go on from a state that nobody has written"),
     Bug("context tiles of the kernel stop before the ragged segment", _LAY,
-        "(first < b_here) if SHARED", "(last <= b_here) if SHARED",
+        "mask=opens, other=0) < b_here)", "mask=opens, other=0) < 0)",
         "kernels/test_lay.py::test_the_kernel_lays_what_the_twin_does",
         "the same in the kernel"),
     Bug("a slot past the committed length is read", _ATTENTION,
