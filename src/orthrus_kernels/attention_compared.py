@@ -100,9 +100,12 @@ class Inputs:
         """Tables of the pass for a kernel."""
         plan, (_, heads, d), groups = PassPlan.of(rows, self.q.device), self.q.shape, self.k.shape[1]
         whole, shared = form == "whole", form == "shared"
-        height = FOLDED * groups // heads if gluon else tile_rows(heads, groups, d, self.q.dtype, whole)
-        capacity = max(rows.positions) + 1
-        tables = PassTables.new(plan.shape, capacity, height, whole, self.q.device, shared=shared)
+        short = tile_rows(heads, groups, d, self.q.dtype, whole)
+        height, capacity = FOLDED * groups // heads if gluon else short, max(rows.positions) + 1
+        path_rows = short if shared else None
+        tables = PassTables.new(
+            plan.shape, capacity, height, whole, self.q.device, shared=shared, path_rows=path_rows
+        )
         lay_triton(plan, tables)
         return tables
 

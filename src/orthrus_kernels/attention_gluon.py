@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ._gluon import GluonDescriptor, gl
 from .attention_gluon_kernels import _attention_gluon_kernel
-from .attention_triton import combine, go_on, room_for
+from .attention_triton import combine, go_on, room_for, tile_rows
 from .pages import PAGE
 from .pass_tables import PassTables
 from .pdl import launch_options
@@ -84,11 +84,13 @@ def new_tables_gluon(
     shape: PassShape, capacity: int, heads: int, groups: int, device: torch.device, *, shared: bool = True
 ) -> PassTables:
     """Tables for `attention_gluon`, of tall tiles; those of trees in the shared form, unless `shared` says
-    no."""
+    no, with path tiles as Triton's."""
     chain = shape.lines <= shape.sequences and shape.n_rows == shape.depth
     tile = FOLDED * groups // heads
     whole = chain and -(-shape.n_rows // tile) * groups > PARTIAL_PAIRS
-    return PassTables.new(shape, capacity, tile, whole, device, shared=shared and shape.branches)
+    shared = shared and shape.branches
+    path_rows = tile_rows(heads, groups, HEAD, torch.bfloat16) if shared else None
+    return PassTables.new(shape, capacity, tile, whole, device, shared=shared, path_rows=path_rows)
 
 
 def takes(shape: PassShape, capacity: int, heads: int, groups: int, d: int, dtype: torch.dtype) -> bool:

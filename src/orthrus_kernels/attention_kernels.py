@@ -255,13 +255,15 @@ def _path_kernel(
     acc, stats, out, stride_ot, stride_oh,
     T, G, scale,
     D: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr, FOLDED: tl.constexpr, BLOCK_S: tl.constexpr,
-    STAGES: tl.constexpr, PAGE: tl.constexpr, PART: tl.constexpr, UNROLL: tl.constexpr, PDL: tl.constexpr,
+    STAGES: tl.constexpr, PAGE: tl.constexpr, PLACES: tl.constexpr, PART: tl.constexpr, UNROLL: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """A path tile for one key head, in the shared form. acc, stats: of `_partial_kernel`, which has taken the
     whole pages of the context. The state of the ragged segment goes on from there, later segments begin anew,
     and then all are folded, PART rows and query heads at a time.
 
-    Row j of padding, which is in no tile, gets its zeros from the program of tile j // TILE.
+    A tile has TILE rows, in PLACES places of the tables. Row j of padding, which is in no tile, gets its
+    zeros from the program of tile j // TILE.
     """
     if PDL:
         wait()
@@ -274,9 +276,9 @@ def _path_kernel(
     m_pad &= tl.load(row_segments + 2 * i_pad + 1, mask=m_pad, other=1) == 0
     p_pad = out + (i_pad.to(tl.int64) * stride_ot + i_h * stride_oh)[:, None] + o_d[None, :]
     tl.store(p_pad, tl.zeros((FOLDED, D), out.dtype.element_ty), mask=m_pad[:, None])
-    rows += i_tile * TILE
+    rows += i_tile * PLACES
     i_row = tl.load(rows + o_m // GROUP, mask=m_m, other=-1).to(tl.int64)
-    b_limit = tl.load(limits + i_tile * TILE + o_m // GROUP, mask=m_m, other=0)
+    b_limit = tl.load(limits + i_tile * PLACES + o_m // GROUP, mask=m_m, other=0)
     m_m = i_row >= 0
     n_folded = tl.sum(m_m.to(tl.int32))
     p_t = tiles + TILE_COLUMNS * i_tile  # asked for before the row is known: memory is waited for less often

@@ -90,7 +90,7 @@ def attention_triton(
     _check(q, k, v, k_cache, v_cache, pages, tables, scale)
     out = new_rows(q, *q.shape) if out is None else out
     assert out.shape == q.shape and out.stride(2) == 1, (out.shape, out.stride())
-    given = _given(q, k, v, k_cache, v_cache, pages, tables, scale, out, pdl)
+    given = _given(q, k, v, k_cache, v_cache, pages, tables, tables.tile_rows, scale, out, pdl)
     if tables.whole:
         _whole_kernel[(len(tables.items) * groups,)](items=tables.items, count=tables.count, **given)
         return out
@@ -119,24 +119,24 @@ def go_on(
     scale: float, acc: Tensor, stats: Tensor, out: Tensor, pdl: bool,
 ) -> None:  # fmt: skip
     """What path tiles have to do in the shared form, behind the partials of `room_for`, into out [T, H, D].
-    Arguments as of `attention_triton`; tables of any height."""
-    given = _given(q, k, v, k_cache, v_cache, pages, tables, scale, out, pdl)
+    Arguments as of `attention_triton`; tables whose context tiles have any height."""
+    given = _given(q, k, v, k_cache, v_cache, pages, tables, tables.path_rows, scale, out, pdl)
     part = min(PATH_PART, given["FOLDED"])
     _path_kernel[(tables.path_tiles * k.shape[1],)](
-        row_segments=tables.row_segments, acc=acc, stats=stats, T=len(q), PART=part,
+        row_segments=tables.row_segments, acc=acc, stats=stats, T=len(q), PLACES=tables.tile_rows, PART=part,
         UNROLL=_path_unroll(part, given["D"], given["num_warps"]), **given | {"STAGES": PATH_STAGES},
     )  # fmt: skip
 
 
 def _given(
     q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, pages: Tensor, tables: PassTables,
-    scale: float, out: Tensor, pdl: bool,
+    height: int, scale: float, out: Tensor, pdl: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """Arguments that kernels of tiles share. The height of their tiles is that of the tables."""
+    """Arguments that kernels of tiles of `height` rows share."""
     _, heads, d = q.shape
     groups = k.shape[1]
     folded, block, warps, stages = _launch(d, q.dtype)
-    tall = -(-tables.tile_rows * (heads // groups) // folded)
+    tall = -(-height * (heads // groups) // folded)
     return {
         "q": q, "stride_qt": q.stride(0), "stride_qh": q.stride(1),
         "k": k, "v": v, "stride_kt": k.stride(0), "stride_kg": k.stride(1),
@@ -146,7 +146,7 @@ def _given(
         "rows": tables.rows, "limits": tables.limits, "tiles": tables.tiles, "slots": tables.slots,
         "segments": tables.segments, "G": groups, "scale": scale * math.log2(math.e),
         "out": out, "stride_ot": out.stride(0), "stride_oh": out.stride(1),
-        "D": d, "GROUP": heads // groups, "TILE": tables.tile_rows, "FOLDED": tall * folded,
+        "D": d, "GROUP": heads // groups, "TILE": height, "FOLDED": tall * folded,
         "BLOCK_S": block, "STAGES": stages, "PAGE": PAGE, "PDL": pdl, "num_warps": tall * warps,
         **launch_options(pdl),
     }  # fmt: skip

@@ -40,7 +40,7 @@ def lay(plan: PassPlan, tables: PassTables, root: Tensor | None = None, clock: T
     begin = [bisect_right(edges, row_begin(limit)) - 1 for limit in limits]
     reach = [bisect_left(edges, limit) for limit in limits]
     tiles: Tiles = {}
-    for tile, mine in enumerate(_path_tiles(line_of, tables.tile_rows)):
+    for tile, mine in enumerate(_path_tiles(line_of, tables.path_rows)):
         s, line, end = sequences[mine[0]], line_of[mine[0]], limits[mine[-1]]
         run = end - start[s] - 1  # place in the line from which on the slots follow one another
         while run and slots[line][run - 1] == slots[line][run] - 1:

@@ -123,11 +123,12 @@ def _lay_kernel(
     tokens, positions, parents, blocks, sequences, start, stride_start, root, stride_root,
     rows, limits, tiles, slots, segments, items, count, row_segments, scratch, clock,
     T, W, S, N_SEGMENTS, N_TILES, PATH_TILES, DOUBLINGS,
-    ROWS: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, MIXED: tl.constexpr, SHARED: tl.constexpr,
-    WHOLE: tl.constexpr, ROOTED: tl.constexpr, MARKS: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, PATH_TILE: tl.constexpr, TILES: tl.constexpr, MIXED: tl.constexpr,
+    SHARED: tl.constexpr, WHOLE: tl.constexpr, ROOTED: tl.constexpr, MARKS: tl.constexpr,
+    BLOCK: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
-    """Powers of two: ROWS >= T, TILES >= N_TILES. MIXED: there are context tiles. SHARED, WHOLE: the forms.
-    MARKS: of the clock."""
+    """Powers of two: ROWS >= T, TILES >= N_TILES. PATH_TILE: rows of a path tile at most. MIXED: there are
+    context tiles. SHARED, WHOLE: the forms. MARKS: of the clock."""
     for i in tl.static_range(MARKS):
         mark(clock, i)
     _fill(rows, N_TILES * TILE, -1, BLOCK)
@@ -201,8 +202,8 @@ def _lay_kernel(
                 tl.store(p_t + TILE_LOWEST, b_here, mask=opens)
                 tile += tl.cdiv(tl.sum(mine.to(tl.int32)), TILE)
 
-    b_place = b_place % TILE
-    opens, closes = m & (b_place == 0), m & ((b_place == TILE - 1) | is_last)
+    b_place = b_place % PATH_TILE
+    opens, closes = m & (b_place == 0), m & ((b_place == PATH_TILE - 1) | is_last)
     numbers = scratch + 5 * T
     b_number = tl.cumsum(opens.to(tl.int32))
     tl.store(numbers + o, b_number - 1, mask=opens)
@@ -247,8 +248,8 @@ def lay_triton(
         scratch=tables.scratch, clock=clock, T=shape.n_rows, W=shape.depth, S=shape.sequences,
         N_SEGMENTS=tables.n_segments, N_TILES=len(tables.tiles), PATH_TILES=tables.path_tiles,
         DOUBLINGS=(shape.depth - 1).bit_length(),
-        ROWS=rows, TILE=tables.tile_rows, TILES=tiles, MIXED=mixed, SHARED=tables.shared,
-        WHOLE=tables.whole, ROOTED=root is not None, MARKS=0 if clock is None else len(clock), BLOCK=_BLOCK,
-        PAGE=PAGE,
+        ROWS=rows, TILE=tables.tile_rows, PATH_TILE=tables.path_rows, TILES=tiles, MIXED=mixed,
+        SHARED=tables.shared, WHOLE=tables.whole, ROOTED=root is not None,
+        MARKS=0 if clock is None else len(clock), BLOCK=_BLOCK, PAGE=PAGE,
         num_warps=halves * min(8, max(1, max(rows, tiles) // _WARP_ROWS)),
     )  # fmt: skip

@@ -65,6 +65,7 @@ class PassTables:
     shape: PassShape
     whole: bool  # an item is a tile with all of its segments
     shared: bool  # an item is of a context tile, which takes all whole pages
+    path_rows: int  # places of a path tile that rows may have: R, or fewer where another kernel takes these
     path_tiles: int  # so many places for path tiles; the others are for context tiles
     rows: Tensor  # [N, R] row index, -1 in a place that is not used
     limits: Tensor  # [N, R] the row's limit (visibility.py); 0 where not used
@@ -79,13 +80,16 @@ class PassTables:
     @staticmethod
     def new(
         shape: PassShape, capacity: int, tile_rows: int, whole: bool, device: torch.device | str,
-        cuts: Cuts = KEY_CUTS, *, shared: bool = False,
+        cuts: Cuts = KEY_CUTS, *, shared: bool = False, path_rows: int | None = None,
     ) -> PassTables:  # fmt: skip
-        """Tables to be filled by `lay`, for rows at positions below `capacity`, tiles of `tile_rows` rows."""
+        """Tables to be filled by `lay`, for rows at positions below `capacity`, tiles of `tile_rows` rows,
+        path tiles of `path_rows` where that is said."""
+        path_rows = path_rows or tile_rows
+        assert path_rows <= tile_rows, (path_rows, tile_rows)
         bounds = list(key_segments(capacity, cuts))
         assert not shared or not any(first % PAGE for first, _ in bounds), "segments of whole pages"
         # full tiles, and one that is not full a line, or a sequence
-        path = min(shape.n_rows, shape.lines + (shape.n_rows - shape.lines) // tile_rows)
+        path = min(shape.n_rows, shape.lines + (shape.n_rows - shape.lines) // path_rows)
         by_sequence = min(shape.n_rows, (shape.n_rows + shape.sequences * (tile_rows - 1)) // tile_rows)
         context = by_sequence if shared or (shape.lines > 1 and not whole) else 0
         # segments from the end of the context on, and all of them once more where rows share them
@@ -98,8 +102,9 @@ class PassTables:
 
         edges = [first for first, _ in bounds] + [bounds[-1][1]]
         return PassTables(
-            shape, whole, shared, path, table(path + context, tile_rows), table(path + context, tile_rows),
-            table(path + context, len(Tile)), table(shape.lines, shape.depth),
+            shape, whole, shared, path_rows, path, table(path + context, tile_rows),
+            table(path + context, tile_rows), table(path + context, len(Tile)),
+            table(shape.lines, shape.depth),
             torch.tensor(edges, dtype=torch.int32, device=device), table(most, 2), table(1),
             table(shape.n_rows, 2), table(SCRATCH, shape.n_rows),
         )  # fmt: skip

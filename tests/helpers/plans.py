@@ -81,10 +81,11 @@ def tables_for(
     height: int,
     whole: bool = False,
     device: torch.device | str = "cpu",
-    shared: bool = False,
+    **how: Any,
 ) -> PassTables:
-    """Tables of the toy cuts, every place filled with a number that no table holds."""
-    tables = PassTables.new(shape, CAPACITY, height, whole, device, CUTS, shared=shared)
+    """Tables of the toy cuts, every place filled with a number that no table holds. how: of
+    `PassTables.new`."""
+    tables = PassTables.new(shape, CAPACITY, height, whole, device, CUTS, **how)
     for name in ("rows", "limits", "tiles", "slots", "items", "count", "row_segments", "scratch"):
         getattr(tables, name).fill_(-77)
     return tables
