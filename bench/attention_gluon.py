@@ -1,9 +1,11 @@
-"""Attention of many rows in Gluon beside Triton's kernels, one layer: bits first, then sustained times.
+"""Attention of many rows, one layer: trees in the partial form, in the shared one, and in that in Gluon; with
+--chains also chains and prompts in Gluon beside Triton's kernels. Bits first, then sustained times.
 
-Both kernels are timed in turn in the same run: half a second of replays each time, of which the second half
+Kernels are timed in turn in the same run: half a second of replays each time, of which the second half
 counts, since a GPU that has paused runs faster for a while. SDPA's flash and cuDNN read a contiguous cache
 without pages. Microseconds a layer; keys are read anew from memory or L2 as a layer of a model finds them:
-several copies of the caches take turns."""
+several copies of the caches take turns. Contexts that are edges of key segments, such as 1024 and 32768, have
+no whole page in the segment of the paths: there is nothing more to share."""
 
 from __future__ import annotations
 
@@ -19,10 +21,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from orthrus_kernels import Rows
-from orthrus_kernels.attention_compared import Inputs, both, same
+from orthrus_kernels.attention_compared import Inputs, same
 from orthrus_kernels.attention_gluon import attention_gluon, new_tables_gluon
 from orthrus_kernels.attention_triton import attention_triton, new_tables_triton
 from orthrus_kernels.lay_triton import lay_triton
+from orthrus_kernels.pass_tables import PassTables
 from orthrus_kernels.pdl import pdl_supported
 from orthrus_kernels.plan import PassPlan
 
@@ -33,27 +36,42 @@ from .models import MODELS
 COMMAND = "bench.attention_gluon"
 CACHED = 1 << 30  # bytes of keys and values that copies take together, more than L2 holds
 COPIES = 8
+# What is timed of a pass, in columns; each but the first, and no peer, over the first in columns behind.
+TREES = ("partial", "shared", "shared, Gluon")
+CHAINS = ("Triton", "Gluon", "flash", "cuDNN")
+PEERS = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
+TEXTS, NODES, SHORT = 64, 8, 1024  # a pass of many texts, of about SHORT positions
 
 
-def passes(contexts: Sequence[int], rows: Sequence[int]) -> dict[str, Rows]:
-    """By name: trees and chains of so many rows, a mixed pass, a prompt of 4096 rows."""
+def trees(contexts: Sequence[int], rows: Sequence[int]) -> dict[str, Rows]:
+    """By name: trees of so many rows, a mixed pass, many texts."""
     found: dict[str, Rows] = {}
     for context in contexts:
         for n in rows:
-            parents = [-1, *(max(0, i - 1 - i % 4) for i in range(1, n))]
-            found[f"tree-{n} at {context}"] = Rows.tree([1] * n, parents, context)
-            found[f"chain-{n} at {context}"] = Rows.chain([1] * n, context)
-        parents = [-1, *(max(0, i - 1 - i % 4) for i in range(1, 33))]
-        mixed = Rows.tree_with_blocks([1] * 33, parents, context, range(24), 6, 96)
-        found[f"mixed-33+24x6 at {context}"] = mixed
-    for context in (0, 28672):
-        found[f"prompt-4096 at {context}"] = Rows.chain([1] * 4096, context)
-    return found
+            found[f"tree-{n} at {context}"] = tree(n, context)
+        mixed = tree(33, context)
+        found[f"mixed-33+24x6 at {context}"] = Rows.tree_with_blocks(
+            mixed.tokens, mixed.parents, context, range(24), 6, 96
+        )
+    texts = [tree(NODES, SHORT - 32 + s, s) for s in range(TEXTS)]
+    return found | {f"texts-{TEXTS}x{NODES} at {SHORT}": Rows.batch(texts)}
+
+
+def tree(nodes: int, context: int, sequence: int = 0) -> Rows:
+    """Of many branches."""
+    parents = [-1, *(max(0, i - 1 - i % 4) for i in range(1, nodes))]
+    return Rows.tree([1] * nodes, parents, context, sequence)
+
+
+def chains(contexts: Sequence[int], rows: Sequence[int]) -> dict[str, Rows]:
+    """By name: chains of so many rows, a prompt of 4096 rows."""
+    found = {f"chain-{n} at {context}": Rows.chain([1] * n, context) for context in contexts for n in rows}
+    return found | {f"prompt-4096 at {context}": Rows.chain([1] * 4096, context) for context in (0, 28672)}
 
 
 def copies_of(rows: Rows, heads: int, groups: int, device: torch.device) -> list[Inputs]:
     """Inputs on as many copies of the caches as L2 does not hold."""
-    size = 4 * groups * 128 * (max(rows.contexts.values()) + 64)
+    size = 4 * groups * 128 * (sum(rows.contexts.values()) + 64)
     return [
         Inputs.random(rows, heads, groups, device, seed)
         for seed in range(max(2, min(COPIES, CACHED // size)))
@@ -128,47 +146,58 @@ def clock_and_power() -> str:
 
 
 def measured(name: str, rows: Rows, heads: int, groups: int, given: Any, device: torch.device) -> list[str]:
-    """A line of the table. Times are missing where bits differ."""
+    """A line of a table. Times are missing where bits differ."""
     inputs = copies_of(rows, heads, groups, device)
-    plan, capacity, pdl = PassPlan.of(rows, device), max(rows.positions) + 1, pdl_supported(device)
-    tables = {
-        "Triton": new_tables_triton(plan.shape, capacity, heads, groups, 128, torch.bfloat16, device),
-        "Gluon": new_tables_gluon(plan.shape, capacity, heads, groups, device),
-    }
-    for of in tables.values():
-        lay_triton(plan, of)
-    if not all(same(*both(inputs[0], rows, whole)) for whole in {of.whole for of in tables.values()}):
+    pdl = pdl_supported(device)
+    kinds = TREES if branches(rows) else CHAINS
+    tables = {kind: tables_of(rows, inputs[0], kind, device) for kind in kinds if kind not in PEERS}
+    outputs = [inputs[0].through(kernel_of(kind), of, pdl) for kind, of in tables.items()]
+    if not all(same(output, outputs[0]) for output in outputs[1:]):
         return [name, "BITS DIFFER"]
-    calls = {
-        "Triton": ours(attention_triton, tables["Triton"], inputs, pdl),
-        "Gluon": ours(attention_gluon, tables["Gluon"], inputs, pdl),
-    }
-    if name.startswith("prompt") or not rows.n_ar < len(rows):
-        calls["flash"] = sdpa(SDPBackend.FLASH_ATTENTION, rows, inputs)
-        calls["cuDNN"] = sdpa(SDPBackend.CUDNN_ATTENTION, rows, inputs)
+    calls = {kind: ours(kernel_of(kind), of, inputs, pdl) for kind, of in tables.items()}
+    calls |= {kind: sdpa(PEERS[kind], rows, inputs) for kind in kinds if kind in PEERS}
     times: dict[str, list[float]] = {}
     for _ in range(given.rounds):
-        for kernel, call in calls.items():
+        for kind, call in calls.items():
             try:
                 graph = captured(call)
-                times.setdefault(kernel, []).append(sustained(graph, given.seconds) / len(inputs))
+                times.setdefault(kind, []).append(sustained(graph, given.seconds) / len(inputs))
             except RuntimeError as error:  # a peer that refuses a shape
-                print(f"  {kernel}, {name}: {str(error).splitlines()[0][:100]}")
-    best = {kernel: min(of) for kernel, of in times.items()}
-    cells = [
-        f"{best[kernel]:.1f}" if kernel in best else "-" for kernel in ("Triton", "Gluon", "flash", "cuDNN")
-    ]
-    form = "whole" if tables["Gluon"].whole else "partial"
-    return [name, form, *cells, f"{best['Gluon'] / best['Triton']:.2f}", clock_and_power()]
+                print(f"  {kind}, {name}: {str(error).splitlines()[0][:100]}")
+    best = {kind: min(of) for kind, of in times.items()}
+    first = best[kinds[0]]
+    over = [f"{best[kind] / first:.2f}" for kind in kinds[1:] if kind not in PEERS]
+    return [name, *(f"{best[kind]:.1f}" if kind in best else "-" for kind in kinds), *over, clock_and_power()]
+
+
+def branches(rows: Rows) -> bool:
+    return PassPlan.of(rows).shape.branches
+
+
+def tables_of(rows: Rows, of: Inputs, kind: str, device: torch.device) -> PassTables:
+    """Tables for a pass as a kernel takes them: of the partial form for "partial", else of its own choice."""
+    plan, capacity, (_, heads, d) = PassPlan.of(rows, device), max(rows.positions) + 1, of.q.shape
+    if "Gluon" in kind:
+        tables = new_tables_gluon(plan.shape, capacity, heads, of.k.shape[1], device)
+    else:
+        given = plan.shape, capacity, heads, of.k.shape[1], d, of.q.dtype, device
+        tables = new_tables_triton(*given, shared=kind != "partial")
+    lay_triton(plan, tables)
+    return tables
+
+
+def kernel_of(kind: str) -> Callable[..., Tensor]:
+    return attention_gluon if "Gluon" in kind else attention_triton
 
 
 def parse(arguments: Sequence[str] | None) -> Any:
     parser = Parser(prog=f"python -m {COMMAND}", description=" ".join(str(__doc__).split("\n\n")[0].split()))
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["8B", "1.7B"])
-    parser.add_argument("--rows", nargs="+", type=positive, default=[32, 64, 128, 192, 256])
-    parser.add_argument("--contexts", nargs="+", type=positive, default=[1024, 32768])
+    parser.add_argument("--rows", nargs="+", type=positive, default=[32, 64, 128, 192])
+    parser.add_argument("--contexts", nargs="+", type=positive, default=[1000, 32000])
     parser.add_argument("--rounds", type=positive, default=2, help="times that the kernels take turns")
     parser.add_argument("--seconds", type=float, default=0.5, help="of replays for a time")
+    parser.add_argument("--chains", action="store_true", help="chains and prompts too")
     parser.add_argument("--only", default="", metavar="TEXT", help="passes whose name holds this")
     return parser.parse_args(arguments)
 
@@ -179,22 +208,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fail(COMMAND, "needs a GPU")
     device = torch.device("cuda")
     print(machine_line(machine(f"python -m {COMMAND}")), flush=True)
-    lines = []
+    lines: dict[tuple[str, ...], list[list[str]]] = {CHAINS: [], TREES: []}
+    asked = trees(given.contexts, given.rows)
+    if given.chains:
+        asked = chains(given.contexts, given.rows) | asked
     for model in given.models:
         shape = MODELS[model]
-        for name, rows in passes(given.contexts, given.rows).items():
+        for name, rows in asked.items():
             if given.only in name:
                 try:
                     cells = measured(f"{model} {name}", rows, shape.H, shape.G, given, device)
                 except (RuntimeError, AssertionError) as error:
                     cells = [f"{model} {name}", f"FAILED: {type(error).__name__}: {str(error)[:200]}"]
-                lines.append(cells)
+                lines[TREES if branches(rows) else CHAINS].append(cells)
                 print(" | ".join(cells), flush=True)
                 torch.cuda.empty_cache()
-    print("\n| pass | form | Triton | Gluon | flash | cuDNN | Gluon over Triton | clock, power |")
-    print("|---|---|---|---|---|---|---|---|")
-    print(*(f"| {' | '.join(cells)} |" for cells in lines), sep="\n")
-    return 1 if any("DIFFER" in cells[1] or "FAILED" in cells[1] for cells in lines) else 0
+    for kinds, of in lines.items():
+        if of:
+            over = [f"{kind} over {kinds[0]}" for kind in kinds[1:] if kind not in PEERS]
+            head = ["µs a layer", *kinds, *over, "clock, power"]
+            print(f"\n| {' | '.join(head)} |", f"|{'---|' * len(head)}", sep="\n")
+            print(*(f"| {' | '.join(cells)} |" for cells in of), sep="\n")
+    wrong = [cells for of in lines.values() for cells in of if "DIFFER" in cells[1] or "FAILED" in cells[1]]
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

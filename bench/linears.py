@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthrus_kernels import Weight, backend_ops, gluon_is_on, pdl_kinds
-from orthrus_kernels._gluon import SWITCH
+from orthrus_kernels import Weight, backend_ops, pdl_kinds
 from orthrus_kernels.compile_ahead import compile_all, missing, recorded
 from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.linear_either import launches_of, why_not
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
 from orthrus_kernels.rows import SPARE_ROWS
+from orthrus_kernels.switches import GLUON, is_on
 
 from . import report
 from .command import Parser, fail, positive, run, writable
@@ -254,8 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
     if not torch.cuda.is_available():
         fail(COMMAND, "this measures kernels on a GPU, and there is none here")
-    if not gluon_is_on():
-        fail(COMMAND, f"{SWITCH} is off, so that nothing runs in Gluon: leave it out")
+    if not is_on(GLUON):
+        fail(COMMAND, f"{GLUON} is off, so that nothing runs in Gluon: leave it out")
     device = torch.device("cuda")
     facts = machine(" ".join([f"python -m {COMMAND}", *sys.argv[1:]]))
     print(machine_line(facts), flush=True)

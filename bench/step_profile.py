@@ -21,8 +21,8 @@ GAPS = "gaps"
 # gemv or split-K reductions; torch's attention is flash, fmha or cuDNN's.
 _WORDS = (
     ("head", ("_head_kernel", "_logits_kernel", "_merge_kernel")),
-    ("attention", ("_partial_kernel", "_combine_kernel", "_whole_kernel", "attention", "flash", "fmha",
-                   "cudnn")),
+    ("attention", ("_partial_kernel", "_combine_kernel", "_path_kernel", "_whole_kernel", "attention",
+                   "flash", "fmha", "cudnn")),
     ("linears", ("linear", "nvjet", "gemm", "gemv", "cutlass", "splitk")),
     ("norms", ("norm",)),
 )  # fmt: skip

@@ -8,22 +8,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plans import CUTS, padded, plans, tables_for
 
-from orthrus_kernels import Rows, key_segments, visible
+from orthrus_kernels import PAGE, Rows, key_segments, visible
 from orthrus_kernels.lay import lay
 from orthrus_kernels.layout import Tile
 from orthrus_kernels.pass_tables import PassTables, unpack
 from orthrus_kernels.plan import PassPlan, PassShape
 
 
-def laid(plan, height, whole=False):
-    tables = tables_for(plan.shape, height, whole)
+def laid(plan, height, **form):
+    tables = tables_for(plan.shape, height, **form)
     lay(plan, tables)
     return tables
 
 
-@given(plan=plans(), height=st.integers(1, 9), whole=st.booleans())
-def test_unpacked_tables_equal_the_definition(plan, height, whole):
-    tables = laid(plan, height, whole)
+# of tables; path tiles may have fewer rows than others
+FORMS = ({}, {"whole": True}, {"shared": True}, {"shared": True, "path_rows": 2})
+
+
+@given(plan=plans(), height=st.integers(2, 9), form=st.sampled_from(FORMS))
+def test_unpacked_tables_equal_the_definition(plan, height, form):
+    tables = laid(plan, height, **form)
     rows, used = plan.rows(), [i for i, s in enumerate(plan.sequences.tolist()) if s >= 0]
     seen = unpack(tables)
     assert torch.equal(seen[used][:, used], visible(rows)) and seen.sum() == visible(rows).sum()
@@ -35,7 +39,8 @@ def test_unpacked_tables_equal_the_definition(plan, height, whole):
             continue
         context, end, chain = line[Tile.CONTEXT], line[Tile.END], line[Tile.CHAIN]
         assert {int(plan.sequences[i]) for i in mine} == {line[Tile.SEQUENCE]}
-        assert context == plan.start[line[Tile.SEQUENCE]]
+        start = plan.start[line[Tile.SEQUENCE]]
+        assert context == (start // PAGE * PAGE if tables.shared and tile >= tables.path_tiles else start)
         limits = tables.limits[tile][: len(mine)]
         assert (tables.limits[tile][len(mine) :] == 0).all()
         bounds = (context, context) if tile >= tables.path_tiles else (limits.max(), limits.min())
@@ -77,6 +82,32 @@ def test_every_segment_of_a_row_has_one_item(plan, height):
         assert sequence >= 0 or not segments, "padding is in no item"
 
 
+@given(plan=plans(), height=st.integers(1, 9), path_rows=st.integers(1, 9))
+def test_the_shared_form_has_an_item_for_each_segment_of_whole_pages(plan, height, path_rows):
+    """Of context tiles alone, for every row once; path tiles take the segments from the ragged one on."""
+    path_rows = min(path_rows, height)
+    tables = laid(plan, height, shared=True, path_rows=path_rows)
+    assert (tables.rows[: tables.path_tiles, path_rows:] == -1).all()
+    edges, items = tables.segments.tolist(), tables.items[: tables.count].tolist()
+    takes: dict[int, list[int]] = {i: [] for i in range(plan.shape.n_rows)}
+    for tile, segment in items:
+        assert tile >= tables.path_tiles
+        assert edges[segment] < tables.tiles[tile, Tile.END] and tables.tiles[tile, Tile.END] % PAGE == 0
+        for row in tables.rows[tile].tolist():
+            if row >= 0:
+                takes[row].append(segment)
+    for sequence, segments in zip(plan.sequences.tolist(), takes.values(), strict=True):
+        context = int(plan.start[sequence]) if sequence >= 0 else 0
+        assert sorted(segments) == list(range(len(list(key_segments(context // PAGE * PAGE, CUTS)))))
+    for tile in range(tables.path_tiles):
+        line, (first, *_) = tables.tiles[tile].tolist(), tables.rows[tile].tolist()
+        if first >= 0:
+            begin, reach = line[Tile.BEGIN], line[Tile.REACH]
+            assert edges[begin] <= line[Tile.CONTEXT] < edges[begin + 1], "the ragged one"
+            assert edges[reach - 1] < line[Tile.END] <= edges[reach]
+    assert plan.shape.n_rows <= tables.path_tiles * path_rows, "every row of padding has a program"
+
+
 @given(plan=plans(), height=st.integers(1, 9))
 def test_whole_items_are_the_path_tiles_once(plan, height):
     tables = laid(plan, height, whole=True)
@@ -85,14 +116,15 @@ def test_whole_items_are_the_path_tiles_once(plan, height):
     assert len(tables.rows) == tables.path_tiles and not tables.tiles[:, Tile.BEGIN].any()
 
 
-@given(plan=plans(), height=st.integers(1, 9), data=st.data())
+@given(plan=plans(), height=st.integers(2, 9), data=st.data())
 def test_tables_of_a_larger_shape_hold_the_pass(plan, height, data):
     """Lines and depth are bounds: more of them changes no item."""
     larger = replace(plan, shape=replace(
         plan.shape, lines=plan.shape.lines + data.draw(st.integers(0, 9)),
         depth=plan.shape.depth + data.draw(st.integers(0, 9)),
     ))  # fmt: skip
-    tight, roomy = laid(plan, height), laid(larger, height)
+    form = data.draw(st.sampled_from([form for form in FORMS if "whole" not in form]))
+    tight, roomy = laid(plan, height, **form), laid(larger, height, **form)
 
     def work(tables):
         names = [tuple(sorted(i for i in tile if i >= 0)) for tile in tables.rows.tolist()]
@@ -135,6 +167,23 @@ def test_a_plan_read_back(plan):
     rows = plan.rows()
     assert PassPlan.of(rows).rows() == rows
     assert padded(PassPlan.of(rows), [0, len(rows) + 1]).rows() == rows
+
+
+def test_which_shapes_branch():
+    """Those of passes whose rows may lie on several lines of a sequence, where slots are few and many."""
+    tree, deep = PassShape(64, 64, 64, 16, 1), PassShape(8, 8, 8, 8, 1)
+    for shape in (tree, deep, replace(tree, sequences=64), PassShape(177, 33, 57, 14, 64)):
+        assert shape.branches, shape
+    for shape in (
+        PassShape(1, 1, 1, 1, 1), PassShape(9, 9, 1, 9, 4), PassShape(64, 64, 64, 1, 64),
+        PassShape(24, 0, 3, 8, 4), PassShape(512, 512, 16, 512, 64),
+    ):  # fmt: skip
+        assert not shape.branches, shape
+
+
+def test_segments_of_less_than_a_page_are_not_shared():
+    with pytest.raises(AssertionError, match="whole pages"):
+        PassTables.new(PassShape(3, 3, 2, 2, 1), 100, 4, False, "cpu", ((0, 16),), shared=True)
 
 
 def test_an_empty_pass_is_refused():

@@ -65,7 +65,7 @@ KNOWN = {
             "test_pass_tables.py",
             "kernels/test_gluon_attention.py",
         ),
-        ("_partial_kernel", "_combine_kernel", "_whole_kernel", "_attention_gluon_kernel"),
+        ("_partial_kernel", "_combine_kernel", "_path_kernel", "_whole_kernel", "_attention_gluon_kernel"),
     ),
     "head": Op(("kernels/test_head.py",), ("_head_kernel", "_merge_kernel")),
     "rms_norm": Op(_ROWS, ("_rms_norm_kernel",)),

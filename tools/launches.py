@@ -109,10 +109,11 @@ def qk_norm_rope() -> None:
     TRITON.qk_norm_rope(numbers(5, 9, 64), 5, w, w, angle.cos(), angle.sin(), EPS, w, w, 2, keep)
 
 
-def laid(rows: Rows, q: Tensor, k: Tensor, whole: bool = False) -> PassTables:
-    """The tables of a pass of q [T, H, D] and k [T, G, D]."""
+def laid(rows: Rows, q: Tensor, k: Tensor, form: str = "shared") -> PassTables:
+    """The tables of a pass of q [T, H, D] and k [T, G, D], in the form that trees take or in another one."""
     plan, heads, groups, d = PassPlan.of(rows, DEVICE), q.shape[1], k.shape[1], q.shape[2]
-    tables = PassTables.new(plan.shape, 700, tile_rows(heads, groups, d, q.dtype, whole), whole, DEVICE)
+    height = tile_rows(heads, groups, d, q.dtype, form == "whole")
+    tables = PassTables.new(plan.shape, 700, height, form == "whole", DEVICE, shared=form == "shared")
     TRITON.lay(plan, tables)
     return tables
 
@@ -123,28 +124,28 @@ def cache(length: int, g: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
     return numbers(n, g, PAGE, d), numbers(n, g, PAGE, d), table([list(range(n))[::-1]])
 
 
-def attention(whole: bool) -> None:
-    """A tree with two blocks behind 300 cached keys: a whole segment and a ragged one."""
-    rows = Rows.tree_with_blocks([1] * 7, [-1, 0, 0, 1, 1, 3, 2], 300, [2, 5], 4, 2)
+def attention(form: str) -> None:
+    """A tree with two blocks behind 330 cached keys: a whole segment, and a ragged one with a whole page."""
+    rows = Rows.tree_with_blocks([1] * 7, [-1, 0, 0, 1, 1, 3, 2], 330, [2, 5], 4, 2)
     q, k, v = (numbers(len(rows), heads, 64) for heads in (4, 2, 2))
-    TRITON.attention(q, k, v, *cache(300, 2, 64), laid(rows, q, k, whole), 0.125)
+    TRITON.attention(q, k, v, *cache(330, 2, 64), laid(rows, q, k, form), 0.125)
 
 
-def gluon_attention(whole: bool) -> None:
+def gluon_attention(form: str) -> None:
     """On Hopper in both kernels, elsewhere in Triton's: a tree with blocks beside a chain, or a prompt."""
     tree = Rows.tree_with_blocks([1] * 33, [-1, *range(32)], 300, [2, 5, 9], 6, 2)
-    rows = Rows.chain([1] * 150, 300) if whole else Rows.batch([tree, Rows.chain([1] * 20, 100, 1)])
+    rows = Rows.chain([1] * 150, 300) if form == "whole" else Rows.batch([tree, Rows.chain([1] * 20, 100, 1)])
     inputs = Inputs.random(rows, 8, 2, torch.device(DEVICE))
     if DEVICE == "cuda" and torch.cuda.get_device_capability() == (9, 0):
-        both(inputs, rows, whole)
+        both(inputs, rows, form)
     else:
-        inputs.through(attention_triton, inputs.tables(rows, False, whole), False)
+        inputs.through(attention_triton, inputs.tables(rows, False, form), False)
 
 
 def fused_attention() -> None:
     """One row: the program that arrives last folds."""
     q, k, v = (numbers(1, heads, 64) for heads in (4, 2, 2))
-    tables = laid(Rows.chain([1], 300), q, k)
+    tables = laid(Rows.chain([1], 300), q, k, "partial")
     TRITON.attention(q, k, v, *cache(300, 2, 64), tables, 0.125, form="fused")
 
 
@@ -304,11 +305,13 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "qk_norm_rope": qk_norm_rope,
     "swiglu": lambda: swiglu_triton(numbers(5, 2 * 1100)),
     "embedding": lambda: TRITON.embedding(numbers(50, 1100), table([49, 0, 7])),
-    "attention, partial": lambda: attention(False),
+    "attention, partial": lambda: attention("partial"),
+    "attention, shared": lambda: attention("shared"),
     "attention, fused": fused_attention,
-    "attention, whole": lambda: attention(True),
-    "attention, Gluon, partial": lambda: gluon_attention(False),
-    "attention, Gluon, whole": lambda: gluon_attention(True),
+    "attention, whole": lambda: attention("whole"),
+    "attention, Gluon, partial": lambda: gluon_attention("partial"),
+    "attention, Gluon, shared": lambda: gluon_attention("shared"),
+    "attention, Gluon, whole": lambda: gluon_attention("whole"),
     "mixed pass": mixed_pass,
     "head": head,
     "logit summary": logit_summary,

@@ -6,7 +6,6 @@ A kernel file of Gluon takes its names from here, as others take theirs from `_t
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from ._triton import _Absent
@@ -34,16 +33,6 @@ except (ImportError, AttributeError):  # another Triton, or none
     fence_async_shared = GluonDescriptor = aggregate = barrier = constexpr_function = async_copy = absent
     HAS_GLUON = False
 
-SWITCH = "ORTHRUS_GLUON"
-
-
-def gluon_is_on() -> bool:
-    """What ORTHRUS_GLUON says. Raises ValueError for another value than on or off."""
-    said = os.environ.get(SWITCH, "on")
-    if said not in ("on", "off"):
-        raise ValueError(f"{SWITCH} is on or off, not {said!r}: leave it out for on")
-    return said == "on"
-
 
 def in_gluon(function: Any) -> Any:
     """A function of Triton's language, for Gluon to call: one definition for both."""
@@ -52,6 +41,6 @@ def in_gluon(function: Any) -> Any:
 
 __all__ = [
     "GluonDescriptor", "HAS_GLUON", "aggregate", "async_copy", "barrier", "constexpr_function",
-    "fence_async_shared", "gl", "gluon", "gluon_is_on", "in_gluon", "mbarrier", "tma",
+    "fence_async_shared", "gl", "gluon", "in_gluon", "mbarrier", "tma",
     "warpgroup_mma", "warpgroup_mma_wait",
 ]  # fmt: skip

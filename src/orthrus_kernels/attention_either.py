@@ -1,32 +1,36 @@
 """Which kernel attention runs in: Gluon's (attention_gluon.py) for many rows on Hopper, else Triton's
-(attention_triton.py). Which of them runs changes no bit.
+(attention_triton.py); and whether trees attend in the shared form. Which of them runs changes no bit.
 
-That is not taken on trust. Before tables for Gluon are first made in a process, both kernels attend from the
-rows of two random passes, in both forms, with the heads of the model, on the GPU and with the Triton that
-are there. Where one bit differs, or where a kernel does not compile, Triton's run from then on, and one line
-on stderr says why. The tables say which kernel they are for.
+That is not taken on trust. Before tables for Gluon, or of the shared form, are first made in a process, it
+attends from the rows of random passes beside Triton's other forms, with the heads of the model, on the GPU
+and with the Triton that are there. Where one bit differs, or where a kernel does not compile, the others run
+from then on, and one line on stderr says why. The tables say which kernel they are for.
 
-ORTHRUS_GLUON=off turns Gluon off."""
+ORTHRUS_GLUON=off turns Gluon off. ORTHRUS_SHARED=on turns the shared form on where kernels are compiled; in
+the interpreter it always is."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from . import tables as launch_tables
-from ._gluon import HAS_GLUON, gluon_is_on
+from ._gluon import HAS_GLUON
 from ._triton import triton_interprets
-from .attention_compared import differences
+from .attention_compared import differences, shared_differs
 from .attention_gluon import FOLDED, HEAD, attention_gluon, new_tables_gluon, takes
 from .attention_triton import attention_triton, new_tables_triton
 from .compile_ahead import is_recorded
 from .pass_tables import PassTables
 from .plan import PassShape
+from .switches import GLUON, SHARED, is_on
 
-# (device, heads, key heads) -> "" where Gluon has Triton's bits on this machine, else why Triton's run.
-_verdicts: dict[tuple[torch.device, int, int], str] = {}
+# (device, heads, key heads) of Gluon, and (device, heads, key heads, D, dtype) of the shared form -> "" where
+# it has the bits of the others on this machine, else why it does not run.
+_verdicts: dict[tuple[object, ...], str] = {}
 
 
 def attention_either(
@@ -47,9 +51,10 @@ def new_tables_either(
 ) -> PassTables:
     """Tables for `attention_either`: for Gluon where it takes the pass and has Triton's bits here."""
     device = torch.empty(0, device=device).device  # with its number, as tensors say it
+    shared = shape.branches and may_share(heads, groups, d, dtype, device)
     if takes(shape, capacity, heads, groups, d, dtype) and _runs(device) and trusted(heads, groups, device):
-        return new_tables_gluon(shape, capacity, heads, groups, device)
-    return new_tables_triton(shape, capacity, heads, groups, d, dtype, device)
+        return new_tables_gluon(shape, capacity, heads, groups, device, shared=shared)
+    return new_tables_triton(shape, capacity, heads, groups, d, dtype, device, shared=shared)
 
 
 def is_for_gluon(tables: PassTables, q: Tensor, groups: int) -> bool:
@@ -64,26 +69,53 @@ def is_for_gluon(tables: PassTables, q: Tensor, groups: int) -> bool:
 def _runs(device: torch.device) -> bool:
     """Whether Gluon may run there. Raises ValueError where ORTHRUS_GLUON is neither on nor off."""
     can = HAS_GLUON and not triton_interprets() and launch_tables.device_key(device) == "sm_90"
-    return gluon_is_on() and can
+    return is_on(GLUON) and can
+
+
+def _is_compiled(device: torch.device) -> bool:
+    """Whether Triton's kernels run there, and not in an interpreter."""
+    return device.type == "cuda" and not triton_interprets()
 
 
 def trusted(heads: int, groups: int, device: torch.device) -> bool:
     """Whether Gluon has the bits of Triton's kernels for these heads on this machine: found out once. Raises
     RuntimeError where that would fall into the capture of a CUDA graph: make tables once before."""
-    key = device, heads, groups
+
+    def compare() -> str:
+        shared = may_share(heads, groups, HEAD, torch.bfloat16, device)
+        return differences(heads, groups, device, ("partial", "whole", "shared")[: 2 + shared])
+
+    return _found_equal((device, heads, groups), compare, "Triton's attention runs in place of Gluon's")
+
+
+def may_share(heads: int, groups: int, d: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """As `trusted`, of the shared form of Triton's kernels beside their partial one. Where they are
+    interpreted, or run nowhere, tests have shown it. Raises ValueError where ORTHRUS_SHARED is neither on nor
+    off."""
+    if not _is_compiled(device):
+        return True
+    return is_on(SHARED) and _found_equal(
+        (device, heads, groups, d, dtype), lambda: shared_differs(heads, groups, d, dtype, device),
+        "trees attend in the partial form",
+    )  # fmt: skip
+
+
+def _found_equal(key: tuple[object, ...], compare: Callable[[], str], else_said: str) -> bool:
+    """Whether a comparison finds nothing that differs; it runs once a key, which begins with (device, heads,
+    key heads)."""
     if key not in _verdicts:
         if is_recorded():  # nothing runs now: what the comparison launches is compiled ahead
-            differences(heads, groups, device)
+            compare()
             return True
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise RuntimeError("make tables once before the capture, so that kernels have been compared")
         try:
-            _verdicts[key] = differences(heads, groups, device)
+            _verdicts[key] = compare()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a compiler or a driver can raise anything
             _verdicts[key] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if _verdicts[key]:
-            why = f"{heads} heads on {groups}: {_verdicts[key]}"
-            print(f"orthrus: Triton's attention runs in place of Gluon's. {why}", file=sys.stderr)
+            _, heads, groups, *_ = key
+            print(f"orthrus: {else_said}. {heads} heads on {groups}: {_verdicts[key]}", file=sys.stderr)
     return not _verdicts[key]

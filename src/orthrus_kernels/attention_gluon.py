@@ -3,7 +3,8 @@
 attention_gluon_kernels.py says what defines the bits and how the kernel is built. Two forms:
 
 - **partial**: items are (tile, segment) pairs, and the combine of attention_kernels.py folds the partials.
-  Trees, mixed passes, and chains whose tiles would leave multiprocessors idle;
+  Chains whose tiles would leave multiprocessors idle. Trees and mixed passes in the shared form: their items
+  are of context tiles, and Triton's `_path_kernel` goes on from there;
 - **whole**: items are tiles with all their segments, folded as they come. Longer chains (prompts).
 
 Both take tall tiles, 128 folded rows, in as many programs as the GPU has multiprocessors. Few rows, other
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from ._gluon import GluonDescriptor, gl
 from .attention_gluon_kernels import _attention_gluon_kernel
-from .attention_triton import combine, room_for
+from .attention_triton import combine, go_on, room_for, tile_rows
 from .pages import PAGE
 from .pass_tables import PassTables
 from .pdl import launch_options
@@ -70,19 +71,26 @@ def attention_gluon(
         T=n, G=groups, programs=programs, scale=raw, D=d, GROUP=heads // groups, TILE=tables.tile_rows,
         STAGES=STAGES[tables.whole], WHOLE=tables.whole, PDL=pdl, num_warps=4, **launch_options(pdl),
     )  # fmt: skip
-    if acc is not None and stats is not None:
+    if acc is None or stats is None:
+        return out
+    if tables.shared:
+        go_on(q, k, v, k_cache, v_cache, pages, tables, scale, acc, stats, out, pdl)
+    else:
         combine(acc, stats, tables, out, raw, pdl)
     return out
 
 
 def new_tables_gluon(
-    shape: PassShape, capacity: int, heads: int, groups: int, device: torch.device
+    shape: PassShape, capacity: int, heads: int, groups: int, device: torch.device, *, shared: bool = True
 ) -> PassTables:
-    """Tables for `attention_gluon`, of tall tiles."""
+    """Tables for `attention_gluon`, of tall tiles; those of trees in the shared form, unless `shared` says
+    no, with path tiles as Triton's."""
     chain = shape.lines <= shape.sequences and shape.n_rows == shape.depth
     tile = FOLDED * groups // heads
     whole = chain and -(-shape.n_rows // tile) * groups > PARTIAL_PAIRS
-    return PassTables.new(shape, capacity, tile, whole, device)
+    shared = shared and shape.branches
+    path_rows = tile_rows(heads, groups, HEAD, torch.bfloat16) if shared else None
+    return PassTables.new(shape, capacity, tile, whole, device, shared=shared, path_rows=path_rows)
 
 
 def takes(shape: PassShape, capacity: int, heads: int, groups: int, d: int, dtype: torch.dtype) -> bool:

@@ -19,17 +19,21 @@ another row or the order within one:
   holds the end of the context and all others behind it are gathered by slot(path, position) from cache and
   in-flight rows into the same tile. Each block continues the (m, l, a) that the segment has reached;
 - **which rows share a tile**: any rows of a sequence in segments wholly inside the context, where all see
-  every key; rows of one path otherwise, a mask hiding positions at and past a row's limit. A hidden key adds
-  exp2(-inf) = 0 and leaves m alone, so a row goes through blocks past its limit unchanged;
+  every key, and in the shared form in all whole pages of the context; rows of one path otherwise, a mask
+  hiding positions at and past a row's limit. A hidden key adds exp2(-inf) = 0 and leaves m alone, so a row
+  goes through blocks past its limit unchanged;
 - **who folds**: with few rows one program takes one (tile, segment), and the partials are folded by a second
   kernel (`_partial_kernel`, `_combine_kernel`) or, where they are few, by the program of a key head that
   arrives last ("fused"); with many (prefill) one program takes all segments of a tile, each from a fresh
-  state, and folds as it goes (`_whole_kernel`): no partials in memory. All say the fold with explicit
+  state, and folds as it goes (`_whole_kernel`): no partials in memory. In the shared form the program of a
+  path tile goes on where the partial kernel has stopped in the ragged segment, from the state that lies in
+  memory as it was in registers, and folds its rows' partials (`_path_kernel`). All say the fold with explicit
   `tl.fma`, so that no compiler choice of contraction can tell them apart."""
 
 from __future__ import annotations
 
 from ._triton import tl, triton
+from .attention_states import add, divided, empty, fold, leave, left, step
 from .layout import (
     TILE_BEGIN,
     TILE_CHAIN,
@@ -47,64 +51,6 @@ from .visibility import row_sees_triton
 
 
 @triton.jit
-def _step(b_s, b_v, b_max, b_sum, b_acc, scale):
-    """One block of keys into the running (maximum, sum, accumulator). b_s: raw scores, -inf where hidden."""
-    b_top, b_keep = _keep(b_max, tl.max(b_s, 1), scale)
-    b_p = tl.exp2((b_s - _finite(b_top)[:, None]) * scale)
-    b_sum = tl.fma(b_sum, b_keep, tl.sum(b_p, 1))
-    b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc * b_keep[:, None], input_precision="ieee")
-    return b_top, b_sum, b_acc
-
-
-@triton.jit
-def _finite(b_max):
-    """0 in place of the maximum of nothing, so that -inf - -inf is not asked for."""
-    return tl.where(b_max == float("-inf"), 0.0, b_max)
-
-
-@triton.jit
-def _keep(b_max, b_next, scale):
-    """Maximum of two states of raw scores, and the factor that the first one's sum and accumulator take.
-
-    Differences are scaled, not maxima subtracted from scaled scores: a fused multiply-add would leave the
-    rounding error of a huge score in the exponent.
-    """
-    b_top = tl.maximum(b_max, b_next)
-    return b_top, tl.exp2((b_max - _finite(b_top)) * scale)
-
-
-@triton.jit
-def _fold_weights(b_max, b_next, scale):
-    """Maximum of two states, and the factors that their sums and accumulators take."""
-    b_top, b_keep = _keep(b_max, b_next, scale)
-    return b_top, b_keep, tl.exp2((b_next - _finite(b_top)) * scale)
-
-
-@triton.jit
-def _fold(acc, stats, o_first, m_m, stride_segment, n, scale, FOLDED: tl.constexpr, D: tl.constexpr,
-          UNROLL: tl.constexpr):  # fmt: skip
-    """Output [FOLDED, D] in fp32 of n partials each, in the order of the segments, the first at o_first."""
-    o_d = tl.arange(0, D)
-    b_max = tl.full((FOLDED,), float("-inf"), tl.float32)
-    b_sum = tl.zeros((FOLDED,), tl.float32)
-    b_acc = tl.zeros((FOLDED, D), tl.float32)
-    for first in range(0, n, UNROLL):
-        for u in tl.static_range(UNROLL):  # a partial past n is empty: folding it changes nothing
-            m_s = m_m & (first + u < n)
-            o_part = o_first + (first + u) * stride_segment
-            # .cg: L1 may hold an older launch's partials
-            b_m = tl.load(stats + o_part * 2, mask=m_s, other=float("-inf"), cache_modifier=".cg")
-            b_l = tl.load(stats + o_part * 2 + 1, mask=m_s, other=0.0, cache_modifier=".cg")
-            p_a = acc + o_part[:, None] * D + o_d[None, :]
-            b_a = tl.load(p_a, mask=m_s[:, None], other=0.0, cache_modifier=".cg")
-            b_max, b_keep, b_add = _fold_weights(b_max, b_m, scale)
-            b_sum = tl.fma(b_l, b_add, b_sum * b_keep)
-            b_acc = tl.fma(b_a, b_add[:, None], b_acc * b_keep[:, None])
-    b_scale = tl.div_rn(1.0, tl.where(m_m, b_sum, 1.0))  # an unused place has seen nothing
-    return b_acc * b_scale[:, None]
-
-
-@triton.jit
 def _page(pages, position, known, PAGE: tl.constexpr):
     """The page that holds a position, looked up where it is `known` to be in the cache; else the one that
     would hold it if all pages lay side by side."""
@@ -114,21 +60,18 @@ def _page(pages, position, known, PAGE: tl.constexpr):
 
 @triton.jit
 def _segment(
-    b_q, b_limit, k, v, stride_kt, k_cache, v_cache, stride_cp, stride_cs, pages, slots,
+    b_q, b_limit, b_max, b_sum, b_acc, k, v, stride_kt, k_cache, v_cache, stride_cp, stride_cs, pages, slots,
     first, last, context, end, chain, chain_row, lowest, scale,
-    D: tl.constexpr, FOLDED: tl.constexpr, BLOCK_S: tl.constexpr, STAGES: tl.constexpr,
-    PAGE: tl.constexpr,
+    D: tl.constexpr, BLOCK_S: tl.constexpr, STAGES: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
-    """(maximum [FOLDED], sum [FOLDED], accumulator [FOLDED, D]) of the keys at positions [first, last).
+    """(maximum [FOLDED], sum [FOLDED], accumulator [FOLDED, D]) that go on with the keys at positions [first,
+    last).
 
     Pointers stand at the key head already, `pages` at the sequence's line of its table, `slots` at the slot
     of position `context`. Positions from `chain` on lie in rows chain_row, chain_row + 1, ...; every row sees
     the positions below `lowest`. Blocks begin at multiples of BLOCK_S, which divides PAGE.
     """
     o_n, o_d = tl.arange(0, BLOCK_S), tl.arange(0, D)
-    b_max = tl.full((FOLDED,), float("-inf"), tl.float32)
-    b_sum = tl.zeros((FOLDED,), tl.float32)
-    b_acc = tl.zeros((FOLDED, D), tl.float32)
     # Twice a run of blocks read in place and a run of gathered ones: [first, cached) from the cache, gathered
     # up to `middle`, [middle, masked) from the chain in flight, gathered to the end. Any run may be empty.
     cached = tl.maximum(first, tl.minimum(last, context // BLOCK_S * BLOCK_S))
@@ -153,7 +96,7 @@ def _segment(
             ahead = position + BLOCK_S
             i_page = _page(pages, ahead, in_cache & (ahead < stop), PAGE)
             b_s = tl.dot(b_q, tl.trans(tl.load(p_k + o_block + o_kv)), input_precision="ieee")
-            b_max, b_sum, b_acc = _step(b_s, tl.load(p_v + o_block + o_kv), b_max, b_sum, b_acc, scale)
+            b_max, b_sum, b_acc = step(b_s, tl.load(p_v + o_block + o_kv), b_max, b_sum, b_acc, scale)
         for position in tl.range(
             stop, tl.where(in_cache, tl.minimum(middle, end), end), BLOCK_S, num_stages=1
         ):
@@ -168,7 +111,7 @@ def _segment(
             b_v = tl.load(p_vs[:, None] + o_d[None, :], mask=m_s[:, None], other=0.0)
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
             b_s = tl.where(row_sees_triton(o_s[None, :], b_limit[:, None]), b_s, float("-inf"))
-            b_max, b_sum, b_acc = _step(b_s, b_v, b_max, b_sum, b_acc, scale)
+            b_max, b_sum, b_acc = step(b_s, b_v, b_max, b_sum, b_acc, scale)
     return b_max, b_sum, b_acc
 
 
@@ -208,18 +151,17 @@ def _partial_kernel(
         end, first_slot = tl.load(p_t + TILE_END), tl.load(p_t + TILE_FIRST_SLOT)
         chain, chain_row = tl.load(p_t + TILE_CHAIN), tl.load(p_t + TILE_CHAIN_ROW)
         lowest = tl.load(p_t + TILE_LOWEST)
+        b_max, b_sum, b_acc = empty(FOLDED, D)
         b_max, b_sum, b_acc = _segment(
-            b_q, b_limit, k + i_g * stride_kg, v + i_g * stride_kg, stride_kt,
+            b_q, b_limit, b_max, b_sum, b_acc, k + i_g * stride_kg, v + i_g * stride_kg, stride_kt,
             k_cache + i_g * stride_cg, v_cache + i_g * stride_cg, stride_cp, stride_cs,
             pages + i_b * stride_ps, slots + first_slot,
             tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end,
             chain, chain_row, lowest, scale,
-            D, FOLDED, BLOCK_S, STAGES, PAGE,
+            D, BLOCK_S, STAGES, PAGE,
         )  # fmt: skip
         o_part = (i_segment.to(tl.int64) * T + i_row) * (G * GROUP) + i_h
-        tl.store(acc + o_part[:, None] * D + o_d[None, :], b_acc, mask=m_m[:, None])
-        tl.store(stats + o_part * 2, b_max, mask=m_m)
-        tl.store(stats + o_part * 2 + 1, b_sum, mask=m_m)
+        leave(acc, stats, o_part, m_m, b_max, b_sum, b_acc, D)
         if FUSED:
             tl.debug_barrier()  # every thread's partial is written before one thread publishes it
             if tl.atomic_add(arrivals + i_g, 1, sem="acq_rel") == n_items - 1:
@@ -228,9 +170,11 @@ def _partial_kernel(
                 m_f = f_row < T
                 o_first, stride_segment = f_row * (G * GROUP) + f_h, T.to(tl.int64) * (G * GROUP)
                 o_first += tl.load(p_t + TILE_BEGIN) * stride_segment
-                b_out = _fold(acc, stats, o_first, m_f, stride_segment, n_items, scale, FUSED, D, UNROLL)
+                _, f_sum, f_acc = fold(
+                    acc, stats, o_first, m_f, stride_segment, n_items, scale, FUSED, D, UNROLL
+                )
                 p_out = out + (f_row * stride_ot + f_h * stride_oh)[:, None] + o_d[None, :]
-                tl.store(p_out, b_out.to(out.dtype.element_ty), mask=m_f[:, None])
+                tl.store(p_out, divided(f_sum, f_acc, m_f).to(out.dtype.element_ty), mask=m_f[:, None])
                 tl.store(arrivals + i_g, 0)  # ready for the next launch
 
 
@@ -249,9 +193,9 @@ def _combine_kernel(
     o_one, o_d = tl.arange(0, 1), tl.arange(0, D)
     stride_segment = T.to(tl.int64) * H
     o_first = first * stride_segment + i_row * H + i_h + o_one
-    b_out = _fold(acc, stats, o_first, o_one < n, stride_segment, n, scale, 1, D, UNROLL)
+    _, b_sum, b_acc = fold(acc, stats, o_first, o_one < n, stride_segment, n, scale, 1, D, UNROLL)
     p_out = out + i_row * stride_ot + i_h * stride_oh + o_one[:, None] + o_d[None, :]
-    tl.store(p_out, b_out.to(out.dtype.element_ty))
+    tl.store(p_out, divided(b_sum, b_acc, o_one < n).to(out.dtype.element_ty))
 
 
 @triton.jit
@@ -287,22 +231,88 @@ def _whole_kernel(
     lowest = tl.load(p_t + TILE_LOWEST)
     begin, reach = tl.load(p_t + TILE_BEGIN), tl.load(p_t + TILE_REACH)
     i_g = i_g.to(tl.int64)
-    b_max = tl.full((FOLDED,), float("-inf"), tl.float32)
-    b_sum = tl.zeros((FOLDED,), tl.float32)
-    b_acc = tl.zeros((FOLDED, D), tl.float32)
+    b_max, b_sum, b_acc = empty(FOLDED, D)
     for i_segment in range(begin, reach):
+        b_m, b_l, b_a = empty(FOLDED, D)
         b_m, b_l, b_a = _segment(
-            b_q, b_limit, k + i_g * stride_kg, v + i_g * stride_kg, stride_kt,
+            b_q, b_limit, b_m, b_l, b_a, k + i_g * stride_kg, v + i_g * stride_kg, stride_kt,
             k_cache + i_g * stride_cg, v_cache + i_g * stride_cg, stride_cp, stride_cs,
             pages + i_b * stride_ps, slots + first_slot,
             tl.load(segments + i_segment), tl.load(segments + i_segment + 1), context, end,
             chain, chain_row, lowest, scale,
-            D, FOLDED, BLOCK_S, STAGES, PAGE,
+            D, BLOCK_S, STAGES, PAGE,
         )  # fmt: skip
-        b_max, b_keep, b_add = _fold_weights(b_max, b_m, scale)
-        b_sum = tl.fma(b_l, b_add, b_sum * b_keep)
-        b_acc = tl.fma(b_a, b_add[:, None], b_acc * b_keep[:, None])
-    b_scale = tl.div_rn(1.0, tl.where(m_m, b_sum, 1.0))  # an unused place has seen nothing
-    b_out = b_acc * b_scale[:, None]
+        b_max, b_sum, b_acc = add(b_max, b_sum, b_acc, b_m, b_l, b_a, scale)
     p_out = out + (i_row * stride_ot + i_h * stride_oh)[:, None] + o_d[None, :]
-    tl.store(p_out, b_out.to(out.dtype.element_ty), mask=m_m[:, None])
+    tl.store(p_out, divided(b_sum, b_acc, m_m).to(out.dtype.element_ty), mask=m_m[:, None])
+
+
+@triton.jit(do_not_specialize=["T"])
+def _path_kernel(
+    q, stride_qt, stride_qh, k, v, stride_kt, stride_kg,
+    k_cache, v_cache, stride_cp, stride_cg, stride_cs, pages, stride_ps,
+    rows, limits, tiles, slots, segments, row_segments,
+    acc, stats, out, stride_ot, stride_oh,
+    T, G, scale,
+    D: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr, FOLDED: tl.constexpr, BLOCK_S: tl.constexpr,
+    STAGES: tl.constexpr, PAGE: tl.constexpr, PLACES: tl.constexpr, PART: tl.constexpr, UNROLL: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """A path tile for one key head, in the shared form. acc, stats: of `_partial_kernel`, which has taken the
+    whole pages of the context. The state of the ragged segment goes on from there, later segments begin anew,
+    and then all are folded, PART rows and query heads at a time.
+
+    A tile has TILE rows, in PLACES places of the tables. Row j of padding, which is in no tile, gets its
+    zeros from the program of tile j // TILE.
+    """
+    if PDL:
+        wait()
+        launch_dependents()
+    i_g, i_tile = (tl.program_id(0) % G).to(tl.int64), tl.program_id(0) // G
+    o_m, o_d, o_f = tl.arange(0, FOLDED), tl.arange(0, D), tl.arange(0, PART)
+    m_m, i_h = o_m < TILE * GROUP, i_g * GROUP + o_m % GROUP
+    i_pad = i_tile * TILE + o_m // GROUP
+    m_pad = m_m & (i_pad < T)
+    m_pad &= tl.load(row_segments + 2 * i_pad + 1, mask=m_pad, other=1) == 0
+    p_pad = out + (i_pad.to(tl.int64) * stride_ot + i_h * stride_oh)[:, None] + o_d[None, :]
+    tl.store(p_pad, tl.zeros((FOLDED, D), out.dtype.element_ty), mask=m_pad[:, None])
+    rows += i_tile * PLACES
+    i_row = tl.load(rows + o_m // GROUP, mask=m_m, other=-1).to(tl.int64)
+    b_limit = tl.load(limits + i_tile * PLACES + o_m // GROUP, mask=m_m, other=0)
+    m_m = i_row >= 0
+    n_folded = tl.sum(m_m.to(tl.int32))
+    p_t = tiles + TILE_COLUMNS * i_tile  # asked for before the row is known: memory is waited for less often
+    i_b, context = tl.load(p_t + TILE_SEQUENCE).to(tl.int64), tl.load(p_t + TILE_CONTEXT)
+    end, first_slot = tl.load(p_t + TILE_END), tl.load(p_t + TILE_FIRST_SLOT)
+    chain, chain_row = tl.load(p_t + TILE_CHAIN), tl.load(p_t + TILE_CHAIN_ROW)
+    lowest, own, reach = tl.load(p_t + TILE_LOWEST), tl.load(p_t + TILE_BEGIN), tl.load(p_t + TILE_REACH)
+    if n_folded == 0:
+        return
+    begin = tl.load(row_segments + 2 * tl.load(rows))
+    p_q = q + (i_row * stride_qt + i_h * stride_qh)[:, None] + o_d[None, :]
+    b_q = tl.load(p_q, mask=m_m[:, None], other=0.0)
+    in_pages, stride_segment = context // PAGE * PAGE, T.to(tl.int64) * (G * GROUP)
+    for i_segment in range(own, reach):
+        first, last = tl.load(segments + i_segment), tl.load(segments + i_segment + 1)
+        o_part = i_segment * stride_segment + i_row * (G * GROUP) + i_h
+        b_max, b_sum, b_acc = left(acc, stats, o_part, m_m & (first < in_pages), D)
+        b_max, b_sum, b_acc = _segment(
+            b_q, b_limit, b_max, b_sum, b_acc, k + i_g * stride_kg, v + i_g * stride_kg, stride_kt,
+            k_cache + i_g * stride_cg, v_cache + i_g * stride_cg, stride_cp, stride_cs,
+            pages + i_b * stride_ps, slots + first_slot, tl.maximum(first, in_pages), last, context, end,
+            chain, chain_row, lowest, scale,
+            D, BLOCK_S, STAGES, PAGE,
+        )  # fmt: skip
+        tl.debug_barrier()  # several threads have read one maximum, which is overwritten
+        leave(acc, stats, o_part, m_m, b_max, b_sum, b_acc, D)
+    tl.debug_barrier()  # other threads than wrote them read what lies in memory now
+    for i_part in range(0, n_folded, PART):
+        m_f = i_part + o_f < n_folded
+        f_row = tl.load(rows + (i_part + o_f) // GROUP, mask=m_f, other=0).to(tl.int64)
+        f_h = i_g * GROUP + (i_part + o_f) % GROUP
+        o_first = begin * stride_segment + f_row * (G * GROUP) + f_h
+        _, f_sum, f_acc = fold(
+            acc, stats, o_first, m_f, stride_segment, reach - begin, scale, PART, D, UNROLL
+        )
+        p_out = out + (f_row * stride_ot + f_h * stride_oh)[:, None] + o_d[None, :]
+        tl.store(p_out, divided(f_sum, f_acc, m_f).to(out.dtype.element_ty), mask=m_f[:, None])

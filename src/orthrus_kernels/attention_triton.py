@@ -5,20 +5,23 @@
 - **partial**: the items of the work list are (tile, segment) pairs, the partials are folded by a second
   kernel. Few rows;
 - **fused**: the same, folded by the program of a key head that arrives last. Fewer rows still, of one tile;
-- **whole**: one program takes all segments of a tile. Many rows (prefill); no partials in memory.
+- **whole**: one program takes all segments of a tile. Many rows (prefill); no partials in memory;
+- **shared**: whole pages of the context as in the partial form, by tiles of all rows of a sequence; then one
+  program a path tile, as in the whole form, folds these partials and goes on. Trees and blocks.
 
-Bytes moved: keys and values once per tile (from L2 for all but the first tile of a segment); partial
-forms also write and read 4 (D + 2) bytes per row, query head and segment."""
+Bytes moved: keys and values once per tile (from L2 for all but the first tile of a segment); all forms but
+the whole one also write and read 4 (D + 2) bytes per row, query head and segment."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._triton import triton
-from .attention_kernels import _combine_kernel, _partial_kernel, _whole_kernel
+from .attention_kernels import _combine_kernel, _partial_kernel, _path_kernel, _whole_kernel
 from .pages import PAGE
 from .pass_tables import PassTables
 from .pdl import launch_options
@@ -59,6 +62,12 @@ FUSED_UNROLL = (
     4  # partials it has in flight, fewer where they are more than 64 numbers a thread; 16 were no faster
 )
 COMBINE_UNROLL = 8  # partials a combining program has in flight; they are folded in order all the same
+# Where the program of a path tile folds: rows times query heads of a key head at a time, and numbers that a
+# thread has in flight; whole tiles would spill. Its stages: most of its keys are gathered, which is not
+# pipelined, and 48 KB of shared memory in place of 112 leave room for other programs.
+PATH_PART = 16
+PATH_NUMBERS = 128
+PATH_STAGES = 1
 
 
 def attention_triton(
@@ -70,50 +79,77 @@ def attention_triton(
 
     q [T, H, D]; k, v [T, G, D]; k_cache, v_cache [P, G, PAGE, D]: any strides but a last one of 1, keys and
     values laid out alike; pages [S, N] int32. tables: of `new_tables_triton`, laid. workspace: at least
-    `workspace_size(...)` fp32 numbers, where nothing may be allocated. form: of tables that are not whole,
-    "partial" or "fused" (passes of one path tile), the same bits; "auto" takes the fastest. "fused" counts
-    arrivals in the device's shared workspace: launches on one stream only. programs: of the partial form, at
-    most, but one a key head; PROGRAMS where it is not said.
-    pdl: as dependent launches (pdl.py), the combine too."""
+    `workspace_size(...)` fp32 numbers, where nothing may be allocated. form: of tables that are neither whole
+    nor shared, "partial" or "fused" (passes of one path tile), the same bits; "auto" takes the fastest.
+    "fused" counts arrivals in the device's shared workspace: launches on one stream only. programs: of the
+    partial kernel, at most, but one a key head; PROGRAMS where it is not said.
+    pdl: as dependent launches (pdl.py), the second one too."""
     n, heads, d = q.shape
     groups = k.shape[1]
     group = heads // groups
     _check(q, k, v, k_cache, v_cache, pages, tables, scale)
     out = new_rows(q, *q.shape) if out is None else out
     assert out.shape == q.shape and out.stride(2) == 1, (out.shape, out.stride())
+    given = _given(q, k, v, k_cache, v_cache, pages, tables, tables.tile_rows, scale, out, pdl)
+    if tables.whole:
+        _whole_kernel[(len(tables.items) * groups,)](items=tables.items, count=tables.count, **given)
+        return out
+    if tables.shared:
+        form = "partial"
+    elif form == "auto":
+        form = form_of(tables, group, d)
+    assert form != "fused" or tables.one_tile, "form fused takes passes of one path tile"
+    acc, stats = room_for(tables, q, workspace)
+    fused = triton.next_power_of_2(n * group) if form == "fused" else 0
+    each = max((programs or PROGRAMS) // groups, 1)
+    _partial_kernel[(min(len(tables.items), each) * groups,)](
+        items=tables.items, count=tables.count, acc=acc, stats=stats, T=n,
+        arrivals=shared_workspace(q.device).counters if fused else None,
+        FUSED=fused, UNROLL=_fused_unroll(fused, d, _launch(d, q.dtype)[2]), **given,
+    )  # fmt: skip
+    if tables.shared:
+        go_on(q, k, v, k_cache, v_cache, pages, tables, scale, acc, stats, out, pdl)
+    elif not fused:
+        combine(acc, stats, tables, out, scale * math.log2(math.e), pdl)
+    return out
+
+
+def go_on(
+    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, pages: Tensor, tables: PassTables,
+    scale: float, acc: Tensor, stats: Tensor, out: Tensor, pdl: bool,
+) -> None:  # fmt: skip
+    """What path tiles have to do in the shared form, behind the partials of `room_for`, into out [T, H, D].
+    Arguments as of `attention_triton`; tables whose context tiles have any height."""
+    given = _given(q, k, v, k_cache, v_cache, pages, tables, tables.path_rows, scale, out, pdl)
+    part = min(PATH_PART, given["FOLDED"])
+    _path_kernel[(tables.path_tiles * k.shape[1],)](
+        row_segments=tables.row_segments, acc=acc, stats=stats, T=len(q), PLACES=tables.tile_rows, PART=part,
+        UNROLL=_path_unroll(part, given["D"], given["num_warps"]), **given | {"STAGES": PATH_STAGES},
+    )  # fmt: skip
+
+
+def _given(
+    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, pages: Tensor, tables: PassTables,
+    height: int, scale: float, out: Tensor, pdl: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Arguments that kernels of tiles of `height` rows share."""
+    _, heads, d = q.shape
+    groups = k.shape[1]
     folded, block, warps, stages = _launch(d, q.dtype)
-    tall = _tall(q.dtype) if tables.whole else 1
-    shared = {
+    tall = -(-height * (heads // groups) // folded)
+    return {
         "q": q, "stride_qt": q.stride(0), "stride_qh": q.stride(1),
         "k": k, "v": v, "stride_kt": k.stride(0), "stride_kg": k.stride(1),
         "k_cache": k_cache, "v_cache": v_cache, "stride_cp": k_cache.stride(0),
         "stride_cg": k_cache.stride(1), "stride_cs": k_cache.stride(2),
         "pages": pages, "stride_ps": pages.stride(0),
         "rows": tables.rows, "limits": tables.limits, "tiles": tables.tiles, "slots": tables.slots,
-        "segments": tables.segments, "items": tables.items, "count": tables.count,
-        "G": groups, "scale": scale * math.log2(math.e),
+        "segments": tables.segments, "G": groups, "scale": scale * math.log2(math.e),
         "out": out, "stride_ot": out.stride(0), "stride_oh": out.stride(1),
-        "D": d, "GROUP": group, "TILE": tables.tile_rows, "FOLDED": tall * folded,
+        "D": d, "GROUP": heads // groups, "TILE": height, "FOLDED": tall * folded,
         "BLOCK_S": block, "STAGES": stages, "PAGE": PAGE, "PDL": pdl, "num_warps": tall * warps,
         **launch_options(pdl),
     }  # fmt: skip
-    if tables.whole:
-        _whole_kernel[(len(tables.items) * groups,)](**shared)
-        return out
-    if form == "auto":
-        form = form_of(tables, group, d)
-    assert form != "fused" or tables.one_tile, "form fused takes passes of one path tile"
-    workspace, stats = room_for(tables, q, workspace)
-    fused = triton.next_power_of_2(n * group) if form == "fused" else 0
-    each = max((programs or PROGRAMS) // groups, 1)
-    _partial_kernel[(min(len(tables.items), each) * groups,)](
-        acc=workspace, stats=stats, T=n,
-        arrivals=shared_workspace(q.device).counters if fused else None,
-        FUSED=fused, UNROLL=_fused_unroll(fused, d, warps), **shared,
-    )  # fmt: skip
-    if not fused:
-        combine(workspace, stats, tables, out, scale * math.log2(math.e), pdl)
-    return out
 
 
 def room_for(tables: PassTables, q: Tensor, workspace: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -140,13 +176,15 @@ def combine(
 
 
 def new_tables_triton(
-    shape: PassShape, capacity: int, heads: int, groups: int, d: int, dtype: torch.dtype, device: torch.device
-) -> PassTables:
+    shape: PassShape, capacity: int, heads: int, groups: int, d: int, dtype: torch.dtype,
+    device: torch.device, *, shared: bool = True,
+) -> PassTables:  # fmt: skip
     """Tables for `attention_triton`: in the whole form for prompts in 16 bits, one line a sequence, if one of
-    them may have all rows."""
+    them may have all rows; in the shared form for trees and blocks, unless `shared` says no."""
     prompt = shape.lines <= shape.sequences and shape.n_rows == shape.depth > PROMPT_ROWS
     whole = prompt and dtype.itemsize == 2
-    return PassTables.new(shape, capacity, tile_rows(heads, groups, d, dtype, whole), whole, device)
+    height = tile_rows(heads, groups, d, dtype, whole)
+    return PassTables.new(shape, capacity, height, whole, device, shared=shared and shape.branches)
 
 
 def tile_rows(heads: int, groups: int, d: int, dtype: torch.dtype, whole: bool = False) -> int:
@@ -179,6 +217,11 @@ def workspace_size(tables: PassTables, heads: int, d: int) -> int:
 def _fused_unroll(fused: int, d: int, warps: int) -> int:
     """Partials of `fused` rows and heads that the folding program has in flight."""
     return max(1, min(FUSED_UNROLL, 64 * 32 * warps // (fused * d))) if fused else 1
+
+
+def _path_unroll(part: int, d: int, warps: int) -> int:
+    """Partials that the program of a path tile has in flight, of `part` rows and heads."""
+    return min(COMBINE_UNROLL, max(1, PATH_NUMBERS * 32 * warps // (part * d)))
 
 
 def _check(

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from ._gluon import gluon_is_on
 from .allot import allot, allot_triton
 from .attention import attention, new_tables
 from .attention_either import attention_either, new_tables_either
@@ -35,6 +34,7 @@ from .qk_norm_rope import qk_norm_rope, qk_norm_rope_triton
 from .rerank import rerank, rerank_triton
 from .rms_norm import add_rms_norm, add_rms_norm_triton, rms_norm, rms_norm_triton
 from .seen import seen_rows, seen_rows_triton
+from .switches import GLUON, is_on
 from .torch_ops import attention_torch, lay_torch, linear_swiglu_torch, linear_torch, new_tables_torch
 from .walk import walk, walk_triton
 
@@ -145,7 +145,7 @@ def backend_ops(backend: str, pdl: Collection[str] = ()) -> Ops:
     if unknown or {"signals", "linear"} <= set(pdl):
         raise ValueError(f"pdl is of {', '.join(_DEPENDENT)}, the last two not together: not {sorted(pdl)}")
     ops = _BACKENDS[backend]
-    if not gluon_is_on() and backend == "triton":
+    if not is_on(GLUON) and backend == "triton":
         ops = replace(ops, linear=linear_triton, linear_swiglu=linear_swiglu_triton)
     if backend != "triton" or not pdl:
         return ops

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .clock import mark_here
 from .layout import Tile
+from .pages import PAGE
 from .pass_tables import PassTables
 from .plan import PassPlan
 from .visibility import row_above, row_begin, row_limit
@@ -34,11 +35,12 @@ def lay(plan: PassPlan, tables: PassTables, root: Tensor | None = None, clock: T
     slots, line_of = _lines(up, plan.blocks.tolist(), sequences)
     heads = [sequences[line[-1]] for line in slots]
     inside = [bisect_right(edges, context) - 1 for context in start]  # segments wholly in the context
-    shared = [tables.path_tiles < len(tables.rows) and heads.count(s) > 1 for s in range(len(start))]
+    least = 0 if tables.shared else 1
+    tiled = [tables.path_tiles < len(tables.rows) and heads.count(s) > least for s in range(len(start))]
     begin = [bisect_right(edges, row_begin(limit)) - 1 for limit in limits]
     reach = [bisect_left(edges, limit) for limit in limits]
     tiles: Tiles = {}
-    for tile, mine in enumerate(_path_tiles(line_of, tables.tile_rows)):
+    for tile, mine in enumerate(_path_tiles(line_of, tables.path_rows)):
         s, line, end = sequences[mine[0]], line_of[mine[0]], limits[mine[-1]]
         run = end - start[s] - 1  # place in the line from which on the slots follow one another
         while run and slots[line][run - 1] == slots[line][run] - 1:
@@ -47,14 +49,16 @@ def lay(plan: PassPlan, tables: PassTables, root: Tensor | None = None, clock: T
             Tile.SEQUENCE: s, Tile.CONTEXT: start[s], Tile.END: end, Tile.LOWEST: limits[mine[0]],
             Tile.FIRST_SLOT: line * tables.slots.shape[1], Tile.CHAIN: start[s] + run,
             Tile.CHAIN_ROW: slots[line][run], Tile.REACH: reach[mine[-1]],
-            Tile.BEGIN: max(inside[s], begin[mine[0]]) if shared[s] else begin[mine[0]],
+            Tile.BEGIN: max(inside[s], begin[mine[0]]) if tiled[s] else begin[mine[0]],
         }  # fmt: skip
     tile = tables.path_tiles
-    for s in [s for s, several in enumerate(shared) if several]:
-        mine, here = [i for i, sequence in enumerate(sequences) if sequence == s], start[s]
+    for s in [s for s, has_some in enumerate(tiled) if has_some]:
+        mine = [i for i, sequence in enumerate(sequences) if sequence == s]
+        here = start[s] // PAGE * PAGE if tables.shared else start[s]
         columns = {
             Tile.SEQUENCE: s, Tile.CONTEXT: here, Tile.END: here, Tile.LOWEST: here, Tile.FIRST_SLOT: 0,
-            Tile.CHAIN: here, Tile.CHAIN_ROW: 0, Tile.REACH: inside[s],
+            Tile.CHAIN: here, Tile.CHAIN_ROW: 0,
+            Tile.REACH: bisect_left(edges, here) if tables.shared else inside[s],
             Tile.BEGIN: min(inside[s], *(begin[row] for row in mine)),
         }  # fmt: skip
         for first in range(0, len(mine), tables.tile_rows):
@@ -80,7 +84,8 @@ def _write(tables: PassTables, slots: list[list[int]], tiles: Tiles) -> None:
     if tables.whole:
         items = [(tile, 0) for tile in reversed(tiles)]
     else:
-        takes = [(tile, _in_order(of)) for tile, (_, _, of) in tiles.items()]
+        first = tables.path_tiles if tables.shared else 0
+        takes = [(tile, _in_order(of)) for tile, (_, _, of) in tiles.items() if tile >= first]
         rounds = range(max((len(segments) for _, segments in takes), default=0))
         items = [(tile, segments[i]) for i in rounds for tile, segments in takes if i < len(segments)]
     tables.items[: len(items)] = numbers(items).view(-1, 2)

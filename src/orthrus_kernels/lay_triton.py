@@ -23,6 +23,7 @@ from .layout import (
     TILE_REACH,
     TILE_SEQUENCE,
 )
+from .pages import PAGE
 from .pass_tables import PassTables
 from .plan import PassPlan
 from .visibility import row_above_triton, row_begin_triton, row_limit_triton
@@ -92,20 +93,20 @@ def _walk(o, m, b_up, b_kin, b_run, b_depth, slots, W, scratch, T, DOUBLINGS):
 
 
 @triton.jit
-def _work_list(tiles, items, count, N_TILES, N_PATH, TILES: tl.constexpr, WHOLE: tl.constexpr):
-    """The pairs of a tile and a segment that has keys of it, in order, and their number. N_PATH: path tiles
-    that are used."""
+def _work_list(tiles, items, count, FIRST, N_TILES, N_PATH, TILES: tl.constexpr, WHOLE: tl.constexpr):
+    """The pairs of a tile from FIRST on and a segment that has keys of it, in order, and their number.
+    N_PATH: path tiles that are used."""
     o_t = tl.arange(0, TILES)
     if WHOLE:
         tl.store(items + 2 * (N_PATH - 1 - o_t), o_t, mask=o_t < N_PATH)
         tl.store(items + 2 * (N_PATH - 1 - o_t) + 1, tl.zeros((TILES,), tl.int32), mask=o_t < N_PATH)
         tl.store(count, N_PATH)
     else:
-        p_t = tiles + TILE_COLUMNS * o_t
-        b_begin = tl.load(p_t + TILE_BEGIN, mask=o_t < N_TILES, other=0)
-        b_reach = tl.load(p_t + TILE_REACH, mask=o_t < N_TILES, other=0)
+        p_t, m_t = tiles + TILE_COLUMNS * o_t, (o_t >= FIRST) & (o_t < N_TILES)
+        b_begin = tl.load(p_t + TILE_BEGIN, mask=m_t, other=0)
+        b_reach = tl.load(p_t + TILE_REACH, mask=m_t, other=0)
         b_size = b_reach - b_begin
-        b_turn = tl.load(p_t + TILE_SEQUENCE, mask=o_t < N_TILES, other=0) % tl.maximum((b_size + 1) // 2, 1)
+        b_turn = tl.load(p_t + TILE_SEQUENCE, mask=m_t, other=0) % tl.maximum((b_size + 1) // 2, 1)
         n = 0
         for i in range(0, tl.max(b_size)):
             has_keys = (i < b_size).to(tl.int32)
@@ -122,10 +123,12 @@ def _lay_kernel(
     tokens, positions, parents, blocks, sequences, start, stride_start, root, stride_root,
     rows, limits, tiles, slots, segments, items, count, row_segments, scratch, clock,
     T, W, S, N_SEGMENTS, N_TILES, PATH_TILES, DOUBLINGS,
-    ROWS: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, SHARED: tl.constexpr, WHOLE: tl.constexpr,
-    ROOTED: tl.constexpr, MARKS: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, PATH_TILE: tl.constexpr, TILES: tl.constexpr, MIXED: tl.constexpr,
+    SHARED: tl.constexpr, WHOLE: tl.constexpr, ROOTED: tl.constexpr, MARKS: tl.constexpr,
+    BLOCK: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
-    """Powers of two: ROWS >= T, TILES >= N_TILES. SHARED: there are context tiles. MARKS: of the clock."""
+    """Powers of two: ROWS >= T, TILES >= N_TILES. PATH_TILE: rows of a path tile at most. MIXED: there are
+    context tiles. SHARED, WHOLE: the forms. MARKS: of the clock."""
     for i in tl.static_range(MARKS):
         mark(clock, i)
     _fill(rows, N_TILES * TILE, -1, BLOCK)
@@ -174,11 +177,11 @@ def _lay_kernel(
         o, m, b_up, b_kin, b_run, b_depth, slots, W, scratch, T, DOUBLINGS
     )
 
-    if SHARED:
+    if MIXED:
         tile = PATH_TILES
         for s in range(S):
             mine = b_seq == s
-            if tl.sum((mine & is_head).to(tl.int32)) > 1:
+            if tl.sum((mine & is_head).to(tl.int32)) > (0 if SHARED else 1):
                 begin = tl.min(tl.where(mine, tl.minimum(b_begin, b_inside), N_SEGMENTS))
                 b_begin = tl.where(mine, tl.maximum(b_inside, b_begin), b_begin)
                 b_rank = tl.cumsum(mine.to(tl.int32)) - 1
@@ -186,17 +189,21 @@ def _lay_kernel(
                 tl.store(rows + tile * TILE + b_rank, o, mask=mine)
                 tl.store(limits + tile * TILE + b_rank, b_limit, mask=mine)
                 opens, p_t = mine & (b_rank % TILE == 0), tiles + TILE_COLUMNS * b_tile
+                b_here, b_taken = b_start, b_inside
+                if SHARED:
+                    b_here = b_start // PAGE * PAGE
+                    b_taken += (tl.load(segments + b_inside, mask=opens, other=0) < b_here).to(tl.int32)
                 tl.store(p_t + TILE_SEQUENCE, b_seq, mask=opens)
-                tl.store(p_t + TILE_CONTEXT, b_start, mask=opens)
-                tl.store(p_t + TILE_END, b_start, mask=opens)
+                tl.store(p_t + TILE_CONTEXT, b_here, mask=opens)
+                tl.store(p_t + TILE_END, b_here, mask=opens)
                 tl.store(p_t + TILE_BEGIN, tl.zeros((ROWS,), tl.int32) + begin, mask=opens)
-                tl.store(p_t + TILE_REACH, b_inside, mask=opens)
-                tl.store(p_t + TILE_CHAIN, b_start, mask=opens)
-                tl.store(p_t + TILE_LOWEST, b_start, mask=opens)
+                tl.store(p_t + TILE_REACH, b_taken, mask=opens)
+                tl.store(p_t + TILE_CHAIN, b_here, mask=opens)
+                tl.store(p_t + TILE_LOWEST, b_here, mask=opens)
                 tile += tl.cdiv(tl.sum(mine.to(tl.int32)), TILE)
 
-    b_place = b_place % TILE
-    opens, closes = m & (b_place == 0), m & ((b_place == TILE - 1) | is_last)
+    b_place = b_place % PATH_TILE
+    opens, closes = m & (b_place == 0), m & ((b_place == PATH_TILE - 1) | is_last)
     numbers = scratch + 5 * T
     b_number = tl.cumsum(opens.to(tl.int32))
     tl.store(numbers + o, b_number - 1, mask=opens)
@@ -217,7 +224,7 @@ def _lay_kernel(
     tl.store(p_t + TILE_CHAIN, b_at - (o - b_run), mask=closes)
     tl.store(p_t + TILE_CHAIN_ROW, b_run, mask=closes)
     tl.debug_barrier()  # the tiles are read by other threads than wrote them
-    _work_list(tiles, items, count, N_TILES, tl.max(b_number), TILES, WHOLE)
+    _work_list(tiles, items, count, PATH_TILES if SHARED else 0, N_TILES, tl.max(b_number), TILES, WHOLE)
 
 
 def lay_triton(
@@ -230,8 +237,8 @@ def lay_triton(
     assert plan.start.shape == (shape.sequences,) and plan.start.dtype == torch.int32, plan.start.shape
     assert root is None or (root.shape == plan.start.shape and root.dtype == torch.int32), root
     tiles = triton.next_power_of_2(len(tables.tiles))
-    shared = tables.path_tiles < len(tables.tiles)
-    halves = 1 + (shared and rows > _WIDE)
+    mixed = tables.path_tiles < len(tables.tiles)
+    halves = 1 + (mixed and rows > _WIDE)
     _lay_kernel[(1,)](
         tokens=plan.tokens, positions=plan.positions, parents=plan.parents, blocks=plan.blocks,
         sequences=plan.sequences, start=plan.start, stride_start=plan.start.stride(0),
@@ -241,7 +248,8 @@ def lay_triton(
         scratch=tables.scratch, clock=clock, T=shape.n_rows, W=shape.depth, S=shape.sequences,
         N_SEGMENTS=tables.n_segments, N_TILES=len(tables.tiles), PATH_TILES=tables.path_tiles,
         DOUBLINGS=(shape.depth - 1).bit_length(),
-        ROWS=rows, TILE=tables.tile_rows, TILES=tiles, SHARED=shared,
-        WHOLE=tables.whole, ROOTED=root is not None, MARKS=0 if clock is None else len(clock), BLOCK=_BLOCK,
+        ROWS=rows, TILE=tables.tile_rows, PATH_TILE=tables.path_rows, TILES=tiles, MIXED=mixed,
+        SHARED=tables.shared, WHOLE=tables.whole, ROOTED=root is not None,
+        MARKS=0 if clock is None else len(clock), BLOCK=_BLOCK, PAGE=PAGE,
         num_warps=halves * min(8, max(1, max(rows, tiles) // _WARP_ROWS)),
     )  # fmt: skip

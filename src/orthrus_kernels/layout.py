@@ -17,7 +17,7 @@ class Tile(IntEnum):
     another from row CHAIN_ROW."""
 
     SEQUENCE = 0
-    CONTEXT = 1  # committed positions
+    CONTEXT = 1  # committed positions; of a context tile in the shared form those in whole pages
     END = 2  # the largest limit of its rows
     FIRST_SLOT = 3  # of its path
     REACH = 4  # behind the last key segment that it takes

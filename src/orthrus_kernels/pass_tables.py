@@ -15,8 +15,12 @@ Rows lie in tiles of constant height, of two kinds:
   40 path tiles. A sequence of one line has none: its path tiles take every segment.
 
 The work list says which (tile, segment) pairs have keys, and its length lies on the device: neither the grid
-nor a graph knows how long a text is. In the **whole** form, for prompts, an item is a tile with all its
-segments."""
+nor a graph knows how long a text is. Two forms have another one:
+
+- **whole**, for prompts: an item is a path tile with all its segments, and there are no context tiles;
+- **shared**, for trees and blocks: every sequence has context tiles, and they take all whole pages of the
+  context, those of the ragged segment too. They alone are in the work list. Path tiles go on from there, so
+  that each of them gathers one page of the context and no more."""
 
 from __future__ import annotations
 
@@ -27,6 +31,7 @@ import torch
 from torch import Tensor
 
 from .layout import Tile
+from .pages import PAGE
 from .plan import PassShape
 
 # (first position, width): narrow segments first, so that short contexts fill a GPU, wide ones later, so that
@@ -59,6 +64,8 @@ class PassTables:
 
     shape: PassShape
     whole: bool  # an item is a tile with all of its segments
+    shared: bool  # an item is of a context tile, which takes all whole pages
+    path_rows: int  # places of a path tile that rows may have: R, or fewer where another kernel takes these
     path_tiles: int  # so many places for path tiles; the others are for context tiles
     rows: Tensor  # [N, R] row index, -1 in a place that is not used
     limits: Tensor  # [N, R] the row's limit (visibility.py); 0 where not used
@@ -73,26 +80,31 @@ class PassTables:
     @staticmethod
     def new(
         shape: PassShape, capacity: int, tile_rows: int, whole: bool, device: torch.device | str,
-        cuts: Cuts = KEY_CUTS,
+        cuts: Cuts = KEY_CUTS, *, shared: bool = False, path_rows: int | None = None,
     ) -> PassTables:  # fmt: skip
-        """Tables to be filled by `lay`, for rows at positions below `capacity`, tiles of `tile_rows` rows."""
+        """Tables to be filled by `lay`, for rows at positions below `capacity`, tiles of `tile_rows` rows,
+        path tiles of `path_rows` where that is said."""
+        path_rows = path_rows or tile_rows
+        assert path_rows <= tile_rows, (path_rows, tile_rows)
         bounds = list(key_segments(capacity, cuts))
+        assert not shared or not any(first % PAGE for first, _ in bounds), "segments of whole pages"
         # full tiles, and one that is not full a line, or a sequence
-        path = min(shape.n_rows, shape.lines + (shape.n_rows - shape.lines) // tile_rows)
+        path = min(shape.n_rows, shape.lines + (shape.n_rows - shape.lines) // path_rows)
         by_sequence = min(shape.n_rows, (shape.n_rows + shape.sequences * (tile_rows - 1)) // tile_rows)
-        context = by_sequence if shape.lines > 1 and not whole else 0
+        context = by_sequence if shared or (shape.lines > 1 and not whole) else 0
         # segments from the end of the context on, and all of them once more where rows share them
         narrowest = min(last - first for first, last in bounds)
         ragged = min(len(bounds), 1 + -(-(shape.depth - 1) // narrowest))
-        most = path if whole else path * ragged + by_sequence * len(bounds)
+        most = path if whole else by_sequence * len(bounds) + (0 if shared else path * ragged)
 
         def table(*size: int) -> Tensor:
             return torch.empty(size, dtype=torch.int32, device=device)
 
         edges = [first for first, _ in bounds] + [bounds[-1][1]]
         return PassTables(
-            shape, whole, path, table(path + context, tile_rows), table(path + context, tile_rows),
-            table(path + context, len(Tile)), table(shape.lines, shape.depth),
+            shape, whole, shared, path_rows, path, table(path + context, tile_rows),
+            table(path + context, tile_rows), table(path + context, len(Tile)),
+            table(shape.lines, shape.depth),
             torch.tensor(edges, dtype=torch.int32, device=device), table(most, 2), table(1),
             table(shape.n_rows, 2), table(SCRATCH, shape.n_rows),
         )  # fmt: skip

@@ -28,6 +28,13 @@ class PassShape:
     depth: int
     sequences: int  # S, running or not
 
+    @property
+    def branches(self) -> bool:
+        """Whether rows of a sequence may lie beside one another. They do not where there is no line too many
+        and either every line may have its full depth (rows of texts that decode, drafts) or one line all rows
+        (prompts)."""
+        return self.lines > self.sequences or self.n_rows not in (self.depth, self.lines * self.depth)
+
     @staticmethod
     def of(rows: Rows) -> PassShape:
         """The exact shape of rows."""

@@ -1,7 +1,10 @@
-"""Attention in Gluon has the bits of Triton's kernels: trees, mixed passes, many texts, prompts, at the heads
-of Qwen3. Pages lie in any order; foreign pages, and places behind a context, hold NaN."""
+"""Attention in Gluon has the bits of Triton's kernels, in the shared form too: trees, mixed passes, many
+texts, prompts, at the heads of Qwen3. Pages lie in any order; foreign pages, and places behind a context,
+hold NaN."""
 
 from __future__ import annotations
+
+from itertools import product
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from paged import paged
 from strategies import KINDS, hard
 
 from orthrus_kernels import PassPlan, Rows, pdl_kinds
-from orthrus_kernels.attention_compared import Inputs, both, differences, same
+from orthrus_kernels.attention_compared import Inputs, both, differences, same, shared_differs
 from orthrus_kernels.attention_either import attention_either, is_for_gluon, new_tables_either
 from orthrus_kernels.attention_gluon import attention_gluon
 from orthrus_kernels.attention_triton import attention_triton
@@ -18,7 +21,7 @@ from orthrus_kernels.tables import device_key
 
 DEVICE = torch.device("cuda")
 HEADS = {"8B": (32, 8), "1.7B": (16, 8), "one to a key head": (8, 8), "eight to a key head": (32, 4)}
-CONTEXTS = (0, 1, 63, 64, 250, 1000, 1024, 4100, 16384, 32700)
+CONTEXTS = (0, 1, 63, 64, 250, 1000, 1024, 1150, 4100, 16384, 32700)
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or device_key(DEVICE) != "sm_90", reason="for Hopper"
@@ -31,17 +34,24 @@ def tree(nodes: int, context: int, blocks: int = 0, size: int = 6, sequence: int
     return Rows.tree_with_blocks([1] * nodes, parents, context, range(blocks), size, 96, sequence)
 
 
-def compare(rows: Rows, heads: int, groups: int, whole: bool = False, seed: int = 0) -> None:
-    """As an ordinary launch and as a dependent one."""
+def compare(
+    rows: Rows, heads: int, groups: int, forms: tuple[str, ...] = ("partial", "shared"), seed: int = 0
+) -> None:
+    """As an ordinary launch and as a dependent one; the shared form of Triton's kernels too."""
     inputs = Inputs.random(rows, heads, groups, DEVICE, seed)
-    for pdl in (False, True):
-        ours, theirs = both(inputs, rows, whole, pdl)
-        assert same(ours, theirs), (len(rows), rows.contexts, whole, pdl, int((ours != theirs).sum()))
+    for form, pdl in product(forms, (False, True)):
+        ours, theirs = both(inputs, rows, form, pdl)
+        assert same(ours, theirs), (len(rows), rows.contexts, form, pdl, int((ours != theirs).sum()))
+        if form == "shared":
+            ours = inputs.through(attention_triton, inputs.tables(rows, False, form), pdl)
+            assert same(ours, theirs), ("Triton", len(rows), rows.contexts, pdl)
 
 
 @pytest.mark.parametrize("size", HEADS)
 def test_what_is_compared_before_it_runs(size):
-    assert differences(*HEADS[size], DEVICE) == ""
+    assert differences(*HEADS[size], DEVICE, ("partial", "whole", "shared")) == ""
+    for d, dtype in ((64, torch.bfloat16), (128, torch.bfloat16), (64, torch.float32), (128, torch.float32)):
+        assert shared_differs(*HEADS[size], d, dtype, DEVICE) == "", (d, dtype)
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
@@ -61,9 +71,8 @@ def test_prompts(rows, size):
     """In both forms where partials are not too many."""
     for context in (0, 1, 64, 777, 28672):
         chain = Rows.chain([1] * rows, context)
-        compare(chain, *HEADS[size], whole=True, seed=rows)
-        if rows <= 512:
-            compare(chain, *HEADS[size], seed=rows)
+        forms = ("whole", "partial", "shared") if rows <= 512 else ("whole",)
+        compare(chain, *HEADS[size], forms, seed=rows)
 
 
 @pytest.mark.parametrize("texts", [1, 8, 32, 64])
@@ -90,15 +99,16 @@ def test_numbers_that_show_the_order_of_sums(kind, context):
         k, v = (hard(kind, len(rows), 8, 128, seed=s).bfloat16().to(DEVICE) for s in (2, 3))
         caches = (hard(kind, 1, 8, max(context, 1), 128, seed=s).bfloat16() for s in (4, 5))
         inputs = Inputs(q, k, v, *(t.to(DEVICE) for t in paged(*caches, rows.contexts)))
-        for whole in (False, True)[: 1 + (rows.n_ar == len(rows))]:
-            assert same(*both(inputs, rows, whole)), (kind, context, whole)
+        for form in ("partial", "shared", "whole")[: 2 + (rows.n_ar == len(rows))]:
+            assert same(*both(inputs, rows, form)), (kind, context, form)
 
 
 def test_a_thousand_launches_one_behind_another():
     """As dependent launches, two kinds in turn into the same memory, poisoned between."""
     passes = (tree(33, 3000, 24), Rows.chain([1] * 190, 3000))
     inputs = [Inputs.random(rows, 32, 8, DEVICE) for rows in passes]
-    tables = [of.tables(rows, True, False) for of, rows in zip(inputs, passes, strict=True)]
+    forms = ("shared", "partial")
+    tables = [of.tables(rows, True, form) for of, rows, form in zip(inputs, passes, forms, strict=True)]
     want = [of.through(attention_gluon, t, False) for of, t in zip(inputs, tables, strict=True)]
     different = torch.zeros((), dtype=torch.int64, device=DEVICE)
     for i in range(1000):
@@ -111,12 +121,12 @@ def test_the_model_is_given_it():
     rows, pdl = tree(192, 2000), "attention" in pdl_kinds(DEVICE)
     inputs, plan = Inputs.random(rows, 32, 8, DEVICE), PassPlan.of(rows, DEVICE)
     tables = new_tables_either(plan.shape, 8192, 32, 8, 128, torch.bfloat16, DEVICE)
-    assert is_for_gluon(tables, inputs.q, 8)
+    assert is_for_gluon(tables, inputs.q, 8) and tables.shared
     token = PassPlan.of(Rows.chain([1], 2000), DEVICE)
     one = new_tables_either(token.shape, 8192, 32, 8, 128, torch.bfloat16, DEVICE)
     assert not is_for_gluon(one, inputs.q, 8)
     lay_triton(plan, tables)
-    want = inputs.through(attention_triton, inputs.tables(rows, False, False), pdl)
+    want = inputs.through(attention_triton, inputs.tables(rows, False, "partial"), pdl)
     inputs.through(attention_either, tables, pdl)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

@@ -292,7 +292,8 @@ def cycles() -> Iterator[Launch]:
     ):  # fmt: skip
         plan = module("plan").PassPlan.of(of, "meta")
         whole = of is chains or of is prompts
-        tables = module("pass_tables").PassTables.new(plan.shape, 32768, 16, whole, "meta")
+        shared = plan.shape.branches and not whole
+        tables = module("pass_tables").PassTables.new(plan.shape, 32768, 16, whole, "meta", shared=shared)
         yield name, lay, "_lay_kernel", partial(lay.lay_triton, plan, tables, root, clock), targets
     for name, n, lines, roots in (
         ("64 trees", 8, 512, None),
@@ -303,7 +304,7 @@ def cycles() -> Iterator[Launch]:
         shape = module("plan").PassShape(len(of), len(of), lines + 16, 256, sequences=64)
         at = meta(64, dtype=torch.int32)
         plan = replace(module("plan").PassPlan.of(of, "meta"), shape=shape, start=at)
-        tables = module("pass_tables").PassTables.new(shape, 32768, 16, False, "meta")
+        tables = module("pass_tables").PassTables.new(shape, 32768, 16, False, "meta", shared=True)
         launch = partial(lay.lay_triton, plan, tables, roots, None if roots is None else record[5:8])
         yield f"{name} and prompts", lay, "_lay_kernel", launch, HOPPER
 

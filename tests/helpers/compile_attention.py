@@ -84,8 +84,28 @@ def main() -> None:
                     constants |= {} if fused else {"arrivals": None}
                 how = {"num_warps": height * warps, "num_stages": stages}
                 print(json.dumps(compiled(kernel, dtype, constants, arch, **how)), flush=True)
+            paths(arch, d, dtype)
             constants = {"D": d, "UNROLL": a.COMBINE_UNROLL, "PDL": False}
             print(json.dumps(compiled(a._combine_kernel, dtype, constants, arch, num_warps=1)), flush=True)
+
+
+def paths(arch: str, d: int, dtype: str) -> None:
+    """The kernel of path tiles."""
+    folded, block, warps, _ = a.LAUNCH[d, 2 if dtype == "bf16" else 4]
+    part = min(a.PATH_PART, folded)
+    constants = {
+        "D": d,
+        "GROUP": 4,
+        "TILE": folded // 4,
+        "PLACES": folded // 4,
+        "FOLDED": folded,
+        "BLOCK_S": block,
+        "PAGE": PAGE,
+        "PDL": False,
+    }
+    constants |= {"STAGES": a.PATH_STAGES, "PART": part, "UNROLL": a._path_unroll(part, d, warps)}
+    line = compiled(a._path_kernel, dtype, constants, arch, num_warps=warps)
+    print(json.dumps(line), flush=True)
 
 
 def commit(arch: str) -> None:

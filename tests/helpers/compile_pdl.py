@@ -28,7 +28,8 @@ HOPPER = aot.TARGETS["sm_90"]
 KERNELS = (
     ("rms_norm", "_rms_norm_kernel"), ("qk_norm_rope", "_qk_norm_rope_kernel"), ("swiglu", "_swiglu_kernel"),
     ("embedding", "_embedding_kernel"), ("attention_triton", "_partial_kernel"),
-    ("attention_triton", "_combine_kernel"), ("attention_triton", "_whole_kernel"),
+    ("attention_triton", "_combine_kernel"), ("attention_triton", "_path_kernel"),
+    ("attention_triton", "_whole_kernel"),
     ("linear", "_linear_kernel"), ("linear_swiglu", "_linear_swiglu_kernel"),
     ("head", "_head_kernel"), ("logit_summary", "_merge_kernel"),
 )  # fmt: skip
@@ -67,10 +68,10 @@ def attentions() -> Iterator[tuple[str, Callable[..., object]]]:
     """Every form; nobody reads the tables."""
     op, dtype = module("attention_triton"), torch.bfloat16
     cache, pages = meta(32, 8, 64, 128), meta(1, 32, dtype=torch.int32)
-    for form, n in (("fused", 1), ("partial", 33), ("whole", 512)):
-        shape = PassShape(n, n, 1, n, 1)
+    for form, n, lines in (("fused", 1, 1), ("partial", 33, 1), ("shared", 33, 33), ("whole", 512, 1)):
+        shape = PassShape(n, n, lines, n if lines == 1 else 9, 1)
         tables = op.new_tables_triton(shape, 2048, 32, 8, 128, dtype, torch.device("meta"))
-        assert tables.whole == (form == "whole")
+        assert (tables.whole, tables.shared) == (form == "whole", form == "shared")
         q, k = meta(n, 32, 128), meta(n, 8, 128)
         space = meta(op.workspace_size(tables, 32, 128), dtype=torch.float32)
         call = partial(

@@ -9,17 +9,18 @@ import torch
 from hypothesis import strategies as st
 from strategies import mixed_passes
 
-from orthrus_kernels import MaskedRows, Ops, Rows
+from orthrus_kernels import PAGE, MaskedRows, Ops, Rows
 from orthrus_kernels.backends import REFERENCE
 from orthrus_kernels.pass_tables import PassTables
 from orthrus_kernels.plan import PassPlan, PassShape
 
-CUTS = ((0, 16), (64, 32))
-CAPACITY = 200
+# Whole pages. A context ends in the first page of a segment or in a later one, at its edges more often.
+CUTS = ((0, 64), (128, 128), (384, 256))
+CAPACITY = 900
 
 
 @st.composite
-def passes(draw, max_start: int = 90) -> Rows:
+def passes(draw, max_start: int = 600) -> Rows:
     """A tree with blocks, or several in as many sequences, or a chain or block at the root."""
     count = draw(st.integers(1, 3))
     slots = draw(st.permutations(range(4)))[:count]
@@ -28,16 +29,28 @@ def passes(draw, max_start: int = 90) -> Rows:
 
 @st.composite
 def one_sequence(draw, sequence: int, max_start: int) -> Rows:
-    kind, start = draw(st.sampled_from(["mixed", "chain", "block"])), draw(st.integers(0, max_start))
+    kind, start = draw(st.sampled_from(["mixed", "chain", "block"])), draw(starts(max_start))
     if kind == "chain":
-        return Rows.chain([1] * draw(st.integers(1, 30)), start, sequence)
+        return Rows.chain([1] * draw(st.integers(1, 30) | st.integers(60, 200)), start, sequence)
     if kind == "block":
         return Rows.block(1, draw(st.integers(2, 20)), start, 96, sequence)
-    return draw(mixed_passes(sequence, max_start))
+    return moved(draw(mixed_passes(sequence)), start)
+
+
+def starts(most: int) -> st.SearchStrategy[int]:
+    """Where a context may end: anywhere, and more often within 5 positions of a page's edge."""
+    near = st.tuples(st.integers(0, most // PAGE), st.integers(-5, 5))
+    return st.integers(0, most) | near.map(lambda at: min(max(at[0] * PAGE + at[1], 0), most))
+
+
+def moved(rows: Rows, start: int) -> Rows:
+    """The rows of one sequence on another context."""
+    ((sequence, before),) = rows.contexts.items()
+    return replace(rows, positions=[at - before + start for at in rows.positions], contexts={sequence: start})
 
 
 @st.composite
-def plans(draw, max_start: int = 90) -> PassPlan:
+def plans(draw, max_start: int = 600) -> PassPlan:
     """The plan of a pass, with rows of padding anywhere."""
     plan = PassPlan.of(draw(passes(max_start)))
     return padded(plan, draw(st.lists(st.integers(0, plan.shape.n_rows + 2), max_size=3)))
@@ -64,10 +77,15 @@ def padded(plan: PassPlan, places: list[int]) -> PassPlan:
 
 
 def tables_for(
-    shape: PassShape, height: int, whole: bool = False, device: torch.device | str = "cpu"
+    shape: PassShape,
+    height: int,
+    whole: bool = False,
+    device: torch.device | str = "cpu",
+    **how: Any,
 ) -> PassTables:
-    """Tables of the toy cuts, every place filled with a number that no table holds."""
-    tables = PassTables.new(shape, CAPACITY, height, whole, device, CUTS)
+    """Tables of the toy cuts, every place filled with a number that no table holds. how: of
+    `PassTables.new`."""
+    tables = PassTables.new(shape, CAPACITY, height, whole, device, CUTS, **how)
     for name in ("rows", "limits", "tiles", "slots", "items", "count", "row_segments", "scratch"):
         getattr(tables, name).fill_(-77)
     return tables

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpreter import DEVICE
 from paged import committed, paged
-from plans import laid, padded
+from plans import laid, moved, padded
 from strategies import KINDS, hard, mixed_passes
 
 from orthrus_kernels import PAGE, PassPlan, PassShape, PassTables, Rows, backend_ops
@@ -27,22 +27,27 @@ SCALE = 0.25
 TRITON = backend_ops("triton")
 
 
-def tables_of(rows, q, k, whole=False, capacity=None):
-    """Tables on the device under test, in one form or the other."""
+FORMS = ("partial", "whole", "shared")  # of tables
+
+
+def tables_of(rows, q, k, form="partial", capacity=None):
+    """Tables on the device under test; "fused" takes partial ones."""
+    whole = form == "whole"
     height = tile_rows(q.shape[1], k.shape[1], q.shape[2], q.dtype, whole)
-    capacity = capacity or max(rows.positions) + 1
-    return laid(rows, q.to(DEVICE), k, TRITON, capacity=capacity, tile_rows=height, whole=whole)
+    how = {"capacity": capacity or max(rows.positions) + 1, "shared": form == "shared"}
+    return laid(rows, q.to(DEVICE), k, TRITON, tile_rows=height, whole=whole, **how)
 
 
 def run(q, k, v, k_cache, v_cache, rows, form="auto", tables=None, **settings):
-    """The kernel on the device it is tested on, its output on the CPU; form "whole" is one of the tables.
-    Caches [B, G, S, D], whose pages lie in any order."""
+    """The kernel on the device it is tested on, its output on the CPU; "whole" and "shared" are forms of the
+    tables. Caches [B, G, S, D], whose pages lie in any order."""
     if tables is None and form == "auto":
         tables = laid(rows, q.to(DEVICE), k, TRITON)
     elif tables is None:
-        tables = tables_of(rows, q, k, form == "whole")
+        tables = tables_of(rows, q, k, form)
     args = on_device(q, k, v, *paged(k_cache, v_cache, rows.contexts))
-    return attention_triton(*args, tables, SCALE, form="auto" if tables.whole else form, **settings).cpu()
+    form = form if form in ("partial", "fused") else "auto"
+    return attention_triton(*args, tables, SCALE, form=form, **settings).cpu()
 
 
 def on_device(*tensors):
@@ -51,7 +56,7 @@ def on_device(*tensors):
 
 @pytest.mark.parametrize("dtype", LIMIT, ids=str)
 @settings(max_examples=30 if DEVICE == "cuda" else 4)
-@given(rows=mixed_passes(max_start=300), seed=st.integers(0, 99), form=st.sampled_from(["partial", "whole"]))
+@given(rows=mixed_passes(max_start=300), seed=st.integers(0, 99), form=st.sampled_from(FORMS))
 def test_against_dense_fp64_and_the_twin(dtype, rows, seed, form):
     args = twin.inputs(rows, dtype, seed=seed)
     want = twin.dense(rows, *args, SCALE)
@@ -62,21 +67,91 @@ def test_against_dense_fp64_and_the_twin(dtype, rows, seed, form):
 
 @settings(max_examples=8)
 @given(rows=mixed_passes(max_start=300), dtype=st.sampled_from(list(LIMIT)[::2]), kind=st.sampled_from(KINDS))
-def test_both_forms_give_the_same_bits(rows, dtype, kind):
+def test_all_forms_give_the_same_bits(rows, dtype, kind):
     args = twin.inputs(rows, dtype, kind)
-    assert torch.equal(run(*args, rows, form="partial"), run(*args, rows, form="whole"))
+    want = run(*args, rows, form="partial")
+    for form in FORMS[1:]:
+        assert torch.equal(run(*args, rows, form=form), want)
+
+
+# Around the edges of pages and of key segments.
+ENDS = (0, 1, 63, 64, 65, 127, 128, 250, 255, 256, 257, 319, 320, 321, 511, 1023, 1024, 1025, 1087, 1088)
+
+
+@st.composite
+def branching(draw) -> Rows:
+    """Up to three sequences, each on a context of ENDS: a tree with blocks, a deep one that crosses pages or
+    a cut, a row or a chain, or a block alone."""
+    passes = []
+    for s in draw(st.permutations(range(4)))[: draw(st.integers(1, 3))]:
+        kind, start = draw(st.sampled_from(["tree", "deep", "chain", "block"])), draw(st.sampled_from(ENDS))
+        if kind == "tree":
+            passes.append(moved(draw(mixed_passes(s)), start))
+        elif kind == "deep":
+            trunk, twigs = draw(st.integers(20, 90)), draw(st.lists(st.integers(0, 19), max_size=4))
+            parents = [*range(-1, trunk), *twigs]
+            passes.append(Rows.tree_with_blocks([1] * len(parents), parents, start, [trunk], 3, 96, s))
+        elif kind == "chain":
+            passes.append(Rows.chain([1] * draw(st.integers(1, 3) | st.integers(60, 80)), start, s))
+        else:
+            passes.append(Rows.block(1, draw(st.integers(2, 9)), start, 96, s))
+    return Rows.batch(passes)
+
+
+@settings(max_examples=200 if DEVICE == "cuda" else 12)
+@given(
+    rows=branching(),
+    dtype=st.sampled_from(list(LIMIT)[::2]),
+    kind=st.sampled_from(KINDS),
+    programs=st.integers(1, 9),
+)
+def test_whole_pages_of_the_context_are_shared(rows, dtype, kind, programs):
+    """Tiles of all rows of a sequence take them, path tiles go on from the states: the bits of the partial
+    form, out of memory full of NaN."""
+    args = twin.inputs(rows, dtype, kind, room=0)
+    tables = tables_of(rows, *args[:2], "shared", max(rows.positions) + 300)
+    space = torch.full((workspace_size(tables, HEADS, DIM),), float("nan"), device=DEVICE)
+    got = run(*args, rows, tables=tables, workspace=space, programs=programs)
+    assert torch.equal(got, run(*args, rows, "partial"))
+    if kind == "normal":
+        want = twin.dense(rows, *args, SCALE)
+        assert ((got.double() - want).abs().max() / want.abs().max()).item() < LIMIT[dtype]
+
+
+@pytest.mark.parametrize("tall", [False, True])
+def test_path_tiles_read_the_last_page_alone(tall, monkeypatch):
+    """Between the two launches all whole pages of the context become NaN; context tiles may be as tall as
+    Gluon's, twice as tall as path tiles."""
+    rows = Rows.tree_with_blocks([1] * 9, [-1, 0, 0, 1, 1, 3, 2, 5, 7], 330, [2, 5], 4, 96)
+    q, k, v, *caches = twin.inputs(rows, torch.bfloat16, room=0)
+    want = run(q, k, v, *caches, rows, "partial")
+    short, height = (tile_rows(HEADS, GROUPS, DIM, torch.bfloat16, of) for of in (False, tall))
+    how = {"tile_rows": height, "path_rows": short, "whole": False, "shared": True}
+    tables = laid(rows, q.to(DEVICE), k, TRITON, **how)
+    q, k, v, k_cache, v_cache, pages = on_device(q, k, v, *paged(*caches, rows.contexts))
+    go_on = module.go_on
+
+    def without_pages(*given):
+        for cache in (k_cache, v_cache):
+            cache[pages[0, : 330 // PAGE].long()] = float("nan")
+        go_on(*given)
+
+    monkeypatch.setattr(module, "go_on", without_pages)
+    monkeypatch.setattr(module, "_check", lambda *given: None)  # of heights
+    assert torch.equal(attention_triton(q, k, v, k_cache, v_cache, pages, tables, SCALE).cpu(), want)
+    assert k_cache[pages[0, 4].long()].isnan().all()
 
 
 @pytest.mark.parametrize("block", [16, 64])
 @settings(max_examples=20 if DEVICE == "cuda" else 3)
-@given(rows=mixed_passes(max_start=300), whole=st.booleans())
-def test_where_pages_lie_changes_no_bit(block, rows, whole):
+@given(rows=mixed_passes(max_start=300), form=st.sampled_from(FORMS))
+def test_where_pages_lie_changes_no_bit(block, rows, form):
     """One behind the other, or in any order among foreign pages, which hold NaN; a page is a block of keys,
     or several."""
     q, k, v, *caches = twin.inputs(rows, torch.bfloat16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "DEFAULT_LAUNCH", (64, block, 4, 2))
-        tables = tables_of(rows, q, k, whole)
+        tables = tables_of(rows, q, k, form)
         apart = on_device(q, k, v, *paged(*caches, rows.contexts, shuffled=False))
         want = attention_triton(*apart, tables, SCALE).cpu()
         assert torch.equal(run(q, k, v, *caches, rows, tables=tables), want)
@@ -241,11 +316,13 @@ def test_tables_of_another_height_are_refused():
 @settings(max_examples=12)
 @given(
     rows=mixed_passes(max_start=270), kind=st.sampled_from(KINDS), programs=st.integers(1, 9),
-    extra=st.integers(0, 900), places=st.lists(st.integers(0, 30), max_size=3),
+    extra=st.integers(0, 900), places=st.lists(st.integers(0, 30), max_size=3), shared=st.booleans(),
 )  # fmt: skip
-def test_a_rows_bits_depend_on_neither_programs_nor_padding_nor_capacity(rows, kind, programs, extra, places):
-    """Few programs take many items each, rows of padding are in no tile, and items behind the count, which
-    name tiles and segments that there are none of, are not read."""
+def test_a_rows_bits_depend_on_neither_programs_nor_padding_nor_capacity(
+    rows, kind, programs, extra, places, shared
+):
+    """Few programs take many items each, rows of padding are in no tile and get zeros, and items behind the
+    count, which name tiles and segments that there are none of, are not read."""
     q, k, v, k_cache, v_cache = args = twin.inputs(rows, torch.bfloat16, kind)
     want = run(*args, rows, "partial")
     plan = padded(PassPlan.of(rows), places)
@@ -254,11 +331,13 @@ def test_a_rows_bits_depend_on_neither_programs_nor_padding_nor_capacity(rows, k
     for t, of in zip(wide, (q, k, v), strict=True):
         t[used] = of
     height = tile_rows(HEADS, GROUPS, DIM, torch.bfloat16)
-    tables = PassTables.new(plan.shape, max(rows.positions) + 1 + extra, height, False, DEVICE)
+    capacity = max(rows.positions) + 1 + extra
+    tables = PassTables.new(plan.shape, capacity, height, False, DEVICE, shared=shared)
     tables.items.fill_(2**30)
     TRITON.lay(plan.on(DEVICE), tables)
     got = run(*wide, k_cache, v_cache, rows, "partial", tables, programs=programs)
-    assert torch.equal(got[used], want) and got.isnan().logical_not().all()
+    assert torch.equal(got[used], want)
+    assert torch.equal(got[plan.sequences < 0], torch.zeros(len(got) - len(used), HEADS, DIM).bfloat16())
 
 
 @pytest.fixture
@@ -342,19 +421,22 @@ def test_tables_workspace_and_output_of_a_captured_pass():
 def form_of(shape, capacity, dtype=torch.bfloat16):
     """(tile height, form) that a pass of Qwen3-8B's heads takes."""
     tables = new_tables_triton(shape, capacity, 32, 8, 128, dtype, "meta")
-    return tables.tile_rows, "whole" if tables.whole else module.form_of(tables, 4, 128)
+    of_tables = "whole" if tables.whole else "shared" if tables.shared else ""
+    return tables.tile_rows, of_tables or module.form_of(tables, 4, 128)
 
 
 def test_the_form_of_a_pass():
     for shape, capacity, form in (
         (chain(1), 256, (16, "fused")), (chain(1), 40960, (16, "fused")),
         (chain(4), 1024, (16, "fused")), (chain(4), 40960, (16, "partial")),
-        (chain(5), 256, (16, "partial")), (PassShape(3, 3, 2, 2, 1), 256, (16, "partial")),
+        (chain(5), 256, (16, "partial")), (PassShape(3, 3, 2, 2, 1), 256, (16, "shared")),
         (PassShape(2, 2, 2, 1, 2), 256, (16, "partial")),
         (chain(128), 40000, (16, "partial")), (chain(129), 256, (32, "whole")),
-        (PassShape(512, 512, 512, 30, 1), 4096, (16, "partial")),
+        (PassShape(512, 512, 512, 30, 1), 4096, (16, "shared")),
         (PassShape(512, 512, 4, 512, 4), 4096, (32, "whole")),
-        (PassShape(304, 304, 64, 256, 64), 4096, (16, "partial")),  # prompts beside texts that decode
+        (PassShape(304, 304, 64, 256, 64), 4096, (16, "shared")),  # prompts beside texts that decode
+        (PassShape(64, 64, 64, 1, 64), 4096, (16, "partial")),
+        (PassShape(64, 64, 8, 8, 8), 4096, (16, "partial")),
     ):  # fmt: skip
         assert form_of(shape, capacity) == form, (shape, capacity)
     assert form_of(chain(600), 1024, torch.float32) == (4, "partial"), "products of fp32 have no tall tile"
@@ -376,7 +458,8 @@ def test_partials_in_flight_do_not_touch_the_bits(monkeypatch):
     want = run(*args, rows, form="partial")
     monkeypatch.setattr(module, "COMBINE_UNROLL", 8)
     monkeypatch.setattr(module, "FUSED_UNROLL", 16)
-    for form in ("partial", "fused"):
+    monkeypatch.setattr(module, "PATH_NUMBERS", 16)
+    for form in ("partial", "fused", "shared"):
         assert torch.equal(run(*args, rows, form=form), want)
 
 

@@ -10,7 +10,7 @@ from interpreter import DEVICE
 from plainly import plainly
 from small import small_model
 
-from orthrus_kernels import PassTables, attention_triton
+from orthrus_kernels import PAGE, PassTables, attention_triton
 from orthrus_kernels.layout import State
 from qwen3_model import InputError
 from qwen3_model.bigram import Bigram
@@ -123,9 +123,9 @@ def test_seeds_biases_and_texts_share_a_cycle(model):
         assert text == [token] * 4 and len(over) <= cycles + 2
 
 
-def short_segments(monkeypatch, folded=64):
+def short_segments(monkeypatch, folded=64, cuts=CUTS):
     """Key segments of 8 positions, and tiles of `folded` rows and query heads."""
-    monkeypatch.setattr(PassTables.new, "__defaults__", (CUTS,))
+    monkeypatch.setattr(PassTables.new, "__defaults__", (cuts,))
     monkeypatch.setattr(attention_triton, "DEFAULT_LAUNCH", (folded, 8, 4, 2))
 
 
@@ -419,9 +419,9 @@ def test_blocks_of_one_pass_cycles(model, block, monkeypatch):
 @ON_CPU
 @pytest.mark.parametrize("strategy", ["two-pass", "one-pass"])
 def test_a_tree_walks_past_a_key_segment(model, monkeypatch, strategy):
-    """Over several segments; blocks deep enough for two tiles on a path."""
-    short_segments(monkeypatch, folded=8)  # tiles of 4 rows
-    prompt, tokens = list(range(5, 15)), 5 if strategy == "two-pass" else 4
+    """Into the next one, which is a page; blocks deep enough for two tiles on a path."""
+    short_segments(monkeypatch, folded=8, cuts=((0, PAGE),))  # tiles of 4 rows
+    prompt, tokens = list(range(5, 5 + PAGE - 3)), 5 if strategy == "two-pass" else 4
     nodes = 12 if strategy == "two-pass" else 5
     result, over = by_cycles(model, prompt, strategy=strategy, tree_nodes=nodes, max_new_tokens=tokens)
     assert same(result, by_hand(model, prompt, tokens)) and len(kinds(over)) == 1

@@ -30,15 +30,17 @@ def threads(monkeypatch):
     return kernel
 
 
-def difference(plan, inputs, whole):
-    """Largest difference from the twin over its largest output, of rows that are not padding."""
+def difference(plan, inputs, form):
+    """Largest difference from the twin over its largest output, of rows that are not padding. form: of
+    Gluon's tables; from the states of the shared one Triton's kernel goes on."""
     q, k, v, *caches = (inputs.q, inputs.k, inputs.v, inputs.k_cache, inputs.v_cache, inputs.pages)
     outputs, capacity = [], int(plan.positions.max()) + 100
-    for run, height, form in (
-        (attention_gluon, 128 * k.shape[1] // q.shape[1], whole),
-        (attention, ROW_TILE, True),
+    for run, height, of in (
+        (attention_gluon, 128 * k.shape[1] // q.shape[1], form),
+        (attention, ROW_TILE, "whole"),
     ):
-        tables = PassTables.new(plan.shape, capacity, height, form, CPU)
+        how = {"whole": of == "whole", "shared": of == "shared"}
+        tables = PassTables.new(plan.shape, capacity, height, device=CPU, **how)
         tables.items.fill_(2**30)
         lay(plan, tables)
         outputs.append(run(q, k, v, *caches, tables, SCALE).double())
@@ -56,20 +58,21 @@ PASSES = {  # rows, query heads
 }
 
 
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("form", ["partial", "shared", "whole"])
 @pytest.mark.parametrize("name", PASSES)
-def test_against_the_twin(name, whole, threads):
+def test_against_the_twin(name, form, threads):
     """Pages in any order; NaN in foreign pages and behind contexts."""
     rows, heads = PASSES[name]
-    if whole and len(rows.contexts) > 1:
+    if form == "whole" and len(rows.contexts) > 1:
         pytest.skip("prompts only")
     inputs = Inputs.random(rows, heads, 2, CPU)
-    assert difference(PassPlan.of(rows), inputs, whole) < 1.5e-2
+    assert difference(PassPlan.of(rows), inputs, form) < 1.5e-2
     assert threads.programs in (4, 5)
 
 
+@pytest.mark.parametrize("form", ["partial", "shared"])
 @pytest.mark.parametrize("rows, places", [(TREE, [0, 12]), (Rows.chain([1] * 70, 240), [70])])
-def test_padding_is_left_alone(rows, places, threads):
+def test_padding_is_left_alone(rows, places, form, threads):
     """It holds NaN, also right behind a chain."""
     plan = padded(PassPlan.of(rows), places)
     used = plan.sequences >= 0
@@ -78,7 +81,7 @@ def test_padding_is_left_alone(rows, places, threads):
     for t, of in zip(wide, (inputs.q, inputs.k, inputs.v), strict=True):
         t[used] = of
     spread = Inputs(wide[0], wide[1], wide[2], inputs.k_cache, inputs.v_cache, inputs.pages)
-    assert difference(plan, spread, False) < 1.5e-2
+    assert difference(plan, spread, form) < 1.5e-2
 
 
 @pytest.mark.parametrize("work, programs", [(1, 5), (5, 5), (8, 5), (12, 5), (20, 5), (33, 4)])
@@ -119,7 +122,8 @@ def test_which_passes_it_takes():
     ):
         tables = new_tables_gluon(PassShape(n, n, 1, n, 1), 4096, heads, 8, CPU)
         assert (tables.whole, tables.tile_rows) == (whole, 128 * 8 // heads), (n, heads)
-    assert not new_tables_gluon(PassShape(512, 512, 512, 30, 1), 4096, 32, 8, CPU).whole, "a tree"
+    tables = new_tables_gluon(PassShape(512, 512, 512, 30, 1), 4096, 32, 8, CPU)
+    assert tables.shared and not tables.whole, "a tree"
 
 
 @pytest.fixture
@@ -161,6 +165,43 @@ def test_it_does_not_run_where_a_bit_differs_or_where_it_fails(hopper, capsys):
     assert "RuntimeError: no kernel" in capsys.readouterr().err
 
 
+def forms_of_trees():
+    """(for Gluon, shared) of tables for a tree, for Gluon where it is long."""
+    tree, how = PassShape(192, 192, 192, 30, 1), (32, 8, 128, torch.bfloat16, CPU)
+    made = [either.new_tables_either(tree, capacity, *how) for capacity in (1024, 8192)]
+    return [(tables.tile_rows == 32, tables.shared) for tables in made]
+
+
+def test_trees_share_pages_where_that_changes_no_bit(hopper, capsys):
+    """Each comparison runs once; where the shared form differs or fails, trees take the partial one, in Gluon
+    too, and one line says so."""
+    asked = []
+    hopper.setattr(either, "_is_compiled", lambda device: True)
+    hopper.setattr(either, "shared_differs", lambda *of: asked.append(of) or "")
+    hopper.setattr(either, "differences", lambda *of: asked.append(of[3]) or "")
+    assert forms_of_trees() == [(False, False), (True, False)], "off unless it is asked for"
+    asked.clear()
+    either._verdicts.clear()
+    hopper.setenv("ORTHRUS_SHARED", "on")
+    assert forms_of_trees() == [(False, True), (True, True)] == forms_of_trees()
+    assert asked == [(32, 8, 128, torch.bfloat16, CPU), ("partial", "whole", "shared")]
+    assert capsys.readouterr().err == ""
+
+    def fails(*of):
+        raise RuntimeError("out of registers")
+
+    for differs, said in (
+        (lambda *of: "other bits", "other bits"),
+        (fails, "RuntimeError: out of registers"),
+    ):
+        either._verdicts.clear()
+        hopper.setattr(either, "shared_differs", differs)
+        assert forms_of_trees() == [(False, False), (True, False)] == forms_of_trees()
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1 and "trees attend in the partial form" in line and said in line
+    assert asked[2:] == [("partial", "whole")] * 2
+
+
 def test_the_switch(hopper):
     hopper.setattr(either, "differences", lambda *of: "")
     hopper.setenv("ORTHRUS_GLUON", "off")
@@ -168,6 +209,10 @@ def test_the_switch(hopper):
     hopper.setenv("ORTHRUS_GLUON", "sometimes")
     with pytest.raises(ValueError, match="ORTHRUS_GLUON is on or off"):
         chosen()
+    hopper.setenv("ORTHRUS_SHARED", "perhaps")
+    hopper.setattr(either, "_is_compiled", lambda device: True)
+    with pytest.raises(ValueError, match="ORTHRUS_SHARED is on or off"):
+        forms_of_trees()
 
 
 def test_tables_of_tritons_prompts_are_tritons_until_gluon_is_trusted(hopper):

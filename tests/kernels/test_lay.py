@@ -34,12 +34,16 @@ def assert_same(got, want):
         assert torch.equal(getattr(got, name).cpu(), getattr(want, name)), name
 
 
+# of tables; path tiles may have fewer rows than others
+FORMS = ({}, {"whole": True}, {"shared": True}, {"shared": True, "path_rows": 2})
+
+
 @examples(60)
-@given(plan=plans(), height=st.integers(1, 9), whole=st.booleans(), extra=st.integers(0, 3))
-def test_the_kernel_lays_what_the_twin_does(plan, height, whole, extra):
+@given(plan=plans(), height=st.integers(2, 9), form=st.sampled_from(FORMS), extra=st.integers(0, 3))
+def test_the_kernel_lays_what_the_twin_does(plan, height, form, extra):
     shape = replace(plan.shape, lines=plan.shape.lines + extra, depth=plan.shape.depth + extra)
     plan = replace(plan, shape=shape)
-    want, got = tables_for(shape, height, whole), tables_for(shape, height, whole, DEVICE)
+    want, got = tables_for(shape, height, **form), tables_for(shape, height, **form, device=DEVICE)
     lay(plan, want)
     there, state = on(plan, DEVICE)
     for start in (plan.start + 5, plan.start):  # nothing of the pass before is left
@@ -62,8 +66,8 @@ def test_rows_at_the_root(data):
     plan = PassPlan.of(Rows.batch(singles))
     state = torch.tensor(data.draw(st.lists(st.lists(st.integers(0, 150), min_size=3, max_size=3),
                          min_size=len(plan.start), max_size=len(plan.start))), dtype=torch.int32)  # fmt: skip
-    whole = data.draw(st.booleans())
-    want, got = tables_for(plan.shape, 4, whole), tables_for(plan.shape, 4, whole, DEVICE)
+    form = data.draw(st.sampled_from(FORMS))
+    want, got = tables_for(plan.shape, 4, **form), tables_for(plan.shape, 4, **form, device=DEVICE)
     there, _ = on(plan, DEVICE)
     there, plan = replace(there, start=state.to(DEVICE)[:, 2]), replace(plan, start=state[:, 2])
     lay(plan, want, root=state[:, 0])
@@ -83,8 +87,9 @@ def test_rows_at_the_root(data):
 )
 def test_large_passes(rows):
     plan = PassPlan.of(rows)
-    for whole in (False, True):
-        want, got = (PassTables.new(plan.shape, 60_000, 16, whole, d) for d in ("cpu", DEVICE))
+    for form in FORMS:
+        how = {"whole": False} | form
+        want, got = (PassTables.new(plan.shape, 60_000, 16, device=d, **how) for d in ("cpu", DEVICE))
         for tables in (want, got):
             for name in TABLES:
                 getattr(tables, name).fill_(-77)
@@ -95,9 +100,9 @@ def test_large_passes(rows):
 
 def test_a_pass_of_padding_alone():
     """Nothing to do, and nothing left of the pass before."""
-    for whole in (False, True):
+    for form in FORMS:
         plan = PassPlan.of(Rows.tree([1] * 9, [-1, *(i // 2 for i in range(8))], 40))
-        tables = [tables_for(plan.shape, 4, whole, device) for device in ("cpu", DEVICE)]
+        tables = [tables_for(plan.shape, 4, device=device, **form) for device in ("cpu", DEVICE)]
         for sequence in (0, -1):
             plan.sequences.fill_(sequence)
             lay(plan, tables[0])

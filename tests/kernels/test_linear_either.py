@@ -12,13 +12,14 @@ import torch
 from codes import random_weight
 from strategies import hard
 
-from orthrus_kernels import Weight, backend_ops, gluon_is_on, tables
+from orthrus_kernels import Weight, backend_ops, tables
 from orthrus_kernels.compile_ahead import is_recorded
 from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.linear_gluon import Plan, linear_gluon, plan_of
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
 from orthrus_kernels.quantised import Format
 from orthrus_kernels.rows import new_rows
+from orthrus_kernels.switches import GLUON, is_on
 from orthrus_kernels.tables.gluon import CodedTile, GluonEntry, GluonTile, gluon_entries
 from orthrus_kernels.workspace import Workspace
 from qwen3_model.errors import InputError
@@ -280,7 +281,7 @@ def test_the_switch(monkeypatch):
     dependent = backend_ops("triton", {"linear"}).linear
     assert isinstance(dependent, partial) and dependent.func is linear_triton
     monkeypatch.setenv("ORTHRUS_GLUON", "on")
-    assert gluon_is_on() and backend_ops("triton").linear is either.linear_either
+    assert is_on(GLUON) and backend_ops("triton").linear is either.linear_either
     for said in ("1", "", "Off"):
         monkeypatch.setenv("ORTHRUS_GLUON", said)
         with pytest.raises(ValueError, match="ORTHRUS_GLUON is on or off"):
