@@ -81,7 +81,7 @@ class Ticking(ScriptedModel):
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [({"strategy": "two-pass", "tree_nodes": 5}, (1, 100, 10)),
-     ({"strategy": "two-pass", "tree_nodes": 0}, (1, 0, 10)), ({"strategy": "autoregressive"}, (0, 0, 10)),
+     ({"strategy": "two-pass", "tree_nodes": 0}, (1, 100, 10)), ({"strategy": "autoregressive"}, (0, 0, 10)),
      ({"strategy": "one-pass"}, (0, 100, 10))],
     ids=str,
 )  # fmt: skip
