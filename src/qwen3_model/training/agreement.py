@@ -1,5 +1,6 @@
 """A quick estimate of acceptance during training: greedy rollouts, a block at every position, cycles
-simulated on the table. A chain is the likeliest token of each position: the bigram correction is learnt later.
+simulated on the table. A chain is the likeliest token of each position: the bigram correction is learnt
+later.
 
 `orthrus verify` measures the real thing; this takes seconds for a hundred prompts on a GPU.
 """
