@@ -132,3 +132,15 @@ def exchange(tile, out, acc, tail, first_n, G: gl.constexpr):
             _add_share(tile, out, p_sums, tile.segment, first_n, tile.BLOCK_T, tile.TAIL_T, ADDERS)
         if left == ADDERS - 1:
             gl.store(counter, 0)  # ready for the next launch
+
+
+@gluon.jit
+def finish(tile, out, acc, tail, G: gl.constexpr):
+    """What becomes of the segment's sums of warpgroup G: exchanged with other segments', or stored."""
+    first_n = tile.first_n + G * HEIGHT
+    if tile.SEGMENTS > 1:
+        exchange(tile, out, acc, tail, first_n, G)
+    else:
+        store(tile, out, 0.0 + acc, first_n, tile.first_row)  # added to zero as in linear.py: no sum is -0
+        if tile.TAIL_T > 0:
+            store(tile, out, 0.0 + tail, first_n, tile.first_row + tile.BLOCK_T)

@@ -21,7 +21,7 @@ from . import tables
 from ._gluon import GluonDescriptor, gl, gluon, in_gluon
 from .descriptors import describable, extent
 from .gluon_ring import BLOCK_K, HEIGHT, Tile, copy, new_ring, sum_segment
-from .gluon_sums import Out, exchange, store
+from .gluon_sums import Out, finish
 from .late import late_word
 from .pdl import launch_dependents as _launch_dependents
 from .pdl import launch_options
@@ -37,13 +37,7 @@ launch_dependents = in_gluon(_launch_dependents)
 def _multiply(tile, ring, out, G: gl.constexpr):
     """Multiplying warpgroup G."""
     acc, tail = sum_segment(tile, ring, G)
-    first_n = tile.first_n + G * HEIGHT
-    if tile.SEGMENTS > 1:
-        exchange(tile, out, acc, tail, first_n, G)
-    else:
-        store(tile, out, 0.0 + acc, first_n, tile.first_row)  # added to zero as in linear.py: no sum is -0
-        if tile.TAIL_T > 0:
-            store(tile, out, 0.0 + tail, first_n, tile.first_row + tile.BLOCK_T)
+    finish(tile, out, acc, tail, G)
 
 
 @gluon.jit

@@ -15,7 +15,7 @@ from ._gluon import GluonDescriptor, gl, gluon
 from .descriptors import describable
 from .gluon_codes import GROUP, Codes, copy_codes, new_codes_ring, sum_groups
 from .gluon_ring import HEIGHT, Tile
-from .gluon_sums import Out, exchange, store
+from .gluon_sums import Out, finish
 from .late import late_word
 from .linear_gluon import Plan, launch_dependents, multiprocessors, row_tiles
 from .pdl import launch_options
@@ -29,13 +29,7 @@ from .workspace import Workspace, workspace
 def _multiply(tile, codes, ring, out, G: gl.constexpr):
     """Multiplying warpgroup G."""
     acc, tail = sum_groups(tile, codes, ring, G)
-    first_n = tile.first_n + G * HEIGHT
-    if tile.SEGMENTS > 1:
-        exchange(tile, out, acc, tail, first_n, G)
-    else:
-        store(tile, out, 0.0 + acc, first_n, tile.first_row)  # added to zero as in linear.py: no sum is -0
-        if tile.TAIL_T > 0:
-            store(tile, out, 0.0 + tail, first_n, tile.first_row + tile.BLOCK_T)
+    finish(tile, out, acc, tail, G)
 
 
 @gluon.jit(do_not_specialize=["T"])

@@ -34,7 +34,7 @@ def tree(nodes: int, context: int, blocks: int = 0, size: int = 6, sequence: int
     return Rows.tree_with_blocks([1] * nodes, parents, context, range(blocks), size, 96, sequence)
 
 
-def compare(
+def assert_same_bits(
     rows: Rows, heads: int, groups: int, forms: tuple[str, ...] = ("partial", "shared"), seed: int = 0
 ) -> None:
     """As an ordinary launch and as a dependent one; the shared form of Triton's kernels too."""
@@ -58,11 +58,11 @@ def test_what_is_compared_before_it_runs(size):
 @pytest.mark.parametrize("size", HEADS)
 def test_trees_mixed_passes_and_chains(size, context):
     for n in (1, 2, 17, 33, 64, 128, 192, 256):
-        compare(tree(n, context), *HEADS[size], seed=n)
-        compare(Rows.chain([1] * n, context), *HEADS[size], seed=n)
-    compare(tree(33, context, 24), *HEADS[size])
-    compare(tree(9, context, 3, 70), *HEADS[size])
-    compare(Rows.block(1, 32, context, 96), *HEADS[size])
+        assert_same_bits(tree(n, context), *HEADS[size], seed=n)
+        assert_same_bits(Rows.chain([1] * n, context), *HEADS[size], seed=n)
+    assert_same_bits(tree(33, context, 24), *HEADS[size])
+    assert_same_bits(tree(9, context, 3, 70), *HEADS[size])
+    assert_same_bits(Rows.block(1, 32, context, 96), *HEADS[size])
 
 
 @pytest.mark.parametrize("size", ["8B", "1.7B"])
@@ -72,7 +72,7 @@ def test_prompts(rows, size):
     for context in (0, 1, 64, 777, 28672):
         chain = Rows.chain([1] * rows, context)
         forms = ("whole", "partial", "shared") if rows <= 512 else ("whole",)
-        compare(chain, *HEADS[size], forms, seed=rows)
+        assert_same_bits(chain, *HEADS[size], forms, seed=rows)
 
 
 @pytest.mark.parametrize("texts", [1, 8, 32, 64])
@@ -87,8 +87,8 @@ def test_many_texts(texts):
             Rows.block(1, 16, context, 96, s),
         )
         passes.append(kinds[s % 3])
-    compare(Rows.batch(passes), 32, 8)
-    compare(Rows.batch([*passes, Rows.chain([1] * 256, 1234, texts)]), 16, 8)
+    assert_same_bits(Rows.batch(passes), 32, 8)
+    assert_same_bits(Rows.batch([*passes, Rows.chain([1] * 256, 1234, texts)]), 16, 8)
 
 
 @pytest.mark.parametrize("kind", KINDS)
