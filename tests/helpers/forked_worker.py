@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from threading import Lock
 
 from qwen3_model.serve import worker
 
@@ -17,6 +18,7 @@ class ForkedWorker:
     def __init__(self, pipe: int) -> None:
         """pipe: a file descriptor, the one of ours that the process keeps beside the standard streams."""
         self.returncode: int | None = None
+        self._waited = Lock()  # two threads ask: the client's reader and its loop; a process is waited for once
         self.pid = os.fork()
         if self.pid == 0:
             os.closerange(3, pipe)
@@ -25,10 +27,11 @@ class ForkedWorker:
             worker.main()
 
     def poll(self) -> int | None:
-        if self.returncode is None:
-            done, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if done else None
-        return self.returncode
+        with self._waited:
+            if self.returncode is None:
+                done, status = os.waitpid(self.pid, os.WNOHANG)
+                self.returncode = os.waitstatus_to_exitcode(status) if done else None
+            return self.returncode
 
     def wait(self) -> int:
         while (code := self.poll()) is None:
