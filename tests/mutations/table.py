@@ -606,7 +606,7 @@ BUGS = (
         "test_decode.py::test_real_model_every_strategy_bit_for_bit",
         "the text so far is counted on the device, cycle by cycle"),
     Bug("the first text's numbers stay", _TABLE,
-        "put_down(self.numbers[slot], settings_numbers(sampling, self.vocabulary, least))",
+        "put_down(self.numbers[slot], settings_numbers(sampling, self.vocabulary, least, masked))",
         "self.numbers[slot, 0] or put_down(self.numbers[slot], settings_numbers(sampling, self.vocabulary))",
         _IN_TURN,
         "seed, temperature and filters lie beside the graph"),
