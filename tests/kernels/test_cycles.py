@@ -16,7 +16,8 @@ from qwen3_model import InputError
 from qwen3_model.bigram import Bigram
 from qwen3_model.decode import controller, one_pass
 from qwen3_model.decode.controller import PLAIN
-from qwen3_model.decode.cycle import Cycle, capturing
+from qwen3_model.decode.cycle import Cycle
+from qwen3_model.decode.graphs import capturing
 from qwen3_model.decode.prompt import Prompts
 from qwen3_model.decode.two_pass import TwoPassCycle
 
