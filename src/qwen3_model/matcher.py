@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -106,11 +107,18 @@ class Grammars:
         self._compiled.move_to_end(grammar.lark)
         return Matcher(self._compiled[grammar.lark].deep_copy(), self._config.eos_token_ids)
 
+    def prepare(self) -> None:
+        """Read the tokenizer now, which takes a second for a large vocabulary; what is wrong with it, a text
+        with a grammar is told."""
+        with suppress(InputError):
+            _ = self._tokenizer
+
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
+        if self._text is None:
+            raise InputError("a grammar needs a tokenizer, and this model has none")
         if not is_there():
             raise InputError(NOT_THERE)
-        assert self._text is not None, "`Request.fit` refuses that"
         from llguidance import LLTokenizer
 
         ends, vocabulary = list(self._config.eos_token_ids), self._config.vocab_size

@@ -183,7 +183,7 @@ class Request:
         if fitted.verify == "rejection":
             fitted._check_rejection()
         if fitted.grammar is not None:
-            fitted._check_grammar(config, has_text)
+            fitted._check_grammar(config)
         assert fitted.max_new_tokens is not None
         if fitted.min_tokens > fitted.max_new_tokens:
             most = fitted.max_new_tokens
@@ -218,10 +218,8 @@ class Request:
             )
         return asked
 
-    def _check_grammar(self, config: Qwen3Config, has_text: bool) -> None:
+    def _check_grammar(self, config: Qwen3Config) -> None:
         """A text ends where its grammar says that it may, so nothing else may hold its end back."""
-        if not has_text:
-            raise InputError("a grammar needs a tokenizer, and this model has none")
         if not config.eos_token_ids:
             raise InputError("a grammar needs an end token, and this checkpoint's config.json names none")
         if self.min_tokens:

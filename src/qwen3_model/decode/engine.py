@@ -64,6 +64,7 @@ class Engine:
         first text waits for that. progress: a bar on stderr; None: where that is a terminal. Without CUDA
         graphs nothing is done. Raises InputError where memory runs out."""
         if self.slots > 1 and replays(self.model):
+            self.model.grammars.prepare()
             return self._warm.several(self.runner_for(1), progress)
         return self._warm.alone(self._tokens, progress)
 
