@@ -29,7 +29,9 @@ CHOICES = [
 ]  # fmt: skip
 
 
-CASES = [*((PERSON, choice) for choice in CHOICES), (NUMBER, CHOICES[1]), (OBJECT, CHOICES[1])]
+CASES = [(PERSON, CHOICES[0]), (PERSON, CHOICES[2]), (NUMBER, CHOICES[1])]
+RARE = [(PERSON, CHOICES[1]), (PERSON, CHOICES[3]), (OBJECT, CHOICES[1])]
+CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in RARE]
 
 
 @pytest.mark.parametrize(("grammar", "choice"), CASES)
@@ -59,13 +61,13 @@ def test_drafts_are_accepted():
     assert json.loads(person.text)["age"] < 100 and person.stats.tokens_per_cycle > 2
 
 
-@pytest.mark.parametrize("ahead", [False, True], ids=["one by one", "launched ahead"])
+@pytest.mark.parametrize("ahead", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_texts_side_by_side_have_their_own(ahead):
     """With grammars and without, in cycles of their own and in shared ones."""
     model, asked = Writer(), []
     for nth, way in enumerate(WAYS):
         grammar = (PERSON, None, OBJECT, NUMBER)[nth % 4]
-        choice = {"max_new_tokens": 45, "temperature": 0.8 * (nth % 2), "seed": nth, **way}
+        choice = {"max_new_tokens": 25, "temperature": 0.8 * (nth % 2), "seed": nth, **way}
         asked.append((PROMPT[: 1 + nth % 3] * 8, Request(grammar=grammar, **choice)))
     want = [model.run(prompt, request).token_ids for prompt, request in asked]
     engine = engine_of(model, 4, 9, ahead)
@@ -83,11 +85,11 @@ def test_a_preempted_text_goes_on_in_its_grammar(monkeypatch):
 
     monkeypatch.setattr(Scheduler, "_admissible", fits)
     model, many = Writer(), {"type": "array", "items": {"type": "integer"}, "minItems": 90}
-    asked = {"max_new_tokens": 90, "grammar": Grammar.json_schema(many), "temperature": 0.5}
+    asked = {"max_new_tokens": 30, "grammar": Grammar.json_schema(many), "temperature": 0.5}
     requests = [Request(seed=seed, **asked, **WAYS[3 * seed]) for seed in range(2)]
-    want = [model.run(PROMPT, request).token_ids for request in requests]
+    want = [model.run(PROMPT * 18, request).token_ids for request in requests]
     engine = engine_of(model, 2, 2)
-    texts = [engine.submit(PROMPT, request) for request in requests]
+    texts = [engine.submit(PROMPT * 18, request) for request in requests]
     while engine.step():
         pass
     assert [one.result().token_ids for one in texts] == want and engine.load.preemptions > 0

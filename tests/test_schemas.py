@@ -33,11 +33,11 @@ def answers(given: list[dict], slots: int, temperature: float, most: int = MOST,
     """One a schema, decoded side by side."""
     engine = Engine(model(), slots, 512 * slots if slots > 1 else None)
     prompt = model().text.encode(PROMPT)
+    settings = {"max_new_tokens": most, "temperature": temperature, **way}
     texts = [
-        engine.submit(prompt, Request(
-            grammar=Grammar.json_schema(schema), max_new_tokens=most, seed=nth, temperature=temperature, **way))
+        engine.submit(prompt, Request(grammar=Grammar.json_schema(schema), seed=nth, **settings))
         for nth, schema in enumerate(given)
-    ]  # fmt: skip
+    ]
     while engine.step():
         pass
     return [text.result() for text in texts]

@@ -1,6 +1,6 @@
 """JSON schemas of the kinds that public suites have, drawn anew: objects flat and nested, optional names,
-arrays and tuples, enumerations, unions, references, patterns, formats and ranges. Every one bounds its answers,
-so that a text of a few hundred tokens ends by itself."""
+arrays and tuples, enumerations, unions, references, patterns, formats and ranges. Every one bounds its
+answers, so that a text of a few hundred tokens ends by itself."""
 
 from __future__ import annotations
 
@@ -118,9 +118,10 @@ def _all_of(draw: random.Random, depth: int) -> Schema:
 
 
 def _reference(draw: random.Random, depth: int) -> Schema:
+    following = {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/leaf"}]}
     node = {
         "type": "object", "required": ["v"], "additionalProperties": False,
-        "properties": {"v": _integer(draw, depth), "next": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/leaf"}]}},
+        "properties": {"v": _integer(draw, depth), "next": following},
     }  # fmt: skip
     return {"$ref": "#/$defs/node", "$defs": {"node": node, "leaf": _enum(draw, depth)}}
 
