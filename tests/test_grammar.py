@@ -87,9 +87,9 @@ def test_a_preempted_text_goes_on_in_its_grammar(monkeypatch):
     model, many = Writer(), {"type": "array", "items": {"type": "integer"}, "minItems": 90}
     asked = {"max_new_tokens": 30, "grammar": Grammar.json_schema(many), "temperature": 0.5}
     requests = [Request(seed=seed, **asked, **WAYS[3 * seed]) for seed in range(2)]
-    want = [model.run(PROMPT * 18, request).token_ids for request in requests]
+    want = [model.run(PROMPT * 15, request).token_ids for request in requests]
     engine = engine_of(model, 2, 2)
-    texts = [engine.submit(PROMPT * 18, request) for request in requests]
+    texts = [engine.submit(PROMPT * 15, request) for request in requests]
     while engine.step():
         pass
     assert [one.result().token_ids for one in texts] == want and engine.load.preemptions > 0
