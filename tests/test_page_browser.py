@@ -123,7 +123,7 @@ def overflow(page):
 
 def runs(answer):
     """The texts of an answer's runs, and their classes."""
-    return answer.locator(".text:not(.thought) .run").evaluate_all(
+    return answer.locator(":scope > .text .run").evaluate_all(
         "all => all.map(run => [run.textContent, run.className])"
     )
 
@@ -182,6 +182,35 @@ def test_a_difference_is_told(served, opened):
         assert "ended by “stop”" in said
         ask(page, PROMPT)
         page.locator(".verdict.parts").nth(1).wait_for()
+
+
+HERE = {"tokens": [1, 2], "content": "ab", "reasoning": "", "reason": "stop"}
+PAIRS = [
+    ({}, {}, "Identical: all 2 tokens, all 2 characters."),
+    ({"reasoning": "x"}, {"reasoning": "x"}, "Identical: all 2 tokens, all 3 characters."),
+    ({"content": "a\u0000🙂"}, {"content": "a\u0000🙂"}, "Identical: all 2 tokens, all 3 characters."),
+    ({"tokens": [1], "content": "a"}, {"tokens": [1], "content": "a"}, "Identical: all 1 token, all 1 char"),
+    ({}, {"reason": "length"}, "Not identical. With drafts: 2 tokens, ended by “stop”; plainly: 2 tokens"),
+    ({}, {"tokens": [1, 3]}, "Not identical. They part at token 2. "),
+    ({}, {"content": "aB"}, "Not identical. They part at character 2 of the content (“b”, plainly “B”). "),
+    ({}, {"tokens": [1]}, "Not identical. They part at token 2. With drafts: 2 tokens, ended by “stop”"),
+    ({"content": "b", "reasoning": "a"}, {}, "Not identical. They part at character 1 of the reasoning ("),
+    ({}, {"tokens": [1], "content": "a", "reason": ""}, "Identical as far as both go, 1 token: one was"),
+    ({"tokens": [], "content": "", "reason": ""}, {}, "Identical as far as both go, 0 tokens: one"),
+    ({}, {"tokens": [3], "content": "a", "reason": ""}, "Not identical. They part at token 1. With"),
+    ({}, {"tokens": [1], "content": "b", "reason": ""}, "Not identical. They part at character 1 of"),
+]  # fmt: skip
+
+
+def test_what_counts_as_identical(served, opened):
+    with scripted(served, None) as serving:
+        page = opened(serving.url)
+        page.get_by_text("tokens of context").wait_for()
+        ask = "async ([one, other]) => (await import('/page/answer.js')).compared(one, other)"
+        for one, other, line in PAIRS:
+            found = page.evaluate(ask, [HERE | one, HERE | other])
+            assert found["line"].startswith(line), (found, line)
+            assert found["same"] == line.startswith("Identical")
 
 
 def test_a_drawn_seed_is_sent_again_and_a_long_one_is_not_rounded(served, opened):
@@ -302,6 +331,7 @@ def test_a_key_is_asked_for_where_one_is_needed_and_kept_nowhere(served, opened)
         key.press("Tab")
         ask(page, PROMPT)
         page.locator(".verdict.same").wait_for()
+        assert page.get_by_label("Continue text").is_checked(), "which the model is for, as is known by now"
         kept = page.evaluate("() => localStorage.length + sessionStorage.length + document.cookie.length")
         assert kept == 0 and KEY not in page.url and not page.context.cookies()
         page.reload()
@@ -374,7 +404,7 @@ def test_axe_finds_nothing(served, opened, scheme, width):
 
 def test_nothing_moves_for_those_who_want_that(served, opened):
     def marks(page):
-        return page.locator(".waits .text:last-of-type").evaluate(
+        return page.locator(".waits > .text").evaluate(
             "text => getComputedStyle(text, '::after').animationName"
         )
 

@@ -56,32 +56,29 @@ export class Answer {
  * was stopped is compared as far as it goes. Returns {same, line}.
  */
 export function compared(drafted, plain) {
-  const token = parting(drafted.tokens, plain.tokens);
-  const shorter = Math.min(drafted.tokens.length, plain.tokens.length);
+  const stopped = !drafted.reason || !plain.reason;
+  const token = parting(drafted.tokens, plain.tokens, stopped);
   const texts = ["reasoning", "content"].map(name => {
     const [one, other] = [[...drafted[name]], [...plain[name]]];
-    return {name, one, other, at: parting(one, other)};
+    return {name, one, other, at: parting(one, other, stopped)};
   });
-  if (!drafted.reason || !plain.reason) {
-    const goesOn = ({one, other, at}) => at < 0 || at === Math.min(one.length, other.length);
-    if ((token < 0 || token === shorter) && texts.every(goesOn)) {
-      return {same: true, line: `Identical as far as both go, ${count(shorter, "token")}: one was stopped.`};
-    }
-  } else if (token < 0 && texts.every(({at}) => at < 0) && drafted.reason === plain.reason) {
-    const characters = texts[0].one.length + texts[1].one.length;
-    return {same: true, line: `Identical: all ${count(shorter, "token")}, all ${count(characters, "character")}.`};
-  }
   const places = token < 0 ? [] : [`token ${token + 1}`];
   for (const {name, one, other, at} of texts.filter(text => text.at >= 0)) {
     places.push(`character ${at + 1} of the ${name} (${excerpt(one, at)}, plainly ${excerpt(other, at)})`);
   }
-  const where = places.length ? ` They part at ${places.join(", ")}.` : "";
-  return {same: false, line: `Not identical.${where} With drafts: ${ended(drafted)}; plainly: ${ended(plain)}.`};
+  if (places.length || (!stopped && drafted.reason !== plain.reason)) {
+    const where = places.length ? ` They part at ${places.join(", ")}.` : "";
+    return {same: false, line: `Not identical.${where} With drafts: ${ended(drafted)}; plainly: ${ended(plain)}.`};
+  }
+  const tokens = count(Math.min(drafted.tokens.length, plain.tokens.length), "token");
+  if (stopped) return {same: true, line: `Identical as far as both go, ${tokens}: one was stopped.`};
+  const characters = count(texts[0].one.length + texts[1].one.length, "character");
+  return {same: true, line: `Identical: all ${tokens}, all ${characters}.`};
 }
 
-/** The first place at which one list has what the other has not; -1: nowhere. */
-function parting(one, other) {
-  const most = Math.max(one.length, other.length);
+/** The first place at which two lists differ, -1: nowhere. open: a list that ends first differs in nothing by that. */
+function parting(one, other, open) {
+  const most = (open ? Math.min : Math.max)(one.length, other.length);
   for (let at = 0; at < most; at++) if (one[at] !== other[at]) return at;
   return -1;
 }

@@ -9,12 +9,15 @@ const part = id => document.getElementById(id);
 const form = part("form"), talk = part("talk"), prompt = part("prompt"), key = part("key"), intro = part("intro");
 const messages = []; // of the chat so far, as the API takes them
 let running = null; // the AbortController of what runs
+let chosen = false; // whether somebody has said what the model is to do
 
 form.addEventListener("submit", event => {
   event.preventDefault();
-  if (!running && prompt.value.trim()) turn(prompt.value);
+  if (running) return;
+  if (prompt.value.trim()) turn(prompt.value);
+  else tell(`${part("prompt-label").textContent}: there is none yet.`, "error");
 });
-form.addEventListener("keydown", event => {
+document.addEventListener("keydown", event => {
   if (event.key === "Escape") running?.abort();
 });
 prompt.addEventListener("keydown", event => {
@@ -30,17 +33,21 @@ part("new").addEventListener("click", () => {
   tell("");
   prompt.focus();
 });
-key.addEventListener("change", () => introduce(false));
-form.elements.mode.forEach(radio => radio.addEventListener("change", showMode));
-introduce(true);
+key.addEventListener("change", introduce);
+form.elements.mode.forEach(radio => radio.addEventListener("change", () => {
+  chosen = true;
+  showMode();
+}));
+introduce();
 
-/** Say what is served. chooses: whether to choose the way of going on that the model is for. */
-async function introduce(chooses) {
+/** Say what is served, and let the model do what it is for, unless somebody has said what. */
+async function introduce() {
   try {
     const card = await model(key.value);
     part("model").textContent = `${card.id} · ${card.max_model_len} tokens of context`;
-    if (chooses) form.elements.mode.value = card.converses ? "chat" : "text";
-    tell("");
+    if (!chosen) form.elements.mode.value = card.converses ? "chat" : "text";
+    chosen = true;
+    if (!running) tell("");
   } catch (error) {
     fail(error);
   }
@@ -113,7 +120,7 @@ function compare(shown, drafted, {answer: plain, error}) {
   }
   const {same, line: found} = compared(drafted, plain);
   const [fast, slow] = [drafted.tokensPerSecond, plain.tokensPerSecond];
-  const speed = fast && slow ? ` With drafts: ${(fast / slow).toFixed(2)} times the tokens/s of plain decoding.` : "";
+  const speed = same && fast && slow ? ` With drafts: ${(fast / slow).toFixed(2)} times the tokens/s of plain decoding.` : "";
   shown.verdict(same ? "same" : "parts", found + speed);
   tell(found + speed, "unseen"); // it stands beside the answers
 }

@@ -33,8 +33,10 @@ class Column {
   constructor(parent, title, lead) {
     this._element = make(parent, "section", "answer");
     make(this._element, "h3", "", title);
-    this._thought = make(this._element, "div", "text thought");
+    this._thought = make(this._element, "div", "thought");
     this._thought.hidden = true;
+    make(this._thought, "h4", "", "Reasoning");
+    this._reasoning = make(this._thought, "div", "text");
     this._text = make(this._element, "div", lead === null ? "text" : "text mono");
     if (lead !== null) make(this._text, "span", "lead", lead);
     this._figures = new Figures(this._element);
@@ -48,7 +50,7 @@ class Column {
       const name = answer.runs % 2 ? "run odd" : "run even";
       if (reasoning) {
         this._thought.hidden = false;
-        make(this._thought, "span", name, reasoning);
+        make(this._reasoning, "span", name, reasoning);
       }
       if (content) make(this._text, "span", name, content);
       this._figures.show(answer);
