@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import re
+import struct
 from fnmatch import fnmatch
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,6 +21,7 @@ from qwen3_model.serve import page
 from qwen3_model.serve.guard import Access
 from qwen3_model.serve.limits import Limits
 from qwen3_model.text import Text
+from tools.docs import page as picture
 
 KEY = "k" * 20
 SOURCES = {file.name: file.read_text(encoding="utf-8") for file in page.FILES.values()}
@@ -147,6 +149,18 @@ def test_the_scripts_know_the_pages_elements():
         {"id": "compare", "type": "checkbox", "role": "switch", "checked": None},
         {"id": "status", "role": "status"},
     ], "one region is read out, and politely"
+
+
+def test_the_picture_is_of_the_page_as_it_is(monkeypatch, refused):
+    """What is typed for it has its places still; and a machine without Chromium gets one line."""
+    assert set(picture.SETTINGS) <= set(
+        re.findall(r"<label for=\"[^>]*>(.*?)</label>", SOURCES["index.html"])
+    )
+    header = picture.PICTURE.read_bytes()[:24]
+    assert header.startswith(b"\x89PNG") and struct.unpack(">II", header[16:]) == (1200, picture.HEIGHT)
+    assert picture.PICTURE.stat().st_size < 2**18
+    monkeypatch.setattr(picture, "CHROMIUM", None)
+    assert "apt-get install chromium" in refused(picture.main)
 
 
 # Contrast, as WCAG 2.2 defines it

@@ -21,7 +21,8 @@ from qwen3_model.serve.guard import Access
 from qwen3_model.serve.limits import Limits
 from qwen3_model.serve.messages import EngineOptions
 from qwen3_model.text import Text
-from tools.browser import CHROMIUM, QUIET
+from tools.browser import CHROMIUM
+from tools.docs import page as picture
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here (make test-browser)")
 axe = pytest.importorskip("axe_playwright_python", reason="no axe here (make test-browser)")
@@ -47,10 +48,8 @@ def served():
 
 @pytest.fixture(scope="module")
 def chromium():
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+    with picture.chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -400,6 +399,15 @@ def test_axe_finds_nothing(served, opened, scheme, width):
     for result in found:
         assert len(result["passes"]) > 15
         assert [(rule["id"], rule["nodes"][0]["html"]) for rule in result["violations"]] == []
+
+
+def test_the_picture_is_taken_when_both_texts_are_there(served, chromium, tmp_path):
+    with scripted(served, says(served, "x", "x")) as serving:
+        picture.shoot(chromium, serving.url, tmp_path / "page.png", 500)
+        assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
+        asked = [text.request for text in serving.engine.texts]
+        assert [request.strategy for request in asked] == ["auto", PLAIN]
+        assert {request.seed for request in asked} == {int(picture.SETTINGS["Seed"])}
 
 
 def test_nothing_moves_for_those_who_want_that(served, opened):
