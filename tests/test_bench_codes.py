@@ -67,7 +67,7 @@ def test_ways_are_compared_and_the_fastest_stands_first(few, monkeypatch):
     assert found.lines(2)[0][4:] == ["-"] * 4, "a matrix that was not timed"
 
 
-@pytest.mark.parametrize("scheme", [Scheme(Format.E4M3, 128, False), Scheme(Format.INT4, 128, True)], ids=str)
+@pytest.mark.parametrize("scheme", [Scheme(Format.E4M3, 128, False, 128), Scheme(Format.INT4, 128, True)], ids=str)
 def test_random_codes_are_numbers(scheme):
     weight = random_weight(64, 512, scheme, torch.device("cpu"))
     assert weight.dense().isfinite().all() and weight.scheme == scheme
@@ -76,7 +76,7 @@ def test_random_codes_are_numbers(scheme):
 
 
 def test_schemes_are_those_of_the_models():
-    assert scheme_of(replace(TOY, form=Fp8())) == Scheme(Format.E4M3, 128, False)
+    assert scheme_of(replace(TOY, form=Fp8())) == Scheme(Format.E4M3, 128, False, 128)
     assert scheme_of(TOY) == Scheme(Format.INT4, 128, True)
 
 

@@ -512,8 +512,8 @@ def test_random_weights_are_quantised_as_the_config_says(written, form, format):
 
 
 def test_what_an_orthrus_of_8b_takes():
-    """fp8 in both views, and int4 with a diffusion view in fp8, 4 bytes a group of 128; in bf16 it is
-    19.4 GB."""
+    """fp8 in both views, and int4 with a diffusion view in fp8: 4 bytes a block of 128 x 128 in fp8, and a
+    group of 128 in int4. In bf16 it is 19.4 GB."""
     (model,) = (model for model in PUBLISHED["models"] if model["name"] == "chiennv/Orthrus-Qwen3-8B")
     config = Qwen3Config.from_dict(model["config"], PUBLISHED["generation_config"])
     raws = [FORMS["fp8"][1], FORMS["awq"][1] | {"group_size": 128}]
@@ -527,7 +527,7 @@ def test_what_an_orthrus_of_8b_takes():
         network = Qwen3(config, torch.device("meta"), torch.bfloat16, "reference", None, stored)
         return sum(part.nbytes for part in network.destinations().values())
 
-    assert 11.1e9 < bytes_of_model(eight) <= 11.3e9 and 7.7e9 < bytes_of_model(four) <= 7.9e9
+    assert 10.9e9 < bytes_of_model(eight) <= 11.0e9 and 7.6e9 < bytes_of_model(four) <= 7.7e9
 
 
 def test_transformers_reads_the_same_numbers(tmp_path):
