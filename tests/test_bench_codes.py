@@ -24,7 +24,7 @@ from bench.tune_codes import (
 )
 from orthrus_kernels.quantised import Format, Scheme
 from orthrus_kernels.tables import LinearTile
-from qwen3_model.quantising.forms import Fp8, Int4
+from qwen3_model.quantising.written import Fp8, Int4
 
 TOY = Shape(2, 128, 2, 256, G=1, D=64, V=64, form=Int4(128))
 

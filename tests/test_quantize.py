@@ -19,7 +19,6 @@ from qwen3_model.prompts import read_prompts
 from qwen3_model.quantised.slot import Slot
 from qwen3_model.quantising import folder as quantising
 from qwen3_model.quantising import report
-from qwen3_model.quantising.forms import words
 from qwen3_model.quantising.rounding import (
     RATIOS,
     fp8_blocks,
@@ -28,6 +27,7 @@ from qwen3_model.quantising.rounding import (
     int4_values,
     rounded_up,
 )
+from qwen3_model.quantising.written import words
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 96}
 DOWN, O_DIFF = "model.layers.1.mlp.down_proj", "model.layers.0.self_attn.o_proj_diff"
