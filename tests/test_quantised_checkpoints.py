@@ -178,7 +178,7 @@ def test_partial_blocks_and_rows_at_a_time(tmp_path, monkeypatch, form, n, k, gr
     (("fp8", "fp8", "fp8"), (256, 128, 60), 128), (("block", "block"), (128, 152), 128),
     (("tensor", "tensor"), (128, 20), 128), (("channel", "channel"), (128, 128), 1),
     (("fp8", "fp8"), (152, 128), 1), (("channel", "tensor"), (128, 128), 1), (("awq", "awq"), (128, 128), 1),
-])  # fmt: skip
+], ids=["fp8", "block", "tensor", "channel", "parts-of-blocks", "channel-and-tensor", "awq"])  # fmt: skip
 def test_rows_of_a_block_share_a_factor_where_each_part_begins_one(
     tmp_path, monkeypatch, forms, sizes, shared
 ):
