@@ -148,7 +148,7 @@ def test_a_distillation_goes_on_from_an_earlier_one(base, tmp_path):
         (("--start", "nowhere"), "nowhere"),
         (("--start", "BASE"), "no diffusion weights"),
         (("--start", str(EMBEDDED)), "hidden_size"),
-        (("--own-text", "1"), "own text"),
+        (("--own-text", "1.01"), "own text"),
         (("--own-text", "-0.1"), "own text"),
         (("--own-text", "nan"), "own text"),
         (("--start", "LYING"), "no diffusion weights"),

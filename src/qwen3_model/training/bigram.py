@@ -17,9 +17,10 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from ..bigram import MOST_RANK
 from ..errors import InputError
-from .distill import LOGITS_AT_ONCE, Blocks, Lessons, agreement_words
+from .distill import Blocks, Lessons, agreement_words
 from .loop import Plan, train
 from .network import Network
+from .objective import LOGITS_AT_ONCE
 from .pretrain import autocast
 from .state import SHA_OF_BASE, SHA_OF_TEXT, sha256_of
 
