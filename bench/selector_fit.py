@@ -182,14 +182,26 @@ class Selector(nn.Module):
         count = sum(data.each[:texts])
         blocks = data.blocks.map(lambda t: t[:count])
         change = self.change(form, blocks.fronts.long().clamp(min=0)[..., None], blocks)[:, :, 0]
-        logs, said = blocks.logs.float(), Drafts(blocks, True, []).ranks
-        rest = _rest(logs)[..., None]
-        tensors = torch.cat([logs, rest], -1), torch.cat([change, torch.zeros_like(rest)], -1), said
-        split = zip(*(t.split(data.each[:texts]) for t in tensors), strict=True)
-        with torch.enable_grad():
-            found = fit([Blocks(*text) for text in split])
+        found = _calibration(blocks, change, data.each[:texts])
         found = torch.cat([found, found[-1:].expand(max(DEPTHS) - len(found), -1)])
         self.calibration[form] = found.to(self.calibration.device)
+
+
+def calibrated(drafts: Drafts, before: Tensor, after: Tensor) -> Tensor:
+    """The calibration [P, 2] of two-pass drafts by tables [V, R], as training/calibration.py fits it."""
+    b = drafts.blocks
+    change = torch.einsum("mpr,mpkr->mpk", before[b.fronts.clamp(min=0)], after[b.ids])
+    change[:, 0] = 0  # the block has seen its root
+    return _calibration(b, change, drafts.each)
+
+
+def _calibration(blocks: Lattice, change: Tensor, each: Sequence[int]) -> Tensor:
+    logs, said = blocks.logs.float(), Drafts(blocks, True, []).ranks
+    rest = _rest(logs)[..., None]
+    tensors = torch.cat([logs, rest], -1), torch.cat([change, torch.zeros_like(rest)], -1), said
+    split = zip(*(t.split(list(each)) for t in tensors), strict=True)
+    with torch.enable_grad():
+        return fit([Blocks(*text) for text in split])
 
 
 def _rest(logs: Tensor) -> Tensor:
@@ -243,7 +255,8 @@ def fit_selector(
             group["lr"] = rate * min(1, step / 50 + 0.02) * (0.02 + 0.49 * (1 + math.cos(math.pi * share)))
         parts = []
         for form, mine in zip(FORMS, data, strict=True):
-            some = torch.randint(len(mine.weight), (batch,), generator=generator, device=device)
+            count = min(batch, len(mine.weight))
+            some = torch.randint(len(mine.weight), (count,), generator=generator, device=device)
             parts.append(selector.loss(form, mine, some))
         sum(parts[1:], parts[0]).backward()
         optimizer.step()
