@@ -218,11 +218,11 @@ def parser() -> argparse.ArgumentParser:
     add("--arms", type=Arm.of, nargs="+", default=[Arm(n) for n in (RECIPE, *LEVERS)], metavar="ARM",
         help="(default: recipe and every lever alone)")  # fmt: skip
     add("--seeds", type=int, nargs="+", default=[0, 1], metavar="N", help="(default: 0 1)")
-    add("--seconds", type=float, default=26.0, metavar="S",
-        help="of training an arm: as many steps as the first one makes in them (default: 26)")  # fmt: skip
+    add("--seconds", type=float, default=22.0, metavar="S",
+        help="of training an arm: as many steps as the first one makes in them (default: 22)")  # fmt: skip
     add("--steps", type=positive, metavar="N", help="of every arm, in place of --seconds")
-    add("--limit", type=float, default=500.0, metavar="S",
-        help="start no run that would end later than that (default: 500)")  # fmt: skip
+    add("--limit", type=float, default=520.0, metavar="S",
+        help="start no run that would end later than that (default: 520)")  # fmt: skip
     add("--start", choices=("view", "ar"), default="view", help="where the arms begin (default: view)")
     add("--batch", type=positive, default=DISTILL.batch, metavar="N", help="rows (default: %(default)s)")
     add(
@@ -282,6 +282,7 @@ def runs_of(bench: Bench, given: argparse.Namespace, began: float) -> tuple[Runs
     """Every arm of every seed, as far as the limit allows, seed by seed; and the steps that each had."""
     steps, runs = given.steps, Runs()
     if steps is None:
+        bench.train(given.arms[0], 2, 0)  # compiles blocks of both sizes
         seconds, _ = bench.train(given.arms[0], REHEARSED, 0)
         steps = max(int(given.seconds / seconds * REHEARSED), 1)
         say(began, f"{seconds / REHEARSED * 1e3:.0f} ms a step: {steps} steps an arm")

@@ -80,10 +80,10 @@ class Followed:
     recall: list[float]
 
     @staticmethod
-    def of(test: Sequence[Drafts], ranked: Ranked, early: Ranked | None = None) -> Followed:
-        """early: of one-pass drafts, where it differs."""
+    def of(test: Sequence[Drafts], ranked: Ranked) -> Followed:
+        """Along drafts of both forms."""
         two = follow(test[TWO_PASS], ranked, TREES)
-        one = follow(test[ONE_PASS], early or ranked, NODES[ONE_PASS:])
+        one = follow(test[ONE_PASS], ranked, NODES[ONE_PASS:])
         pairs = {"chain": two.pairs(0), **{f"tree {n}": two.pairs(n) for n in TREES}}
         pairs |= {"one-pass": one.pairs(NODES[ONE_PASS]), "one-pass chain": one.pairs(0)}
         right, counts = two.first[:OFFSETS].T
@@ -229,14 +229,14 @@ def parser() -> argparse.ArgumentParser:
     found = Parser(
         prog=f"python -m {COMMAND}", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"example: python -m {COMMAND} --tokens 10000000 --seconds 60 --json runs/selector.json",
+        epilog=f"example: python -m {COMMAND} --tokens 10000000 --seconds 40 --json runs/selector.json",
     )  # fmt: skip
     add = found.add_argument
     add("--model", type=Path, default=EMBEDDED, help="an Orthrus with tables (default: the embedded one)")
     add("--tokens", type=positive, default=10_000_000, metavar="N", help="of own text (default: 10000000)")
     add("--window", type=positive, default=64, metavar="N",
         help="neighbouring tokens of each text that have blocks (default: 64)")  # fmt: skip
-    add("--seconds", type=float, default=60.0, metavar="S", help="of each fit (default: 60)")
+    add("--seconds", type=float, default=40.0, metavar="S", help="of each fit (default: 40)")
     add("--ranks", type=positive, nargs="+", default=[32, 64], metavar="R", help="(default: 32 64)")
     add("--rates", type=float, nargs="+", default=[1e-3, 3e-3], metavar="LR", help="(default: 1e-3 3e-3)")
     add("--prompts", type=positive, default=100, metavar="N", help="test prompts (default: 100)")
@@ -276,8 +276,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             corpus_files(int(given.corpus_mb * 1e6), given.text), tokenizer, bool(given.text), end
         )
         rows = Rows(torch.from_numpy(corpus.training), OWN_PROMPT, 0)
-        pieces = apart(rows.batch(0, rows.count)[:, :-1], [*prompts["dev"], *prompts["test"]])
-        say(began, f"{len(pieces)} of {rows.count} pieces share nothing with held-out prompts")
+        taken = min(rows.count, -(-given.tokens // given.new) * 5 // 4 + 8)
+        pieces = apart(rows.batch(0, taken)[:, :-1], [*prompts["dev"], *prompts["test"]])
+        say(began, f"{len(pieces)} of {taken} pieces share nothing with held-out prompts")
         ranked = by_tables(*tables.tables)
         test, tested = held_out(network, prompts["test"], given.new)
         dev, _ = held_out(network, prompts["dev"], given.new)
