@@ -235,10 +235,10 @@ class Fitted:
 
 def fit_selector(
     selector: Selector, data: Sequence[Data], dev: Sequence[Data], seconds: float, rate: float, seed: int = 0,
-    batch: int = _BATCH, every: int = _EVERY,
+    batch: int = _BATCH, every: int = _EVERY, steps: int | None = None,
 ) -> Fitted:  # fmt: skip
-    """Minimise the sum of both forms' losses by AdamW, decay 0.1, cosine over the seconds. What was best on
-    the development texts is kept."""
+    """Minimise the sum of both forms' losses by AdamW, decay 0.1, cosine over the seconds, or over so many
+    steps. What was best on the development texts is kept."""
     learning = [p for p in selector.parameters() if p.requires_grad and p.numel()]
     matrices = [p for p in (selector.front, selector.behind, selector.gate) if p.numel()]
     others = [p for p in learning if all(p is not m for m in matrices)]
@@ -250,7 +250,7 @@ def fit_selector(
     generator = torch.Generator(device).manual_seed(seed)
     before = best = losses(selector, dev)
     kept, best_at, step, began = _copied(selector), 0, 0, time.perf_counter()
-    while (share := (time.perf_counter() - began) / seconds) < 1:
+    while (share := step / steps if steps else (time.perf_counter() - began) / seconds) < 1:
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1, step / 50 + 0.02) * (0.02 + 0.49 * (1 + math.cos(math.pi * share)))
         parts = []

@@ -55,7 +55,7 @@ def fitted():
     for name, rank, tables in (("tables", 0, True), ("selector", 20, False)):
         torch.manual_seed(0)
         made = Selector(embedding, start, torch.zeros_like(start), CALIBRATION, rank, tables)
-        fit = fit_selector(made, [data, data], [dev, dev], 2.5, 2e-2, batch=256, every=10)
+        fit = fit_selector(made, [data, data], [dev, dev], 0, 2e-2, batch=128, every=20, steps=100)
         found[name] = made, fit
     return found
 
@@ -148,14 +148,15 @@ def source(tmp_path_factory):
     return path
 
 
-def test_the_selectors_command(source, tmp_path, capsys):
+def test_the_selectors_command(source, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("qwen3_model.training.calibration.ROUNDS", 1)
     file = tmp_path / "s.json"
-    few = "--tokens 64 --new 32 --window 4 --prompts 1 --dev 1 --seconds 0.2 --ranks 4 --rates 1e-3"
+    few = "--tokens 40 --new 20 --window 4 --prompts 1 --dev 1 --seconds 0.01 --ranks 4 --rates 1e-3"
     assert selector.main([*few.split(), "--device", "cpu", "--text", str(source), "--json", str(file)]) == 0
     found = json.loads(file.read_text())
     said = capsys.readouterr().out
     assert found["judged"] == "selector, rank 4, rate 0.001" in said and found["passes"] in (True, False)
-    assert found["tokens"] == 64 and found["blocks"] == 8
+    assert found["tokens"] == 40 and found["blocks"] == 8
     ways = found["ways"]
     assert ways["no tables"]["chain"]["tokens_per_cycle"] < ways["tables"]["tree 31"]["tokens_per_cycle"]
     assert all(w["tree 63"]["tokens_per_cycle"] <= found["oracle"]["two-pass"] for w in ways.values())
