@@ -223,7 +223,7 @@ def grown(
         base = bases[every, at]
         frontier[every, at] = float("-inf")
         taken = there & (on_path > 0) & (truth.gather(1, depth[:, None])[:, 0] == rank)
-        reached[every[taken], depth[taken]] = node
+        reached[every, depth] = torch.where(taken, node, reached[every, depth])
         chance = torch.where(there, score.exp(), 0.0)
         ends[:, node] = chance
         ends[every, parent] -= chance

@@ -65,7 +65,6 @@ RECIPE = "recipe"
 RATE, BIGRAM_RATE = 2e-3, 2e-3  # peaks; the embedded checkpoint's last distillation had 2e-3
 TREES = (31, 63)
 REHEARSED = 24  # steps whose time says how many an arm gets
-ROOM = 20.0  # seconds of a run beside its training: tables, calibration, texts
 
 
 @dataclass(frozen=True)
@@ -218,8 +217,8 @@ def parser() -> argparse.ArgumentParser:
     add("--arms", type=Arm.of, nargs="+", default=[Arm(n) for n in (RECIPE, *LEVERS)], metavar="ARM",
         help="(default: recipe and every lever alone)")  # fmt: skip
     add("--seeds", type=int, nargs="+", default=[0, 1], metavar="N", help="(default: 0 1)")
-    add("--seconds", type=float, default=22.0, metavar="S",
-        help="of training an arm: as many steps as the first one makes in them (default: 22)")  # fmt: skip
+    add("--seconds", type=float, default=18.0, metavar="S",
+        help="of training an arm: as many steps as the first one makes in them (default: 18)")  # fmt: skip
     add("--steps", type=positive, metavar="N", help="of every arm, in place of --seconds")
     add("--limit", type=float, default=520.0, metavar="S",
         help="start no run that would end later than that (default: 520)")  # fmt: skip
@@ -280,7 +279,7 @@ def prepared(given: argparse.Namespace, began: float) -> Bench:
 
 def runs_of(bench: Bench, given: argparse.Namespace, began: float) -> tuple[Runs, int]:
     """Every arm of every seed, as far as the limit allows, seed by seed; and the steps that each had."""
-    steps, runs = given.steps, Runs()
+    steps, runs, took = given.steps, Runs(), 0.0
     if steps is None:
         bench.train(given.arms[0], 2, 0)  # compiles blocks of both sizes
         seconds, _ = bench.train(given.arms[0], REHEARSED, 0)
@@ -288,16 +287,18 @@ def runs_of(bench: Bench, given: argparse.Namespace, began: float) -> tuple[Runs
         say(began, f"{seconds / REHEARSED * 1e3:.0f} ms a step: {steps} steps an arm")
     for seed in given.seeds:
         for arm in given.arms:
-            if runs and time.perf_counter() - began + given.seconds + ROOM > given.limit:
-                say(began, f"no time for {arm.name}, seed {seed}")
+            clock = time.perf_counter()
+            if runs and clock - began + took > given.limit:
+                say(began, f"no time for {arm.name}, seed {seed}: the last run took {took:.0f} s")
                 continue
             seconds, measured = bench.train(arm, steps, seed)
             found = bench.measure(seed)
             runs.setdefault(arm.name, {})[seed] = found
+            took = time.perf_counter() - clock
             said = ", ".join(f"{draft} {ratio(pairs):.3f}" for draft, pairs in found.items())
             say(began, f"{arm.name}, seed {seed}: trained {seconds:.0f} s; {said}")
             if measured:
-                say(began, f"agreement behind agreement {[round(x, 3) for x in measured[:8]]}")
+                say(began, f"agreement while all before agreed {[round(x, 3) for x in measured[:8]]}")
     return runs, steps
 
 

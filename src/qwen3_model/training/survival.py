@@ -23,7 +23,7 @@ FLOOR = 0.15
 EVERY = 200  # steps; a measurement takes as long as one or two of them
 TOKENS = 128  # of each prompt's text
 LEAST_TOKENS = 8
-KEPT = "agreement behind agreement"  # its name in a run's state
+KEPT = "chain_agreement"  # its name in a run's state and in training.json
 
 
 def survival_weights(chances: Sequence[float], floor: float = FLOOR) -> list[float]:
