@@ -1,0 +1,306 @@
+"""Engines on the machines of a Ray cluster, which a server knows as one engine.
+
+A replica of Ray Serve is an actor with an engine's process of its own. `Fleet` stands where an EngineClient
+stands: HTTP, keys, limits, text and metrics stay in the server's process, and a text is one streamed call of
+a replica. Ray's own HTTP proxy is not used: it cuts the stream of a replica that dies, where this server
+sends an error event (docs/scaling.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.config import RequestRouterConfig
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+
+from orthrus_kernels import pages_for
+
+from ..decode.scheduler import check_fits
+from ..decode.sequence import GenerationStats
+from ..errors import InputError, one_line
+from ..request import Request
+from .engine_client import EngineClient, EngineDied, Refused, Running
+from .messages import Ended, Load, Ran, Ready
+from .replicas import Replicas, page_key, picked
+
+ATTEMPTS = 3  # replicas that may die under a text before it is given up
+ASK_SECONDS = 1.0  # between two questions to all replicas for what they have to do
+LAST_WORDS = 1.0  # seconds in which the texts of an engine that has died hear of it
+OBJECT_STORE = 2**27  # bytes; only prompts of more than 100 KB go through it
+
+
+@dataclass(frozen=True)
+class About:
+    """What a replica says of itself."""
+
+    replicas: Replicas
+    ready: Ready
+    load: Load
+
+
+class Replica:
+    """An engine's process and what asks it, as Ray Serve runs them."""
+
+    async def __init__(self, replicas: Replicas) -> None:  # type: ignore[misc]
+        """Start the engine. Raises InputError."""
+        self._replicas = replicas
+        self._client = await EngineClient.start(replicas.engine)
+        self._watch = asyncio.create_task(self._end_with_engine())
+
+    async def text(self, prompt_ids: list[int], request: Request) -> AsyncIterator[Any]:
+        """Decode a text: the engine's fingerprint, then what a `Running` has; Refused is told, not raised."""
+        yield self._client.ready.fingerprint
+        try:
+            running = self._client.submit(prompt_ids, request)
+        except InputError as error:
+            yield Refused(str(error))
+            return
+        try:
+            async for item in running:
+                yield item
+        except Refused as error:
+            yield error
+        finally:
+            running.cancel()
+
+    async def about(self) -> About:
+        """What this replica is, and how busy."""
+        return About(self._replicas, self._client.ready, self._client.load)
+
+    async def check_health(self) -> None:
+        """Raises EngineDied where the engine has died, or hangs."""
+        if not self._client.alive or self._client.silent > self._replicas.engine_seconds:
+            raise EngineDied("the engine's process has died, or says nothing")
+
+    async def _end_with_engine(self) -> None:
+        """End this process soon after its engine, before Ray has asked three times for its health: an empty
+        replica would get all new texts."""
+        while self._client.alive and self._client.silent <= self._replicas.engine_seconds:
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._client.died.wait(), ASK_SECONDS)
+        print("orthrus: the engine has died, or says nothing: its replica ends", file=sys.stderr, flush=True)
+        self._client.kill()
+        await asyncio.sleep(LAST_WORDS)
+        os._exit(1)
+
+
+class PrefixRouter(RequestRouter):
+    """Sends a text to the replica that has its first page, unless that has much more to do than others."""
+
+    def initialize_state(self, slack: int) -> None:
+        """Take what `Replicas.slack` says."""
+        self._slack = slack
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """The preferred replica if there is one, then all, of which Ray takes the least busy one. A full
+        replica is left out by Ray."""
+        named = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
+        if pending_request is None or len(pending_request.args) < 2 or not named:
+            return [candidate_replicas]
+        prompt_ids, request = pending_request.args[:2]
+        known = self.replica_queue_len_cache
+        loads = {name: known.get(replica.replica_id) or 0 for name, replica in named.items()}
+        first = picked(page_key(prompt_ids, request.cache_salt), loads, self._slack)
+        return [candidate_replicas] if first is None else [[named[first]], candidate_replicas]
+
+
+def application(replicas: Replicas) -> serve.Application:
+    """What Ray Serve runs. A text is a request of it, so Ray counts texts that run or wait: twice as many as
+    an engine has slots go to it, the others wait for the first replica that has room."""
+    slots, gpus = replicas.engine.slots, int(replicas.engine.device == "cuda")
+    number: dict[str, Any] = {"num_replicas": replicas.least}
+    if replicas.most > replicas.least:
+        bounds = {"min_replicas": replicas.least, "max_replicas": replicas.most}
+        number = {"autoscaling_config": bounds | {"target_ongoing_requests": slots}}
+    deployment = serve.deployment(
+        Replica, name="engine", ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
+        max_ongoing_requests=2 * slots, health_check_period_s=2, health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=replicas.grace + LAST_WORDS, graceful_shutdown_wait_loop_s=0.5,
+        max_constructor_retry_count=1, logging_config={"enable_access_log": False},
+        request_router_config=RequestRouterConfig(
+            request_router_class=PrefixRouter, request_router_kwargs={"slack": replicas.slack}
+        ), **number,
+    )  # fmt: skip
+    return deployment.bind(replicas)
+
+
+class _Text(Running):
+    """A text in a replica. It goes to another one where its replica dies before the first token."""
+
+    def __init__(self, send: Callable[[], DeploymentResponseGenerator[Any]]) -> None:
+        super().__init__(self._stop)
+        self._send, self._cached = send, 0
+        self._placed: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._pump())
+
+    async def placed(self) -> str | None:
+        """The fingerprint of the engine that has taken the text; None where none could."""
+        return await asyncio.shield(self._placed)
+
+    def _stop(self) -> None:
+        self._task.cancel()
+
+    async def _pump(self) -> None:
+        began = False
+        for _ in range(ATTEMPTS):
+            response = self._send()
+            try:
+                async for item in response:
+                    if isinstance(item, str):
+                        self._agree(item)
+                        continue
+                    began = True
+                    self._cached = item.cached if isinstance(item, Ran) else self._cached
+                    self._hand(item)
+                    if not isinstance(item, Ran):
+                        return
+            except asyncio.CancelledError:
+                response.cancel()
+                self._hand(Ended("cancelled", GenerationStats("", 0, cached_tokens=self._cached), ""))
+                return
+            except Exception as error:
+                _say(f"a replica has ended a text ({one_line(error, 200)})")
+            if began:
+                break
+        self._hand(EngineDied("the replica that had this text has died: send it again, with its seed"))
+
+    def _agree(self, fingerprint: str) -> None:
+        """Raises EngineDied where the client was told another engine's fingerprint."""
+        if not self._placed.done():
+            self._placed.set_result(fingerprint)
+        elif self._placed.result() != fingerprint:
+            raise EngineDied("the other replicas have another fingerprint")
+
+    def _hand(self, item: Ran | Ended | Exception) -> None:
+        if not self._placed.done():
+            self._placed.set_result(None)
+        self.put(item)
+
+
+class Fleet:
+    """All replicas of an application, in place of an EngineClient. ready: what holds for each of them, but
+    that its slots are those of all; load: of all, as they said last. Its replicas watch their engines
+    themselves, and texts wait while there is none: it never dies."""
+
+    alive, silent, exit_code = True, 0.0, None
+
+    def __init__(self, replicas: Replicas, handle: DeploymentHandle, owned: bool) -> None:
+        """owned: whether the cluster ends with this process."""
+        self._replicas, self._handle, self._owned = replicas, handle, owned
+        self._text = handle.options(stream=True).text
+        self.died, self.load = asyncio.Event(), Load()
+        self.ready = Ready(0, 0, 0, "", "", 0.0)
+        self._asking: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(cls, replicas: Replicas) -> Fleet:
+        """Connect to the cluster of RAY_ADDRESS, else of this machine, else start one here that ends with
+        this process, and have its replicas run. Those of an application with other settings are replaced, one
+        behind the other; SIGHUP does that with these settings. Raises InputError."""
+        owned = await asyncio.to_thread(connect)
+        try:
+            handle = await _running(replicas) or await asyncio.to_thread(deployed, replicas)
+            fleet = cls(replicas, handle, owned)
+            await fleet._ask()
+        except BaseException:
+            await asyncio.to_thread(ray.shutdown)
+            raise
+        fleet._asking = asyncio.create_task(fleet._keep_asking())
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, fleet._restart)
+        return fleet
+
+    def submit(self, prompt_ids: Sequence[int], request: Request) -> Running:
+        """As `EngineClient.submit`."""
+        most = request.max_new_tokens or max(self.ready.longest - len(prompt_ids), 1)
+        check_fits(len(prompt_ids) + most, pages_for(self.ready.cache_tokens))
+        asked = replace(request, stop=(), max_new_tokens=most)
+        return _Text(lambda: self._text.remote(list(prompt_ids), asked))
+
+    def kill(self) -> None:
+        """Nothing: a replica ends its engine itself."""
+
+    async def close(self, grace: float, ends: bool = False) -> None:
+        """Leave the cluster. ends: its replicas end too, as they do where this process has started it."""
+        if self._asking is not None:
+            self._asking.cancel()
+        if ends:
+            await asyncio.to_thread(serve.delete, self._replicas.name)
+        elif not self._owned:
+            _say(f"the replicas of {self._replicas.name} stay in the cluster")
+        await asyncio.to_thread(ray.shutdown)
+
+    async def _ask(self) -> None:
+        said: list[About] = await self._handle.broadcast("about").results_async(timeout_s=30)
+        ready = [about.ready for about in said]
+        self.load = Load(**{f.name: sum(getattr(a.load, f.name) for a in said) for f in fields(Load)})
+        self.ready = replace(
+            ready[0], slots=sum(r.slots for r in ready), longest=min(r.longest for r in ready),
+            cache_tokens=min(r.cache_tokens for r in ready), device=f"{len(ready)} x {ready[0].device}",
+        )  # fmt: skip
+
+    async def _keep_asking(self) -> None:
+        while True:
+            await asyncio.sleep(ASK_SECONDS)
+            with suppress(Exception):  # of a replica that comes or goes: what was said last holds
+                await self._ask()
+
+    def _restart(self) -> None:
+        _say("SIGHUP: replicas are replaced, one behind the other")
+        task = asyncio.create_task(asyncio.to_thread(deployed, self._replicas))
+        task.add_done_callback(lambda t: _say(str(t.exception() or "all replicas are new")))
+
+
+def connect() -> bool:
+    """Join the cluster that is there, or start one on this machine; whether it was started, and so ends with
+    this process. Raises InputError."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        ray.init(address="auto", logging_level=logging.WARNING)
+        return False
+    except ConnectionError as error:
+        if os.environ.get("RAY_ADDRESS", "local") != "local":
+            raise InputError(f"no Ray cluster answers at RAY_ADDRESS ({one_line(error, 200)})") from None
+    ray.init(
+        address="local", include_dashboard=False, object_store_memory=OBJECT_STORE,
+        logging_level=logging.WARNING,
+    )  # fmt: skip
+    return True
+
+
+async def _running(replicas: Replicas) -> DeploymentHandle | None:
+    """The application if it runs with these settings."""
+    status = await asyncio.to_thread(serve.status)
+    if replicas.name not in status.applications:
+        return None
+    with suppress(Exception):  # it has no replica that answers
+        handle = await asyncio.to_thread(serve.get_app_handle, replicas.name)
+        if (await asyncio.wait_for(handle.about.remote(), 30)).replicas == replicas:
+            return handle
+    return None
+
+
+def deployed(replicas: Replicas) -> DeploymentHandle:
+    """Run the application; replicas of it that run are replaced, one behind the other. Raises InputError."""
+    serve.start(proxy_location="Disabled")
+    try:
+        return serve.run(application(replicas), name=replicas.name, route_prefix=None)
+    except RuntimeError as error:
+        raise InputError(f"the replicas cannot start: {one_line(error, 300)}") from None
+
+
+def _say(line: str) -> None:
+    print(f"orthrus: {line}", file=sys.stderr, flush=True)
