@@ -22,8 +22,8 @@ def add_ray_options(parser: argparse.ArgumentParser, autoscales: bool) -> None:
     group = parser.add_argument_group("more GPUs and machines (docs/scaling.md)")
     group.add_argument(
         "--ray", action="store_true",
-        help="run engines on the Ray cluster of RAY_ADDRESS, else of this machine, else on one that starts here "
-        "and ends with the command",
+        help="run engines on the Ray cluster of RAY_ADDRESS, else of this machine, else on one that starts "
+        "here and ends with the command",
     )  # fmt: skip
     group.add_argument(
         "--replicas", metavar="N|MIN:MAX" if autoscales else "N",

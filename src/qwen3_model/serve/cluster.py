@@ -36,6 +36,7 @@ from .replicas import Replicas, page_key, picked
 ATTEMPTS = 3  # replicas that may die under a text before it is given up
 ASK_SECONDS = 1.0  # between two questions to all replicas for what they have to do
 LAST_WORDS = 1.0  # seconds in which the texts of an engine that has died hear of it
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
 OBJECT_STORE = 2**27  # bytes; only prompts of more than 100 KB go through it
 
 
@@ -109,6 +110,9 @@ class PrefixRouter(RequestRouter):
         named = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         if pending_request is None or len(pending_request.args) < 2 or not named:
             return [candidate_replicas]
+        pending_request.routing_context.should_backoff = (
+            True  # where all are full: else Ray asks without a rest
+        )
         prompt_ids, request = pending_request.args[:2]
         known = self.replica_queue_len_cache
         loads = {name: known.get(replica.replica_id) or 0 for name, replica in named.items()}
@@ -128,7 +132,7 @@ def application(replicas: Replicas) -> serve.Application:
         Replica, name="engine", ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
         max_ongoing_requests=2 * slots, health_check_period_s=2, health_check_timeout_s=30,
         graceful_shutdown_timeout_s=replicas.grace + LAST_WORDS, graceful_shutdown_wait_loop_s=0.5,
-        max_constructor_retry_count=1, logging_config={"enable_access_log": False},
+        max_constructor_retry_count=1, logging_config=QUIET,
         request_router_config=RequestRouterConfig(
             request_router_class=PrefixRouter, request_router_kwargs={"slack": replicas.slack}
         ), **number,
@@ -210,6 +214,11 @@ class Fleet:
         this process, and have its replicas run. Those of an application with other settings are replaced, one
         behind the other; SIGHUP does that with these settings. Raises InputError."""
         owned = await asyncio.to_thread(connect)
+        for number in (
+            signal.SIGTERM,
+            signal.SIGINT,
+        ):  # Ray prints its stack at a signal, unless it is taken again
+            signal.signal(number, signal.getsignal(number))
         try:
             handle = await _running(replicas) or await asyncio.to_thread(deployed, replicas)
             fleet = cls(replicas, handle, owned)
@@ -266,13 +275,18 @@ def connect() -> bool:
     """Join the cluster that is there, or start one on this machine; whether it was started, and so ends with
     this process. Raises InputError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
-    for name in ("ray", "ray.serve"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in (
+        "ray.serve",
+        "ray._private.worker",
+    ):  # each text of a full cluster; signals, which are the server's
+        logging.getLogger(name).setLevel(logging.ERROR)
+    address = os.environ.get("RAY_ADDRESS", "auto")
     try:
-        ray.init(address="auto", logging_level=logging.WARNING)
-        return False
+        if address != "local":
+            ray.init(address=address, logging_level=logging.WARNING)
+            return False
     except ConnectionError as error:
-        if os.environ.get("RAY_ADDRESS", "local") != "local":
+        if address != "auto":
             raise InputError(f"no Ray cluster answers at RAY_ADDRESS ({one_line(error, 200)})") from None
     ray.init(
         address="local", include_dashboard=False, object_store_memory=OBJECT_STORE,
@@ -295,7 +309,7 @@ async def _running(replicas: Replicas) -> DeploymentHandle | None:
 
 def deployed(replicas: Replicas) -> DeploymentHandle:
     """Run the application; replicas of it that run are replaced, one behind the other. Raises InputError."""
-    serve.start(proxy_location="Disabled")
+    serve.start(proxy_location="Disabled", logging_config=QUIET)
     try:
         return serve.run(application(replicas), name=replicas.name, route_prefix=None)
     except RuntimeError as error:
