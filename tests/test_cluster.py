@@ -8,16 +8,19 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from serve_load import SMALL, Heard, Mixed, exchange, heard, mixed
-from serve_process import ServeProcess
+from serve_process import COMMAND, ServeProcess
 
 from qwen3_model import Qwen3
 from qwen3_model.checkpoint import EMBEDDED
+from qwen3_model.openai.body import COMPLETIONS
 from qwen3_model.prompts import read_prompts
 
 pytest.importorskip("ray", reason="the extra `cluster` is not installed")
@@ -65,7 +68,7 @@ def model():
 def jobs(model):
     """Streams of mixed settings with what must be heard."""
     prompts = read_prompts(EMBEDDED / "held_out.jsonl", limit=20, split="test")
-    asked = mixed(prompts, STREAMS, 64, draft=SMALL)
+    asked = mixed(prompts, STREAMS, 48, draft=SMALL)
     return [(one, one.alone(model)) for one in (replace(one, stream=True, n=1) for one in asked)]
 
 
@@ -139,3 +142,44 @@ def test_a_rolling_restart_loses_nothing(server, jobs):
     again = asyncio.run(asked_at_once(server, jobs[:10], lambda: None))
     told = {event["system_fingerprint"] for said in [*answers, *again] for event in events(said)}
     assert len(told) == 1, "the fingerprint too is as before"
+
+
+def lines_of(file: Path) -> list[dict]:
+    """The whole lines of OUT."""
+    return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]] if file.exists() else []
+
+
+def test_a_file_survives_a_replica_and_itself(model, tmp_path):
+    """One of two replicas is killed, then the command at whatever byte: no line is lost or doubled."""
+    prompts = read_prompts(EMBEDDED / "held_out.jsonl", limit=30, split="test")
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked = {"max_tokens": 40, "temperature": 0.8, **SMALL}
+    bodies = [{"prompt": prompt, "seed": i, **asked} for i, prompt in enumerate(prompts)]
+    rows = [
+        {"custom_id": str(i), "method": "POST", "url": COMPLETIONS, "body": body}
+        for i, body in enumerate(bodies)
+    ]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows) + "no request\n")
+    words = [sys.executable, "-c", COMMAND, "batch", source, out, *CLUSTER, "--generation-config", "none"]
+    command = list(map(str, [*words, "--ordered", "--json"]))
+    mark = f"{MARK}-batch"
+    environment = os.environ | {MARK: mark, "RAY_ADDRESS": "local"}
+    with subprocess.Popen(command, env=environment) as first:
+        wait_for(lambda: len(lines_of(out)) >= 4 or first.poll() is not None, 300)
+        os.kill(replicas(mark)[0], signal.SIGKILL)
+        wait_for(lambda: len(lines_of(out)) >= 20 or first.poll() is not None, 300)
+        first.kill()
+    left = lines_of(out)
+    assert 20 <= len(left) < len(rows), "it was killed in the middle"
+    wait_for(lambda: not processes(mark, "ray::"))
+    second = subprocess.run(command, env=environment, stdout=subprocess.PIPE, timeout=400, check=False)
+    figures = json.loads(second.stdout)
+    assert second.returncode == 1 and figures["failed"] == 1, "the line that is no request"
+    assert figures["answered_now"] == len(rows) + 1 - len(left)
+    *answers, wrong = lines_of(out)
+    assert wrong["error"]["code"] == "invalid_line"
+    assert [answer["custom_id"] for answer in answers] == [row["custom_id"] for row in rows]
+    assert [answer["response"]["body"]["choices"][0]["text"] for answer in answers] == [
+        model.generate(model.text.encode(body["prompt"]), max_new_tokens=40, temperature=0.8, seed=i).text
+        for i, body in enumerate(bodies)
+    ]

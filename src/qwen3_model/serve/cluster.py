@@ -111,7 +111,7 @@ class PrefixRouter(RequestRouter):
         if pending_request is None or len(pending_request.args) < 2 or not named:
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = (
-            True  # where all are full: else Ray asks without a rest
+            True  # while all are full; else Ray asks without rest
         )
         prompt_ids, request = pending_request.args[:2]
         known = self.replica_queue_len_cache
@@ -214,10 +214,7 @@ class Fleet:
         this process, and have its replicas run. Those of an application with other settings are replaced, one
         behind the other; SIGHUP does that with these settings. Raises InputError."""
         owned = await asyncio.to_thread(connect)
-        for number in (
-            signal.SIGTERM,
-            signal.SIGINT,
-        ):  # Ray prints its stack at a signal, unless it is taken again
+        for number in (signal.SIGTERM, signal.SIGINT):  # taken again, or Ray prints its stack first
             signal.signal(number, signal.getsignal(number))
         try:
             handle = await _running(replicas) or await asyncio.to_thread(deployed, replicas)
@@ -275,10 +272,7 @@ def connect() -> bool:
     """Join the cluster that is there, or start one on this machine; whether it was started, and so ends with
     this process. Raises InputError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
-    for name in (
-        "ray.serve",
-        "ray._private.worker",
-    ):  # each text of a full cluster; signals, which are the server's
+    for name in ("ray.serve", "ray._private.worker"):  # they warn of each text that waits, and of signals
         logging.getLogger(name).setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS", "auto")
     try:
