@@ -126,7 +126,7 @@ class Job:
 
     async def place(self) -> None:
         """Wait until engines have the texts. Where there are several, the answer tells the fingerprint of
-        those that have them. Raises a Refusal where it is not the same one."""
+        those that have them. Raises a Refusal where it is not the same one, and EngineDied."""
         found = {await choice.running.placed() for choice in self.choices} - {None}
         if len(found) > 1:
             raise refusal(503, "the choices have engines with different fingerprints: send the request again")

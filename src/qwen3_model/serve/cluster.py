@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -20,20 +20,18 @@ from typing import Any
 import ray
 from ray import serve
 from ray.serve.config import RequestRouterConfig
-from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from orthrus_kernels import pages_for
 
 from ..decode.scheduler import check_fits
-from ..decode.sequence import GenerationStats
 from ..errors import InputError, one_line
 from ..request import Request
 from .engine_client import EngineClient, EngineDied, Refused, Running
-from .messages import Ended, Load, Ran, Ready
-from .replicas import Replicas, page_key, picked
+from .messages import Load, Ready
+from .replicas import RemoteText, Replicas, page_key, picked, say
 
-ATTEMPTS = 3  # replicas that may die under a text before it is given up
 ASK_SECONDS = 1.0  # between two questions to all replicas for what they have to do
 LAST_WORDS = 1.0  # seconds in which the texts of an engine that has died hear of it
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
@@ -110,9 +108,8 @@ class PrefixRouter(RequestRouter):
         named = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         if pending_request is None or len(pending_request.args) < 2 or not named:
             return [candidate_replicas]
-        pending_request.routing_context.should_backoff = (
-            True  # while all are full; else Ray asks without rest
-        )
+        # While all are full; else Ray asks without rest.
+        pending_request.routing_context.should_backoff = True
         prompt_ids, request = pending_request.args[:2]
         known = self.replica_queue_len_cache
         loads = {name: known.get(replica.replica_id) or 0 for name, replica in named.items()}
@@ -138,59 +135,6 @@ def application(replicas: Replicas) -> serve.Application:
         ), **number,
     )  # fmt: skip
     return deployment.bind(replicas)
-
-
-class _Text(Running):
-    """A text in a replica. It goes to another one where its replica dies before the first token."""
-
-    def __init__(self, send: Callable[[], DeploymentResponseGenerator[Any]]) -> None:
-        super().__init__(self._stop)
-        self._send, self._cached = send, 0
-        self._placed: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-        self._task = asyncio.create_task(self._pump())
-
-    async def placed(self) -> str | None:
-        """The fingerprint of the engine that has taken the text; None where none could."""
-        return await asyncio.shield(self._placed)
-
-    def _stop(self) -> None:
-        self._task.cancel()
-
-    async def _pump(self) -> None:
-        began = False
-        for _ in range(ATTEMPTS):
-            response = self._send()
-            try:
-                async for item in response:
-                    if isinstance(item, str):
-                        self._agree(item)
-                        continue
-                    began = True
-                    self._cached = item.cached if isinstance(item, Ran) else self._cached
-                    self._hand(item)
-                    if not isinstance(item, Ran):
-                        return
-            except asyncio.CancelledError:
-                response.cancel()
-                self._hand(Ended("cancelled", GenerationStats("", 0, cached_tokens=self._cached), ""))
-                return
-            except Exception as error:
-                _say(f"a replica has ended a text ({one_line(error, 200)})")
-            if began:
-                break
-        self._hand(EngineDied("the replica that had this text has died: send it again, with its seed"))
-
-    def _agree(self, fingerprint: str) -> None:
-        """Raises EngineDied where the client was told another engine's fingerprint."""
-        if not self._placed.done():
-            self._placed.set_result(fingerprint)
-        elif self._placed.result() != fingerprint:
-            raise EngineDied("the other replicas have another fingerprint")
-
-    def _hand(self, item: Ran | Ended | Exception) -> None:
-        if not self._placed.done():
-            self._placed.set_result(None)
-        self.put(item)
 
 
 class Fleet:
@@ -232,7 +176,7 @@ class Fleet:
         most = request.max_new_tokens or max(self.ready.longest - len(prompt_ids), 1)
         check_fits(len(prompt_ids) + most, pages_for(self.ready.cache_tokens))
         asked = replace(request, stop=(), max_new_tokens=most)
-        return _Text(lambda: self._text.remote(list(prompt_ids), asked))
+        return RemoteText(lambda: self._text.remote(list(prompt_ids), asked))
 
     def kill(self) -> None:
         """Nothing: a replica ends its engine itself."""
@@ -244,7 +188,7 @@ class Fleet:
         if ends:
             await asyncio.to_thread(serve.delete, self._replicas.name)
         elif not self._owned:
-            _say(f"the replicas of {self._replicas.name} stay in the cluster")
+            say(f"the replicas of {self._replicas.name} stay in the cluster")
         await asyncio.to_thread(ray.shutdown)
 
     async def _ask(self) -> None:
@@ -263,9 +207,9 @@ class Fleet:
                 await self._ask()
 
     def _restart(self) -> None:
-        _say("SIGHUP: replicas are replaced, one behind the other")
+        say("SIGHUP: replicas are replaced, one behind the other")
         task = asyncio.create_task(asyncio.to_thread(deployed, self._replicas))
-        task.add_done_callback(lambda t: _say(str(t.exception() or "all replicas are new")))
+        task.add_done_callback(lambda t: say(str(t.exception() or "all replicas are new")))
 
 
 def connect() -> bool:
@@ -308,7 +252,3 @@ def deployed(replicas: Replicas) -> DeploymentHandle:
         return serve.run(application(replicas), name=replicas.name, route_prefix=None)
     except RuntimeError as error:
         raise InputError(f"the replicas cannot start: {one_line(error, 300)}") from None
-
-
-def _say(line: str) -> None:
-    print(f"orthrus: {line}", file=sys.stderr, flush=True)

@@ -70,7 +70,8 @@ class Running:
         return item
 
     async def placed(self) -> str | None:
-        """Wait until an engine has the text; its fingerprint, where there are several engines."""
+        """Wait until an engine has the text; its fingerprint, where there are several engines. Raises
+        EngineDied."""
         return None
 
     def cancel(self) -> None:
