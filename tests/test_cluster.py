@@ -153,7 +153,7 @@ def test_a_file_survives_a_replica_and_itself(model, tmp_path):
     """One of two replicas is killed, then the command at whatever byte: no line is lost or doubled."""
     prompts = read_prompts(EMBEDDED / "held_out.jsonl", limit=30, split="test")
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    asked = {"max_tokens": 40, "temperature": 0.8, **SMALL}
+    asked = {"max_tokens": 40, "temperature": 0.8, "strategy": "autoregressive"}
     bodies = [{"prompt": prompt, "seed": i, **asked} for i, prompt in enumerate(prompts)]
     rows = [
         {"custom_id": str(i), "method": "POST", "url": COMPLETIONS, "body": body}

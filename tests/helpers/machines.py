@@ -30,18 +30,8 @@ class Machine:
 
     def __init__(self, bridge: str, number: int) -> None:
         self.address = f"{NET}.{number}"
-        hold = [
-            "unshare",
-            "--mount",
-            "--net",
-            "--pid",
-            "--fork",
-            "--mount-proc",
-            "--kill-child",
-            "sleep",
-            "inf",
-        ]
-        self._holder = subprocess.Popen(hold)
+        of_its_own = ["--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
+        self._holder = subprocess.Popen(["unshare", *of_its_own, "sleep", "infinity"])
         children = Path(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children")
         while not (found := children.read_text().split()):
             time.sleep(0.01)
