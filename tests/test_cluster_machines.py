@@ -24,10 +24,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STREAMS = 24
 BODY = {"prompt": "def mean(values):", "max_tokens": 60, "temperature": 1.0, "stream": True, "tree_nodes": 3}
 HEAD = ("--head", "--port", 6379)
+# As docs/scaling.md has it: who does not know the token runs nothing there.
+EVERYWHERE = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-this-test-" * 4, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def ray(machine: Machine, *words: object) -> list[str]:
-    return machine.words(sys.executable, "-m", "ray.scripts.scripts", *words, RAY_USAGE_STATS_ENABLED="0")
+    return machine.words(sys.executable, "-m", "ray.scripts.scripts", *words, **EVERYWHERE)
 
 
 def joined(machine: Machine, *where: object) -> None:
@@ -72,7 +74,9 @@ def test_start_join_leave(tmp_path):
         url = f"http://{first.address}:8000"
         words = ("serve", "--ray", "--replicas", 2, "--device", "cpu", "--slots", 8)
         where = ("--host", first.address, "--insecure", "--generation-config", "none")
-        command = first.words(sys.executable, "-c", COMMAND, *words, *where, RAY_ADDRESS=address)
+        command = first.words(
+            sys.executable, "-c", COMMAND, *words, *where, RAY_ADDRESS=address, **EVERYWHERE
+        )
         with subprocess.Popen(command, stdout=out, stderr=out) as server, ThreadPoolExecutor(STREAMS) as pool:
             try:
                 wait_for(lambda: f"served at {url} (2 x " in (tmp_path / "said").read_text())
