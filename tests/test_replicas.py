@@ -11,6 +11,7 @@ import pytest
 from serving import ScriptedEngine, Serving
 from tiny_folder import write_tiny
 
+from bench import two_servers
 from orthrus_kernels import PAGE
 from qwen3_model import Qwen3
 from qwen3_model.cli import main, ray_options
@@ -259,3 +260,24 @@ def test_what_the_options_ask_for(tmp_path, monkeypatch):
     assert found == Replicas("my-model", engine, 2, 5, 5.0, 7.0)
     args = _parser().parse_args(["batch", "in", "out", "--ray", "--device", "cpu"])
     assert ray_options.replicas(args, "m", (32, 4)) == Replicas("m", EngineOptions(device="cpu", slots=4))
+
+
+# What a cluster costs
+
+
+def test_two_servers_are_compared(served, capsys):
+    scripts = [[Said("f", RAN, RAN, RAN, END) for _ in range(3)] for _ in "ab"]
+
+    async def start():
+        return Scripted(*scripts.pop())
+
+    with Serving(served, start, Limits(), None) as first, Serving(served, start, Limits(), None) as second:
+        words = ["--requests", "2", "--tokens", "6", "--processes", "pytest", "nobody's"]
+        assert two_servers.main([first.url, second.url, *words]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines() if line.startswith("http")]
+    assert [row[0] for row in rows] == [first.url, second.url] and float(rows[1][3]) == 0.0
+    assert all(float(figure) >= 0 for row in rows for figure in row[1:]) and "medians of 2 streams" in out
+    with pytest.raises(SystemExit):
+        two_servers.main([first.url, second.url])
+    assert "does not answer" in capsys.readouterr().err

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-TOOLS = ("ip", "unshare", "nsenter", "mount")
-NET = "10.77.0"
+TOOLS = ("ip", "setpriv", "unshare", "nsenter", "mount", "ps")
+NET = f"10.77.{os.getpid() % 250}"  # another one each time: a killed run leaves its bridge
 
 
 def lacking() -> str:
@@ -31,7 +31,8 @@ class Machine:
     def __init__(self, bridge: str, number: int) -> None:
         self.address = f"{NET}.{number}"
         of_its_own = ["--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
-        self._holder = subprocess.Popen(["unshare", *of_its_own, "sleep", "infinity"])
+        with_us = ["setpriv", "--pdeathsig", "KILL"]  # a killed run leaves no process
+        self._holder = subprocess.Popen([*with_us, "unshare", *of_its_own, "sleep", "infinity"])
         children = Path(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children")
         while not (found := children.read_text().split()):
             time.sleep(0.01)
