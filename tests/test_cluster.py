@@ -94,6 +94,11 @@ async def asked_at_once(server: ServeProcess, jobs: list[tuple[Mixed, Heard]], t
     return await asyncio.wait_for(asyncio.gather(*answers), 400)
 
 
+async def left_at_once(server: ServeProcess, jobs: list[tuple[Mixed, Heard]]) -> None:
+    """Clients that go in the middle."""
+    await asyncio.gather(*(exchange(server.port, asked.sent(), cut=800) for asked, _ in jobs))
+
+
 def as_heard(answers: list[bytes], jobs: list[tuple[Mixed, Heard]]) -> list[Heard | None]:
     return [heard(said, asked) for said, (asked, _) in zip(answers, jobs, strict=True)]
 
@@ -140,6 +145,8 @@ def test_a_rolling_restart_loses_nothing(server, jobs):
     wait_for(lambda: "all replicas are new" in server.said)
     assert len(replicas(MARK)) == REPLICAS and not set(replicas(MARK)) & set(before)
     again = asyncio.run(asked_at_once(server, jobs[:10], lambda: None))
+    asyncio.run(left_at_once(server, jobs[:10]))
+    server.wait_until_idle(120)
     told = {event["system_fingerprint"] for said in [*answers, *again] for event in events(said)}
     assert len(told) == 1, "the fingerprint too is as before"
 

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
+from weakref import WeakSet
 
 import ray
 from ray import serve
@@ -139,8 +140,8 @@ def application(replicas: Replicas) -> serve.Application:
 
 class Fleet:
     """All replicas of an application, in place of an EngineClient. ready: what holds for each of them, but
-    that its slots are those of all; load: of all, as they said last. Its replicas watch their engines
-    themselves, and texts wait while there is none: it never dies."""
+    that its slots are those of all. Its replicas watch their engines themselves, and texts wait while there
+    is none: it never dies."""
 
     alive, silent, exit_code = True, 0.0, None
 
@@ -148,7 +149,7 @@ class Fleet:
         """owned: whether the cluster ends with this process."""
         self._replicas, self._handle, self._owned = replicas, handle, owned
         self._text = handle.options(stream=True).text
-        self.died, self.load = asyncio.Event(), Load()
+        self.died, self._load, self._texts = asyncio.Event(), Load(), WeakSet[RemoteText]()
         self.ready = Ready(0, 0, 0, "", "", 0.0)
         self._asking: asyncio.Task[None] | None = None
 
@@ -176,7 +177,14 @@ class Fleet:
         most = request.max_new_tokens or max(self.ready.longest - len(prompt_ids), 1)
         check_fits(len(prompt_ids) + most, pages_for(self.ready.cache_tokens))
         asked = replace(request, stop=(), max_new_tokens=most)
-        return RemoteText(lambda: self._text.remote(list(prompt_ids), asked))
+        text = RemoteText(lambda: self._text.remote(list(prompt_ids), asked))
+        self._texts.add(text)
+        return text
+
+    @property
+    def load(self) -> Load:
+        """Of all replicas, as they said last; the texts of this process that no replica has wait too."""
+        return replace(self._load, waiting=self._load.waiting + sum(text.waits for text in self._texts))
 
     def kill(self) -> None:
         """Nothing: a replica ends its engine itself."""
@@ -194,7 +202,7 @@ class Fleet:
     async def _ask(self) -> None:
         said: list[About] = await self._handle.broadcast("about").results_async(timeout_s=30)
         ready = [about.ready for about in said]
-        self.load = Load(**{f.name: sum(getattr(a.load, f.name) for a in said) for f in fields(Load)})
+        self._load = Load(**{f.name: sum(getattr(a.load, f.name) for a in said) for f in fields(Load)})
         self.ready = replace(
             ready[0], slots=sum(r.slots for r in ready), longest=min(r.longest for r in ready),
             cache_tokens=min(r.cache_tokens for r in ready), device=f"{len(ready)} x {ready[0].device}",
@@ -223,9 +231,10 @@ def connect() -> bool:
         if address != "local":
             ray.init(address=address, logging_level=logging.WARNING)
             return False
-    except ConnectionError as error:
-        if address != "auto":
-            raise InputError(f"no Ray cluster answers at RAY_ADDRESS ({one_line(error, 200)})") from None
+    except Exception as error:
+        if address != "auto" or not isinstance(error, ConnectionError):
+            said = one_line(error, 200)
+            raise InputError(f"the Ray cluster does not answer ({said}): see RAY_ADDRESS") from None
     ray.init(
         address="local", include_dashboard=False, object_store_memory=OBJECT_STORE,
         logging_level=logging.WARNING,

@@ -90,7 +90,10 @@ class Client(Protocol):
     """What a server asks of its engine: an EngineClient's process, or many of them (cluster.py)."""
 
     ready: Ready
-    load: Load
+
+    @property
+    def load(self) -> Load:
+        """How busy it is."""
 
     @property
     def alive(self) -> bool:

@@ -78,6 +78,11 @@ class RemoteText(Running):
         Raises EngineDied where none could take it."""
         return await asyncio.shield(self._placed)
 
+    @property
+    def waits(self) -> bool:
+        """Whether no replica has it yet."""
+        return not self._placed.done()
+
     def _stop(self) -> None:
         self._task.cancel()
 
