@@ -49,9 +49,9 @@ def stream(url: str, tokens: int) -> list[float]:
     return found
 
 
-def processor_seconds(words: Sequence[str]) -> float:
-    """That processes have used whose command line has one of the words."""
-    total = 0.0
+def processor_seconds(words: Sequence[str]) -> dict[str, float]:
+    """That each process has used whose command line has one of the words, by its number."""
+    found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -59,8 +59,8 @@ def processor_seconds(words: Sequence[str]) -> float:
         except OSError:
             continue  # it has ended
         if any(word in command for word in words):
-            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return total
+            found[folder.name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for i, url in enumerate(given.urls):
                 before = processor_seconds(given.processes[i].split("|"))
                 seen[i].append(stream(url, given.tokens))
-                used[i] += processor_seconds(given.processes[i].split("|")) - before
+                after = processor_seconds(given.processes[i].split("|"))
+                used[i] += sum(after[pid] - before[pid] for pid in after.keys() & before.keys())
     except InputError as error:
         fail(COMMAND, str(error))
     head, rows = ["server", "first token ms", "chunk ms", "processor ms a chunk"], list[list[str]]()
