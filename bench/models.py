@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from qwen3_model import Qwen3, Qwen3Config
 from qwen3_model.quantised.scheme import WHERE, read_quantisation
-from qwen3_model.quantising.forms import Form, Fp8, Int4
+from qwen3_model.quantising.written import Form, Fp8, Int4
 
 
 @dataclass(frozen=True)

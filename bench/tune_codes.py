@@ -118,13 +118,14 @@ def random_weight(n: int, k: int, scheme: Scheme, device: torch.device) -> Quant
     """Numbers of every size and no NaN."""
     weight = QuantisedWeight.new(
         n, k, scheme.format, scheme.group, zeros=scheme.zeros, scale=torch.bfloat16, dtype=torch.bfloat16,
-        device=device,
+        device=device, factor_rows=scheme.factor_rows,
     )  # fmt: skip
     codes = torch.randint(1 << scheme.format.bits, (n, k), dtype=torch.uint8, device=device)
     if scheme.format is Format.E4M3:
         codes[codes & 0x7F == 0x7F] = 0
     groups = n, k // scheme.group
     scale = torch.exp2(-8 * torch.rand(groups, device=device))
+    scale = scale[:: scheme.factor_rows].repeat_interleave(scheme.factor_rows, 0)[:n]
     zero = torch.randint(17, groups, dtype=torch.uint8, device=device) if scheme.zeros else None
     weight.put(0, codes, scale, zero)
     return weight
@@ -134,7 +135,7 @@ def scheme_of(shape: Shape) -> Scheme:
     """Of the AR view's weights of a quantised model."""
     assert shape.form is not None
     eight = shape.form.name == Format.E4M3.value
-    return Scheme(Format.E4M3, 128, False) if eight else Scheme(Format.INT4, 128, True)
+    return Scheme(Format.E4M3, 128, False, 128) if eight else Scheme(Format.INT4, 128, True)
 
 
 def matrices(shape: Shape, device: torch.device, copies: int = COPIES) -> list[Matrix]:

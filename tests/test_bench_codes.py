@@ -24,7 +24,7 @@ from bench.tune_codes import (
 )
 from orthrus_kernels.quantised import Format, Scheme
 from orthrus_kernels.tables import LinearTile
-from qwen3_model.quantising.forms import Fp8, Int4
+from qwen3_model.quantising.written import Fp8, Int4
 
 TOY = Shape(2, 128, 2, 256, G=1, D=64, V=64, form=Int4(128))
 
@@ -67,16 +67,18 @@ def test_ways_are_compared_and_the_fastest_stands_first(few, monkeypatch):
     assert found.lines(2)[0][4:] == ["-"] * 4, "a matrix that was not timed"
 
 
-@pytest.mark.parametrize("scheme", [Scheme(Format.E4M3, 128, False), Scheme(Format.INT4, 128, True)], ids=str)
+@pytest.mark.parametrize(
+    "scheme", [Scheme(Format.E4M3, 128, False, 128), Scheme(Format.INT4, 128, True)], ids=str
+)
 def test_random_codes_are_numbers(scheme):
-    weight = random_weight(64, 512, scheme, torch.device("cpu"))
+    weight = random_weight(1000, 1024, scheme, torch.device("cpu"))
     assert weight.dense().isfinite().all() and weight.scheme == scheme
     assert len(weight.codes().unique()) == (254 if scheme.format is Format.E4M3 else 16)
     assert len(weight.scale.unique()) > 50 and (weight.zero is None or int(weight.zero.max()) == 16)
 
 
 def test_schemes_are_those_of_the_models():
-    assert scheme_of(replace(TOY, form=Fp8())) == Scheme(Format.E4M3, 128, False)
+    assert scheme_of(replace(TOY, form=Fp8())) == Scheme(Format.E4M3, 128, False, 128)
     assert scheme_of(TOY) == Scheme(Format.INT4, 128, True)
 
 

@@ -3,7 +3,7 @@ fp64, and the same bits for a row in any company."""
 
 import pytest
 import torch
-from codes import SCHEMES, exact, fold, name_of, numbers_of, random_weight
+from codes import SCHEMES, Coding, exact, fold, name_of, numbers_of, random_weight
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from limits import assert_close
@@ -62,20 +62,36 @@ def test_what_every_code_stands_for():
     assert weight.values().tolist() == [[e4m3(code) for code in codes[0].tolist()]]
     assert torch.equal(weight.values().bfloat16().float(), weight.values()), "exact in bf16"
     for zeros in (False, True):
-        weight = random_weight((Format.INT4, 32, zeros, torch.float16 if zeros else torch.float32), 40, 64)
+        scale = torch.float16 if zeros else torch.float32
+        weight = random_weight(Coding(Format.INT4, 32, zeros, scale), 40, 64)
         zero = weight.zero if zeros else torch.full((2, 40), 8)
         for n, row in enumerate(weight.codes().tolist()):
             assert weight.values()[n].tolist() == [q - int(zero[k // 32, n]) for k, q in enumerate(row)]
 
 
 def test_parts_of_a_stack_are_put_one_by_one():
-    scheme = (Format.INT4, 64, True, torch.bfloat16)
+    scheme = Coding(Format.INT4, 64, True, torch.bfloat16)
     whole, parts = random_weight(scheme, 10, 128), random_weight(scheme, 10, 128, seed=1)
     for first, last in ((0, 3), (3, 10)):
         rows = slice(first, last)
         parts.put(first, whole.codes()[rows], whole.scale.t()[rows].float(), whole.zero.t()[rows])
     assert torch.equal(parts.codes(), whole.codes()) and torch.equal(parts.dense(), whole.dense())
     assert whole.nbytes == 10 * 64 + 2 * 10 * 4 and whole.shape == (10, 128)
+
+
+def test_rows_of_a_block_share_a_factor():
+    """300 rows are two blocks and a part of one. Parts may end inside a block, and may not disagree there."""
+    whole, parts = (random_weight(SCHEMES[0], 300, 256, seed=seed) for seed in (0, 1))
+    scale = whole.scale.t()
+    assert whole.factors.shape == (2, 3) and len(scale.unique()) == 6
+    for first, last in ((0, 77), (77, 130), (130, 300)):
+        rows = slice(first, last)
+        parts.put(first, whole.codes()[rows], scale[rows])
+    assert torch.equal(parts.codes(), whole.codes()) and torch.equal(parts.scale, whole.scale)
+    assert whole.nbytes == whole.nbytes_of(300) == 300 * 256 + 2 * 3 * 4
+    assert whole.nbytes_of(128) == 128 * 256 + 2 * 4
+    with pytest.raises(AssertionError, match="one scale"):
+        parts.put(128, whole.codes()[:100], scale[100:200])
 
 
 @pytest.mark.parametrize("format, group, k, zeros", [

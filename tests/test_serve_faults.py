@@ -329,10 +329,11 @@ def test_a_slow_reader_holds_nobody_up_and_little_memory(serving, narrow):
     stream = json.dumps({"prompt": "x", "max_tokens": 900, "stream": True, "logprobs": 0}).encode()
     script, kept = serving.engine.script, []
     serving.engine.script = kept.append
-    slow = [serving.connected(COMPLETIONS, stream, receive_buffer=8192) for _ in range(10)]
+    slow: list[socket.socket] = []
     try:
-        while len(kept) < 10:
-            time.sleep(0.005)
+        while len(slow) < 10:  # one behind the other: their texts are submitted in this order
+            slow.append(serving.connected(COMPLETIONS, stream, receive_buffer=8192))
+            soon(lambda: len(kept) == len(slow))
         serving.engine.script = script
         for text in kept:
             for _ in range(900):

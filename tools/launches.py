@@ -81,17 +81,20 @@ def linear_swiglu(tma: bool) -> None:
 
 
 def quantised(format: Format, split: bool) -> None:
-    """Three segments of groups of 64, both views, a ragged last tile of N; then gate and up."""
+    """Three segments of groups of 64, both views, a ragged last tile of N and block of factors; then gate and
+    up."""
+    shared = 128 if format is Format.E4M3 else 1
     w, w_diff = (
         QuantisedWeight.new(
             150, 448, format, 64, zeros=format is Format.INT4, scale=torch.bfloat16, dtype=torch.bfloat16,
-            device=DEVICE,
+            device=DEVICE, factor_rows=shared,
         )
         for _ in range(2)
     )  # fmt: skip
     for of in (w, w_diff):
         codes = torch.randint(16, (150, 448), dtype=torch.uint8)
-        of.put(0, codes, torch.rand(150, 7), codes[:, :7] if format is Format.INT4 else None)
+        scale = torch.rand(150, 7)[::shared].repeat_interleave(shared, 0)[:150]
+        of.put(0, codes, scale, codes[:, :7] if format is Format.INT4 else None)
     tile = LinearTile(None, 16, 64, split, 4, 3)
     TRITON.linear(numbers(21, 448), w, w_diff, 9, entry=LinearEntry(64, 3, (tile,)))
     TRITON.linear_swiglu(numbers(21, 448), w, entry=LinearEntry(64, 3, (replace(tile, split=False),)))

@@ -34,20 +34,22 @@ widened = in_gluon(_widened)
 
 @aggregate
 class Codes:
-    """The weight: factors [K / GROUP, N]; what its words are."""
+    """The weight: factors [K / GROUP, ceil(N / FACTOR_ROWS)]; what its words are."""
 
     factors: gl.tensor
     N: gl.tensor
     FORMAT: gl.constexpr
     ZEROS: gl.constexpr
+    FACTOR_ROWS: gl.constexpr
     WORDS: gl.constexpr  # of a row and group
 
     @constexpr_function
-    def __init__(self, factors, N, FORMAT, ZEROS, WORDS):
+    def __init__(self, factors, N, FORMAT, ZEROS, FACTOR_ROWS, WORDS):
         self.factors = factors
         self.N = N
         self.FORMAT = gl.constexpr(FORMAT)
         self.ZEROS = gl.constexpr(ZEROS)
+        self.FACTOR_ROWS = gl.constexpr(FACTOR_ROWS)
         self.WORDS = gl.constexpr(WORDS)
 
 
@@ -139,7 +141,7 @@ def copy_codes(tile, codes, ring, w, x, x_tail, PDL: gl.constexpr):
 def _factor(tile, codes, o_n, i):
     """Factors of group i of the segment, of the last group where there are fewer. Rows behind N have 0."""
     group = tile.first + gl.minimum(i, tile.blocks - 1)
-    p = codes.factors + group.to(gl.int64) * codes.N + o_n
+    p = codes.factors + group.to(gl.int64) * gl.cdiv(codes.N, codes.FACTOR_ROWS) + o_n // codes.FACTOR_ROWS
     return gl.load(p, mask=o_n < codes.N, other=0)
 
 

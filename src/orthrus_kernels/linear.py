@@ -113,9 +113,10 @@ def _sum_by_tma(w, x, x_tail, first_n, first_row, first, last, BLOCK_N: tl.const
 @triton.jit
 def _segment(
     x, x_tail, sx_t, w, w_diff, sw_n, factors, is_ar, i_n, first_row, end_row, i_s, N, K,
-    SEGMENTS: tl.constexpr, TMA: tl.constexpr, FORMAT: tl.constexpr, ZEROS: tl.constexpr, ASM: tl.constexpr,
-    CODES_A_WORD: tl.constexpr, VIEWS: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_T: tl.constexpr, TAIL_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    SEGMENTS: tl.constexpr, TMA: tl.constexpr, FORMAT: tl.constexpr, ZEROS: tl.constexpr,
+    FACTOR_ROWS: tl.constexpr, ASM: tl.constexpr, CODES_A_WORD: tl.constexpr, VIEWS: tl.constexpr,
+    EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, TAIL_T: tl.constexpr,
+    BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Sum of segment i_s: [BLOCK_N, BLOCK_T] and [BLOCK_N, TAIL_T] fp32."""
     blocks = tl.cdiv(K, BLOCK_K)
@@ -138,7 +139,8 @@ def _segment(
                                   BLOCK_N, BLOCK_T, BLOCK_K, STAGES, EVEN_K)  # fmt: skip
         else:
             acc = sum_by_groups(w_view, sw_n, factors, x, sx_t, o_n, o_t, end_row, first, last, N, FORMAT,
-                                ZEROS, ASM, CODES_A_WORD, BLOCK_N, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
+                                ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD, BLOCK_N, BLOCK_T, BLOCK_K,
+                                STAGES)  # fmt: skip
         return acc, acc
 
 
@@ -162,8 +164,8 @@ def _linear_kernel(
     x, x_tail, sx_t, w, w_diff, p_w, p_w_diff, sw_n, factors, factors_diff, y, sy_t, partials, counters,
     T, n_ar, N, K, prefetch,
     SEGMENTS: tl.constexpr, SPLIT: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr, FORMAT: tl.constexpr,
-    ZEROS: tl.constexpr, ASM: tl.constexpr, CODES_A_WORD: tl.constexpr, VIEWS: tl.constexpr,
-    EVEN_K: tl.constexpr,
+    ZEROS: tl.constexpr, FACTOR_ROWS: tl.constexpr, ASM: tl.constexpr, CODES_A_WORD: tl.constexpr,
+    VIEWS: tl.constexpr, EVEN_K: tl.constexpr,
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, TAIL_T: tl.constexpr,
     BLOCK_K: tl.constexpr, CHUNK_T: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -195,8 +197,8 @@ def _linear_kernel(
     if SPLIT:
         i_s = tl.program_id(1)
         acc, tail = _segment(x, x_tail, sx_t, w, w_diff, sw_n, factors, is_ar, i_n, first_row, end_row, i_s,
-                             N, K, SEGMENTS, TMA, FORMAT, ZEROS, ASM, CODES_A_WORD, VIEWS, EVEN_K, BLOCK_N,
-                             BLOCK_T, TAIL_T, BLOCK_K, STAGES)  # fmt: skip
+                             N, K, SEGMENTS, TMA, FORMAT, ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD, VIEWS,
+                             EVEN_K, BLOCK_N, BLOCK_T, TAIL_T, BLOCK_K, STAGES)  # fmt: skip
         rows = end_row - first_row
         p_part = partials + i_tile.to(tl.int64) * (SEGMENTS * TILE_T * BLOCK_N)
         p_own = p_part + i_s * (TILE_T * BLOCK_N)
@@ -224,8 +226,8 @@ def _linear_kernel(
         total_tail = tl.zeros((BLOCK_N, TAIL_T if TAIL_T else BLOCK_T), tl.float32)
         for i_s in range(SEGMENTS):  # not unrolled: copies of the loop would spill
             acc, tail = _segment(x, x_tail, sx_t, w, w_diff, sw_n, factors, is_ar, i_n, first_row, end_row,
-                                 i_s, N, K, SEGMENTS, TMA, FORMAT, ZEROS, ASM, CODES_A_WORD, VIEWS, EVEN_K,
-                                 BLOCK_N, BLOCK_T, TAIL_T, BLOCK_K, STAGES)  # fmt: skip
+                                 i_s, N, K, SEGMENTS, TMA, FORMAT, ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD,
+                                 VIEWS, EVEN_K, BLOCK_N, BLOCK_T, TAIL_T, BLOCK_K, STAGES)  # fmt: skip
             total += acc
             if TAIL_T:
                 total_tail += tail

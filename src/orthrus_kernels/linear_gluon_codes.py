@@ -37,13 +37,13 @@ def _linear_gluon_codes_kernel(
     w, factors, x, x_tail, y, sy_t, partials, counters, late,
     T, N, K,
     SEGMENTS: gl.constexpr, SWIGLU: gl.constexpr, PDL: gl.constexpr, FORMAT: gl.constexpr,
-    ZEROS: gl.constexpr, WORDS: gl.constexpr, GROUPS: gl.constexpr, BLOCK_T: gl.constexpr,
-    TAIL_T: gl.constexpr, STAGES: gl.constexpr,
+    ZEROS: gl.constexpr, FACTOR_ROWS: gl.constexpr, WORDS: gl.constexpr, GROUPS: gl.constexpr,
+    BLOCK_T: gl.constexpr, TAIL_T: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Program (segment, tile). w, x, x_tail: descriptors, x_tail None where there is no tail of a tile."""
     number, segment = gl.program_id(1), gl.program_id(0)
     out = Out(y, sy_t, N // 2 if SWIGLU else N, partials, counters, late)
-    codes = Codes(factors, gl.to_tensor(N), FORMAT, ZEROS, WORDS)
+    codes = Codes(factors, gl.to_tensor(N), FORMAT, ZEROS, FACTOR_ROWS, WORDS)
     groups = K // GROUP
     each = gl.cdiv(groups, SEGMENTS)
     first = segment * each
@@ -124,8 +124,9 @@ def linear_gluon_codes(
         x_tail=row_tiles(x, sx_t, tail, COLUMNS), y=out, sy_t=out.stride(0) if rows > 1 else out.shape[1],
         partials=space.partials, counters=space.counters, late=late_word(x.device), T=rows, N=plan.n,
         K=plan.k, SEGMENTS=plan.segments, SWIGLU=plan.swiglu, PDL=pdl, FORMAT=weight.format.value,
-        ZEROS=weight.zeros, WORDS=COLUMNS // weight.codes_a_word, GROUPS=plan.tile.groups, BLOCK_T=wide,
-        TAIL_T=tail, STAGES=plan.tile.stages, num_warps=4, **NO_CONTRACTION, **launch_options(pdl and early),
+        ZEROS=weight.zeros, FACTOR_ROWS=weight.factor_rows, WORDS=COLUMNS // weight.codes_a_word,
+        GROUPS=plan.tile.groups, BLOCK_T=wide, TAIL_T=tail, STAGES=plan.tile.stages, num_warps=4,
+        **NO_CONTRACTION, **launch_options(pdl and early),
     )  # fmt: skip
     return out
 

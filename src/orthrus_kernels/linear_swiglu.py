@@ -93,9 +93,9 @@ def _launch_metadata(grid, kernel, args):
 @triton.jit
 def _gate_and_up_by_pointers(x, sx_t, w, sw_n, factors, first_h, first_row, T, F, K,
                              SEGMENTS: tl.constexpr, FORMAT: tl.constexpr, ZEROS: tl.constexpr,
-                             ASM: tl.constexpr, CODES_A_WORD: tl.constexpr, EVEN_K: tl.constexpr,
-                             BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
-                             STAGES: tl.constexpr):  # fmt: skip
+                             FACTOR_ROWS: tl.constexpr, ASM: tl.constexpr, CODES_A_WORD: tl.constexpr,
+                             EVEN_K: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr,
+                             BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """Sums of BLOCK_H gate rows and of their up rows: two blocks [BLOCK_H, BLOCK_T] fp32."""
     o_n = tl.arange(0, 2 * BLOCK_H)
     o_h = first_h + o_n // 16 * 8 + o_n % 8
@@ -111,8 +111,8 @@ def _gate_and_up_by_pointers(x, sx_t, w, sw_n, factors, first_h, first_row, T, F
                                      2 * BLOCK_H, BLOCK_T, BLOCK_K, STAGES, EVEN_K)  # fmt: skip
         else:
             total += sum_by_groups(w, sw_n, factors, x, sx_t, o_w, o_t, T, first, last, 2 * F,
-                                   FORMAT, ZEROS, ASM, CODES_A_WORD, 2 * BLOCK_H, BLOCK_T, BLOCK_K,
-                                   STAGES)  # fmt: skip
+                                   FORMAT, ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD, 2 * BLOCK_H, BLOCK_T,
+                                   BLOCK_K, STAGES)  # fmt: skip
     pairs = total.reshape(BLOCK_H // 8, 2, 8, BLOCK_T).permute(0, 2, 3, 1)
     gate, up = tl.split(pairs)
     return gate.reshape(BLOCK_H, BLOCK_T), up.reshape(BLOCK_H, BLOCK_T)
@@ -146,8 +146,9 @@ def _linear_swiglu_kernel(
     x, sx_t, w, p_w, sw_n, factors, y, sy_t,
     T, F, K, prefetch,
     SEGMENTS: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr, FORMAT: tl.constexpr, ZEROS: tl.constexpr,
-    ASM: tl.constexpr, CODES_A_WORD: tl.constexpr, EVEN_K: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    FACTOR_ROWS: tl.constexpr, ASM: tl.constexpr, CODES_A_WORD: tl.constexpr, EVEN_K: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Program (tile). TMA: x and w are descriptors, else pointers; p_w: a pointer always. FORMAT, factors
     and PDL as in linear.py."""
@@ -167,8 +168,8 @@ def _linear_swiglu_kernel(
                                        SEGMENTS, BLOCK_H, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
     else:
         gate, up = _gate_and_up_by_pointers(x, sx_t, w, sw_n, factors, first_h, first_row, T, F, K,
-                                            SEGMENTS, FORMAT, ZEROS, ASM, CODES_A_WORD, EVEN_K, BLOCK_H,
-                                            BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
+                                            SEGMENTS, FORMAT, ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD, EVEN_K,
+                                            BLOCK_H, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
     if PDL:
         launch_dependents()  # not before: a linear comes next, and would need the place of this one
     dtype: tl.constexpr = y.dtype.element_ty

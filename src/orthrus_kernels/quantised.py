@@ -21,7 +21,10 @@ of x meets its columns in the order that a dense weight has, whatever the words 
 
 A group's scale lies in a **factor** of 32 bits: the scale in fp32, exactly, and where there are zero points
 its lowest 7 bits are the zero point; scales of 16 bits leave them 0. Triton copies loads of 32 bits ahead of
-their use, and makes smaller ones when they are used, which takes a trip to memory for each group."""
+their use, and makes smaller ones when they are used, which takes a trip to memory for each group.
+
+Where a scale belongs to a block of 128 rows, they have one factor: `factor_rows` rows n share factor
+n // factor_rows of a group. In this memory blocks begin at row 0 of the weight, whatever is stacked in it."""
 
 from __future__ import annotations
 
@@ -35,6 +38,7 @@ import torch
 from torch import Tensor
 
 GROUPS = (32, 64, 128)  # columns that may share a scale
+FACTOR_ROWS = (1, 128)  # rows that may share a factor
 LOWEST = 0x7F  # the bits of a factor that are a zero point
 SYMMETRIC = 8  # the zero point of INT4 codes that come without one
 
@@ -57,6 +61,7 @@ class Scheme(NamedTuple):
     format: Format
     group: int
     zeros: bool
+    factor_rows: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +73,8 @@ class QuantisedWeight:
     format: Format
     group: int  # one of GROUPS
     words: Tensor  # int32 [N, K * bits / 32]
-    factors: Tensor  # int32 [K / group, N]
+    factors: Tensor  # int32 [K / group, ceil(N / factor_rows)]
+    factor_rows: int  # one of FACTOR_ROWS
     zeros: bool  # whether factors have zero points, INT4 alone; else they are SYMMETRIC everywhere
     scale_dtype: torch.dtype  # that scales are rounded to: fp32, bf16 or fp16, as stored in the checkpoint
     dtype: torch.dtype  # of the rows that it multiplies
@@ -76,18 +82,19 @@ class QuantisedWeight:
     @staticmethod
     def new(
         n: int, k: int, format: Format, group: int, *, zeros: bool, scale: torch.dtype, dtype: torch.dtype,
-        device: torch.device | str,
+        device: torch.device | str, factor_rows: int = 1,
     ) -> QuantisedWeight:  # fmt: skip
         """Memory for a weight [n, k], not filled in. zeros: INT4 with a zero point a group, beside scales of
-        16 bits.
+        16 bits. factor_rows: how many rows share a scale, one of FACTOR_ROWS; without zero points.
 
         Raises ValueError where k is no multiple of the group, or the group is none of GROUPS."""
         if group not in GROUPS or k % group or (zeros and format is not Format.INT4):
             raise ValueError(f"{format.value} of {k} columns in groups of {group}: expected one of {GROUPS}")
         assert not (zeros and scale == torch.float32), "a factor has no room for both"
+        assert factor_rows in FACTOR_ROWS and not (zeros and factor_rows > 1), factor_rows
         words = torch.empty(n, k * format.bits // 32, dtype=torch.int32, device=device)
-        factors = torch.empty(k // group, n, dtype=torch.int32, device=device)
-        return QuantisedWeight(format, group, words, factors, zeros, scale, dtype)
+        factors = torch.empty(k // group, -(-n // factor_rows), dtype=torch.int32, device=device)
+        return QuantisedWeight(format, group, words, factors, factor_rows, zeros, scale, dtype)
 
     @cached_property
     def shape(self) -> tuple[int, int]:
@@ -99,10 +106,17 @@ class QuantisedWeight:
         """Bytes that a product with it reads."""
         return self.words.nbytes + self.factors.nbytes
 
+    def nbytes_of(self, rows: int) -> int:
+        """Bytes of so many rows, of which the first begins a block."""
+        blocks = -(-rows // self.factor_rows)
+        return self.words[:rows].nbytes + self.factors[:, :blocks].nbytes
+
     @property
     def scale(self) -> Tensor:
         """fp32 [K / group, N]."""
-        return (self.factors & ~LOWEST if self.zeros else self.factors).view(torch.float32)
+        factors = self.factors & ~LOWEST if self.zeros else self.factors
+        each = factors.view(torch.float32).repeat_interleave(self.factor_rows, 1)
+        return each[:, : self.shape[0]]
 
     @property
     def zero(self) -> Tensor | None:
@@ -112,7 +126,7 @@ class QuantisedWeight:
     @cached_property
     def scheme(self) -> Scheme:
         """What a kernel is compiled for."""
-        return Scheme(self.format, self.group, self.zeros)
+        return Scheme(self.format, self.group, self.zeros, self.factor_rows)
 
     @property
     def pointer(self) -> Tensor:
@@ -141,7 +155,7 @@ class QuantisedWeight:
 
     def put(self, first: int, codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> None:
         """Fill rows from `first` on: codes uint8 [n, K], scale [n, K / group], zero uint8 [n, K / group], on
-        any device; scales are cast to the weight's dtype of scales."""
+        any device; scales are cast to the weight's dtype of scales. Rows that share a factor have one."""
         rows = slice(first, first + len(codes))
         assert codes.dtype == torch.uint8 and codes.shape[1] == self.shape[1], (codes.dtype, codes.shape)
         assert scale.shape == (len(codes), len(self.factors)), (scale.shape, self.factors.shape)
@@ -150,7 +164,9 @@ class QuantisedWeight:
         factors = scale.to(self.words.device).to(self.scale_dtype).float().view(torch.int32)
         if zero is not None:
             factors = factors | zero.to(self.words.device)
-        self.factors[:, rows] = factors.t()
+        blocks = torch.arange(rows.start, rows.stop, device=factors.device) // self.factor_rows
+        self.factors[:, blocks] = factors.t()
+        assert torch.equal(self.factors[:, blocks], factors.t()), "rows of a block have one scale"
 
     def codes(self) -> Tensor:
         """uint8 [N, K]."""

@@ -36,6 +36,7 @@ def compiled_for(weight: AnyWeight) -> dict[str, Any]:
     return {
         "FORMAT": weight.scheme and weight.scheme.format.value, "CODES_A_WORD": weight.codes_a_word,
         "ZEROS": bool(weight.scheme and weight.scheme.zeros),
+        "FACTOR_ROWS": weight.scheme.factor_rows if weight.scheme else 1,
         "ASM": bool(weight.scheme) and not triton_interprets() and torch.version.hip is None,
     }  # fmt: skip
 
@@ -158,19 +159,21 @@ def widened(words, zero, FORMAT: tl.constexpr, ASM: tl.constexpr, BLOCK_N: tl.co
 
 @triton.jit
 def sum_by_groups(words, sw_n, factors, x, sx_t, o_n, o_t, end_row, first, last, N, FORMAT: tl.constexpr,
-                  ZEROS: tl.constexpr, ASM: tl.constexpr, CODES_A_WORD: tl.constexpr, BLOCK_N: tl.constexpr,
-                  BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+                  ZEROS: tl.constexpr, FACTOR_ROWS: tl.constexpr, ASM: tl.constexpr,
+                  CODES_A_WORD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+                  BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """Sum of groups [first, last), each BLOCK_K columns, from zero: [BLOCK_N, BLOCK_T] fp32."""
     WORDS: tl.constexpr = BLOCK_K // CODES_A_WORD
     o_k = tl.arange(0, BLOCK_K)
     m_n, m_t = o_n < N, (o_t < end_row)[None, :]
     p_w = words + o_n.to(tl.int64)[:, None] * sw_n + first * WORDS + tl.arange(0, WORDS)[None, :]
     p_x = x + o_t.to(tl.int64)[None, :] * sx_t + first * BLOCK_K + o_k[:, None]
+    p_factor, blocks = factors + o_n // FACTOR_ROWS, tl.cdiv(N, FACTOR_ROWS)
     acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
     for i_g in tl.range(first, last, num_stages=STAGES):
         b_w = load_weight(p_w, m_n[:, None])
         b_x = tl.load(p_x, mask=m_t, other=0.0)
-        b_scale = tl.load(factors + i_g * N + o_n, mask=m_n, other=0)
+        b_scale = tl.load(p_factor + i_g * blocks, mask=m_n, other=0)
         b_zero = None
         if ZEROS:
             b_zero = b_scale & _LOWEST

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,14 +34,15 @@ class Matrices:
     def matrix(self, stack: Stack, k: int) -> AnyWeight:
         """A weight [rows of the stack, k], not filled in. Raises InputError for tensors that do not fit, and
         where the modules of the stack are not stored alike."""
-        n = sum(stack.values())
-        kind = kind_of(self._stored(stack, k))
+        n, stored = sum(stack.values()), self._stored(stack, k)
+        kind = kind_of(stored)
         if kind is None:
             return Weight(torch.empty(n, k, device=self.device, dtype=self.dtype))
         format, zeros = kind.in_memory
         return QuantisedWeight.new(
-            n, k, format, kind.group, zeros=zeros, scale=kind.scale, dtype=self.dtype, device=self.device
-        )
+            n, k, format, kind.group, zeros=zeros, scale=kind.scale, dtype=self.dtype, device=self.device,
+            factor_rows=_factor_rows([part for _, part in stored if part is not None]),
+        )  # fmt: skip
 
     def parts(self, matrix: AnyWeight, stack: Stack) -> Iterator[tuple[str, Part]]:
         """The official names of a weight's modules, each with its part of the memory."""
@@ -56,6 +57,12 @@ class Matrices:
 
     def _stored(self, stack: Stack, k: int) -> list[tuple[str, StoredWeight | None]]:
         return [(module, self.stored(module, n, k)) for module, n in stack.items()]
+
+
+def _factor_rows(stack: Sequence[StoredWeight]) -> int:
+    """Rows that share a factor: as many as share a scale, if each part of the stack begins a block there."""
+    rows = min(part.scale_rows for part in stack)
+    return rows if all(part.n % rows == 0 for part in stack[:-1]) else 1
 
 
 def _name(module: str) -> str:

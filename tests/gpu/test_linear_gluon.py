@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 import torch
-from codes import name_of, random_weight
+from codes import Coding, name_of, random_weight
 
 from orthrus_kernels import Weight, backend_ops, tables
 from orthrus_kernels._gluon import HAS_GLUON, gl, gluon
@@ -44,8 +44,9 @@ OTHER_PAIRS = (
 )
 # In groups of 128, the only ones that Gluon takes.
 CODES = (
-    (Format.E4M3, 128, False, BF16), (Format.INT4, 128, True, BF16), (Format.INT4, 128, True, torch.float16),
-    (Format.INT4, 128, False, torch.float32),
+    Coding(Format.E4M3, 128, False, BF16, 128), Coding(Format.INT4, 128, True, BF16),
+    Coding(Format.INT4, 128, True, torch.float16), Coding(Format.INT4, 128, False, torch.float32),
+    Coding(Format.E4M3, 128, False, BF16),
 )  # fmt: skip
 HEIGHTS = 16, 32, 48, 64, 96, 128
 EXCHANGED = (

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from codes import exact, random_weight
+from codes import Coding, exact, random_weight
 
 from bench.models import MODELS
 from orthrus_kernels import Sampling, Weight, alike, tables
@@ -24,7 +24,7 @@ MOST_ROWS = 256
 SLICES = ((0, 1), (3, 5), (7, 200), (17, 81), (128, 161), (250, 256), (0, 256))  # rows of a pass of MOST_ROWS
 SIZES = ("1.7B", "8B")
 LINEARS = [(size, name) for size in SIZES for name in ("qkv", "o", "gate_up", "down")]
-SCHEMES = (Format.E4M3, 128, False, BF16), (Format.INT4, 128, True, torch.float16)
+SCHEMES = Coding(Format.E4M3, 128, False, BF16, 128), Coding(Format.INT4, 128, True, torch.float16)
 SETTINGS = ({}, {"temperature": 0.8, "top_k": 20, "top_p": 0.95}, {"temperature": 0.8, "min_p": 0.01})
 
 

@@ -88,13 +88,14 @@ def on_amd(launch: Callable[[], object]) -> None:
 def quantised_linears() -> Iterator[Launch]:
     """Of each format the smallest tiles and those with most accumulators."""
     linear, fused, of = module("linear"), module("linear_swiglu"), module("quantised")
-    fp8 = of.Format.E4M3, 128, False, torch.bfloat16
-    int4, small = (of.Format.INT4, 128, True, torch.float16), (of.Format.INT4, 32, False, torch.float32)
+    fp8 = of.Format.E4M3, 128, False, torch.bfloat16, 128
+    int4, small = (of.Format.INT4, 128, True, torch.float16, 1), (of.Format.INT4, 32, False, torch.float32, 1)
 
     def weight(n: int, k: int, scheme: tuple) -> of.QuantisedWeight:
         return of.QuantisedWeight.new(
-            n, k, *scheme[:2], zeros=scheme[2], scale=scheme[3], dtype=torch.bfloat16, device="meta"
-        )
+            n, k, *scheme[:2], zeros=scheme[2], scale=scheme[3], factor_rows=scheme[4], dtype=torch.bfloat16,
+            device="meta",
+        )  # fmt: skip
 
     def product(scheme: tuple, k: int, rows: int, split: bool, pdl: bool) -> None:
         space = linear.Workspace.new(torch.device("meta"), 1 << 28 if split else 1, 1 << 20)
@@ -110,7 +111,7 @@ def quantised_linears() -> Iterator[Launch]:
     ):  # fmt: skip
         name = f"pdl {scheme[0].value} group {scheme[1]} of {k}, {rows} rows, split {split}"
         yield name, linear, "_linear_kernel", partial(product, scheme, k, rows, split, True), HOPPER
-    for scheme in (small, (of.Format.E4M3, 32, False, torch.float32)):
+    for scheme in (small, (of.Format.E4M3, 32, False, torch.float32, 1)):
         thin = tables.LinearEntry(32, 1, (tables.LinearTile(None, 64, 32, False, 8, 3),))
         launch = partial(linear.linear_triton, meta(64, 4096), weight(4096, 4096, scheme), entry=thin)
         yield f"thin, {scheme[0].value}, block_n=32", linear, "_linear_kernel", launch, HOPPER

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from orthrus_kernels.quantised import Format, QuantisedWeight
 
-# (format, group, zeros, dtype of the scales): each group and each dtype once with each format.
+
+class Coding(NamedTuple):
+    """What random weights are made of."""
+
+    format: Format
+    group: int
+    zeros: bool
+    scale: torch.dtype
+    factor_rows: int = 1
+
+
+# Each group and each dtype of scales once with each format; fp8 by block, as Qwen's, and by row.
 SCHEMES = [
-    (Format.E4M3, 128, False, torch.bfloat16),
-    (Format.E4M3, 32, False, torch.float32),
-    (Format.INT4, 64, True, torch.float16),
-    (Format.INT4, 32, False, torch.float32),
-    (Format.INT4, 128, True, torch.bfloat16),
+    Coding(Format.E4M3, 128, False, torch.bfloat16, 128),
+    Coding(Format.E4M3, 32, False, torch.float32),
+    Coding(Format.INT4, 64, True, torch.float16),
+    Coding(Format.INT4, 32, False, torch.float32),
+    Coding(Format.INT4, 128, True, torch.bfloat16),
 ]
 
 
-def name_of(scheme) -> str:
-    format, group, zeros, scale = scheme
-    return f"{format.value}-{group}{'-zeros' * zeros}-{str(scale).removeprefix('torch.')}"
+def name_of(scheme: Coding) -> str:
+    format, group, zeros, scale, rows = scheme
+    kind = f"{format.value}-{group}{'-zeros' * zeros}-{str(scale).removeprefix('torch.')}"
+    return kind + "-blocks" * (rows > 1)
 
 
 def numbers_of(format: Format) -> Tensor:
@@ -29,19 +43,19 @@ def numbers_of(format: Format) -> Tensor:
 
 
 def random_weight(
-    scheme, n: int, k: int, device="cpu", seed: int = 0, dtype: torch.dtype = torch.bfloat16
+    scheme: Coding, n: int, k: int, device="cpu", seed: int = 0, dtype: torch.dtype = torch.bfloat16
 ) -> QuantisedWeight:
     """Codes of every size; scales from 2^-6 to 2^6."""
-    format, group, zeros, of_scales = scheme
+    format, group, zeros, of_scales, rows = scheme
     g = torch.Generator().manual_seed(seed)
     known = numbers_of(format)
     codes = known[torch.randint(len(known), (n, k), generator=g)]
-    scale = torch.exp2(12 * torch.rand(n, k // group, generator=g) - 6)
+    scale = torch.exp2(12 * torch.rand(-(-n // rows), k // group, generator=g) - 6)
     zero = torch.randint(17, (n, k // group), generator=g).to(torch.uint8) if zeros else None
     weight = QuantisedWeight.new(
-        n, k, format, group, zeros=zeros, scale=of_scales, dtype=dtype, device=device
+        n, k, format, group, zeros=zeros, scale=of_scales, dtype=dtype, device=device, factor_rows=rows
     )
-    weight.put(0, codes, scale, zero)
+    weight.put(0, codes, scale.repeat_interleave(rows, 0)[:n], zero)
     return weight
 
 

@@ -81,8 +81,9 @@ def coded_plans(everything: bool) -> Iterator:
 def launched_codes(plan, format: Format, zeros: bool):
     """The kernel and its arguments."""
     weight = QuantisedWeight.new(
-        plan.n, plan.k, format, 128, zeros=zeros, scale=torch.bfloat16, dtype=torch.bfloat16, device="meta"
-    )
+        plan.n, plan.k, format, 128, zeros=zeros, scale=torch.bfloat16, dtype=torch.bfloat16, device="meta",
+        factor_rows=128 if format is Format.E4M3 else 1,
+    )  # fmt: skip
     rows = plan.tile.rows
     with aot.recorded(CODES, "_linear_gluon_codes_kernel") as recorder:
         CODES.linear_gluon_codes(

@@ -18,7 +18,7 @@ class ForkedWorker:
     def __init__(self, pipe: int) -> None:
         """pipe: a file descriptor, the one of ours that the process keeps beside the standard streams."""
         self.returncode: int | None = None
-        self._waited = Lock()  # two threads ask: the client's reader and its loop; a process is waited for once
+        self._waited = Lock()  # the client's reader and its loop both ask; a process is waited for once
         self.pid = os.fork()
         if self.pid == 0:
             os.closerange(3, pipe)

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from codes import random_weight
+from codes import Coding, random_weight
 from strategies import hard
 
 from orthrus_kernels import Weight, backend_ops, tables
@@ -88,7 +88,7 @@ def coded(fake, monkeypatch):
 
 
 def words(seed: int, zeros: bool = True, group: int = GROUP, format=Format.INT4):
-    return random_weight((format, group, zeros, BF16), N, 2 * GROUP, seed=seed)
+    return random_weight(Coding(format, group, zeros, BF16), N, 2 * GROUP, seed=seed)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from codes import SCHEMES, exact, fold, name_of, numbers_of, random_weight
+from codes import SCHEMES, Coding, exact, fold, name_of, numbers_of, random_weight
 from hypothesis import example, given
 from hypothesis import strategies as st
 from inputs import examples, given_rows
@@ -105,6 +105,41 @@ def test_a_zero_point_is_no_part_of_the_scale(device):
         assert torch.equal(got, exact(w).float().t())
 
 
+def of_its_own(w: QuantisedWeight) -> QuantisedWeight:
+    """The same numbers with a factor for each row."""
+    (n, k), device = w.shape, w.words.device
+    own = QuantisedWeight.new(
+        n, k, w.format, w.group, zeros=False, scale=w.scale_dtype, dtype=w.dtype, device=device
+    )
+    own.put(0, w.codes(), w.scale.t())
+    return own
+
+
+@pytest.mark.parametrize("block_n", [32, 64, 128])
+def test_a_factor_of_many_rows_has_the_bits_of_one_for_each(block_n, device):
+    """In every form of both kernels and the twin. 300 rows are two blocks and a part of one; of gate and up
+    the second begins in the middle of a block."""
+    scheme = SCHEMES[0]
+    shared = weights(scheme, device, 300)
+    own = [of_its_own(w) for w in shared]
+    assert [len(w.factors[0]) for w in (*shared, *own)] == [3, 3, 300, 300]
+    x = given_rows("heavy", 21, width(scheme), dtype=BF16, device=device)
+    for split in (True, False):
+        of = entry(scheme, LinearTile(None, 16, block_n, split, 4, 3))
+        got, wanted = (linear_triton(x, *both, 13, torch.float32, entry=of) for both in (shared, own))
+        assert torch.equal(got, wanted)
+    of = LinearEntry(scheme[1], SEGMENTS, (LinearTile(None, 16, block_n, False, 4, 3),))
+    assert torch.equal(*(linear_swiglu_triton(x / 64, w, entry=of) for w in (shared[0], own[0])))
+    assert torch.equal(linear(x, *shared, 13), linear(x, *own, 13))
+
+
+def test_factors_of_one_row_and_of_many_have_launches_of_their_own(device):
+    shared, x = random_weight(SCHEMES[0], 200, 256, device), hard("normal", 9, 256).to(device, BF16)
+    own = of_its_own(shared)
+    assert own.scheme != shared.scheme
+    assert torch.equal(linear_triton(x, shared, own, 4), linear_triton(x, own))
+
+
 def test_a_fold_is_rounded_once(device):
     x, w, product = fold(device)
     assert linear_triton(x, w).tolist() == [[product]]
@@ -157,7 +192,7 @@ def test_a_format_of_each_view(device):
     """Two launches; each takes the entry of its weight."""
     fp8, int4 = random_weight(SCHEMES[0], N, 256, device), random_weight(SCHEMES[2], N, 256, device)
     dense, x = Weight(int4.dense()), hard("normal", 9, 256).to(device, BF16)
-    other_zeros = random_weight((Format.INT4, 64, False, torch.float16), N, 256, device)
+    other_zeros = random_weight(Coding(Format.INT4, 64, False, torch.float16), N, 256, device)
     for first, second in ((fp8, int4), (int4, dense), (dense, fp8), (int4, other_zeros)):
         apart = torch.cat([linear_triton(x[:4], first), linear_triton(x[4:], second)])
         assert torch.equal(backend_ops("triton").linear(x, first, second, 4), apart)

@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace, source: Source) -> Plan:
     """The forms that the options name. Raises InputError for one that the checkpoint has no use for."""
     from ..quantising.folder import Plan
-    from ..quantising.forms import Fp8, Int4
+    from ..quantising.written import Fp8, Int4
 
     if args.diff is not None and not source.config.has_diffusion_view:
         raise InputError(f"--diff is {args.diff}, but {args.base} has no diffusion view: leave it out")
@@ -119,7 +119,7 @@ def _plan(args: argparse.Namespace, source: Source) -> Plan:
 
 def _figures(source: Source, plan: Plan, written: Written) -> dict[str, Any]:
     """What was written, and how well. diffusion: the form of that view, None where there is none."""
-    from ..quantising.forms import Int4
+    from ..quantising.written import Int4
 
     diffusion = plan.diffusion.name if plan.diffusion else "plain"
     return {

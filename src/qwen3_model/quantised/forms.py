@@ -47,6 +47,10 @@ class Form(ABC):
         """Whether a weight with these tensors has zero points other than SYMMETRIC."""
         return False
 
+    def scale_rows(self, n: int, scale: Shape) -> int:
+        """Rows that share a scale, or more: BLOCK or 1. scale: the shape of the scales of n rows."""
+        return 1
+
 
 def group_of_eight_bits(k: int) -> int | None:
     """The widest group of columns that divides K and never crosses a block; None: none does."""
@@ -79,6 +83,9 @@ class _Float8(Form):
         of_rows = torch.arange(rows.start, rows.stop, device=scale.device) // height
         of_groups = torch.arange(0, k, group, device=scale.device) // width
         return codes, scale[of_rows][:, of_groups], None
+
+    def scale_rows(self, n: int, scale: Shape) -> int:
+        return 1 if _extent(n, scale[0] if scale else 1) == 1 else BLOCK
 
 
 def _extent(size: int, count: int) -> int:

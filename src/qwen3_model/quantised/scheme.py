@@ -36,6 +36,7 @@ class Quantisation:
     form: str  # of forms.py: "fp8", "awq", "gptq", "float-quantized" or "pack-quantized"
     group: int | None  # columns that share a scale in a form of 4 bits; None: 8 bits
     symmetric: bool  # codes have no zero points, or all the same
+    scale_rows: int = 1  # rows that share a scale, or more: BLOCK or 1
     zeros_less_one: bool = False  # GPTQ files hold zero points minus one, those of version 2 do not
     not_converted: tuple[str, ...] = ()  # names of modules, or whole parts of them; "re:" is not looked at
     cache_scheme: bool = False  # the checkpoint has scales for a cache of 8 bits, which is not kept
@@ -68,7 +69,7 @@ def _fp8(raw: Mapping[str, Any], fields: Fields) -> Quantisation:
     if raw.get("weight_block_size") != BLOCKS:
         _refuse("weight_block_size", raw.get("weight_block_size"), f"{BLOCKS} was expected")
     left_out = _listed(raw, "modules_to_not_convert") or _listed(raw, "ignored_layers")
-    return Quantisation("fp8", None, True, not_converted=left_out, raw=raw)
+    return Quantisation("fp8", None, True, BLOCK, not_converted=left_out, raw=raw)
 
 
 def _awq(raw: Mapping[str, Any], fields: Fields) -> Quantisation:
@@ -89,7 +90,8 @@ def _gptq(raw: Mapping[str, Any], fields: Fields) -> Quantisation:
     if fields.flag("lm_head"):
         _refuse("lm_head", True, "a head in 16 bits was expected")
     group = _group_of_four_bits(raw, "bits")
-    return Quantisation("gptq", group, fields.flag("sym", True), told[0] == "gptq", raw=raw)
+    less_one = told[0] == "gptq"
+    return Quantisation("gptq", group, fields.flag("sym", True), zeros_less_one=less_one, raw=raw)
 
 
 def _compressed(raw: Mapping[str, Any], fields: Fields) -> Quantisation:
@@ -104,8 +106,10 @@ def _compressed(raw: Mapping[str, Any], fields: Fields) -> Quantisation:
     if not found or any(one != found[0] for one in found):
         _refuse("config_groups", list(groups), "one scheme for all of them was expected")
     group, symmetric = found[0]
+    strategies = {_object(_object(groups, name), "weights").get("strategy") for name in groups}
+    rows = BLOCK if strategies <= {"tensor", "block"} else 1
     left_out, scheme = _listed(raw, "ignore"), raw.get("kv_cache_scheme") is not None
-    return Quantisation(form, group, symmetric, not_converted=left_out, cache_scheme=scheme, raw=raw)
+    return Quantisation(form, group, symmetric, rows, not_converted=left_out, cache_scheme=scheme, raw=raw)
 
 
 def _compressed_group(form: str, group: Mapping[str, Any]) -> tuple[int | None, bool]:

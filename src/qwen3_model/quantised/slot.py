@@ -34,7 +34,7 @@ class Slot:
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        return self.weight.nbytes * self.stored.n // self.weight.shape[0]
+        return self.weight.nbytes_of(self.stored.n)
 
     @property
     def is_meta(self) -> bool:

@@ -16,7 +16,7 @@ from orthrus_kernels.quantised import GROUPS, Format
 
 from ..errors import InputError
 from ..weight_files import Header, listed
-from .forms import Awq, FloatQuantized, Form, Fp8, Gptq, PackQuantized, group_of_eight_bits
+from .forms import BLOCK, Awq, FloatQuantized, Form, Fp8, Gptq, PackQuantized, group_of_eight_bits
 from .scheme import OTHERS, Quantisation
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -62,6 +62,7 @@ class StoredWeight:
     n: int
     k: int
     kind: Kind
+    scale_rows: int  # rows that share a scale, or more: BLOCK or 1
     tensors: Mapping[str, Header]  # by the last part of their names; none: of a model without a checkpoint
 
     @property
@@ -120,7 +121,9 @@ class StoredWeights:
                 _check(f"{module}.{tensor}", mine[tensor], dtypes, shapes, form)
         zeros = form.has_zeros(frozenset(mine))
         self._check_zeros(folder, module, form, zeros)
-        return StoredWeight(module, n, k, Kind(form, group, zeros, DTYPES[mine[form.scale].dtype]), mine)
+        scale = mine[form.scale]
+        rows = form.scale_rows(n, scale.shape)
+        return StoredWeight(module, n, k, Kind(form, group, zeros, DTYPES[scale.dtype]), rows, mine)
 
     def _told(self, folder: Path, module: str, found: type[Form]) -> Form:
         """The form that a module's tensors tell of, as the config means it."""
@@ -192,7 +195,8 @@ def by_config(scheme: Quantisation | None) -> FindStored:
                 f"config.json: {module} has {k} columns; a multiple of {group or 32} was expected"
             )
         scale = torch.float16 if scheme.form in ("awq", "gptq") else torch.bfloat16
-        return StoredWeight(module, n, k, Kind(form_of(scheme), group, not scheme.symmetric, scale), {})
+        kind = Kind(form_of(scheme), group, not scheme.symmetric, scale)
+        return StoredWeight(module, n, k, kind, scheme.scale_rows, {})
 
     return of
 
@@ -200,9 +204,9 @@ def by_config(scheme: Quantisation | None) -> FindStored:
 def in_fp8(module: str, n: int, k: int) -> StoredWeight | None:
     """A weight of no file in fp8; None where no group of columns divides it, so that it is plain."""
     group = group_of_eight_bits(k)
-    return (
-        None if group is None else StoredWeight(module, n, k, Kind(Fp8(), group, False, torch.bfloat16), {})
-    )
+    if group is None:
+        return None
+    return StoredWeight(module, n, k, Kind(Fp8(), group, False, torch.bfloat16), BLOCK, {})
 
 
 def form_of(scheme: Quantisation) -> Form:

@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..plain import plain_config
 from ..reading import read_json_object
 from ..weight_files import INDEX, PICKLES, SINGLE, Header, open_file, read_headers
-from .forms import DIFFUSION_KEY, Form
+from .written import DIFFUSION_KEY, Form
 
 REPORT = "quantization.json"
 MATRIX = re.compile(
