@@ -13,7 +13,7 @@ from tiny_folder import write_tiny
 
 from bench import two_servers
 from orthrus_kernels import PAGE
-from qwen3_model import Qwen3
+from qwen3_model import InputError, Qwen3
 from qwen3_model.cli import main, ray_options
 from qwen3_model.decode.sequence import GenerationStats
 from qwen3_model.openai.batch_file import batch_file
@@ -23,7 +23,15 @@ from qwen3_model.serve import cluster_batch
 from qwen3_model.serve.engine_client import EngineDied, Refused
 from qwen3_model.serve.limits import Limits
 from qwen3_model.serve.messages import Ended, EngineOptions, Ran
-from qwen3_model.serve.replicas import ATTEMPTS, RemoteText, Replicas, page_key, picked, preferred
+from qwen3_model.serve.replicas import (
+    ATTEMPTS,
+    NoReplica,
+    RemoteText,
+    Replicas,
+    page_key,
+    picked,
+    preferred,
+)
 
 NAMES = [f"replica-{i}" for i in range(5)]
 RAN, END = (
@@ -122,7 +130,7 @@ def test_a_text_goes_elsewhere_before_its_first_token_alone():
 
 def test_a_text_is_given_up():
     fingerprint, (error,), asked = heard(*[Said(DEATH) for _ in range(ATTEMPTS + 1)])
-    assert fingerprint is None and asked == ATTEMPTS and isinstance(error, EngineDied)
+    assert fingerprint is None and asked == ATTEMPTS and isinstance(error, NoReplica)
     refused = Refused("too long")
     assert heard(Said("f", refused)) == ("f", [refused], 1)
     silent = Said("f")  # a stream that ends without an end is no end
@@ -210,6 +218,17 @@ def test_a_line_whose_replica_dies_is_done_again(served, tmp_path):
     assert {c: answers[c]["status_code"] for c in "abc"} == {"a": 200, "b": 400, "c": 500}
     assert answers["a"]["body"]["seed"] == 3 and "has died" in answers["c"]["body"]["error"]["message"]
     assert (counts.requests, counts.tokens, batch.failed) == (3, 4, 2) and not engine.scripts
+
+
+def test_a_batch_ends_where_no_replica_takes_texts(served, tmp_path):
+    """Its line has no answer, and is asked again by the next run."""
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    row = {"custom_id": "a", "method": "POST", "url": COMPLETIONS, "body": {"prompt": "x"}}
+    source.write_text(json.dumps(row))
+    engine = Scripted(*[Said(DEATH) for _ in range(ATTEMPTS)])
+    with batch_file(source, out, "s") as batch, batch.open(), pytest.raises(InputError, match="goes on"):
+        asyncio.run(cluster_batch.run(engine, served, batch, lambda counts: None, None))
+    assert out.read_text() == ""
 
 
 # Options

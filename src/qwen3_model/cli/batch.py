@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import platform
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +118,8 @@ def _on_cluster(args: argparse.Namespace, batch: BatchFile) -> tuple[str, Counts
 
     name = options.served_name(args)
     served = served_by(args, name, options.checkpoint_folder(args))
-    replicas = ray_options.replicas(args, f"batch-{name}", (SLOTS, CPU_SLOTS))
+    own = sha256(f"{platform.node()} {Path(args.out).resolve()}".encode()).hexdigest()[:8]  # nobody else's
+    replicas = ray_options.replicas(args, f"batch-{own}-{name}", (SLOTS, CPU_SLOTS))
 
     async def answered() -> tuple[str, Counts, float]:
         fleet = await Fleet.start(replicas)

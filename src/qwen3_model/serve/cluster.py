@@ -107,7 +107,7 @@ class PrefixRouter(RequestRouter):
         """The preferred replica if there is one, then all, of which Ray takes the least busy one. A full
         replica is left out by Ray."""
         named = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
-        if pending_request is None or len(pending_request.args) < 2 or not named:
+        if pending_request is None or not named:
             return [candidate_replicas]
         # While all are full; else Ray asks without rest.
         pending_request.routing_context.should_backoff = True
@@ -200,7 +200,7 @@ class Fleet:
         await asyncio.to_thread(ray.shutdown)
 
     async def _ask(self) -> None:
-        said: list[About] = await self._handle.broadcast("about").results_async(timeout_s=30)
+        said = await _said(self._handle)
         ready = [about.ready for about in said]
         self._load = Load(**{f.name: sum(getattr(a.load, f.name) for a in said) for f in fields(Load)})
         self.ready = replace(
@@ -216,8 +216,8 @@ class Fleet:
 
     def _restart(self) -> None:
         say("SIGHUP: replicas are replaced, one behind the other")
-        task = asyncio.create_task(asyncio.to_thread(deployed, self._replicas))
-        task.add_done_callback(lambda t: say(str(t.exception() or "all replicas are new")))
+        self._restarting = asyncio.create_task(asyncio.to_thread(deployed, self._replicas))
+        self._restarting.add_done_callback(lambda t: say(str(t.exception() or "all replicas are new")))
 
 
 def connect() -> bool:
@@ -249,9 +249,14 @@ async def _running(replicas: Replicas) -> DeploymentHandle | None:
         return None
     with suppress(Exception):  # it has no replica that answers
         handle = await asyncio.to_thread(serve.get_app_handle, replicas.name)
-        if (await asyncio.wait_for(handle.about.remote(), 30)).replicas == replicas:
+        if {about.replicas for about in await _said(handle)} == {replicas}:
             return handle
     return None
+
+
+async def _said(handle: DeploymentHandle) -> list[About]:
+    """What all replicas say of themselves, full ones too."""
+    return await handle.broadcast("about").results_async(timeout_s=30)
 
 
 def deployed(replicas: Replicas) -> DeploymentHandle:

@@ -17,6 +17,7 @@ from .choices import Job
 from .engine_client import Client, EngineDied
 from .errors import Refusal
 from .metrics import Metrics
+from .replicas import NoReplica
 
 ATTEMPTS = 5  # times that a line's replicas may die under it
 
@@ -25,7 +26,8 @@ Answer = tuple[Line, dict[str, Any], bool, list[Result]]  # with whether it is n
 
 async def run(client: Client, served: Served, batch: BatchFile, told: Told, limit: int | None) -> Counts:
     """Answer what has no answer yet, as `openai.batch.run` does, twice as many texts at a time as there are
-    slots. A line whose replica dies is done again. Raises InputError where OUT cannot be written."""
+    slots. A line whose replica dies is done again. Raises InputError where OUT cannot be written, and where
+    no replica takes texts: what was answered is in OUT."""
     counts, waiting, more = Counts(), batch.waiting(limit), True
     metrics = Metrics(lambda: None)
     tasks: dict[asyncio.Task[Answer], int] = {}  # with the texts of each
@@ -78,6 +80,8 @@ async def _answer(
                 pass
             results = job.results()
             return line, answered(line, 200, answer.answer(served, asked, results)), True, results
+        except NoReplica:
+            raise InputError("no replica of the cluster takes texts: the same command goes on") from None
         except EngineDied as error:
             said = str(error)
         except InputError as error:

@@ -61,6 +61,10 @@ def picked(key: bytes | None, loads: Mapping[str, int], slack: int) -> str | Non
     return first if loads[first] <= min(loads.values()) + slack else None
 
 
+class NoReplica(EngineDied):
+    """No replica takes texts."""
+
+
 class RemoteText(Running):
     """A text in a replica. It goes to another one where its replica dies before the first token."""
 
@@ -75,7 +79,7 @@ class RemoteText(Running):
 
     async def placed(self) -> str | None:
         """The fingerprint of the engine that has taken the text; None for one that was cancelled before.
-        Raises EngineDied where none could take it."""
+        Raises NoReplica, and Refused where the engine does not take it."""
         return await asyncio.shield(self._placed)
 
     @property
@@ -108,7 +112,10 @@ class RemoteText(Running):
                 say(f"a replica has ended a text ({type(error).__name__})")
             if began:
                 break
-        self._hand(EngineDied("the replica that had this text has died: send it again, with its seed"))
+        if self.waits:
+            self._hand(NoReplica("no replica takes texts now: send the request again"))
+        else:
+            self._hand(EngineDied("the replica that had this text has died: send it again, with its seed"))
 
     def _cancelled_text(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():
