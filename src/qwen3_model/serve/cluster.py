@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
@@ -34,8 +36,10 @@ from .messages import Load, Ready
 from .replicas import RemoteText, Replicas, page_key, picked, say
 
 ASK_SECONDS = 1.0  # between two questions to all replicas for what they have to do
+CONNECT_SECONDS = 5.0
 LAST_WORDS = 1.0  # seconds in which the texts of an engine that has died hear of it
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
+SILENT: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}  # its files have the rest
 OBJECT_STORE = 2**27  # bytes; only prompts of more than 100 KB go through it
 
 
@@ -224,22 +228,33 @@ def connect() -> bool:
     """Join the cluster that is there, or start one on this machine; whether it was started, and so ends with
     this process. Raises InputError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
-    for name in ("ray.serve", "ray._private.worker"):  # they warn of each text that waits, and of signals
+    # They warn of each text that waits, of signals, and that a token is asked for.
+    for name in ("ray.serve", "ray._private.worker", "ray._private.authentication"):
         logging.getLogger(name).setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS", "auto")
+    _check_answers(address)
     try:
         if address != "local":
-            ray.init(address=address, logging_level=logging.WARNING)
+            ray.init(address=address, **SILENT)
             return False
     except Exception as error:
         if address != "auto" or not isinstance(error, ConnectionError):
             said = one_line(error, 200)
             raise InputError(f"the Ray cluster does not answer ({said}): see RAY_ADDRESS") from None
-    ray.init(
-        address="local", include_dashboard=False, object_store_memory=OBJECT_STORE,
-        logging_level=logging.WARNING,
-    )  # fmt: skip
+    ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE, **SILENT)
     return True
+
+
+def _check_answers(address: str) -> None:
+    """Raises InputError for a HOST:PORT where nobody listens, for which Ray would wait for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        said = one_line(error, 100)
+        raise InputError(f"no Ray cluster answers at {address} ({said}): see RAY_ADDRESS") from None
 
 
 async def _running(replicas: Replicas) -> DeploymentHandle | None:
@@ -265,4 +280,6 @@ def deployed(replicas: Replicas) -> DeploymentHandle:
     try:
         return serve.run(application(replicas), name=replicas.name, route_prefix=None)
     except RuntimeError as error:
-        raise InputError(f"the replicas cannot start: {one_line(error, 300)}") from None
+        deployments = serve.status().applications[replicas.name].deployments.values()
+        told = re.findall(r"InputError: (.+)", "\n".join(each.message for each in deployments))
+        raise InputError(f"the replicas cannot start: {told[-1] if told else error}") from None
