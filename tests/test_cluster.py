@@ -90,6 +90,7 @@ async def asked_at_once(server: ServeProcess, jobs: list[tuple[Mixed, Heard]], t
         return server.metric("time_to_first_token_seconds_count") - before >= len(jobs) / 3
 
     await asyncio.to_thread(wait_for, begun)
+    await asyncio.to_thread(wait_for, lambda: server.metric("requests_running") > 0)  # full replicas say so
     then()
     return await asyncio.wait_for(asyncio.gather(*answers), 400)
 

@@ -37,6 +37,7 @@ from .replicas import RemoteText, Replicas, page_key, picked, say
 
 ASK_SECONDS = 1.0  # between two questions to all replicas for what they have to do
 CONNECT_SECONDS = 5.0
+QUESTIONS = 8  # to a full replica at a time: Ray counts them as it counts texts
 LAST_WORDS = 1.0  # seconds in which the texts of an engine that has died hear of it
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 SILENT: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}  # its files have the rest
@@ -101,15 +102,15 @@ class Replica:
 class PrefixRouter(RequestRouter):
     """Sends a text to the replica that has its first page, unless that has much more to do than others."""
 
-    def initialize_state(self, slack: int) -> None:
-        """Take what `Replicas.slack` says."""
-        self._slack = slack
+    def initialize_state(self, slack: int, full: int) -> None:
+        """slack: as in `Replicas`. full: texts of a replica that takes no more."""
+        self._slack, self._full = slack, full
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """The preferred replica if there is one, then all, of which Ray takes the least busy one. A full
-        replica is left out by Ray."""
+        """The preferred replica if there is one, then all that are not full, of which Ray takes the least busy
+        one. Unknown ones count as idle: Ray asks them before it takes one."""
         named = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         if pending_request is None or not named:
             return [candidate_replicas]
@@ -119,7 +120,8 @@ class PrefixRouter(RequestRouter):
         known = self.replica_queue_len_cache
         loads = {name: known.get(replica.replica_id) or 0 for name, replica in named.items()}
         first = picked(page_key(prompt_ids, request.cache_salt), loads, self._slack)
-        return [candidate_replicas] if first is None else [[named[first]], candidate_replicas]
+        free = [named[name] for name, texts in loads.items() if texts < self._full]
+        return [[named[first]], free] if first is not None and loads[first] < self._full else [free]
 
 
 def application(replicas: Replicas) -> serve.Application:
@@ -132,11 +134,12 @@ def application(replicas: Replicas) -> serve.Application:
         number = {"autoscaling_config": bounds | {"target_ongoing_requests": slots}}
     deployment = serve.deployment(
         Replica, name="engine", ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
-        max_ongoing_requests=2 * slots, health_check_period_s=2, health_check_timeout_s=30,
+        max_ongoing_requests=2 * slots + QUESTIONS, health_check_period_s=2, health_check_timeout_s=30,
         graceful_shutdown_timeout_s=replicas.grace + LAST_WORDS, graceful_shutdown_wait_loop_s=0.5,
         max_constructor_retry_count=1, logging_config=QUIET,
         request_router_config=RequestRouterConfig(
-            request_router_class=PrefixRouter, request_router_kwargs={"slack": replicas.slack}
+            request_router_class=PrefixRouter,
+            request_router_kwargs={"slack": replicas.slack, "full": 2 * slots},
         ), **number,
     )  # fmt: skip
     return deployment.bind(replicas)
