@@ -109,8 +109,8 @@ class PrefixRouter(RequestRouter):
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """The preferred replica if there is one, then all that are not full, of which Ray takes the least busy
-        one. Unknown ones count as idle: Ray asks them before it takes one."""
+        """The preferred replica if there is one, then all that are not full, of which Ray takes the least
+        busy one. Unknown ones count as idle: Ray asks them before it takes one."""
         named = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         if pending_request is None or not named:
             return [candidate_replicas]
