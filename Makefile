@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve cluster test test-slow fuzz coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-edits bench-budget bench-first-token bench-replay bench-batch bench-serve performance pictures recording tune mutations gpu-check tiny-checkpoint clean
+.PHONY: help demo serve cluster test test-slow test-browser fuzz coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-edits bench-budget bench-first-token bench-replay bench-batch bench-serve performance pictures recording page-picture tune mutations gpu-check tiny-checkpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -24,6 +24,9 @@ test: $(VENV)/test ## the test suite, no GPU needed
 
 test-slow: $(VENV)/load $(VENV)/cluster ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-browser: $(VENV)/browser ## the page of `orthrus serve` in Chromium, which must be on the PATH, with axe
+	$(BIN)/python -m pytest -m slow tests/test_page_browser.py
 
 fuzz: $(VENV)/test ## odd checkpoints, settings, processes; FUZZ="config --seed 7 --count 50000": one of them, longer
 	$(BIN)/python tests/fuzz/run.py $(FUZZ)
@@ -85,6 +88,9 @@ pictures: $(VENV)/core ## docs/mask.svg, docs/speed.svg, docs/batch.svg, docs/se
 recording: $(VENV)/core ## docs/demo.svg anew: a terminal recording of `orthrus demo` on this machine
 	$(BIN)/python -m tools.docs.recording
 
+page-picture: $(VENV)/browser ## docs/page.png anew: the page of `orthrus serve` in Chromium, with a run on this machine
+	$(BIN)/python -m tools.docs.page
+
 tune: $(VENV)/bench ## make the linears' launch table anew on this GPU; options in TUNE="..."
 	$(BIN)/python -m bench.tune $(TUNE)
 
@@ -118,6 +124,10 @@ $(VENV)/serve: $(VENV)/core
 
 $(VENV)/test: $(VENV)/core
 	@$(PIP) install -c constraints.txt -e '.[test,serve,notebooks]'
+	@touch $@
+
+$(VENV)/browser: $(VENV)/test
+	@$(PIP) install -c constraints.txt -e '.[browser]'
 	@touch $@
 
 $(VENV)/load: $(VENV)/test

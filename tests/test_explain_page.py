@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import subprocess
 
 import pytest
@@ -14,12 +13,10 @@ from qwen3_model import Qwen3
 from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.cli.explain_page import page
 from qwen3_model.explain import explain
+from tools.browser import CHROMIUM, QUIET
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PROMPT = 'def f(x):  # <b>&amp;</b><script>document.title = "hacked"</script> ' + "wide" * 60 + "\n"
 WIDTHS = 400, 1200
-QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update")  # fmt: skip
 # The page in a frame of each width; a frame of the same origin may be measured from outside.
 HARNESS = """<!DOCTYPE html><title>-</title>%s<pre id="found"></pre><script>
 onload = () => {

@@ -417,7 +417,9 @@ def test_a_stream_is_for_those_who_can_send_one(served):
 
     assert asked(stream=True).stream and not asked().stream and not asked(stream=True).include_usage
     assert asked(stream=True, stream_options={"include_usage": True}).include_usage
-    for options in ([], {"include_usage": 1}, {"include_obfuscation": False}):
+    both = asked(stream=True, stream_options={"include_usage": None, "include_runs": True})
+    assert both.include_runs and not both.include_usage and not asked(stream=True).include_runs
+    for options in ([], {"include_usage": 1}, {"include_runs": "yes"}, {"include_obfuscation": False}):
         with pytest.raises(FieldError, match="stream_options"):
             asked(stream=True, stream_options=options)
     with pytest.raises(FieldError, match="stream"):

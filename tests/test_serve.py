@@ -163,6 +163,50 @@ def test_a_stop_string_ends_a_stream_where_it_ends_the_text(client, model):
     assert whole.choices[0].logprobs.top_logprobs == told["top_logprobs"]
 
 
+@pytest.mark.parametrize("url", [COMPLETIONS, CHAT])
+def test_a_stream_tells_its_runs(serving, model, url):
+    """All tokens, and what each run took."""
+    what = {"prompt": PROMPT} if url == COMPLETIONS else {"messages": HELLO}
+    body = what | {
+        "max_tokens": 30,
+        "seed": 4,
+        "stream": True,
+        "stream_options": {"include_runs": True},
+        **FEW,
+    }
+    told = httpx.post(serving.url + url, json=body, timeout=60).text.split("\n\n")
+    choices = [
+        json.loads(line.removeprefix("data: "))["choices"][0]
+        for line in told
+        if "[DONE]" not in line and line
+    ]
+    ids = model.text.encode(PROMPT)
+    alone = model.generate(ids, max_new_tokens=30, temperature=1.0, seed=4, **FEW)
+    runs = [choice["run"] for choice in choices if "run" in choice]
+    assert [token for run in runs for token in run["token_ids"]] == alone.token_ids
+    assert len(choices) == len(runs) + (1 if url == COMPLETIONS else 2), "a role, runs, an end"
+    first, *cycles = runs
+    assert (first["kind"], first["nodes"], len(first["token_ids"])) == ("prompt", 0, 1)
+    assert {run["kind"] for run in cycles} <= {"plain", "two-pass"} and all(run["forwards"] for run in runs)
+    assert all(1 <= len(run["token_ids"]) <= run["nodes"] + 1 for run in cycles)
+
+
+@pytest.mark.parametrize("url", [COMPLETIONS, CHAT])
+def test_a_run_without_text_is_told(served, url):
+    def script(text):
+        text.run([0, 0])
+        text.run(served.text.encode("a"))
+        text.end("length")
+
+    what = {"prompt": PROMPT} if url == COMPLETIONS else {"messages": HELLO}
+    body = what | {"stream": True, "max_tokens": 3}
+    with scripted_server(served, script=script) as serving:
+        silent = httpx.post(serving.url + url, json=body).text
+        told = httpx.post(serving.url + url, json=body | {"stream_options": {"include_runs": True}}).text
+    assert '"run"' not in silent and told.count("data: ") == silent.count("data: ") + 1
+    assert '"run": {"token_ids": [0, 0], "kind": "plain", "nodes": 0, "forwards": 1}' in told
+
+
 def test_a_chat_streamed_and_whole(client, model, serving):
     asked = {"model": "tiny", "messages": HELLO, "max_completion_tokens": 30, "seed": 4, "logprobs": True,
              "top_logprobs": 5}  # fmt: skip

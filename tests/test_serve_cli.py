@@ -101,6 +101,8 @@ def test_sigterm_lets_running_requests_end(folder, tmp_path):
     process = Process(folder, tmp_path / "said")
     line = re.search(r"^curl .*", process.said, re.M)[0]
     assert process.url in line and json.loads(line[line.index("{") : -1])["prompt"]
+    page = re.search(r"^In a browser: (\S+)$", process.said, re.M)[1]
+    assert page == process.url + "/" and "<h1>" in httpx.get(page).text
     running = Streaming(process.url, LONG | {"max_tokens": 150}).begun()
     os.kill(process.pid, signal.SIGTERM)
     process.wait_for("requests may go on")

@@ -306,6 +306,17 @@ def with_template(folder: Path, tmp_path: Path, template: str | None, config: ob
     return Text(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("template", "converses"),
+    [
+        (CHATML, True), ("{% for m in messages %}{{ m.content }}\n{% endfor %}", False), (None, False),
+        ("{{ raise_exception('a system message first') }}", False), ("User: {{ messages[0].content }}", True),
+    ],
+)  # fmt: skip
+def test_which_templates_make_a_conversation(folder, tmp_path, template, converses):
+    assert with_template(folder, tmp_path, template).converses is converses
+
+
 def chat_refusal(text: Text) -> str:
     with pytest.raises(InputError) as caught:
         text.chat(MESSAGES)

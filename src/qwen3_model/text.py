@@ -103,6 +103,15 @@ class Text:
         """Raises InputError for a checkpoint without a chat template, or with one that cannot be read."""
         self._template.compile()
 
+    @cached_property
+    def converses(self) -> bool:
+        """Whether the chat template makes a conversation of messages: not where there is none, nor where it
+        refuses a user's message, nor where it only joins texts, as one for code does."""
+        try:
+            return self.chat([{"role": "user", "content": "x"}]).strip() != "x"
+        except InputError:
+            return False
+
     def takes_tools(self) -> bool:
         """Whether the chat template knows tools. Raises the InputErrors of `check_template`."""
         return self._template.takes_tools()

@@ -183,7 +183,7 @@ def _engine(args: argparse.Namespace, folder: Path) -> EngineOptions:
 def _ready_line(
     args: argparse.Namespace, served: Served, access: Access, listener: socket.socket, ready: Ready
 ) -> str:
-    """Where the server is, and a command that asks it something."""
+    """Where the server is, a command that asks it something, and where a browser shows its page."""
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     words = ["curl", f"{url}/v1/completions", "-H", "content-type: application/json"]
@@ -192,5 +192,6 @@ def _ready_line(
     words += ["-d", '{"prompt": "def fibonacci(n):", "max_tokens": 64, "temperature": 0}']
     return (
         f"{served.name} is served at {url} ({ready.device}, {ready.slots} slots, {ready.cache_tokens} tokens "
-        f"of cache, fingerprint {ready.fingerprint})\n{shlex.join(words)}"
+        f"of cache, fingerprint {ready.fingerprint})\n{shlex.join(words)}\n"
+        f"In a browser: {url}/"
     )

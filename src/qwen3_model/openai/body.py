@@ -35,6 +35,7 @@ SETTINGS = (
     "ignore_eos", "min_tokens", "cache_salt", "seed",
 )  # fmt: skip
 BOTH = ("model", "max_tokens", "n", "logprobs", "user", "stream", "stream_options", *SETTINGS)
+STREAM_OPTIONS = ("include_usage", "include_runs")  # the second is ours
 OWN = {
     COMPLETIONS: ("prompt",),
     CHAT: (
@@ -59,6 +60,7 @@ class Asked:
     logprobs: bool  # whether the answer has them, and those of the request's top_logprobs
     stream: bool = False
     include_usage: bool = False  # at the end of a stream
+    include_runs: bool = False  # with each chunk of a stream, its accepted run
     tools: bool = False  # whether a chat's answer may call some
     reasons: bool = False  # whether the prompt has begun the answer's reasoning
 
@@ -82,7 +84,7 @@ def read(served: Served, url: str, body: Any, streams: bool = False) -> Asked:
     _check_names(url, body)
     given = {name: value for name, value in body.items() if value is not None and name not in NEUTRAL}
     check_labels(served, given)
-    stream, include_usage = _stream(given, streams)
+    stream, include_usage, include_runs = _stream(given, streams)
     reasons = False
     if url == CHAT:
         prompt, reasons = conversation_prompt(served, given)
@@ -100,7 +102,9 @@ def read(served: Served, url: str, body: Any, streams: bool = False) -> Asked:
     with naming("min_tokens"):  # all else has been tried
         request.fit(served.config, max(map(len, prompts)), has_text=True)
     tools = bool(tools_of(given))
-    return Asked(url == CHAT, prompts, n, request, logprobs, stream, include_usage, tools, reasons)
+    return Asked(
+        url == CHAT, prompts, n, request, logprobs, stream, include_usage, include_runs, tools, reasons
+    )
 
 
 def _check_names(url: str, body: Mapping[str, Any]) -> None:
@@ -126,20 +130,22 @@ def check_labels(served: Served, given: Mapping[str, Any]) -> None:
         raise FieldError("user", f"user must be a string of at most {LONGEST_USER} characters")
 
 
-def _stream(given: Mapping[str, Any], streams: bool) -> tuple[bool, bool]:
-    """Whether the answer comes in pieces, and whether its usage comes behind them."""
+def _stream(given: Mapping[str, Any], streams: bool) -> tuple[bool, bool, bool]:
+    """Whether the answer comes in pieces, whether its usage comes behind them, and whether each tells its
+    run."""
     stream, options = given.get("stream", False), given.get("stream_options", {})
     if not isinstance(stream, bool) or (stream and not streams):
         wanted = "true or false" if streams else "false"
         raise FieldError("stream", f"stream is {quoted(stream)}; {wanted} was expected here")
     if not isinstance(options, dict) or (options and not stream):
         raise FieldError("stream_options", "stream_options must be an object, of a request with stream true")
-    if unknown := [name for name in options if name != "include_usage"]:
+    if unknown := [name for name in options if name not in STREAM_OPTIONS]:
         raise FieldError("stream_options", f"stream_options has an unknown field {quoted(unknown[0])}")
-    include = options.get("include_usage")
-    if not isinstance(include, bool | None):
-        raise FieldError("stream_options", "include_usage of stream_options must be true or false")
-    return stream, bool(include)
+    for name, value in options.items():
+        if not isinstance(value, bool | None):
+            raise FieldError("stream_options", f"{name} of stream_options must be true or false")
+    usage, runs = (bool(options.get(name)) for name in STREAM_OPTIONS)
+    return stream, usage, runs
 
 
 def _most_tokens(url: str, given: Mapping[str, Any], context: int, prompts: list[list[int]]) -> int:

@@ -8,6 +8,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from ..errors import InputError
+from . import page
 from .engine_client import EngineDied
 from .errors import Refusal, of_status, refusal_of
 from .guard import GONE, Access, Guard
@@ -21,6 +22,7 @@ def build(site: Site, access: Access | None = None) -> FastAPI:
     app = FastAPI(title="orthrus serve", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.site = site
     app.include_router(router)
+    app.include_router(page.router)
     app.add_middleware(Guard, access=access or Access(), limits=site.limits, metrics=site.metrics)
     for kind in (Refusal, InputError, EngineDied, Exception):
         app.add_exception_handler(kind, _told)

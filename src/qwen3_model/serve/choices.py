@@ -21,14 +21,18 @@ from .metrics import Metrics
 @dataclass(frozen=True)
 class Piece:
     """What an accepted run adds to a choice. text: what can no longer become part of a stop string. last:
-    whether the choice has ended with it, for `reason`, as in GenerationStats.finish_reason."""
+    whether the choice has ended with it, for `reason`, as in GenerationStats.finish_reason. kind, nodes,
+    forwards: of the run, as in Ran."""
 
     index: int
     text: str
     tokens: list[int]
     logprobs: list[float]
     top_logprobs: list[Likeliest]
-    reason: str = ""
+    reason: str
+    kind: str
+    nodes: int
+    forwards: int
 
 
 class Choice:
@@ -79,7 +83,10 @@ class Choice:
         stream.release()
         if stream.finish_reason == "stop_string":
             self.running.cancel()
-        return Piece(self.index, self._text, ran.tokens[:kept], logprobs, likeliest, stream.finish_reason)
+        return Piece(
+            self.index, self._text, ran.tokens[:kept], logprobs, likeliest, stream.finish_reason, ran.kind,
+            ran.nodes, ran.forwards,
+        )  # fmt: skip
 
     def end(self, ended: Ended) -> None:
         """Take the text's end. Raises a Refusal where it is not the text's own: it has failed, or was

@@ -2,7 +2,8 @@
 
 A web page may send requests to a server on its reader's own machine. It cannot set the content type
 application/json without asking first, which is answered with 405, and a name that it has made point to this
-machine is no name that the Host header may have. No answer carries a CORS header."""
+machine is no name that the Host header may have. No answer carries a CORS header. The server's own page
+(page.py) is of its own origin, and asks as every client does."""
 
 from __future__ import annotations
 
@@ -19,12 +20,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import InputError, foreign, quoted
 from ..reading import read_text
+from . import page
 from .errors import Refusal, refusal
 from .limits import Limits
 from .metrics import Metrics
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-OPEN = ("/health", "/ready")  # paths that need no key
+OPEN = ("/health", "/ready", *page.FILES)  # paths that need no key: they tell nothing that is secret
 HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?", re.IGNORECASE | re.ASCII)
 GONE = 499  # nobody sees it: the client has closed the connection
 REFUSED = set(range(400, 600)) - {GONE}  # statuses that a client is told

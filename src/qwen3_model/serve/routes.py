@@ -55,8 +55,9 @@ async def metrics(request: Request) -> Response:
 
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
-    """The one model, with the length of its context."""
-    return json_response({"object": "list", "data": [_card(_site(request))]})
+    """The one model, with the length of its context, and whether it answers conversations."""
+    site = _site(request)
+    return json_response({"object": "list", "data": [await site.beside.run(lambda: _card(site))]})
 
 
 @router.get("/v1/models/{name:path}")
@@ -66,7 +67,7 @@ async def model(request: Request, name: str) -> Response:
     if name != site.served.name:
         said = f"there is no model {quoted(name)}; {quoted(site.served.name)} is here"
         raise refusal(404, said, "model_not_found")
-    return json_response(_card(site))
+    return json_response(await site.beside.run(lambda: _card(site)))
 
 
 @router.post("/tokenize", openapi_extra=_BODY)
@@ -90,7 +91,7 @@ async def chat_completions(request: Request) -> Response:
 
 def _card(site: Site) -> dict[str, Any]:
     card = {"id": site.served.name, "object": "model", "created": 0, "owned_by": "orthrus"}
-    return card | {"max_model_len": site.served.context}
+    return card | {"max_model_len": site.served.context, "converses": site.served.text.converses}
 
 
 def _site(request: Request) -> Site:

@@ -74,6 +74,7 @@ class Chunks:
         if asked.include_usage:
             self.head["usage"] = None
         self._begun = f'data: {_json(self.head)[:-1]}, "choices": ['
+        self._runs = asked.include_runs
         kind = _Chat if asked.chat else _Completion
         self._voices = [kind(served, asked) for _ in asked.jobs()]
 
@@ -83,17 +84,24 @@ class Chunks:
         return [self._chunk(i, said, None) for i, said in firsts if said is not None]
 
     def of(self, piece: Piece) -> list[bytes]:
-        """A chunk of a piece that says something, and the last one of a choice that has ended."""
+        """A chunk of a piece that says something or has a run to tell, and the last one of a choice that has
+        ended."""
         voice = self._voices[piece.index]
         said = voice.of(piece)
+        if self._runs:
+            said = (said or voice.nothing()) | {"run": _run(piece)}
         found = [] if said is None else [self._chunk(piece.index, said, None)]
         if piece.reason:
-            found.append(self._chunk(piece.index, voice.last(), voice.finish_reason(piece.reason)))
+            found.append(self._chunk(piece.index, voice.nothing(), voice.finish_reason(piece.reason)))
         return found
 
     def _chunk(self, index: int, said: dict[str, Any], reason: str | None) -> bytes:
         choice = {"index": index} | said | {"finish_reason": reason}
         return f"{self._begun}{_json(choice)}]}}\n\n".encode()
+
+
+def _run(piece: Piece) -> dict[str, Any]:
+    return {"token_ids": piece.tokens, "kind": piece.kind, "nodes": piece.nodes, "forwards": piece.forwards}
 
 
 class _Completion:
@@ -112,8 +120,8 @@ class _Completion:
         logprobs = self._logprobs.push(*told) if self._logprobs else None
         return {"text": piece.text, "logprobs": logprobs} if piece.text or logprobs else None
 
-    def last(self) -> dict[str, Any]:
-        """No more text."""
+    def nothing(self) -> dict[str, Any]:
+        """No text."""
         return {"text": "", "logprobs": None}
 
     def finish_reason(self, reason: str) -> str:
@@ -152,8 +160,8 @@ class _Chat:
         logprobs = answer.chat_logprobs(self._text, *told) if self._wants else None
         return {"delta": delta, "logprobs": logprobs} if delta or logprobs else None
 
-    def last(self) -> dict[str, Any]:
-        """No more text."""
+    def nothing(self) -> dict[str, Any]:
+        """No text."""
         return {"delta": {}, "logprobs": None}
 
     def finish_reason(self, reason: str) -> str:
