@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-browser fuzz coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-edits bench-budget bench-first-token bench-replay bench-batch bench-serve performance pictures recording page-picture tune mutations gpu-check tiny-checkpoint clean
+.PHONY: help demo serve cluster test test-slow test-browser fuzz coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-edits bench-budget bench-first-token bench-replay bench-batch bench-serve performance pictures recording page-picture tune mutations gpu-check tiny-checkpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -16,10 +16,13 @@ demo: $(VENV)/core ## complete held-out functions with the embedded checkpoint, 
 serve: $(VENV)/serve ## answer OpenAI's requests on this machine with the embedded checkpoint; options in SERVE="..."
 	@$(BIN)/orthrus serve $(SERVE)
 
+cluster: $(VENV)/cluster ## the same with engines on Ray: docs/scaling.md; options in SERVE="--replicas 2"
+	@$(BIN)/orthrus serve --ray $(SERVE)
+
 test: $(VENV)/test ## the test suite, no GPU needed
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-test-slow: $(VENV)/load ## the tests that take minutes
+test-slow: $(VENV)/load $(VENV)/cluster ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 test-browser: $(VENV)/browser ## the page of `orthrus serve` in Chromium, which must be on the PATH, with axe
@@ -129,6 +132,10 @@ $(VENV)/browser: $(VENV)/test
 
 $(VENV)/load: $(VENV)/test
 	@$(PIP) install -c constraints.txt -e '.[load]'
+	@touch $@
+
+$(VENV)/cluster: $(VENV)/core
+	@$(PIP) install -c constraints.txt -e '.[cluster]'
 	@touch $@
 
 $(VENV)/notebooks: $(VENV)/core

@@ -8,12 +8,23 @@ import stat
 
 import pytest
 
-from bench import acceptance, command, decode, first_token, kernels, linears, serve, tune_codes
+from bench import (
+    acceptance,
+    command,
+    decode,
+    first_token,
+    kernels,
+    levers,
+    linears,
+    selector,
+    serve,
+    tune_codes,
+)
 from tools import check_kernel
 
 COMMANDS = {
     "acceptance": acceptance, "check_kernel": check_kernel, "decode": decode, "first_token": first_token,
-    "kernels": kernels, "linears": linears, "serve": serve,
+    "kernels": kernels, "levers": levers, "linears": linears, "selector": selector, "serve": serve,
     "tune_codes": tune_codes,
 }  # fmt: skip
 
@@ -72,6 +83,10 @@ def test_options_that_all_have(name, arguments, word, refused):
         (decode, "--batch 2 --models embedded --contexts 1k", "--contexts with --batch is of random weights"),
         (first_token, "--prompts 0", "'0' is not a whole number"),
         (first_token, "--models 70B", "invalid choice: '70B'"),
+        (levers, "--arms recipe own+more", "'own+more' is not 'recipe' or some of own, survival"),
+        (levers, "--seconds 0", "--seconds is 0.0"),
+        (selector, "--rates 2", "--rates are above 0 and below 1"),
+        (selector, "--window 250", "--window is 250; texts of 256 tokens take 240 at most"),
         (kernels, "--rows 0", "'0' is not a whole number"),
         (kernels, "--rows 5000", "more than 4096"),
         (kernels, "--contexts 1m", "'1m' is not a whole number"),

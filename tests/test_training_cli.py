@@ -21,6 +21,7 @@ from qwen3_model.training import dataset, loop, memory, recipe
 from qwen3_model.training.base import dev_prompts, load_tokenizer
 from qwen3_model.training.corpus import own_texts
 from qwen3_model.training.folder import _copy_others
+from qwen3_model.training.objective import LOSSES, OFFSET_WEIGHTS, Objective
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def test_a_distillation_goes_on_from_an_earlier_one(base, tmp_path):
         (("--start", "nowhere"), "nowhere"),
         (("--start", "BASE"), "no diffusion weights"),
         (("--start", str(EMBEDDED)), "hidden_size"),
-        (("--own-text", "1"), "own text"),
+        (("--own-text", "1.01"), "own text"),
         (("--own-text", "-0.1"), "own text"),
         (("--own-text", "nan"), "own text"),
         (("--start", "LYING"), "no diffusion weights"),
@@ -164,6 +165,21 @@ def test_impossible_starts_and_shares(base, tmp_path, options, words):
     with pytest.raises(InputError, match=words):
         run_verb("distill", str(base), str(tmp_path / "out"), *(named.get(o, o) for o in options), *SMALL)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_objective_is_what_the_options_say(base, tmp_path, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(recipe, "run_distill", lambda *_, objective, **__: seen.append(objective))
+    for options in ((), ("--loss", "ce", "--offset-weights", "survival")):
+        assert run_verb("distill", str(base), str(tmp_path / "out"), *options) == 0
+    assert seen == [Objective(), Objective("ce", "survival")]
+    assert (tuple(LOSSES), OFFSET_WEIGHTS) == (distill.LOSSES, distill.OFFSET_WEIGHTS)
+    for wrong in (("--loss", "mse"), ("--offset-weights", "measured")):
+        assert main(["distill", str(base), str(tmp_path / "out"), *wrong]) == 2
+        assert "invalid choice" in capsys.readouterr().err
+    for objective in (Objective("mse"), Objective("kl", "measured")):
+        with pytest.raises(InputError, match="was expected"):
+            objective.check()
 
 
 def test_a_base_is_an_orthrus_by_its_tensors_too(base, tmp_path):

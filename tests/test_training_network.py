@@ -15,10 +15,9 @@ from qwen3_model import InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.config import YarnScaling
 from qwen3_model.prompts import read_prompts
-from qwen3_model.training import distill as distilling
-from qwen3_model.training import loop
+from qwen3_model.training import loop, objective
 from qwen3_model.training.agreement import estimate
-from qwen3_model.training.distill import Blocks, distill, kl, kl_chunk, start_from_ar
+from qwen3_model.training.distill import Blocks, distill, start_from_ar
 from qwen3_model.training.folder import load_network
 from qwen3_model.training.loop import Plan
 from qwen3_model.training.network import Network, diffusion_blocks
@@ -104,21 +103,31 @@ def test_initialise_depends_on_the_seed_alone():
     assert not torch.equal(a["model.embed_tokens.weight"], c["model.embed_tokens.weight"])
 
 
-def test_chunked_kl_equals_the_definition_with_its_gradient(monkeypatch):
+def definition(kind: str, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """A loss [n] as torch has it, from log-probabilities of teacher and student."""
+    if kind == "kl":
+        return F.kl_div(q, p.detach(), log_target=True, reduction="none").sum(-1)
+    return F.nll_loss(q, p.argmax(-1), reduction="none")
+
+
+@pytest.mark.parametrize("kind", sorted(objective.LOSSES))
+def test_chunked_losses_equal_the_definition_with_their_gradient(kind, monkeypatch):
     network = network_of(small_model())
     teacher, student = torch.randn(2, 11, 32, generator=torch.Generator().manual_seed(0))
     student = student.requires_grad_()
     p, q = (torch.log_softmax(network.head(x), -1) for x in (teacher, student))
-    expected = F.kl_div(q, p.detach(), log_target=True, reduction="none").sum(-1)
+    expected = definition(kind, p, q)
     (gradient,) = torch.autograd.grad(expected.mean(), student)
     for chunk in (1, 3, 11, 100):
-        monkeypatch.setattr(distilling, "LOGITS_AT_ONCE", chunk * network.config.vocab_size)
-        loss, agrees = kl(network, teacher, student)
+        monkeypatch.setattr(objective, "LOGITS_AT_ONCE", chunk * network.config.vocab_size)
+        loss, agrees = objective.compared(network, teacher, student, kind)
         assert loss.shape == (11,) and torch.equal(agrees, p.argmax(-1) == q.argmax(-1))
         torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(torch.autograd.grad(loss.mean(), student)[0], gradient)
-    whole, _ = kl_chunk(network, teacher, teacher)
-    assert whole.abs().max() < 1e-6  # nothing to learn from oneself
+    whole, agrees = objective.compared(network, teacher, teacher, kind)
+    if kind == "kl":
+        assert whole.abs().max() < 1e-6  # nothing to learn from oneself
+    assert agrees.all()
 
 
 def test_the_losses_fall(losses):

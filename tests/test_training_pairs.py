@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from qwen3_model.training import bigram, distill, pretrain, unlikelihood
+from qwen3_model.training import bigram, distill, pretrain, survival, unlikelihood
 from qwen3_model.training.distill import Blocks, Lessons
 from qwen3_model.training.loop import Plan, Rows
+from qwen3_model.training.objective import Objective
 from qwen3_model.training.unlikelihood import Continuations
 
 V, MASK, LENGTH, K = 12, 11, 24, 4
@@ -117,6 +118,32 @@ def test_the_loss_of_distillation(monkeypatch):
         want = [WEIGHTS[j] * divergence(t, s) for block in pairs(network, step)
                 for j, (t, s, _) in enumerate(block)]  # fmt: skip
         assert got == pytest.approx(sum(want) / len(want), rel=1e-5)
+
+
+def test_the_loss_by_survival_of_the_likeliest_token(monkeypatch):
+    """Measured at steps 0 and 2 here, and kept between them."""
+    measured = iter([[0.9, 0.5, 0.25], [0.2, 0.5, 0.5], [0.0, 0.0, 0.0]])
+    monkeypatch.setattr(survival, "greedy_texts", lambda *_: SimpleNamespace(text=torch.zeros(1)))
+    monkeypatch.setattr(survival, "agreements", lambda *_: (next(measured),))
+    monkeypatch.setattr(survival, "chances_of", lambda chances: chances)
+    monkeypatch.setattr(survival, "EVERY", 2)
+    network, kept, plan = Looked(), {}, Objective("ce", "survival")
+    network.config.block_size, network.config.context_length = K, 64
+    prompts = torch.zeros(1, 8, dtype=torch.long)
+    loss, _ = losses_of(
+        monkeypatch,
+        distill,
+        lambda: distill.distill(network, text(), PLAN, BLOCKS, objective=plan, prompts=prompts, kept=kept),
+    )
+    # by hand: dE/da_j = S_(j-1) (1 + R_j), the first of each the largest; the floor is 0.15
+    first, second = [1 + 0.5 * 1.25, 0.9 * 1.25, 0.9 * 0.5], [1 + 0.5 * 1.5, 0.2 * 1.5, 0.2 * 0.5]
+    for step, worth in ((0, first), (1, first), (2, second), (3, second)):
+        weights = [max(w / worth[0], 0.15) for w in worth]
+        got = loss(step)
+        want = [weights[j] / (sum(weights) / 3) * -float(s.double().log_softmax(-1)[t.argmax()])
+                for block in pairs(network, step) for j, (t, s, _) in enumerate(block)]  # fmt: skip
+        assert got == pytest.approx(sum(want) / len(want), rel=1e-5)
+        assert list(kept.values()) == [[0.9, 0.5, 0.25] if step < 2 else [0.2, 0.5, 0.5]]
 
 
 def test_the_loss_of_the_correction(monkeypatch):

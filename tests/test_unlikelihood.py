@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from trained import TEXT, make_base
+from trained import BLOCKS, PLAN, TEXT, make_base
 
 from qwen3_model import InputError, Qwen3Config
 from qwen3_model.checkpoint import EMBEDDED
@@ -16,7 +16,17 @@ from qwen3_model.training.base import load_tokenizer
 from qwen3_model.training.corpus import own_texts
 from qwen3_model.training.folder import load_network
 from qwen3_model.training.network import Network
-from qwen3_model.training.rollout import check_own_text, distinct_share, repeats, rollout, with_own_text
+from qwen3_model.training.objective import Objective
+from qwen3_model.training.rollout import (
+    OWN_REPEATED,
+    check_own_text,
+    distinct_share,
+    repeats,
+    rollout,
+    texts_at_once,
+    with_own_text,
+)
+from qwen3_model.training.survival import KEPT
 from qwen3_model.training.unlikelihood import unlikelihood
 
 
@@ -77,13 +87,49 @@ def test_own_text_is_the_share_asked_for(base, monkeypatch):
     monkeypatch.setattr("qwen3_model.training.rollout.OWN_TOKENS", 12)
     network = load_network(base, Qwen3Config.from_folder(base))
     text = torch.randint(4, 300, (2000,), generator=torch.Generator().manual_seed(0))
-    longer = with_own_text(network, text, 0.25, 0, 0)
+    longer, share = with_own_text(network, text, 0.25, 0, 0)
     assert torch.equal(longer[:2000], text)
-    assert (len(longer) - 2000) / len(longer) == pytest.approx(0.25, abs=0.05)
+    assert share == (len(longer) - 2000) / len(longer) == pytest.approx(0.25, abs=0.05)
     first = longer[2000:2021]
     assert first[-1] == 0 and torch.equal(rollout(network, first[None, :8], 12)[0], first[:20])
-    assert with_own_text(network, text, 0.0, 0, 0) is text
+    assert with_own_text(network, text, 0.0, 0, 0) == (text, 0.0)
+    own, share = with_own_text(network, text, 1.0, 0, 0)
+    assert share == 1 and len(own) == pytest.approx(2000, rel=0.05), "in the text's place, as long as it"
+    pieces = own.view(-1, 21)
+    assert len(pieces.unique(dim=0)) == len(pieces) // OWN_REPEATED
+    assert torch.equal(rollout(network, pieces[3:4, :8], 12)[0], pieces[3, :20])
+    assert any(torch.equal(pieces[3, :8], text[i : i + 8]) for i in range(1992)), "behind a piece of the text"
+    monkeypatch.setattr("qwen3_model.training.rollout.KEYS_AT_ONCE", 1)
+    assert texts_at_once(network, 20) == 1 and torch.equal(with_own_text(network, text, 1.0, 0, 0)[0], own)
     with pytest.raises(InputError, match="own text"):
-        check_own_text(1.0, 512)
+        check_own_text(1.5, 512)
     with pytest.raises(InputError, match="context of 16"):
         check_own_text(0.5, 16)
+
+
+def test_all_text_is_the_bases_own(base, tmp_path, monkeypatch):
+    """The facts and the card say what was trained on, and how."""
+    monkeypatch.setattr("qwen3_model.training.survival.TOKENS", 8)
+    monkeypatch.setattr("qwen3_model.training.rollout.OWN_TOKENS", 12)
+    seen = []
+    real = recipe.distill
+    monkeypatch.setattr(recipe, "distill", lambda n, tokens, *a: seen.append(tokens) or real(n, tokens, *a))
+    plan = dataclasses.replace(PLAN, steps=1)
+    recipe.run_distill(
+        base,
+        tmp_path / "out",
+        None,
+        plan=plan,
+        blocks=BLOCKS,
+        text=TEXT,
+        own_text=1.0,
+        objective=Objective("ce", "survival"),
+    )
+    facts = recipe.facts_of(tmp_path / "out")["distill"]
+    assert (facts["own_text"], facts["loss"], facts["offset_weights"]) == (1.0, "ce", "survival")
+    assert len(facts[KEPT]) == BLOCKS.size - 1
+    card = (tmp_path / "out/README.md").read_text()
+    assert "100% of the text" in card and "cross-entropy" in card and "at least 0.15" in card
+    (tokens,) = seen
+    assert len(tokens) % 141 == 0, "pieces of 128 tokens, 12 that were written, and an end"
+    assert set(tokens[140::141].tolist()) == {0}

@@ -17,13 +17,13 @@ COMMAND = "from qwen3_model.cli import main; raise SystemExit(main())"
 class ServeProcess:
     """The command with its engine's process. file: for what it says, on stdout and stderr."""
 
-    def __init__(self, file: Path, *words: object, seconds: float = 120.0) -> None:
-        """Start it on a free port, and wait until it is ready."""
+    def __init__(self, file: Path, *words: object, seconds: float = 120.0, **environment: str) -> None:
+        """Start it on a free port, and wait until it is ready. environment: beside this process's."""
         self.file = file
         with open(file, "wb") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", COMMAND, "serve", "--port", "0", *map(str, words)],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=os.environ | environment,
             )  # fmt: skip
         try:
             self._wait_until_ready(seconds)
@@ -37,7 +37,7 @@ class ServeProcess:
             assert self.process.poll() is None and time.monotonic() < end, self.said
             time.sleep(0.05)
         self.port = int(found[1])
-        (self.worker,) = _children(self.process.pid)
+        self.worker = _children(self.process.pid)[0]
 
     def __enter__(self) -> ServeProcess:
         return self

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import platform
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import options, output, terminal
+from . import options, output, ray_options, terminal
 from .interrupts import INTERRUPTED
 
 if TYPE_CHECKING:
     from ..openai.batch import Counts, Told
     from ..openai.batch_file import BatchFile
-    from ..qwen3 import Qwen3
 
 SLOTS, CPU_SLOTS = 32, 1  # by default; on a CPU one text after another is faster
 DECIDING = "model", "revision", "device", "dtype", "backend", "generation_config", "served_model_name"
@@ -54,6 +56,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         "--ordered", action="store_true", help="at the end bring OUT into the order of IN, all at once"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the summary")
+    ray_options.add_ray_options(parser, autoscales=False)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from ..openai.batch_file import batch_file
 
     options.check_engine_options(args, ("--limit", args.limit, 1, MOST_TOKENS))
+    ray_options.check(args, autoscales=False)
     checkpoint = identity(options.checkpoint_folder(args))
     settings = json.dumps([*(getattr(args, name) for name in DECIDING), checkpoint])
     with batch_file(Path(args.source), Path(args.out), settings) as batch:
@@ -78,6 +82,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _answer(args: argparse.Namespace, batch: BatchFile) -> int:
+    device, counts, seconds = (_on_cluster if args.ray else _here)(args, batch)
+    if args.ordered:
+        batch.order()
+    _summary(args, device, batch, counts, seconds)
+    return 1 if batch.failed else 0
+
+
+def _here(args: argparse.Namespace, batch: BatchFile) -> tuple[str, Counts, float]:
+    """Answer with an engine of this process; its device, and the seconds that the answers took."""
     from ..openai import batch as requests
     from ..openai.served import Served
 
@@ -94,18 +107,37 @@ def _answer(args: argparse.Namespace, batch: BatchFile) -> int:
             engine.warm()
         with _progress(batch) as told:
             counts = requests.run(engine, served, batch, told, args.limit)
-    if args.ordered:
-        batch.order()
-    _summary(args, model, batch, counts, time.perf_counter() - begun)
-    return 1 if batch.failed else 0
+    return str(model.device), counts, time.perf_counter() - begun
 
 
-def _summary(
-    args: argparse.Namespace, model: Qwen3, batch: BatchFile, counts: Counts, seconds: float
-) -> None:
+def _on_cluster(args: argparse.Namespace, batch: BatchFile) -> tuple[str, Counts, float]:
+    """The same with engines of a Ray cluster, which end with this run."""
+    from ..serve import cluster_batch
+    from ..serve.cluster import Fleet
+    from .serve import served_by
+
+    name = options.served_name(args)
+    served = served_by(args, name, options.checkpoint_folder(args))
+    own = sha256(f"{platform.node()} {Path(args.out).resolve()}".encode()).hexdigest()[:8]  # nobody else's
+    replicas = ray_options.replicas(args, f"batch-{own}-{name}", (SLOTS, CPU_SLOTS))
+
+    async def answered() -> tuple[str, Counts, float]:
+        fleet = await Fleet.start(replicas)
+        try:
+            begun = time.perf_counter()
+            with batch.open(), _progress(batch) as told:
+                counts = await cluster_batch.run(fleet, served, batch, told, args.limit)
+            return fleet.ready.device, counts, time.perf_counter() - begun
+        finally:
+            await fleet.close(grace=0.0, ends=True)
+
+    return asyncio.run(answered())
+
+
+def _summary(args: argparse.Namespace, device: str, batch: BatchFile, counts: Counts, seconds: float) -> None:
     figures: dict[str, Any] = {
         "model": args.model or "embedded",
-        "device": str(model.device),
+        "device": device,
         "requests": batch.total,
         "answered": len(batch.known),
         "failed": batch.failed,

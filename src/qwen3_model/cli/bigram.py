@@ -40,7 +40,8 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--own-text", type=float, default=0.0, metavar="SHARE",
-        help="share of the training text that is the model's own greedy text (default: %(default)g)",
+        help="share of the training text that is the model's own greedy text, 1: all of it "
+        "(default: %(default)g)",
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from .training_options import (
     state_of,
 )
 
+OFFSET_WEIGHTS, LOSSES = ("decay", "survival"), ("kl", "ce")  # as training/objective.py has them
 TINY_RATE, RATE, TINY_HIDDEN = 3e-3, 2e-4, 512  # the recipe's, and the paper's above so wide a model
 
 
@@ -45,8 +46,19 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         help="the loss at offset j weighs D^(j-1); 1 is the paper's (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
+        "--offset-weights", choices=OFFSET_WEIGHTS, default=OFFSET_WEIGHTS[0],
+        help="decay: by --offset-decay; survival: by what an agreement at an offset is worth to a chain, as "
+        "measured on held-out prompts while the training goes on, at least 0.15 (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--loss", choices=LOSSES, default=LOSSES[0],
+        help="kl: of the diffusion view's proposals from the AR view's; ce: cross-entropy of the AR view's "
+        "likeliest token (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
         "--own-text", type=float, default=0.0, metavar="SHARE",
-        help="share of the training text that is the base's own greedy continuations (default: %(default)g)",
+        help="share of the training text that is the base's own greedy continuations of pieces of it, 1: all "
+        "of it (default: %(default)g)",
     )  # fmt: skip
     group.add_argument(
         "--start", type=Path, metavar="FOLDER",
@@ -64,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from ..training import recipe
     from ..training.base import base_config
     from ..training.distill import Blocks
+    from ..training.objective import Objective
     from ..training.out_folder import claimed
 
     blocks = Blocks(args.blocks, args.block_size, args.offset_decay, args.short_blocks)
@@ -74,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         recipe.run_distill(
             base, out, seconds_of(args), corpus_bytes_of(args), args.seed, plan=plan, blocks=blocks,
             text=args.text, mask_token_id=args.mask_token_id, name=args.base, start=args.start,
-            own_text=args.own_text, state=state, resume=args.resume,
+            own_text=args.own_text, objective=Objective(args.loss, args.offset_weights), state=state,
+            resume=args.resume,
         )  # fmt: skip
     return 0

@@ -5,19 +5,21 @@ from __future__ import annotations
 import argparse
 import shlex
 import socket
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..files import reason
-from . import options
+from . import options, ray_options
 
 if TYPE_CHECKING:
     from ..openai.served import Served
     from ..serve.guard import Access
     from ..serve.limits import Limits
     from ..serve.messages import EngineOptions, Ready
+    from ..serve.server import Start
 
 SLOTS, CPU_SLOTS = 32, 4  # by default
 EXTRA = ("fastapi", "uvicorn", "prometheus_client")
@@ -33,6 +35,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     options.add_model_options(parser)
     options.add_generation_config(parser)
     options.add_engine_options(parser, SLOTS, CPU_SLOTS)
+    ray_options.add_ray_options(parser, autoscales=True)
     _add_access(parser.add_argument_group("who may ask"))
     group = parser.add_argument_group("limits")
     group.add_argument(
@@ -74,14 +77,15 @@ def run(args: argparse.Namespace) -> int:
     from ..serve.site import Site
 
     limits, access, name = _limits(args), _access(args), options.served_name(args)
+    ray_options.check(args, autoscales=True)
     with _listener(args.host, args.port) as listener:
         folder = options.checkpoint_folder(args)
-        served, engine = _served(args, name, folder), _engine(args, folder)
+        served, start = served_by(args, name, folder), _start(args, name, folder)
 
         def told(ready: Ready) -> None:
             print(_ready_line(args, served, access, listener, ready), flush=True)
 
-        return serve(Site(served, limits), access, engine, listener, told)
+        return serve(Site(served, limits), access, start, listener, told)
 
 
 def _check_extra() -> None:
@@ -139,7 +143,7 @@ def _listener(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _served(args: argparse.Namespace, name: str, folder: Path) -> Served:
+def served_by(args: argparse.Namespace, name: str, folder: Path) -> Served:
     """What requests are read for: config and tokenizer, without weights. Raises InputError."""
     from .. import checkpoint, graft, hub
     from ..config import Qwen3Config
@@ -151,6 +155,18 @@ def _served(args: argparse.Namespace, name: str, folder: Path) -> Served:
         config = graft.with_view(config, folder, hub.resolve(args.diffusion))
     defaults = options.recommended_settings(args, folder)
     return Served(name, config, Text(folder), defaults)
+
+
+def _start(args: argparse.Namespace, name: str, folder: Path) -> Start:
+    """What makes the engine, or those of a cluster."""
+    if args.ray:
+        from ..serve.cluster import Fleet
+
+        times = {"grace": args.grace, "engine_seconds": args.engine_timeout}
+        return partial(Fleet.start, ray_options.replicas(args, name, (SLOTS, CPU_SLOTS), **times))
+    from ..serve.engine_client import EngineClient
+
+    return partial(EngineClient.start, _engine(args, folder))
 
 
 def _engine(args: argparse.Namespace, folder: Path) -> EngineOptions:

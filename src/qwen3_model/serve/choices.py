@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..decode.sequence import GenerationStats, Likeliest, Result, Run
 from ..decode.stream import TokenStream
 from ..openai.body import Asked
 from ..openai.served import Served
 from ..request import Request
-from .engine_client import EngineClient
+from .engine_client import Client
 from .errors import refusal
 from .messages import Ended, Ran
 from .metrics import Metrics
@@ -41,7 +41,7 @@ class Choice:
 
     def __init__(
         self,
-        client: EngineClient,
+        client: Client,
         served: Served,
         prompt: list[int],
         request: Request,
@@ -114,13 +114,11 @@ _Came = Piece | Exception | None  # None: a choice has ended
 
 
 class Job:
-    """All choices of a request. key: whose request it is."""
+    """All choices of a request. served: what its answer names. key: whose request it is."""
 
-    def __init__(
-        self, client: EngineClient, served: Served, asked: Asked, metrics: Metrics, key: int = 0
-    ) -> None:
+    def __init__(self, client: Client, served: Served, asked: Asked, metrics: Metrics, key: int = 0) -> None:
         """Submit the choices, all or none. Raises InputError and EngineDied."""
-        self.asked, self.key = asked, key
+        self.asked, self.served, self.key = asked, served, key
         self.choices: list[Choice] = []
         self._metrics = metrics
         self._came = asyncio.Queue[_Came]()
@@ -132,6 +130,15 @@ class Job:
             self.close()
             raise
         self._tasks = [asyncio.create_task(self._pump(choice)) for choice in self.choices]
+
+    async def place(self) -> None:
+        """Wait until engines have the texts. Where there are several, the answer tells the fingerprint of
+        those that have them. Raises a Refusal where it is not the same one, and EngineDied."""
+        found = {await choice.running.placed() for choice in self.choices} - {None}
+        if len(found) > 1:
+            raise refusal(503, "the choices have engines with different fingerprints: send the request again")
+        if found:
+            self.served = replace(self.served, fingerprint=found.pop())
 
     @property
     def left(self) -> int:
@@ -159,8 +166,9 @@ class Job:
         return [choice.result() for choice in self.choices]
 
     def stop(self) -> None:
-        """End the request from outside, with an error for its client."""
+        """End the request from outside, with an error for its client, though it may wait for a place."""
         self._came.put_nowait(refusal(503, STOPPED))
+        self.close()
 
     def close(self) -> bool:
         """Let go of the engine's texts; whether one of them was still there."""

@@ -23,6 +23,7 @@ from itertools import count
 from multiprocessing.connection import Pipe
 from queue import SimpleQueue
 from threading import Thread
+from typing import Protocol
 
 from orthrus_kernels import pages_for
 
@@ -68,6 +69,11 @@ class Running:
             raise item
         return item
 
+    async def placed(self) -> str | None:
+        """Wait until an engine has the text; its fingerprint, where there are several engines. Raises
+        EngineDied."""
+        return None
+
     def cancel(self) -> None:
         """End the text before the engine's next step, with what it has: its end comes all the same. One that
         has ended stays as it is."""
@@ -78,6 +84,41 @@ class Running:
     def put(self, item: Ran | Ended | Exception) -> None:
         """Take what the engine sent."""
         self._items.put_nowait(item)
+
+
+class Client(Protocol):
+    """What a server asks of its engine: an EngineClient's process, or many of them (cluster.py)."""
+
+    ready: Ready
+
+    @property
+    def load(self) -> Load:
+        """How busy it is."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes texts, now or later."""
+
+    @property
+    def died(self) -> asyncio.Event:
+        """Set once it takes none."""
+
+    @property
+    def silent(self) -> float:
+        """Seconds since it has said something, while it has texts."""
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of its process; None while that runs."""
+
+    def submit(self, prompt_ids: Sequence[int], request: Request) -> Running:
+        """Queue a text."""
+
+    def kill(self) -> None:
+        """End it now, whatever it does."""
+
+    async def close(self, grace: float) -> None:
+        """Take no more texts, and let those that run go on for `grace` seconds."""
 
 
 class EngineClient:

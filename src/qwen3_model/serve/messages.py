@@ -97,7 +97,8 @@ class Failed:
 @dataclass(frozen=True)
 class Ran:
     """What a cycle, or a prompt's pass, has added to a text. tokens: kept; forwards, kind, nodes: as in
-    `Run`. top_logprobs: at each token, of a request that asks for them, else empty."""
+    `Run`. top_logprobs: at each token, of a request that asks for them, else empty. cached: tokens of the
+    prompt that were found in the cache."""
 
     tokens: list[int]
     logprobs: list[float]
@@ -105,6 +106,7 @@ class Ran:
     kind: str
     nodes: int
     top_logprobs: list[Likeliest] = field(default_factory=list)
+    cached: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Load(EngineLoad):
 
 
 # a text's number, then the fields of Ran
-Row = tuple[int, list[int], list[float], int, str, int, list[Likeliest]]
+Row = tuple[int, list[int], list[float], int, str, int, list[Likeliest], int]
 
 
 @dataclass(frozen=True)

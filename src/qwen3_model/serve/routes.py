@@ -103,20 +103,21 @@ async def _answered(request: Request, url: str) -> Response:
     site.check_ready()
     asked = await _read(request, lambda body: read(site.served, url, body, streams=True))
     check_told(asked)
-    job = site.begin(asked, request.state.key)
-    if asked.stream:
-        return EventStream(site, job)
+    job, streams = site.begin(asked, request.state.key), False
     try:
-        return await _unless_gone(request, _whole(site, job))
+        await _unless_gone(request, job.place())
+        streams = asked.stream
+        return EventStream(site, job) if streams else await _unless_gone(request, _whole(site, job))
     finally:
-        site.end(job)
+        if not streams:
+            site.end(job)
 
 
 async def _whole(site: Site, job: Job) -> Response:
     async for _ in job.pieces():
         pass
     results = job.results()
-    return await site.beside.run(lambda: json_response(answer.answer(site.served, job.asked, results)))
+    return await site.beside.run(lambda: json_response(answer.answer(job.served, job.asked, results)))
 
 
 async def _read(request: Request, use: Callable[[Any], T]) -> T:

@@ -9,16 +9,16 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
 
 from .app import build
-from .engine_client import EngineClient
+from .engine_client import Client
 from .guard import Access
-from .messages import EngineOptions, Ready
+from .messages import Ready
 from .protocol import Protocol, raise_file_limit
 from .site import Site
 
@@ -26,23 +26,25 @@ DIED, INTERRUPTED = 1, 130  # exit codes
 HEADER_BYTES = 2**16  # of a request's line and headers
 LAST_SECONDS = 5  # that clients have to read their last bytes
 
+Start = Callable[[], Coroutine[Any, Any, Client]]
+
 
 def run(
-    site: Site, access: Access, options: EngineOptions, listener: socket.socket, told: Callable[[Ready], None]
+    site: Site, access: Access, start: Start, listener: socket.socket, told: Callable[[Ready], None]
 ) -> int:
-    """Serve until a signal, or the engine's death. told: called once requests are answered. Returns the exit
-    code: 0 after SIGTERM. Raises InputError where the engine cannot start."""
+    """Serve until a signal, or the engine's death. start: makes the engine. told: called once requests are
+    answered. Returns the exit code: 0 after SIGTERM. Raises InputError where the engine cannot start."""
     raise_file_limit()
-    return asyncio.run(_run(site, access, options, listener, told))
+    return asyncio.run(_run(site, access, start, listener, told))
 
 
 async def _run(
-    site: Site, access: Access, options: EngineOptions, listener: socket.socket, told: Callable[[Ready], None]
+    site: Site, access: Access, start: Start, listener: socket.socket, told: Callable[[Ready], None]
 ) -> int:
     with _Farewell().taken() as farewell:
         server = Server(http_config(site, access))
         http = asyncio.create_task(server.serve(sockets=[listener]))
-        starting = asyncio.create_task(EngineClient.start(options))
+        starting = asyncio.create_task(start())
         client = None
         try:
             await _first(starting, farewell.first.wait(), http)
@@ -81,7 +83,7 @@ async def _drained(site: Site, farewell: _Farewell) -> None:
         await asyncio.sleep(0.02)
 
 
-async def _watched(client: EngineClient, seconds: float) -> None:
+async def _watched(client: Client, seconds: float) -> None:
     """End an engine that hangs: then it has died, as everybody is told."""
     while client.silent <= seconds:
         await asyncio.sleep(min(seconds / 4, 1.0))
@@ -89,7 +91,7 @@ async def _watched(client: EngineClient, seconds: float) -> None:
     client.kill()
 
 
-async def _death(client: EngineClient) -> int:
+async def _death(client: Client) -> int:
     await client.close(grace=0.0)  # waits for the process, which says how it ended
     _say(f"the engine's process has died (exit code {client.exit_code}): the server ends")
     return DIED

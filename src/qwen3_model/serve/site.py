@@ -11,7 +11,7 @@ from ..openai.body import Asked
 from ..openai.served import Served
 from .beside import Beside
 from .choices import Job
-from .engine_client import EngineClient
+from .engine_client import Client
 from .errors import refusal
 from .limits import Limits
 from .metrics import Metrics
@@ -21,18 +21,18 @@ class Site:
     """The state of one app. draining: whether the server ends, and takes no more requests. beside,
     beside_large: where work is done beside the loop; large bodies wait for each other alone."""
 
-    def __init__(self, served: Served, limits: Limits, client: EngineClient | None = None) -> None:
+    def __init__(self, served: Served, limits: Limits, client: Client | None = None) -> None:
         self.served, self.limits = served, limits
         self.draining = False
         self.jobs: set[Job] = set()
         self.beside, self.beside_large = Beside(), Beside(2)
         self._reading = Counter[int]()  # requests whose body is being read, by key
         self.metrics = Metrics(lambda: self._client.load if self._client else None)
-        self._client: EngineClient | None = None
+        self._client: Client | None = None
         if client is not None:
             self.attach(client)
 
-    def attach(self, client: EngineClient) -> None:
+    def attach(self, client: Client) -> None:
         """Answer requests from here on, by an engine that is ready."""
         self._client, ready = client, client.ready
         self.served = replace(self.served, fingerprint=ready.fingerprint, longest=ready.longest)
@@ -47,7 +47,7 @@ class Site:
         """Whether a request would be answered."""
         return self._client is not None and self._client.alive and not self.draining
 
-    def check_ready(self) -> EngineClient:
+    def check_ready(self) -> Client:
         """The engine. Raises a Refusal with status 503."""
         if self._client is None:
             raise refusal(503, "the engine is not ready yet: see /ready", retry_after="5")

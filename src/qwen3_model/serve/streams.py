@@ -31,7 +31,7 @@ class EventStream(StreamingResponse):
     """The answer to a request with stream true. Its texts end with it, whoever ends it."""
 
     def __init__(self, site: Site, job: Job) -> None:
-        super().__init__(_events(site.served, job), media_type="text/event-stream", headers=HEADERS)
+        super().__init__(_events(job), media_type="text/event-stream", headers=HEADERS)
         self._site, self._job = site, job
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,10 +42,10 @@ class EventStream(StreamingResponse):
             self._site.end(self._job)
 
 
-async def _events(served: Served, job: Job) -> AsyncIterator[bytes]:
+async def _events(job: Job) -> AsyncIterator[bytes]:
     """The events of an answer; an error in the middle is the last one."""
     asked = job.asked
-    chunks = Chunks(served, asked)
+    chunks = Chunks(job.served, asked)
     try:
         for chunk in chunks.first():
             yield chunk

@@ -156,7 +156,8 @@ class Loop:
         if tokens := text.stream.token_ids[to.told :]:
             run, logprobs, likeliest = text.last_run, text.logprobs[to.told :], text.top_logprobs[to.told :]
             assert run is not None
-            self._ran.append((to.number, tokens, logprobs, run.forwards, run.kind, run.nodes, likeliest))
+            told = to.number, tokens, logprobs, run.forwards, run.kind, run.nodes, likeliest
+            self._ran.append((*told, text.stats.cached_tokens))
             to.told += len(tokens)
             self._tokens += len(tokens)
             self._cycles += run.kind != "prompt"

@@ -28,32 +28,59 @@ class Estimate:
     distinct_8grams: float  # share of different runs of 8 tokens in the greedy text, mean over texts
 
 
+@dataclass(frozen=True)
+class Texts:
+    """Greedy texts behind prompts of equal length.
+
+    text [B, T]: prompts and texts; `count` blocks stand at the positions from `start` on, which holds the
+    prompts' last token. ends [B]: tokens behind the prompts up to the first end token, that one with them."""
+
+    text: Tensor
+    start: int
+    count: int
+    ends: Tensor
+
+
+def greedy_texts(network: Network, prompts: Tensor, new_tokens: int) -> Texts:
+    """Of prompts [B, P] on the network's device, a block longer than `new_tokens`."""
+    text = rollout(network, prompts, new_tokens + network.config.block_size)
+    ends = lengths(text[:, prompts.shape[1] :], network.config.eos_token_ids)
+    return Texts(text, prompts.shape[1] - 1, new_tokens, ends)
+
+
+@torch.no_grad()
+def agreements(network: Network, texts: Texts) -> tuple[Tensor, Tensor]:
+    """Whether the proposals of the block at each position are the text's, and whether the text has not ended
+    before them: both [B, count, K - 1] bool."""
+    text, start, size = texts.text, texts.start, network.config.block_size
+    with autocast(text.device):
+        proposals = _proposals(network, text, start, texts.count)
+    agrees = torch.stack(
+        [proposals[:, i] == text[:, start + i + 1 : start + i + size] for i in range(texts.count)], dim=1
+    )
+    place = torch.arange(texts.count, device=text.device)[:, None]
+    place = place + torch.arange(size - 1, device=text.device)
+    return agrees, place < texts.ends[:, None, None]
+
+
 @torch.no_grad()
 def estimate(network: Network, prompts: Tensor, new_tokens: int = 256) -> Estimate:
     """prompts [B, P]: token ids of equal length, on the network's device. Their last token is the first
     cycle's root. A text ends with its first end token or after `new_tokens`, as in decoding.
     """
-    size, start = network.config.block_size, prompts.shape[1] - 1
-    text = rollout(network, prompts, new_tokens + size)
-    with autocast(prompts.device):
-        proposals = _proposals(network, text, start, new_tokens)
-    agrees = torch.stack(
-        [proposals[:, i] == text[:, start + i + 1 : start + i + size] for i in range(new_tokens)], dim=1
-    )  # [B, anchors, K - 1]
-    new = text[:, start + 1 :]
-    ends = lengths(new, network.config.eos_token_ids)
+    texts = greedy_texts(network, prompts, new_tokens)
+    agrees, known = agreements(network, texts)
+    ends = texts.ends.clamp(max=new_tokens)
     runs = agrees.int().cumprod(-1).sum(-1).tolist()
     cycles = tokens = 0
-    for row, end in zip(runs, ends.clamp(max=new_tokens).tolist(), strict=True):
+    for row, end in zip(runs, ends.tolist(), strict=True):
         at = 0
         while at < end:
             kept = min(row[at] + 1, end - at)
             cycles, tokens, at = cycles + 1, tokens + kept, at + kept
-    place = torch.arange(new_tokens, device=text.device)[:, None] + torch.arange(size - 1, device=text.device)
-    known = (place < ends[:, None, None]).float()
-    by_offset = (agrees * known).sum((0, 1)) / known.sum((0, 1)).clamp(min=1)
-    distinct = distinct_share(new[:, :new_tokens], ends.clamp(max=new_tokens))
-    return Estimate(tokens / cycles, by_offset.tolist(), distinct)
+    by_offset = (agrees & known).sum((0, 1)) / known.sum((0, 1)).clamp(min=1)
+    new = texts.text[:, prompts.shape[1] :][:, :new_tokens]
+    return Estimate(tokens / cycles, by_offset.tolist(), distinct_share(new, ends))
 
 
 def _proposals(network: Network, text: Tensor, start: int, count: int) -> Tensor:

@@ -9,6 +9,7 @@ text's own tokens; nothing else learns. Row 0 of a block knows its token and get
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,9 +18,10 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from ..bigram import MOST_RANK
 from ..errors import InputError
-from .distill import LOGITS_AT_ONCE, Blocks, Lessons, agreement_words
+from .distill import Blocks, Lessons, agreement_words
 from .loop import Plan, train
 from .network import Network
+from .objective import LOGITS_AT_ONCE
 from .pretrain import autocast
 from .state import SHA_OF_BASE, SHA_OF_TEXT, sha256_of
 
@@ -32,10 +34,10 @@ def check_rank(rank: int, vocabulary: int) -> None:
 
 def learn_bigram(
     network: Network, tokens: Tensor, plan: Plan, blocks: Blocks, rank: int,
-    state: Path | None = None, resume: bool = False,
+    state: Path | None = None, resume: bool = False, start: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], int, float]:  # fmt: skip
     """Learn the tables of an Orthrus whose weights are loaded. Returns them, "before" (u) and "after" (w),
-    each [V, rank] fp32, with steps and seconds. Raises InputError."""
+    each [V, rank] fp32, with steps and seconds. start: tables like them to go on from. Raises InputError."""
     check_rank(rank, network.config.vocab_size)
     network.requires_grad_(False)
     shape, device = (network.config.vocab_size, rank), tokens.device
@@ -43,6 +45,9 @@ def learn_bigram(
     # u is not 0, or w would get no gradient; w is, so that the start changes nothing. Named as embeddings.
     before = nn.Parameter((torch.randn(shape, generator=generator) * rank**-0.5).to(device))
     after = nn.Parameter(torch.zeros(shape, device=device))
+    if start is not None:
+        before.data.copy_(start["before"])
+        after.data.copy_(start["after"])
     lessons = Lessons(network, tokens, plan, blocks)
 
     def loss_of(step: int):

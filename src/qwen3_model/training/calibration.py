@@ -74,11 +74,13 @@ class Blocks:
         step = self.scores(calibration).gather(-1, self.said.clamp(min=0)[..., None])[..., 0]
         right = (self.said >= 0) & (self.said < self.logs.shape[-1] - 1)
         kept = (right & (step.cumsum(1) >= LEAST_PATH)).int().cumprod(1).sum(1)
-        begins, at = torch.zeros(len(kept), dtype=torch.bool), 0
-        while at < len(kept):
+        runs, begins, at = kept.tolist(), [False] * len(kept), 0
+        while at < len(runs):
             begins[at] = True
-            at += int(kept[at]) + 1
-        return (torch.arange(self.said.shape[1]) <= kept[:, None]) & (self.said >= 0), begins
+            at += runs[at] + 1
+        offsets = torch.arange(self.said.shape[1], device=kept.device)
+        reached = (offsets <= kept[:, None]) & (self.said >= 0)
+        return reached, torch.tensor(begins, device=kept.device)
 
 
 def _scores(logs: Tensor, change: Tensor, calibration: Tensor) -> Tensor:
@@ -107,7 +109,7 @@ def fit(texts: Sequence[Blocks]) -> Tensor:
     """The calibration [P, 2] of texts at one temperature. Offsets that no text has reached follow those in
     front of them."""
     offsets = texts[0].said.shape[1]
-    found = torch.tensor([1.0, 0.0]).repeat(offsets, 1)
+    found = torch.tensor([1.0, 0.0], device=texts[0].said.device).repeat(offsets, 1)
     for _ in range(ROUNDS):
         parts = []
         for text in texts:

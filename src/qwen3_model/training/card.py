@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .survival import FLOOR
+
 
 def write(facts: dict[str, Any]) -> str:
     """Markdown from `training.json`."""
@@ -63,7 +65,7 @@ Only the `_diff` weights were trained; every figure below is in `training.json`.
 
 - machine: {facts["machine"]}, torch {facts["torch"]}, Python {facts["python"]}, {facts["date"]}
 - {text}, {dis["count"]} blocks of {_sizes(dis)} a row
-- learning rate {dis["lr"]}, seed {dis["seed"]}, loss weight {dis["offset_decay"]}^offset
+- learning rate {dis["lr"]}, seed {dis["seed"]}, {_loss(dis)}
 - {dis.get("own_text", 0):.0%} of the text the base's own{_started(dis)}
 - {estimate}
 
@@ -82,7 +84,7 @@ def _training(facts: dict[str, Any]) -> dict[str, str]:
         f"seed {pre['seed']}; held-out loss {pre['held_out_loss']:.3f} nats a token",
         **({"AR view, against loops": _unrepeat(facts["unrepeat"])} if "unrepeat" in facts else {}),
         "diffusion view": f"{dis['steps']} steps of {dis['batch']} rows x {dis['count']} blocks of "
-        f"{_sizes(dis)} in {dis['seconds']} s, seed {dis['seed']}, loss weight {dis['offset_decay']}^offset, "
+        f"{_sizes(dis)} in {dis['seconds']} s, seed {dis['seed']}, {_loss(dis)}, "
         f"{dis.get('own_text', 0):.0%} of the text the AR view's own{_started(dis)}",
     }
     if "bigram" in facts:
@@ -120,6 +122,14 @@ def _training(facts: dict[str, Any]) -> dict[str, str]:
 def _sizes(dis: dict[str, Any]) -> str:
     """Of blocks, those of every other step too where they are short."""
     return f"{dis['size']}" + (f" ({dis['short']} in every other step)" if dis.get("short") else "")
+
+
+def _loss(dis: dict[str, Any]) -> str:
+    """What was minimised, where it is not the KL alone."""
+    loss = "cross-entropy of the AR view's likeliest token, " if dis.get("loss") == "ce" else ""
+    if dis.get("offset_weights") == "survival":
+        return f"{loss}loss weight by measured survival, at least {FLOOR}"
+    return f"{loss}loss weight {dis['offset_decay']}^offset"
 
 
 def _unrepeat(said: dict[str, Any]) -> str:

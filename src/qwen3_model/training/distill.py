@@ -1,8 +1,9 @@
 """Distillation of the diffusion view from a frozen Qwen3 (arXiv 2605.12825, section 3.2).
 
 Blocks stand at random anchors of a text. A block sees the frozen AR keys strictly before its anchor and
-itself; the row at offset j proposes the token at anchor + j + 1. The loss is the forward KL(p_AR ||
-p_diffusion) at every proposed position, and only the `_diff` weights, started from their AR twins, learn."""
+itself; the row at offset j proposes the token at anchor + j + 1. The loss (objective.py, by default the
+forward KL(p_AR || p_diffusion)) counts at every proposed position, and only the `_diff` weights, started from
+their AR twins, learn."""
 
 from __future__ import annotations
 
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint as recompute
 
 from .. import checkpoint
 from ..config import BLOCK_SIZES, Qwen3Config
@@ -20,12 +20,13 @@ from ..errors import InputError, quoted
 from .folder import load_network
 from .loop import Plan, Rows, train
 from .network import Network, diffusion_blocks
+from .objective import OBJECTIVE, Objective, compared
 from .pretrain import autocast, compiled
 from .state import MOST_STEPS, SHA_OF_BASE, SHA_OF_TEXT, sha256_of
+from .survival import Survival
 
 SHAPE = "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"
 SHOWN_OFFSETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 31)
-LOGITS_AT_ONCE = 2**25  # entries of one chunk of logits: 256 MiB in fp32 for each of the two views
 
 
 @dataclass(frozen=True)
@@ -92,28 +93,6 @@ def check_start(folder: Path, base: Qwen3Config) -> None:
             raise InputError(f"{folder} has {field} {has}, the base {wanted}: start from an Orthrus like it")
 
 
-def kl_chunk(network: Network, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(p_AR || p_diffusion) and whether the argmaxes agree, from states [n, E] before the final norm; both
-    [n].
-    """
-    with torch.no_grad():
-        log_p = torch.log_softmax(network.head(teacher).float(), -1)
-    log_q = torch.log_softmax(network.head(student).float(), -1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1), log_p.argmax(-1) == log_q.argmax(-1)
-
-
-def kl(network: Network, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-    """`kl_chunk` over any number of rows, chunk by chunk, logits recomputed for the gradient: a chunk's fit
-    in memory.
-    """
-    size = max(LOGITS_AT_ONCE // network.config.vocab_size, 1)
-    parts = [
-        recompute(kl_chunk, network, t, s, use_reentrant=False)
-        for t, s in zip(teacher.split(size), student.split(size), strict=True)
-    ]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-
-
 @dataclass(frozen=True)
 class Taught:
     """One step's proposals of N blocks in B rows, with what they should have been."""
@@ -131,10 +110,11 @@ class Lessons:
         self.rows = Rows(tokens, plan.length, plan.seed)
         self._ar, self._diffusion = compiled(network.ar), compiled(network.diffusion)
 
-    def weighted(self, loss: Tensor, step: int) -> Tensor:
-        """The loss [n (K - 1)] of a step's proposals as [n, K - 1], weighed by offset."""
+    def weighted(self, loss: Tensor, step: int, weights: Tensor | None = None) -> Tensor:
+        """The loss [n (K - 1)] of a step's proposals as [n, K - 1], weighed by offset: by `weights` of the
+        longest blocks' offsets, or by the blocks' decay."""
         offsets = torch.arange(self.blocks.sized(step).size - 1, device=loss.device)
-        weight = self.blocks.offset_decay ** offsets.float()
+        weight = self.blocks.offset_decay ** offsets.float() if weights is None else weights[: len(offsets)]
         return loss.unflatten(0, (-1, len(offsets))) * (weight / weight.mean())
 
     def step(self, step: int) -> Taught:
@@ -166,31 +146,37 @@ def distill(
     state: Path | None = None,
     resume: bool = False,
     started: str | None = None,
+    objective: Objective = OBJECTIVE,
+    prompts: Tensor | None = None,
+    kept: dict[str, list[float]] | None = None,
 ) -> tuple[int, float]:
     """Train the `_diff` weights of a network whose AR weights are loaded. Returns steps and seconds.
 
-    started: what the weights were taken from; a run is resumed from the same only.
-    """
+    started: what the weights were taken from; a run is resumed from the same only. prompts [B, P]: held-out
+    ones on the network's device, for weights by survival; what was measured comes into `kept`. Raises
+    InputError."""
     network.requires_grad_(False)
     weights = {name: w for name, w in network.named_parameters() if "_diff" in name}
     for weight in weights.values():
         weight.requires_grad_()
-    lessons = Lessons(network, tokens, plan, blocks)
+    lessons, kept = Lessons(network, tokens, plan, blocks), {} if kept is None else kept
+    survival = Survival(network, prompts, kept) if objective.offset_weights == "survival" else None
 
     def loss_of(step: int):
+        by_offset = survival.weights(step) if survival else None
         with autocast(tokens.device):
             taught = lessons.step(step)
-            loss, agrees = kl(network, taught.teacher, taught.student)
+            loss, agrees = compared(network, taught.teacher, taught.student, objective.loss)
         shares = agrees.unflatten(0, (-1, blocks.sized(step).size - 1))
-        return lessons.weighted(loss, step).mean(), lambda: agreement_words(shares)
+        return lessons.weighted(loss, step, by_offset).mean(), lambda: agreement_words(shares)
 
     mask = network.config.mask_token_id
     about = {"tokens": len(tokens), "mask_token_id": mask, **dataclasses.asdict(blocks)}
-    about |= {"start": started, SHA_OF_TEXT: sha256_of([tokens])}
+    about |= {"start": started, SHA_OF_TEXT: sha256_of([tokens]), **dataclasses.asdict(objective)}
     if state is not None:  # seconds for a large base
         fixed = (w for name, w in network.named_parameters() if "_diff" not in name)
         about[SHA_OF_BASE] = sha256_of(fixed)
-    return train("distill", weights, loss_of, plan, about, state, resume)
+    return train("distill", weights, loss_of, plan, about, state, resume, kept)
 
 
 def agreement_words(agrees: Tensor) -> str:

@@ -103,11 +103,13 @@ def train(
     about: Mapping[str, Any],
     state: Path | None = None,
     resume: bool = False,
+    kept: dict[str, list[float]] | None = None,
 ) -> tuple[int, float]:
     """Minimise `loss_of(step)` over `weights`; returns steps done and seconds spent.
 
     The first step warms up compilation outside the clock. With `resume`, goes on from the file `state` if it
-    is there, which must be of the same training `about` the same things. Ctrl-C and SIGTERM save the state
+    is there, which must be of the same training `about` the same things. kept: what `loss_of` keeps from step
+    to step beside the weights, saved with them and filled from a state. Ctrl-C and SIGTERM save the state
     first. Raises InputError when the state does not fit, memory does not suffice, or the weights stop being
     numbers."""
     optimizers = make_optimizers(weights.items(), plan.lr, plan.weight_decay)
@@ -120,10 +122,14 @@ def train(
         _check_same(state, progress["of"], kind)
         load_state(state, tensors, optimizers)
         step, spent = progress["step"], progress["seconds"]
+        if kept is not None:
+            kept.update(progress.get("kept", {}))
 
     def save(seconds: float) -> None:
         if state:
-            save_state(state, tensors, optimizers, {"step": step, "seconds": seconds, "of": kind})
+            save_state(
+                state, tensors, optimizers, {"step": step, "seconds": seconds, "of": kind, "kept": kept or {}}
+            )
 
     with in_memory("a step of this training", "use a smaller --batch, --length or --blocks"):
         loss_of(step)[0].backward()  # compiles

@@ -37,6 +37,7 @@ from .held_out import held_out_prompts
 from .loop import Plan, Rows
 from .memory import ADVICE, check_distillation, check_pretraining, training_device
 from .network import Network
+from .objective import OBJECTIVE, Objective
 from .out_folder import OutFolder, claimed
 from .pretrain import held_out_loss, pretrain
 from .rollout import check_own_text, distinct_share, lengths, rollout, with_own_text
@@ -113,36 +114,28 @@ def run_pretrain(
 
 
 def run_distill(
-    base: Path,
-    out: Path | OutFolder,
-    seconds: float | None,
-    corpus_bytes: int = CORPUS_BYTES,
-    seed: int = 0,
-    *,
-    plan: Plan = DISTILL,
-    blocks: Blocks = BLOCKS,
-    text: Sequence[Path] = (),
-    mask_token_id: int | None = None,
-    name: str | None = None,
-    start: Path | None = None,
-    own_text: float = 0.0,
-    state: Path | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-) -> Estimate | None:
+    base: Path, out: Path | OutFolder, seconds: float | None, corpus_bytes: int = CORPUS_BYTES, seed: int = 0,
+    *, plan: Plan = DISTILL,
+    blocks: Blocks = BLOCKS, objective: Objective = OBJECTIVE, text: Sequence[Path] = (),
+    mask_token_id: int | None = None, name: str | None = None, start: Path | None = None,
+    own_text: float = 0.0, state: Path | None = None, resume: bool = False, overwrite: bool = False,
+) -> Estimate | None:  # fmt: skip
     """Distil a diffusion view onto the folder `base`, any dense Qwen3; writes an Orthrus folder with model
     card. Returns the estimate on held-out text, None if there is none. Raises InputError.
 
     seconds: None trains all steps of the plan. text: the user's files and folders instead of the corpus.
     mask_token_id: by default the tokenizer's own, else the first row of the embedding behind its tokens.
     name: what the card calls the base. start: an Orthrus folder whose diffusion weights to start from, in
-    place of the base's AR weights. own_text: the share of the base's own greedy continuations in the text."""
+    place of the base's AR weights. own_text: the share of the base's own greedy continuations in the text, 1:
+    all of it. objective: weights by survival are measured on the base's development prompts, else on the
+    text's held-out end."""
     began = time.perf_counter()
     plan = dataclasses.replace(plan, seconds=seconds, seed=seed)
     with claimed(out, overwrite, base) as place, in_memory("this training", ADVICE):
         config, tokenizer = base_config(base), load_tokenizer(base)
         plan.check(config.context_length)
         blocks.check(plan.length)
+        objective.check()
         check_own_text(own_text, config.context_length)
         check_distillation(config, plan, blocks)
         if start is not None:
@@ -161,24 +154,26 @@ def run_distill(
         else:
             start_from(network, start)
         network.to(device)
-        tokens = with_own_text(network, tokens.to(device), own_text, document_end(tokenizer, config), seed)
-        own_share = 1 - len(corpus.training) / len(tokens)
+        end = document_end(tokenizer, config)
+        tokens, own_share = with_own_text(network, tokens.to(device), own_text, end, seed)
         say(began, f"{own_share:.0%} of the text is the base's own")
-        started = None if start is None else str(start.resolve())
-        steps, spent = distill(network, tokens, plan, blocks, state, resume, started)
+        prompts = _on(device, text_prompts(corpus.held_out) if prompts is None else prompts)
+        started, kept = None if start is None else str(start.resolve()), dict[str, list[float]]()
+        steps, spent = distill(
+            network, tokens, plan, blocks, state, resume, started, objective, prompts, kept
+        )
         say(began, f"distilled {steps} steps in {spent:.0f} s")
-        prompts = text_prompts(corpus.held_out) if prompts is None else prompts
-        found = _estimate(network, prompts, device)
+        found = _estimate(network, prompts)
         if found:
             say(began, _estimate_words(found))
         facts = distill_facts(base, corpus, plan, blocks, steps, spent, found)
-        facts["distill"] |= {"own_text": round(own_share, 3)} | (
-            {} if start is None else {"started_from": started_from(start)}
-        )
+        facts["distill"] |= dataclasses.asdict(objective) | {"own_text": round(own_share, 3)}
+        facts["distill"] |= {name: [round(x, 3) for x in shares] for name, shares in kept.items()}
+        facts["distill"] |= {} if start is None else {"started_from": started_from(start)}
         tiny = "pretrain" in facts and (base / HELD_OUT).exists() and not corpus.own and found is not None
         words = card.write_if_whole(facts) if tiny else None
-        short = card.write_short(facts, name or base.resolve().name)
-        save_distilled(base, place, network, facts, words or short)
+        words = words or card.write_short(facts, name or base.resolve().name)
+        save_distilled(base, place, network, facts, words)
         say(began, f"wrote {out}")
         return found
 
@@ -267,12 +262,11 @@ def run_bigram(
         corpus = _corpus_for(config, tokenizer, corpus_bytes, text, began)
         network = load_network(base, config).to(device)
         tokens = torch.from_numpy(corpus.training).to(device)
-        tokens = with_own_text(network, tokens, own_text, document_end(tokenizer, config), seed)
+        tokens, own_share = with_own_text(network, tokens, own_text, document_end(tokenizer, config), seed)
         tables, steps, spent = learn_bigram(network, tokens, plan, blocks, rank)
         say(began, f"learnt the correction in {steps} steps, {spent:.0f} s")
-        own_share = round(1 - len(corpus.training) / len(tokens), 3)
         said = dataclasses.asdict(plan) | dataclasses.asdict(blocks) | machine() | {
-            "steps": steps, "seconds": round(spent), "rank": rank, "own_text": own_share,
+            "steps": steps, "seconds": round(spent), "rank": rank, "own_text": round(own_share, 3),
             "corpus": corpus_facts(corpus),
         }  # fmt: skip
         facts |= {"bigram": said}
@@ -307,13 +301,17 @@ def _held_out_figures(network: Network, corpus: Corpus, plan: Plan, began: float
     return {"held_out_loss": round(loss, 4)}
 
 
-def _estimate(network: Network, prompts: torch.Tensor | None, device: torch.device) -> Estimate | None:
-    """The estimate on prompts, as far as the context allows."""
+def _on(device: torch.device, prompts: torch.Tensor | None) -> torch.Tensor | None:
+    return None if prompts is None else prompts.to(device)
+
+
+def _estimate(network: Network, prompts: torch.Tensor | None) -> Estimate | None:
+    """The estimate on prompts on the network's device, as far as the context allows."""
     if prompts is None:
         return None
     config = network.config
     room = config.context_length - prompts.shape[1] - config.block_size
-    return estimate(network, prompts.to(device), min(room, ESTIMATED_TOKENS)) if room >= 8 else None
+    return estimate(network, prompts, min(room, ESTIMATED_TOKENS)) if room >= 8 else None
 
 
 def _estimate_words(found: Estimate) -> str:

@@ -15,6 +15,7 @@ from .pretrain import autocast
 
 OWN_PROMPT, OWN_TOKENS = 128, 256  # tokens of a piece of text and of its continuation
 OWN_REPEATED = 8  # rollouts are slow: each is trained on as often
+KEYS_AT_ONCE, MOST_AT_ONCE = 2**33, 8192  # bytes of keys and values of a rollout's texts; their number
 
 
 @torch.no_grad()
@@ -62,9 +63,9 @@ def distinct_share(text: Tensor, ends: Tensor, gram: int = GRAM) -> float:
 
 
 def check_own_text(share: float, context: int) -> None:
-    """Raises InputError for a share of own text outside [0, 1), or a context too short for a continuation."""
-    if not 0 <= share < 1:
-        raise InputError(f"the share of the base's own text is {share}; at least 0, below 1 was expected")
+    """Raises InputError for a share of own text outside [0, 1], or a context too short for a continuation."""
+    if not 0 <= share <= 1:
+        raise InputError(f"the share of the base's own text is {share}; 0 to 1 was expected")
     if share and context < OWN_PROMPT + OWN_TOKENS:
         raise InputError(
             f"own text takes {OWN_PROMPT + OWN_TOKENS} tokens a piece, the base has a context of {context}: "
@@ -72,18 +73,33 @@ def check_own_text(share: float, context: int) -> None:
         )
 
 
-def with_own_text(network: Network, tokens: Tensor, share: float, end: int | None, seed: int) -> Tensor:
+def with_own_text(
+    network: Network, tokens: Tensor, share: float, end: int | None, seed: int
+) -> tuple[Tensor, float]:
     """A long text, and behind it greedy continuations of pieces of it, each `OWN_REPEATED` times, so that
-    they are `share` of the whole, or less where the text is too short: what decoding will meet.
+    they are `share` of the whole, or less where the text is too short: what decoding will meet. A piece
+    counts with its continuation. At 1 they stand in the text's place, about as long as it. Returns the share
+    that was reached too.
     """
     if share == 0:
-        return tokens
+        return tokens, 0.0
     rows = Rows(tokens, OWN_PROMPT, seed)
-    wanted = share / (1 - share) * len(tokens) / OWN_REPEATED
+    wanted = (share / (1 - share) if share < 1 else 1.0) * len(tokens) / OWN_REPEATED
     pieces = min(max(round(wanted / (OWN_PROMPT + OWN_TOKENS)), 1), rows.count)
-    at_once = min(pieces, 1024)
-    batches = [rows.batch(i, at_once)[:, :-1] for i in range(-(-pieces // at_once))]
+    passes = -(-pieces // texts_at_once(network, OWN_PROMPT + OWN_TOKENS))
+    batches = [rows.batch(i, -(-pieces // passes))[:, :-1] for i in range(passes)]
     own = torch.cat([rollout(network, batch, OWN_TOKENS) for batch in batches])
     if end is not None:
         own = torch.cat([own, own.new_full((len(own), 1), end)], 1)
-    return torch.cat([tokens, *[own.flatten().to(tokens.dtype)] * OWN_REPEATED])
+    written = [own.flatten().to(tokens.dtype)] * OWN_REPEATED
+    whole = torch.cat(written if share == 1 else [tokens, *written])
+    return whole, OWN_REPEATED * own.numel() / len(whole)
+
+
+def texts_at_once(network: Network, tokens: int) -> int:
+    """How many texts of so many tokens a rollout writes side by side: as many as `KEYS_AT_ONCE` holds the
+    keys of."""
+    c = network.config
+    width = 2 if network.frequencies.device.type == "cuda" else 4  # bytes of a number, as `autocast` has it
+    text = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * width * tokens
+    return min(max(KEYS_AT_ONCE // text, 1), MOST_AT_ONCE)

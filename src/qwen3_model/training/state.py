@@ -70,8 +70,9 @@ def is_state(path: Path) -> bool:
 
 
 def read_progress(path: Path) -> dict[str, Any]:
-    """How far a state's run had come: `step`, `seconds`, and `of`, the settings that a run that goes on must
-    share. Raises InputError for a file that says something else."""
+    """How far a state's run had come: `step`, `seconds`, `of`, the settings that a run that goes on must
+    share, and `kept`, lists of shares by name that it goes on with. Raises InputError for a file that says
+    something else."""
     with foreign(FOREIGN.format(path), ADVICE), safe_open(path, framework="numpy") as file:
         progress = json.loads(file.metadata()["progress"])
         step, seconds = progress["step"], progress["seconds"]
@@ -81,7 +82,13 @@ def read_progress(path: Path) -> dict[str, Any]:
             raise ValueError(f"seconds is {quoted(seconds)}")
         if not isinstance(progress["of"], dict):
             raise ValueError(f"its settings are {quoted(progress['of'])}")
+        if not all(_shares(value) for value in dict(progress.get("kept", {})).values()):
+            raise ValueError(f"what it keeps is {quoted(progress['kept'])}")
         return progress
+
+
+def _shares(value: object) -> bool:
+    return isinstance(value, list) and all(type(n) in (int, float) and 0 <= n <= 1 for n in value)
 
 
 def load_state(
