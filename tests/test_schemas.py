@@ -17,6 +17,8 @@ from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.decode.sequence import Result
 
 PROMPT = "def example():\n    return "
+# But for dates: Python knows no year 0, which RFC 3339 has.
+FORMATS = jsonschema.FormatChecker(["ipv4", "uuid"])
 MOST = 400  # tokens: far more than an answer takes
 DRAFTED = [
     {}, {"strategy": "two-pass", "tree_nodes": 15}, {"strategy": "two-pass", "tree_nodes": 0},
@@ -47,9 +49,7 @@ def check(given: list[dict], found: list[Result]) -> None:
     """Every answer has ended by itself, and fits."""
     for schema, result in zip(given, found, strict=True):
         assert result.stats.finish_reason == "end_token", (schema, result.text)
-        checker = jsonschema.Draft202012Validator(
-            schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
-        )
+        checker = jsonschema.Draft202012Validator(schema, format_checker=FORMATS)
         checker.validate(json.loads(result.text))
 
 
