@@ -182,7 +182,7 @@ def test_ctrl_c_tells_what_there_is(tiny, orthrus, monkeypatch, tmp_path):
     def interrupted(self):
         if next(count, None) is None:
             raise KeyboardInterrupt
-        run(self)
+        return run(self)
 
     monkeypatch.setattr(TwoPassCycle, "run", interrupted)
     page = tmp_path / "page.html"

@@ -91,9 +91,10 @@ def test_a_field_is_applied(served, given, setting):
 
 
 def test_every_setting_is_there_for_requests():
-    """But for those that have OpenAI's names, and rejection sampling, which runs alone."""
+    """But for those that have OpenAI's names, as what makes a grammar, and rejection sampling, which runs
+    alone."""
     declared = {field.name for field in fields(Request)}
-    assert declared - {"max_new_tokens", "top_logprobs", "verify"} == set(body.SETTINGS)
+    assert declared - {"max_new_tokens", "top_logprobs", "verify", "grammar"} == set(body.SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_every_setting_is_there_for_requests():
         ("strategy", "magic"), ("strategy", 1), ("tree_nodes", 256), ("block_size", 99), ("model", "gpt"),
         ("user", 5), ("presence_penalty", 2.5), ("presence_penalty", False), ("frequency_penalty", -2.01),
         ("stream", True), ("stream", 0), ("echo", True), ("best_of", 2), ("suffix", "x"),
-        ("response_format", {"type": "json_object"}), ("tools", [{}]), ("verify", "rejection"),
+        ("response_format", {"type": "object"}), ("tools", [{}]), ("verify", "rejection"),
         ("max_new_tokens", 5), ("messages", HELLO), ("max_completion_tokens", 5), ("ignore_eos", 1),
         ("stop_token_ids", 5), ("stop_token_ids", list(range(17))), ("stop_token_ids", [300]),
         ("stop_token_ids", [True]),
@@ -154,7 +155,8 @@ def test_a_field_is_refused_by_its_name(served, field, value):
         ("top_logprobs", True, "0 to 20"), ("top_logprobs", "3", "0 to 20"), ("logprobs", 0, "true or false"),
         ("prompt", "x", "not a field"),
         ("max_completion_tokens", 0, "from 1"), ("tool_choice", "auto", "no tools"),
-        ("tool_choice", "required", "auto and none"), ("tool_choice", {"type": "function"}, "auto and none"),
+        ("tool_choice", "required", "no tools"),
+        ("tool_choice", {"type": "function"}, "auto, none, required or"),
         ("tools", [TOOL], "knows no tools"), ("tools", {}, "a list"), ("tools", [{}], "type"),
         ("tools", [TOOL | {"x": 1}], "type"), ("tools", [function(name="a b")], "name"),
         ("tools", [function(strict=True)], "strict"), ("tools", [function(parameters=[])], "schema"),

@@ -40,6 +40,7 @@ WRONG = {
                    {5: math.nan}, {"5": 1.0, 5: 2.0}, {True: 1.0}],
     "seed": [-1, 2**64, 1.5, "3", True, -(10**5000)],
     "top_logprobs": [-1, 21, None, 1.0, "3", True],
+    "grammar": [5, {"type": "object"}, "{}", b"", True],
     "cache_salt": [None, 5, b"x", ["x"], "x" * 513],
 }  # fmt: skip
 CASES = [(name, value) for name, values in WRONG.items() for value in values]

@@ -40,13 +40,17 @@ def captures(monkeypatch):
 
     def again(run, pool):
         found.append(run)
-        return SimpleNamespace(replay=run)
+        return SimpleNamespace(replay=lambda: [step() for step in run() or ()])
+
+    def parts_again(run, pool):
+        return [(again(run, pool), lambda: None)]
 
     def timed(self, pool, timed=False):
         read = launch(self, pool, False)
         return lambda: [end._replace(milliseconds=1.0 + len(self.pass_rows)) for end in read()]
 
-    monkeypatch.setattr(cycle, "captured", again), monkeypatch.setattr(prompt, "captured", again)
+    monkeypatch.setattr(cycle, "captured_parts", parts_again)
+    monkeypatch.setattr(prompt, "captured", again)
     monkeypatch.setattr(Cycle, "launch", timed)
     monkeypatch.setattr(controller, "ROUNDS", 1), monkeypatch.setattr(controller, "AWAKE", 0.0)
     monkeypatch.setattr(cycles, "key_time", lambda *given: 0.0)  # pages hold no tokens of a scripted model

@@ -87,6 +87,7 @@ KNOWN = {
     "lookup": Op(("kernels/test_lookup.py",), ("_lookup_kernel",)),
     "walk": Op(("kernels/test_walk.py",), ("_walk_kernel",)),
     "seen_rows": Op(("kernels/test_seen.py",), ("_texts_kernel", "_paths_kernel")),
+    "permit": Op(("kernels/test_permit.py",), ("_permit_kernel",)),
 }
 
 

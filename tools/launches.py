@@ -288,6 +288,13 @@ def seen_rows() -> None:
     TRITON.seen_rows(counts, settings, table([1, 1, 1, 0, 0, -1]), table([5, 6, 89, 7, 7, 0]).long(), tree)
 
 
+def permit() -> None:
+    """A text with a grammar, one without and a row of padding; two tiles, the last one ragged."""
+    settings = SamplingTable(2, 5003, DEVICE)
+    settings.put(1, Sampling(), masked=True)
+    TRITON.permit(torch.randn(3, 5003, device=DEVICE), table([[5] * 157] * 3), settings, table([1, 0, -1]))
+
+
 def commit() -> None:
     pools, rows = [numbers(2, 2, 3, PAGE, 40) for _ in "kv"], [numbers(2, 6, 3, 40) for _ in "kv"]
     TRITON.commit(*pools, table([[1, 0]]), table([0]), *rows, table([[0, 2, 5, -1]]), table([2 * PAGE - 2]))
@@ -328,6 +335,7 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "lookup": lookup,
     "walk": walk,
     "seen_rows": seen_rows,
+    "permit": permit,
     "grow": lambda: grown(3, 30, 7),
     "allot": lambda: allotted(5, 12, 29),
     "blocks": blocks,

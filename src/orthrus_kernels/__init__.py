@@ -24,6 +24,7 @@ from .lookup import lookup
 from .pages import PAGE, in_order, pages_for
 from .pass_tables import PassTables, key_segments, unpack
 from .pdl import pdl_kinds
+from .permit import permit
 from .plan import PassPlan, PassShape
 from .put_down import put_down
 from .qk_norm_rope import qk_norm_rope
@@ -47,7 +48,8 @@ __all__ = [
     "branch", "candidates", "check_switches", "choose", "choose_anchors", "commit", "cos_sin", "draft_tree",
     "embedding", "end_probabilities", "follow", "grow", "head", "in_order", "inverse_frequencies",
     "key_segments", "lay", "linear", "linear_swiglu", "log_sum_exp", "lookup", "new_tables", "pages_for",
-    "pdl_kinds", "place_blocks", "put_down", "qk_norm_rope", "rerank", "rms_norm", "rope", "rope_table",
-    "seen_rows", "swiglu", "top_k", "triton_interprets", "triton_runs_on", "unpack", "visible", "walk",
+    "pdl_kinds", "permit", "place_blocks", "put_down", "qk_norm_rope", "rerank", "rms_norm", "rope",
+    "rope_table", "seen_rows", "swiglu", "top_k", "triton_interprets", "triton_runs_on", "unpack", "visible",
+    "walk",
     # make new-op: the name
 ]  # fmt: skip

@@ -30,6 +30,7 @@ from .linear import linear, linear_triton
 from .linear_either import linear_either, linear_swiglu_either
 from .linear_swiglu import linear_swiglu, linear_swiglu_triton
 from .lookup import lookup, lookup_triton
+from .permit import permit, permit_triton
 from .qk_norm_rope import qk_norm_rope, qk_norm_rope_triton
 from .rerank import rerank, rerank_triton
 from .rms_norm import add_rms_norm, add_rms_norm_triton, rms_norm, rms_norm_triton
@@ -63,6 +64,7 @@ class Ops:
     log_sum_exp: Op
     lookup: Op
     new_tables: Op
+    permit: Op
     place_blocks: Op
     qk_norm_rope: Op
     rerank: Op
@@ -76,8 +78,8 @@ REFERENCE = Ops(
     add_rms_norm=add_rms_norm, allot=allot, attention=attention, branch=branch, candidates=candidates,
     choose=choose, commit=commit, embedding=embedding, follow=follow, grow=grow, head=head, lay=lay,
     likeliest=likeliest, linear=linear, linear_swiglu=linear_swiglu, log_sum_exp=log_sum_exp, lookup=lookup,
-    new_tables=new_tables, place_blocks=place_blocks, qk_norm_rope=qk_norm_rope, rerank=rerank,
-    rms_norm=rms_norm, seen_rows=seen_rows, walk=walk,
+    new_tables=new_tables, permit=permit, place_blocks=place_blocks, qk_norm_rope=qk_norm_rope,
+    rerank=rerank, rms_norm=rms_norm, seen_rows=seen_rows, walk=walk,
     # make new-op: the twin
 )  # fmt: skip
 
@@ -101,6 +103,7 @@ _TRITON = replace(
     log_sum_exp=log_sum_exp_triton,
     lookup=lookup_triton,
     new_tables=new_tables_either,
+    permit=permit_triton,
     place_blocks=place_blocks_triton,
     qk_norm_rope=qk_norm_rope_triton,
     rerank=rerank_triton,

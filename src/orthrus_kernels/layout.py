@@ -83,6 +83,7 @@ class Takes(IntFlag):
     PENALTY = 256  # any of the three
     LEAST = 512  # end tokens are held back at first
     LIKELIEST = 1024  # the likeliest tokens are told beside the choice
+    MASK = 2048  # only tokens that a grammar permits (permit.py)
 
 
 TILE_COLUMNS = tl.constexpr(len(Tile))
@@ -116,6 +117,7 @@ TAKES_BEST, TAKES_EDGES = tl.constexpr(int(Takes.BEST)), tl.constexpr(int(Takes.
 TAKES_TOP_K, TAKES_TOP_P = tl.constexpr(int(Takes.TOP_K)), tl.constexpr(int(Takes.TOP_P))
 TAKES_MIN_P = tl.constexpr(int(Takes.MIN_P))
 TAKES_BIAS, TAKES_PENALTY = tl.constexpr(int(Takes.BIAS)), tl.constexpr(int(Takes.PENALTY))
+TAKES_MASK = tl.constexpr(int(Takes.MASK))
 
 
 @triton.jit

@@ -59,8 +59,9 @@ class Form(NamedTuple):
 
 _EVERY = reduce(or_, Takes)
 # The forms of an engine of several texts, so that few graphs cover all of their settings: greedy alone;
-# sampled with any filter; that with a bias, a penalty, ends held back and the likeliest tokens told too.
-_RARE = Takes.BIAS | Takes.PENALTY | Takes.LEAST | Takes.LIKELIEST
+# sampled with any filter; that with a bias, a penalty, ends held back, the likeliest tokens told and what a
+# grammar permits too.
+_RARE = Takes.BIAS | Takes.PENALTY | Takes.LEAST | Takes.LIKELIEST | Takes.MASK
 FORMS = Form(Takes.GREEDY, 0), Form(_EVERY & ~_RARE, MOST), Form(_EVERY, MOST)
 
 
@@ -86,13 +87,17 @@ class SamplingTable:
         self._form = form
         self._hold_biases(Takes.BIAS in form.takes)
 
-    def put(self, slot: int, sampling: Sampling, least: int = 0, likeliest: bool = False) -> None:
-        """Take the settings of a text, which does not end at positions below `least`, and whose likeliest
-        tokens are told if so. Raises IndexError for a bias of a token that is not in the vocabulary."""
+    def put(
+        self, slot: int, sampling: Sampling, least: int = 0, likeliest: bool = False, masked: bool = False
+    ) -> None:
+        """Take the settings of a text, which does not end at positions below `least`, whose likeliest tokens
+        are told if so, and whose rows have masks if so. Raises IndexError for a bias of a token that is not
+        in the vocabulary."""
         takes = (Takes.LEAST if least else Takes(0)) | (Takes.LIKELIEST if likeliest else Takes(0))
+        takes |= Takes.MASK if masked else Takes(0)
         self.samplings[slot] = sampling
         self._forms[slot] = Form.of(sampling, self.vocabulary) | Form(takes, 0)
-        put_down(self.numbers[slot], settings_numbers(sampling, self.vocabulary, least))
+        put_down(self.numbers[slot], settings_numbers(sampling, self.vocabulary, least, masked))
         self._hold_biases(bool(sampling.logit_bias))
         if sampling.logit_bias and self.bias is not None:
             put_down(self.bias[slot], bias_row(sampling, self.vocabulary))
@@ -136,12 +141,13 @@ def alike(sampling: Sampling, logits: Tensor) -> tuple[SamplingTable, Tensor]:
     return table, torch.zeros(len(logits), dtype=torch.int32, device=logits.device)
 
 
-def settings_numbers(sampling: Sampling, vocabulary: int, least: int = 0) -> Tensor:
+def settings_numbers(sampling: Sampling, vocabulary: int, least: int = 0, masked: bool = False) -> Tensor:
     """The settings as kernels read them, int32 on the CPU in the order of `layout.Settings`."""
     whole = {
         Settings.SEED_LOW: signed32(sampling.seed), Settings.SEED_HIGH: signed32(sampling.seed >> 32),
         Settings.TOP_K: min(int(sampling.top_k), vocabulary),
-        Settings.TAKES: int(Form.of(sampling, vocabulary).takes), Settings.LEAST: least,
+        Settings.TAKES: int(Form.of(sampling, vocabulary).takes) | masked * int(Takes.MASK),
+        Settings.LEAST: least,
     }  # fmt: skip
     parts = {
         Settings.REPETITION: sampling.repetition_penalty, Settings.FREQUENCY: sampling.frequency_penalty,

@@ -7,12 +7,14 @@ if TYPE_CHECKING:
     from .decode.engine import Engine
     from .decode.sequence import GenerationStats, Result
     from .errors import InputError
+    from .grammar import Grammar
     from .qwen3 import Qwen3
     from .request import Request
 
 _HOMES = {
     "Engine": "decode.engine",
     "GenerationStats": "decode.sequence",
+    "Grammar": "grammar",
     "InputError": "errors",
     "Qwen3": "qwen3",
     "Qwen3Config": "config",
@@ -20,7 +22,9 @@ _HOMES = {
     "Result": "decode.sequence",
 }
 
-__all__ = ["Engine", "GenerationStats", "InputError", "Qwen3", "Qwen3Config", "Request", "Result"]
+__all__ = [
+    "Engine", "GenerationStats", "Grammar", "InputError", "Qwen3", "Qwen3Config", "Request", "Result",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

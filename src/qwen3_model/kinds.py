@@ -7,9 +7,12 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 from .errors import InputError
+from .grammar import Grammar
+from .reading import read_json_object
 
 MOST_NODES = 255  # of a draft tree, its root besides: rows of a pass that kernels are tuned for
 MOST_BITS = 64  # of a whole number
@@ -102,6 +105,12 @@ def _bias_of_text(text: str) -> tuple[int, float]:
     return int(token), float(value)
 
 
+def _grammar(value: Any) -> Grammar | None:
+    if not isinstance(value, Grammar | None):
+        raise TypeError
+    return value
+
+
 NUMBER = Kind(_number, "a number", float)
 WHOLE = Kind(_whole, f"a whole number of at most {MOST_BITS} bits", int)
 WHOLE_OR_NONE = Kind(_or_none(_whole), WHOLE.wanted, int)
@@ -112,5 +121,9 @@ NODES = Kind(
 )  # fmt: skip
 FLAG = Kind(_flag, "true or false")
 TOKENS = Kind(_tokens, f"a list of at most {MOST_STOP_TOKENS} token ids", int)
+GRAMMAR = Kind(
+    _grammar, "a Grammar, such as Grammar.json_schema(...)",
+    lambda path: Grammar.json_schema(read_json_object(Path(path))),
+)  # fmt: skip
 STRINGS = Kind(_strings, "a string or a list of strings")
 BIASES = Kind(_biases, "a mapping of token ids to numbers", _bias_of_text)

@@ -30,6 +30,7 @@ from .bigram import Bigram
 from .config import BLOCK_SIZES, Qwen3Config
 from .errors import InputError, quoted
 from .kv_cache import KVCache
+from .matcher import Grammars
 from .matrices import Matrices, Part, Stack
 from .passes import Pass
 from .quantised.stored import DIFFUSION, FindStored, all_plain
@@ -141,6 +142,7 @@ class Network:
         # whether an engine replays CUDA graphs; False launches every kernel, for debugging
         self.use_graphs = backend == "triton" and device.type == "cuda" and not triton_interprets()
         self.bigram: Bigram | None = None  # corrects the ranks of a draft tree's candidates
+        self.grammars = Grammars(text, config)
         self._matrices = new = Matrices(device, dtype, stored)
         self.embedding = torch.empty(config.vocab_size, config.hidden_size, device=device, dtype=dtype)
         self.layers = [Layer.empty(config, _layer(i), new) for i in range(config.num_hidden_layers)]

@@ -16,6 +16,7 @@ from .errors import InputError, quoted
 from .kinds import (
     BIASES,
     FLAG,
+    GRAMMAR,
     MOST_STOP_TOKENS,
     NODES,
     NUMBER,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from orthrus_kernels import Sampling
 
     from .config import Qwen3Config
+    from .grammar import Grammar
 
 MOST_LIKELIEST = 20  # tokens told of a position
 LONGEST_SALT = 512  # characters; a cache keeps it for as long as it knows the page
@@ -39,6 +41,7 @@ PLAIN_STRATEGIES = ("autoregressive", "lookup", "auto")  # of a model without a 
 VERIFY = ("coupled", "rejection")  # how a two-pass cycle decides on its proposals
 # Rows of a one-pass block: by default, and what it may have. Its first proposal is dropped.
 ONE_PASS_BLOCK, LEAST_ONE_PASS_BLOCK, MOST_ONE_PASS_BLOCK = 8, 3, 64
+LARGEST_BIAS = 1e30  # beside a grammar: over any temperature it stays in fp32's range
 SAMPLING = (
     "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
     "logit_bias",
@@ -112,6 +115,9 @@ class Request:
     top_logprobs: int = _setting(
         0, WHOLE, "tell the N likeliest tokens of the model at each token too, 0 to 20 (default: 0)", "N"
     )
+    grammar: Grammar | None = _setting(
+        None, GRAMMAR, "the text is JSON that fits the JSON schema in FILE (default: any text)", "FILE"
+    )
     cache_salt: str = _setting(
         "",
         WORD,
@@ -176,6 +182,8 @@ class Request:
         )
         if fitted.verify == "rejection":
             fitted._check_rejection()
+        if fitted.grammar is not None:
+            fitted._check_grammar(config)
         assert fitted.max_new_tokens is not None
         if fitted.min_tokens > fitted.max_new_tokens:
             most = fitted.max_new_tokens
@@ -210,6 +218,21 @@ class Request:
             )
         return asked
 
+    def _check_grammar(self, config: Qwen3Config) -> None:
+        """A text ends where its grammar says that it may, so nothing else may hold its end back."""
+        if not config.eos_token_ids:
+            raise InputError("a grammar needs an end token, and this checkpoint's config.json names none")
+        if self.min_tokens:
+            raise InputError(f"min_tokens is {self.min_tokens}; a text with a grammar takes 0")
+        if self.ignore_eos:
+            raise InputError("ignore_eos is true; a text with a grammar ends with an end token")
+        for token, bias in (self.logit_bias or {}).items():
+            if bias < -LARGEST_BIAS:
+                raise InputError(
+                    f"logit_bias of token {token} is {bias}; with a grammar it must be at least "
+                    f"{-LARGEST_BIAS:g}: tokens that the grammar needs cannot be banned"
+                )
+
     def _check_rejection(self) -> None:
         if self.strategy != "two-pass":
             raise InputError(f"verify rejection takes strategy two-pass of an Orthrus, not {self.strategy}")
@@ -217,6 +240,8 @@ class Request:
             raise InputError("verify rejection takes a temperature above 0: a greedy choice is not a sample")
         if self.min_tokens:
             raise InputError(f"verify rejection takes no min_tokens: it is {self.min_tokens}, use 0")
+        if self.grammar is not None:
+            raise InputError("verify rejection takes no grammar: use verify coupled")
         if self.top_logprobs:
             raise InputError(f"verify rejection takes no top_logprobs: it is {self.top_logprobs}, use 0")
         if self.tree_nodes != 0:

@@ -99,6 +99,10 @@ class Text:
             with foreign(f"{self._file} has no such token"):
                 raise
 
+    def as_json(self) -> str:
+        """The tokenizer as a tokenizer.json has it, with all tokens that other files declare."""
+        return self._tokenizer.to_str()
+
     def check_template(self) -> None:
         """Raises InputError for a checkpoint without a chat template, or with one that cannot be read."""
         self._template.compile()

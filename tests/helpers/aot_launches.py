@@ -366,6 +366,11 @@ def cycles() -> Iterator[Launch]:
     launch = partial(seen.seen_rows_triton, counts, settings, nodes, chosen, nodes)
     for kernel in ("_texts_kernel", "_paths_kernel"):
         yield "66 rows", seen, kernel, launch, ALL
+    permit, masks = module("permit"), meta(66, 4748, dtype=torch.int32)
+    launch = partial(
+        permit.permit_triton, meta(66, 151936, dtype=torch.float32), masks, settings, nodes
+    )  # fmt: skip
+    yield "66 rows", permit, "_permit_kernel", launch, ALL
 
 
 def launches() -> Iterator[Launch]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from orthrus_kernels import PassPlan, Rows
-from qwen3_model.decode.cycle import captured
+from qwen3_model.decode.graphs import captured
 from qwen3_model.kv_cache import KVCache
 from qwen3_model.model import Network, Output
 

@@ -116,8 +116,10 @@ def test_a_greedy_row_beside_others_has_the_bits_of_the_fused_head(backend):
     rows = [1, 4]
     positions, zero = torch.arange(4, 10, device=DEVICE), torch.zeros(6, dtype=torch.int32, device=DEVICE)
     tree = torch.full((6,), 9, device=DEVICE), torch.tensor([-1] * 6, dtype=torch.int32, device=DEVICE)
-    got = choice.of_tree(states, positions, *tree, slots), choice.candidates(states, positions, slots)
-    want = alone.of_tree(states, positions, *tree, zero), alone.candidates(states, positions, zero)
+    got, want = (
+        (of.of_tree(of.scores(states), positions, *tree, rows_of), of.candidates(states, positions, rows_of))
+        for of, rows_of in ((choice, slots), (alone, zero))
+    )
     for ours, theirs in zip([*got[0][:3], *got[1]], [*want[0], *want[1]], strict=True):
         assert torch.equal(ours[rows], theirs[rows])
     assert all(x[3].isfinite().all() for x in (*got[0], got[1][0])), "a padding row"

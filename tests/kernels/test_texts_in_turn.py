@@ -41,7 +41,7 @@ def tables(model, seed):
 
 
 def captured(run, pool):
-    """In a graph's place: the launches as they were when it was captured."""
+    """In the graphs' place: the launches as they were when they were captured."""
     cycle = run.__self__
     choice, model = cycle.slots.choice, cycle.model
     then = choice.form, model.bigram
@@ -49,10 +49,11 @@ def captured(run, pool):
     def replay():
         now = choice.form, model.bigram
         choice.form, model.bigram = then
-        run()
+        for step in run():
+            step()
         choice.form, model.bigram = now
 
-    return SimpleNamespace(replay=replay)
+    return [(SimpleNamespace(replay=replay), lambda: None)]
 
 
 def told(model, corrections, bigram=None, **settings):
@@ -76,7 +77,7 @@ def test_one_setting_at_a_time(models, strategy, nodes, tokens, monkeypatch):
     kernels, twins = models
     fast_choices(kernels, monkeypatch)
     if DEVICE == "cpu":
-        monkeypatch.setattr("qwen3_model.decode.cycle.captured", captured)
+        monkeypatch.setattr("qwen3_model.decode.cycle.captured_parts", captured)
     tables_of = [{seed: tables(model, seed) for seed in (None, 1, 2)} for model in models]
     for model in models:
         model.engine.forget()

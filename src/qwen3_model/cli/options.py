@@ -106,6 +106,8 @@ def _read(kind: Kind, metavar: str | None, text: str) -> Any:
     """A setting's value from a word of the command line."""
     try:
         return kind.of_text(text)
+    except InputError as error:  # of a file
+        raise argparse.ArgumentTypeError(str(error)) from None
     except ValueError:
         wanted = f"{metavar}, for example 42=-5 or 42=-inf" if kind is BIASES else kind.wanted
         raise argparse.ArgumentTypeError(f"{quoted(text)} is not {wanted}") from None
@@ -125,7 +127,7 @@ def add_generation_options(parser: argparse.ArgumentParser, max_new_tokens: int)
     """Everything a single generation takes. The default length is cut to what fits the context."""
     group = parser.add_argument_group("decoding")
     names = "strategy", "block_size", "tree_nodes", "verify", "stop", "stop_token_ids", "ignore_eos"
-    add_settings(group, *names, "min_tokens", "top_logprobs")
+    add_settings(group, *names, "min_tokens", "top_logprobs", "grammar")
     group.add_argument(
         "--max-new-tokens", type=int, metavar="N",
         help=f"(default: {max_new_tokens}, or what fits the context)",
@@ -260,5 +262,6 @@ def generation_settings(args: argparse.Namespace, model: Qwen3, prompt_tokens: i
         "ignore_eos": args.ignore_eos,
         "min_tokens": args.min_tokens,
         "top_logprobs": args.top_logprobs,
+        "grammar": args.grammar,
         "seed": args.seed,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from ..model import Network
 
 CANDIDATES = 16  # of a position that a draft may take
+
+
+class Scores(NamedTuple):
+    """What the head says of T nodes, before any setting."""
+
+    sums: Tensor  # log-sum-exp of each row, [T] fp32
+    logits: Tensor | None  # of all tokens, [T, V] fp32; None in a form that takes the largest alone
+    largest: list[Tensor]  # then: logits [T, 1] fp32, and ids [T, 1] int64
+    told: list[Tensor]  # the likeliest tokens, where the form tells them: logits, ids [T, MOST_LIKELIEST]
 
 
 class Choice:
@@ -53,39 +62,55 @@ class Choice:
 
     def put(
         self, slot: int, sampling: Sampling, tokens: list[int], prompt: int, ends: Collection[int] = (),
-        least: int = 0, likeliest: bool = False,
+        least: int = 0, likeliest: bool = False, masked: bool = False,
     ) -> None:  # fmt: skip
         """Take the settings of a text that holds these tokens, the first `prompt` of which are its prompt.
-        Each of `ends` ends it, but not at positions below `least`; its likeliest tokens are told if so."""
-        self.table.put(slot, sampling, least if ends else 0, likeliest)
+        Each of `ends` ends it, but not at positions below `least`; its likeliest tokens are told if so, and
+        what is chosen must be permitted if so."""
+        self.table.put(slot, sampling, least if ends else 0, likeliest, masked)
         row = [*ends, *[-1] * (self.ends.shape[1] - len(ends))]
         put_down(self.ends[slot], torch.tensor(row, dtype=torch.int32))
         self._hold_counts(sampling.penalises)
         if sampling.penalises and self.counts is not None:
             put_down(self.counts[slot], counts_of(tokens, prompt, self.table.vocabulary))
 
+    @property
+    def masks(self) -> bool:
+        """Whether the next pass takes masks of its rows."""
+        return Takes.MASK in self.form.takes
+
+    def scores(self, states: Tensor) -> Scores:
+        """What the head says of nodes with states [T, E]."""
+        ops, head = self.model.ops, self.model.head
+        if self.form.plain:
+            *largest, sums = ops.head(states, head, 1)
+            return Scores(sums, None, largest, [])
+        logits = ops.linear(states, head, out_dtype=torch.float32)
+        if Takes.LIKELIEST in self.form.takes:
+            *told, sums = ops.likeliest(logits, min(MOST_LIKELIEST, self.table.vocabulary))
+            return Scores(sums, logits, [], told)
+        return Scores(ops.log_sum_exp(logits), logits, [], [])
+
     def of_tree(
-        self, states: Tensor, positions: Tensor, tokens: Tensor, parents: Tensor, slots: Tensor
-    ) -> list[Tensor]:
+        self, scores: Scores, positions: Tensor, tokens: Tensor, parents: Tensor, slots: Tensor,
+        masks: Tensor | None = None,
+    ) -> list[Tensor]:  # fmt: skip
         """The target's token behind each node of trees, [T] int64, and of that token the logit and of its row
         the log-sum-exp, [T] fp32, both before any setting; where the form tells them, the likeliest tokens
         besides, logits [T, MOST_LIKELIEST] fp32 and ids int64, as many as there are.
 
-        states [T, E]; positions [T] int64: those that the chosen tokens take, which key the noise; tokens,
-        parents [T]: the trees."""
-        ops, head = self.model.ops, self.model.head
-        if self.form.plain:
-            values, ids, sums = ops.head(states, head, 1)
-            return [ids[:, 0], values[:, 0], sums]
-        logits = ops.linear(states, head, out_dtype=torch.float32)
-        told: list[Tensor] = []
-        if Takes.LIKELIEST in self.form.takes:
-            *told, sums = ops.likeliest(logits, min(MOST_LIKELIEST, self.table.vocabulary))
-        else:
-            sums = ops.log_sum_exp(logits)
+        scores: of the nodes, whose logits are changed; positions [T] int64: those that the chosen tokens
+        take, which key the noise; tokens, parents [T]: the trees; masks [T, words] int32: what is permitted
+        behind each node (permit.py), of texts that have a grammar."""
+        if scores.logits is None:
+            values, ids = scores.largest
+            return [ids[:, 0], values[:, 0], scores.sums]
+        ops, logits = self.model.ops, scores.logits
         self._hold_ends(logits, positions, slots)
+        if masks is not None:
+            ops.permit(logits, masks, self.table, slots)
         ids = ops.choose(logits, positions, self.table, slots, self._seen(slots, tokens, parents))
-        return [ids, logits.gather(1, ids[:, None])[:, 0], sums, *told]
+        return [ids, logits.gather(1, ids[:, None])[:, 0], scores.sums, *scores.told]
 
     def candidates(self, states: Tensor, positions: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities [T, K] fp32 and ids [T, K] int64 of a draft's candidates, likeliest first, by the

@@ -8,9 +8,7 @@ strategy says: two_pass.py, one_pass.py."""
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +22,8 @@ from orthrus_kernels.layout import RECORD, Record, State
 
 from .choice import Choice
 from .drafts import Drafts
+from .graphs import Step, captured_parts
+from .masks import MaskMemory, Masks, Standing
 from .sequence import Run
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from ..passes import Pass
 
 IN_FLIGHT = 4  # launches of a cycle that may be unread
+LOOKUP_ROWS = 16  # of a chain that lookup has found: a tile of the tensor cores
+NOT_NUMBERS = (
+    "the model's logits are NaN or infinite: the checkpoint is damaged or overflows this dtype; try float32"
+)
 Walk = Callable[..., None]  # called as `walk` of walk.py is
 Allot = Callable[..., None]  # called as `allot` of allot.py is
 
@@ -45,7 +49,16 @@ class Slots:
         self.state = torch.zeros(count, len(State), dtype=torch.int32, device=model.device)  # [S, columns]
         # The tokens of each text by position, [S, C]: `put` writes the first ones, walks go on.
         self.history = self.state.new_zeros(count, cache.capacity)
+        self.standing = Standing(self.state, self.history, max(model.config.block_size or 0, LOOKUP_ROWS))
         self._drafts: dict[tuple[int, int, bool], Drafts] = {}
+        self._masks: dict[int, MaskMemory] = {}
+
+    def new_masks(self, seats: int, rows: int) -> Masks:
+        """Of the rows of a cycle, in memory that cycles of about as many rows share."""
+        most = 1 << (rows - 1).bit_length()
+        if most not in self._masks:
+            self._masks[most] = MaskMemory(most, self.model.config.vocab_size, self.state.device)
+        return Masks(self.standing, self._masks[most], seats, rows)
 
     def drafts_of(self, depth: int, width: int, ordered: bool) -> Drafts:
         """The drafts of a kind (drafts.py), the same ones for all cycles that ask for it."""
@@ -85,13 +98,13 @@ class Slots:
 
 
 class Outcome(NamedTuple):
-    """What the host reads of a cycle. milliseconds: of its graph; None where it was not one or not timed.
-    likeliest: of each level of the tree, `Cycle.likeliest` of the seat, to be read before the next launches;
-    None where no text has asked for it."""
+    """What the host reads of a cycle. wrong: why the text cannot go on; "" as a rule. milliseconds: of its
+    graphs; None where it had none or was not timed. likeliest: of each level of the tree, `Cycle.likeliest`
+    of the seat, to be read before the next launches; None where no text has asked for it."""
 
     run: Run
     finished: bool
-    damaged: bool
+    wrong: str
     milliseconds: float | None
     likeliest: Tensor | None
 
@@ -165,7 +178,9 @@ class Cycle:
         self.allot: Allot = self.model.ops.allot
         self.launches = 0
         self.new_readings()
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.masks: Masks | None = None  # once a form of the choice takes some
+        # Its parts, and what the host does behind each; none before they are captured.
+        self.graphs: list[tuple[torch.cuda.CUDAGraph, Step]] = []
 
     def new_readings(self) -> None:
         """Launches from now on leave what an earlier one has left to be read."""
@@ -188,17 +203,21 @@ class Cycle:
         pool: of CUDA graphs; the second launch is captured, when its kernels are compiled. None: nothing is
         captured. timed: take the time of the graph."""
         reading = self.readings[self.launches % IN_FLIGHT]
-        timed = timed and self.graph is not None
+        timed = timed and bool(self.graphs)
         if timed:
             reading.began.record()
         if pool is None or self.launches == 0:
-            self.run()
+            for step in self.run():
+                step()
         else:
-            if self.graph is None:
-                self.graph = captured(self.run, pool)
-            self.graph.replay()
+            if not self.graphs:
+                self.graphs = captured_parts(self.run, pool)
+            for graph, step in self.graphs:
+                graph.replay()
+                step()
         self.launches += 1
         reading.fetch(self.record, self.likeliest)
+        failed = [""] * len(self.seated) if self.masks is None else self.masks.failed
 
         def read() -> list[Outcome]:
             record = reading.wait()
@@ -207,25 +226,30 @@ class Cycle:
             seconds = [seconds_between(a, b) for a, b in pairwise(heads[0][Record.BEGAN :])]
             told = [None] * len(heads) if reading.likeliest is None else reading.likeliest
             parts = heads, tokens.tolist(), logprobs.view(torch.float32).tolist(), nodes.tolist(), told
-            return [self._outcome(*of_seat, seconds, milliseconds) for of_seat in zip(*parts, strict=True)]
+            each = zip(zip(*parts, strict=True), failed, strict=True)
+            return [self._outcome(*of_seat, why, seconds, milliseconds) for of_seat, why in each]
 
         return read
 
     def _outcome(
         self, head: list[int], tokens: list[int], logprobs: list[float], path: list[int],
-        likeliest: Tensor | None, seconds: list[float], milliseconds: float | None,
+        likeliest: Tensor | None, failed: str, seconds: list[float], milliseconds: float | None,
     ) -> Outcome:  # fmt: skip
-        """What the record of a seat says: its head, and of each level of its tree what a walk kept there."""
+        """What the record of a seat says: its head, and of each level of its tree what a walk kept there.
+        failed: why nothing of that counts."""
+        if failed:
+            head = [0] * len(head)
         kept, nodes = head[Record.KEPT], head[Record.NODES] - 1 if head[Record.DRAFTED] else 0
         run = Run(
             tokens[:kept], logprobs[:kept], len(self.pass_rows), self.kind, nodes, path[:kept], seconds,
             self.pass_rows,
         )  # fmt: skip
-        finished, damaged = bool(head[Record.FINISHED]), bool(head[Record.DAMAGED])
-        return Outcome(run, finished, damaged, milliseconds, likeliest)
+        wrong = failed or (NOT_NUMBERS if head[Record.DAMAGED] else "")
+        return Outcome(run, bool(head[Record.FINISHED]), wrong, milliseconds, likeliest)
 
-    def run(self) -> None:
-        """The launches of a cycle; nothing comes from the host."""
+    def run(self) -> Iterator[Step]:
+        """The launches of a cycle. Nothing comes from the host but the masks of texts that have a grammar: it
+        yields what the host does between its parts, where the form of the choice takes masks."""
         raise NotImplementedError
 
     def tell(self, seat: int, run: Run) -> None:
@@ -238,11 +262,21 @@ class Cycle:
         run.tree = DraftTree(plan.tokens[rows].tolist(), parents, depths, scores)
         run.choices = self.choices[rows].tolist()
 
-    def verify(self, parents: Tensor, states: Tensor, keys: Tensor, values: Tensor) -> None:
+    def ask(self, tokens: Tensor, parents: Tensor) -> Iterator[Step]:
+        """Have the host make masks of the T nodes of the seats' trees, in front of the pass that gives their
+        states: `choose` waits for them. tokens [T] int64; parents [T] int32."""
+        if self.slots.choice.masks:
+            if self.masks is None:  # before the launch that is captured
+                self.masks = self.slots.new_masks(len(self.seated), len(tokens))
+            masks = self.masks
+            masks.note(self.seats, self.first, tokens, parents)
+            yield lambda: masks.fetch(self.seated)
+
+    def verify(self, parents: Tensor, states: Tensor, keys: Tensor, values: Tensor) -> Iterator[Step]:
         """Choose behind the T first rows of `check`, which are the trees, walk, and commit what the walks
         accepted. parents [T] int32; states [T, E]; keys and values [L, >= T, G, D] of the pass."""
         n, plan, cache = len(parents), self.check.plan, self.slots.cache
-        self.choose(states, plan.positions[:n], plan.tokens[:n], parents, plan.sequences[:n])
+        yield from self.choose(states, plan.positions[:n], plan.tokens[:n], parents, plan.sequences[:n])
         accepted = self.accepted[:, : self.levels]
         self.model.ops.commit(
             cache.keys, cache.values, cache.pages, self.seats, keys, values, accepted, self.start
@@ -250,11 +284,15 @@ class Cycle:
 
     def choose(
         self, states: Tensor, positions: Tensor, tokens: Tensor, parents: Tensor, owners: Tensor
-    ) -> None:
+    ) -> Iterator[Step]:
         """Choose behind the T nodes of the seats' trees, and walk. states [T, E]; positions, tokens [T]
         int64; parents and owners, their slots, [T] int32."""
-        slots = self.slots
-        chosen = slots.choice.of_tree(states, positions + 1, tokens, parents, owners)
+        slots, masks = self.slots, None
+        scores = slots.choice.scores(states)
+        if slots.choice.masks and self.masks is not None:
+            yield self.masks.fill
+            masks = self.masks.words
+        chosen = slots.choice.of_tree(scores, positions + 1, tokens, parents, owners, masks)
         self.choices, logits, sums, *likeliest = chosen
         self.walk(
             slots.state, self.seats, self.first, tokens, parents, self.choices, logits, sums,
@@ -281,25 +319,3 @@ def pairs_of(likeliest: Tensor, n: int) -> list[list[tuple[int, float]]]:
     ids, bits = likeliest[:, :, :n].contiguous().unbind(1)
     logprobs = bits.contiguous().view(torch.float32)
     return [list(zip(*both, strict=True)) for both in zip(ids.tolist(), logprobs.tolist(), strict=True)]
-
-
-def captured(run: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:
-    """The launches of a function as a CUDA graph, whole: an interrupted capture leaves none."""
-    graph = torch.cuda.CUDAGraph()
-    with capturing(graph, pool):
-        run()
-    return graph
-
-
-@contextmanager
-def capturing(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
-    """`torch.cuda.graph` without garbage collection: what that finds dead may be another graph, and CUDA
-    does not permit destroying one during a capture."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        with torch.cuda.graph(graph, pool=pool):
-            yield
-    finally:
-        if collects:
-            gc.enable()

@@ -19,7 +19,7 @@ from .controller import CHAIN, PLAIN, TWIN_LOOKUP_TIMES, TWIN_TIMES, Controller,
 from .cycle import Allot, Cycle, Outcome, Read, Slots, Walk, pairs_of
 from .cycle_times import EVERY_NODE, capture, key_time, times_of
 from .groups import Group, Kind, Seated, groups_of
-from .kinds import LOOKUP_ROWS, ahead, block_of, kinds_of_auto, riders_of, seat_counts, with_riders
+from .kinds import ahead, block_of, kinds_of_auto, riders_of, seat_counts, with_riders
 from .pace import Pace
 from .prompt import rows_for
 from .prompt_rows import Piece
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from ..model import Network
 
 MOST_GRAPHS = 64  # beside those of `ready`; the one not used for longest goes first
-NOT_NUMBERS = (
-    "the model's logits are NaN or infinite: the checkpoint is damaged or overflows this dtype; try float32"
-)
 
 
 class Walks(Protocol):
@@ -80,7 +77,6 @@ class Cycles:
         self._measured: dict[tuple, dict[int, float]] = {}  # ms of kinds, by block size and seats
         self._added: dict[tuple, float] = {}  # ms of rows for prompts, by kind, block size and seats
         block = model.config.block_size or 0
-        self.reach = max(block, LOOKUP_ROWS)  # tokens that a cycle adds to a text at most
         made = [ahead(kinds_of_auto(seats, block), block, seats, slots) for seats in seat_counts(slots)]
         self.most = MOST_GRAPHS + (len(FORMS) * sum(map(len, made)) if slots > 1 else 0)
 
@@ -106,7 +102,8 @@ class Cycles:
         for kind, riders in ahead(kinds, block, seats, len(self.slots.state)):
             cycle = self._cycle(kind, block, form, seats, riders=riders)
             cycle.seat(range(min(seats, len(self.slots.state))))
-            cycle.run()
+            for _ in cycle.run():
+                pass
 
     def again(self, kind: Kind) -> None:
         """Launch the newest cycle of a kind once more; behind the end of a text that changes nothing."""
@@ -116,7 +113,11 @@ class Cycles:
         """A text whose prompt is committed runs in a slot from now on. room: positions that its pages
         hold."""
         ends, likeliest = text.stream.end_tokens, text.request.top_logprobs > 0
-        self.slots.choice.put(slot, text.sampling, text.tokens, text.prompt, ends, text.least, likeliest)
+        settings = slot, text.sampling, text.tokens, text.prompt, ends, text.least, likeliest
+        self.slots.choice.put(*settings, masked=text.request.grammar is not None)
+        if text.matcher is not None:
+            text.matcher.begin(text.tokens, text.prompt)
+        self.slots.standing.matchers[slot] = text.matcher
         columns = {
             State.START: text.start, State.ROOT: text.root, State.LEFT: text.remaining, State.FINISHED: 0,
             State.ROOM: room, State.NODES: _most_nodes(text),

@@ -26,7 +26,7 @@ from ..model import PREFILL_ROWS, checked_prompt
 from ..request import Request, whole_up_to
 from . import rejection
 from .cycle import Outcome
-from .cycles import NOT_NUMBERS, Launched
+from .cycles import Launched
 from .runner import Runner, cache_size, replays
 from .scheduler import Cycle, Load, Prefill, Scheduler, check_fits
 from .sequence import OnRun, Result, Run, Sequence
@@ -64,6 +64,7 @@ class Engine:
         first text waits for that. progress: a bar on stderr; None: where that is a terminal. Without CUDA
         graphs nothing is done. Raises InputError where memory runs out."""
         if self.slots > 1 and replays(self.model):
+            self.model.grammars.prepare()
             return self._warm.several(self.runner_for(1), progress)
         return self._warm.alone(self._tokens, progress)
 
@@ -89,7 +90,8 @@ class Engine:
         assert most is not None
         ends, least = fitted.end_tokens(model.config), fitted.min_tokens
         stream = TokenStream(model.text, ends, fitted.stop, most, on_tokens, least)
-        text = Sequence(prompt, fitted, stream, on_run)
+        matcher = None if fitted.grammar is None else model.grammars.matcher(fitted.grammar)
+        text = Sequence(prompt, fitted, stream, on_run, matcher)
         if self._fixed and fitted.verify != "rejection":
             self._schedule(text)
         else:
@@ -218,7 +220,7 @@ class Engine:
         try:
             self._scheduler.beside = self.runner.cycles.pace.rows()
             # what is in flight and the next cycle may add this much to a text
-            work = self._scheduler.next((len(self._unread) + 1) * self.runner.cycles.reach)
+            work = self._scheduler.next((len(self._unread) + 1) * self.runner.cycles.slots.standing.reach)
             if work is not None:
                 self.runner.grant(work.grants)
             if isinstance(work, Cycle):
@@ -282,13 +284,13 @@ class Engine:
         def tell(text: Sequence, end: Outcome, run: Run, kept: int) -> None:
             if run.tokens:
                 self._tell(text, run, kept)
-            if end.damaged and not text.finished:
-                raise InputError(NOT_NUMBERS)
+            if end.wrong and not text.finished:
+                raise InputError(end.wrong)
 
         self._all(
             (text, partial(tell, text, end, *what))
             for (text, end), what in zip(ends, added, strict=True)
-            if text.has_callbacks or text.finished or end.damaged
+            if text.has_callbacks or text.finished or end.wrong
         )
         return tuple(text for text, _ in ends)
 

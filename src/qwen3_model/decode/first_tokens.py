@@ -6,12 +6,12 @@ next cycle before the host has read which token came."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
 from .controller import PLAIN
-from .cycle import Cycle, Outcome, Slots
+from .cycle import Cycle, Outcome, Slots, Step
 from .cycles import Launched
 from .sequence import Sequence as Text
 
@@ -44,8 +44,9 @@ class FirstTokens(Cycle):
         epochs, nobody = tuple(text.epoch for text, _ in seated), (None,) * len(seated)
         return Launched(PLAIN, self, seated, epochs, nobody, ends)
 
-    def run(self) -> None:
+    def run(self) -> Iterator[Step]:
         """The launches."""
         slots, at = self.slots, self.seats.clamp(min=0).long()
         tokens, positions = slots.root[at].long(), slots.start[at].long()
-        self.choose(self.states, positions, tokens, self.parents, self.seats)
+        yield from self.ask(tokens, self.parents)
+        yield from self.choose(self.states, positions, tokens, self.parents, self.seats)

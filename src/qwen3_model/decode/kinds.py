@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .controller import CHAIN, LOOKUP, PLAIN, TREES
+from .cycle import LOOKUP_ROWS
 from .groups import MOST_ROWS, Kind, fixed_kind, seats_for
 from .one_pass import Shape
 from .pace import riders_beside
@@ -17,7 +18,6 @@ from .two_pass import TwoPassCycle
 # (simulated, bench/LOG.md, 2026-11-29).
 SIZES = (3, 5, 7, 11, 15, *TREES)
 OWN_ROWS, SHARED_ROWS = 6, 128
-LOOKUP_ROWS = 16  # of a chain that lookup has found: a tile of the tensor cores
 
 
 def seat_counts(slots: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ A text is the target's whatever the anchors are; they decide how often a pass ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +25,7 @@ from orthrus_kernels.layout import Record
 from ..request import LEAST_ONE_PASS_BLOCK, MOST_ONE_PASS_BLOCK, ONE_PASS_BLOCK
 from .choice import CANDIDATES
 from .controller import CHAIN
-from .cycle import Cycle, Slots
+from .cycle import Cycle, Slots, Step
 
 # Rows of a pass of one text that the default shape fills. Up to about as many the weights' bytes decide a
 # pass's time on an H200, not its rows.
@@ -108,7 +108,7 @@ class OnePassCycle(Cycle):
             torch.zeros(seats, shape.depth, dtype=torch.int64, device=device) for _ in range(2)
         )
 
-    def run(self) -> None:
+    def run(self) -> Iterator[Step]:
         """The launches of a cycle."""
         slots, model, plan, ops = self.slots, self.model, self.check.plan, self.model.ops
         state, seats, drafts, n = slots.state, self.seats, self.drafts, plan.shape.n_ar
@@ -125,9 +125,11 @@ class OnePassCycle(Cycle):
         self.allot(plan, self.first, self.trees, state, seats)
         ops.place_blocks(plan, self.first, self.trees, seats, self.anchors)
         ops.lay(plan, self.check.tables)
-        states, keys, values = model.states(self.check, slots.cache)
         walked = found[plan.sequences[:n].clamp(min=0).long()]
-        self.verify(torch.where(walked, plan.parents[:n], _NOBODY), states[:n], keys, values)
+        parents = torch.where(walked, plan.parents[:n], _NOBODY)
+        yield from self.ask(plan.tokens[:n], parents)
+        states, keys, values = model.states(self.check, slots.cache)
+        yield from self.verify(parents, states[:n], keys, values)
         ops.follow(
             self.record, state, seats, self.anchors, self.shape.block, self.rows, self.behind, drafts.at
         )

@@ -13,7 +13,8 @@ from torch import Tensor
 from orthrus_kernels import PassShape, Rows
 
 from .controller import measured_times
-from .cycle import Slots, captured
+from .cycle import Slots
+from .graphs import captured
 from .pace import CHUNKS, Span
 from .prompt_rows import Piece, PromptRows
 from .scheduler import MOST_PARTS

@@ -18,7 +18,7 @@ from orthrus_kernels.rejection import DRAFT, filtered_probabilities, reject, sam
 from orthrus_kernels.seen import counts_of
 
 from ..errors import InputError
-from .cycles import NOT_NUMBERS
+from .cycle import NOT_NUMBERS
 from .sequence import Run, Sequence
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from orthrus_kernels import DraftTree
 
 from ..errors import InputError
+from ..matcher import Matcher
 from ..request import Request
 from .stream import TokenStream
 
@@ -140,14 +141,16 @@ class Sequence:
     the root stands, and how many tokens may follow."""
 
     def __init__(
-        self, prompt: Ids[int], request: Request, stream: TokenStream, on_run: OnRun | None = None
-    ) -> None:
+        self, prompt: Ids[int], request: Request, stream: TokenStream, on_run: OnRun | None = None,
+        matcher: Matcher | None = None,
+    ) -> None:  # fmt: skip
         """request: fitted, with nothing open. on_run(run, kept): called with every run, before the stream's
-        callback; the runs then tell their trees and the target's choices."""
+        callback; the runs then tell their trees and the target's choices. matcher: of the request's
+        grammar."""
         budget, block, seed = request.max_new_tokens, request.block_size, request.seed
         assert budget is not None and block is not None and seed is not None, request
         self.tokens, self.request, self.stream, self.on_run = list(prompt), request, stream, on_run
-        self.prompt = len(prompt)  # tokens of it
+        self.matcher, self.prompt = matcher, len(prompt)  # prompt: tokens of it
         self.limit = self.prompt + budget  # length of the finished text at most
         # No end token stands below this position; 0: any token may be one.
         self.least = self.prompt + request.min_tokens if request.min_tokens else 0

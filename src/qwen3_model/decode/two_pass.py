@@ -13,6 +13,8 @@ Behind the trees the verify pass may have rows for the prompts of other texts (p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from orthrus_kernels import PassShape, Rows
@@ -21,7 +23,7 @@ from orthrus_kernels.layout import Record
 
 from .choice import CANDIDATES
 from .controller import CHAIN, LOOKUP
-from .cycle import Cycle, Slots
+from .cycle import Cycle, Slots, Step
 from .prompt_rows import PromptRows
 from .scheduler import MOST_PARTS
 
@@ -83,7 +85,7 @@ class TwoPassCycle(Cycle):
         """Rows of the verify pass a seat."""
         return nodes + 1 if nodes > CHAIN else max(block, 1)
 
-    def run(self) -> None:
+    def run(self) -> Iterator[Step]:
         """The launches of a cycle."""
         slots, model, check, ops = self.slots, self.model, self.check, self.model.ops
         clock, seats = self.clock, len(self.seats)
@@ -114,8 +116,9 @@ class TwoPassCycle(Cycle):
             if self.draft is not None:
                 self.of_trees.tokens.view(seats, self.nodes)[:, 1:] = self.trees.tokens[:, 1:]
             ops.lay(check.plan, check.tables, slots.root, clock)
+        yield from self.ask(self.of_trees.tokens, self.of_trees.parents)
         states, keys, values = model.states(check, slots.cache)
         rows = len(self.of_trees.tokens)
         if self.riders is not None:  # a copy: graphs share the memory of all that is not kept
             self.riders.take(states[rows:].clone(), keys, values)
-        self.verify(self.of_trees.parents, states[:rows], keys, values)
+        yield from self.verify(self.of_trees.parents, states[:rows], keys, values)

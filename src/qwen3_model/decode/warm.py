@@ -127,6 +127,7 @@ def _text(model: Network, request: Request, tokens: int) -> Sequence:
     fitted = Request(strategy="autoregressive", max_new_tokens=1, min_tokens=least, **chosen)
     fitted = replace(fitted, top_logprobs=request.top_logprobs)
     fitted = fitted.fit(model.config, tokens, has_text=False)
+    fitted = replace(fitted, grammar=request.grammar)  # its masks are taken, and nobody makes any
     return Sequence([0] * tokens, fitted, TokenStream(None, model.config.eos_token_ids, (), 1, None))
 
 
@@ -194,7 +195,8 @@ class WarmStart:
         of them were compiled. few: so many are left to their launches."""
         vocabulary = self.model.config.vocab_size
         forms = tuple(
-            (Form.of(of.sampling, vocabulary), of.min_tokens > 0, of.top_logprobs > 0) for of in plan.requests
+            (Form.of(of.sampling, vocabulary), of.min_tokens > 0, of.top_logprobs > 0, of.grammar is not None)
+            for of in plan.requests
         )
         key = forms, plan.seats, plan.kinds, plan.block, plan.chunks, capacity
         if key in self._compiled:

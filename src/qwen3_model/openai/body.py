@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InputError, quoted
+from ..grammar import Grammar
 from ..request import MOST_LIKELIEST, Request, whole_up_to
+from .formats import grammar_of
 from .prompts import MOST_CHOICES, conversation_prompt, plain_prompts
 from .refusal import FieldError, naming
 from .served import Served
@@ -34,7 +36,9 @@ SETTINGS = (
     "frequency_penalty", "presence_penalty", "logit_bias", "stop", "stop_token_ids",
     "ignore_eos", "min_tokens", "cache_salt", "seed",
 )  # fmt: skip
-BOTH = ("model", "max_tokens", "n", "logprobs", "user", "stream", "stream_options", *SETTINGS)
+BOTH = (
+    "model", "max_tokens", "n", "logprobs", "user", "stream", "stream_options", "response_format", *SETTINGS,
+)  # fmt: skip
 STREAM_OPTIONS = ("include_usage", "include_runs")  # the second is ours
 OWN = {
     COMPLETIONS: ("prompt",),
@@ -44,8 +48,7 @@ OWN = {
 }  # fmt: skip
 # What the engine cannot do yet; clients send these values, which ask for nothing.
 NEUTRAL: dict[str, Any] = {
-    "echo": False, "best_of": 1, "response_format": {"type": "text"}, "store": False,
-    "parallel_tool_calls": True,
+    "echo": False, "best_of": 1, "store": False, "parallel_tool_calls": True,
 }  # fmt: skip
 
 
@@ -98,7 +101,8 @@ def read(served: Served, url: str, body: Any, streams: bool = False) -> Asked:
     most = _most_tokens(url, given, served.context, prompts)
     settings = {"temperature": 1.0} | dict(served.defaults) | _settings(given)
     logprobs, settings["top_logprobs"] = _logprobs(url, given)
-    request = _request(served, settings, most, n * len(prompts))
+    grammar = grammar_of(given, reasons)
+    request = _request(served, settings, most, n * len(prompts), grammar)
     with naming("min_tokens"):  # all else has been tried
         request.fit(served.config, max(map(len, prompts)), has_text=True)
     tools = bool(tools_of(given))
@@ -208,10 +212,15 @@ def _biases(value: Any) -> dict[int, float]:
     return value
 
 
-def _request(served: Served, settings: dict[str, Any], most: int, choices: int) -> Request:
-    """The request of the first choice. Each setting is tried by itself first, so that an error has its
-    name."""
-    together = {name: settings[name] for name in ("strategy",) if name in settings}
+def _request(
+    served: Served, settings: dict[str, Any], most: int, choices: int, grammar: Grammar | None
+) -> Request:
+    """The request of the first choice. Each setting is tried by itself first, beside the strategy and the
+    grammar, so that an error has its name."""
+    settings = settings | {"grammar": grammar}
+    together = {name: settings[name] for name in ("strategy", "grammar") if name in settings}
+    with naming("response_format"):
+        Request(grammar=grammar).fit(served.config, 1, has_text=True)
     for name in [name for name in SETTINGS if name in settings]:
         with naming(name):
             alone = Request(**together | {name: settings[name]})
