@@ -208,7 +208,7 @@ def test_a_server_knows_the_view_by_the_configs_alone(orthrus, tmp_path):
     base = base_of(orthrus, tmp_path / "base")
     words = "serve", "--model", str(base), "--diffusion", str(orthrus), "--device", "cpu", "--slots", "1"
     args = cli._parser().parse_args(words)
-    assert serve._served(args, "name", base).config.block_size == 8
+    assert serve.served_by(args, "name", base).config.block_size == 8
     model, _engine = replace(serve._engine(args, base), cache_tokens=64).made()
     assert model.config.block_size == 8
     config = Qwen3Config.from_folder(base)
