@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .config import Qwen3Config
-from .errors import InputError, foreign
+from .errors import InputError, foreign, one_line
 from .grammar import NOT_THERE, Grammar, is_there
 from .grammar_compiler import compiled
 from .text import Text
@@ -87,7 +87,8 @@ class Matcher:
         return None
 
     def _fail(self) -> None:
-        self.failed = f"the grammar cannot go on ({self._matcher.get_error() or 'no token is permitted'})"
+        said = one_line(self._matcher.get_error() or "no token is permitted", 200)
+        self.failed = f"the grammar cannot go on ({said})"
 
 
 class Grammars:
