@@ -131,6 +131,7 @@ def test_a_text_goes_elsewhere_before_its_first_token_alone():
 def test_a_text_is_given_up():
     fingerprint, (error,), asked = heard(*[Said(DEATH) for _ in range(ATTEMPTS + 1)])
     assert fingerprint is None and asked == ATTEMPTS and isinstance(error, NoReplica)
+    assert isinstance(heard()[1][0], NoReplica)  # nobody can be asked
     refused = Refused("too long")
     assert heard(Said("f", refused)) == ("f", [refused], 1)
     silent = Said("f")  # a stream that ends without an end is no end
@@ -218,6 +219,9 @@ def test_a_line_whose_replica_dies_is_done_again(served, tmp_path):
     assert {c: answers[c]["status_code"] for c in "abc"} == {"a": 200, "b": 400, "c": 500}
     assert answers["a"]["body"]["seed"] == 3 and "has died" in answers["c"]["body"]["error"]["message"]
     assert (counts.requests, counts.tokens, batch.failed) == (3, 4, 2) and not engine.scripts
+    with batch_file(source, out, "s") as batch, batch.open():  # the same command again has nothing to do
+        counts = asyncio.run(cluster_batch.run(engine, served, batch, lambda counts: None, None))
+    assert counts.requests == 0 and len(batch.known) == 3
 
 
 def test_a_batch_ends_where_no_replica_takes_texts(served, tmp_path):

@@ -109,3 +109,10 @@ def test_text_too_short_to_measure_on_is_one_line():
         Survival(network, None, {})
     with pytest.raises(InputError, match="context of"):
         Survival(network, torch.zeros(1, network.config.context_length - 10, dtype=torch.long), {})
+
+
+def test_a_state_of_an_earlier_version_has_the_settings_it_could_have(tmp_path):
+    told = {"tokens": 5}
+    loop._check_same(tmp_path / "s", told, told | {"loss": "kl", "offset_weights": "decay"})
+    with pytest.raises(InputError, match="whose loss was 'kl', not 'ce'"):
+        loop._check_same(tmp_path / "s", told, told | {"loss": "ce", "offset_weights": "decay"})

@@ -122,7 +122,7 @@ def _on_cluster(args: argparse.Namespace, batch: BatchFile) -> tuple[str, Counts
     replicas = ray_options.replicas(args, f"batch-{own}-{name}", (SLOTS, CPU_SLOTS))
 
     async def answered() -> tuple[str, Counts, float]:
-        fleet = await Fleet.start(replicas)
+        fleet = await Fleet.start(replicas, ends=True)
         try:
             begun = time.perf_counter()
             with batch.open(), _progress(batch) as told:

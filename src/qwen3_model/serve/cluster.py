@@ -37,6 +37,7 @@ from .replicas import RemoteText, Replicas, page_key, picked, say
 
 ASK_SECONDS = 1.0  # between two questions to all replicas for what they have to do
 CONNECT_SECONDS = 5.0
+PATIENCE_SECONDS = 20.0  # between two lines of a start that takes long
 QUESTIONS = 8  # to a full replica at a time: Ray counts them as it counts texts
 LAST_WORDS = 1.0  # seconds in which the texts of an engine that has died hear of it
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
@@ -161,22 +162,27 @@ class Fleet:
         self._asking: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, replicas: Replicas) -> Fleet:
+    async def start(cls, replicas: Replicas, ends: bool = False) -> Fleet:
         """Connect to the cluster of RAY_ADDRESS, else of this machine, else start one here that ends with
         this process, and have its replicas run. Those of an application with other settings are replaced, one
-        behind the other; SIGHUP does that with these settings. Raises InputError."""
+        behind the other; SIGHUP does that with these settings. ends: the replicas end with this process, and
+        SIGHUP ends it. Raises InputError."""
         owned = await asyncio.to_thread(connect)
         for number in (signal.SIGTERM, signal.SIGINT):  # taken again, or Ray prints its stack first
             signal.signal(number, signal.getsignal(number))
         try:
-            handle = await _running(replicas) or await asyncio.to_thread(deployed, replicas)
+            handle = await _running(replicas) or await _started(replicas)
             fleet = cls(replicas, handle, owned)
             await fleet._ask()
         except BaseException:
+            if ends:
+                with suppress(Exception):  # it has not begun, or the cluster is gone
+                    await asyncio.to_thread(serve.delete, replicas.name)
             await asyncio.to_thread(ray.shutdown)
             raise
         fleet._asking = asyncio.create_task(fleet._keep_asking())
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, fleet._restart)
+        if not ends and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, fleet._restart)
         return fleet
 
     def submit(self, prompt_ids: Sequence[int], request: Request) -> Running:
@@ -255,7 +261,7 @@ def _check_answers(address: str) -> None:
         return
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         said = one_line(error, 100)
         raise InputError(f"no Ray cluster answers at {address} ({said}): see RAY_ADDRESS") from None
 
@@ -270,6 +276,17 @@ async def _running(replicas: Replicas) -> DeploymentHandle | None:
         if {about.replicas for about in await _said(handle)} == {replicas}:
             return handle
     return None
+
+
+async def _started(replicas: Replicas) -> DeploymentHandle:
+    """Run the application. As long as the cluster has no room for a replica that takes, so it is said."""
+    starting = asyncio.create_task(asyncio.to_thread(deployed, replicas))
+    while not (await asyncio.wait({starting}, timeout=PATIENCE_SECONDS))[0]:
+        with suppress(Exception):  # the cluster is busy, or gone: `starting` tells
+            kind = "GPU" if replicas.engine.device == "cuda" else "CPU"
+            free = (await asyncio.to_thread(ray.available_resources)).get(kind, 0.0)
+            say(f"waiting for {replicas.least} replicas to run; {free:g} {kind}s of the cluster are free")
+    return await starting
 
 
 async def _said(handle: DeploymentHandle) -> list[About]:

@@ -41,6 +41,8 @@ async def run(client: Client, served: Served, batch: BatchFile, told: Told, limi
                     work = _answer(client, served, metrics, line, asked, wrong)
                     texts = len(asked.prompts) * asked.n if asked is not None else 1
                     tasks[asyncio.create_task(work)] = texts
+            if not tasks:  # nothing is left to answer
+                break
             done, _ = await asyncio.wait(tasks, timeout=1, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 line, said, ok, results = task.result()

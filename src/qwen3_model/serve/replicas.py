@@ -7,6 +7,7 @@ import asyncio
 import sys
 from array import array
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -93,8 +94,9 @@ class RemoteText(Running):
     async def _pump(self) -> None:
         began = False
         for _ in range(ATTEMPTS):
-            response = self._send()
+            response = None
             try:
+                response = self._send()
                 async for item in response:
                     if isinstance(item, str):
                         self._agree(item)
@@ -105,10 +107,10 @@ class RemoteText(Running):
                     if not isinstance(item, Ran):
                         return
             except asyncio.CancelledError:
-                response.cancel()
+                _leave(response)
                 raise
             except Exception as error:
-                response.cancel()
+                _leave(response)
                 say(f"a replica has ended a text ({type(error).__name__})")
             if began:
                 break
@@ -135,6 +137,13 @@ class RemoteText(Running):
         elif not self._placed.done():
             self._placed.set_result(None)
         self.put(item)
+
+
+def _leave(response: Any) -> None:
+    """Want no more of what a replica says; None: none has been asked."""
+    if response is not None:
+        with suppress(Exception):  # of a cluster that is gone
+            response.cancel()
 
 
 def say(line: str) -> None:

@@ -21,6 +21,9 @@ from .interrupts import late_interruption
 from .optimizer import make_optimizers, set_rate
 from .state import MOST_STEPS, load_state, read_progress, save_state
 
+# Settings that states of earlier versions do not tell, as they had no others.
+SAVED_BEFORE = {"loss": "kl", "offset_weights": "decay"}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -161,9 +164,10 @@ def train(
 
 def _check_same(state: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for key, value in wanted.items():
-        if saved.get(key) != value:
+        found = saved.get(key, SAVED_BEFORE.get(key))
+        if found != value:
             raise InputError(
-                f"{state} is of a run whose {key} was {quoted(saved.get(key))}, not {quoted(value)}: resume "
+                f"{state} is of a run whose {key} was {quoted(found)}, not {quoted(value)}: resume "
                 "with the same settings, or delete it to start anew"
             )
 

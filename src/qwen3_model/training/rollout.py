@@ -16,6 +16,7 @@ from .pretrain import autocast
 OWN_PROMPT, OWN_TOKENS = 128, 256  # tokens of a piece of text and of its continuation
 OWN_REPEATED = 8  # rollouts are slow: each is trained on as often
 KEYS_AT_ONCE, MOST_AT_ONCE = 2**33, 8192  # bytes of keys and values of a rollout's texts; their number
+CPU_SHARE = 4  # a machine has less memory to spare than a GPU: so much less of it
 
 
 @torch.no_grad()
@@ -100,6 +101,7 @@ def texts_at_once(network: Network, tokens: int) -> int:
     """How many texts of so many tokens a rollout writes side by side: as many as `KEYS_AT_ONCE` holds the
     keys of."""
     c = network.config
-    width = 2 if network.frequencies.device.type == "cuda" else 4  # bytes of a number, as `autocast` has it
+    on_gpu = network.frequencies.device.type == "cuda"
+    width = 2 if on_gpu else 4  # bytes of a number, as `autocast` has it
     text = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * width * tokens
-    return min(max(KEYS_AT_ONCE // text, 1), MOST_AT_ONCE)
+    return min(max((KEYS_AT_ONCE if on_gpu else KEYS_AT_ONCE // CPU_SHARE) // text, 1), MOST_AT_ONCE)
