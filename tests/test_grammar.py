@@ -125,9 +125,6 @@ def test_masks_of_a_tree_are_those_of_each_path():
 def test_a_grammar_that_cannot_go_on_ends_its_text_alone(monkeypatch):
     from qwen3_model.matcher import Matcher
 
-    def too_complex(self):
-        self.failed = "the grammar cannot go on (ParserTooComplex)"
-
     model, request = Writer(), Request(grammar=PERSON, max_new_tokens=30)
     engine = Engine(model, 2, 4 * PAGE)
     bound, free = (
@@ -137,13 +134,51 @@ def test_a_grammar_that_cannot_go_on_ends_its_text_alone(monkeypatch):
     for _ in range(4):
         engine.step()
     kept = list(bound.stream.token_ids)
-    monkeypatch.setattr(Matcher, "_fill", lambda self, mask: too_complex(self))
-    with pytest.raises(InputError, match="ParserTooComplex"):
+    monkeypatch.setattr(Matcher, "_fill", lambda self, matcher, mask: False)
+    with pytest.raises(InputError, match="no token is permitted"):
         engine.step()
     while engine.step():
         pass
-    assert bound.result().stats.finish_reason == "error" and "TooComplex" in bound.result().error
+    assert bound.result().stats.finish_reason == "error" and "cannot go on" in bound.result().error
     assert bound.result().token_ids == kept and free.result().stats.finish_reason == "length"
+
+
+def test_what_failed_before_fails_nobody_else(monkeypatch):
+    """A text without a grammar, in the place in which a first token was not to be had."""
+    from qwen3_model.matcher import Matcher
+
+    engine = Engine(Writer(), 2, 4 * PAGE)
+    fill = Matcher._fill
+    monkeypatch.setattr(Matcher, "_fill", lambda self, matcher, mask: False)
+    bound = engine.submit(PROMPT, Request(grammar=PERSON, max_new_tokens=5))
+    with pytest.raises(InputError, match="cannot go on"):
+        while engine.step():
+            pass
+    monkeypatch.setattr(Matcher, "_fill", fill)
+    free = engine.submit(PROMPT, Request(max_new_tokens=5, ignore_eos=True))
+    while engine.step():
+        pass
+    assert bound.result().stats.finish_reason == "error" and len(free.result().token_ids) == 5
+
+
+def test_a_spent_budget_is_one_texts_own():
+    """Of what llguidance may meet: neither another text with the grammar nor drafts have a part in it."""
+    grammars = Grammars(text(), small_config(vocab_size=VOCABULARY))
+    grammar = Grammar.json_schema({"type": "string", "pattern": "^(.*a.{0,400}){1,60}$"})
+    letters = text().encode('"' + "ab" * 40)
+
+    def reaches(matcher):
+        masks = np.full((1, -(-VOCABULARY // 32)), -1, np.int32)
+        matcher.begin([], 0)
+        for nth, token in enumerate(letters):
+            matcher.go_on([token])
+            matcher.fill(masks, [token], [-1])
+            if matcher.failed:
+                return nth
+        return len(letters)
+
+    found = [reaches(grammars.matcher(grammar)) for _ in range(2)]
+    assert found[0] == found[1] > 1, found
 
 
 @pytest.mark.parametrize(
@@ -187,7 +222,8 @@ def test_what_llguidance_does_not_apply_is_refused_by_its_name(schema, said):
 @pytest.mark.parametrize(
     ("schema", "said"),
     [([], "an object was expected"), ({"minProperties": 3, "required": ["a"]}, "minProperties"),
-     ({"enum": ["x" * 2**16]}, "at most 65536"), ({"a": {1, 2}}, "cannot be written as JSON")],
+     ({"enum": ["x" * 2**16]}, "at most 65536"), ({"enum": ["\ud800"]}, "cannot be written as JSON"),
+     ({"a": {1, 2}}, "cannot be written as JSON")],
 )  # fmt: skip
 def test_schemas_that_are_none_or_too_large(schema, said):
     with pytest.raises(InputError, match=said):

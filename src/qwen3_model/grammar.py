@@ -107,6 +107,7 @@ def _json(schema: Mapping[str, Any], what: str) -> str:
         raise InputError(f"{what} is {quoted(schema)}; an object was expected")
     try:
         written = json.dumps({**schema, "x-guidance": dict(OPTIONS)}, ensure_ascii=False, allow_nan=False)
+        written.encode()
         _check(schema, what)
     except (TypeError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from .errors import InputError
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLTokenizer
 
 SECONDS, BYTES = 2.0, 2**31  # of a processor, of memory, that the process may take
 # What llguidance says: where, what, then advice about an option that nobody here can set, or the grammar
@@ -21,22 +21,24 @@ _SAID = re.compile(
 )
 
 
-def compiled(lark: str, tokenizer: LLTokenizer) -> LLMatcher:
-    """A matcher at the beginning of a text. Raises InputError for what is no grammar, and for what
-    llguidance would not apply."""
+def check_compiles(lark: str, tokenizer: LLTokenizer) -> None:
+    """Raises InputError for what is no grammar, and for what llguidance would not apply."""
     from llguidance import LLMatcher
 
     wrong, said = LLMatcher.validate_grammar_with_warnings(lark, tokenizer)
     if said:  # one without a fault, too: a warning says that something is not applied
-        raise InputError(_without_place(said[0]))
+        raise InputError(without_place(said[0]))
     matcher = LLMatcher(tokenizer, lark, log_level=0)
     matcher.compute_bitmask()
     if matcher.is_error():
-        raise InputError(_without_place(matcher.get_error()))
-    return matcher
+        raise InputError(without_place(matcher.get_error()))
 
 
-def _without_place(said: str) -> str:
+def without_place(said: str) -> str:
+    """What llguidance says is wrong, without its own state and the grammar."""
+    if said.startswith("NoExtensionBias"):
+        return "no text fits the schema"
+    said = said.split("<state>")[0].strip()
     found = _SAID.fullmatch(said)
     return found[1].strip() if found else said
 
@@ -62,6 +64,6 @@ def main() -> None:
     signal.setitimer(signal.ITIMER_PROF, SECONDS)  # no Python runs meanwhile
     try:
         tokenizer = LLTokenizer(TokenizerWrapper(_Bytes()), eos_token=256)
-        compiled(sys.stdin.buffer.read().decode("utf-8", "replace"), tokenizer)
+        check_compiles(sys.stdin.buffer.read().decode("utf-8", "replace"), tokenizer)
     except InputError as error:
         print(error, end="")

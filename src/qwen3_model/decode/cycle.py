@@ -217,7 +217,8 @@ class Cycle:
                 step()
         self.launches += 1
         reading.fetch(self.record, self.likeliest)
-        failed = [""] * len(self.seated) if self.masks is None else self.masks.failed
+        masked = self.masks is not None and self.slots.choice.masks  # else `failed` is of an earlier launch
+        failed = self.masks.failed if masked and self.masks else [""] * len(self.seated)
 
         def read() -> list[Outcome]:
             record = reading.wait()

@@ -16,6 +16,13 @@ SCHEMA = ("name", "description", "schema", "strict")  # fields of json_schema
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 
+def may_compile(body: Any) -> bool:
+    """Whether a body may ask for a grammar, which takes long to try where it is new."""
+    if not isinstance(body, dict):
+        return False
+    return body.get("response_format") is not None or body.get("tool_choice") not in (None, "auto", "none")
+
+
 def grammar_of(given: Mapping[str, Any], reasons: bool) -> Grammar | None:
     """The grammar that a body asks for, one that compiles; None for any text. reasons: whether the prompt has
     begun the answer's reasoning, which goes on before the grammar begins. Raises FieldError."""

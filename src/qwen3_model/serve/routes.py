@@ -14,8 +14,10 @@ from starlette.responses import Response
 from ..errors import InputError, quoted
 from ..openai import answer
 from ..openai.body import CHAT, COMPLETIONS, read
+from ..openai.formats import may_compile
 from ..openai.strict_json import parse
 from ..openai.tokenize import tokenized
+from .beside import Beside
 from .choices import Job
 from .errors import json_response, refusal
 from .guard import GONE
@@ -132,7 +134,16 @@ async def _read(request: Request, use: Callable[[Any], T]) -> T:
         if not data:
             raise InputError("the body is empty; a JSON object was expected")
         beside = site.beside_large if len(data) > LARGE else site.beside
-        return await _unless_gone(request, beside.run(lambda: use(parse(data, "the body"))))
+        return await _unless_gone(request, _used(site, beside, data, use))
+
+
+async def _used(site: Site, beside: Beside, data: bytes, use: Callable[[Any], T]) -> T:
+    def parsed() -> tuple[Any, list[T]]:
+        body = parse(data, "the body")
+        return body, [] if may_compile(body) else [use(body)]
+
+    body, found = await beside.run(parsed)
+    return found[0] if found else await site.beside_grammars.run(lambda: use(body))
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -19,13 +19,14 @@ from .metrics import Metrics
 
 class Site:
     """The state of one app. draining: whether the server ends, and takes no more requests. beside,
-    beside_large: where work is done beside the loop; large bodies wait for each other alone."""
+    beside_large, beside_grammars: where work is done beside the loop; large bodies, and those whose grammar
+    may have to be tried, wait for each other alone."""
 
     def __init__(self, served: Served, limits: Limits, client: Client | None = None) -> None:
         self.served, self.limits = served, limits
         self.draining = False
         self.jobs: set[Job] = set()
-        self.beside, self.beside_large = Beside(), Beside(2)
+        self.beside, self.beside_large, self.beside_grammars = Beside(), Beside(2), Beside(2)
         self._reading = Counter[int]()  # requests whose body is being read, by key
         self.metrics = Metrics(lambda: self._client.load if self._client else None)
         self._client: Client | None = None
