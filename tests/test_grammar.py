@@ -98,9 +98,14 @@ def test_a_preempted_text_goes_on_in_its_grammar(monkeypatch):
     assert [one.result().token_ids for one in texts] == want and engine.load.preemptions > 0
 
 
-def test_masks_of_a_tree_are_those_of_each_path():
+@pytest.mark.parametrize("spent", [False, True])
+def test_masks_of_a_tree_are_those_of_each_path(spent, monkeypatch):
     """A node's by a matcher that has read its path alone. Nodes behind a forbidden token, behind an end, and
-    with an earlier sibling's token are nobody's."""
+    with an earlier sibling's token are nobody's. spent: one matcher cannot walk the tree."""
+    from qwen3_model.matcher import Matcher
+
+    if spent:
+        monkeypatch.setattr(Matcher, "_walked", lambda self, masks, tokens, children: False)
     grammars = Grammars(text(), small_config(vocab_size=VOCABULARY))
     said = text().encode('{"name": "A')
     other, end = text().encode("1")[0], END

@@ -8,15 +8,12 @@ import re
 from pathlib import Path
 
 import pytest
-from forked_worker import ForkedWorker
-from serving import ScriptedEngine, Serving
+from serving import ScriptedEngine, Serving, with_engine
 
 from qwen3_model import Qwen3
 from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.config import Qwen3Config
 from qwen3_model.openai.served import Served
-from qwen3_model.serve import engine_client
-from qwen3_model.serve.engine_client import EngineClient
 from qwen3_model.serve.guard import Access
 from qwen3_model.serve.limits import Limits
 from qwen3_model.serve.messages import EngineOptions
@@ -131,10 +128,8 @@ def runs(answer):
 def real(served):
     """A server of the embedded checkpoint, and the checkpoint itself."""
     options = EngineOptions(device="cpu", slots=1, cache_tokens=1024)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_client, "_spawned", ForkedWorker)
-        with Serving(served, lambda: EngineClient.start(options), Limits(), None) as serving:
-            yield serving
+    with with_engine(served, options, Limits()) as serving:
+        yield serving
 
 
 def test_a_text_streams_in_runs_and_is_that_of_plain_decoding(real, opened):
@@ -277,7 +272,10 @@ def test_a_comparison_that_is_stopped_says_how_far_it_went(served, opened):
         ask(page, PROMPT)
         page.locator(".answer").nth(1).locator(".run").wait_for()
         page.get_by_role("button", name="Stop").click()
-        page.locator(".verdict.same").get_by_text("as far as both go, 3 tokens: one was stopped").wait_for()
+        verdict = page.locator(".verdict")
+        verdict.wait_for()
+        assert verdict.text_content() == "Identical as far as both go, 3 tokens: one was stopped."
+        assert "same" in verdict.get_attribute("class").split()
 
 
 @pytest.mark.parametrize("mode", ["Chat", "Continue text"])

@@ -18,8 +18,7 @@ import httpx
 import openai
 import pytest
 from chat_cases import TEMPLATES
-from forked_worker import ForkedWorker
-from serving import ScriptedEngine, Serving
+from serving import ScriptedEngine, Serving, with_engine
 from tiny_folder import write_tiny
 
 from qwen3_model import InputError, Qwen3
@@ -27,10 +26,9 @@ from qwen3_model.openai import answer
 from qwen3_model.openai.answer import REASONS, CompletionLogprobs, piece
 from qwen3_model.openai.body import CHAT, COMPLETIONS
 from qwen3_model.openai.served import Served
-from qwen3_model.serve import engine_client, routes
+from qwen3_model.serve import routes
 from qwen3_model.serve.app import build
 from qwen3_model.serve.beside import Beside
-from qwen3_model.serve.engine_client import EngineClient
 from qwen3_model.serve.guard import Access, is_loopback, read_keys
 from qwen3_model.serve.limits import Limits
 from qwen3_model.serve.messages import EngineOptions
@@ -65,10 +63,8 @@ def served(model):
 def serving(served, folder):
     """A server with a real engine."""
     options = EngineOptions(model=str(folder), device="cpu", slots=4, cache_tokens=4096)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_client, "_spawned", ForkedWorker)
-        with Serving(served, lambda: EngineClient.start(options), LIMITS, None) as serving:
-            yield serving
+    with with_engine(served, options, LIMITS) as serving:
+        yield serving
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,13 @@ import jsonschema
 import openai
 import pytest
 from chat_cases import TEMPLATES
-from forked_worker import ForkedWorker
-from serving import Serving
+from serving import with_engine
 from tiny_folder import write_tiny
 
 from qwen3_model import Grammar, Qwen3, cli
 from qwen3_model.openai.body import CHAT, COMPLETIONS, read
 from qwen3_model.openai.refusal import FieldError
 from qwen3_model.openai.served import Served
-from qwen3_model.serve import engine_client
-from qwen3_model.serve.engine_client import EngineClient
 from qwen3_model.serve.limits import Limits
 from qwen3_model.serve.messages import EngineOptions
 
@@ -65,10 +62,8 @@ def served(model):
 def client(served, folder):
     """Of a server with a real engine."""
     options = EngineOptions(model=str(folder), device="cpu", slots=4, cache_tokens=2048)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_client, "_spawned", ForkedWorker)
-        with Serving(served, lambda: EngineClient.start(options), Limits(), None) as serving:
-            yield openai.OpenAI(base_url=f"{serving.url}/v1", api_key="none", max_retries=0)
+    with with_engine(served, options, Limits()) as serving:
+        yield openai.OpenAI(base_url=f"{serving.url}/v1", api_key="none", max_retries=0)
 
 
 def grammar_asked(served, **given):

@@ -34,8 +34,9 @@ class Matcher:
     a look at them. Once `failed` says why, nothing is right any more.
 
     A matcher of llguidance has a budget for what it has met, which copies share and a reset does not mend. So
-    each text has one of its own, and where drafts have spent its budget a new one reads the text alone: no
-    other text and no draft decides whether a text can go on."""
+    each text has one of its own, and where drafts have spent its budget new ones read the text and one path
+    each. No other text decides whether a text can go on. A draft does where its path alone spends a budget:
+    then the text fails some tokens before it might have."""
 
     def __init__(self, make: Callable[[], LLMatcher], ends: Iterable[int]) -> None:
         """make: a matcher at the beginning of a text. ends: tokens that end a text which may end."""

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from threading import Event, Thread
 from typing import Any
+
+import pytest
+from forked_worker import ForkedWorker
 
 from qwen3_model import Request
 from qwen3_model.decode.sequence import GenerationStats
 from qwen3_model.openai.served import Served
-from qwen3_model.serve.engine_client import EngineDied, Running
+from qwen3_model.serve import engine_client
+from qwen3_model.serve.engine_client import EngineClient, EngineDied, Running
 from qwen3_model.serve.guard import Access
 from qwen3_model.serve.limits import Limits
-from qwen3_model.serve.messages import Ended, Load, Ran, Ready
+from qwen3_model.serve.messages import Ended, EngineOptions, Load, Ran, Ready
 from qwen3_model.serve.server import Server, http_config
 from qwen3_model.serve.site import Site
 
@@ -112,3 +117,12 @@ class Serving:
         head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         client.sendall(head.encode() + f"content-length: {len(body) + missing}\r\n\r\n".encode() + body)
         return client
+
+
+@contextmanager
+def with_engine(served: Served, options: EngineOptions, limits: Limits) -> Iterator[Serving]:
+    """A server with a real engine, in a process that forks off this one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_client, "_spawned", ForkedWorker)
+        with Serving(served, lambda: EngineClient.start(options), limits, None) as serving:
+            yield serving
