@@ -4,6 +4,7 @@ no end of a process leaves a text waiting or a process behind."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -248,6 +249,7 @@ def test_texts_have_a_grace_to_end_in(tiny, forked, grace):
         assert client.exit_code == 0
         return ends
 
+    gc.collect()  # sockets of earlier tests
     before = os.listdir("/proc/self/fd")
     assert asyncio.run(close()) == ["length" if grace else "cancelled"] * 4
     assert os.listdir("/proc/self/fd") == before
