@@ -87,10 +87,11 @@ def reorder() -> None:
 
     def grid_dim(self, *dim):
         set_dim(self, *dim)
-        self.places = iter(order.of(int(np.prod(dim))).tolist())
+        places = np.unravel_index(order.of(int(np.prod(dim))), dim)
+        self.places = zip(*(axis.tolist() for axis in places), strict=True)
 
     def grid_idx(self, *_):
-        set_idx(self, *(int(i) for i in np.unravel_index(next(self.places), self.grid_dim)))
+        set_idx(self, *next(self.places))
 
     builder.set_grid_dim, builder.set_grid_idx = grid_dim, grid_idx
 

@@ -6,12 +6,15 @@ new function does not know it leaves to the plain one, and test_interpreter.py h
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
@@ -31,6 +34,8 @@ def apply() -> None:
     remember_casts()
     remember_selects()
     remember_memory()
+    remember_checks()
+    remember_launches()
     patch_once()
 
 
@@ -42,6 +47,19 @@ def member(name: str) -> Callable:
 
 def of_semantic(name: str) -> Callable:
     return PLAIN.setdefault(name, getattr(interpreter.TritonSemantic, name))
+
+
+def members_of(value) -> dict[str, Any]:
+    """What a tensor's type says of it: all but its handle."""
+    return {name: member for name, member in value.__dict__.items() if name != "handle"}
+
+
+def made(data: np.ndarray, dtype, members: dict[str, Any]):
+    """A tensor of a type that has been checked when its first value was made."""
+    handle, value = object.__new__(handle_of), object.__new__(tensor)
+    handle.data, handle.dtype, handle.attr = data, dtype, {}
+    value.__dict__ = {**members, "handle": handle}
+    return value
 
 
 def patch_once() -> None:
@@ -137,16 +155,18 @@ def quotient(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 INTEGERS = frozenset({"int32", "int64"})
+WORDS = frozenset({"uint32"})
 FLOATS = frozenset({"fp32"})
 NUMBERS = INTEGERS | FLOATS
-BITS = INTEGERS | {"int1"}
+BITS = INTEGERS | WORDS | {"int1"}
 COMPARISONS = {
     "gt": (np.greater, NUMBERS), "ge": (np.greater_equal, NUMBERS), "lt": (np.less, NUMBERS),
     "le": (np.less_equal, NUMBERS), "eq": (np.equal, NUMBERS), "ne": (np.not_equal, NUMBERS),
 }  # fmt: skip
 # An operator of tensors: what the interpreter does in numpy where both operands are of one of these types.
 OPERATORS = {
-    "add": (np.add, NUMBERS), "sub": (np.subtract, NUMBERS), "mul": (np.multiply, NUMBERS),
+    "add": (np.add, NUMBERS | WORDS), "sub": (np.subtract, NUMBERS), "mul": (np.multiply, NUMBERS | WORDS),
+    "lshift": (np.left_shift, INTEGERS), "rshift": (np.right_shift, INTEGERS),
     "truediv": (np.divide, FLOATS), "floordiv": (quotient, INTEGERS), "mod": (np.fmod, INTEGERS),
     "and": (np.bitwise_and, BITS), "or": (np.bitwise_or, BITS), "xor": (np.bitwise_xor, BITS), **COMPARISONS,
 }  # fmt: skip
@@ -162,9 +182,13 @@ def contiguous(*blocks: np.ndarray) -> bool:
 class Plan:
     """How an operator acts on two types. width: of what an address points to, where one is moved."""
 
-    result: Any
+    members: dict[str, Any]
+    size: int  # bytes of a number of the result, at most
+    dtype: Any  # of the result's handle; None: the left operand's
     constant: np.ndarray | None  # the second operand, where the source has a number there
-    spreads: bool  # a scalar over a block
+    spreads: bool  # only of blocks that lie in memory by rows; a scalar over a block is one
+    # of both operands, as truths may be kept as numbers and shifted words as integers
+    kept: np.dtype | None = None
     width: int = 0
 
 
@@ -172,18 +196,24 @@ def planned(name: str, types: frozenset, left, right, result) -> Plan | None:
     """For operands like these, of which `result` was worked out in full; None: always in full."""
     kind, number = left.type.scalar, type(right) is not tensor
     spreads = left.type.is_block() != (not number and right.type.is_block())
+    spreads |= "shift" in name  # which lays out its result by rows
+    members, size = members_of(result), result.handle.data.itemsize
     if kind.is_ptr():
         offset = semantic.to_tensor(right)
-        if name != "__add__" or offset.type.scalar.name not in INTEGERS:
+        if name not in ("__add__", "__sub__") or offset.type.scalar.name not in INTEGERS:
             return None
         width = max(1, left.handle.get_element_ty().primitive_bitwidth // 8)
-        return Plan(result.type, offset.handle.data if number else None, spreads, width)
+        return Plan(members, size, None, offset.handle.data if number else None, spreads, width=width)
     if kind.name not in types:
         return None
     if not number:
-        # a scalar truth may be kept as another type's number, which the full course makes of it
-        as_it_is = right.type.scalar.name == kind.name and not (spreads and kind.name == "int1")
-        return Plan(result.type, None, spreads) if as_it_is else None
+        other = right.type.scalar.name
+        if other == kind.name:
+            kept = None if other in NUMBERS else interpreter._get_np_dtype(kind)
+            return Plan(members, size, None, None, spreads, kept=kept)
+        if not {kind.name, other} <= INTEGERS:
+            return None
+        return Plan(members, size, result.handle.dtype.scalar, None, True)
     compares = result.type.scalar.name == "int1"
     constant = semantic.to_tensor(right)
     divides = name.removeprefix("__r").removeprefix("__") in ("truediv__", "floordiv__", "mod__")
@@ -191,7 +221,7 @@ def planned(name: str, types: frozenset, left, right, result) -> Plan | None:
     if kind.name == "int1" or common.name != kind.name:
         return None
     constant = semantic.cast(constant, kind) if compares else semantic.scalar_constant(right, kind)
-    return Plan(result.type, constant.handle.data, spreads)
+    return Plan(members, size, None, constant.handle.data, spreads)
 
 
 def operator(name: str, function: Callable, types: frozenset, reflected: bool = False) -> None:
@@ -223,10 +253,16 @@ def operator(name: str, function: Callable, types: frozenset, reflected: bool = 
         b = right.handle.data if plan.constant is None else plan.constant
         if plan.spreads and not (a.flags.c_contiguous and b.flags.c_contiguous):
             return plain(left, right)
+        if plan.kept is not None:
+            same = handle.dtype.name == right.handle.dtype.name
+            if not (same and a.dtype == plan.kept and b.dtype == plan.kept):
+                return plain(left, right)
         if plan.width:
-            return tensor(handle_of(a + plan.width * b.astype(np.uint64), handle.dtype), plan.result)
+            return made(function(a, plan.width * b.astype(np.uint64)), handle.dtype, plan.members)
         data = function(b, a) if reflected else function(a, b)
-        return tensor(handle_of(data, handle.dtype.scalar), plan.result)
+        if data.itemsize > plan.size:
+            return plain(left, right)
+        return made(data, plan.dtype or handle.dtype.scalar, plan.members)
 
     setattr(tensor, name, act)
 
@@ -244,10 +280,10 @@ def remember_shapes() -> None:
         key = self.type.name, *(part is None for part in parts)
         if key not in kinds:
             surplus = key.count(False) > len(self.shape)  # which Triton passes over and numpy refuses
-            kinds[key] = None if surplus else plain(self, parts).type
+            kinds[key] = None if surplus else members_of(plain(self, parts))
         if kinds[key] is None:
             return plain(self, parts)
-        return tensor(handle_of(self.handle.data[parts], self.handle.dtype.scalar), kinds[key])
+        return made(self.handle.data[parts], self.handle.dtype.scalar, kinds[key])
 
     tensor.__getitem__ = item
 
@@ -269,8 +305,13 @@ def remember_casts() -> None:
             return plain(self, value, kind)
         key = value.type.name, to
         if key not in kinds:
-            kinds[key] = plain(self, value, kind).type
-        return tensor(self.builder.cast_impl(value.handle, kinds[key]), kinds[key])
+            kinds[key] = members_of(plain(self, value, kind))
+        members, handle = kinds[key], value.handle
+        whole = source in INTEGERS and value.handle.dtype.name == source  # no number is out of range
+        if whole:
+            return made(handle.data.astype(interpreter._get_np_dtype(kind.scalar)), kind.scalar, members)
+        handle = self.builder.cast_impl(handle, members["type"])
+        return made(handle.data, handle.dtype, members)
 
     interpreter.TritonSemantic.cast = cast
 
@@ -288,11 +329,11 @@ def remember_selects() -> None:
                 known = side.type.scalar.name == kind.name
                 handles.append(None)
             else:
-                known = type(side) in (int, float)
+                known = type(side) in (int, float) and not kind.is_ptr()
                 handles.append(self.scalar_constant(side, kind).handle if known else None)
-            if not known or kind.name not in NUMBERS:
+            if not known or not (kind.name in NUMBERS or kind.is_ptr()):
                 return None
-        return result.type, *handles
+        return members_of(result), *handles
 
     def where(self, condition, x, y):
         sides = x, y
@@ -309,12 +350,12 @@ def remember_selects() -> None:
             return result
         if plans[key] is None:
             return plain(self, condition, x, y)
-        kind, left, right = plans[key]
+        members, left, right = plans[key]
         left, right = x.handle if left is None else left, y.handle if right is None else right
         if not contiguous(condition.handle.data, left.data, right.data):
             return plain(self, condition, x, y)
         data = np.where(condition.handle.data, left.data, right.data)
-        return tensor(handle_of(data, right.dtype.scalar), kind)
+        return made(data, right.dtype.scalar, members)
 
     interpreter.TritonSemantic.where = where
 
@@ -352,16 +393,17 @@ def remember_memory() -> None:
         if boundary_check or padding or key not in loads:
             result = plain_load(self, ptr, mask, other, boundary_check, padding, cache, eviction, volatile)
             if not boundary_check and not padding and direct(ptr, mask, other):
-                loads[key] = result.type
+                loads[key] = members_of(result)
             return result
-        kind, at = loads[key], ptr.handle.data
+        members, at = loads[key], ptr.handle.data
+        kind = members["type"]
         dtype = interpreter._get_np_dtype(kind.scalar)
         where = full(at.shape, True, np.bool_) if mask is None else spread(mask.handle.data, at.shape)
         if other is None:
             instead = full(at.shape, 0, dtype)
         else:
             instead = spread(self.cast(other, kind.scalar).handle.data, at.shape)
-        return tensor(handle_of(memory.load(at, where, instead, dtype), kind.scalar), kind)
+        return made(memory.load(at, where, instead, dtype), kind.scalar, members)
 
     def store(self, ptr, value, mask, boundary_check, cache, eviction):
         key = ptr.type.name, value.type.name, name(mask), cache, eviction
@@ -377,3 +419,84 @@ def remember_memory() -> None:
         return stores[key]
 
     interpreter.TritonSemantic.load, interpreter.TritonSemantic.store = load, store
+
+
+def remember_checks() -> None:
+    """Two tensors of one type need neither casts nor shapes; and tl.arange counts once."""
+    plain_checks, plain_arange = of_semantic("binary_op_type_checking_impl"), of_semantic("arange")
+    counted: dict[tuple[int, int], Any] = {}
+
+    def checks(self, left, right, *how, **named):
+        if type(left) is tensor and type(right) is tensor and left.type.name == right.type.name:
+            kind = left.type.scalar.name
+            if kind in NUMBERS or kind in WORDS:
+                return left, right
+        return plain_checks(self, left, right, *how, **named)
+
+    def arange(self, start, end, *, ret_ty=None):
+        if ret_ty is not None:
+            return plain_arange(self, start, end, ret_ty=ret_ty)
+        if (start, end) not in counted:
+            counted[start, end] = plain_arange(self, start, end)
+            counted[start, end].handle.data.flags.writeable = False
+        first = counted[start, end]
+        return made(first.handle.data, first.handle.dtype, members_of(first))
+
+    interpreter.TritonSemantic.binary_op_type_checking_impl = checks
+    interpreter.TritonSemantic.arange = arange
+
+    plain_reduce = PLAIN.setdefault("generic_reduce", interpreter.ReduceOps.generic_reduce)
+
+    def reduce(self, blocks):
+        """One by one, but for the sums of bits that a sort makes."""
+        (first, *others) = blocks
+        bits = self.combine_fn is tl.standard._xor_combine and self.axis is not None and not others
+        if not bits or first.dtype.name not in INTEGERS | WORDS:
+            return plain_reduce(self, blocks)
+        data = np.bitwise_xor.reduce(first.handle.data, axis=self.axis, keepdims=self.keep_dims)
+        return [self.to_tensor(data, first.dtype)]
+
+    interpreter.ReduceOps.generic_reduce = reduce
+
+
+def remember_launches() -> None:
+    """A launch reads and writes tensors where they lie, as there is no other memory to copy them from. What a
+    kernel's signature says is found out once."""
+    executor = interpreter.GridExecutor
+    plain_cvt = PLAIN.setdefault("_implicit_cvt", interpreter._implicit_cvt)
+    plain_init = executor.__init__
+    constexprs: dict[Callable, list[str]] = {}
+    pointers: dict[torch.dtype, Any] = {}
+    whole = members_of(plain_cvt(2))
+
+    def init(self, fn, arg_names, grid, pre_run_hooks=()):
+        if fn in constexprs:
+            self.fn, self.arg_names, self.grid, self.pre_run_hooks = fn, arg_names, grid, pre_run_hooks
+            self.constexprs = constexprs[fn]
+        else:
+            plain_init(self, fn, arg_names, grid, pre_run_hooks)
+            constexprs[fn] = self.constexprs
+
+    def implicit(value):
+        if type(value) is int and -(2**31) <= value < 2**31:
+            return made(np.array([value], np.int32), whole["type"], whole)
+        if type(value) is not torch.Tensor:
+            return plain_cvt(value)
+        if value.dtype not in pointers:
+            pointers[value.dtype] = members_of(plain_cvt(value))
+        members = pointers[value.dtype]
+        return made(np.array([value.data_ptr()], np.uint64), members["type"], members)
+
+    signature = cache(inspect.getfullargspec)
+
+    def arguments(fn, *given, **named):
+        """Of a launch by keyword; all others are bound by inspect."""
+        names, defaults = signature(fn).args, signature(fn).defaults or ()
+        bound = dict(zip(names[len(names) - len(defaults) :], defaults, strict=True)) | named
+        return inspect.getcallargs(fn, *given, **named) if given or len(bound) != len(names) else bound
+
+    executor.__init__, interpreter._implicit_cvt = init, implicit
+    executor._init_args_hst = lambda self, given, named: (given, named)
+    executor._restore_args_dev = lambda self, *given: None
+    known = {"getfullargspec": signature, "getcallargs": arguments}
+    interpreter.inspect = SimpleNamespace(**{**vars(inspect), **known})

@@ -57,9 +57,10 @@ def operands():
         (np.int32, tl.int32),
         (np.int64, tl.int64),
         (np.float32, tl.float32),
+        (np.uint32, tl.uint32),
         (bool, tl.int1),
     ):
-        for shape in ((1,), (4,), (8, 1), (8, 4)) if kind != tl.int64 else ((1,), (8, 4)):
+        for shape in ((1,), (4,), (8, 1), (8, 4)) if kind not in (tl.int64, tl.uint32) else ((1,), (8, 4)):
             data = (np.arange(np.prod(shape)).reshape(shape) % 5 + 1).astype(dtype)
             yield valued(data, kind)
         yield valued(np.asfortranarray(data), kind)
@@ -118,6 +119,69 @@ def test_remembered_selects_are_the_interpreters_own():
             for y in values[1::2]:
                 want = outcome(interpreter_speed.PLAIN["where"], semantic, condition, x, y)
                 assert all(outcome(semantic.where, condition, x, y) == want for _ in range(2)), (x, y)
+
+
+def pointers(address):
+    kind = tl.pointer_type(tl.float32)
+    return valued(np.arange(4, dtype=np.uint64) * 4 + address, kind)
+
+
+def test_remembered_pointers_are_the_interpreters_own():
+    """Moved by numbers of either width, and chosen."""
+    at, plain, semantic = pointers(64), interpreter_speed.PLAIN, interpreter_speed.semantic
+    far, truth = pointers(2**40), valued(np.array([True, False, True, True]), tl.int1)
+    for by in (3, -2, valued(np.array([-5, 2, 0, 7]), tl.int64), valued(np.array([-5], np.int32), tl.int32)):
+        for name in ("__add__", "__sub__"):
+            want = outcome(plain[name], at, by)
+            assert all(outcome(getattr(tl.tensor, name), at, by) == want for _ in range(2)), (name, by)
+    want = outcome(plain["where"], semantic, truth, at, far)
+    assert all(outcome(semantic.where, truth, at, far) == want for _ in range(2))
+
+
+def test_remembered_checks_counts_and_sums_are_the_interpreters_own():
+    plain, semantic = interpreter_speed.PLAIN, interpreter_speed.semantic
+    blocks = [value for value in operands() if isinstance(value, tl.tensor)]
+
+    def operand(checks, side, *pair):
+        return checks(semantic, *pair)[side]
+
+    for left in blocks:
+        for right in blocks:
+            for side in (0, 1):
+                own = outcome(operand, type(semantic).binary_op_type_checking_impl, side, left, right)
+                want = outcome(operand, plain["binary_op_type_checking_impl"], side, left, right)
+                assert own == want, (left.type, right.type)
+    for first, end in ((0, 1), (0, 8), (8, 16), (0, 8), (0, 3), (4, 4)):
+        assert outcome(semantic.arange, first, end) == outcome(plain["arange"], semantic, first, end)
+    reduce = interpreter_speed.interpreter.ReduceOps
+    for dtype, kind in ((np.int64, tl.int64), (np.uint32, tl.uint32)):
+        block = valued(np.arange(16, dtype=dtype).reshape(2, 4, 2) * 7919, kind)
+        for axis in (0, 1, 2):
+            for keep in (False, True):
+                sums = reduce(axis, tl.standard._xor_combine, keep)
+                want = outcome(lambda sums=sums, block=block: plain["generic_reduce"](sums, (block,))[0])
+                assert outcome(lambda sums=sums, block=block: sums.apply(block)) == want
+
+
+def test_remembered_launches_bind_as_the_interpreter_does():
+    """Numbers and tensors that a kernel gets, and which of them its parameters are."""
+    plain, speed = interpreter_speed.PLAIN["_implicit_cvt"], interpreter_speed.interpreter
+    tensors = torch.zeros(3), torch.zeros(2).bfloat16(), torch.zeros(2, dtype=torch.bool)
+    for value in (0, 1, -7, 2**31 - 1, 2**31, -(2**31), 2**40, True, *tensors):
+        want = outcome(plain, value)
+        assert all(outcome(speed._implicit_cvt, value) == want for _ in range(2)), value
+    assert speed._implicit_cvt(1.5) == plain(1.5) == 1.5
+
+    def kernel(a, b, c=3, d=4):
+        """Not called."""
+
+    cases = (((1, 2), {}), ((1,), {"b": 2}), ((), {"a": 1, "b": 2}), ((), {"b": 1, "a": 2, "d": 5}))
+    for given, named in cases:
+        bound = speed.inspect.getcallargs(kernel, *given, **named)
+        assert bound == interpreter_speed.inspect.getcallargs(kernel, *given, **named)
+    for named in ({"a": 1}, {"a": 1, "c": 2}, {"a": 1, "c": 2, "d": 3}):
+        with pytest.raises(TypeError, match="'b'"):
+            speed.inspect.getcallargs(kernel, **named)
 
 
 def test_programs_that_write_one_place_differ_from_launch_to_launch():
