@@ -35,7 +35,7 @@ FIGURES = ("registers", "spill_bytes", "shared")
 def by_launch(wanted: Collection[str]) -> Iterator[dict]:
     """What the launches of aot_launches.py compile."""
     for case, module, kernel, launch, targets in aot_launches.launches():
-        if kernel not in wanted or "sm_90" not in targets:
+        if kernel not in wanted or not {"sm_90", *aot_launches.MORE} & set(targets):
             continue
         line = {"kernel": kernel, "case": case}
         try:

@@ -17,6 +17,7 @@ from orthrus_kernels.layout import RECORD, State
 
 Launch = tuple[str, ModuleType, str, Callable[[], object], tuple[str, ...]]
 HOPPER = ("sm_90",)
+MORE = ("sm_90 too",)  # near relatives of launches for HOPPER, compiled by slow tests alone
 PDL = ("sm_90", "sm_100", "sm_120")
 ALL = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 
@@ -47,7 +48,8 @@ TMA_ENTRIES = (
 
 def linears() -> Iterator[Launch]:
     """Every tile of the table's entries and of defaults. Of tiles that differ in their stages, or in their
-    number of segments where there are several, the one with most: it has most registers."""
+    number of segments where there are several, the one with most: it has most registers. Of those that differ
+    in their sizes alone, the one with most accumulators stands for the others."""
     op = module("linear")
     shapes = ((151936, 4096), (6144, 4096), (4096, 4096), (512, 4096))
     entries = [(dtype, entry) for (_, _, dtype, _), entry in tables.linear_entries().items()]
@@ -64,7 +66,12 @@ def linears() -> Iterator[Launch]:
             size = entry.segments, tile.stages
             if other is None or size > (other[0].segments, other[1].stages):
                 most[key] = entry, tile
-    for nth, ((dtype, *_), (entry, tile)) in enumerate(most.items()):
+    largest: dict[tuple, int] = {}
+    for (dtype, _, several, _), (_, tile) in most.items():
+        kind = dtype, several, tile.tma, tile.split, tile.warps
+        largest[kind] = max(largest.get(kind, 0), tile.block_t * tile.block_n)
+    for nth, ((dtype, _, several, _), (entry, tile)) in enumerate(most.items()):
+        stands = largest[dtype, several, tile.tma, tile.split, tile.warps] == tile.block_t * tile.block_n
 
         def launch(pdl, dtype=dtype, entry=entry, rows=tile.rows or 512):
             space = op.Workspace.new(torch.device("meta"), 1 << 28, 1 << 20)
@@ -74,7 +81,8 @@ def linears() -> Iterator[Launch]:
             op.linear_triton(x, w, w2, rows, entry=one, space=space, pdl=pdl)
 
         name = f"{dtype} segments {entry.segments} block_k {entry.block_k} {tile}"
-        yield "pdl " + name, op, "_linear_kernel", partial(launch, True), HOPPER if nth else PDL
+        targets = (HOPPER if stands else MORE) if nth else PDL
+        yield "pdl " + name, op, "_linear_kernel", partial(launch, True), targets
         if not nth:
             yield name, op, "_linear_kernel", partial(launch, False), ALL
 
@@ -168,7 +176,8 @@ def heads() -> Iterator[Launch]:
                     head.head_groups(meta(rows, e, dtype=dtype), w, logits, entry)
 
                 first = dtype == torch.bfloat16 and tile.rows == 16 and k == 1
-                yield f"{dtype} k {k} {tile}", head, "_head_kernel", launch, ALL if first else HOPPER
+                targets = HOPPER if tile.rows in (16, None) else MORE
+                yield f"{dtype} k {k} {tile}", head, "_head_kernel", launch, ALL if first else targets
 
     def segments():
         logits = meta(33, 512, dtype=torch.float32)
@@ -287,9 +296,9 @@ def cycles() -> Iterator[Launch]:
     for name, of, root, clock, targets in (
         ("177 rows", tree, None, None, ALL), ("504 rows of 8 texts", mixed, None, None, HOPPER),
         ("a chain, timed", rows.chain([1] * 32, 0), one, record[5:8], HOPPER),
-        ("a prompt", rows.chain([1] * 2048, 0), None, None, HOPPER), ("8 chains", chains, None, None, HOPPER),
-        ("16 prompts", prompts, None, None, HOPPER),
-        ("deep tree", rows.tree([1] * 256, [-1, *range(63), *range(192)], 0), None, None, HOPPER),
+        ("a prompt", rows.chain([1] * 2048, 0), None, None, MORE), ("8 chains", chains, None, None, HOPPER),
+        ("16 prompts", prompts, None, None, MORE),
+        ("deep tree", rows.tree([1] * 256, [-1, *range(63), *range(192)], 0), None, None, MORE),
     ):  # fmt: skip
         plan = module("plan").PassPlan.of(of, "meta")
         whole = of is chains or of is prompts

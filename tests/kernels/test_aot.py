@@ -21,6 +21,15 @@ def test_everything_compiles_for_their_relatives(triton_cache):
     check_targets(compiled_by("aot.py", triton_cache, *SLOW), SLOW)
 
 
+@pytest.mark.slow
+def test_every_launch_on_hopper(triton_cache):
+    """Those that others stand for above too."""
+    compiled = compiled_by("aot.py", triton_cache, "sm_90", "sm_90 too")
+    assert not [line for line in compiled if "error" in line or line["spill_bytes"]]
+    check_tiles(compiled)
+    assert len([line for line in compiled if line["kernel"] == "linear_kernel"]) > 50
+
+
 def test_every_kernel_meets_every_target(compiled):
     check_targets(compiled, USUAL)
 
@@ -43,6 +52,10 @@ def test_nothing_spills_on_hopper(compiled):
 
 
 def test_linear_uses_tensor_cores_and_wide_copies(compiled):
+    check_tiles(compiled)
+
+
+def check_tiles(compiled):
     """16-bit weights through wgmma on Hopper, two weights there; 16 bytes a copy, or tiles by descriptors
     where the table says so, in no more shared memory than a CTA has."""
     lines = [line for line in compiled if line["kernel"] == "linear_kernel" and "float32" not in line["case"]]
