@@ -4,6 +4,7 @@ without deadlines.
 
 from __future__ import annotations
 
+import gc
 import signal
 
 import interpreter  # before anything that imports triton
@@ -18,6 +19,17 @@ settings.load_profile("orthrus")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as of a command that a shell runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # a worker a core: matrices this small gain nothing from a second thread
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What collection makes, modules and tests, stays to the end: no search of it for garbage, now or later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture
