@@ -23,7 +23,7 @@ torch.set_num_threads(1)  # a worker a core: matrices this small gain nothing fr
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
-    """What collection makes, modules and tests, stays to the end: no search of it for garbage, now or later."""
+    """What collection makes, modules and tests, stays to the end: nobody looks for garbage there."""
     gc.disable()
     try:
         return (yield)

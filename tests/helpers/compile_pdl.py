@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -92,18 +90,10 @@ def arithmetic(ptx: str) -> Counter[str]:
     return Counter(op for op in _ARITHMETIC.findall(ptx) if _FLOATING.search(op))
 
 
-def disassembled(cubin: bytes) -> str:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [aot._BIN / "cuobjdump", "-sass", file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
 def line_of(kernel, plain: dict, dependent: dict) -> dict:
     off, _, _ = aot.built_for(kernel, plain, HOPPER)
     on, log, names = aot.built_for(kernel, dependent, HOPPER)
-    sass = aot.kept(on, "sass", lambda: disassembled(on.asm["cubin"]))
+    sass = aot.kept(on, "sass", lambda: aot.disassembled(on))
     return {
         "launch_pdl": [plain.get("launch_pdl", False), dependent.get("launch_pdl", False)],
         "registers": aot.registers(log), "spill_bytes": aot.spilled(log),
