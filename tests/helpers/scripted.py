@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 from orthrus_kernels import Rows, Weight
@@ -9,6 +11,14 @@ from qwen3_model import Engine, Qwen3Config, Request, Result
 from qwen3_model.kv_cache import KVCache
 from qwen3_model.model import Network
 from qwen3_model.passes import Pass
+
+
+@lru_cache(maxsize=1 << 14)
+def noise(seed: int, size: int, skill: float | None = None) -> tuple[bool, torch.Tensor]:
+    """Whether a drafter's row is skilled, and the normal numbers of a seed: asked for again and again."""
+    g = torch.Generator().manual_seed(seed % 2**62)
+    skilled = skill is not None and bool(torch.rand((), generator=g) < skill)
+    return skilled, torch.randn(size, generator=g)
 
 
 class ScriptedModel(Network):
@@ -40,8 +50,7 @@ class ScriptedModel(Network):
 
     def target(self, text: list[int]) -> torch.Tensor:
         """The target's logits after a text."""
-        g = torch.Generator().manual_seed(hash((self.seed, *text[-3:], len(text))) % 2**62)
-        return torch.randn(self.config.vocab_size, generator=g) * 2
+        return noise(hash((self.seed, *text[-3:], len(text))), self.config.vocab_size)[1] * 2
 
     def states(self, given: Pass, cache: KVCache):
         plan, rows = given.plan, given.plan.rows()
@@ -72,9 +81,9 @@ class ScriptedModel(Network):
         text = [*context, *(rows.tokens[j] for j in rows.ancestors(i)), rows.tokens[anchor]]
         for _ in range(i - anchor):
             text.append(int(self.target(text).argmax()))
-        g = torch.Generator().manual_seed(hash((self.seed, i - anchor, *text[-2:])) % 2**62)
-        skilled = torch.rand((), generator=g) < self.skill
-        return self.target(text) if skilled else torch.randn(self.config.vocab_size, generator=g)
+        seed = hash((self.seed, i - anchor, *text[-2:]))
+        skilled, others = noise(seed, self.config.vocab_size, self.skill)
+        return self.target(text) if skilled else others.clone()
 
 
 class Stutter(ScriptedModel):
