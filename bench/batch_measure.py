@@ -81,9 +81,7 @@ def whole_chunks(engine: Engine) -> Iterator[None]:
         del pace.rows
 
 
-def steady(
-    engine: Engine, prompts: Sequence[Prompt], way: Way, grammars: Sequence[Grammar] = ()
-) -> Rounds:
+def steady(engine: Engine, prompts: Sequence[Prompt], way: Way, grammars: Sequence[Grammar] = ()) -> Rounds:
     """Rounds in which all texts run; afterwards they are cancelled. grammars: one a text, or none. Raises
     InputError where a text ends before the clock does or gives its pages up."""
     found, before = Rounds(len(prompts)), engine.load.preemptions

@@ -1,8 +1,8 @@
 """What grammars cost: cycles of texts that are all held to a JSON schema, and of the same texts without one.
 
-Every text has a schema of its own (schemas.py), and writes a list of such values that has no end. Of the
-embedded checkpoint the acceptance is real. Random weights have a made tokenizer (serve_tokenizer.py) and keep
-next to no draft, so that only the times of their cycles say something. Both kinds of texts take turns."""
+Every text has a schema of its own (schemas.py), and writes a list of such values that has no end. Trees have
+15 nodes. Acceptance is that of the embedded checkpoint. Random weights have a made tokenizer
+(serve_tokenizer.py) and keep next to no draft: only the times of their cycles say something."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from .schemas import schemas
 COMMAND = "bench.grammars"
 TINY = "embedded"
 PROMPT = "def example():\n    return "
-WAYS = (
-    Way("plain", "autoregressive", 0), Way("chain", "two-pass", 0), Way("tree 15", "two-pass", 15),
-    Way("one-pass", "one-pass", "auto"), Way("auto", "auto", "auto"),
-)  # fmt: skip
+WAYS = {
+    "plain": ("autoregressive", 0), "chain": ("two-pass", 0), "tree": ("two-pass", 15),
+    "one-pass": ("one-pass", "auto"), "auto": ("auto", "auto"),
+}  # fmt: skip
 
 
 def lists(count: int) -> list[Grammar]:
@@ -66,12 +66,14 @@ def made(name: str, device: str | None, folder: Path) -> Qwen3:
 
 
 def compared(engine: Engine, prompts: Sequence[Sequence[int]], way: Way) -> dict[str, Any]:
-    """A way with grammars and without, each the better known for a run before."""
+    """A way with grammars and without, each behind a run that compiles and captures what it takes."""
     grammars, found = lists(len(prompts)), {}
     for what, given in (("with", grammars), ("without", [])):
         steady(engine, prompts, way, given)
         found[what] = steady(engine, prompts, way, given).row()
     times = [found[what]["ms_per_cycle"] for what in ("with", "without")]
+    said = f"{len(prompts)} texts, {way.name}: {times[0]:.3f} ms a cycle, {times[1]:.3f} without"
+    print(f"  {said}", flush=True)
     return {"way": way.name, **found, "cycle": round(times[0] / times[1], 4)}
 
 
@@ -86,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help=f"{TINY} or random weights: {', '.join(WHOLE)} (default: {TINY})")  # fmt: skip
     parser.add_argument("--texts", nargs="+", type=positive, default=[1, 32], metavar="N",
                         help="at once (default: 1 32)")  # fmt: skip
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), metavar="WAY",
+                        help=f"of {', '.join(WAYS)} (default: all)")  # fmt: skip
     parser.add_argument("--context", type=positive, default=1000, metavar="N",
                         help="tokens of a prompt of random weights (default: 1000)")  # fmt: skip
     parser.add_argument("--device", help="cuda, cpu (default: CUDA if there)")
@@ -103,7 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 longest = len(prompts[0]) + 1024
                 engine = Engine(model, texts, texts * longest)
                 engine.runner_for(longest)
-                found = [compared(engine, prompts, way) | {"model": name} for way in WAYS]
+                ways = [Way(way, *WAYS[way]) for way in given.ways]
+                found = [compared(engine, prompts, way) | {"model": name} for way in ways]
                 rows += found
                 tables.append((f"{name}, {texts} texts", HEAD, [line(row) for row in found]))
                 del engine
