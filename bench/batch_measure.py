@@ -12,7 +12,7 @@ from itertools import count
 
 import torch
 
-from qwen3_model import Engine, InputError, Request
+from qwen3_model import Engine, Grammar, InputError, Request
 from qwen3_model.decode.cycle import Reading
 from qwen3_model.decode.sequence import Sequence as Text
 from qwen3_model.model import PREFILL_ROWS
@@ -34,6 +34,7 @@ class Job:
 
     prompt: Prompt
     new_tokens: int
+    grammar: Grammar | None = None
 
 
 @contextmanager
@@ -60,7 +61,7 @@ def _submitted(engine: Engine, jobs: Sequence[Job], way: Way) -> list[Text]:
     requests = [
         Request(
             strategy=way.strategy, max_new_tokens=job.new_tokens, tree_nodes=way.tree_nodes, seed=0,
-            cache_salt=salt,
+            cache_salt=salt, grammar=job.grammar,
         )
         for job in jobs
     ]  # fmt: skip
@@ -80,11 +81,14 @@ def whole_chunks(engine: Engine) -> Iterator[None]:
         del pace.rows
 
 
-def steady(engine: Engine, prompts: Sequence[Prompt], way: Way) -> Rounds:
-    """Rounds in which all texts run; afterwards they are cancelled. Raises InputError where a text
-    ends before the clock does or gives its pages up."""
+def steady(engine: Engine, prompts: Sequence[Prompt], way: Way, grammars: Sequence[Grammar] = ()) -> Rounds:
+    """Rounds in which all texts run; afterwards they are cancelled. grammars: one a text, or none. Raises
+    InputError where a text ends before the clock does or gives its pages up."""
     found, before = Rounds(len(prompts)), engine.load.preemptions
-    jobs = [Job(prompt, _most_new(engine, prompt)) for prompt in prompts]
+    jobs = [
+        Job(prompt, _most_new(engine, prompt), grammar)
+        for prompt, grammar in zip(prompts, grammars or [None] * len(prompts), strict=True)
+    ]
     texts = _submitted(engine, jobs, way)
     try:
         with whole_chunks(engine):

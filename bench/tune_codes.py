@@ -224,23 +224,26 @@ def rehearse(of: Sequence[Matrix], rows: Sequence[int], device: str, gluon: bool
     return len(lacked)
 
 
-def table(results: Sequence[Found], stacks: dict[str, list[Matrix]], device: str) -> list[str]:
-    """Lines of gluon_codes.json: of each matrix the fastest tiles in Gluon, up to the rows where Triton's
+def table(results: Sequence[Found], stacks: dict[str, list[Matrix]], device: str, measured: str) -> list[str]:
+    """Lines of gluon_codes.json: of each matrix the fastest tiles in Gluon, down to the rows where Triton's
     best is faster. Matrices of Triton's alone have none."""
     lines = []
     for model, of in stacks.items():
         for matrix in of:
-            tiles: dict[int, int] = {}
-            for found in sorted((of for of in results if of.model == model), key=lambda of: of.rows):
+            tiles, least = dict[int, int](), 1
+            mine = [of for of in results if of.model == model]
+            for found in sorted(mine, key=lambda of: -of.rows):
                 us = {way: by[matrix.name] for way, by in found.us.items() if matrix.name in by}
                 fastest = min(us, key=lambda way: us[way], default="")
                 if not fastest.startswith(GLUON):
+                    least = found.rows + 1
                     break
                 rows, outputs = re.findall(r"x (\d+) rows by (\d+)", fastest)[0]
                 tiles[int(rows)] = int(outputs) // 64
             if tiles:
                 row = {"n": matrix.n, "k": matrix.k, "bits": matrix.scheme.format.bits, "device": device,
-                       "tiles": [list(of) for of in sorted(tiles.items())]}  # fmt: skip
+                       "least": least, "tiles": [list(of) for of in sorted(tiles.items())],
+                       "measured": measured}  # fmt: skip
                 lines.append(json.dumps(row))
     return lines
 
@@ -291,7 +294,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{'DIFFERENT BITS' if kind == 'wrong' else 'left out'}: {name}")
     best = [found.lines(QUANTISED[found.model].layers)[0] for found in results if found.us]
     print_tables([("The fastest", head, best)])
-    print(*table(results, stacks, key), sep=",\n")
+    measured = f"{facts['gpu']}, {facts['date']}, {COMMAND}"
+    print(*table(results, stacks, key, measured), sep=",\n")
     print(f"{time.perf_counter() - began:.0f} s")
     if given.json:
         write_json(given.json, {"machine": facts, "results": [asdict(found) for found in results]})

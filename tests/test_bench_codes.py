@@ -43,7 +43,7 @@ class Clock:
 
 @pytest.fixture
 def few(monkeypatch):
-    tiles = ((16, 32, True, 4, 2), (16, 64, False, 4, 3))
+    tiles = ((16, 128, True, 4, 2), (16, 64, False, 4, 3))
     monkeypatch.setattr(tune_codes, "CANDIDATES", {1: tiles})
 
 
@@ -82,22 +82,19 @@ def test_schemes_are_those_of_the_models():
     assert scheme_of(TOY) == Scheme(Format.INT4, 128, True)
 
 
-def test_lines_of_the_table_are_of_the_fastest_tiles_up_to_where_triton_leads():
+def test_lines_of_the_table_are_of_the_fastest_tiles_down_to_where_triton_leads():
     of = matrices(TOY, torch.device("cpu"), copies=1)
     gluon, wide = "Gluon, 1 x 16 rows by 128", "Gluon, 2 x 96 rows by 64"
     us = {
-        1: {"committed": {"qkv": 9.0, "o": 5.0}, gluon: {"qkv": 8.0, "o": 6.0}},
-        192: {"committed": {"qkv": 9.0}, wide: {"qkv": 7.0}},
+        1: {"committed": {"qkv": 9.0, "o": 7.0}, gluon: {"qkv": 8.0, "o": 6.0}},
+        32: {"committed": {"o": 5.0}, gluon: {"qkv": 7.0, "o": 6.0}},
+        192: {"committed": {"qkv": 9.0, "o": 9.0}, wide: {"qkv": 7.0, "o": 8.0}},
     }
     results = [Found("toy", rows, by) for rows, by in us.items()]
-    (line,) = tune_codes.table(results, {"toy": of}, "sm_90")
-    assert json.loads(line) == {
-        "n": of[0].n,
-        "k": 128,
-        "bits": 4,
-        "device": "sm_90",
-        "tiles": [[16, 2], [96, 1]],
-    }
+    qkv, o = map(json.loads, tune_codes.table(results, {"toy": of}, "sm_90", "today"))
+    line = {"k": 128, "bits": 4, "device": "sm_90", "measured": "today"}
+    assert qkv == {"n": of[0].n, "least": 1, "tiles": [[16, 2], [96, 1]], **line}
+    assert o == {"n": of[1].n, "least": 33, "tiles": [[96, 1]], **line}
 
 
 @pytest.mark.parametrize("rows", tune_codes.ROWS)
@@ -113,7 +110,7 @@ def test_a_whole_run(few, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(tune_codes.QUANTISED, "toy", TOY)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "device", lambda name, real=torch.device: real("cpu"))
-    monkeypatch.setattr(tune_codes, "machine", lambda said: {"gpu": "fake"})
+    monkeypatch.setattr(tune_codes, "machine", lambda said: {"gpu": "fake", "date": "today"})
     monkeypatch.setattr(tune_codes, "Pool", lambda device, size: None)
     monkeypatch.setattr(tune_codes, "Meter", lambda pool, seconds: Clock())
     monkeypatch.setattr(tune_codes, "rehearse", lambda *of: 3)

@@ -268,7 +268,7 @@ def linear_triton(
         linear_triton(x[:n_ar], weight, out=out[:n_ar], **how)
         linear_triton(x[n_ar:], weight_diff, out=out[n_ar:], **how)
         return out
-    check_together(entry.block_k, weight, weight_diff)
+    check_together(entry, weight, weight_diff)
     tile = entry.tile(max(n_ar, rows - n_ar))
     sx_t = x.stride(0) if rows > 1 else k
     if tile.tma and not (describable((x, sx_t)) and weight.describable and weight_diff.describable):

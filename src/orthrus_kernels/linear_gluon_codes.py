@@ -77,15 +77,14 @@ COLUMNS = 128  # GROUP, for the host
 
 def plans_of(weight: QuantisedWeight, device: str, rows: int, swiglu: bool) -> list[tuple[Plan, int]]:
     """Launches by the table for so many rows of one view, each with its number of rows: rows that no tile
-    takes are cut into equal parts. None where the table has no tiles. device: a key of its."""
+    takes are cut into equal parts. None where Triton's kernels are faster. device: a key of the table."""
     (n, k), bits = weight.shape, weight.format.bits
-    tiles = coded_entries().get((n, k, bits, device), ())
-    if not tiles or weight.group != COLUMNS or (swiglu and n % 16):
+    entry = coded_entries().get((n, k, bits, device))
+    if entry is None or rows < entry.least or weight.group != COLUMNS or (swiglu and n % 16):
         return []
-    parts = -(-rows // tiles[-1].rows)
+    parts = -(-rows // entry.tiles[-1].rows)
     height = -(-rows // parts)
-    tile = next(tile for tile in tiles if height <= tile.rows)
-    plan = plan_with(weight, device, tile, swiglu)
+    plan = plan_with(weight, device, entry.tile(height), swiglu)
     if not plan.runs or (swiglu and plan.segments > 1):
         return []
     return [(plan, min(height, rows - first)) for first in range(0, rows, height)]

@@ -209,7 +209,7 @@ def linear_swiglu_triton(
         of = tables.linear_entry(n, k, x.dtype, device, scheme)
         assert (entry.block_k, entry.segments) == (of.block_k, of.segments), "another class would change bits"
         return swiglu_triton(linear_triton(x, gate_up, pdl=pdl, early=early), out=out, pdl=pdl)
-    check_together(entry.block_k, gate_up)
+    check_together(entry, gate_up)
     tile = entry.tile(rows)
     block_h = tile.block_n // 2
     ahead = tile.prefetch * entry.block_k // gate_up.codes_a_word if gate_up.can_prefetch and early else 0

@@ -23,11 +23,13 @@ from torch import Tensor
 
 from ._triton import tl, triton, triton_interprets
 from .quantised import LOWEST, SYMMETRIC
+from .tables import LinearEntry
 from .weight import AnyWeight, load_weight
 
 _E4M3 = tl.constexpr("fp8")  # Format.E4M3.value
 _SYMMETRIC = tl.constexpr(SYMMETRIC)
 _LOWEST = tl.constexpr(LOWEST)
+WGMMA_ROWS = 64
 
 
 def compiled_for(weight: AnyWeight) -> dict[str, Any]:
@@ -50,11 +52,15 @@ def check_rows(x: Tensor, *weights: AnyWeight) -> None:
         )
 
 
-def check_together(block_k: int, *weights: AnyWeight) -> None:
-    """What a launch takes as given of its weights: they lie alike, and a dot is a group."""
+def check_together(entry: LinearEntry, *weights: AnyWeight) -> None:
+    """What a launch takes as given of its weights: they lie alike, a dot is a group, and every tile of codes
+    has products of the same kind. Without wgmma's 64 weight rows mma.sync would take the columns of a group
+    of int4 in another order, and sums would have other bits (H200, bench/LOG.md, 140)."""
     alike = {(weight.row_stride, weight.scheme) for weight in weights}
     assert len(alike) == 1, alike
-    assert all(weight.scheme is None or weight.scheme.group == block_k for weight in weights), block_k
+    if weights[0].scheme:
+        assert weights[0].scheme.group == entry.block_k, entry
+        assert all(tile.block_n >= WGMMA_ROWS for tile in entry.tiles), entry
 
 
 @triton.jit

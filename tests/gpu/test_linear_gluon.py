@@ -22,7 +22,7 @@ from orthrus_kernels.linear_gluon import Plan, linear_gluon, multiprocessors, pl
 from orthrus_kernels.linear_gluon_codes import linear_gluon_codes, plan_with
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
 from orthrus_kernels.quantised import Format, QuantisedWeight
-from orthrus_kernels.tables.gluon import GluonTile, coded_tiles, gluon_entries
+from orthrus_kernels.tables.gluon import CodedEntry, GluonTile, coded_tiles, gluon_entries
 from orthrus_kernels.workspace import Workspace
 
 DEVICE, BF16, NAN = "cuda", torch.bfloat16, float("nan")
@@ -170,7 +170,7 @@ def test_what_a_model_calls_with_codes(scheme, monkeypatch):
     n, k, bits = 4096, 4096, scheme[0].bits
     tiles = tuple(coded_tiles(rows, bits)[1] for rows in (16, 64, 96))
     of = sys.modules["orthrus_kernels.linear_gluon_codes"]
-    monkeypatch.setattr(of, "coded_entries", lambda: {(n, k, bits, "sm_90"): tiles})
+    monkeypatch.setattr(of, "coded_entries", lambda: {(n, k, bits, "sm_90"): CodedEntry(tiles)})
     w, w_diff = (random_weight(scheme, n, k, DEVICE, seed) for seed in (1, 2))
     plan, device = plan_with(w, "sm_90", tiles[0], False), torch.device(DEVICE)
     assert plan.fits(multiprocessors(device), new_space()) and plan.segments > 1
@@ -185,7 +185,7 @@ def test_what_a_model_calls_with_codes(scheme, monkeypatch):
                 n_ar,
             )
     big = random_weight(scheme, 24576, k, DEVICE)
-    monkeypatch.setattr(of, "coded_entries", lambda: {(24576, k, bits, "sm_90"): tiles})
+    monkeypatch.setattr(of, "coded_entries", lambda: {(24576, k, bits, "sm_90"): CodedEntry(tiles)})
     for rows in (1, 33, 100):
         x = heavy(rows, k) / 64
         assert launches_of(x, (big, None), rows, True, None)

@@ -108,10 +108,13 @@ def quantised_linears() -> Iterator[Launch]:
     def product(scheme: tuple, k: int, rows: int, split: bool, pdl: bool) -> None:
         space = linear.Workspace.new(torch.device("meta"), 1 << 28 if split else 1, 1 << 20)
         w, w2 = (weight(4096, k, scheme) for _ in range(2))
-        linear.linear_triton(meta(2 * rows, k), w, w2, rows, space=space, pdl=pdl)
+        entry = tables.linear_entry(4096, k, torch.bfloat16, "sm_90", w.scheme)
+        linear.linear_triton(meta(2 * rows, k), w, w2, rows, space=space, pdl=pdl, entry=entry)
 
     def gate_and_up(scheme: tuple, rows: int, pdl: bool) -> None:
-        fused.linear_swiglu_triton(meta(rows, 4096), weight(24576, 4096, scheme), pdl=pdl)
+        w = weight(24576, 4096, scheme)
+        entry = fused.swiglu_entry(*w.shape, torch.bfloat16, "sm_90", w.scheme)
+        fused.linear_swiglu_triton(meta(rows, 4096), w, pdl=pdl, entry=entry)
 
     for scheme, k, rows, split in (
         (fp8, 12288, 16, True), (fp8, 12288, 512, False), (fp8, 4096, 64, True), (int4, 12288, 32, True),
@@ -120,9 +123,9 @@ def quantised_linears() -> Iterator[Launch]:
         name = f"pdl {scheme[0].value} group {scheme[1]} of {k}, {rows} rows, split {split}"
         yield name, linear, "_linear_kernel", partial(product, scheme, k, rows, split, True), HOPPER
     for scheme in (small, (of.Format.E4M3, 32, False, torch.float32, 1)):
-        thin = tables.LinearEntry(32, 1, (tables.LinearTile(None, 64, 32, False, 8, 3),))
+        thin = tables.LinearEntry(32, 1, (tables.LinearTile(None, 64, 64, False, 8, 3),))
         launch = partial(linear.linear_triton, meta(64, 4096), weight(4096, 4096, scheme), entry=thin)
-        yield f"thin, {scheme[0].value}, block_n=32", linear, "_linear_kernel", launch, HOPPER
+        yield f"thin, {scheme[0].value}", linear, "_linear_kernel", launch, HOPPER
     for scheme, rows in ((fp8, 128), (int4, 16)):
         name = f"pdl {scheme[0].value} group 128, {rows} rows"
         yield name, fused, "_linear_swiglu_kernel", partial(gate_and_up, scheme, rows, True), HOPPER

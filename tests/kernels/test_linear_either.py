@@ -20,7 +20,7 @@ from orthrus_kernels.linear_swiglu import linear_swiglu_triton
 from orthrus_kernels.quantised import Format
 from orthrus_kernels.rows import new_rows
 from orthrus_kernels.switches import GLUON, is_on
-from orthrus_kernels.tables.gluon import CodedTile, GluonEntry, GluonTile, gluon_entries
+from orthrus_kernels.tables.gluon import CodedEntry, CodedTile, GluonEntry, GluonTile, gluon_entries
 from orthrus_kernels.workspace import Workspace
 from qwen3_model.errors import InputError
 from qwen3_model.settings import pick_backend
@@ -81,7 +81,7 @@ def operands(rows: int, n: int = N, k: int = K, dtype: torch.dtype = BF16):
 def coded(fake, monkeypatch):
     """The same with tiles of 16 and 32 rows for codes of 4 bits; calls in Gluon's place go to `fake`."""
     of = sys.modules["orthrus_kernels.linear_gluon_codes"]
-    table = {(N, 2 * GROUP, 4, "sm_90"): (CodedTile(16, 1, 4), CodedTile(32, 2, 4))}
+    table = {(N, 2 * GROUP, 4, "sm_90"): CodedEntry((CodedTile(16, 1, 4), CodedTile(32, 2, 4)))}
     monkeypatch.setattr(of, "coded_entries", lambda: table)
     monkeypatch.setattr(either, "linear_gluon_codes", fake)
     return fake
@@ -118,6 +118,16 @@ def test_codes_of_both_views_have_launches_of_their_own(coded):
     coded.wrong = torch.tensor(0.0)
     either._trusted.clear()
     assert torch.equal(either.linear_either(x, w), linear_triton(x, w)) and "other bits" in either.why_not()
+
+
+def test_few_rows_run_in_triton(coded, monkeypatch):
+    entry = CodedEntry((CodedTile(32, 1, 4),), least=9)
+    of = sys.modules["orthrus_kernels.linear_gluon_codes"]
+    monkeypatch.setattr(of, "coded_entries", lambda: {(N, 2 * GROUP, 4, "sm_90"): entry})
+    w, x = words(1), hard("heavy", 9, 2 * GROUP).to(BF16)
+    assert either.launches_of(x[:8], (w, None), 8, False, None) == []
+    assert len(either.launches_of(x, (w, None), 9, False, None)) == 1
+    assert either.launches_of(x, (w, words(2)), 1, False, None) == [], "then both views do"
 
 
 def test_other_codes_run_in_triton(coded):

@@ -73,6 +73,19 @@ def coded_tiles(rows: int, bits: int) -> tuple[CodedTile, ...]:
 
 
 @dataclass(frozen=True)
+class CodedEntry:
+    """Tiles of a weight with codes by rising rows; more rows than the last one's are cut into launches. Fewer
+    rows than `least` run in Triton."""
+
+    tiles: tuple[CodedTile, ...]
+    least: int = 1
+
+    def tile(self, rows: int) -> CodedTile:
+        """The tile for so many rows, no more than the last one's."""
+        return next(tile for tile in self.tiles if rows <= tile.rows)
+
+
+@dataclass(frozen=True)
 class GluonEntry:
     """Tiles of a weight by rising rows; more rows than the last one's run in Triton. both: tiles (of the AR
     view, of the diffusion view) for one launch of both, by rising rows; what fits none has a launch a
@@ -109,14 +122,14 @@ def gluon_entries() -> dict[tuple[int, int, torch.dtype, str], GluonEntry]:
 
 
 @cache
-def coded_entries() -> dict[tuple[int, int, int, str], tuple[CodedTile, ...]]:
-    """Tiles of gluon_codes.json, by rising rows, by (N, K, bits of a code, device). Groups are of 128. More
-    rows than the last one's are cut into launches."""
+def coded_entries() -> dict[tuple[int, int, int, str], CodedEntry]:
+    """All entries of gluon_codes.json by (N, K, bits of a code, device). Groups are of 128. Raises ValueError
+    when one is malformed."""
     entries = {}
     for row in json.loads(resources.files(__package__).joinpath("gluon_codes.json").read_text()):
         tiles = tuple(CodedTile(rows, groups, row["bits"]) for rows, groups in row["tiles"])
         heights = [tile.rows for tile in tiles]
         if not heights or heights != sorted(set(heights)):
             raise ValueError(f"gluon_codes.json: tiles of {row} must rise in rows")
-        entries[row["n"], row["k"], row["bits"], row["device"]] = tiles
+        entries[row["n"], row["k"], row["bits"], row["device"]] = CodedEntry(tiles, row["least"])
     return entries
