@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve cluster test test-slow test-browser fuzz coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-edits bench-budget bench-first-token bench-replay bench-batch bench-serve performance pictures recording page-picture tune mutations gpu-check tiny-checkpoint clean
+.PHONY: help demo serve cluster test test-slow test-browser fuzz coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-edits bench-grammars bench-budget bench-first-token bench-replay bench-batch bench-serve performance pictures recording page-picture tune mutations gpu-check tiny-checkpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -63,6 +63,9 @@ acceptance: $(VENV)/bench ## tokens a cycle of chains and draft trees, with inte
 
 bench-edits: $(VENV)/bench ## tokens a cycle of trees with what lookup finds and without, on texts that repeat; options in BENCH="..."
 	$(BIN)/python -m bench.edits $(BENCH)
+
+bench-grammars: $(VENV)/bench $(VENV)/serve ## cycles of texts held to JSON schemas beside free ones, 1 minute; options in BENCH="..."
+	$(BIN)/python -m bench.grammars $(BENCH)
 
 bench-budget: $(VENV)/bench ## does strategy "auto" find the fastest cycle? on this GPU, 3 minutes; options in BENCH="..."
 	$(BIN)/python -m bench.budget $(BENCH)

@@ -3,7 +3,8 @@
 All quantised weights share one list of tiles (`tables._TILES_QUANTISED`), so a candidate counts by its sum
 over the matrices of a layer: qkv, o, gate and up with SwiGLU, down. Every candidate is compared with
 the committed tile first, bit for bit, on rows whose sums show their order; one that differs is named and
-never timed. Tiles of the linears in Gluon are tried beside them, more rows than 128 in two launches.
+never timed. Tiles of the linears in Gluon are tried beside them, more rows than 128 in one tall tile and in
+two launches.
 
 Random codes; a call reads weights that are not in the cache. Nothing is written but --json. The lines at the
 end are those of the fastest tiles for src/orthrus_kernels/tables/gluon_codes.json."""
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +33,7 @@ from orthrus_kernels.linear_swiglu import linear_swiglu_triton
 from orthrus_kernels.quantised import Format, QuantisedWeight, Scheme
 from orthrus_kernels.rows import new_rows
 from orthrus_kernels.tables import LinearEntry, LinearTile
-from orthrus_kernels.tables.gluon import coded_tiles
+from orthrus_kernels.tables.gluon import TALL, coded_tiles
 from orthrus_kernels.workspace import workspace
 
 from .command import Parser, fail, positive, run, short, writable
@@ -90,13 +92,13 @@ class Matrix:
         for tile in candidates(rows):
             entry = self.entry(tile, device)
             found[said(tile)] = lambda x, i, entry=entry: kernel(x, self.copies[i], entry=entry)
-        parts = -(-rows // MOST_ROWS)
-        height = -(-rows // parts)
-        for coded in coded_tiles(height, self.scheme.format.bits) if gluon else ():
-            plan = plan_with(self.copies[0], device, coded, swiglu)
-            if self.runs(plan, device):
-                way = f"{GLUON}, {parts} x {coded.rows} rows by {64 * coded.groups}"
-                found[way] = lambda x, i, plan=plan: self.in_gluon(plan, height, x, i)
+        heights = {-(-rows // -(-rows // most)) for most in (MOST_ROWS, TALL)}
+        for height in sorted(heights) if gluon else ():
+            for coded in coded_tiles(height, self.scheme.format.bits):
+                plan = plan_with(self.copies[0], device, coded, swiglu)
+                if self.runs(plan, device):
+                    way = f"{GLUON}, {-(-rows // height)} x {coded.rows} rows by {64 * coded.groups}"
+                    found[way] = partial(self.in_gluon, plan, height)
         return found
 
     def runs(self, plan: Plan, device: str) -> bool:

@@ -13,6 +13,7 @@ from bench import (
     command,
     decode,
     first_token,
+    grammars,
     kernels,
     levers,
     linears,
@@ -24,6 +25,7 @@ from tools import check_kernel
 
 COMMANDS = {
     "acceptance": acceptance, "check_kernel": check_kernel, "decode": decode, "first_token": first_token,
+    "grammars": grammars,
     "kernels": kernels, "levers": levers, "linears": linears, "selector": selector, "serve": serve,
     "tune_codes": tune_codes,
 }  # fmt: skip
@@ -55,6 +57,8 @@ def test_options_that_all_have(name, arguments, word, refused):
         (check_kernel, "swiglu --base no-such-commit", "cannot export 'no-such-commit'"),
         (check_kernel, "swiglu --base --output=x", "expected one argument"),
         (check_kernel, "swiglu --rows 0", "whole number"),
+        (grammars, "--ways trees", "invalid choice: 'trees'"),
+        (grammars, "--models 70B", "invalid choice: '70B'"),
         (decode, "--contexts 0", "'0' is not a whole number"),
         (decode, "--contexts 40k", "40960 is more than 40704"),
         (decode, "--models 70B", "invalid choice: '70B'"),

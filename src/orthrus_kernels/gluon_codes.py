@@ -58,7 +58,7 @@ class CodesRing:
     """Tiles in shared memory, STAGES places of each, and the barriers of the places."""
 
     words: gl.shared_memory_descriptor  # int32 [STAGES * GROUPS, 64, WORDS]
-    rows: gl.shared_memory_descriptor  # [STAGES, BLOCK_T, GROUP]
+    rows: gl.shared_memory_descriptor  # [STAGES * PARTS, BLOCK_T, GROUP]
     tail: gl.shared_memory_descriptor  # [STAGES, TAIL_T, GROUP]; `rows` where there is none
     full: gl.shared_memory_descriptor
     free: gl.shared_memory_descriptor
@@ -78,7 +78,7 @@ def new_codes_ring(tile, codes):
     layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
     places: gl.constexpr = [tile.STAGES * tile.GROUPS, HEIGHT, codes.WORDS]
     words = gl.allocate_shared_memory(gl.int32, places, word_layout)
-    rows = gl.allocate_shared_memory(gl.bfloat16, [tile.STAGES, tile.BLOCK_T, GROUP], layout)
+    rows = gl.allocate_shared_memory(gl.bfloat16, [tile.STAGES * tile.PARTS, tile.BLOCK_T, GROUP], layout)
     if tile.TAIL_T > 0:
         tail = gl.allocate_shared_memory(gl.bfloat16, [tile.STAGES, tile.TAIL_T, GROUP], layout)
     else:
@@ -95,7 +95,8 @@ def new_codes_ring(tile, codes):
 @gluon.jit
 def _copy_words(tile, codes, ring, w, i, place):
     """Group i of the segment. The place is full when the rows of x have come too."""
-    BYTES: gl.constexpr = tile.GROUPS * HEIGHT * codes.WORDS * 4 + (tile.BLOCK_T + tile.TAIL_T) * GROUP * 2
+    ROWS: gl.constexpr = tile.PARTS * tile.BLOCK_T + tile.TAIL_T
+    BYTES: gl.constexpr = tile.GROUPS * HEIGHT * codes.WORDS * 4 + ROWS * GROUP * 2
     full = ring.full.index(place)
     mbarrier.expect(full, BYTES)
     first_word = (tile.first + i) * codes.WORDS
@@ -113,9 +114,11 @@ def _copy_words(tile, codes, ring, w, i, place):
 def _copy_rows(tile, ring, x, x_tail, i, place):
     """What memory holds behind the last row is copied too: columns of the sums that nobody stores."""
     full, first_k = ring.full.index(place), (tile.first + i) * GROUP
-    tma.async_copy_global_to_shared(x, [tile.first_row, first_k], full, ring.rows.index(place))
+    for p in gl.static_range(tile.PARTS):
+        first_row, to = tile.first_row + p * tile.BLOCK_T, ring.rows.index(place * tile.PARTS + p)
+        tma.async_copy_global_to_shared(x, [first_row, first_k], full, to)
     if tile.TAIL_T > 0:
-        behind = tile.first_row + tile.BLOCK_T
+        behind = tile.first_row + tile.PARTS * tile.BLOCK_T
         tma.async_copy_global_to_shared(x_tail, [behind, first_k], full, ring.tail.index(place))
 
 
@@ -171,21 +174,76 @@ def _scale(codes, factor, acc):
 
 
 @gluon.jit
-def sum_groups(tile, codes, ring, G: gl.constexpr):
-    """Sum of the segment in weight rows of warpgroup G: [64, BLOCK_T] and [64, TAIL_T] fp32 (if none, the
-    first again)."""
-    TAIL_T: gl.constexpr = tile.TAIL_T if tile.TAIL_T > 0 else tile.BLOCK_T
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, tile.BLOCK_T, 16])
-    tail_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TAIL_T, 16])
-    nothing = gl.zeros([HEIGHT, tile.BLOCK_T], gl.float32, layout)
-    nothing_behind = gl.zeros([HEIGHT, TAIL_T], gl.float32, tail_layout)
-    acc, tail = nothing, nothing_behind
+def _weight_rows(tile, codes, layout: gl.constexpr, G: gl.constexpr):
+    """Rows of the weight that warpgroup G multiplies, as its sums have them."""
     o_n = gl.arange(0, HEIGHT, layout=gl.SliceLayout(1, layout))
     if tile.SWIGLU:  # as the words are copied; out.N is F, codes.N both
         pair = tile.first_n // 2 + G * (HEIGHT // 2) + o_n // (2 * PAIRS) * PAIRS + o_n % PAIRS
         o_n = pair + o_n // PAIRS % 2 * (codes.N // 2)
     else:
         o_n += tile.first_n + G * HEIGHT
+    return o_n
+
+
+@gluon.jit
+def sum_groups(tile, codes, ring, G: gl.constexpr):
+    """Sum of the segment in weight rows of warpgroup G: [64, BLOCK_T] for each part of the rows and, if there
+    is one, [64, TAIL_T], fp32."""
+    if tile.PARTS == 1:
+        return _sum_at_once(tile, codes, ring, G)
+    else:
+        return _sum_in_turns(tile, codes, ring, G)
+
+
+@gluon.jit
+def _sum_in_turns(tile, codes, ring, G: gl.constexpr):
+    """Three parts of the rows. While the products of one run those of another are folded, so that registers
+    hold sums of all rows and products of two parts. A group is widened when the last one is folded: beside it
+    run the products of the other warpgroup."""
+    gl.static_assert(tile.PARTS == 3 and tile.TAIL_T == 0)
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, tile.BLOCK_T, 16])
+    nothing = gl.zeros([HEIGHT, tile.BLOCK_T], gl.float32, layout)
+    acc, acc_1, acc_2 = nothing, nothing, nothing
+    o_n = _weight_rows(tile, codes, layout, G)
+    now = _factor(tile, codes, o_n, 0)
+    place, phase = 0, 0
+    mbarrier.wait(ring.full.index(0), 0)  # no segment is empty
+    for i in range(tile.blocks):
+        b_w = _operand(tile, codes, ring, now, place, G)
+        first = place * tile.PARTS
+        part = warpgroup_mma(
+            b_w, ring.rows.index(first).permute((1, 0)), nothing, use_acc=False, is_async=True
+        )
+        part_1 = warpgroup_mma(
+            b_w, ring.rows.index(first + 1).permute((1, 0)), nothing, use_acc=False, is_async=True
+        )
+        factor, now = now, _factor(tile, codes, o_n, i + 1)
+        part, part_1, b_w = warpgroup_mma_wait(1, deps=(part, part_1, b_w))
+        acc = gl.fma(part, _scale(codes, factor, part), acc)
+        part_2 = warpgroup_mma(
+            b_w, ring.rows.index(first + 2).permute((1, 0)), nothing, use_acc=False, is_async=True
+        )
+        part_1, part_2, b_w = warpgroup_mma_wait(1, deps=(part_1, part_2, b_w))
+        acc_1 = gl.fma(part_1, _scale(codes, factor, part_1), acc_1)
+        part_2, b_w = warpgroup_mma_wait(0, deps=(part_2, b_w))
+        mbarrier.arrive(ring.free.index(place))  # its products are done
+        acc_2 = gl.fma(part_2, _scale(codes, factor, part_2), acc_2)
+        place, phase = next_place(place, phase, tile.STAGES)
+        if i + 1 < tile.blocks:
+            mbarrier.wait(ring.full.index(place), phase)
+    return acc, acc_1, acc_2
+
+
+@gluon.jit
+def _sum_at_once(tile, codes, ring, G: gl.constexpr):
+    """One part of the rows and the tail. While their products run the next group is widened."""
+    TAIL_T: gl.constexpr = tile.TAIL_T if tile.TAIL_T > 0 else tile.BLOCK_T
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, tile.BLOCK_T, 16])
+    tail_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TAIL_T, 16])
+    nothing = gl.zeros([HEIGHT, tile.BLOCK_T], gl.float32, layout)
+    nothing_behind = gl.zeros([HEIGHT, TAIL_T], gl.float32, tail_layout)
+    acc, tail = nothing, nothing_behind
+    o_n = _weight_rows(tile, codes, layout, G)
     now, then, later = (
         _factor(tile, codes, o_n, 0),
         _factor(tile, codes, o_n, 1),
@@ -219,4 +277,7 @@ def sum_groups(tile, codes, ring, G: gl.constexpr):
         mbarrier.arrive(ring.free.index(free))  # its products are done
         acc = gl.fma(part, _scale(codes, factor, part), acc)
         b_w = following
-    return (acc, tail) if tile.TAIL_T > 0 else (acc, acc)
+    if tile.TAIL_T > 0:
+        return acc, tail
+    else:
+        return (acc,)

@@ -42,15 +42,16 @@ class Tile:
     segment: gl.tensor
     number: gl.tensor
     GROUPS: gl.constexpr
-    BLOCK_T: gl.constexpr  # rows of x: a power of two, and TAIL_T behind them, another or none
-    TAIL_T: gl.constexpr
+    PARTS: gl.constexpr  # of rows of x: BLOCK_T rows each, a power of two
+    BLOCK_T: gl.constexpr
+    TAIL_T: gl.constexpr  # rows behind them: another power of two, or none
     STAGES: gl.constexpr
     SEGMENTS: gl.constexpr
     SWIGLU: gl.constexpr
 
     @constexpr_function
-    def __init__(self, first_n, first_row, end_row, first, blocks, segment, number, GROUPS, BLOCK_T, TAIL_T,
-                 STAGES, SEGMENTS, SWIGLU):  # fmt: skip
+    def __init__(self, first_n, first_row, end_row, first, blocks, segment, number, GROUPS, PARTS, BLOCK_T,
+                 TAIL_T, STAGES, SEGMENTS, SWIGLU):  # fmt: skip
         self.first_n = first_n
         self.first_row = first_row
         self.end_row = end_row
@@ -59,6 +60,7 @@ class Tile:
         self.segment = segment
         self.number = number
         self.GROUPS = gl.constexpr(GROUPS)
+        self.PARTS = gl.constexpr(PARTS)
         self.BLOCK_T = gl.constexpr(BLOCK_T)
         self.TAIL_T = gl.constexpr(TAIL_T)
         self.STAGES = gl.constexpr(STAGES)
@@ -159,8 +161,8 @@ def copy(tile, ring, w, x, x_tail, PDL: gl.constexpr):
 
 @gluon.jit
 def sum_segment(tile, ring, G: gl.constexpr):
-    """Sum of the segment in weight rows of warpgroup G: [64, BLOCK_T] and [64, TAIL_T] fp32 (if none, the
-    first again). Products of one block are under way while the next ones are asked for."""
+    """Sum of the segment in weight rows of warpgroup G: ([64, BLOCK_T],) or ([64, BLOCK_T], [64, TAIL_T]),
+    fp32. Products of one block are under way while the next ones are asked for."""
     TAIL_T: gl.constexpr = tile.TAIL_T if tile.TAIL_T > 0 else tile.BLOCK_T
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, tile.BLOCK_T, 16])
     tail_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TAIL_T, 16])
@@ -184,4 +186,4 @@ def sum_segment(tile, ring, G: gl.constexpr):
         return acc, tail
     else:
         acc = warpgroup_mma_wait(0, deps=(acc,))
-        return acc, acc
+        return (acc,)

@@ -98,7 +98,7 @@ def _add_share(tile, out, p_sums, adder, first_n, FIRST: gl.constexpr, T: gl.con
                ADDERS: gl.constexpr):  # fmt: skip
     """Add the segments' sums of this program's share of T rows of x from FIRST on, in index order."""
     SHARE: gl.constexpr = T // ADDERS
-    ALL: gl.constexpr = tile.BLOCK_T + tile.TAIL_T
+    ALL: gl.constexpr = tile.PARTS * tile.BLOCK_T + tile.TAIL_T
     layout: gl.constexpr = gl.BlockedLayout([4, 1], [16, 2], [1, 4], [0, 1])
     o_n = gl.arange(0, HEIGHT, layout=gl.SliceLayout(1, layout))
     o_t = FIRST + adder * SHARE + gl.arange(0, SHARE, layout=gl.SliceLayout(0, layout))
@@ -110,37 +110,42 @@ def _add_share(tile, out, p_sums, adder, first_n, FIRST: gl.constexpr, T: gl.con
 
 
 @gluon.jit
-def exchange(tile, out, acc, tail, first_n, G: gl.constexpr):
+def exchange(tile, out, sums, first_n, G: gl.constexpr):
     """Leave this segment's sum; the first ADDERS segments, a power of two of them, add all sums. Not for
     SwiGLU, which would spill."""
-    ALL: gl.constexpr = tile.BLOCK_T + tile.TAIL_T
+    ALL: gl.constexpr = tile.PARTS * tile.BLOCK_T + tile.TAIL_T
     ADDERS: gl.constexpr = 4 if tile.SEGMENTS >= 4 else 2
     i_sum = tile.number * tile.GROUPS + G
     p_sums = out.partials + i_sum.to(gl.int64) * (tile.SEGMENTS * ALL * HEIGHT)
     p_own = p_sums + tile.segment * (ALL * HEIGHT)
-    _leave(p_own, acc, 0)
+    for p in gl.static_range(tile.PARTS):
+        _leave(p_own, sums[p], p * tile.BLOCK_T)
     if tile.TAIL_T > 0:
-        _leave(p_own, tail, tile.BLOCK_T)
+        _leave(p_own, sums[tile.PARTS], tile.PARTS * tile.BLOCK_T)
     barrier()  # every thread's part of the sum is written before one thread publishes it
     counter = out.counters + i_sum
     arrived = gl.atomic_add(counter, 1, sem="acq_rel") + 1
     if tile.segment < ADDERS:
         left = _meet(counter, out.late, arrived, tile.SEGMENTS)
         barrier()
-        _add_share(tile, out, p_sums, tile.segment, first_n, 0, tile.BLOCK_T, ADDERS)
+        for p in gl.static_range(tile.PARTS):
+            _add_share(tile, out, p_sums, tile.segment, first_n, p * tile.BLOCK_T, tile.BLOCK_T, ADDERS)
         if tile.TAIL_T > 0:
-            _add_share(tile, out, p_sums, tile.segment, first_n, tile.BLOCK_T, tile.TAIL_T, ADDERS)
+            behind: gl.constexpr = tile.PARTS * tile.BLOCK_T
+            _add_share(tile, out, p_sums, tile.segment, first_n, behind, tile.TAIL_T, ADDERS)
         if left == ADDERS - 1:
             gl.store(counter, 0)  # ready for the next launch
 
 
 @gluon.jit
-def finish(tile, out, acc, tail, G: gl.constexpr):
-    """What becomes of the segment's sums of warpgroup G: exchanged with other segments', or stored."""
+def finish(tile, out, sums, G: gl.constexpr):
+    """What becomes of the segment's sums of warpgroup G, a block for each part of the rows and the tail:
+    exchanged with other segments', or stored."""
     first_n = tile.first_n + G * HEIGHT
     if tile.SEGMENTS > 1:
-        exchange(tile, out, acc, tail, first_n, G)
-    else:
-        store(tile, out, 0.0 + acc, first_n, tile.first_row)  # added to zero as in linear.py: no sum is -0
+        exchange(tile, out, sums, first_n, G)
+    else:  # added to zero as in linear.py: no sum is -0
+        for p in gl.static_range(tile.PARTS):
+            store(tile, out, 0.0 + sums[p], first_n, tile.first_row + p * tile.BLOCK_T)
         if tile.TAIL_T > 0:
-            store(tile, out, 0.0 + tail, first_n, tile.first_row + tile.BLOCK_T)
+            store(tile, out, 0.0 + sums[tile.PARTS], first_n, tile.first_row + tile.PARTS * tile.BLOCK_T)

@@ -36,8 +36,7 @@ launch_dependents = in_gluon(_launch_dependents)
 @gluon.jit
 def _multiply(tile, ring, out, G: gl.constexpr):
     """Multiplying warpgroup G."""
-    acc, tail = sum_segment(tile, ring, G)
-    finish(tile, out, acc, tail, G)
+    finish(tile, out, sum_segment(tile, ring, G), G)
 
 
 @gluon.jit
@@ -102,7 +101,7 @@ def _of_view(number, first_row, end_row, out, w, x, x_tail, K, SEGMENTS: gl.cons
     first = segment * each
     count = gl.minimum(each, blocks - first)
     tile = Tile(number * (GROUPS * HEIGHT), first_row, end_row, first, count, segment,
-                number, GROUPS, BLOCK_T, TAIL_T, STAGES, SEGMENTS, SWIGLU)  # fmt: skip
+                number, GROUPS, 1, BLOCK_T, TAIL_T, STAGES, SEGMENTS, SWIGLU)  # fmt: skip
     _run(tile, out, w, x, x_tail, IDLE, PDL)
 
 

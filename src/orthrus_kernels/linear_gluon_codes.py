@@ -28,8 +28,7 @@ from .workspace import Workspace, workspace
 @gluon.jit
 def _multiply(tile, codes, ring, out, G: gl.constexpr):
     """Multiplying warpgroup G."""
-    acc, tail = sum_groups(tile, codes, ring, G)
-    finish(tile, out, acc, tail, G)
+    finish(tile, out, sum_groups(tile, codes, ring, G), G)
 
 
 @gluon.jit(do_not_specialize=["T"])
@@ -38,7 +37,7 @@ def _linear_gluon_codes_kernel(
     T, N, K,
     SEGMENTS: gl.constexpr, SWIGLU: gl.constexpr, PDL: gl.constexpr, FORMAT: gl.constexpr,
     ZEROS: gl.constexpr, FACTOR_ROWS: gl.constexpr, WORDS: gl.constexpr, GROUPS: gl.constexpr,
-    BLOCK_T: gl.constexpr, TAIL_T: gl.constexpr, STAGES: gl.constexpr,
+    PARTS: gl.constexpr, BLOCK_T: gl.constexpr, TAIL_T: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Program (segment, tile). w, x, x_tail: descriptors, x_tail None where there is no tail of a tile."""
     number, segment = gl.program_id(1), gl.program_id(0)
@@ -48,7 +47,7 @@ def _linear_gluon_codes_kernel(
     each = gl.cdiv(groups, SEGMENTS)
     first = segment * each
     tile = Tile(number * (GROUPS * HEIGHT), gl.to_tensor(0), T, first, gl.minimum(each, groups - first),
-                segment, number, GROUPS, BLOCK_T, TAIL_T, STAGES, SEGMENTS, SWIGLU)  # fmt: skip
+                segment, number, GROUPS, PARTS, BLOCK_T, TAIL_T, STAGES, SEGMENTS, SWIGLU)  # fmt: skip
     ring = new_codes_ring(tile, codes)
     if PDL:
         launch_dependents()
@@ -61,7 +60,7 @@ def _linear_gluon_codes_kernel(
         gl.warp_specialize(
             [(_multiply, (tile, codes, ring, out, 0)), (_multiply, (tile, codes, ring, out, 1)),
              (copy_codes, (tile, codes, ring, w, x, x_tail, PDL))],
-            [4, 1], [232, 24],
+            [4, 1], [240 if PARTS > 1 else 232, 24],
         )  # fmt: skip
     else:
         gl.warp_specialize(
@@ -117,14 +116,15 @@ def linear_gluon_codes(
     assert out.stride(1) == 1 and out.dtype == x.dtype, (out.dtype, out.stride())
     assert plan.fits(multiprocessors(x.device), space), (plan, multiprocessors(x.device))
     sx_t = x.stride(0) if rows > 1 else plan.k
-    wide, tail = plan.tile.parts
+    assert isinstance(plan.tile, CodedTile)
+    parts, wide, tail = plan.tile.in_turns
     _linear_gluon_codes_kernel[(plan.segments, plan.programs // plan.segments)](
         w=_word_tiles(weight, plan.swiglu), factors=weight.factors, x=row_tiles(x, sx_t, wide, COLUMNS),
         x_tail=row_tiles(x, sx_t, tail, COLUMNS), y=out, sy_t=out.stride(0) if rows > 1 else out.shape[1],
         partials=space.partials, counters=space.counters, late=late_word(x.device), T=rows, N=plan.n,
         K=plan.k, SEGMENTS=plan.segments, SWIGLU=plan.swiglu, PDL=pdl, FORMAT=weight.format.value,
         ZEROS=weight.zeros, FACTOR_ROWS=weight.factor_rows, WORDS=COLUMNS // weight.codes_a_word,
-        GROUPS=plan.tile.groups, BLOCK_T=wide, TAIL_T=tail, STAGES=plan.tile.stages, num_warps=4,
+        GROUPS=plan.tile.groups, PARTS=parts, BLOCK_T=wide, TAIL_T=tail, STAGES=plan.tile.stages, num_warps=4,
         **NO_CONTRACTION, **launch_options(pdl and early),
     )  # fmt: skip
     return out

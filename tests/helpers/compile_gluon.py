@@ -19,13 +19,14 @@ from aot_launches import meta, module  # noqa: E402
 
 from orthrus_kernels import Weight, tables  # noqa: E402
 from orthrus_kernels.quantised import Format, QuantisedWeight  # noqa: E402
-from orthrus_kernels.tables.gluon import GluonTile, coded_tiles, gluon_entries  # noqa: E402
+from orthrus_kernels.tables.gluon import TALL, GluonTile, coded_tiles, gluon_entries  # noqa: E402
 from orthrus_kernels.workspace import Workspace  # noqa: E402
 
 HOPPER = aot.TARGETS["sm_90"]
 LINEAR, CODES = module("linear_gluon"), module("linear_gluon_codes")
 _ARITHMETIC = re.compile(r"^\s*((?:add|sub|mul|fma|div|ex2|rcp|cvt)\.[\w.]*(?:f32|bf16)[\w.]*)", re.M)
 _GLOBAL = re.compile(r"\b(?:ld|st|atom|red)\.(?:\w+\.)*?global")
+_LABEL, _JUMP = re.compile(r"(\$L\w+):"), re.compile(r"(@\S+\s+)?bra(?:\.uni)?\s+(\$L\w+)")
 _COPY = re.compile(r"cp\.async\.bulk\.tensor[^\[]*\[%\w+\], \[(%rd\d+)")
 
 
@@ -69,11 +70,11 @@ def coded_plans(everything: bool) -> Iterator:
     """(plan, format, zeros): every tile with 4 segments and SwiGLU of it; or those with most in registers."""
     kinds = (Format.E4M3, False), (Format.INT4, True), (Format.INT4, False)
     for format, zeros in kinds:
-        for rows in (16, 32, 48, 64, 96, 128):
+        for rows in (16, 32, 48, 64, 96, 128, TALL):
             for tile in coded_tiles(rows, format.bits):
                 for swiglu in (False, True):
                     plan = CODES.Plan(2048 * tile.groups, 4096, 1 if swiglu else 4, tile, None, swiglu, 128)
-                    most = (tile.rows, tile.groups) in ((128, 2), (48, 3), (16, 1))
+                    most = (tile.rows, tile.groups) in ((TALL, 2), (128, 2), (48, 3), (16, 1))
                     if everything or (most and (zeros or format is Format.E4M3)):
                         yield plan, format, zeros
 
@@ -113,7 +114,7 @@ def coded_line(plan, format: Format, zeros: bool) -> dict:
     sass = aot.kept(built, "sass", lambda: aot.disassembled(built))
     return line | {
         "case": f"{format.value} zeros {zeros} {line['case']}",
-        "codes": format.bits, "widened": widened_beside_products(sass),
+        "codes": format.bits, "tall": plan.tile.rows == TALL, "widened": widened_beside_products(sass),
     }  # fmt: skip
 
 
@@ -131,9 +132,28 @@ def copied_before_waits(ptx: str, signature: dict[str, str]) -> list[list[str]]:
 
 
 def touched_before_rows(ptx: str) -> list[str]:
-    """Instructions on global memory of any warps that stand before the first barrier that these wait for."""
-    parts = [part.partition("mbarrier.try_wait")[0] for part in ptx.split("setmaxnreg")]
-    return [touch for part in parts for touch in _GLOBAL.findall(part)]
+    """Instructions on global memory that any warps reach before the first barrier that these wait for, from
+    the kernel's begin and from where warps take their registers. A jump forward over a wait leaves out a
+    loop over the groups of a segment and is no way, since no segment is empty (Plan.runs)."""
+    lines = ptx.splitlines()
+    waits = [i for i, line in enumerate(lines) if "mbarrier.try_wait" in line]
+    labels = {found[1]: i for i, line in enumerate(lines) if (found := _LABEL.match(line))}
+    waiting = [0, *(i + 1 for i, line in enumerate(lines) if "setmaxnreg" in line)]
+    seen, touched = set[int](), list[str]()
+    while waiting:
+        i = waiting.pop()
+        while i < len(lines) and i not in seen:
+            seen.add(i)
+            if "mbarrier.try_wait" in lines[i] or "setmaxnreg" in lines[i]:
+                break
+            touched += _GLOBAL.findall(lines[i])
+            if jump := _JUMP.search(lines[i]):
+                to = labels[jump[2]]
+                waiting += [] if any(i < wait < to for wait in waits) else [to]
+                if not jump[1]:
+                    break
+            i += 1
+    return touched
 
 
 def swiglu_arithmetic(ptx: str) -> dict[str, float]:

@@ -13,6 +13,7 @@ from importlib import resources
 import torch
 
 MOST_ROWS, MOST_GROUPS, MOST_STAGES = 256, 3, 10
+TALL = 192  # rows of the tallest tile of a weight with codes
 ROOM = 223 * 1024  # bytes of shared memory for a ring; barriers and stores take a few KiB of the 227 of sm_90
 
 
@@ -48,17 +49,24 @@ class GluonTile:
 @dataclass(frozen=True)
 class CodedTile(GluonTile):
     """The same of a weight with codes of `bits` bits, whose program has a second accumulator, the sum of a
-    group, and that group's operand in registers."""
+    group, and that group's operand in registers. TALL rows are three parts that take turns."""
 
     bits: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
         most = 128 if self.groups < MOST_GROUPS else 48
-        if self.rows > most or self.bits not in (4, 8):
+        tall = self.rows == TALL and self.groups < MOST_GROUPS
+        if (self.rows > most and not tall) or self.bits not in (4, 8):
             raise ValueError(
-                f"with codes a tile in Gluon of {self.groups} groups has {most} rows at most, not {self.rows}"
+                f"with codes a tile in Gluon of {self.groups} groups has {most} rows at most"
+                f"{f', or {TALL}' if self.groups < MOST_GROUPS else ''}, not {self.rows}"
             )
+
+    @property
+    def in_turns(self) -> tuple[int, int, int]:
+        """Its rows: parts that take turns, the rows of one, and those behind them, which may be 0."""
+        return (3, TALL // 3, 0) if self.rows == TALL else (1, *self.parts)
 
     @property
     def stages(self) -> int:
@@ -68,7 +76,7 @@ class CodedTile(GluonTile):
 
 def coded_tiles(rows: int, bits: int) -> tuple[CodedTile, ...]:
     """Every tile that takes so many rows and no fewer, of 1 to MOST_GROUPS groups."""
-    height = next(height for height in (16, 32, 48, 64, 96, 128) if rows <= height)
+    height = next(height for height in (16, 32, 48, 64, 96, 128, TALL) if rows <= height)
     return tuple(CodedTile(height, groups, bits) for groups in (1, 2, 3) if groups < 3 or height <= 48)
 
 
