@@ -64,7 +64,7 @@ acceptance: $(VENV)/bench ## tokens a cycle of chains and draft trees, with inte
 bench-edits: $(VENV)/bench ## tokens a cycle of trees with what lookup finds and without, on texts that repeat; options in BENCH="..."
 	$(BIN)/python -m bench.edits $(BENCH)
 
-bench-grammars: $(VENV)/bench $(VENV)/serve ## cycles of texts held to JSON schemas beside free ones, 1 minute; options in BENCH="..."
+bench-grammars: $(VENV)/bench $(VENV)/serve ## cycles of texts held to JSON schemas beside free ones, on this GPU, 1 minute; options in BENCH="..."
 	$(BIN)/python -m bench.grammars $(BENCH)
 
 bench-budget: $(VENV)/bench ## does strategy "auto" find the fastest cycle? on this GPU, 3 minutes; options in BENCH="..."

@@ -17,6 +17,7 @@ from typing import Any
 
 from qwen3_model import Engine, Grammar, InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
+from qwen3_model.decode.engine import MOST_SLOTS
 from qwen3_model.text import Text
 
 from . import report, serve_tokenizer
@@ -95,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="cuda, cpu (default: CUDA if there)")
     parser.add_argument("--json", type=writable, metavar="FILE", help="write all figures there")
     given = parser.parse_args(arguments)
+    if max(given.texts) > MOST_SLOTS:
+        parser.error(f"--texts {max(given.texts)}: {MOST_SLOTS} run at once at most")
     began, rows, tables = time.perf_counter(), list[dict[str, Any]](), list[Any]()
     try:
         for name in given.models:
@@ -107,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 longest = len(prompts[0]) + 1024
                 engine = Engine(model, texts, texts * longest)
                 engine.runner_for(longest)
+                print(f"{name}, {texts} texts: {', '.join(given.ways)}", flush=True)
                 ways = [Way(way, *WAYS[way]) for way in given.ways]
                 found = [compared(engine, prompts, way) | {"model": name} for way in ways]
                 rows += found

@@ -31,6 +31,7 @@ from orthrus_kernels.linear_gluon import Plan, multiprocessors
 from orthrus_kernels.linear_gluon_codes import linear_gluon_codes, plan_with
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
 from orthrus_kernels.quantised import Format, QuantisedWeight, Scheme
+from orthrus_kernels.quantised_triton import at_once
 from orthrus_kernels.rows import new_rows
 from orthrus_kernels.tables import LinearEntry, LinearTile
 from orthrus_kernels.tables.gluon import TALL, coded_tiles
@@ -44,7 +45,7 @@ from .report import number, print_tables, write_json
 COMMAND = "bench.tune_codes"
 Call = Callable[..., Tensor]
 COMMITTED, GLUON = "committed", "Gluon"
-MOST_ROWS = 128  # of a launch in Gluon
+MOST_ROWS = 128  # of a tile in Gluon that is not tall
 ROWS = (1, 32, 64, 128, 192)
 NAMES = "qkv", "o", "gate_up", "down"
 COPIES = 12  # of a weight, so that none is in the cache when it is read again
@@ -90,6 +91,8 @@ class Matrix:
         found: dict[str, Call] = {COMMITTED: lambda x, i: kernel(x, self.copies[i])}
         for tile in candidates(rows):
             entry = self.entry(tile, device)
+            if at_once(self.copies[0], entry, entry.tiles[0]) != tile.groups:
+                continue
             found[said(tile)] = lambda x, i, entry=entry: kernel(x, self.copies[i], entry=entry)
         heights = {-(-rows // -(-rows // most)) for most in (MOST_ROWS, TALL)}
         for height in sorted(heights) if gluon else ():
@@ -228,7 +231,7 @@ def rehearse(of: Sequence[Matrix], rows: Sequence[int], device: str, gluon: bool
 
 def table(results: Sequence[Found], stacks: dict[str, list[Matrix]], device: str, measured: str) -> list[str]:
     """Lines of gluon_codes.json: of each matrix the fastest tiles in Gluon, down to the rows where Triton's
-    best is faster. Matrices of Triton's alone have none."""
+    best is faster: what is faster below those has none. Fewer rows than the fewest measured run in Triton."""
     lines = []
     for model, of in stacks.items():
         for matrix in of:
@@ -240,6 +243,7 @@ def table(results: Sequence[Found], stacks: dict[str, list[Matrix]], device: str
                 if not fastest.startswith(GLUON):
                     least = found.rows + 1
                     break
+                least = found.rows
                 rows, outputs = re.findall(r"x (\d+) rows by (\d+)", fastest)[0]
                 tiles[int(rows)] = int(outputs) // 64
             if tiles:

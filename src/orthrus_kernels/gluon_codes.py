@@ -3,11 +3,12 @@ half of the linear in Gluon for codes (linear_gluon_codes.py), for Hopper.
 
 As gluon_ring.py, with a group of 128 columns in the place of a block of 64. A warpgroup reads words from the
 ring, widens them in its registers into the operand of wgmma (`widened`, as in Triton), and multiplies from
-there. While the products of a group run it widens the next one. A group's sum begins at zero and is folded by
-`fma`, as in `sum_by_groups`. So a group's words are widened once for all rows of a tile.
+there. While the products of a group run it widens the next one, but not in a tile of three parts. A group's
+sum begins at zero and is folded by `fma`, as in `sum_by_groups`. So words are widened once for all rows of a
+tile.
 
-Factors are loaded by the threads that need them, AHEAD groups before that: two rows a thread, 256 bytes a
-group. They are weights, which no kernel of a pass writes."""
+Factors are loaded by the threads that need them, AHEAD groups before that or, of three parts, one: two rows a
+thread, 256 bytes a group. They are weights, which no kernel of a pass writes."""
 
 from ._gluon import (
     aggregate,
@@ -192,7 +193,7 @@ def sum_groups(tile, codes, ring, G: gl.constexpr):
     if tile.PARTS == 1:
         return _sum_at_once(tile, codes, ring, G)
     else:
-        return _sum_in_turns(tile, codes, ring, G)
+        return _sum_in_parts(tile, codes, ring, G)
 
 
 @gluon.jit
@@ -202,10 +203,10 @@ def _products(b_w, ring, place, nothing):
 
 
 @gluon.jit
-def _sum_in_turns(tile, codes, ring, G: gl.constexpr):
-    """Three parts of the rows. While the products of one run those of another are folded, so that registers
-    hold sums of all rows and products of two parts. A group is widened when the last one is folded: beside it
-    run the products of the other warpgroup."""
+def _sum_in_parts(tile, codes, ring, G: gl.constexpr):
+    """Three parts of the rows, with sums and products of each in registers: so there is no room for the next
+    group's operand beside them. While a warpgroup folds and widens, the tensor cores have the products of the
+    other one."""
     gl.static_assert(tile.PARTS == 3 and tile.TAIL_T == 0)
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, tile.BLOCK_T, 16])
     nothing = gl.zeros([HEIGHT, tile.BLOCK_T], gl.float32, layout)
@@ -217,15 +218,14 @@ def _sum_in_turns(tile, codes, ring, G: gl.constexpr):
     for i in range(tile.blocks):
         b_w = _operand(tile, codes, ring, now, place, G)
         first = place * tile.PARTS
-        part, part_1 = _products(b_w, ring, first, nothing), _products(b_w, ring, first + 1, nothing)
-        factor, now = now, _factor(tile, codes, o_n, i + 1)
-        part, part_1, b_w = warpgroup_mma_wait(1, deps=(part, part_1, b_w))
-        acc = gl.fma(part, _scale(codes, factor, part), acc)
+        part = _products(b_w, ring, first, nothing)
+        part_1 = _products(b_w, ring, first + 1, nothing)
         part_2 = _products(b_w, ring, first + 2, nothing)
-        part_1, part_2, b_w = warpgroup_mma_wait(1, deps=(part_1, part_2, b_w))
-        acc_1 = gl.fma(part_1, _scale(codes, factor, part_1), acc_1)
-        part_2, b_w = warpgroup_mma_wait(0, deps=(part_2, b_w))
+        factor, now = now, _factor(tile, codes, o_n, i + 1)
+        part, part_1, part_2, b_w = warpgroup_mma_wait(0, deps=(part, part_1, part_2, b_w))
         mbarrier.arrive(ring.free.index(place))  # its products are done
+        acc = gl.fma(part, _scale(codes, factor, part), acc)
+        acc_1 = gl.fma(part_1, _scale(codes, factor, part_1), acc_1)
         acc_2 = gl.fma(part_2, _scale(codes, factor, part_2), acc_2)
         place, phase = next_place(place, phase, tile.STAGES)
         if i + 1 < tile.blocks:

@@ -89,6 +89,7 @@ class Ring:
 
 @gluon.jit
 def new_ring(tile):
+    gl.static_assert(tile.PARTS == 1)
     layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
     weight = gl.allocate_shared_memory(gl.bfloat16, [tile.STAGES * tile.GROUPS, HEIGHT, BLOCK_K], layout)
     rows = gl.allocate_shared_memory(gl.bfloat16, [tile.STAGES, tile.BLOCK_T, BLOCK_K], layout)

@@ -1,4 +1,4 @@
-"""The linear layer with a quantised weight for Hopper in Gluon: y = x W^T of up to 128 rows of one view, or
+"""The linear layer with a quantised weight for Hopper in Gluon: y = x W^T of up to 192 rows of one view, or
 SwiGLU of it.
 
 It is `linear_triton` or `linear_swiglu_triton` to the bit: groups of 128 columns in order, in the segments of
@@ -60,7 +60,7 @@ def _linear_gluon_codes_kernel(
         gl.warp_specialize(
             [(_multiply, (tile, codes, ring, out, 0)), (_multiply, (tile, codes, ring, out, 1)),
              (copy_codes, (tile, codes, ring, w, x, x_tail, PDL))],
-            [4, 1], [240 if PARTS > 1 else 232, 24],
+            [4, 1], [240 if PARTS > 1 else 232, 24],  # of 168 x 384 the launch's own warpgroup has as many
         )  # fmt: skip
     else:
         gl.warp_specialize(
@@ -76,7 +76,7 @@ COLUMNS = 128  # GROUP, for the host
 
 def plans_of(weight: QuantisedWeight, device: str, rows: int, swiglu: bool) -> list[tuple[Plan, int]]:
     """Launches by the table for so many rows of one view, each with its number of rows: rows that no tile
-    takes are cut into equal parts. None where Triton's kernels are faster. device: a key of the table."""
+    takes are cut into equal parts. Empty where Triton's kernels run. device: a key of the table."""
     (n, k), bits = weight.shape, weight.format.bits
     entry = coded_entries().get((n, k, bits, device))
     if entry is None or rows < entry.least or weight.group != COLUMNS or (swiglu and n % 16):
@@ -117,7 +117,7 @@ def linear_gluon_codes(
     assert plan.fits(multiprocessors(x.device), space), (plan, multiprocessors(x.device))
     sx_t = x.stride(0) if rows > 1 else plan.k
     assert isinstance(plan.tile, CodedTile)
-    parts, wide, tail = plan.tile.in_turns
+    parts, wide, tail = plan.tile.kernel_rows
     _linear_gluon_codes_kernel[(plan.segments, plan.programs // plan.segments)](
         w=_word_tiles(weight, plan.swiglu), factors=weight.factors, x=row_tiles(x, sx_t, wide, COLUMNS),
         x_tail=row_tiles(x, sx_t, tail, COLUMNS), y=out, sy_t=out.stride(0) if rows > 1 else out.shape[1],

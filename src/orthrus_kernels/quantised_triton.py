@@ -56,7 +56,7 @@ def check_rows(x: Tensor, *weights: AnyWeight) -> None:
 def check_together(entry: LinearEntry, *weights: AnyWeight) -> None:
     """What a launch takes as given of its weights: they lie alike, a dot is a group, and every tile of codes
     has products of the same kind. Without wgmma's 64 weight rows mma.sync would take the columns of a group
-    of int4 in another order, and sums would have other bits (H200, bench/LOG.md, 140)."""
+    of int4 in another order, and sums would have other bits (H200, bench/LOG.md, 141)."""
     alike = {(weight.row_stride, weight.scheme) for weight in weights}
     assert len(alike) == 1, alike
     if weights[0].scheme:

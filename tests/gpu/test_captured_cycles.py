@@ -152,3 +152,4 @@ def test_a_plain_qwen3_past_the_first_cut(model):
         weight.copy_(mine[name])
     got = alone.generate(prompt_of(1000), max_new_tokens=60)
     assert same(got, by_hand(1000, 60)) and set(got.stats.cycles_of) == {"lookup"}
+    assert len(alone.engine.runner.cycles) == 2, "lookup, and plain for what it does not find"

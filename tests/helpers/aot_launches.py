@@ -123,10 +123,6 @@ def quantised_linears() -> Iterator[Launch]:
     ):  # fmt: skip
         name = f"pdl {scheme[0].value} group {scheme[1]} of {k}, {rows} rows, split {split}"
         yield name, linear, "_linear_kernel", partial(product, scheme, k, rows, split, True), HOPPER
-    for scheme in (small, (of.Format.E4M3, 32, False, torch.float32, 1)):
-        thin = tables.LinearEntry(32, 1, (tables.LinearTile(None, 64, 64, False, 8, 3),))
-        launch = partial(linear.linear_triton, meta(64, 4096), weight(4096, 4096, scheme), entry=thin)
-        yield f"thin, {scheme[0].value}", linear, "_linear_kernel", launch, HOPPER
     for scheme, rows, groups in ((fp8, 128, 1), (int4, 16, 1), (fp8, 16, 2)):
         name = f"pdl {scheme[0].value} group 128, {rows} rows, {groups} a round"
         yield name, fused, "_linear_swiglu_kernel", partial(gate_and_up, scheme, rows, True, groups), HOPPER

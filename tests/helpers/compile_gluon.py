@@ -133,11 +133,13 @@ def copied_before_waits(ptx: str, signature: dict[str, str]) -> list[list[str]]:
 
 def touched_before_rows(ptx: str) -> list[str]:
     """Instructions on global memory that any warps reach before the first barrier that these wait for, from
-    the kernel's begin and from where warps take their registers. A jump forward over a wait leaves out a
-    loop over the groups of a segment and is no way, since no segment is empty (Plan.runs)."""
+    the kernel's begin and from where warps take their registers. A jump over a loop that waits is no way: it
+    leaves out the groups of a segment, and none is empty (Plan.runs)."""
     lines = ptx.splitlines()
     waits = [i for i, line in enumerate(lines) if "mbarrier.try_wait" in line]
     labels = {found[1]: i for i, line in enumerate(lines) if (found := _LABEL.match(line))}
+    jumps = [(i, labels[found[2]]) for i, line in enumerate(lines) if (found := _JUMP.search(line))]
+    loops = [(to, i) for i, to in jumps if to <= i and any(to <= wait <= i for wait in waits)]
     waiting = [0, *(i + 1 for i, line in enumerate(lines) if "setmaxnreg" in line)]
     seen, touched = set[int](), list[str]()
     while waiting:
@@ -149,7 +151,7 @@ def touched_before_rows(ptx: str) -> list[str]:
             touched += _GLOBAL.findall(lines[i])
             if jump := _JUMP.search(lines[i]):
                 to = labels[jump[2]]
-                waiting += [] if any(i < wait < to for wait in waits) else [to]
+                waiting += [] if any(i < first and last < to for first, last in loops) else [to]
                 if not jump[1]:
                     break
             i += 1

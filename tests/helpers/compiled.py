@@ -11,8 +11,8 @@ from typing import Any
 
 import orthrus_kernels
 
-# GPUs that every kernel is compiled for. Those of SLOW are near relatives of others: sm_80 and sm_89 of
-# sm_90, whose lowest tiles are multiplied by the same instruction, sm_120 of sm_80 and sm_100.
+# GPUs that every kernel is compiled for. Those of SLOW, which multiply by mma.sync, `make test-slow` alone
+# compiles for: they take a minute, and all but the instruction is what USUAL has.
 USUAL, SLOW = ("sm_90", "sm_100", "gfx942"), ("sm_80", "sm_89", "sm_120")
 
 

@@ -2,7 +2,8 @@
 is worked out once for a type.
 
 Nothing here changes a bit of a result, nor how numbers lie in memory, on which numpy's sums depend: what a
-new function does not know it leaves to the plain one, and test_interpreter.py holds each beside it."""
+new function does not know it leaves to the plain one, and test_interpreter.py holds operators, products,
+sums and reorderings beside it."""
 
 from __future__ import annotations
 
@@ -157,6 +158,8 @@ def quotient(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 INTEGERS = frozenset({"int32", "int64"})
 WORDS = frozenset({"uint32"})
 FLOATS = frozenset({"fp32"})
+# How numbers lie in memory, but for an argument of a kernel between 2^31 and 2^32, an int64 without its sign.
+LIES = {"int32": np.dtype(np.int32), "int64": np.dtype(np.int64)}
 NUMBERS = INTEGERS | FLOATS
 BITS = INTEGERS | WORDS | {"int1"}
 COMPARISONS = {
@@ -252,6 +255,10 @@ def operator(name: str, function: Callable, types: frozenset, reflected: bool = 
         a = handle.data
         b = right.handle.data if plan.constant is None else plan.constant
         if plan.spreads and not (a.flags.c_contiguous and b.flags.c_contiguous):
+            return plain(left, right)
+        if a.dtype != LIES.get(left.type.scalar.name, a.dtype) or (
+            kind is tensor and b.dtype != LIES.get(right.type.scalar.name, b.dtype)
+        ):
             return plain(left, right)
         if plan.kept is not None:
             same = handle.dtype.name == right.handle.dtype.name

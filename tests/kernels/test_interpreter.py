@@ -67,6 +67,8 @@ def operands():
     yield valued(np.ones((8, 4), np.uint16), tl.bfloat16)
     # a truth as a comparison of two numbers leaves it
     yield tl.tensor(interpreter_speed.handle_of(np.array([True]), tl.int32), tl.int1)
+    # an argument of a kernel, which memory has without its sign
+    yield tl.tensor(interpreter_speed.handle_of(np.array([3_000_000_000], np.uint32), tl.int64), tl.int64)
     yield from (3, 0, -2, 2**40, 1.5, 0.0, float("nan"), tl.constexpr(2))
 
 

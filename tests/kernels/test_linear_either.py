@@ -16,11 +16,19 @@ from orthrus_kernels import Weight, backend_ops, tables
 from orthrus_kernels.compile_ahead import is_recorded
 from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.linear_gluon import Plan, linear_gluon, plan_of
+from orthrus_kernels.linear_gluon_codes import plans_of
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
-from orthrus_kernels.quantised import Format
+from orthrus_kernels.quantised import Format, QuantisedWeight
 from orthrus_kernels.rows import new_rows
 from orthrus_kernels.switches import GLUON, is_on
-from orthrus_kernels.tables.gluon import CodedEntry, CodedTile, GluonEntry, GluonTile, gluon_entries
+from orthrus_kernels.tables.gluon import (
+    CodedEntry,
+    CodedTile,
+    GluonEntry,
+    GluonTile,
+    coded_entries,
+    gluon_entries,
+)
 from orthrus_kernels.workspace import Workspace
 from qwen3_model.errors import InputError
 from qwen3_model.settings import pick_backend
@@ -346,6 +354,44 @@ def test_a_malformed_table_is_refused(tiles, both, why, monkeypatch, tmp_path):
     monkeypatch.setattr(gluon_table.resources, "files", lambda package: tmp_path)
     with pytest.raises(ValueError, match=why):
         gluon_entries.__wrapped__()
+
+
+CODED = {"n": 6144, "k": 4096, "bits": 4, "device": "sm_90", "least": 9, "tiles": [[64, 2]], "measured": "x"}
+
+
+@pytest.mark.parametrize(
+    "lines, why",
+    [([CODED | {"least": 0}], "1 to 64"), ([CODED | {"least": 65}], "1 to 64"),
+     ([CODED | {"least": "9"}], "'9'"),
+     ([CODED | {"least": True}], "True"), ([CODED | {"tiles": [[64, 2], [64, 1]]}], "rise"),
+     ([CODED | {"tiles": []}], "rise"), ([CODED | {"tiles": [[64.0, 2]]}], "gluon_codes.json"),
+     ([CODED | {"tiles": [["64", 2]]}], "gluon_codes.json"),
+     ([CODED | {"tiles": [[160, 2]]}], "or 192, not 160"),
+     ([CODED | {"tiles": [[192, 3]]}], "48 rows at most"), ([CODED | {"bits": 16}], "4 or 8 bits"),
+     ([CODED | {"k": 100}], "multiple of 128"), ([CODED, CODED], "two lines"),
+     ([{name: CODED[name] for name in CODED if name != "least"}], "least")],
+)  # fmt: skip
+def test_a_malformed_table_of_codes_is_refused(lines, why, monkeypatch, tmp_path):
+    (tmp_path / "gluon_codes.json").write_text(gluon_table.json.dumps(lines))
+    monkeypatch.setattr(gluon_table.resources, "files", lambda package: tmp_path)
+    with pytest.raises(ValueError, match=why):
+        coded_entries.__wrapped__()
+
+
+def test_the_table_of_codes():
+    """Every line plans what it says, in launches that an H100 takes, and the fewest rows are Triton's."""
+    assert len(coded_entries()) >= 8
+    for (n, k, bits, device), entry in coded_entries().items():
+        assert device == "sm_90" and entry.measured
+        format, swiglu = {4: Format.INT4, 8: Format.E4M3}[bits], n == 24576
+        w = QuantisedWeight.new(n, k, format, 128, zeros=False, scale=BF16, dtype=BF16, device="meta")
+        for rows in {entry.least, *(tile.rows for tile in entry.tiles), 2 * entry.tiles[-1].rows + 1}:
+            plans = plans_of(w, device, rows, swiglu)
+            assert sum(count for _, count in plans) == rows
+            assert all(
+                plan.fits(132, Workspace.new("cpu")) and count <= plan.tile.rows for plan, count in plans
+            )
+        assert entry.least == 1 or not plans_of(w, device, entry.least - 1, swiglu)
 
 
 def test_what_the_kernel_takes_as_given():

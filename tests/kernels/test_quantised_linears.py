@@ -103,6 +103,14 @@ def test_any_tile_gives_the_same_bits(
     assert torch.equal(got, linear_triton(x, w, w2, n_ar, entry=entry(scheme)))
 
 
+def test_a_tile_of_few_weight_rows_is_no_tile_of_codes(device):
+    narrow = LinearEntry(64, 1, (LinearTile(None, 16, 32, False, 4, 3),))
+    x, w = torch.ones(3, 704, dtype=BF16, device=device), random_weight(SCHEMES[2], 64, 704, device)
+    for kernel in (linear_triton, linear_swiglu_triton):
+        with pytest.raises(AssertionError):
+            kernel(x, w, entry=narrow)
+
+
 def test_a_round_takes_what_divides_every_segment(device):
     two = LinearTile(None, 16, 64, True, 4, 3, groups=2)
     w = random_weight(SCHEMES[0], N, 12 * 128, device)

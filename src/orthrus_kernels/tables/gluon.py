@@ -49,23 +49,24 @@ class GluonTile:
 @dataclass(frozen=True)
 class CodedTile(GluonTile):
     """The same of a weight with codes of `bits` bits, whose program has a second accumulator, the sum of a
-    group, and that group's operand in registers. TALL rows are three parts that take turns."""
+    group, and that group's operand in registers. TALL rows are three equal parts."""
 
     bits: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
         most = 128 if self.groups < MOST_GROUPS else 48
-        tall = self.rows == TALL and self.groups < MOST_GROUPS
-        if (self.rows > most and not tall) or self.bits not in (4, 8):
+        if self.bits not in (4, 8):
+            raise ValueError(f"codes have 4 or 8 bits, not {self.bits}")
+        if self.rows > most and not (self.rows == TALL and self.groups < MOST_GROUPS):
             raise ValueError(
                 f"with codes a tile in Gluon of {self.groups} groups has {most} rows at most"
                 f"{f', or {TALL}' if self.groups < MOST_GROUPS else ''}, not {self.rows}"
             )
 
     @property
-    def in_turns(self) -> tuple[int, int, int]:
-        """Its rows: parts that take turns, the rows of one, and those behind them, which may be 0."""
+    def kernel_rows(self) -> tuple[int, int, int]:
+        """As the kernel has them: number of equal parts, rows of one, rows behind them, which may be 0."""
         return (3, TALL // 3, 0) if self.rows == TALL else (1, *self.parts)
 
     @property
@@ -87,6 +88,14 @@ class CodedEntry:
 
     tiles: tuple[CodedTile, ...]
     least: int = 1
+    measured: str | None = None  # GPU, date, command
+
+    def __post_init__(self) -> None:
+        rows = [tile.rows for tile in self.tiles]
+        if not rows or rows != sorted(set(rows)):
+            raise ValueError(f"tiles must rise in rows, and {rows} do not")
+        if type(self.least) is not int or not 1 <= self.least <= rows[-1]:
+            raise ValueError(f"`least` is {self.least!r}; 1 to {rows[-1]} was expected")
 
     def tile(self, rows: int) -> CodedTile:
         """The tile for so many rows, no more than the last one's."""
@@ -133,11 +142,15 @@ def gluon_entries() -> dict[tuple[int, int, torch.dtype, str], GluonEntry]:
 def coded_entries() -> dict[tuple[int, int, int, str], CodedEntry]:
     """All entries of gluon_codes.json by (N, K, bits of a code, device). Groups are of 128. Raises ValueError
     when one is malformed."""
-    entries = {}
+    entries: dict[tuple[int, int, int, str], CodedEntry] = {}
     for row in json.loads(resources.files(__package__).joinpath("gluon_codes.json").read_text()):
-        tiles = tuple(CodedTile(rows, groups, row["bits"]) for rows, groups in row["tiles"])
-        heights = [tile.rows for tile in tiles]
-        if not heights or heights != sorted(set(heights)):
-            raise ValueError(f"gluon_codes.json: tiles of {row} must rise in rows")
-        entries[row["n"], row["k"], row["bits"], row["device"]] = CodedEntry(tiles, row["least"])
+        try:
+            n, k, bits, device = (row[name] for name in ("n", "k", "bits", "device"))
+            tiles = tuple(CodedTile(rows, groups, bits) for rows, groups in row["tiles"])
+            entry = CodedEntry(tiles, row["least"], row["measured"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"gluon_codes.json: {row}: {error}") from None
+        if (n, k, bits, device) in entries or k % 128:
+            raise ValueError(f"gluon_codes.json: {row} has two lines, or K is no multiple of 128")
+        entries[n, k, bits, device] = entry
     return entries
