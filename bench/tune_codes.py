@@ -49,14 +49,13 @@ ROWS = (1, 32, 64, 128, 192)
 NAMES = "qkv", "o", "gate_up", "down"
 COPIES = 12  # of a weight, so that none is in the cache when it is read again
 POOL = 1 << 23
-# Candidates (block_t, block_n, split, warps, stages) by the least rows that they are for. What reading waits
-# for is bytes in flight: more stages, or more outputs a CTA. From 64 rows on what counts is how often words
-# are widened: taller tiles.
+# Candidates (block_t, block_n, split, warps, stages) by the least rows that they are for, each with one group
+# and with two a round. Few rows wait for what follows one another in a round: more CTAs a multiprocessor, and
+# fewer barriers a group. From 64 rows on what counts is how often words are widened: taller tiles.
 CANDIDATES: dict[int, tuple[tuple[int, int, bool, int, int], ...]] = {
-    1: ((16, 64, True, 4, 4), (16, 64, True, 4, 6), (16, 64, True, 4, 8), (16, 64, False, 4, 8),
-        (16, 128, True, 4, 4), (16, 128, True, 8, 4), (16, 128, True, 8, 6)),
-    32: ((32, 64, True, 4, 4), (32, 64, True, 4, 6), (32, 64, False, 4, 6), (32, 128, True, 8, 4),
-         (32, 128, True, 8, 6)),
+    1: ((16, 64, True, 4, 3), (16, 64, True, 4, 4), (16, 64, True, 4, 6), (16, 128, True, 4, 4),
+        (16, 128, True, 8, 4)),
+    32: ((32, 64, True, 4, 3), (32, 64, True, 4, 4), (32, 64, True, 4, 6), (32, 128, True, 8, 4)),
     64: ((64, 64, True, 4, 4), (64, 64, False, 4, 4), (64, 128, True, 8, 3), (64, 128, True, 8, 4)),
     128: ((64, 64, True, 4, 4), (64, 128, True, 8, 3), (64, 128, False, 8, 3), (128, 128, True, 8, 3),
           (128, 64, True, 4, 3)),
@@ -152,7 +151,7 @@ def matrices(shape: Shape, device: torch.device, copies: int = COPIES) -> list[M
 def candidates(rows: int) -> list[LinearTile]:
     """Tiles to try for so many rows."""
     least = max(least for least in CANDIDATES if least <= rows)
-    return [LinearTile(None, *of) for of in CANDIDATES[least]]
+    return [LinearTile(None, *of, groups=groups) for of in CANDIDATES[least] for groups in (1, 2)]
 
 
 def hard_rows(rows: int, k: int, device: torch.device) -> Tensor:
@@ -188,7 +187,8 @@ class Found:
 def said(tile: LinearTile) -> str:
     """A tile in a few letters."""
     split = "split" if tile.split else "whole"
-    return f"{tile.block_t} x {tile.block_n}, {split}, {tile.warps} warps, {tile.stages} stages"
+    pairs = ", pairs" if tile.groups == 2 else ""
+    return f"{tile.block_t} x {tile.block_n}, {split}, {tile.warps} warps, {tile.stages} stages{pairs}"
 
 
 def measure(model: str, of: Sequence[Matrix], rows: int, meter: Meter, device: str, gluon: bool) -> Found:

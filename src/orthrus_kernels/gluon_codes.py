@@ -196,6 +196,12 @@ def sum_groups(tile, codes, ring, G: gl.constexpr):
 
 
 @gluon.jit
+def _products(b_w, ring, place, nothing):
+    """Of a group and a part of the rows, under way."""
+    return warpgroup_mma(b_w, ring.rows.index(place).permute((1, 0)), nothing, use_acc=False, is_async=True)
+
+
+@gluon.jit
 def _sum_in_turns(tile, codes, ring, G: gl.constexpr):
     """Three parts of the rows. While the products of one run those of another are folded, so that registers
     hold sums of all rows and products of two parts. A group is widened when the last one is folded: beside it
@@ -211,18 +217,11 @@ def _sum_in_turns(tile, codes, ring, G: gl.constexpr):
     for i in range(tile.blocks):
         b_w = _operand(tile, codes, ring, now, place, G)
         first = place * tile.PARTS
-        part = warpgroup_mma(
-            b_w, ring.rows.index(first).permute((1, 0)), nothing, use_acc=False, is_async=True
-        )
-        part_1 = warpgroup_mma(
-            b_w, ring.rows.index(first + 1).permute((1, 0)), nothing, use_acc=False, is_async=True
-        )
+        part, part_1 = _products(b_w, ring, first, nothing), _products(b_w, ring, first + 1, nothing)
         factor, now = now, _factor(tile, codes, o_n, i + 1)
         part, part_1, b_w = warpgroup_mma_wait(1, deps=(part, part_1, b_w))
         acc = gl.fma(part, _scale(codes, factor, part), acc)
-        part_2 = warpgroup_mma(
-            b_w, ring.rows.index(first + 2).permute((1, 0)), nothing, use_acc=False, is_async=True
-        )
+        part_2 = _products(b_w, ring, first + 2, nothing)
         part_1, part_2, b_w = warpgroup_mma_wait(1, deps=(part_1, part_2, b_w))
         acc_1 = gl.fma(part_1, _scale(codes, factor, part_1), acc_1)
         part_2, b_w = warpgroup_mma_wait(0, deps=(part_2, b_w))

@@ -114,9 +114,9 @@ def _sum_by_tma(w, x, x_tail, first_n, first_row, first, last, BLOCK_N: tl.const
 def _segment(
     x, x_tail, sx_t, w, w_diff, sw_n, factors, is_ar, i_n, first_row, end_row, i_s, N, K,
     SEGMENTS: tl.constexpr, TMA: tl.constexpr, FORMAT: tl.constexpr, ZEROS: tl.constexpr,
-    FACTOR_ROWS: tl.constexpr, ASM: tl.constexpr, CODES_A_WORD: tl.constexpr, VIEWS: tl.constexpr,
-    EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, TAIL_T: tl.constexpr,
-    BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    FACTOR_ROWS: tl.constexpr, ASM: tl.constexpr, CODES_A_WORD: tl.constexpr, AT_ONCE: tl.constexpr,
+    VIEWS: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+    TAIL_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Sum of segment i_s: [BLOCK_N, BLOCK_T] and [BLOCK_N, TAIL_T] fp32."""
     blocks = tl.cdiv(K, BLOCK_K)
@@ -139,7 +139,7 @@ def _segment(
                                   BLOCK_N, BLOCK_T, BLOCK_K, STAGES, EVEN_K)  # fmt: skip
         else:
             acc = sum_by_groups(w_view, sw_n, factors, x, sx_t, o_n, o_t, end_row, first, last, N, FORMAT,
-                                ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD, BLOCK_N, BLOCK_T, BLOCK_K,
+                                ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD, AT_ONCE, BLOCK_N, BLOCK_T, BLOCK_K,
                                 STAGES)  # fmt: skip
         return acc, acc
 
@@ -165,7 +165,7 @@ def _linear_kernel(
     T, n_ar, N, K, prefetch,
     SEGMENTS: tl.constexpr, SPLIT: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr, FORMAT: tl.constexpr,
     ZEROS: tl.constexpr, FACTOR_ROWS: tl.constexpr, ASM: tl.constexpr, CODES_A_WORD: tl.constexpr,
-    VIEWS: tl.constexpr, EVEN_K: tl.constexpr,
+    AT_ONCE: tl.constexpr, VIEWS: tl.constexpr, EVEN_K: tl.constexpr,
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, TAIL_T: tl.constexpr,
     BLOCK_K: tl.constexpr, CHUNK_T: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -197,8 +197,8 @@ def _linear_kernel(
     if SPLIT:
         i_s = tl.program_id(1)
         acc, tail = _segment(x, x_tail, sx_t, w, w_diff, sw_n, factors, is_ar, i_n, first_row, end_row, i_s,
-                             N, K, SEGMENTS, TMA, FORMAT, ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD, VIEWS,
-                             EVEN_K, BLOCK_N, BLOCK_T, TAIL_T, BLOCK_K, STAGES)  # fmt: skip
+                             N, K, SEGMENTS, TMA, FORMAT, ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD, AT_ONCE,
+                             VIEWS, EVEN_K, BLOCK_N, BLOCK_T, TAIL_T, BLOCK_K, STAGES)  # fmt: skip
         rows = end_row - first_row
         p_part = partials + i_tile.to(tl.int64) * (SEGMENTS * TILE_T * BLOCK_N)
         p_own = p_part + i_s * (TILE_T * BLOCK_N)
@@ -227,7 +227,8 @@ def _linear_kernel(
         for i_s in range(SEGMENTS):  # not unrolled: copies of the loop would spill
             acc, tail = _segment(x, x_tail, sx_t, w, w_diff, sw_n, factors, is_ar, i_n, first_row, end_row,
                                  i_s, N, K, SEGMENTS, TMA, FORMAT, ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD,
-                                 VIEWS, EVEN_K, BLOCK_N, BLOCK_T, TAIL_T, BLOCK_K, STAGES)  # fmt: skip
+                                 AT_ONCE, VIEWS, EVEN_K, BLOCK_N, BLOCK_T, TAIL_T, BLOCK_K,
+                                 STAGES)  # fmt: skip
             total += acc
             if TAIL_T:
                 total_tail += tail
@@ -300,8 +301,8 @@ def linear_triton(
         factors=weight.factors, factors_diff=weight_diff.factors, y=out,
         sy_t=out.stride(0) if rows > 1 else n, partials=space.partials, counters=space.counters,
         T=rows, n_ar=n_ar, N=n, K=k, prefetch=ahead, SEGMENTS=entry.segments, SPLIT=split, TMA=tile.tma,
-        PDL=pdl, **compiled_for(weight), VIEWS=views, EVEN_K=k % entry.block_k == 0, GROUP=GROUP_T,
-        BLOCK_N=tile.block_n, BLOCK_T=block_t, TAIL_T=tail_t, BLOCK_K=entry.block_k,
+        PDL=pdl, **compiled_for(weight, entry, tile), VIEWS=views, EVEN_K=k % entry.block_k == 0,
+        GROUP=GROUP_T, BLOCK_N=tile.block_n, BLOCK_T=block_t, TAIL_T=tail_t, BLOCK_K=entry.block_k,
         CHUNK_T=min(chunk, tail_t or block_t), STAGES=tile.stages,
         num_warps=tile.warps, num_stages=tile.stages, **launch_options(pdl and early),
     )  # fmt: skip

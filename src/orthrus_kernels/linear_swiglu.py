@@ -94,8 +94,8 @@ def _launch_metadata(grid, kernel, args):
 def _gate_and_up_by_pointers(x, sx_t, w, sw_n, factors, first_h, first_row, T, F, K,
                              SEGMENTS: tl.constexpr, FORMAT: tl.constexpr, ZEROS: tl.constexpr,
                              FACTOR_ROWS: tl.constexpr, ASM: tl.constexpr, CODES_A_WORD: tl.constexpr,
-                             EVEN_K: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr,
-                             BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+                             AT_ONCE: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_H: tl.constexpr,
+                             BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """Sums of BLOCK_H gate rows and of their up rows: two blocks [BLOCK_H, BLOCK_T] fp32."""
     o_n = tl.arange(0, 2 * BLOCK_H)
     o_h = first_h + o_n // 16 * 8 + o_n % 8
@@ -111,8 +111,8 @@ def _gate_and_up_by_pointers(x, sx_t, w, sw_n, factors, first_h, first_row, T, F
                                      2 * BLOCK_H, BLOCK_T, BLOCK_K, STAGES, EVEN_K)  # fmt: skip
         else:
             total += sum_by_groups(w, sw_n, factors, x, sx_t, o_w, o_t, T, first, last, 2 * F,
-                                   FORMAT, ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD, 2 * BLOCK_H, BLOCK_T,
-                                   BLOCK_K, STAGES)  # fmt: skip
+                                   FORMAT, ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD, AT_ONCE, 2 * BLOCK_H,
+                                   BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
     pairs = total.reshape(BLOCK_H // 8, 2, 8, BLOCK_T).permute(0, 2, 3, 1)
     gate, up = tl.split(pairs)
     return gate.reshape(BLOCK_H, BLOCK_T), up.reshape(BLOCK_H, BLOCK_T)
@@ -146,9 +146,9 @@ def _linear_swiglu_kernel(
     x, sx_t, w, p_w, sw_n, factors, y, sy_t,
     T, F, K, prefetch,
     SEGMENTS: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr, FORMAT: tl.constexpr, ZEROS: tl.constexpr,
-    FACTOR_ROWS: tl.constexpr, ASM: tl.constexpr, CODES_A_WORD: tl.constexpr, EVEN_K: tl.constexpr,
-    GROUP: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
-    STAGES: tl.constexpr,
+    FACTOR_ROWS: tl.constexpr, ASM: tl.constexpr, CODES_A_WORD: tl.constexpr, AT_ONCE: tl.constexpr,
+    EVEN_K: tl.constexpr, GROUP: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Program (tile). TMA: x and w are descriptors, else pointers; p_w: a pointer always. FORMAT, factors
     and PDL as in linear.py."""
@@ -168,8 +168,8 @@ def _linear_swiglu_kernel(
                                        SEGMENTS, BLOCK_H, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
     else:
         gate, up = _gate_and_up_by_pointers(x, sx_t, w, sw_n, factors, first_h, first_row, T, F, K,
-                                            SEGMENTS, FORMAT, ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD, EVEN_K,
-                                            BLOCK_H, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
+                                            SEGMENTS, FORMAT, ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD, AT_ONCE,
+                                            EVEN_K, BLOCK_H, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
     if PDL:
         launch_dependents()  # not before: a linear comes next, and would need the place of this one
     dtype: tl.constexpr = y.dtype.element_ty
@@ -225,7 +225,7 @@ def linear_swiglu_triton(
     _linear_swiglu_kernel[(triton.cdiv(rows, tile.block_t) * triton.cdiv(f, block_h),)](
         x=operands[0], sx_t=sx_t, w=operands[1], p_w=gate_up.pointer, sw_n=gate_up.row_stride,
         factors=gate_up.factors, y=out, sy_t=out.stride(0) if rows > 1 else f, T=rows, F=f,
-        K=k, prefetch=ahead, SEGMENTS=entry.segments, TMA=tma, PDL=pdl, **compiled_for(gate_up),
+        K=k, prefetch=ahead, SEGMENTS=entry.segments, TMA=tma, PDL=pdl, **compiled_for(gate_up, entry, tile),
         EVEN_K=k % entry.block_k == 0, GROUP=GROUP_T, BLOCK_H=block_h, BLOCK_T=tile.block_t,
         BLOCK_K=entry.block_k, STAGES=tile.stages, num_warps=tile.warps, num_stages=tile.stages,
         **NO_CONTRACTION, **launch_options(pdl and early),

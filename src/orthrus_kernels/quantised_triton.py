@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ._triton import tl, triton, triton_interprets
 from .quantised import LOWEST, SYMMETRIC
-from .tables import LinearEntry
+from .tables import LinearEntry, LinearTile
 from .weight import AnyWeight, load_weight
 
 _E4M3 = tl.constexpr("fp8")  # Format.E4M3.value
@@ -32,11 +32,12 @@ _LOWEST = tl.constexpr(LOWEST)
 WGMMA_ROWS = 64
 
 
-def compiled_for(weight: AnyWeight) -> dict[str, Any]:
+def compiled_for(weight: AnyWeight, entry: LinearEntry, tile: LinearTile) -> dict[str, Any]:
     """What a kernel that may get a quantised weight is compiled for. ASM: with NVIDIA's assembly, neither on
     AMD's GPUs nor in the interpreter."""
     return {
         "FORMAT": weight.scheme and weight.scheme.format.value, "CODES_A_WORD": weight.codes_a_word,
+        "AT_ONCE": at_once(weight, entry, tile),
         "ZEROS": bool(weight.scheme and weight.scheme.zeros),
         "FACTOR_ROWS": weight.scheme.factor_rows if weight.scheme else 1,
         "ASM": bool(weight.scheme) and not triton_interprets() and torch.version.hip is None,
@@ -61,6 +62,15 @@ def check_together(entry: LinearEntry, *weights: AnyWeight) -> None:
     if weights[0].scheme:
         assert weights[0].scheme.group == entry.block_k, entry
         assert all(tile.block_n >= WGMMA_ROWS for tile in entry.tiles), entry
+
+
+def at_once(weight: AnyWeight, entry: LinearEntry, tile: LinearTile) -> int:
+    """Groups that a round of the loop takes: the tile's if every segment has a multiple of them, else 1."""
+    if weight.scheme is None:
+        return 1
+    groups = weight.shape[1] // entry.block_k
+    each = -(-groups // entry.segments)
+    return tile.groups if each % tile.groups == groups % tile.groups == 0 else 1
 
 
 @triton.jit
@@ -164,11 +174,27 @@ def widened(words, zero, FORMAT: tl.constexpr, ASM: tl.constexpr, BLOCK_N: tl.co
 
 
 @triton.jit
+def _of_group(p_w, p_x, p_factor, m_n, m_t, FORMAT: tl.constexpr, ZEROS: tl.constexpr, ASM: tl.constexpr,
+              BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+    """(products, scale of each weight row) of a group."""
+    b_w = load_weight(p_w, m_n[:, None])
+    b_x = tl.load(p_x, mask=m_t, other=0.0)
+    b_scale = tl.load(p_factor, mask=m_n, other=0)
+    b_zero = None
+    if ZEROS:
+        b_zero = b_scale & _LOWEST
+        b_scale = b_scale & ~_LOWEST
+    part = tl.dot(widened(b_w, b_zero, FORMAT, ASM, BLOCK_N, BLOCK_K), b_x)
+    return part, b_scale.to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def sum_by_groups(words, sw_n, factors, x, sx_t, o_n, o_t, end_row, first, last, N, FORMAT: tl.constexpr,
                   ZEROS: tl.constexpr, FACTOR_ROWS: tl.constexpr, ASM: tl.constexpr,
-                  CODES_A_WORD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
-                  BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
-    """Sum of groups [first, last), each BLOCK_K columns, from zero: [BLOCK_N, BLOCK_T] fp32."""
+                  CODES_A_WORD: tl.constexpr, AT_ONCE: tl.constexpr, BLOCK_N: tl.constexpr,
+                  BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+    """Sum of groups [first, last), each BLOCK_K columns, from zero: [BLOCK_N, BLOCK_T] fp32. AT_ONCE: groups
+    of a round of the loop, 1 or 2; a segment has a multiple of them."""
     WORDS: tl.constexpr = BLOCK_K // CODES_A_WORD
     o_k = tl.arange(0, BLOCK_K)
     m_n, m_t = o_n < N, (o_t < end_row)[None, :]
@@ -176,17 +202,15 @@ def sum_by_groups(words, sw_n, factors, x, sx_t, o_n, o_t, end_row, first, last,
     p_x = x + o_t.to(tl.int64)[None, :] * sx_t + first * BLOCK_K + o_k[:, None]
     p_factor, blocks = factors + o_n // FACTOR_ROWS, tl.cdiv(N, FACTOR_ROWS)
     acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
-    for i_g in tl.range(first, last, num_stages=STAGES):
-        b_w = load_weight(p_w, m_n[:, None])
-        b_x = tl.load(p_x, mask=m_t, other=0.0)
-        b_scale = tl.load(p_factor + i_g * blocks, mask=m_n, other=0)
-        b_zero = None
-        if ZEROS:
-            b_zero = b_scale & _LOWEST
-            b_scale = b_scale & ~_LOWEST
-        b_scale = b_scale.to(tl.float32, bitcast=True)
-        part = tl.dot(widened(b_w, b_zero, FORMAT, ASM, BLOCK_N, BLOCK_K), b_x)
+    for i_g in tl.range(first, last, AT_ONCE, num_stages=STAGES):
+        p_now = p_factor + i_g * blocks
+        part, b_scale = _of_group(p_w, p_x, p_now, m_n, m_t, FORMAT, ZEROS, ASM, BLOCK_N, BLOCK_K)
+        if AT_ONCE == 2:
+            behind, b_behind = _of_group(p_w + WORDS, p_x + BLOCK_K, p_now + blocks, m_n, m_t, FORMAT, ZEROS,
+                                         ASM, BLOCK_N, BLOCK_K)  # fmt: skip
         acc = tl.fma(part, tl.broadcast_to(b_scale[:, None], part.shape), acc)
-        p_w += WORDS
-        p_x += BLOCK_K
+        if AT_ONCE == 2:
+            acc = tl.fma(behind, tl.broadcast_to(b_behind[:, None], behind.shape), acc)
+        p_w += AT_ONCE * WORDS
+        p_x += AT_ONCE * BLOCK_K
     return acc

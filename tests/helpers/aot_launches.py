@@ -111,9 +111,10 @@ def quantised_linears() -> Iterator[Launch]:
         entry = tables.linear_entry(4096, k, torch.bfloat16, "sm_90", w.scheme)
         linear.linear_triton(meta(2 * rows, k), w, w2, rows, space=space, pdl=pdl, entry=entry)
 
-    def gate_and_up(scheme: tuple, rows: int, pdl: bool) -> None:
+    def gate_and_up(scheme: tuple, rows: int, pdl: bool, groups: int = 1) -> None:
         w = weight(24576, 4096, scheme)
         entry = fused.swiglu_entry(*w.shape, torch.bfloat16, "sm_90", w.scheme)
+        entry = replace(entry, tiles=tuple(replace(tile, groups=groups) for tile in entry.tiles))
         fused.linear_swiglu_triton(meta(rows, 4096), w, pdl=pdl, entry=entry)
 
     for scheme, k, rows, split in (
@@ -126,9 +127,9 @@ def quantised_linears() -> Iterator[Launch]:
         thin = tables.LinearEntry(32, 1, (tables.LinearTile(None, 64, 64, False, 8, 3),))
         launch = partial(linear.linear_triton, meta(64, 4096), weight(4096, 4096, scheme), entry=thin)
         yield f"thin, {scheme[0].value}", linear, "_linear_kernel", launch, HOPPER
-    for scheme, rows in ((fp8, 128), (int4, 16)):
-        name = f"pdl {scheme[0].value} group 128, {rows} rows"
-        yield name, fused, "_linear_swiglu_kernel", partial(gate_and_up, scheme, rows, True), HOPPER
+    for scheme, rows, groups in ((fp8, 128, 1), (int4, 16, 1), (fp8, 16, 2)):
+        name = f"pdl {scheme[0].value} group 128, {rows} rows, {groups} a round"
+        yield name, fused, "_linear_swiglu_kernel", partial(gate_and_up, scheme, rows, True, groups), HOPPER
     for scheme, op, kernel, launch in (
         (fp8, fused, "_linear_swiglu_kernel", partial(gate_and_up, fp8, 128, False)),
         (int4, linear, "_linear_kernel", partial(product, int4, 4096, 16, True, False)),
