@@ -3,7 +3,7 @@ it, whatever is drafted, however few pages there are."""
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from inputs import examples
 from scripted import ScriptedModel
@@ -88,6 +88,10 @@ def test_rows_of_an_empty_seat_stay_numbers(backend):
     texts=TEXTS, slots=st.integers(2, 9), spare=st.integers(0, 6), skill=st.sampled_from([0.0, 0.5, 0.95]),
     world=st.integers(0, 9), cancelled=st.dictionaries(st.integers(0, 11), st.integers(0, 30), max_size=3),
     ahead=st.booleans(), chunk=st.sampled_from([50, 2048]), alike=st.sampled_from([0, 70, 140]),
+)  # fmt: skip
+@example(  # the texts that run change and their number does not
+    texts=[([n], {"max_new_tokens": 3, "seed": 1, "strategy": "autoregressive"}, 0) for n in range(10, 14)],
+    slots=2, spare=6, skill=0.5, world=0, cancelled={}, ahead=False, chunk=2048, alike=0,
 )  # fmt: skip
 def test_each_text_has_the_bits_it_has_alone(
     texts, slots, spare, skill, world, cancelled, ahead, chunk, alike

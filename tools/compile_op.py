@@ -20,10 +20,12 @@ import aot  # noqa: E402
 import aot_launches  # noqa: E402
 import compile_attention  # noqa: E402
 
+TARGET = "sm_90"
 # compiled by compile_attention.py
 BY_SIGNATURE = {
     "_partial_kernel",
     "_combine_kernel",
+    "_path_kernel",
     "_whole_kernel",
     "_commit_kernel",
 }
@@ -35,14 +37,14 @@ FIGURES = ("registers", "spill_bytes", "shared")
 def by_launch(wanted: Collection[str]) -> Iterator[dict]:
     """What the launches of aot_launches.py compile."""
     for case, module, kernel, launch, targets in aot_launches.launches():
-        if kernel not in wanted or not {"sm_90", *aot_launches.MORE} & set(targets):
+        if kernel not in wanted or not {TARGET, *aot_launches.MORE} & set(targets):
             continue
         line = {"kernel": kernel, "case": case}
         try:
             with aot.recorded(module, kernel) as recorder:
                 launch()
             (arguments,) = recorder.launches
-            line |= aot.compile_for(recorder.kernel, arguments, aot.TARGETS["sm_90"])
+            line |= aot.compile_for(recorder.kernel, arguments, aot.TARGETS[TARGET])
         except Exception as error:  # the others still report
             line["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         yield line
@@ -53,9 +55,9 @@ def by_signature(wanted: Collection[str]) -> Iterator[dict]:
     said = io.StringIO()
     with redirect_stdout(said):
         if set(wanted) == {"_commit_kernel"}:
-            compile_attention.commit("90")
+            compile_attention.commit(TARGET)
         else:
-            sys.argv = ["compile_attention.py", "90"]
+            sys.argv = ["compile_attention.py", TARGET]
             compile_attention.main()
     for line in map(json.loads, said.getvalue().splitlines()):
         names = {"D": line["D"], "rows": line["FOLDED"], "folds": line["FUSED"]}

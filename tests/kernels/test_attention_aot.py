@@ -1,7 +1,15 @@
 """The attention and commit kernels compile for GPUs that are not here, without spilling on sm_90."""
 
+import json
+import subprocess
+import sys
+from collections import Counter
+
 import pytest
 from compiled import SLOW, USUAL, compiled_by
+from tree_copy import ROOT
+
+from tools import check_kernel, trees
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +44,20 @@ def test_dots_run_on_hopper_tensor_cores_from_pipelined_copies(compiled):
     for line in compiled:
         if line["arch"] == "sm_90" and line["dtype"] == "bf16" and line["FOLDED"]:
             assert line["wgmma"] and line["pipelined"] == ("num_stages" in line), line
+
+
+def test_check_kernel_shows_them_as_they_are_here(compiled, triton_cache):
+    """Of each operation that has some of them, every launch, with the same figures; from Triton's cache."""
+    mine = {line["kernel"] for line in compiled}
+    asked = {op: sorted(mine & {*of.kernels}) for op, of in check_kernel.operations().items()}
+    asked = {op: kernels for op, kernels in asked.items() if kernels}
+    code = "import json, sys; from tools import compile_op; [*map(compile_op.main, json.loads(sys.argv[1]))]"
+    env = trees.environment(ROOT) | {"TRITON_CACHE_DIR": str(triton_cache), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, json.dumps([*asked.values()])]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    figures = Counter((line["kernel"], line["registers"], line["shared"]) for line in found)
+    hopper = [line for line in compiled if line["arch"] == "sm_90"]
+    want = Counter((line["kernel"], line["registers"], line["shared"]) for line in hopper)
+    assert {*asked} == {"attention", "commit"} and want <= figures

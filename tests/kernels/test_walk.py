@@ -1,10 +1,11 @@
 """The end of a cycle: the kernel walks as the twin does, place by place, and both as the definition says."""
 
+from copy import deepcopy
 from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from inputs import examples
 from interpreter import DEVICE
@@ -141,16 +142,25 @@ def test_a_cycle_keeps_the_walk_up_to_an_end(forest):
         assert record[Record.NODES] == forest.first[b + 1] - row
 
 
+def alone(state, tokens, parents, choices, sums=None):
+    """A text alone, with room."""
+    n = len(tokens)
+    whole = [state + [FAR, n]]
+    return Forest(whole, [0], [0, n], tokens, parents, choices, [[]], sums or [2.0 * i for i in range(n)], n)
+
+
 @BOTH
 @examples(40)
-@given(forest=forests(most_seats=1), pages=st.integers(0, 7))
-def test_a_text_whose_pages_end_goes_on_when_it_has_more(how, device, forest, pages):
-    """Cut anywhere, before its first token too: both walks together keep what one would have kept."""
+@given(forest=forests(most_seats=1).filter(lambda f: f.slots[0] >= 0), cut=st.integers(0, 23))
+@example(forest=alone([10, 4, 9, 0], [4, 5, 6, 7], [-1, 0, 1, 2], [5, 6, 7, 8]), cut=2)
+def test_a_text_whose_pages_end_goes_on_when_it_has_more(how, device, forest, cut):
+    """Cut anywhere in its path, before its first token and behind its last one too: both walks together keep
+    what one would have kept. Few of the drawn paths are long, but the example's is."""
+    forest = deepcopy(forest)  # an example is used again
     (slot,), (row, last) = forest.slots, forest.first
-    if slot < 0:
-        return
     start, *_ = forest.states[slot]
     forest.states[slot][State.ROOM] = FAR
+    pages = cut % (2 + len(by_definition(forest, 0)[0]))
     whole, told, (path,), _, (record,) = run(forest, how, device)
     forest.states[slot][State.ROOM] = start + pages
     between, before, (begun,), (at,), (part,) = run(forest, how, device)
@@ -175,13 +185,6 @@ def test_a_text_whose_pages_end_goes_on_when_it_has_more(how, device, forest, pa
         assert (begun[: part[0]], part[1:3]) == (path, record[1:3])
     between[slot][State.ROOM] = FAR
     assert between == whole
-
-
-def alone(state, tokens, parents, choices, sums=None):
-    """A text alone, with room."""
-    n = len(tokens)
-    whole = [state + [FAR, n]]
-    return Forest(whole, [0], [0, n], tokens, parents, choices, [[]], sums or [2.0 * i for i in range(n)], n)
 
 
 @BOTH
