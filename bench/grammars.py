@@ -18,6 +18,7 @@ from typing import Any
 from qwen3_model import Engine, Grammar, InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.decode.engine import MOST_SLOTS
+from qwen3_model.matcher import Grammars
 from qwen3_model.text import Text
 
 from . import report, serve_tokenizer
@@ -62,7 +63,7 @@ def made(name: str, device: str | None, folder: Path) -> Qwen3:
     )
     serve_tokenizer.write(folder, config.vocab_size)
     model.text = Text(folder)
-    model.grammars = type(model.grammars)(model.text, model.config)
+    model.grammars = Grammars(model.text, model.config)
     return model
 
 
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if max(given.texts) > MOST_SLOTS:
         parser.error(f"--texts {max(given.texts)}: {MOST_SLOTS} run at once at most")
-    began, rows, tables = time.perf_counter(), list[dict[str, Any]](), list[Any]()
+    began, rows, tables, wrong = time.perf_counter(), list[dict[str, Any]](), list[Any](), ""
     try:
         for name in given.models:
             with tempfile.TemporaryDirectory() as folder:
@@ -117,16 +118,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 tables.append((f"{name}, {texts} texts", HEAD, [line(row) for row in found]))
                 del engine
                 free_memory()
-            backend = f"{model.dtype}, {model.backend}"
             del model
             free_memory()
     except InputError as error:
-        fail(COMMAND, str(error))
-    facts = machine(" ".join([f"python -m {COMMAND}", *sys.argv[1:]]))
-    report.print_tables(tables)
-    print(f"{backend}, {machine_line(facts)}; {time.perf_counter() - began:.0f} s")
-    if given.json:
-        report.write_json(given.json, {"machine": facts, "rows": rows})
+        wrong = str(error)
+    if rows:  # what was measured before something went wrong is not lost
+        facts = machine(" ".join([f"python -m {COMMAND}", *sys.argv[1:]]))
+        report.print_tables(tables)
+        print(f"{machine_line(facts)}; {time.perf_counter() - began:.0f} s")
+        if given.json:
+            report.write_json(given.json, {"machine": facts, "rows": rows})
+    if wrong:
+        fail(COMMAND, wrong)
     return 0
 
 

@@ -31,7 +31,7 @@ from orthrus_kernels.linear_gluon import Plan, multiprocessors
 from orthrus_kernels.linear_gluon_codes import linear_gluon_codes, plan_with
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
 from orthrus_kernels.quantised import Format, QuantisedWeight, Scheme
-from orthrus_kernels.quantised_triton import at_once
+from orthrus_kernels.quantised_triton import groups_at_once
 from orthrus_kernels.rows import new_rows
 from orthrus_kernels.tables import LinearEntry, LinearTile
 from orthrus_kernels.tables.gluon import TALL, coded_tiles
@@ -91,7 +91,7 @@ class Matrix:
         found: dict[str, Call] = {COMMITTED: lambda x, i: kernel(x, self.copies[i])}
         for tile in candidates(rows):
             entry = self.entry(tile, device)
-            if at_once(self.copies[0], entry, entry.tiles[0]) != tile.groups:
+            if groups_at_once(self.copies[0], entry, entry.tiles[0]) != tile.at_once:
                 continue
             found[said(tile)] = lambda x, i, entry=entry: kernel(x, self.copies[i], entry=entry)
         heights = {-(-rows // -(-rows // most)) for most in (MOST_ROWS, TALL)}
@@ -154,7 +154,7 @@ def matrices(shape: Shape, device: torch.device, copies: int = COPIES) -> list[M
 def candidates(rows: int) -> list[LinearTile]:
     """Tiles to try for so many rows."""
     least = max(least for least in CANDIDATES if least <= rows)
-    return [LinearTile(None, *of, groups=groups) for of in CANDIDATES[least] for groups in (1, 2)]
+    return [LinearTile(None, *of, at_once=at_once) for of in CANDIDATES[least] for at_once in (1, 2)]
 
 
 def hard_rows(rows: int, k: int, device: torch.device) -> Tensor:
@@ -190,7 +190,7 @@ class Found:
 def said(tile: LinearTile) -> str:
     """A tile in a few letters."""
     split = "split" if tile.split else "whole"
-    pairs = ", pairs" if tile.groups == 2 else ""
+    pairs = ", pairs" if tile.at_once == 2 else ""
     return f"{tile.block_t} x {tile.block_n}, {split}, {tile.warps} warps, {tile.stages} stages{pairs}"
 
 

@@ -1,5 +1,7 @@
 """bench.grammars: lists without an end, models that have a tokenizer and an end, and a comparison."""
 
+import json
+
 import pytest
 from small import small_model
 
@@ -8,7 +10,8 @@ pytest.importorskip("llguidance", reason="grammars need llguidance")
 from bench import grammars, serve_tokenizer
 from bench.models import Shape
 from bench.replay import Way
-from qwen3_model import Engine
+from qwen3_model import Engine, InputError
+from qwen3_model.matcher import Grammars
 from qwen3_model.text import Text
 
 
@@ -31,7 +34,7 @@ def test_a_way_with_grammars_and_without(tmp_path, capsys, monkeypatch):
     model = small_model(eos_token_ids=(299,), vocab_size=300)
     serve_tokenizer.write(tmp_path, 300)
     model.text = Text(tmp_path)
-    model.grammars = type(model.grammars)(model.text, model.config)
+    model.grammars = Grammars(model.text, model.config)
     engine = Engine(model, 2, 2048)
     engine.runner_for(128)
     said, seen = [], engine.submit
@@ -41,3 +44,22 @@ def test_a_way_with_grammars_and_without(tmp_path, capsys, monkeypatch):
     held = [model.text.decode(text.tokens[text.prompt :]) for text in said[:4]]
     assert all(text.startswith("[") for text in held)
     assert len(grammars.line(row)) == len(grammars.HEAD) and "ms a cycle" in capsys.readouterr().out
+
+
+def test_what_was_measured_before_a_mistake_is_kept(monkeypatch, tmp_path, capsys):
+    row = {"ms_per_cycle": 1.0, "tokens_per_cycle": 1.0, "tokens_per_second": 9.0}
+    found = {"way": "plain", "with": row, "without": row, "cycle": 1.0}
+
+    def compared(engine, prompts, way):
+        if engine.slots == 2:
+            raise InputError("two are too many")
+        return found
+
+    monkeypatch.setattr(grammars, "compared", compared)
+    given = ["--texts", "1", "2", "--ways", "plain", "--device", "cpu", "--json", str(tmp_path / "out.json")]
+    with pytest.raises(SystemExit) as ended:
+        grammars.main(given)
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and said.err == "bench.grammars: two are too many\n"
+    assert "embedded, 1 texts" in said.out
+    assert json.loads((tmp_path / "out.json").read_text())["rows"] == [found | {"model": "embedded"}]

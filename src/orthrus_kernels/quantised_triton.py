@@ -37,7 +37,7 @@ def compiled_for(weight: AnyWeight, entry: LinearEntry, tile: LinearTile) -> dic
     AMD's GPUs nor in the interpreter."""
     return {
         "FORMAT": weight.scheme and weight.scheme.format.value, "CODES_A_WORD": weight.codes_a_word,
-        "AT_ONCE": at_once(weight, entry, tile),
+        "AT_ONCE": groups_at_once(weight, entry, tile),
         "ZEROS": bool(weight.scheme and weight.scheme.zeros),
         "FACTOR_ROWS": weight.scheme.factor_rows if weight.scheme else 1,
         "ASM": bool(weight.scheme) and not triton_interprets() and torch.version.hip is None,
@@ -64,13 +64,13 @@ def check_together(entry: LinearEntry, *weights: AnyWeight) -> None:
         assert all(tile.block_n >= WGMMA_ROWS for tile in entry.tiles), entry
 
 
-def at_once(weight: AnyWeight, entry: LinearEntry, tile: LinearTile) -> int:
+def groups_at_once(weight: AnyWeight, entry: LinearEntry, tile: LinearTile) -> int:
     """Groups that a round of the loop takes: the tile's if every segment has a multiple of them, else 1."""
     if weight.scheme is None:
         return 1
     groups = weight.shape[1] // entry.block_k
     each = -(-groups // entry.segments)
-    return tile.groups if each % tile.groups == groups % tile.groups == 0 else 1
+    return tile.at_once if each % tile.at_once == groups % tile.at_once == 0 else 1
 
 
 @triton.jit

@@ -111,10 +111,10 @@ def quantised_linears() -> Iterator[Launch]:
         entry = tables.linear_entry(4096, k, torch.bfloat16, "sm_90", w.scheme)
         linear.linear_triton(meta(2 * rows, k), w, w2, rows, space=space, pdl=pdl, entry=entry)
 
-    def gate_and_up(scheme: tuple, rows: int, pdl: bool, groups: int = 1) -> None:
+    def gate_and_up(scheme: tuple, rows: int, pdl: bool, at_once: int = 1) -> None:
         w = weight(24576, 4096, scheme)
         entry = fused.swiglu_entry(*w.shape, torch.bfloat16, "sm_90", w.scheme)
-        entry = replace(entry, tiles=tuple(replace(tile, groups=groups) for tile in entry.tiles))
+        entry = replace(entry, tiles=tuple(replace(tile, at_once=at_once) for tile in entry.tiles))
         fused.linear_swiglu_triton(meta(rows, 4096), w, pdl=pdl, entry=entry)
 
     for scheme, k, rows, split in (
@@ -123,9 +123,9 @@ def quantised_linears() -> Iterator[Launch]:
     ):  # fmt: skip
         name = f"pdl {scheme[0].value} group {scheme[1]} of {k}, {rows} rows, split {split}"
         yield name, linear, "_linear_kernel", partial(product, scheme, k, rows, split, True), HOPPER
-    for scheme, rows, groups in ((fp8, 128, 1), (int4, 16, 1), (fp8, 16, 2)):
-        name = f"pdl {scheme[0].value} group 128, {rows} rows, {groups} a round"
-        yield name, fused, "_linear_swiglu_kernel", partial(gate_and_up, scheme, rows, True, groups), HOPPER
+    for scheme, rows, at_once in ((fp8, 128, 1), (int4, 16, 1), (fp8, 16, 2)):
+        name = f"pdl {scheme[0].value} group 128, {rows} rows, {at_once} a round"
+        yield name, fused, "_linear_swiglu_kernel", partial(gate_and_up, scheme, rows, True, at_once), HOPPER
     for scheme, op, kernel, launch in (
         (fp8, fused, "_linear_swiglu_kernel", partial(gate_and_up, fp8, 128, False)),
         (int4, linear, "_linear_kernel", partial(product, int4, 4096, 16, True, False)),

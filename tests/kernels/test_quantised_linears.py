@@ -17,7 +17,7 @@ from orthrus_kernels import Weight, backend_ops, tables
 from orthrus_kernels.linear import linear, linear_triton
 from orthrus_kernels.linear_swiglu import linear_swiglu, linear_swiglu_triton, swiglu_entry
 from orthrus_kernels.quantised import Format, QuantisedWeight
-from orthrus_kernels.quantised_triton import at_once
+from orthrus_kernels.quantised_triton import groups_at_once
 from orthrus_kernels.swiglu import swiglu_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
 from orthrus_kernels.workspace import Workspace
@@ -87,18 +87,18 @@ def test_a_row_has_the_same_bits_anywhere(scheme, device, rows, index, kind):
 @examples(3)
 @given(rows=st.integers(1, 130), block_t=st.sampled_from([16, 64, 128]), split=st.booleans(),
        block_n=st.sampled_from([64, 128]), warps=st.sampled_from([4, 8]), n_ar=st.integers(0, 130),
-       tma=st.booleans(), apart=st.sampled_from([None, 20]), groups=st.sampled_from([1, 2]))  # fmt: skip
-@example(rows=97, block_t=64, split=False, block_n=64, warps=8, n_ar=47, tma=True, apart=20, groups=1)
-@example(rows=33, block_t=16, split=True, block_n=64, warps=4, n_ar=20, tma=False, apart=None, groups=2)
+       tma=st.booleans(), apart=st.sampled_from([None, 20]), at_once=st.sampled_from([1, 2]))  # fmt: skip
+@example(rows=97, block_t=64, split=False, block_n=64, warps=8, n_ar=47, tma=True, apart=20, at_once=1)
+@example(rows=33, block_t=16, split=True, block_n=64, warps=4, n_ar=20, tma=False, apart=None, at_once=2)
 def test_any_tile_gives_the_same_bits(
-    scheme, device, rows, block_t, split, block_n, warps, n_ar, tma, apart, groups
+    scheme, device, rows, block_t, split, block_n, warps, n_ar, tma, apart, at_once
 ):
     """Also one that asks for descriptors, which words do not have, and one launch a view."""
-    columns = 12 * scheme[1] if groups == 2 else width(scheme)  # of three segments each has an even number
+    columns = 12 * scheme[1] if at_once == 2 else width(scheme)  # of three segments each has an even number
     w, w2 = (random_weight(scheme, N, columns, device, seed) for seed in (1, 2))
     x, n_ar = given_rows("heavy", rows, columns, dtype=BF16, device=device), min(n_ar, rows)
-    of = entry(scheme, LinearTile(None, block_t, block_n, split, warps, 3, tma, groups=groups))
-    assert at_once(w, of, of.tiles[0]) == groups
+    of = entry(scheme, LinearTile(None, block_t, block_n, split, warps, 3, tma, at_once=at_once))
+    assert groups_at_once(w, of, of.tiles[0]) == at_once
     got = linear_triton(x, w, w2, n_ar, entry=replace(of, apart=apart))
     assert torch.equal(got, linear_triton(x, w, w2, n_ar, entry=entry(scheme)))
 
@@ -112,14 +112,14 @@ def test_a_tile_of_few_weight_rows_is_no_tile_of_codes(device):
 
 
 def test_a_round_takes_what_divides_every_segment(device):
-    two = LinearTile(None, 16, 64, True, 4, 3, groups=2)
+    two = LinearTile(None, 16, 64, True, 4, 3, at_once=2)
     w = random_weight(SCHEMES[0], N, 12 * 128, device)
-    assert [at_once(w, LinearEntry(128, s, (two,)), two) for s in (1, 2, 3, 4, 6)] == [2, 2, 2, 1, 2]
+    assert [groups_at_once(w, LinearEntry(128, s, (two,)), two) for s in (1, 2, 3, 4, 6)] == [2, 2, 2, 1, 2]
     odd = random_weight(SCHEMES[0], N, 7 * 128, device)
-    assert [at_once(odd, LinearEntry(128, s, (two,)), two) for s in (1, 2)] == [1, 1], (
+    assert [groups_at_once(odd, LinearEntry(128, s, (two,)), two) for s in (1, 2)] == [1, 1], (
         "the last one is shorter"
     )
-    assert at_once(Weight(torch.ones(64, 128)), LinearEntry(64, 1, (two,)), two) == 1
+    assert groups_at_once(Weight(torch.ones(64, 128)), LinearEntry(64, 1, (two,)), two) == 1
 
 
 def test_a_zero_point_is_no_part_of_the_scale(device):

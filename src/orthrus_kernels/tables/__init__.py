@@ -29,7 +29,7 @@ class LinearTile:
     split: one CTA a segment, partials added by the CTA that arrives last; else one CTA runs all segments.
     tma: tiles are copied by the tensor memory accelerator, where the operands' alignment allows it.
     prefetch: blocks of K of each weight row asked for while the kernel in front ends (pdl.py).
-    groups: of a quantised weight, that a round of the loop takes: 1 or 2. Two have half of the barriers."""
+    at_once: groups of a quantised weight that a round of the loop takes, 1 or 2. Two halve the barriers."""
 
     rows: int | None
     block_t: int
@@ -39,7 +39,7 @@ class LinearTile:
     stages: int
     tma: bool = False
     prefetch: int = 2
-    groups: int = 1
+    at_once: int = 1
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def fitted(entry: LinearEntry, dtype: torch.dtype, device: str, scheme: Scheme |
     bits = scheme.format.bits if scheme else 8 * dtype.itemsize
 
     def fit(tile: LinearTile) -> LinearTile:
-        stage = (tile.block_n * bits // 8 + tile.block_t * dtype.itemsize) * entry.block_k * tile.groups
+        stage = (tile.block_n * bits // 8 + tile.block_t * dtype.itemsize) * entry.block_k * tile.at_once
         return replace(tile, stages=max(min(tile.stages, room // stage), 1))
 
     return replace(entry, tiles=tuple(fit(tile) for tile in entry.tiles))
