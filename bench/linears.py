@@ -25,7 +25,7 @@ from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.linear_either import launches_of, why_not
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
 from orthrus_kernels.rows import SPARE_ROWS
-from orthrus_kernels.switches import GLUON, is_on
+from orthrus_kernels.switches import GLUON, gluon_is_on
 
 from . import report
 from .command import Parser, fail, positive, run, writable
@@ -254,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
     if not torch.cuda.is_available():
         fail(COMMAND, "this measures kernels on a GPU, and there is none here")
-    if not is_on(GLUON):
+    if not gluon_is_on():
         fail(COMMAND, f"{GLUON} is off, so that nothing runs in Gluon: leave it out")
     device = torch.device("cuda")
     facts = machine(" ".join([f"python -m {COMMAND}", *sys.argv[1:]]))

@@ -1,6 +1,6 @@
 """Which tiles suit linears with quantised weights? Times candidates by format and rows on this GPU.
 
-All quantised weights share one list of tiles (`tables._TILES_QUANTISED`), so a candidate counts by its sum
+All weights of a format share one list of tiles (`tables._TILES_QUANTISED`), so a candidate counts by its sum
 over the matrices of a layer: qkv, o, gate and up with SwiGLU, down. Every candidate is compared with
 the committed tile first, bit for bit, on rows whose sums show their order; one that differs is named and
 never timed. Tiles of the linears in Gluon are tried beside them, more rows than 128 in one tall tile and in

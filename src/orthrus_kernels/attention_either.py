@@ -1,13 +1,13 @@
 """Which kernel attention runs in: Gluon's (attention_gluon.py) for many rows on Hopper, else Triton's
-(attention_triton.py); and whether trees attend in the shared form. Which of them runs changes no bit.
+(attention_triton.py). Trees attend in Gluon in the shared form and in Triton in the partial one, since over
+few keys, or of many texts, sharing gains nothing. Which of them runs changes no bit.
 
 That is not taken on trust. Before tables for Gluon, or of the shared form, are first made in a process, it
 attends from the rows of random passes beside Triton's other forms, with the heads of the model, on the GPU
 and with the Triton that are there. Where one bit differs, or where a kernel does not compile, the others run
 from then on, and one line on stderr says why. The tables say which kernel they are for.
 
-ORTHRUS_GLUON=off turns Gluon off. ORTHRUS_SHARED=on turns the shared form on where kernels are compiled; in
-the interpreter it always is."""
+ORTHRUS_GLUON=off turns Gluon off."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .attention_triton import attention_triton, new_tables_triton
 from .compile_ahead import is_recorded
 from .pass_tables import PassTables
 from .plan import PassShape
-from .switches import GLUON, SHARED, is_on
+from .switches import gluon_is_on
 
 # (device, heads, key heads) of Gluon, and (device, heads, key heads, D, dtype) of the shared form -> "" where
 # it has the bits of the others on this machine, else why it does not run.
@@ -51,10 +51,10 @@ def new_tables_either(
 ) -> PassTables:
     """Tables for `attention_either`: for Gluon where it takes the pass and has Triton's bits here."""
     device = torch.empty(0, device=device).device  # with its number, as tensors say it
-    shared = shape.branches and may_share(heads, groups, d, dtype, device)
     if takes(shape, capacity, heads, groups, d, dtype) and _runs(device) and trusted(heads, groups, device):
+        shared = shape.branches and may_share(heads, groups, d, dtype, device)
         return new_tables_gluon(shape, capacity, heads, groups, device, shared=shared)
-    return new_tables_triton(shape, capacity, heads, groups, d, dtype, device, shared=shared)
+    return new_tables_triton(shape, capacity, heads, groups, d, dtype, device, shared=False)
 
 
 def is_for_gluon(tables: PassTables, q: Tensor, groups: int) -> bool:
@@ -69,7 +69,7 @@ def is_for_gluon(tables: PassTables, q: Tensor, groups: int) -> bool:
 def _runs(device: torch.device) -> bool:
     """Whether Gluon may run there. Raises ValueError where ORTHRUS_GLUON is neither on nor off."""
     can = HAS_GLUON and not triton_interprets() and launch_tables.device_key(device) == "sm_90"
-    return is_on(GLUON) and can
+    return gluon_is_on() and can
 
 
 def _is_compiled(device: torch.device) -> bool:
@@ -90,11 +90,8 @@ def trusted(heads: int, groups: int, device: torch.device) -> bool:
 
 def may_share(heads: int, groups: int, d: int, dtype: torch.dtype, device: torch.device) -> bool:
     """As `trusted`, of the shared form of Triton's kernels beside their partial one. Where they are
-    interpreted, or run nowhere, tests have shown it. Raises ValueError where ORTHRUS_SHARED is neither on nor
-    off."""
-    if not _is_compiled(device):
-        return True
-    return is_on(SHARED) and _found_equal(
+    interpreted, or run nowhere, tests have shown it."""
+    return not _is_compiled(device) or _found_equal(
         (device, heads, groups, d, dtype), lambda: shared_differs(heads, groups, d, dtype, device),
         "trees attend in the partial form",
     )  # fmt: skip

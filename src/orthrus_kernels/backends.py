@@ -35,7 +35,7 @@ from .qk_norm_rope import qk_norm_rope, qk_norm_rope_triton
 from .rerank import rerank, rerank_triton
 from .rms_norm import add_rms_norm, add_rms_norm_triton, rms_norm, rms_norm_triton
 from .seen import seen_rows, seen_rows_triton
-from .switches import GLUON, is_on
+from .switches import gluon_is_on
 from .torch_ops import attention_torch, lay_torch, linear_swiglu_torch, linear_torch, new_tables_torch
 from .walk import walk, walk_triton
 
@@ -148,7 +148,7 @@ def backend_ops(backend: str, pdl: Collection[str] = ()) -> Ops:
     if unknown or {"signals", "linear"} <= set(pdl):
         raise ValueError(f"pdl is of {', '.join(_DEPENDENT)}, the last two not together: not {sorted(pdl)}")
     ops = _BACKENDS[backend]
-    if not is_on(GLUON) and backend == "triton":
+    if not gluon_is_on() and backend == "triton":
         ops = replace(ops, linear=linear_triton, linear_swiglu=linear_swiglu_triton)
     if backend != "triton" or not pdl:
         return ops

@@ -1,25 +1,16 @@
-"""Switches in the environment that choose between forms with the same bits. Each is on or off."""
+"""The switch in the environment that chooses between forms with the same bits."""
 
 from __future__ import annotations
 
 import os
 
-# Whether kernels run in Gluon where they have its form.
 GLUON = "ORTHRUS_GLUON"
-# Whether trees and blocks attend in the shared form on a GPU. Off until one has timed it: bench/LOG.md, 136.
-SHARED = "ORTHRUS_SHARED"
-_DEFAULTS = {GLUON: "on", SHARED: "off"}
 
 
-def is_on(switch: str) -> bool:
-    """What a switch says. Raises ValueError for another value than on or off."""
-    said = os.environ.get(switch, _DEFAULTS[switch])
+def gluon_is_on() -> bool:
+    """Whether kernels run in Gluon where they have its form. Raises ValueError where ORTHRUS_GLUON is neither
+    on nor off."""
+    said = os.environ.get(GLUON, "on")
     if said not in ("on", "off"):
-        raise ValueError(f"{switch} is on or off, not {said!r}: leave it out for {_DEFAULTS[switch]}")
+        raise ValueError(f"{GLUON} is on or off, not {said!r}: leave it out for on")
     return said == "on"
-
-
-def check_switches() -> None:
-    """Raises ValueError where a switch is neither on nor off."""
-    for switch in _DEFAULTS:
-        is_on(switch)

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from orthrus_kernels import check_switches, triton_runs_on
+from orthrus_kernels import gluon_is_on, triton_runs_on
 
 from .errors import InputError, quoted
 
@@ -62,9 +62,9 @@ def pick_dtype(
 
 def pick_backend(backend: str, device: torch.device) -> str:
     """Resolve "auto". Raises InputError for a backend that is unknown or cannot run on the device, and where
-    ORTHRUS_GLUON or ORTHRUS_SHARED is neither on nor off."""
+    ORTHRUS_GLUON is neither on nor off."""
     try:
-        check_switches()
+        gluon_is_on()
     except ValueError as error:
         raise InputError(error) from None
     if backend not in BACKENDS:

@@ -172,18 +172,14 @@ def forms_of_trees():
     return [(tables.tile_rows == 32, tables.shared) for tables in made]
 
 
-def test_trees_share_pages_where_that_changes_no_bit(hopper, capsys):
-    """Each comparison runs once; where the shared form differs or fails, trees take the partial one, in Gluon
-    too, and one line says so."""
+def test_trees_share_pages_in_gluon_where_that_changes_no_bit(hopper, capsys):
+    """Each comparison runs once; where the shared form differs or fails, Gluon's trees take the partial one
+    as Triton's do, and one line says so."""
     asked = []
     hopper.setattr(either, "_is_compiled", lambda device: True)
     hopper.setattr(either, "shared_differs", lambda *of: asked.append(of) or "")
     hopper.setattr(either, "differences", lambda *of: asked.append(of[3]) or "")
-    assert forms_of_trees() == [(False, False), (True, False)], "off unless it is asked for"
-    asked.clear()
-    either._verdicts.clear()
-    hopper.setenv("ORTHRUS_SHARED", "on")
-    assert forms_of_trees() == [(False, True), (True, True)] == forms_of_trees()
+    assert forms_of_trees() == [(False, False), (True, True)] == forms_of_trees()
     assert asked == [(32, 8, 128, torch.bfloat16, CPU), ("partial", "whole", "shared")]
     assert capsys.readouterr().err == ""
 
@@ -209,10 +205,6 @@ def test_the_switch(hopper):
     hopper.setenv("ORTHRUS_GLUON", "sometimes")
     with pytest.raises(ValueError, match="ORTHRUS_GLUON is on or off"):
         chosen()
-    hopper.setenv("ORTHRUS_SHARED", "perhaps")
-    hopper.setattr(either, "_is_compiled", lambda device: True)
-    with pytest.raises(ValueError, match="ORTHRUS_SHARED is on or off"):
-        forms_of_trees()
 
 
 def test_tables_of_tritons_prompts_are_tritons_until_gluon_is_trusted(hopper):

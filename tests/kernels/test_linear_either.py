@@ -20,7 +20,7 @@ from orthrus_kernels.linear_gluon_codes import plans_of
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
 from orthrus_kernels.quantised import Format, QuantisedWeight
 from orthrus_kernels.rows import new_rows
-from orthrus_kernels.switches import GLUON, is_on
+from orthrus_kernels.switches import gluon_is_on
 from orthrus_kernels.tables.gluon import (
     CodedEntry,
     CodedTile,
@@ -299,7 +299,7 @@ def test_the_switch(monkeypatch):
     dependent = backend_ops("triton", {"linear"}).linear
     assert isinstance(dependent, partial) and dependent.func is linear_triton
     monkeypatch.setenv("ORTHRUS_GLUON", "on")
-    assert is_on(GLUON) and backend_ops("triton").linear is either.linear_either
+    assert gluon_is_on() and backend_ops("triton").linear is either.linear_either
     for said in ("1", "", "Off"):
         monkeypatch.setenv("ORTHRUS_GLUON", said)
         with pytest.raises(ValueError, match="ORTHRUS_GLUON is on or off"):

@@ -210,7 +210,7 @@ BUGS = (
         "some pairs are nobody's and others lie behind the list"),
     Bug("trees share pages untried", "orthrus_kernels/attention_either.py",
         "shape.branches and may_share(heads, groups, d, dtype, device)", "shape.branches",
-        _GLUON_TEST + "test_trees_share_pages_where_that_changes_no_bit",
+        _GLUON_TEST + "test_trees_share_pages_in_gluon_where_that_changes_no_bit",
         "another GPU or Triton may give the states other bits"),
     Bug("tables of Triton's prompts go to Gluon untried", "orthrus_kernels/attention_either.py",
         "_verdicts.get((q.device, heads, groups)) ==", "_verdicts.get((q.device, heads, groups), \"\") ==",

@@ -74,15 +74,20 @@ _TILES_32_BIT = (
     LinearTile(64, 32, 64, True, 4, 3),
     LinearTile(None, 64, 64, False, 8, 3),
 )
-# Of quantised weights, whose sum of a group is an accumulator more: the fastest of bench.tune_codes for the
-# weights of 8B (H200, 2026-11-30), up to 192 rows.
-_TILES_QUANTISED = (
-    LinearTile(16, 16, 64, True, 4, 4),
-    LinearTile(32, 32, 64, True, 4, 4),
+# Of quantised weights by the bits of a code, whose sum of a group is an accumulator more: the fastest of
+# bench.tune_codes for the weights of 8B (H200, 2026-11-30), up to 192 rows.
+_WIDE_QUANTISED = (
     LinearTile(64, 64, 64, True, 4, 4),
     LinearTile(256, 128, 64, True, 4, 3),
     LinearTile(None, 64, 128, False, 8, 3),
 )
+_TILES_QUANTISED = {
+    8: (LinearTile(16, 16, 64, True, 4, 4), LinearTile(32, 32, 64, True, 4, 4), *_WIDE_QUANTISED),
+    4: (
+        LinearTile(16, 16, 64, True, 4, 3, at_once=2), LinearTile(32, 32, 64, True, 4, 3, at_once=2),
+        *_WIDE_QUANTISED,
+    ),
+}  # fmt: skip
 # An H100 has 132 multiprocessors, and two CTAs of the narrow tiles on each keep more reads in flight. Start
 # value: the settings of a prototype (H200, 2026-11-24) had 192 to 384 CTAs.
 _CTAS_TO_FILL = 192
@@ -162,7 +167,8 @@ def linear_entry(
     use what an H100 would. scheme: of a quantised weight; all of them take the default."""
     device = "sm_90" if device == "cpu" else device
     if scheme:  # a block is a group, so segments end where groups do
-        entry = LinearEntry(scheme.group, default_entry(n, k, dtype).segments, _TILES_QUANTISED)
+        segments = default_entry(n, k, dtype).segments
+        entry = LinearEntry(scheme.group, segments, _TILES_QUANTISED[scheme.format.bits])
         return fitted(entry, dtype, device, scheme)
     return linear_entries().get((n, k, dtype, device)) or fitted(
         default_entry(n, k, dtype, device), dtype, device
