@@ -43,13 +43,13 @@ from .walk import walk
 from .weight import Weight
 
 __all__ = [
-    "DraftTree", "FORMS", "Form", "MaskedRows", "Ops", "PAGE", "PassPlan", "PassShape", "PassTables", "Rows",
-    "Sampling", "SamplingTable", "Weight", "add_rms_norm", "alike", "allot", "attention", "backend_ops",
-    "branch", "candidates", "choose", "choose_anchors", "commit", "cos_sin", "draft_tree",
+    "DraftTree", "FORMS", "Form", "MaskedRows", "Ops", "PAGE", "PassPlan", "PassShape", "PassTables",
+    "Rows", "Sampling", "SamplingTable", "Weight", "add_rms_norm", "alike", "allot", "attention",
+    "backend_ops", "branch", "candidates", "choose", "choose_anchors", "commit", "cos_sin", "draft_tree",
     "embedding", "end_probabilities", "follow", "gluon_is_on", "grow", "head", "in_order",
     "inverse_frequencies", "key_segments", "lay", "linear", "linear_swiglu", "log_sum_exp", "lookup",
-    "new_tables", "pages_for", "pdl_kinds", "permit", "place_blocks", "put_down", "qk_norm_rope", "rerank", "rms_norm", "rope",
-    "rope_table", "seen_rows", "swiglu", "top_k", "triton_interprets", "triton_runs_on", "unpack", "visible",
-    "walk",
+    "new_tables", "pages_for", "pdl_kinds", "permit", "place_blocks", "put_down", "qk_norm_rope", "rerank",
+    "rms_norm", "rope", "rope_table", "seen_rows", "swiglu", "top_k", "triton_interprets", "triton_runs_on",
+    "unpack", "visible", "walk",
     # make new-op: the name
 ]  # fmt: skip
