@@ -28,7 +28,8 @@ from . import tables
 from ._triton import tl, triton
 from .descriptors import describable, described
 from .pdl import launch_dependents, launch_options, wait
-from .quantised_triton import check_rows, check_together, compiled_for, sum_by_groups
+from .quantise_rows import Rows
+from .quantised_triton import check_rows, check_together, compiled_for, row_operands, rows_for, sum_by_groups
 from .tiles import by_row_tile
 from .weight import (
     AnyWeight,
@@ -112,7 +113,7 @@ def _sum_by_tma(w, x, x_tail, first_n, first_row, first, last, BLOCK_N: tl.const
 
 @triton.jit
 def _segment(
-    x, x_tail, sx_t, w, w_diff, sw_n, factors, is_ar, i_n, first_row, end_row, i_s, N, K,
+    x, x_tail, sx_t, x_scale, ss_g, w, w_diff, sw_n, factors, is_ar, i_n, first_row, end_row, i_s, N, K,
     SEGMENTS: tl.constexpr, TMA: tl.constexpr, FORMAT: tl.constexpr, ZEROS: tl.constexpr,
     FACTOR_ROWS: tl.constexpr, ASM: tl.constexpr, CODES_A_WORD: tl.constexpr, AT_ONCE: tl.constexpr,
     VIEWS: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
@@ -138,9 +139,9 @@ def _segment(
             acc = sum_by_pointers(w_view, sw_n, x, sx_t, o_n, o_t, end_row, first, last, N, K,
                                   BLOCK_N, BLOCK_T, BLOCK_K, STAGES, EVEN_K)  # fmt: skip
         else:
-            acc = sum_by_groups(w_view, sw_n, factors, x, sx_t, o_n, o_t, end_row, first, last, N, FORMAT,
-                                ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD, AT_ONCE, BLOCK_N, BLOCK_T, BLOCK_K,
-                                STAGES)  # fmt: skip
+            acc = sum_by_groups(w_view, sw_n, factors, x, sx_t, x_scale, ss_g, o_n, o_t, end_row, first, last,
+                                N, FORMAT, ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD, AT_ONCE, BLOCK_N, BLOCK_T,
+                                BLOCK_K, STAGES)  # fmt: skip
         return acc, acc
 
 
@@ -161,7 +162,7 @@ def _store_partial(p, acc, rows, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "n_ar", "prefetch"], launch_metadata=_launch_metadata)
 def _linear_kernel(
-    x, x_tail, sx_t, w, w_diff, p_w, p_w_diff, sw_n, factors, factors_diff, y, sy_t, partials, counters,
+    x, x_tail, sx_t, x_scale, ss_g, w, w_diff, p_w, p_w_diff, sw_n, factors, factors_diff, y, sy_t, partials, counters,
     T, n_ar, N, K, prefetch,
     SEGMENTS: tl.constexpr, SPLIT: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr, FORMAT: tl.constexpr,
     ZEROS: tl.constexpr, FACTOR_ROWS: tl.constexpr, ASM: tl.constexpr, CODES_A_WORD: tl.constexpr,
@@ -196,9 +197,9 @@ def _linear_kernel(
         wait()  # x, y, partials and counters may be in use until here
     if SPLIT:
         i_s = tl.program_id(1)
-        acc, tail = _segment(x, x_tail, sx_t, w, w_diff, sw_n, factors, is_ar, i_n, first_row, end_row, i_s,
-                             N, K, SEGMENTS, TMA, FORMAT, ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD, AT_ONCE,
-                             VIEWS, EVEN_K, BLOCK_N, BLOCK_T, TAIL_T, BLOCK_K, STAGES)  # fmt: skip
+        acc, tail = _segment(x, x_tail, sx_t, x_scale, ss_g, w, w_diff, sw_n, factors, is_ar, i_n, first_row,
+                             end_row, i_s, N, K, SEGMENTS, TMA, FORMAT, ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD,
+                             AT_ONCE, VIEWS, EVEN_K, BLOCK_N, BLOCK_T, TAIL_T, BLOCK_K, STAGES)  # fmt: skip
         rows = end_row - first_row
         p_part = partials + i_tile.to(tl.int64) * (SEGMENTS * TILE_T * BLOCK_N)
         p_own = p_part + i_s * (TILE_T * BLOCK_N)
@@ -225,9 +226,9 @@ def _linear_kernel(
         total = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
         total_tail = tl.zeros((BLOCK_N, TAIL_T if TAIL_T else BLOCK_T), tl.float32)
         for i_s in range(SEGMENTS):  # not unrolled: copies of the loop would spill
-            acc, tail = _segment(x, x_tail, sx_t, w, w_diff, sw_n, factors, is_ar, i_n, first_row, end_row,
-                                 i_s, N, K, SEGMENTS, TMA, FORMAT, ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD,
-                                 AT_ONCE, VIEWS, EVEN_K, BLOCK_N, BLOCK_T, TAIL_T, BLOCK_K,
+            acc, tail = _segment(x, x_tail, sx_t, x_scale, ss_g, w, w_diff, sw_n, factors, is_ar, i_n,
+                                 first_row, end_row, i_s, N, K, SEGMENTS, TMA, FORMAT, ZEROS, FACTOR_ROWS,
+                                 ASM, CODES_A_WORD, AT_ONCE, VIEWS, EVEN_K, BLOCK_N, BLOCK_T, TAIL_T, BLOCK_K,
                                  STAGES)  # fmt: skip
             total += acc
             if TAIL_T:
@@ -238,13 +239,13 @@ def _linear_kernel(
 
 
 def linear_triton(
-    x: Tensor, weight: AnyWeight, weight_diff: AnyWeight | None = None, n_ar: int | None = None,
+    x: Rows, weight: AnyWeight, weight_diff: AnyWeight | None = None, n_ar: int | None = None,
     out_dtype: torch.dtype | None = None, *, out: Tensor | None = None,
     entry: tables.LinearEntry | None = None, space: Workspace | None = None, pdl: bool = False,
     early: bool = True,
 ) -> Tensor:  # fmt: skip
     """`linear` as one Triton launch, or one a view; `out` [T, N] takes the result. x and weights share one
-    dtype.
+    dtype. Rows for weights that round them are rounded in a launch before, unless they come as codes.
 
     entry: in place of the table's, for tuning. space: for launches on a second stream. pdl: as a
     dependent launch (pdl.py); with early=False this one starts in its turn, since early it holds registers
@@ -270,9 +271,9 @@ def linear_triton(
         linear_triton(x[n_ar:], weight_diff, out=out[n_ar:], **how)
         return out
     check_together(entry, weight, weight_diff)
-    tile = entry.tile(max(n_ar, rows - n_ar))
+    tile, x = entry.tile(max(n_ar, rows - n_ar)), rows_for(x, pdl, weight, weight_diff)
     sx_t = x.stride(0) if rows > 1 else k
-    if tile.tma and not (describable((x, sx_t)) and weight.describable and weight_diff.describable):
+    if tile.tma and not (isinstance(x, Tensor) and describable((x, sx_t)) and weight.describable and weight_diff.describable):
         tile = replace(tile, tma=False, block_t=tile.block_t & -tile.block_t)  # 3 * 2^k to 2^k
     block_t = _power_of_two_up_to(tile.block_t)
     tail_t = tile.block_t - block_t
@@ -287,10 +288,10 @@ def linear_triton(
     can_prefetch = weight.can_prefetch and weight_diff.can_prefetch
     ahead = tile.prefetch * entry.block_k // weight.codes_a_word if can_prefetch and early else 0
     views = 2 if tile.tma and weight_diff is not weight else 1
-    operands: dict[str, Any] = {"x": x, "x_tail": None, "w": weight.pointer, "w_diff": weight_diff.pointer}
+    operands = row_operands(x) | {"x_tail": None, "w": weight.pointer, "w_diff": weight_diff.pointer}
     if tile.tma:
-        assert isinstance(weight, Weight) and isinstance(weight_diff, Weight)
-        operands = {
+        assert isinstance(weight, Weight) and isinstance(weight_diff, Weight) and isinstance(x, Tensor)
+        operands |= {
             "x": described(x, sx_t, block_t, entry.block_k),
             "x_tail": described(x, sx_t, tail_t, entry.block_k) if tail_t else None,
             "w": weight.described(tile.block_n, entry.block_k),
@@ -309,7 +310,7 @@ def linear_triton(
     return out
 
 
-def _check(x: Tensor, weight: AnyWeight, weight_diff: AnyWeight, n_ar: int, out: Tensor) -> None:
+def _check(x: Rows, weight: AnyWeight, weight_diff: AnyWeight, n_ar: int, out: Tensor) -> None:
     """What the kernel takes as given."""
     rows, n = x.shape[0], weight.shape[0]
     check_rows(x, weight, weight_diff)
@@ -322,7 +323,7 @@ def _power_of_two_up_to(n: int) -> int:
     return 1 << max(n, 1).bit_length() - 1
 
 
-def check_shapes(x: Tensor, weight: AnyWeight, weight_diff: AnyWeight | None) -> None:
+def check_shapes(x: Rows, weight: AnyWeight, weight_diff: AnyWeight | None) -> None:
     """Raises ValueError when x [T, K] and the weights [N, K] do not fit together."""
     if x.shape[1] != weight.shape[1] or (weight_diff is not None and weight_diff.shape != weight.shape):
         raise ValueError(

@@ -97,7 +97,9 @@ def plan_with(weight: QuantisedWeight, device: str, tile: CodedTile, swiglu: boo
 
 
 def takes_codes(x: Tensor, weight: QuantisedWeight) -> bool:
-    """Whether operands are bf16 and can be copied by descriptors."""
+    """Whether operands are bf16, not to be rounded, and can be copied by descriptors."""
+    if weight.rounds:
+        return False
     sx_t = x.stride(0) if x.shape[0] > 1 else x.shape[1]
     same = x.stride(1) == 1 and weight.dtype == x.dtype == torch.bfloat16
     return same and describable((x, sx_t)) and describable((weight.words, weight.row_stride))

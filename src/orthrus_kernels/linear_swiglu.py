@@ -18,7 +18,6 @@ More rows than the entry's `apart` go through the two kernels, whose tiles suit 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +27,9 @@ from ._triton import tl, triton
 from .descriptors import describable, described
 from .linear import GROUP_T, check_shapes, linear, linear_triton, sum_by_pointers
 from .pdl import launch_dependents, launch_options, wait
+from .quantise_rows import Rows
 from .quantised import Scheme
-from .quantised_triton import check_rows, check_together, compiled_for, sum_by_groups
+from .quantised_triton import check_rows, check_together, compiled_for, row_operands, rows_for, sum_by_groups
 from .rows import NO_CONTRACTION, new_rows
 from .swiglu import silu_times, swiglu, swiglu_triton
 from .tables import LinearEntry, LinearTile
@@ -91,7 +91,7 @@ def _launch_metadata(grid, kernel, args):
 
 
 @triton.jit
-def _gate_and_up_by_pointers(x, sx_t, w, sw_n, factors, first_h, first_row, T, F, K,
+def _gate_and_up_by_pointers(x, sx_t, x_scale, ss_g, w, sw_n, factors, first_h, first_row, T, F, K,
                              SEGMENTS: tl.constexpr, FORMAT: tl.constexpr, ZEROS: tl.constexpr,
                              FACTOR_ROWS: tl.constexpr, ASM: tl.constexpr, CODES_A_WORD: tl.constexpr,
                              AT_ONCE: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_H: tl.constexpr,
@@ -110,7 +110,7 @@ def _gate_and_up_by_pointers(x, sx_t, w, sw_n, factors, first_h, first_row, T, F
             total += sum_by_pointers(w, sw_n, x, sx_t, o_w, o_t, T, first, last, 2 * F, K,
                                      2 * BLOCK_H, BLOCK_T, BLOCK_K, STAGES, EVEN_K)  # fmt: skip
         else:
-            total += sum_by_groups(w, sw_n, factors, x, sx_t, o_w, o_t, T, first, last, 2 * F,
+            total += sum_by_groups(w, sw_n, factors, x, sx_t, x_scale, ss_g, o_w, o_t, T, first, last, 2 * F,
                                    FORMAT, ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD, AT_ONCE, 2 * BLOCK_H,
                                    BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
     pairs = total.reshape(BLOCK_H // 8, 2, 8, BLOCK_T).permute(0, 2, 3, 1)
@@ -143,7 +143,7 @@ def _gate_and_up_by_tma(x, w, first_h, first_row, F, K, SEGMENTS: tl.constexpr, 
 
 @triton.jit(do_not_specialize=["T", "prefetch"], launch_metadata=_launch_metadata)
 def _linear_swiglu_kernel(
-    x, sx_t, w, p_w, sw_n, factors, y, sy_t,
+    x, sx_t, x_scale, ss_g, w, p_w, sw_n, factors, y, sy_t,
     T, F, K, prefetch,
     SEGMENTS: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr, FORMAT: tl.constexpr, ZEROS: tl.constexpr,
     FACTOR_ROWS: tl.constexpr, ASM: tl.constexpr, CODES_A_WORD: tl.constexpr, AT_ONCE: tl.constexpr,
@@ -167,8 +167,8 @@ def _linear_swiglu_kernel(
         gate, up = _gate_and_up_by_tma(x, w, first_h, first_row, F, K,
                                        SEGMENTS, BLOCK_H, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
     else:
-        gate, up = _gate_and_up_by_pointers(x, sx_t, w, sw_n, factors, first_h, first_row, T, F, K,
-                                            SEGMENTS, FORMAT, ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD, AT_ONCE,
+        gate, up = _gate_and_up_by_pointers(x, sx_t, x_scale, ss_g, w, sw_n, factors, first_h, first_row, T,
+                                            F, K, SEGMENTS, FORMAT, ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD, AT_ONCE,
                                             EVEN_K, BLOCK_H, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
     if PDL:
         launch_dependents()  # not before: a linear comes next, and would need the place of this one
@@ -180,7 +180,7 @@ def _linear_swiglu_kernel(
 
 
 def linear_swiglu_triton(
-    x: Tensor,
+    x: Rows,
     gate_up: AnyWeight,
     *,
     out: Tensor | None = None,
@@ -196,7 +196,7 @@ def linear_swiglu_triton(
     _check_shapes(x, gate_up)
     rows, (n, k) = x.shape[0], gate_up.shape
     f = n // 2
-    out = new_rows(x, rows, f) if out is None else out
+    out = new_rows(gate_up.pointer.new_empty(0, dtype=x.dtype), rows, f) if out is None else out
     assert out.shape == (rows, f), (out.shape, rows, f)
     assert x.dtype == gate_up.dtype == out.dtype, (x.dtype, gate_up.dtype, out.dtype)
     assert x.stride(1) == out.stride(1) == 1, (x.stride(), out.stride())
@@ -213,17 +213,18 @@ def linear_swiglu_triton(
     tile = entry.tile(rows)
     block_h = tile.block_n // 2
     ahead = tile.prefetch * entry.block_k // gate_up.codes_a_word if gate_up.can_prefetch and early else 0
+    x = rows_for(x, pdl, gate_up)
     sx_t = x.stride(0) if rows > 1 else k
-    operands: tuple[Any, ...] = x, gate_up.pointer
-    tma = tile.tma and describable((x, sx_t)) and gate_up.describable
+    operands = row_operands(x) | {"w": gate_up.pointer}
+    tma = tile.tma and gate_up.describable and isinstance(x, Tensor) and describable((x, sx_t))
     if tma:
-        assert isinstance(gate_up, Weight)
-        rows_by = described(x, sx_t, tile.block_t, entry.block_k)
-        operands = rows_by, gate_up.described(block_h, entry.block_k)
+        assert isinstance(gate_up, Weight) and isinstance(x, Tensor)
+        operands["x"] = described(x, sx_t, tile.block_t, entry.block_k)
+        operands["w"] = gate_up.described(block_h, entry.block_k)
     # Without contraction, as swiglu_triton is compiled. The sums are still those of linear_triton, compiled
     # with it: tensor-core dots have nothing to contract, dots in fp32 are fma.rn by name (test_aot.py).
     _linear_swiglu_kernel[(triton.cdiv(rows, tile.block_t) * triton.cdiv(f, block_h),)](
-        x=operands[0], sx_t=sx_t, w=operands[1], p_w=gate_up.pointer, sw_n=gate_up.row_stride,
+        **operands, sx_t=sx_t, p_w=gate_up.pointer, sw_n=gate_up.row_stride,
         factors=gate_up.factors, y=out, sy_t=out.stride(0) if rows > 1 else f, T=rows, F=f,
         K=k, prefetch=ahead, SEGMENTS=entry.segments, TMA=tma, PDL=pdl, **compiled_for(gate_up, entry, tile),
         EVEN_K=k % entry.block_k == 0, GROUP=GROUP_T, BLOCK_H=block_h, BLOCK_T=tile.block_t,
@@ -233,7 +234,7 @@ def linear_swiglu_triton(
     return out
 
 
-def _check_shapes(x: Tensor, gate_up: AnyWeight) -> None:
+def _check_shapes(x: Rows, gate_up: AnyWeight) -> None:
     check_shapes(x, gate_up, None)
     if gate_up.shape[0] % 2:
         raise ValueError(f"linear_swiglu: gate_up {gate_up.shape} must have as many gate as up rows")

@@ -8,12 +8,22 @@ value(code) is exact in bf16, so that codes enter a tensor core as they are; sca
 fp32, by `fma(sum of the group, scale, sum so far)`. No weight is ever rounded. Segments of a reduction class
 (linear.py) are cut at groups.
 
+A weight of E4M3 in groups of 128 may also **round** its rows (W8A8): x becomes codes of 8 bits with a scale for
+each row and group (quantise_rows.py), for every row that it multiplies, however many there are, and
+
+    y[t, n] = sum over groups g of  (scale[n, g] * s[t, g]) * (sum over k in g of value(code[n, k]) * value(code[t, k]))
+
+by `fma(sum of the group, scale * s in fp32, sum so far)`. Products of codes are exact in fp32. Hopper's tensor
+cores add those of 8 bits with some 13 bits of fraction, so that between a GPU and the twin a sum of a group
+differs by about 2^-13 of its largest term; rows of a GPU among each other do not.
+
 Codes lie in int32 **words**, in the order in which a thread of a tensor core takes them (the words of a row
 follow one another):
 
 - E4M3, 4 codes a word: half b, of 16 bits, of word 4 g + t has columns 16 g + 8 h + 2 t + b (t < 4;
   h, b < 2). The column with h = 0 has its sign in bit 15 and the rest in bits 10 to 4, as a bf16 has them.
   The column with h = 1 has its sign in bit 11 and the rest in bits 14 to 12 and 3 to 0;
+- E4M3 of a weight that rounds its rows: bytes in the order of columns, which is how wgmma takes 8 bits;
 - INT4, 8 codes a word: nibble 4 b + 2 s + h of word 4 g + t is column 32 g + 16 s + 8 h + 2 t + b.
 
 So neighbouring columns (b) are in the two halves of a word, as a pair of bf16 has them in a register. A row
@@ -28,7 +38,7 @@ n // factor_rows of a group. In this memory blocks begin at row 0 of the weight,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -36,6 +46,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .quantise_rows import GROUP, quantise_rows
 
 GROUPS = (32, 64, 128)  # columns that may share a scale
 FACTOR_ROWS = (1, 128)  # rows that may share a factor
@@ -62,6 +74,7 @@ class Scheme(NamedTuple):
     group: int
     zeros: bool
     factor_rows: int = 1
+    rounds: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +91,12 @@ class QuantisedWeight:
     zeros: bool  # whether factors have zero points, INT4 alone; else they are SYMMETRIC everywhere
     scale_dtype: torch.dtype  # that scales are rounded to: fp32, bf16 or fp16, as stored in the checkpoint
     dtype: torch.dtype  # of the rows that it multiplies
+    rounds: bool = False  # whether it rounds them to codes first; E4M3 in groups of 128 alone
 
     @staticmethod
     def new(
         n: int, k: int, format: Format, group: int, *, zeros: bool, scale: torch.dtype, dtype: torch.dtype,
-        device: torch.device | str, factor_rows: int = 1,
+        device: torch.device | str, factor_rows: int = 1, rounds: bool = False,
     ) -> QuantisedWeight:  # fmt: skip
         """Memory for a weight [n, k], not filled in. zeros: INT4 with a zero point a group, beside scales of
         16 bits. factor_rows: how many rows share a scale, one of FACTOR_ROWS; without zero points.
@@ -91,10 +105,11 @@ class QuantisedWeight:
         if group not in GROUPS or k % group or (zeros and format is not Format.INT4):
             raise ValueError(f"{format.value} of {k} columns in groups of {group}: expected one of {GROUPS}")
         assert not (zeros and scale == torch.float32), "a factor has no room for both"
+        assert not rounds or can_round(format, group), (format, group)
         assert factor_rows in FACTOR_ROWS and not (zeros and factor_rows > 1), factor_rows
         words = torch.empty(n, k * format.bits // 32, dtype=torch.int32, device=device)
         factors = torch.empty(k // group, -(-n // factor_rows), dtype=torch.int32, device=device)
-        return QuantisedWeight(format, group, words, factors, factor_rows, zeros, scale, dtype)
+        return QuantisedWeight(format, group, words, factors, factor_rows, zeros, scale, dtype, rounds)
 
     @cached_property
     def shape(self) -> tuple[int, int]:
@@ -126,22 +141,22 @@ class QuantisedWeight:
     @cached_property
     def scheme(self) -> Scheme:
         """What a kernel is compiled for."""
-        return Scheme(self.format, self.group, self.zeros, self.factor_rows)
+        return Scheme(self.format, self.group, self.zeros, self.factor_rows, self.rounds)
 
     @property
     def pointer(self) -> Tensor:
-        """What kernels take to load words, and to prefetch them."""
-        return self.words
+        """What kernels take to load words, or codes where rows are codes too, and to prefetch them."""
+        return self.words.view(torch.float8_e4m3fn) if self.rounds else self.words
 
     @property
     def codes_a_word(self) -> int:
         """Columns that one number at `pointer` holds."""
-        return 32 // self.format.bits
+        return 1 if self.rounds else 32 // self.format.bits
 
     @property
     def row_stride(self) -> int:
-        """Words between rows."""
-        return self.words.shape[1]
+        """Numbers at `pointer` between rows."""
+        return self.pointer.shape[1]
 
     @property
     def describable(self) -> bool:
@@ -151,7 +166,7 @@ class QuantisedWeight:
     @property
     def can_prefetch(self) -> bool:
         """Whether rows are whole units of 16 bytes."""
-        return self.row_stride % 4 == 0
+        return self.words.shape[1] % 4 == 0
 
     def put(self, first: int, codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> None:
         """Fill rows from `first` on: codes uint8 [n, K], scale [n, K / group], zero uint8 [n, K / group], on
@@ -160,7 +175,8 @@ class QuantisedWeight:
         assert codes.dtype == torch.uint8 and codes.shape[1] == self.shape[1], (codes.dtype, codes.shape)
         assert scale.shape == (len(codes), len(self.factors)), (scale.shape, self.factors.shape)
         assert (zero is not None) == self.zeros, "zero points where the weight has them, and only there"
-        self.words[rows] = packed(codes.to(self.words.device), self.format)
+        codes = codes.to(self.words.device)
+        self.words[rows] = codes.view(torch.int32) if self.rounds else packed(codes, self.format)
         factors = scale.to(self.words.device).to(self.scale_dtype).float().view(torch.int32)
         if zero is not None:
             factors = factors | zero.to(self.words.device)
@@ -170,7 +186,7 @@ class QuantisedWeight:
 
     def codes(self) -> Tensor:
         """uint8 [N, K]."""
-        return unpacked(self.words, self.format)
+        return self.words.view(torch.uint8) if self.rounds else unpacked(self.words, self.format)
 
     def values(self) -> Tensor:
         """What its codes stand for before they are scaled, exactly: fp32 [N, K]."""
@@ -184,6 +200,11 @@ class QuantisedWeight:
     def dense(self) -> Tensor:
         """Its numbers rounded to `dtype`, [N, K]: for comparison alone, since no product rounds them."""
         return (self.values() * self.scale.t().float().repeat_interleave(self.group, 1)).to(self.dtype)
+
+
+def can_round(format: Format, group: int) -> bool:
+    """Whether weights of codes like these may round their rows."""
+    return format is Format.E4M3 and group == GROUP
 
 
 def packed(codes: Tensor, format: Format) -> Tensor:
@@ -216,16 +237,20 @@ def unpacked(words: Tensor, format: Format) -> Tensor:
 
 
 def product_by_groups(weight: QuantisedWeight) -> Callable[[Tensor], Tensor]:
-    """The product of the first paragraph, plainly: rows fp32 [T, K] -> fp32 [T, N].
+    """The product of the first paragraphs, plainly: rows fp32 [T, K] -> fp32 [T, N].
 
     In fp64 the product of two numbers of fp32 is exact, so that a fold of a group is `fma` on any CPU."""
     values = [group.t() for group in weight.values().split(weight.group, 1)]
-    scales = weight.scale.double()
+    scales = weight.scale
 
     def product(x: Tensor) -> Tensor:
+        factors: Iterable[Tensor] = scales
+        if weight.rounds:
+            coded = quantise_rows(x)
+            x, factors = coded.codes.float(), (s[:, None] * w for s, w in zip(coded.scale, scales, strict=True))
         total = x.new_zeros(len(x), weight.shape[0])
-        for columns, value, scale in zip(x.split(weight.group, 1), values, scales, strict=True):
-            total = torch.add(total.double(), (columns @ value).double() * scale).float()
+        for columns, value, factor in zip(x.split(weight.group, 1), values, factors, strict=True):
+            total = torch.add(total.double(), (columns @ value).double() * factor.double()).float()
         return total
 
     return product

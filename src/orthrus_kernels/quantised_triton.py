@@ -3,6 +3,7 @@
 A tile of words [BLOCK_N, BLOCK_K / codes a word] becomes the tile [BLOCK_N, BLOCK_K] of bf16 that a dense
 weight would have given, in the order of its columns, so that the dot is the same one. It starts from zero
 for each group; what it gives is folded by `tl.fma`, which stays one rounding however a kernel is compiled.
+Where rows are codes too (W8A8) both tiles go to the tensor core as they are, from shared memory.
 
 From codes to bf16 by their bits, exactly:
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ._triton import tl, triton, triton_interprets
+from .quantise_rows import Rows, quantise_rows_triton
 from .quantised import LOWEST, SYMMETRIC
 from .tables import LinearEntry, LinearTile
 from .weight import AnyWeight, load_weight
@@ -29,7 +31,7 @@ from .weight import AnyWeight, load_weight
 _E4M3 = tl.constexpr("fp8")  # Format.E4M3.value
 _SYMMETRIC = tl.constexpr(SYMMETRIC)
 _LOWEST = tl.constexpr(LOWEST)
-WGMMA_ROWS = 64
+WGMMA_ROWS, WGMMA_WARPS = 64, 4
 
 
 def compiled_for(weight: AnyWeight, entry: LinearEntry, tile: LinearTile) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def compiled_for(weight: AnyWeight, entry: LinearEntry, tile: LinearTile) -> dic
     }  # fmt: skip
 
 
-def check_rows(x: Tensor, *weights: AnyWeight) -> None:
+def check_rows(x: Rows, *weights: AnyWeight) -> None:
     """Raises ValueError where rows of this dtype have no kernel for one of the weights."""
     if x.dtype != torch.bfloat16 and any(weight.scheme for weight in weights):
         raise ValueError(
@@ -56,12 +58,31 @@ def check_rows(x: Tensor, *weights: AnyWeight) -> None:
 def check_together(entry: LinearEntry, *weights: AnyWeight) -> None:
     """What a launch takes as given of its weights: they lie alike, a dot is a group, and every tile of codes
     has products of the same kind. Without wgmma's 64 weight rows mma.sync would take the columns of a group
-    of int4 in another order, and sums would have other bits (H200, bench/LOG.md, 141)."""
+    of int4 in another order, and sums would have other bits (H200, bench/LOG.md, 141); products of two codes
+    of 8 bits would become some of fp16, as with fewer than wgmma's 4 warps."""
     alike = {(weight.row_stride, weight.scheme) for weight in weights}
     assert len(alike) == 1, alike
     if weights[0].scheme:
         assert weights[0].scheme.group == entry.block_k, entry
         assert all(tile.block_n >= WGMMA_ROWS for tile in entry.tiles), entry
+        assert not weights[0].scheme.rounds or all(tile.warps >= WGMMA_WARPS for tile in entry.tiles), entry
+
+
+def rows_for(x: Rows, pdl: bool, *weights: AnyWeight) -> Rows:
+    """x as a launch with these weights takes it, rounded to codes where they round rows. pdl: as a dependent
+    launch."""
+    rounds = [weight.scheme is not None and weight.scheme.rounds for weight in weights]
+    if isinstance(x, Tensor) and all(rounds):
+        return quantise_rows_triton(x, pdl=pdl)
+    assert isinstance(x, Tensor) or all(rounds), "rows of codes, and a weight that takes them as they were"
+    return x
+
+
+def row_operands(x: Rows) -> dict[str, Any]:
+    """What a kernel takes of x."""
+    if isinstance(x, Tensor):
+        return {"x": x, "x_scale": None, "ss_g": None}
+    return {"x": x.codes, "x_scale": x.scale, "ss_g": x.scale.stride(0)}
 
 
 def groups_at_once(weight: AnyWeight, entry: LinearEntry, tile: LinearTile) -> int:
@@ -174,43 +195,51 @@ def widened(words, zero, FORMAT: tl.constexpr, ASM: tl.constexpr, BLOCK_N: tl.co
 
 
 @triton.jit
-def _of_group(p_w, p_x, p_factor, m_n, m_t, FORMAT: tl.constexpr, ZEROS: tl.constexpr, ASM: tl.constexpr,
-              BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
-    """(products, scale of each weight row) of a group."""
+def _of_group(p_w, p_x, p_factor, p_s, m_n, m_t, FORMAT: tl.constexpr, ZEROS: tl.constexpr,
+              ASM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+    """(products, what they are multiplied by) of a group: [BLOCK_N, BLOCK_T] and [BLOCK_N, 1], or the first
+    shape again where rows have scales."""
     b_w = load_weight(p_w, m_n[:, None])
-    b_x = tl.load(p_x, mask=m_t, other=0.0)
+    b_x = tl.load(p_x, mask=m_t[None, :], other=0.0)
     b_scale = tl.load(p_factor, mask=m_n, other=0)
-    b_zero = None
-    if ZEROS:
-        b_zero = b_scale & _LOWEST
-        b_scale = b_scale & ~_LOWEST
-    part = tl.dot(widened(b_w, b_zero, FORMAT, ASM, BLOCK_N, BLOCK_K), b_x)
-    return part, b_scale.to(tl.float32, bitcast=True)
+    if p_s is None:
+        b_zero = None
+        if ZEROS:
+            b_zero = b_scale & _LOWEST
+            b_scale = b_scale & ~_LOWEST
+        part = tl.dot(widened(b_w, b_zero, FORMAT, ASM, BLOCK_N, BLOCK_K), b_x)
+        return part, b_scale.to(tl.float32, bitcast=True)[:, None]
+    else:
+        b_s = tl.load(p_s, mask=m_t, other=0.0)
+        return tl.dot(b_w, b_x), b_scale.to(tl.float32, bitcast=True)[:, None] * b_s[None, :]
 
 
 @triton.jit
-def sum_by_groups(words, sw_n, factors, x, sx_t, o_n, o_t, end_row, first, last, N, FORMAT: tl.constexpr,
-                  ZEROS: tl.constexpr, FACTOR_ROWS: tl.constexpr, ASM: tl.constexpr,
+def sum_by_groups(words, sw_n, factors, x, sx_t, x_scale, ss_g, o_n, o_t, end_row, first, last, N,
+                  FORMAT: tl.constexpr, ZEROS: tl.constexpr, FACTOR_ROWS: tl.constexpr, ASM: tl.constexpr,
                   CODES_A_WORD: tl.constexpr, AT_ONCE: tl.constexpr, BLOCK_N: tl.constexpr,
                   BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """Sum of groups [first, last), each BLOCK_K columns, from zero: [BLOCK_N, BLOCK_T] fp32. AT_ONCE: groups
-    of a round of the loop, 1 or 2; a segment has a multiple of them."""
+    of a round of the loop, 1 or 2; a segment has a multiple of them. x_scale: of rows that are codes, or
+    None."""
     WORDS: tl.constexpr = BLOCK_K // CODES_A_WORD
     o_k = tl.arange(0, BLOCK_K)
-    m_n, m_t = o_n < N, (o_t < end_row)[None, :]
+    m_n, m_t = o_n < N, o_t < end_row
     p_w = words + o_n.to(tl.int64)[:, None] * sw_n + first * WORDS + tl.arange(0, WORDS)[None, :]
     p_x = x + o_t.to(tl.int64)[None, :] * sx_t + first * BLOCK_K + o_k[:, None]
     p_factor, blocks = factors + o_n // FACTOR_ROWS, tl.cdiv(N, FACTOR_ROWS)
     acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
     for i_g in tl.range(first, last, AT_ONCE, num_stages=STAGES):
         p_now = p_factor + i_g * blocks
-        part, b_scale = _of_group(p_w, p_x, p_now, m_n, m_t, FORMAT, ZEROS, ASM, BLOCK_N, BLOCK_K)
+        p_s = None if x_scale is None else x_scale + i_g * ss_g + o_t
+        part, factor = _of_group(p_w, p_x, p_now, p_s, m_n, m_t, FORMAT, ZEROS, ASM, BLOCK_N, BLOCK_K)
         if AT_ONCE == 2:
-            behind, b_behind = _of_group(p_w + WORDS, p_x + BLOCK_K, p_now + blocks, m_n, m_t, FORMAT, ZEROS,
-                                         ASM, BLOCK_N, BLOCK_K)  # fmt: skip
-        acc = tl.fma(part, tl.broadcast_to(b_scale[:, None], part.shape), acc)
+            p_s = None if x_scale is None else p_s + ss_g
+            behind, factor_behind = _of_group(p_w + WORDS, p_x + BLOCK_K, p_now + blocks, p_s, m_n, m_t,
+                                              FORMAT, ZEROS, ASM, BLOCK_N, BLOCK_K)  # fmt: skip
+        acc = tl.fma(part, tl.broadcast_to(factor, part.shape), acc)
         if AT_ONCE == 2:
-            acc = tl.fma(behind, tl.broadcast_to(b_behind[:, None], behind.shape), acc)
+            acc = tl.fma(behind, tl.broadcast_to(factor_behind, behind.shape), acc)
         p_w += AT_ONCE * WORDS
         p_x += AT_ONCE * BLOCK_K
     return acc

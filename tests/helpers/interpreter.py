@@ -2,10 +2,12 @@
 
 Import before anything that imports triton. With CUDA it does nothing, and the same tests run compiled;
 ORTHRUS_TEST_DEVICE=cuda or cpu says which (`make gpu-check` says cuda). On a CPU it sets TRITON_INTERPRET=1
-and repairs three things (triton 3.6 and 3.7):
+and repairs four things (triton 3.6 and 3.7):
 
 - bf16: the interpreter keeps bf16 as uint16 and does arithmetic on the bit patterns; conversions truncate.
   Here bf16 operands are widened to fp32, exactly, and results rounded to nearest even, as a GPU does.
+- e4m3: a dot of two tiles of codes multiplies what they stand for. (The interpreter's own conversions to e4m3
+  are wrong where rounding carries into the exponent; no kernel of the project asks for one.)
 - programs run in the order of their numbers, so that the last one that writes a place wins, always. Here
   every launch has an order of its own: from the last program on, shuffled, or as numbered (`Order`).
 - tl.dot is np.matmul, whose sums depend on the shape. Here each element is one chain over K, which starts
@@ -109,6 +111,13 @@ def repair() -> None:
     def wide(handle):
         return handle_of(widen(np.asarray(handle.data)), tl.float32) if is_bf16(handle) else handle
 
+    def numbers(handle):
+        """What goes into a dot: also e4m3, which the interpreter keeps as bytes."""
+        if handle.dtype.scalar == tl.float8e4nv:
+            codes = torch.from_numpy(np.ascontiguousarray(handle.data)).view(torch.float8_e4m3fn)
+            return codes.float().numpy()
+        return wide(handle).data
+
     def rounded(handle):
         """Back to bf16 when the operation gave numbers; comparisons give booleans and stay."""
         if handle.data.dtype.kind != "f":
@@ -163,7 +172,7 @@ def repair() -> None:
         )
 
     def dot(self, a, b, acc, input_precision, max_num_imprecise_acc):
-        result = chain_dot(wide(a).data, wide(b).data, wide(acc).data)
+        result = chain_dot(numbers(a), numbers(b), wide(acc).data)
         return (
             rounded(handle_of(result, tl.float32))
             if is_bf16(acc)

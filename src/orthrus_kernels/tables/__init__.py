@@ -88,6 +88,14 @@ _TILES_QUANTISED = {
         *_WIDE_QUANTISED,
     ),
 }  # fmt: skip
+# Of weights that round their rows (W8A8). Start values: no GPU has timed one (bench/LOG.md, 145).
+_TILES_ROUNDED = (
+    LinearTile(16, 16, 64, True, 4, 4),
+    LinearTile(32, 32, 64, True, 4, 4),
+    LinearTile(64, 64, 128, True, 8, 4),
+    LinearTile(192, 128, 64, True, 4, 4),
+    LinearTile(None, 128, 128, False, 8, 4),
+)
 # An H100 has 132 multiprocessors, and two CTAs of the narrow tiles on each keep more reads in flight. Start
 # value: the settings of a prototype (H200, 2026-11-24) had 192 to 384 CTAs.
 _CTAS_TO_FILL = 192
@@ -128,9 +136,10 @@ def fitted(entry: LinearEntry, dtype: torch.dtype, device: str, scheme: Scheme |
     scheme: of a quantised weight, whose tiles are smaller."""
     room = _SHARED.get(device, _LEAST_SHARED) * 1024
     bits = scheme.format.bits if scheme else 8 * dtype.itemsize
+    of_row = 1 if scheme and scheme.rounds else dtype.itemsize
 
     def fit(tile: LinearTile) -> LinearTile:
-        stage = (tile.block_n * bits // 8 + tile.block_t * dtype.itemsize) * entry.block_k * tile.at_once
+        stage = (tile.block_n * bits // 8 + tile.block_t * of_row) * entry.block_k * tile.at_once
         return replace(tile, stages=max(min(tile.stages, room // stage), 1))
 
     return replace(entry, tiles=tuple(fit(tile) for tile in entry.tiles))
@@ -168,7 +177,8 @@ def linear_entry(
     device = "sm_90" if device == "cpu" else device
     if scheme:  # a block is a group, so segments end where groups do
         segments = default_entry(n, k, dtype).segments
-        entry = LinearEntry(scheme.group, segments, _TILES_QUANTISED[scheme.format.bits])
+        tiles = _TILES_ROUNDED if scheme.rounds else _TILES_QUANTISED[scheme.format.bits]
+        entry = LinearEntry(scheme.group, segments, tiles)
         return fitted(entry, dtype, device, scheme)
     return linear_entries().get((n, k, dtype, device)) or fitted(
         default_entry(n, k, dtype, device), dtype, device
