@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from orthrus_kernels import Weight
-from orthrus_kernels.quantised import QuantisedWeight
+from orthrus_kernels.quantised import QuantisedWeight, can_round
 from orthrus_kernels.weight import AnyWeight
 
 from .quantised.slot import Slot
@@ -26,6 +26,7 @@ class Matrices:
     device: torch.device
     dtype: torch.dtype  # of plain weights, and of the rows that all weights multiply
     stored: FindStored
+    rounds: bool = False  # whether weights that can do so round their rows to 8 bits
 
     def vector(self, size: int) -> Tensor:
         """A plain tensor [size], not filled in."""
@@ -42,6 +43,7 @@ class Matrices:
         return QuantisedWeight.new(
             n, k, format, kind.group, zeros=zeros, scale=kind.scale, dtype=self.dtype, device=self.device,
             factor_rows=_factor_rows([part for _, part in stored if part is not None]),
+            rounds=self.rounds and can_round(format, kind.group),
         )  # fmt: skip
 
     def parts(self, matrix: AnyWeight, stack: Stack) -> Iterator[tuple[str, Part]]:

@@ -24,6 +24,7 @@ from orthrus_kernels import (
     rope_table,
     triton_interprets,
 )
+from orthrus_kernels.quantised import QuantisedWeight
 from orthrus_kernels.weight import AnyWeight
 
 from .bigram import Bigram
@@ -34,6 +35,7 @@ from .matcher import Grammars
 from .matrices import Matrices, Part, Stack
 from .passes import Pass
 from .quantised.stored import DIFFUSION, FindStored, all_plain
+from .settings import FP8
 from .text import Text
 
 PREFILL_ROWS = 2048  # of a prompt in a pass, at most: keys and values of its layers take 302 MB at 8B
@@ -134,16 +136,19 @@ class Network:
 
     def __init__(
         self, config: Qwen3Config, device: torch.device, dtype: torch.dtype, backend: str, text: Text | None,
-        stored: FindStored = all_plain,
+        stored: FindStored = all_plain, activations: str | None = None,
     ) -> None:  # fmt: skip
-        """Weights without numbers, in the forms of `stored`. Raises InputError where those do not fit."""
+        """Weights without numbers, in the forms of `stored`. activations: FP8: weights that can do so round
+        the rows that they multiply to 8 bits. Raises InputError where forms do not fit, and where no weight
+        can round."""
         self.config, self.device, self.dtype, self.backend, self.text = config, device, dtype, backend, text
         self.ops = backend_ops(backend, pdl_kinds(device))
         # whether an engine replays CUDA graphs; False launches every kernel, for debugging
         self.use_graphs = backend == "triton" and device.type == "cuda" and not triton_interprets()
         self.bigram: Bigram | None = None  # corrects the ranks of a draft tree's candidates
         self.grammars = Grammars(text, config)
-        self._matrices = new = Matrices(device, dtype, stored)
+        self.activations = activations
+        self._matrices = new = Matrices(device, dtype, stored, activations == FP8)
         self.embedding = torch.empty(config.vocab_size, config.hidden_size, device=device, dtype=dtype)
         self.layers = [Layer.empty(config, _layer(i), new) for i in range(config.num_hidden_layers)]
         self.norm = new.vector(config.hidden_size)
@@ -151,6 +156,19 @@ class Network:
         self.head = Weight(self.embedding if tied else torch.empty_like(self.embedding))
         frequencies, self.rope_scale = inverse_frequencies(config.head_dim, config.rope_theta, config.yarn)
         self.frequencies = frequencies.to(device)
+        if activations is not None and not any(weight.rounds for weight in self.codes()):
+            raise InputError(
+                "activations fp8 are for weights of 8-bit floats in groups of 128 columns, and this checkpoint "
+                "has none: leave activations out (orthrus info shows how its weights are stored)"
+            )
+
+    def codes(self) -> Iterator[QuantisedWeight]:
+        """The quantised ones among the matrices of the layers."""
+        for layer in self.layers:
+            views = [layer.ar] if layer.diffusion is None else [layer.ar, layer.diffusion]
+            for weight in (layer.gate_up, layer.down, *(w for view in views for w in (view.qkv, view.o))):
+                if isinstance(weight, QuantisedWeight):
+                    yield weight
 
     def destinations(self) -> dict[str, Part]:
         """Official name of a weight -> the view of our parameters it is loaded into, a slot if it is

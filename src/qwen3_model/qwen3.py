@@ -27,7 +27,7 @@ from .model import Network
 from .quantised.slot import Slot
 from .quantised.stored import StoredWeights, by_config
 from .request import Request, whole_up_to
-from .settings import pick_backend, pick_device, pick_dtype
+from .settings import pick_activations, pick_backend, pick_device, pick_dtype
 from .tensor_names import cache_scales
 from .text import TOKENIZER, Text
 from .weight_files import read_headers
@@ -49,13 +49,15 @@ class Qwen3(Network):
         revision: str | None = None,
         progress: bool = True,
         diffusion: str | Path | None = None,
+        activations: str | None = None,
     ) -> Qwen3:
         """Load a checkpoint folder or hub id. Raises InputError when it is not a dense Qwen3 or its files are
         bad.
 
         device: CUDA if there, else the CPU. dtype: the checkpoint's on CUDA, fp32 on a CPU. backend:
         "reference", "triton", "torch" or "auto". revision: branch, tag or commit of a hub id. diffusion: an
-        Orthrus of the same base, whose diffusion view is taken (graft.py). Without a tokenizer.json the model
+        Orthrus of the same base, whose diffusion view is taken (graft.py). activations: "fp8": rows are
+        rounded to 8 bits where a weight has codes of 8-bit floats in groups of 128 columns; None: never. Without a tokenizer.json the model
         has no `text` and speaks token ids only."""
         on = pick_device(device)
         if on.type == "meta":
@@ -65,18 +67,20 @@ class Qwen3(Network):
         headers = read_headers(folder)
         config = Qwen3Config.from_folder(folder, headers)
         stored = StoredWeights(headers, config.quantisation)
-        chosen = pick_dtype(dtype, on, config.dtype, run, stored.any)
+        chosen, rounded = (
+            pick_dtype(dtype, on, config.dtype, run, stored.any), pick_activations(activations, on, run),
+        )  # fmt: skip
         form_of, load_into, of_view = stored.of, checkpoint.load_into, folder
         if diffusion is not None:
             graft = Graft(hub.resolve(diffusion), folder, config, stored)
             config, form_of, load_into, of_view = graft.config, graft.stored, graft.load_into, graft.folder
         # everything is checked against tensors without memory before weights take any
-        plan = cls(config, torch.device("meta"), chosen, run, None, form_of)
+        plan = cls(config, torch.device("meta"), chosen, run, None, form_of, rounded)
         load_into(folder, plan.destinations())
         text = Text(folder) if os.path.lexists(folder / TOKENIZER) else None
         size = size_of(sum(weight.nbytes for weight in plan.destinations().values()))
         with in_memory(f"{path_or_id}, {size} of weights in {str(chosen)[6:]},", _SMALLER):
-            model = cls(config, on, chosen, run, text, form_of)
+            model = cls(config, on, chosen, run, text, form_of, rounded)
             load_into(folder, model.destinations(), progress=progress)
             model.bigram = bigram.load(of_view, config, on, chosen)
         if cache_scales(headers) or (config.quantisation and config.quantisation.cache_scheme):
@@ -99,13 +103,15 @@ class Qwen3(Network):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         backend: str = "auto",
+        activations: str | None = None,
     ) -> Qwen3:
         """A model of random weights, for tests and benchmarks: matrices N(0, 0.02^2), norms N(1, 0.1^2). They
-        are quantised as the config says."""
+        are quantised as the config says. activations: as of `from_pretrained`."""
         on = pick_device(device)
         run = pick_backend(backend, on)
         chosen = pick_dtype(dtype, on, config.dtype, run, config.quantisation is not None)
-        model = cls(config, on, chosen, run, None, by_config(config.quantisation))
+        rounded = pick_activations(activations, on, run)
+        model = cls(config, on, chosen, run, None, by_config(config.quantisation), rounded)
         if on.type != "meta":
             generator = torch.Generator(on).manual_seed(seed)
             for weight in model.destinations().values():

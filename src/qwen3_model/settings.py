@@ -7,11 +7,13 @@ import os
 import torch
 
 from orthrus_kernels import gluon_is_on, triton_runs_on
+from orthrus_kernels.tables import device_key
 
 from .errors import InputError, quoted
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BACKENDS = ("auto", "reference", "triton", "torch")
+FP8 = "fp8"  # activations in 8 bits
 # On a CPU, models up to this hidden size run on one thread unless OMP_NUM_THREADS says otherwise: their
 # matrices gain little from a second one, and on a busy machine torch's threads wait for each other (the demo
 # took 34 s on one thread and 456 s on two, beside other work on 2 cores, 2026-11-25).
@@ -88,6 +90,25 @@ def pick_backend(backend: str, device: torch.device) -> str:
             f"CUDA_VISIBLE_DEVICES={device.index}"
         )
     return chosen
+
+
+def pick_activations(activations: str | None, device: torch.device, backend: str) -> str | None:
+    """What the rows between linears become before they are multiplied: FP8; None: nothing else. Raises
+    InputError for any other, and where they cannot. backend: a resolved one.
+
+    On a GPU the instruction decides the bits of a sum of 8-bit products, and Hopper's alone is pinned."""
+    if activations is None:
+        return None
+    if activations != FP8:
+        raise InputError(f"activations {quoted(activations)} are not supported: use {FP8}, or leave them out")
+    if backend == "torch":
+        raise InputError(f"activations {FP8} are not for backend torch: use triton or reference")
+    if backend == "triton" and device.type == "cuda" and device_key(device) != "sm_90":
+        raise InputError(
+            f"activations {FP8} on backend triton are for GPUs of type sm_90 (H100, H200), and {device} is "
+            f"{device_key(device)}: leave them out, or use --backend reference"
+        )
+    return activations
 
 
 def pick_threads(device: torch.device, hidden_size: int) -> None:

@@ -32,6 +32,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: the checkpoint's)")
+    options.add_activations(parser)
     parser.add_argument(
         "--bandwidth", type=float, default=H200_BANDWIDTH, metavar="GB/s",
         help=f"memory bandwidth of the floor (default: {H200_BANDWIDTH:.0f}, one H200, measured)",
@@ -54,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
     config = Qwen3Config.from_folder(folder, headers)
     scheme = config.quantisation
     stored = StoredWeights(headers, scheme).of if on_disk else by_config(scheme)
-    found = figures(config, stored, args.dtype, args.bandwidth) | {"bytes_on_disk": on_disk}
+    found = figures(config, stored, args.dtype, args.bandwidth, args.activations)
+    found["bytes_on_disk"] = on_disk
     if args.json:
         output.write_json(found)
     else:
@@ -62,9 +64,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def figures(config: Qwen3Config, stored: FindStored, dtype: str | None, bandwidth: float) -> dict[str, Any]:
+def figures(
+    config: Qwen3Config, stored: FindStored, dtype: str | None, bandwidth: float, activations: str | None
+) -> dict[str, Any]:
     """Sizes of a model and its floors at `bandwidth` GB/s. stored: which of its weights are quantised. dtype:
-    of the others (None: the one that it runs in by itself on a GPU).
+    of the others (None: the one that it runs in by itself on a GPU). activations: as of `from_pretrained`.
 
     A floor is the time to read once what the passes multiply with, context not counted: shared and AR weights
     for a token decoded plainly, and the diffusion view's pass besides for a two-pass cycle. Rows looked up in
@@ -73,12 +77,12 @@ def figures(config: Qwen3Config, stored: FindStored, dtype: str | None, bandwidt
 
     from ..model import Network
     from ..quantised.slot import Slot
-    from ..settings import pick_dtype
+    from ..settings import pick_activations, pick_dtype
 
     meta, quantised = torch.device("meta"), config.quantisation is not None
-    model = Network(
-        config, meta, pick_dtype(dtype, meta, config.dtype, "reference", quantised), "reference", None, stored
-    )
+    chosen = pick_dtype(dtype, meta, config.dtype, "reference", quantised)
+    rounded = pick_activations(activations, meta, "reference")
+    model = Network(config, meta, chosen, "reference", None, stored, rounded)
     parameters, sizes = Counter(shared=0, ar=0, diffusion=0), Counter(shared=0, ar=0, diffusion=0)
     formats = Counter[str]()
     for name, weight in model.destinations().items():
@@ -96,6 +100,8 @@ def figures(config: Qwen3Config, stored: FindStored, dtype: str | None, bandwidt
     return {
         "parameters": dict(parameters) | {"total": sum(parameters.values())},
         "dtype": str(model.dtype).removeprefix("torch."),
+        "activations": rounded,
+        "matrices_that_round": sum(weight.rounds for weight in model.codes()),
         "bytes": sum(sizes.values()),
         "bytes_by_format": dict(formats),
         "kv_bytes_per_token": kv_row,
@@ -124,6 +130,9 @@ def _print(found: dict[str, Any], name: str) -> None:
         table.add_row("in memory", size_of(found["bytes"]))
         for of, count in found["bytes_by_format"].items():
             table.add_row(f"  in {of}", size_of(count))
+    if found["activations"]:
+        count = found["matrices_that_round"]
+        table.add_row("activations", f"in {found['activations']} before {count} of the layers' products")
     table.add_row("KV cache a token", size_of(found["kv_bytes_per_token"]))
     table.add_row("KV cache, full context", size_of(found["kv_bytes_full_context"]))
     if found["diffusion_bytes_per_block"]:

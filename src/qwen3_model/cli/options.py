@@ -58,7 +58,7 @@ def new_verb(
 
 def add_model_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
     """--model, which may be the verb's first word instead, --revision, --diffusion, --device, --dtype,
-    --backend."""
+    --activations, --backend."""
     group = parser.add_argument_group("model")
     says = "checkpoint folder or hub id (default: the embedded tiny one)"
     if positional:
@@ -75,10 +75,20 @@ def add_model_options(parser: argparse.ArgumentParser, positional: bool = False)
     group.add_argument(
         "--dtype", help="float32, bfloat16 or float16 (default: the checkpoint's; float32 on a CPU)"
     )
+    add_activations(group)
     group.add_argument(
         "--backend", default="auto",
         help="auto (triton on CUDA, else reference), reference, triton, or torch: cuBLAS and SDPA, for "
         "comparison, whose bits depend on the rows of a pass (default: auto)",
+    )  # fmt: skip
+
+
+def add_activations(group: argparse._ActionsContainer) -> None:
+    """--activations."""
+    group.add_argument(
+        "--activations", metavar="fp8",
+        help="fp8: round what weights of 8-bit floats multiply to 8 bits too, which is faster from 64 rows on "
+        "and says other texts (default: never)",
     )  # fmt: skip
 
 
@@ -203,7 +213,7 @@ def model_loader(args: argparse.Namespace, progress: bool = True) -> Callable[[]
     path = checkpoint.EMBEDDED if args.model is None else args.model
     return partial(
         Qwen3.from_pretrained, path, args.device, args.dtype, args.backend, args.revision, progress,
-        args.diffusion,
+        args.diffusion, args.activations,
     )  # fmt: skip
 
 

@@ -71,7 +71,7 @@ def replicas(args: argparse.Namespace, name: str, slots: tuple[int, int], **time
     least, most = _numbers(args.replicas or "1", autoscales=True)
     engine = EngineOptions(
         _anywhere(args.model), device, args.dtype, args.backend, args.revision,
-        args.slots or slots[device == "cpu"], args.cache_tokens, _anywhere(args.diffusion),
+        args.slots or slots[device == "cpu"], args.cache_tokens, _anywhere(args.diffusion), args.activations,
     )  # fmt: skip
     return Replicas(re.sub(r"[^\w.-]", "-", name), engine, least, most, **times)
 

@@ -176,7 +176,7 @@ def _engine(args: argparse.Namespace, folder: Path) -> EngineOptions:
     slots = args.slots or (CPU_SLOTS if pick_device(args.device).type == "cpu" else SLOTS)
     return EngineOptions(
         str(folder), args.device, args.dtype, args.backend, slots=slots, cache_tokens=args.cache_tokens,
-        diffusion=args.diffusion,
+        diffusion=args.diffusion, activations=args.activations,
     )  # fmt: skip
 
 
@@ -190,8 +190,9 @@ def _ready_line(
     if access.keys:
         words += ["-H", "authorization: Bearer KEY"]
     words += ["-d", '{"prompt": "def fibonacci(n):", "max_tokens": 64, "temperature": 0}']
+    rounded = f"activations {args.activations}, " if args.activations else ""
     return (
-        f"{served.name} is served at {url} ({ready.device}, {ready.slots} slots, {ready.cache_tokens} tokens "
+        f"{served.name} is served at {url} ({ready.device}, {rounded}{ready.slots} slots, {ready.cache_tokens} tokens "
         f"of cache, fingerprint {ready.fingerprint})\n{shlex.join(words)}\n"
         f"In a browser: {url}/"
     )

@@ -119,6 +119,7 @@ def _circumstances(args: argparse.Namespace, model: Qwen3) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "activations": model.activations,
         "backend": model.backend,
         "max_new_tokens": args.max_new_tokens,
         "jobs": args.jobs,
@@ -165,7 +166,9 @@ def _print(figures: dict[str, Any]) -> None:
     beside = f" (each of {figures['jobs']} at once)" if figures["jobs"] > 1 else ""
     beside = f" ({figures['batch']} texts side by side; plainly one)" if figures["batch"] > 1 else beside
     table.add_row("tok/s", f"{figures['tokens_per_second']:.1f}, plainly {plain:.1f}{beside}")
-    table.add_row("on", "{device}, torch {torch}, {threads} threads, {dtype}, {backend}".format(**figures))
+    on = "{device}, torch {torch}, {threads} threads, {dtype}, {backend}".format(**figures)
+    rounded = f", activations {figures['activations']}" if figures["activations"] else ""
+    table.add_row("on", on + rounded)
     terminal.show(console, table)
     if figures["accepted_histogram"]:
         terminal.show(console, _histogram(figures["accepted_histogram"], console.width - BESIDE_BAR))

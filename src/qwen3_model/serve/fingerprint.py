@@ -31,6 +31,7 @@ def fingerprint(model: Network, engine: Engine) -> str:
     facts = {
         "config": repr(model.config),
         "dtype": str(model.dtype),
+        "activations": model.activations,
         "backend": model.backend,
         "weights": {name: list(weight.shape) for name, weight in model.destinations().items()},
         "kernels": _kernels(),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class EngineOptions:
     """The engine that a process makes. A bench may make another one: a subclass with a `made` of its own.
 
-    model to revision, diffusion: as in `Qwen3.from_pretrained`; model: None: the embedded one. slots,
+    model to revision, diffusion, activations: as in `Qwen3.from_pretrained`; model: None: the embedded one. slots,
     cache_tokens: as in `Engine`, but that the cache keeps its size with one slot too."""
 
     model: str | Path | None = None
@@ -34,6 +34,7 @@ class EngineOptions:
     slots: int = 1
     cache_tokens: int | None = None
     diffusion: str | None = None
+    activations: str | None = None
 
     def made(self) -> tuple[Qwen3, Engine]:
         """A loaded model, and its engine, which does not keep it alive. Raises InputError."""
@@ -43,8 +44,9 @@ class EngineOptions:
 
         path = EMBEDDED if self.model is None else self.model
         model = Qwen3.from_pretrained(
-            path, self.device, self.dtype, self.backend, self.revision, diffusion=self.diffusion
-        )
+            path, self.device, self.dtype, self.backend, self.revision, diffusion=self.diffusion,
+            activations=self.activations,
+        )  # fmt: skip
         pick_threads(model.device, model.config.hidden_size)
         tokens = self.cache_tokens
         if tokens is None:
