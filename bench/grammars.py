@@ -59,8 +59,9 @@ def made(name: str, device: str | None, folder: Path) -> Qwen3:
         return Qwen3.from_pretrained(EMBEDDED, device, progress=False)
     config = WHOLE[name].config()
     model = Qwen3.from_config(
-        replace(config, eos_token_ids=(config.vocab_size - 2,)), device=device, dtype="bfloat16"
-    )
+        replace(config, eos_token_ids=(config.vocab_size - 2,)), device=device, dtype="bfloat16",
+        activations=WHOLE[name].activations,
+    )  # fmt: skip
     serve_tokenizer.write(folder, config.vocab_size)
     model.text = Text(folder)
     model.grammars = Grammars(model.text, model.config)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from qwen3_model import Qwen3, Qwen3Config
 from qwen3_model.quantised.scheme import WHERE, read_quantisation
 from qwen3_model.quantising.written import Form, Fp8, Int4
+from qwen3_model.settings import FP8
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Shape:
     V: int = 151936
     tied: bool = True
     form: Form | None = None  # of quantised matrices, the diffusion view's in fp8; None: bf16
+    activations: str | None = None  # as of Qwen3.from_pretrained
 
     def config(self) -> Qwen3Config:
         """An Orthrus of this shape, blocks of 32 as published. It has no end token, so that random weights
@@ -59,11 +61,17 @@ QUANTISED = {
     for name, shape in MODELS.items()
     for form in (Fp8(), Int4(128))
 }
+QUANTISED |= {  # and with rows of 8 bits
+    f"{name}-w8a8": replace(shape, form=Fp8(), activations=FP8) for name, shape in MODELS.items()
+}
 WHOLE = MODELS | QUANTISED
-NAMES = f"{', '.join(MODELS)}, each also with -fp8 and -int4 behind it"
+NAMES = f"{', '.join(MODELS)}, each also with -fp8, -w8a8 and -int4 behind it"
 MOST_CONTEXT = 40960 - 256  # positions of the models, less the rows of a pass
 
 
 def random_model(name: str, device: str = "cuda") -> Qwen3:
     """Random weights of a model's shape, in bf16 or codes."""
-    return Qwen3.from_config(WHOLE[name].config(), device=device, dtype="bfloat16")
+    shape = WHOLE[name]
+    return Qwen3.from_config(
+        shape.config(), device=device, dtype="bfloat16", activations=shape.activations
+    )

@@ -1,9 +1,9 @@
 """Which tiles suit linears with quantised weights? Times candidates by format and rows on this GPU.
 
-All weights of a format share one list of tiles (`tables._TILES_QUANTISED`), so a candidate counts by its sum
+All weights of a format share one list of tiles (`tables._TILES_QUANTISED`, of W8A8 `_TILES_ROUNDED`), so a candidate counts by its sum
 over the matrices of a layer: qkv, o, gate and up with SwiGLU, down. Every candidate is compared with
 the committed tile first, bit for bit, on rows whose sums show their order; one that differs is named and
-never timed. Tiles of the linears in Gluon are tried beside them, more rows than 128 in one tall tile and in
+never timed. A call of W8A8 rounds its rows first. Tiles of the linears in Gluon are tried beside them, more rows than 128 in one tall tile and in
 two launches.
 
 Random codes; a call reads weights that are not in the cache. Nothing is written but --json. The lines at the
@@ -61,6 +61,14 @@ CANDIDATES: dict[int, tuple[tuple[int, int, bool, int, int], ...]] = {
     128: ((64, 64, True, 4, 4), (64, 128, True, 8, 3), (64, 128, False, 8, 3), (128, 128, True, 8, 3),
           (128, 64, True, 4, 3)),
 }  # fmt: skip
+# Of W8A8, where nothing is widened: as wide as registers allow, since a tile of x is read for each of a weight.
+CANDIDATES_ROUNDED: dict[int, tuple[tuple[int, int, bool, int, int], ...]] = {
+    1: ((16, 64, True, 4, 4), (16, 64, True, 4, 6), (16, 128, True, 8, 4)),
+    32: ((32, 64, True, 4, 4), (32, 64, True, 4, 6), (32, 128, True, 8, 4)),
+    64: ((64, 64, True, 4, 4), (64, 128, True, 8, 4), (64, 128, True, 4, 4)),
+    128: ((64, 128, True, 8, 4), (64, 128, False, 8, 4), (128, 64, True, 4, 3), (128, 64, True, 4, 4),
+          (128, 128, True, 8, 3), (128, 128, True, 8, 4), (256, 64, True, 8, 3), (64, 256, True, 8, 3)),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,13 +97,13 @@ class Matrix:
         swiglu = self.name == "gate_up"
         kernel: Callable[..., Tensor] = linear_swiglu_triton if swiglu else linear_triton
         found: dict[str, Call] = {COMMITTED: lambda x, i: kernel(x, self.copies[i])}
-        for tile in candidates(rows):
+        for tile in candidates(rows, self.scheme):
             entry = self.entry(tile, device)
             if groups_at_once(self.copies[0], entry, entry.tiles[0]) != tile.at_once:
                 continue
             found[said(tile)] = lambda x, i, entry=entry: kernel(x, self.copies[i], entry=entry)
         heights = {-(-rows // -(-rows // most)) for most in (MOST_ROWS, TALL)}
-        for height in sorted(heights) if gluon else ():
+        for height in sorted(heights) if gluon and not self.scheme.rounds else ():
             for coded in coded_tiles(height, self.scheme.format.bits):
                 plan = plan_with(self.copies[0], device, coded, swiglu)
                 if self.runs(plan, device):
@@ -122,7 +130,7 @@ def random_weight(n: int, k: int, scheme: Scheme, device: torch.device) -> Quant
     """Numbers of every size and no NaN."""
     weight = QuantisedWeight.new(
         n, k, scheme.format, scheme.group, zeros=scheme.zeros, scale=torch.bfloat16, dtype=torch.bfloat16,
-        device=device, factor_rows=scheme.factor_rows,
+        device=device, factor_rows=scheme.factor_rows, rounds=scheme.rounds,
     )  # fmt: skip
     codes = torch.randint(1 << scheme.format.bits, (n, k), dtype=torch.uint8, device=device)
     if scheme.format is Format.E4M3:
@@ -139,7 +147,8 @@ def scheme_of(shape: Shape) -> Scheme:
     """Of the AR view's weights of a quantised model."""
     assert shape.form is not None
     eight = shape.form.name == Format.E4M3.value
-    return Scheme(Format.E4M3, 128, False, 128) if eight else Scheme(Format.INT4, 128, True)
+    rounds = shape.activations is not None
+    return Scheme(Format.E4M3, 128, False, 128, rounds) if eight else Scheme(Format.INT4, 128, True)
 
 
 def matrices(shape: Shape, device: torch.device, copies: int = COPIES) -> list[Matrix]:
@@ -151,10 +160,11 @@ def matrices(shape: Shape, device: torch.device, copies: int = COPIES) -> list[M
     ]
 
 
-def candidates(rows: int) -> list[LinearTile]:
+def candidates(rows: int, scheme: Scheme) -> list[LinearTile]:
     """Tiles to try for so many rows."""
-    least = max(least for least in CANDIDATES if least <= rows)
-    return [LinearTile(None, *of, at_once=at_once) for of in CANDIDATES[least] for at_once in (1, 2)]
+    of_rows = CANDIDATES_ROUNDED if scheme.rounds else CANDIDATES
+    least = max(least for least in of_rows if least <= rows)
+    return [LinearTile(None, *of, at_once=at_once) for of in of_rows[least] for at_once in (1, 2)]
 
 
 def hard_rows(rows: int, k: int, device: torch.device) -> Tensor:

@@ -33,7 +33,8 @@ def test_every_kernel_test_is_taken():
         "test_arrival_soak", "test_attention_gluon", "test_bits", "test_captured_cycles",
         "test_dependent_launches", "test_golden_gpu", "test_grammar_gpu", "test_linear_gluon",
         "test_linear_rows", "test_long_texts", "test_many_texts_gpu", "test_prefix_reuse",
-        "test_prompts_beside", "test_quantised_gpu", "test_serve_gpu", "test_warm_start",
+        "test_prompts_beside", "test_quantised_gpu", "test_rounded_rows_gpu", "test_serve_gpu",
+        "test_warm_start",
     ]  # fmt: skip
 
 

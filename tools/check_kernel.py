@@ -55,8 +55,11 @@ _CHOOSE = Op(_CHOICE, (
 # Any other operation of the bench: tests/kernels/test_<op>.py and _<op>_kernel.
 KNOWN = {
     "linear": Op(
-        ("kernels/test_linear.py", "kernels/test_quantised_linears.py", "kernels/test_tables.py"),
-        ("_linear_kernel", "_linear_gluon_kernel", "_linear_gluon_codes_kernel"),
+        (
+            "kernels/test_linear.py", "kernels/test_quantised_linears.py", "kernels/test_rounded_rows.py",
+            "kernels/test_tables.py",
+        ),
+        ("_linear_kernel", "_linear_gluon_kernel", "_linear_gluon_codes_kernel", "_quantise_rows_kernel"),
     ),
     "attention": Op(
         (

@@ -100,6 +100,22 @@ def quantised(format: Format, split: bool) -> None:
     TRITON.linear_swiglu(numbers(21, 448), w, entry=LinearEntry(64, 3, (replace(tile, split=False),)))
 
 
+def rounded() -> None:
+    """W8A8: three segments, both views; then gate and up."""
+    w, w_diff = (
+        QuantisedWeight.new(
+            150, 640, Format.E4M3, 128, zeros=False, scale=torch.bfloat16, dtype=torch.bfloat16,
+            device=DEVICE, rounds=True,
+        )
+        for _ in range(2)
+    )  # fmt: skip
+    for of in (w, w_diff):
+        of.put(0, torch.randint(64, (150, 640), dtype=torch.uint8), torch.rand(150, 5))
+    tile = LinearTile(None, 16, 64, True, 4, 3)
+    TRITON.linear(numbers(21, 640), w, w_diff, 9, entry=LinearEntry(128, 3, (tile,)))
+    TRITON.linear_swiglu(numbers(21, 640), w, entry=LinearEntry(128, 3, (replace(tile, split=False),)))
+
+
 def norms() -> None:
     x, w = numbers(5, 1000), numbers(1000)
     TRITON.rms_norm(x, w, EPS, w, 2)
@@ -309,6 +325,7 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "linears, either kernel": linears_of_a_model,
     "linears of fp8": lambda: quantised(Format.E4M3, True),
     "linears of int4": lambda: quantised(Format.INT4, False),
+    "linears of W8A8": rounded,
     "linear_swiglu": lambda: linear_swiglu(False),
     "linear_swiglu, TMA": lambda: linear_swiglu(True),
     "norms": norms,

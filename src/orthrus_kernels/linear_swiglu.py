@@ -41,6 +41,8 @@ _LEAST_TMA_ROWS = 2 * 64
 _ROWS_32_BIT = 32
 # Numbers a thread of each accumulator where there are two, a segment's and their sum; 128 spill on sm_90.
 _TWO_ACCUMULATORS = 96
+# Where the sum of a group of two codes is a third.
+_THREE_ACCUMULATORS = 48
 
 
 # Fastest or within 2 % of it at 1, 8, 32, 64, 128 rows of 8B, 4B, 1.7B, all ahead of the two kernels (H100,
@@ -59,23 +61,26 @@ def swiglu_entry(
 ) -> LinearEntry:
     """The reduction class of gate_up [n, k] with tiles of this kernel: measured ones on sm_90 in 16 bits, or
     those of the linear table made fit. block_n counts gate and up rows together, row tiles are powers of two,
-    segments are never split over CTAs. apart: rows beyond which the two kernels are taken. scheme: of a
+    segments are never split over CTAs. apart: rows beyond which the two kernels are taken, of a gate_up that
+    does not round its rows. scheme: of a
     quantised gate_up."""
     of = tables.linear_entry(n, k, dtype, device, scheme)
     device = "sm_90" if device == "cpu" else device
+    rounds = scheme is not None and scheme.rounds
 
     def own(tile: LinearTile) -> LinearTile:
         block_t = 1 << tile.block_t.bit_length() - 1
         block_n = max(tile.block_n, _LEAST_TMA_ROWS if tile.tma else 32)
         if dtype == torch.float32:
             block_n = _ROWS_32_BIT
-        while of.segments > 1 and block_t * block_n > _TWO_ACCUMULATORS * 32 * tile.warps:
+        most = _THREE_ACCUMULATORS if rounds else _TWO_ACCUMULATORS
+        while of.segments > 1 and block_t * block_n > most * 32 * tile.warps:
             block_t //= 2
         return replace(tile, block_t=block_t, block_n=block_n, split=False)
 
     measured = device == "sm_90" and dtype.itemsize == 2 and scheme is None
     tiles = _TILES_SM_90 if measured else of.tiles
-    entry = replace(of, tiles=tuple(own(tile) for tile in tiles), apart=_MOST_ROWS)
+    entry = replace(of, tiles=tuple(map(own, tiles)), apart=None if rounds else _MOST_ROWS)
     return tables.fitted(entry, dtype, device, scheme)
 
 

@@ -40,6 +40,7 @@ TARGETS["sm_90 too"] = TARGETS["sm_90"]  # of launches that another one on sm_90
 _TYPES = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32",
     torch.int64: "i64", torch.bool: "i1", torch.uint8: "u8",
+    torch.float8_e4m3fn: "fp8e4nv",
 }  # fmt: skip
 _BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 
@@ -172,6 +173,7 @@ def described(built, log: str, target: GPUTarget) -> dict:
         "registers": registers(log),
         "spill_bytes": spilled(log),
         "wgmma": "wgmma.mma_async" in ptx,
+        "wgmma_e4m3": bool(re.search(r"wgmma\.mma_async\S+\.f32\.e4m3\.e4m3\b", ptx)),
         "wgmma_from_registers": bool(re.search(r"wgmma\.mma_async\S+\s+\{[^}]*\},\s*\{", ptx)),
         "ldmatrix": "ldmatrix" in ptx,
         "mma": "mma.sync" in ptx,

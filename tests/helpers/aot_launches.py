@@ -135,6 +135,38 @@ def quantised_linears() -> Iterator[Launch]:
         yield name, op, kernel, partial(on_amd, launch), ("gfx942",)
 
 
+def rounded_linears() -> Iterator[Launch]:
+    """W8A8: every tile of its table, with several segments and, of gate and up, with one."""
+    linear, fused, of = module("linear"), module("linear_swiglu"), module("quantised")
+
+    def weight(n: int, k: int) -> of.QuantisedWeight:
+        return of.QuantisedWeight.new(
+            n, k, of.Format.E4M3, 128, zeros=False, scale=torch.bfloat16, factor_rows=128, rounds=True,
+            dtype=torch.bfloat16, device="meta",
+        )  # fmt: skip
+
+    def product(n: int, rows: int) -> None:
+        space = linear.Workspace.new(torch.device("meta"), 1 << 28, 1 << 20)
+        w, w2 = (weight(n, 4096) for _ in range(2))
+        linear.linear_triton(meta(2 * rows, 4096), w, w2, rows, space=space, pdl=True)
+
+    def gate_and_up(n: int, rows: int) -> None:
+        fused.linear_swiglu_triton(meta(rows, 4096), weight(n, 4096), pdl=True)
+
+    for tile in tables.linear_entry(4096, 4096, torch.bfloat16, "sm_90", weight(4096, 4096).scheme).tiles:
+        rows = tile.rows or 512
+        for n, op, kernel, launch in (
+            (4096, linear, "_linear_kernel", product), (24576, fused, "_linear_swiglu_kernel", gate_and_up),
+            (6144, fused, "_linear_swiglu_kernel", gate_and_up),
+        ):  # fmt: skip
+            targets = MORE if n == 6144 else HOPPER
+            yield f"pdl W8A8 {n} outputs, {tile}", op, kernel, partial(launch, n, rows), targets
+    rounding = module("quantise_rows")
+    for k, targets in ((4096, ALL), (12288, HOPPER)):
+        launch = partial(rounding.quantise_rows_triton, meta(33, k))
+        yield f"{k} columns", rounding, "_quantise_rows_kernel", launch, targets
+
+
 def row_wise() -> Iterator[Launch]:
     """The kernels of fixed layout at the shapes of Qwen3-8B."""
     norm, qk = module("rms_norm"), module("qk_norm_rope")
@@ -385,6 +417,7 @@ def cycles() -> Iterator[Launch]:
 def launches() -> Iterator[Launch]:
     yield from linears()
     yield from quantised_linears()
+    yield from rounded_linears()
     yield from row_wise()
     yield from linear_swiglus()
     yield from heads()

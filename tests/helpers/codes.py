@@ -18,6 +18,7 @@ class Coding(NamedTuple):
     zeros: bool
     scale: torch.dtype
     factor_rows: int = 1
+    rounds: bool = False
 
 
 # Each group and each dtype of scales once with each format; fp8 by block, as Qwen's, and by row.
@@ -28,12 +29,13 @@ SCHEMES = [
     Coding(Format.INT4, 32, False, torch.float32),
     Coding(Format.INT4, 128, True, torch.bfloat16),
 ]
+ROUNDED = Coding(Format.E4M3, 128, False, torch.bfloat16, 128, True)  # W8A8
 
 
 def name_of(scheme: Coding) -> str:
-    format, group, zeros, scale, rows = scheme
+    format, group, zeros, scale, rows, rounds = scheme
     kind = f"{format.value}-{group}{'-zeros' * zeros}-{str(scale).removeprefix('torch.')}"
-    return kind + "-blocks" * (rows > 1)
+    return kind + "-blocks" * (rows > 1) + "-rounds" * rounds
 
 
 def numbers_of(format: Format) -> Tensor:
@@ -46,15 +48,16 @@ def random_weight(
     scheme: Coding, n: int, k: int, device="cpu", seed: int = 0, dtype: torch.dtype = torch.bfloat16
 ) -> QuantisedWeight:
     """Codes of every size; scales from 2^-6 to 2^6."""
-    format, group, zeros, of_scales, rows = scheme
+    format, group, zeros, of_scales, rows, rounds = scheme
     g = torch.Generator().manual_seed(seed)
     known = numbers_of(format)
     codes = known[torch.randint(len(known), (n, k), generator=g)]
     scale = torch.exp2(12 * torch.rand(-(-n // rows), k // group, generator=g) - 6)
     zero = torch.randint(17, (n, k // group), generator=g).to(torch.uint8) if zeros else None
     weight = QuantisedWeight.new(
-        n, k, format, group, zeros=zeros, scale=of_scales, dtype=dtype, device=device, factor_rows=rows
-    )
+        n, k, format, group, zeros=zeros, scale=of_scales, dtype=dtype, device=device, factor_rows=rows,
+        rounds=rounds,
+    )  # fmt: skip
     weight.put(0, codes, scale.repeat_interleave(rows, 0)[:n], zero)
     return weight
 

@@ -25,7 +25,7 @@ from orthrus_kernels import PassShape, Weight  # noqa: E402
 HOPPER = aot.TARGETS["sm_90"]
 KERNELS = (
     ("rms_norm", "_rms_norm_kernel"), ("qk_norm_rope", "_qk_norm_rope_kernel"), ("swiglu", "_swiglu_kernel"),
-    ("embedding", "_embedding_kernel"), ("attention_triton", "_partial_kernel"),
+    ("embedding", "_embedding_kernel"), ("quantise_rows", "_quantise_rows_kernel"), ("attention_triton", "_partial_kernel"),
     ("attention_triton", "_combine_kernel"), ("attention_triton", "_path_kernel"),
     ("attention_triton", "_whole_kernel"),
     ("linear", "_linear_kernel"), ("linear_swiglu", "_linear_swiglu_kernel"),
@@ -48,6 +48,7 @@ def cases() -> Iterator[tuple[str, Callable[..., object]]]:
                         (meta(33, 8, 128), meta(33, 8, 128)))  # fmt: skip
     yield "swiglu", partial(swiglu.swiglu_triton, meta(33, 24576))
     yield "embedding", partial(embedding.embedding_triton, meta(151936, 4096), tokens)
+    yield "rows of codes", partial(module("quantise_rows").quantise_rows_triton, meta(33, 4096))
     yield from attentions()
     # tiles by pointers, by descriptors, in segments, and with a weight for each view
     for n, k, rows in ((6144, 4096, 1), (4096, 4096, 32), (4096, 12288, 1)):

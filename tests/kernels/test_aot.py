@@ -71,6 +71,7 @@ def test_linear_swiglu_sums_as_linear_does(compiled):
     """On wgmma in 16 bits, by descriptors where the tile says so; in fp32 by multiply-adds, though it is
     compiled without contraction."""
     lines = [line for line in compiled if line["kernel"] == "linear_swiglu_kernel" and not coded(line)]
+    lines = [line for line in lines if "W8A8" not in line["case"]]
     hopper = [line for line in lines if line["target"] == "sm_90"]
     for line in hopper:
         assert line["tma" if "tma=True" in line["case"] else "cp_async_16"], line
@@ -102,6 +103,18 @@ def test_codes_reach_the_tensor_cores_from_registers(compiled):
             assert not [
                 to for to in line["conversions"] if not re.fullmatch(r"cvt.rn.bf16(x2)?.f32;?", to)
             ], line
+
+
+def test_two_codes_are_multiplied_as_they_are(compiled):
+    """W8A8 in every tile of its table: wgmma of two e4m3 from shared memory, nothing loaded when it is used,
+    nothing converted but y, one multiply-add a fold. Any other instruction would have other bits."""
+    lines = [line for line in compiled if "W8A8" in line["case"]]
+    assert len(lines) == 10 and {line["kernel"] for line in lines} == {"linear_kernel", "linear_swiglu_kernel"}
+    for line in lines:
+        assert line["wgmma_e4m3"] and not line["mma"] and not line["wgmma_from_registers"], line
+        assert line["cp_async_16"] and line["fma"] and not line["loads"], line
+        assert all(re.fullmatch(r"cvt.rn.bf16(x2)?.f32;?", to) for to in line["conversions"]), line
+        assert line["shared"] <= 227 * 1024 and not line["spill_bytes"], line
 
 
 def test_a_word_is_widened_by_itself(compiled):

@@ -94,7 +94,7 @@ _TILES_ROUNDED = (
     LinearTile(32, 32, 64, True, 4, 4),
     LinearTile(64, 64, 128, True, 8, 4),
     LinearTile(192, 128, 64, True, 4, 4),
-    LinearTile(None, 128, 128, False, 8, 4),
+    LinearTile(None, 64, 128, False, 8, 4),
 )
 # An H100 has 132 multiprocessors, and two CTAs of the narrow tiles on each keep more reads in flight. Start
 # value: the settings of a prototype (H200, 2026-11-24) had 192 to 384 CTAs.
