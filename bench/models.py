@@ -72,6 +72,4 @@ MOST_CONTEXT = 40960 - 256  # positions of the models, less the rows of a pass
 def random_model(name: str, device: str = "cuda") -> Qwen3:
     """Random weights of a model's shape, in bf16 or codes."""
     shape = WHOLE[name]
-    return Qwen3.from_config(
-        shape.config(), device=device, dtype="bfloat16", activations=shape.activations
-    )
+    return Qwen3.from_config(shape.config(), device=device, dtype="bfloat16", activations=shape.activations)

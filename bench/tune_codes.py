@@ -1,10 +1,10 @@
 """Which tiles suit linears with quantised weights? Times candidates by format and rows on this GPU.
 
-All weights of a format share one list of tiles (`tables._TILES_QUANTISED`, of W8A8 `_TILES_ROUNDED`), so a candidate counts by its sum
-over the matrices of a layer: qkv, o, gate and up with SwiGLU, down. Every candidate is compared with
-the committed tile first, bit for bit, on rows whose sums show their order; one that differs is named and
-never timed. A call of W8A8 rounds its rows first. Tiles of the linears in Gluon are tried beside them, more rows than 128 in one tall tile and in
-two launches.
+All weights of a format share one list of tiles (`tables._TILES_QUANTISED`, of W8A8 `_TILES_ROUNDED`), so a
+candidate counts by its sum over the matrices of a layer: qkv, o, gate and up with SwiGLU, down. Every
+candidate is compared with the committed tile first, bit for bit, on rows whose sums show their order; one
+that differs is named and never timed. A call of W8A8 rounds its rows first. Tiles of the linears in Gluon are
+tried beside them, more rows than 128 in one tall tile and in two launches.
 
 Random codes; a call reads weights that are not in the cache. Nothing is written but --json. The lines at the
 end are those of the fastest tiles for src/orthrus_kernels/tables/gluon_codes.json."""
@@ -61,7 +61,7 @@ CANDIDATES: dict[int, tuple[tuple[int, int, bool, int, int], ...]] = {
     128: ((64, 64, True, 4, 4), (64, 128, True, 8, 3), (64, 128, False, 8, 3), (128, 128, True, 8, 3),
           (128, 64, True, 4, 3)),
 }  # fmt: skip
-# Of W8A8, where nothing is widened: as wide as registers allow, since a tile of x is read for each of a weight.
+# Of W8A8, where nothing is widened: as wide as registers allow.
 CANDIDATES_ROUNDED: dict[int, tuple[tuple[int, int, bool, int, int], ...]] = {
     1: ((16, 64, True, 4, 4), (16, 64, True, 4, 6), (16, 128, True, 8, 4)),
     32: ((32, 64, True, 4, 4), (32, 64, True, 4, 6), (32, 128, True, 8, 4)),

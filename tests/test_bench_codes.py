@@ -51,7 +51,8 @@ def test_ways_are_compared_and_the_fastest_stands_first(few, monkeypatch):
     of = matrices(TOY, torch.device(DEVICE), copies=2)
     assert [matrix.name for matrix in of] == list(NAMES)
     found = measure("toy", of, 3, Clock(), "sm_90", True)
-    tiles = [said(tile) for tile in candidates(3, of[0].scheme) if tile.at_once == 1]  # the matrices have one group
+    found_tiles = candidates(3, of[0].scheme)
+    tiles = [said(tile) for tile in found_tiles if tile.at_once == 1]  # the matrices have one group
     assert list(found.us)[:3] == [COMMITTED, *tiles] and not found.wrong and not found.left_out
     lines = found.lines(TOY.layers)
     assert [line[2] for line in lines][:3] == [*reversed(tiles), COMMITTED] and len(lines[0]) == 8

@@ -56,7 +56,9 @@ _CHOOSE = Op(_CHOICE, (
 KNOWN = {
     "linear": Op(
         (
-            "kernels/test_linear.py", "kernels/test_quantised_linears.py", "kernels/test_rounded_rows.py",
+            "kernels/test_linear.py",
+            "kernels/test_quantised_linears.py",
+            "kernels/test_rounded_rows.py",
             "kernels/test_tables.py",
         ),
         ("_linear_kernel", "_linear_gluon_kernel", "_linear_gluon_codes_kernel", "_quantise_rows_kernel"),

@@ -29,7 +29,7 @@ from ._triton import tl, triton
 from .descriptors import describable, described
 from .pdl import launch_dependents, launch_options, wait
 from .quantise_rows import Rows
-from .quantised_triton import check_rows, check_together, compiled_for, row_operands, rows_for, sum_by_groups
+from .quantised_triton import check_rows, check_together, compiled_for, row_operands, sum_by_groups
 from .tiles import by_row_tile
 from .weight import (
     AnyWeight,
@@ -162,8 +162,8 @@ def _store_partial(p, acc, rows, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "n_ar", "prefetch"], launch_metadata=_launch_metadata)
 def _linear_kernel(
-    x, x_tail, sx_t, x_scale, ss_g, w, w_diff, p_w, p_w_diff, sw_n, factors, factors_diff, y, sy_t, partials, counters,
-    T, n_ar, N, K, prefetch,
+    x, x_tail, sx_t, x_scale, ss_g, w, w_diff, p_w, p_w_diff, sw_n, factors, factors_diff, y, sy_t, partials,
+    counters, T, n_ar, N, K, prefetch,
     SEGMENTS: tl.constexpr, SPLIT: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr, FORMAT: tl.constexpr,
     ZEROS: tl.constexpr, FACTOR_ROWS: tl.constexpr, ASM: tl.constexpr, CODES_A_WORD: tl.constexpr,
     AT_ONCE: tl.constexpr, VIEWS: tl.constexpr, EVEN_K: tl.constexpr,
@@ -247,10 +247,9 @@ def linear_triton(
     """`linear` as one Triton launch, or one a view; `out` [T, N] takes the result. x and weights share one
     dtype. Rows for weights that round them are rounded in a launch before, unless they come as codes.
 
-    entry: in place of the table's, for tuning. space: for launches on a second stream. pdl: as a
-    dependent launch (pdl.py); with early=False this one starts in its turn, since early it holds registers
-    and shared memory that the one in front needs (bench/LOG.md), and only lets the next one start early.
-    Columns of x and `out` must be contiguous."""
+    entry: in place of the table's, for tuning. space: for launches on a second stream. pdl: as a dependent
+    launch (pdl.py); with early=False this one starts in its turn, since early it holds registers and memory
+    that the one in front needs, and only lets the next one start early. Columns are contiguous."""
     check_shapes(x, weight, weight_diff)
     rows, (n, k) = x.shape[0], weight.shape
     if weight_diff is None or n_ar is None or n_ar == rows:
@@ -271,9 +270,10 @@ def linear_triton(
         linear_triton(x[n_ar:], weight_diff, out=out[n_ar:], **how)
         return out
     check_together(entry, weight, weight_diff)
-    tile, x = entry.tile(max(n_ar, rows - n_ar)), rows_for(x, pdl, weight, weight_diff)
-    sx_t = x.stride(0) if rows > 1 else k
-    if tile.tma and not (isinstance(x, Tensor) and describable((x, sx_t)) and weight.describable and weight_diff.describable):
+    tile = entry.tile(max(n_ar, rows - n_ar))
+    operands = row_operands(x, pdl, weight, weight_diff)
+    by_rows = operands["x"], operands["x"].stride(0) if rows > 1 else k
+    if tile.tma and not (describable(by_rows) and weight.describable and weight_diff.describable):
         tile = replace(tile, tma=False, block_t=tile.block_t & -tile.block_t)  # 3 * 2^k to 2^k
     block_t = _power_of_two_up_to(tile.block_t)
     tail_t = tile.block_t - block_t
@@ -288,17 +288,17 @@ def linear_triton(
     can_prefetch = weight.can_prefetch and weight_diff.can_prefetch
     ahead = tile.prefetch * entry.block_k // weight.codes_a_word if can_prefetch and early else 0
     views = 2 if tile.tma and weight_diff is not weight else 1
-    operands = row_operands(x) | {"x_tail": None, "w": weight.pointer, "w_diff": weight_diff.pointer}
+    operands |= {"x_tail": None, "w": weight.pointer, "w_diff": weight_diff.pointer}
     if tile.tma:
-        assert isinstance(weight, Weight) and isinstance(weight_diff, Weight) and isinstance(x, Tensor)
+        assert isinstance(weight, Weight) and isinstance(weight_diff, Weight)
         operands |= {
-            "x": described(x, sx_t, block_t, entry.block_k),
-            "x_tail": described(x, sx_t, tail_t, entry.block_k) if tail_t else None,
+            "x": described(*by_rows, block_t, entry.block_k),
+            "x_tail": described(*by_rows, tail_t, entry.block_k) if tail_t else None,
             "w": weight.described(tile.block_n, entry.block_k),
             "w_diff": weight_diff.described(tile.block_n, entry.block_k) if views == 2 else None,
         }
     _linear_kernel[(tiles, entry.segments if split else 1)](
-        **operands, sx_t=sx_t, p_w=weight.pointer, p_w_diff=weight_diff.pointer, sw_n=weight.row_stride,
+        **operands, sx_t=by_rows[1], p_w=weight.pointer, p_w_diff=weight_diff.pointer, sw_n=weight.row_stride,
         factors=weight.factors, factors_diff=weight_diff.factors, y=out,
         sy_t=out.stride(0) if rows > 1 else n, partials=space.partials, counters=space.counters,
         T=rows, n_ar=n_ar, N=n, K=k, prefetch=ahead, SEGMENTS=entry.segments, SPLIT=split, TMA=tile.tma,
@@ -316,7 +316,7 @@ def _check(x: Rows, weight: AnyWeight, weight_diff: AnyWeight, n_ar: int, out: T
     check_rows(x, weight, weight_diff)
     assert 0 <= n_ar <= rows and out.shape == (rows, n), (n_ar, rows, out.shape)
     assert x.dtype == weight.dtype == weight_diff.dtype, (x.dtype, weight.dtype, weight_diff.dtype)
-    assert x.stride(1) == out.stride(1) == 1, (x.stride(), out.stride())
+    assert x.stride(1) == out.stride(1) == 1, (x.stride(1), out.stride())
 
 
 def _power_of_two_up_to(n: int) -> int:

@@ -29,7 +29,7 @@ from .linear import GROUP_T, check_shapes, linear, linear_triton, sum_by_pointer
 from .pdl import launch_dependents, launch_options, wait
 from .quantise_rows import Rows
 from .quantised import Scheme
-from .quantised_triton import check_rows, check_together, compiled_for, row_operands, rows_for, sum_by_groups
+from .quantised_triton import check_rows, check_together, compiled_for, row_operands, sum_by_groups
 from .rows import NO_CONTRACTION, new_rows
 from .swiglu import silu_times, swiglu, swiglu_triton
 from .tables import LinearEntry, LinearTile
@@ -173,8 +173,8 @@ def _linear_swiglu_kernel(
                                        SEGMENTS, BLOCK_H, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
     else:
         gate, up = _gate_and_up_by_pointers(x, sx_t, x_scale, ss_g, w, sw_n, factors, first_h, first_row, T,
-                                            F, K, SEGMENTS, FORMAT, ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD, AT_ONCE,
-                                            EVEN_K, BLOCK_H, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
+                                            F, K, SEGMENTS, FORMAT, ZEROS, FACTOR_ROWS, ASM, CODES_A_WORD,
+                                            AT_ONCE, EVEN_K, BLOCK_H, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
     if PDL:
         launch_dependents()  # not before: a linear comes next, and would need the place of this one
     dtype: tl.constexpr = y.dtype.element_ty
@@ -204,7 +204,7 @@ def linear_swiglu_triton(
     out = new_rows(gate_up.pointer.new_empty(0, dtype=x.dtype), rows, f) if out is None else out
     assert out.shape == (rows, f), (out.shape, rows, f)
     assert x.dtype == gate_up.dtype == out.dtype, (x.dtype, gate_up.dtype, out.dtype)
-    assert x.stride(1) == out.stride(1) == 1, (x.stride(), out.stride())
+    assert x.stride(1) == out.stride(1) == 1, (x.stride(1), out.stride())
     check_rows(x, gate_up)
     if rows == 0:
         return out
@@ -218,18 +218,17 @@ def linear_swiglu_triton(
     tile = entry.tile(rows)
     block_h = tile.block_n // 2
     ahead = tile.prefetch * entry.block_k // gate_up.codes_a_word if gate_up.can_prefetch and early else 0
-    x = rows_for(x, pdl, gate_up)
-    sx_t = x.stride(0) if rows > 1 else k
-    operands = row_operands(x) | {"w": gate_up.pointer}
-    tma = tile.tma and gate_up.describable and isinstance(x, Tensor) and describable((x, sx_t))
+    operands = row_operands(x, pdl, gate_up) | {"w": gate_up.pointer}
+    by_rows = operands["x"], operands["x"].stride(0) if rows > 1 else k
+    tma = tile.tma and describable(by_rows) and gate_up.describable
     if tma:
-        assert isinstance(gate_up, Weight) and isinstance(x, Tensor)
-        operands["x"] = described(x, sx_t, tile.block_t, entry.block_k)
+        assert isinstance(gate_up, Weight)
+        operands["x"] = described(*by_rows, tile.block_t, entry.block_k)
         operands["w"] = gate_up.described(block_h, entry.block_k)
     # Without contraction, as swiglu_triton is compiled. The sums are still those of linear_triton, compiled
     # with it: tensor-core dots have nothing to contract, dots in fp32 are fma.rn by name (test_aot.py).
     _linear_swiglu_kernel[(triton.cdiv(rows, tile.block_t) * triton.cdiv(f, block_h),)](
-        **operands, sx_t=sx_t, p_w=gate_up.pointer, sw_n=gate_up.row_stride,
+        **operands, sx_t=by_rows[1], p_w=gate_up.pointer, sw_n=gate_up.row_stride,
         factors=gate_up.factors, y=out, sy_t=out.stride(0) if rows > 1 else f, T=rows, F=f,
         K=k, prefetch=ahead, SEGMENTS=entry.segments, TMA=tma, PDL=pdl, **compiled_for(gate_up, entry, tile),
         EVEN_K=k % entry.block_k == 0, GROUP=GROUP_T, BLOCK_H=block_h, BLOCK_T=tile.block_t,

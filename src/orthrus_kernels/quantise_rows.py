@@ -3,9 +3,9 @@
     s[t, g] = max |x[t, k]| over k in g, divided by 448 in fp32; 1 where that is 0
     code[t, k] = x[t, k] / s[t, g], to the nearest e4m3, to even
 
-g is a group of 128 columns. Both divisions are IEEE's. A group that holds NaN or an infinity has codes of NaN,
-so that every product with it is NaN. Codes and scale of a row depend on that row alone. Moves K of 16 bits of
-a row, K codes and K / 128 scales.
+g is a group of 128 columns. Both divisions are IEEE's. In a group with a NaN or an infinity that number has
+the code of NaN, so that all that is multiplied by the row is NaN. Codes and scale of a row depend on that row
+alone. Moves K numbers of 16 bits of a row, K codes and K / 128 scales.
 
 The kernel rounds by the bits of fp32, as no GPU before sm_89 and no interpreter knows how to: e4m3 has 3 bits
 of fraction, and below 2^-6 steps of 2^-9."""
@@ -79,7 +79,8 @@ def group_scale(largest):
 def _launch_metadata(grid, kernel, args):
     """Name and bytes for Triton's profiler."""
     rows, k = grid[0], args["K"]
-    return {"name": f"quantise_rows_{rows}x{k}", "bytes": rows * (k * (args["x"].element_size() + 1) + k // 32)}
+    each = k * (args["x"].element_size() + 1) + k // 32
+    return {"name": f"quantise_rows_{rows}x{k}", "bytes": rows * each}
 
 
 @triton.jit(launch_metadata=_launch_metadata)
@@ -111,8 +112,8 @@ def quantise_rows_triton(x: Tensor, *, pdl: bool = False) -> CodedRows:
     scale = x.new_empty(k // GROUP, rows, dtype=torch.float32)
     if rows:
         _quantise_rows_kernel[(rows, triton.cdiv(k // GROUP, _GROUPS))](
-            x=x, sx_t=x.stride(0) if rows > 1 else k, codes=codes, sc_t=k, scale=scale, ss_g=rows, K=k, PDL=pdl,
-            GROUPS=_GROUPS, num_warps=2, **NO_CONTRACTION, **launch_options(pdl),
+            x=x, sx_t=x.stride(0) if rows > 1 else k, codes=codes, sc_t=k, scale=scale, ss_g=rows, K=k,
+            PDL=pdl, GROUPS=_GROUPS, num_warps=2, **NO_CONTRACTION, **launch_options(pdl),
         )  # fmt: skip
     return CodedRows(codes.view(torch.float8_e4m3fn), scale, x.dtype)
 

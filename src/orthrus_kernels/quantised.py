@@ -8,14 +8,15 @@ value(code) is exact in bf16, so that codes enter a tensor core as they are; sca
 fp32, by `fma(sum of the group, scale, sum so far)`. No weight is ever rounded. Segments of a reduction class
 (linear.py) are cut at groups.
 
-A weight of E4M3 in groups of 128 may also **round** its rows (W8A8): x becomes codes of 8 bits with a scale for
-each row and group (quantise_rows.py), for every row that it multiplies, however many there are, and
+A weight of E4M3 in groups of 128 may also **round** its rows (W8A8): x becomes codes of 8 bits with a scale s
+for each row and group (quantise_rows.py), for every row that it multiplies, however many there are, and
 
-    y[t, n] = sum over groups g of  (scale[n, g] * s[t, g]) * (sum over k in g of value(code[n, k]) * value(code[t, k]))
+    y[t, n] = sum over groups g of  (scale[n, g] * s[t, g])
+                                      * (sum over k in g of value(code[n, k]) * value(code[t, k]))
 
-by `fma(sum of the group, scale * s in fp32, sum so far)`. Products of codes are exact in fp32. Hopper's tensor
-cores add those of 8 bits with some 13 bits of fraction, so that between a GPU and the twin a sum of a group
-differs by about 2^-13 of its largest term; rows of a GPU among each other do not.
+by `fma(sum of the group, scale * s in fp32, sum so far)`. Products of codes are exact in fp32. Hopper's
+tensor cores add those of 8 bits with some 13 bits of fraction, so that between a GPU and the twin a sum of a
+group differs by about 2^-13 of its largest term; the bits of a row on a GPU do not depend on other rows.
 
 Codes lie in int32 **words**, in the order in which a thread of a tensor core takes them (the words of a row
 follow one another):
@@ -247,7 +248,8 @@ def product_by_groups(weight: QuantisedWeight) -> Callable[[Tensor], Tensor]:
         factors: Iterable[Tensor] = scales
         if weight.rounds:
             coded = quantise_rows(x)
-            x, factors = coded.codes.float(), (s[:, None] * w for s, w in zip(coded.scale, scales, strict=True))
+            x, pairs = coded.codes.float(), zip(coded.scale, scales, strict=True)
+            factors = (s[:, None] * scale for s, scale in pairs)
         total = x.new_zeros(len(x), weight.shape[0])
         for columns, value, factor in zip(x.split(weight.group, 1), values, factors, strict=True):
             total = torch.add(total.double(), (columns @ value).double() * factor.double()).float()

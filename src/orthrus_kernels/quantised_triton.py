@@ -68,21 +68,15 @@ def check_together(entry: LinearEntry, *weights: AnyWeight) -> None:
         assert not weights[0].scheme.rounds or all(tile.warps >= WGMMA_WARPS for tile in entry.tiles), entry
 
 
-def rows_for(x: Rows, pdl: bool, *weights: AnyWeight) -> Rows:
-    """x as a launch with these weights takes it, rounded to codes where they round rows. pdl: as a dependent
-    launch."""
-    rounds = [weight.scheme is not None and weight.scheme.rounds for weight in weights]
-    if isinstance(x, Tensor) and all(rounds):
-        return quantise_rows_triton(x, pdl=pdl)
-    assert isinstance(x, Tensor) or all(rounds), "rows of codes, and a weight that takes them as they were"
-    return x
-
-
-def row_operands(x: Rows) -> dict[str, Any]:
-    """What a kernel takes of x."""
-    if isinstance(x, Tensor):
+def row_operands(x: Rows, pdl: bool, *weights: AnyWeight) -> dict[str, Any]:
+    """What a kernel with these weights takes of x, which is rounded to codes where they round rows. pdl: as a
+    dependent launch."""
+    rounds = all(weight.scheme is not None and weight.scheme.rounds for weight in weights)
+    if isinstance(x, Tensor) and not rounds:
         return {"x": x, "x_scale": None, "ss_g": None}
-    return {"x": x.codes, "x_scale": x.scale, "ss_g": x.scale.stride(0)}
+    assert rounds, "rows of codes, and a weight that takes them as they were"
+    coded = quantise_rows_triton(x, pdl=pdl) if isinstance(x, Tensor) else x
+    return {"x": coded.codes, "x_scale": coded.scale, "ss_g": coded.scale.stride(0)}
 
 
 def groups_at_once(weight: AnyWeight, entry: LinearEntry, tile: LinearTile) -> int:

@@ -158,8 +158,8 @@ class Network:
         self.frequencies = frequencies.to(device)
         if activations is not None and not any(weight.rounds for weight in self.codes()):
             raise InputError(
-                "activations fp8 are for weights of 8-bit floats in groups of 128 columns, and this checkpoint "
-                "has none: leave activations out (orthrus info shows how its weights are stored)"
+                "activations fp8 are for weights of 8-bit floats in groups of 128 columns, and this "
+                "checkpoint has none: leave activations out (orthrus info shows how its weights are stored)"
             )
 
     def codes(self) -> Iterator[QuantisedWeight]:

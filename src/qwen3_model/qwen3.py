@@ -56,9 +56,9 @@ class Qwen3(Network):
 
         device: CUDA if there, else the CPU. dtype: the checkpoint's on CUDA, fp32 on a CPU. backend:
         "reference", "triton", "torch" or "auto". revision: branch, tag or commit of a hub id. diffusion: an
-        Orthrus of the same base, whose diffusion view is taken (graft.py). activations: "fp8": rows are
-        rounded to 8 bits where a weight has codes of 8-bit floats in groups of 128 columns; None: never. Without a tokenizer.json the model
-        has no `text` and speaks token ids only."""
+        Orthrus of the same base, whose diffusion view is taken (graft.py). activations: "fp8": weights of
+        8-bit floats in groups of 128 columns round all rows that they multiply to 8 bits; None: no weight
+        does. Without a tokenizer.json the model has no `text` and speaks token ids only."""
         on = pick_device(device)
         if on.type == "meta":
             raise InputError("a checkpoint cannot run on device meta: use cpu, cuda or cuda:N")

@@ -46,11 +46,12 @@ def test_every_tile_gives_a_row_the_same_bits(size):
     ours = quantise_rows_triton(x, pdl=True)
     assert torch.equal(ours.codes.view(torch.uint8), coded.codes.view(torch.uint8))
     assert torch.equal(ours.scale, coded.scale)
-    whole = linear_triton(x, w, out_dtype=torch.float32)
+    wide = torch.float32
+    whole = linear_triton(x, w, out_dtype=wide)
     for count in COUNTS:
-        assert torch.equal(linear_triton(x[:count], w, out_dtype=torch.float32, pdl=True), whole[:count]), count
-        assert torch.equal(linear_triton(x[-count:], w, out_dtype=torch.float32), whole[-count:]), count
-        both = linear_triton(x[:count], w2, w, count // 2, torch.float32, pdl=True)
+        first, last = (linear_triton(of, w, out_dtype=wide, pdl=True) for of in (x[:count], x[-count:]))
+        assert torch.equal(first, whole[:count]) and torch.equal(last, whole[-count:]), count
+        both = linear_triton(x[:count], w2, w, count // 2, wide, pdl=True)
         assert torch.equal(both[count // 2 :], whole[count // 2 : count]), count
     of = tables.linear_entry(n, k, BF16, "sm_90", w.scheme)
     for tile in of.tiles:

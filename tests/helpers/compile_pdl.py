@@ -25,7 +25,8 @@ from orthrus_kernels import PassShape, Weight  # noqa: E402
 HOPPER = aot.TARGETS["sm_90"]
 KERNELS = (
     ("rms_norm", "_rms_norm_kernel"), ("qk_norm_rope", "_qk_norm_rope_kernel"), ("swiglu", "_swiglu_kernel"),
-    ("embedding", "_embedding_kernel"), ("quantise_rows", "_quantise_rows_kernel"), ("attention_triton", "_partial_kernel"),
+    ("embedding", "_embedding_kernel"), ("quantise_rows", "_quantise_rows_kernel"),
+    ("attention_triton", "_partial_kernel"),
     ("attention_triton", "_combine_kernel"), ("attention_triton", "_path_kernel"),
     ("attention_triton", "_whole_kernel"),
     ("linear", "_linear_kernel"), ("linear_swiglu", "_linear_swiglu_kernel"),

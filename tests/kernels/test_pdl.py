@@ -23,9 +23,9 @@ ASKS_L2_FOR = {
 # Parameters that are no addresses: sizes, strides and view borders choose among those pointers.
 NUMBERS = {"first_diff", "n_ar", "T", "N", "F", "K", "sw_n", "prefetch"}
 KERNELS = {
-    "rms_norm_kernel", "qk_norm_rope_kernel", "swiglu_kernel", "embedding_kernel", "quantise_rows_kernel", "partial_kernel",
-    "combine_kernel", "path_kernel", "whole_kernel", "linear_kernel", "linear_swiglu_kernel", "head_kernel",
-    "merge_kernel",
+    "rms_norm_kernel", "qk_norm_rope_kernel", "swiglu_kernel", "embedding_kernel", "quantise_rows_kernel",
+    "partial_kernel", "combine_kernel", "path_kernel", "whole_kernel", "linear_kernel",
+    "linear_swiglu_kernel", "head_kernel", "merge_kernel",
 }  # fmt: skip
 
 

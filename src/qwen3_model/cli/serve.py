@@ -192,7 +192,7 @@ def _ready_line(
     words += ["-d", '{"prompt": "def fibonacci(n):", "max_tokens": 64, "temperature": 0}']
     rounded = f"activations {args.activations}, " if args.activations else ""
     return (
-        f"{served.name} is served at {url} ({ready.device}, {rounded}{ready.slots} slots, {ready.cache_tokens} tokens "
-        f"of cache, fingerprint {ready.fingerprint})\n{shlex.join(words)}\n"
+        f"{served.name} is served at {url} ({ready.device}, {rounded}{ready.slots} slots, "
+        f"{ready.cache_tokens} tokens of cache, fingerprint {ready.fingerprint})\n{shlex.join(words)}\n"
         f"In a browser: {url}/"
     )

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class EngineOptions:
     """The engine that a process makes. A bench may make another one: a subclass with a `made` of its own.
 
-    model to revision, diffusion, activations: as in `Qwen3.from_pretrained`; model: None: the embedded one. slots,
-    cache_tokens: as in `Engine`, but that the cache keeps its size with one slot too."""
+    model to revision, diffusion, activations: as in `Qwen3.from_pretrained`; model: None: the embedded one.
+    slots, cache_tokens: as in `Engine`, but that the cache keeps its size with one slot too."""
 
     model: str | Path | None = None
     device: str | None = None
