@@ -80,6 +80,9 @@ def test_random_codes_are_numbers(scheme):
 
 def test_schemes_are_those_of_the_models():
     assert scheme_of(replace(TOY, form=Fp8())) == Scheme(Format.E4M3, 128, False, 128)
+    w8a8 = replace(TOY, form=Fp8(), activations="fp8")
+    assert scheme_of(w8a8) == Scheme(Format.E4M3, 128, False, 128, True)
+    assert all(of.copies[0].rounds for of in matrices(w8a8, torch.device("cpu"), copies=1))
     assert scheme_of(TOY) == Scheme(Format.INT4, 128, True)
 
 
@@ -100,10 +103,10 @@ def test_lines_of_the_table_are_of_the_fastest_tiles_down_to_where_triton_leads(
 
 @pytest.mark.parametrize("rows", tune_codes.ROWS)
 def test_candidates_are_tiles_by_pointers(rows):
-    tiles = candidates(rows)
-    assert len(set(tiles)) == len(tiles) > 3 and all(
-        isinstance(of, LinearTile) and not of.tma for of in tiles
-    )
+    for scheme in (scheme_of(TOY), scheme_of(replace(TOY, form=Fp8(), activations="fp8"))):
+        tiles = candidates(rows, scheme)
+        assert len(set(tiles)) == len(tiles) > 3
+        assert all(isinstance(of, LinearTile) and not of.tma for of in tiles)
 
 
 @ON_THE_CPU

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from . import tables
 from ._triton import tl, triton
+from .coded_rows import Rows
 from .descriptors import describable, described
 from .pdl import launch_dependents, launch_options, wait
-from .quantise_rows import Rows
 from .quantised_triton import check_rows, check_together, compiled_for, row_operands, sum_by_groups
 from .tiles import by_row_tile
 from .weight import (

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from . import tables
 from ._triton import tl, triton
+from .coded_rows import Rows
 from .descriptors import describable, described
 from .linear import GROUP_T, check_shapes, linear, linear_triton, sum_by_pointers
 from .pdl import launch_dependents, launch_options, wait
-from .quantise_rows import Rows
 from .quantised import Scheme
 from .quantised_triton import check_rows, check_together, compiled_for, row_operands, sum_by_groups
 from .rows import NO_CONTRACTION, new_rows

@@ -1,60 +1,21 @@
-"""Rows as codes of 8 bits with a scale for every 128 columns: what linears with W8A8 weights multiply.
+"""`quantise_rows` (coded_rows.py) as a kernel. Of a row it moves K numbers of 16 bits, K codes and K / 128
+scales.
 
-    s[t, g] = max |x[t, k]| over k in g, divided by 448 in fp32; 1 where that is 0
-    code[t, k] = x[t, k] / s[t, g], to the nearest e4m3, to even
-
-g is a group of 128 columns. Both divisions are IEEE's. In a group with a NaN or an infinity that number has
-the code of NaN, so that all that is multiplied by the row is NaN. Codes and scale of a row depend on that row
-alone. Moves K numbers of 16 bits of a row, K codes and K / 128 scales.
-
-The kernel rounds by the bits of fp32, as no GPU before sm_89 and no interpreter knows how to: e4m3 has 3 bits
-of fraction, and below 2^-6 steps of 2^-9."""
+It rounds by the bits of fp32, as no GPU before sm_89 and no interpreter knows how to: e4m3 has 3 bits of
+fraction, and below 2^-6 steps of 2^-9."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ._triton import tl, triton
+from .coded_rows import GROUP, LARGEST, CodedRows, check_columns
 from .pdl import launch_dependents, launch_options, wait
 from .rows import NO_CONTRACTION, new_rows
 
-GROUP = 128  # columns that share a scale
-LARGEST = 448.0  # of e4m3
 _LARGEST, _GROUP = tl.constexpr(LARGEST), tl.constexpr(GROUP)
 _GROUPS = 8  # of a program: 16 numbers a thread at 2 warps
-
-
-@dataclass(frozen=True, eq=False)
-class CodedRows:
-    """Rows [T, K] as codes; it answers as a tensor of rows does where linears ask."""
-
-    codes: Tensor  # float8_e4m3fn [T, K], columns contiguous
-    scale: Tensor  # fp32 [K / GROUP, T], rows contiguous: a tile of rows reads neighbours
-    dtype: torch.dtype  # of the rows that they stand for
-
-    @property
-    def shape(self) -> torch.Size:
-        """(T, K)."""
-        return self.codes.shape
-
-    @property
-    def device(self) -> torch.device:
-        """Where they are."""
-        return self.codes.device
-
-    def stride(self, dimension: int) -> int:
-        """Of the codes."""
-        return self.codes.stride(dimension)
-
-    def __getitem__(self, rows: slice) -> CodedRows:
-        """Some of the rows."""
-        return CodedRows(self.codes[rows], self.scale[:, rows], self.dtype)
-
-
-Rows = Tensor | CodedRows
 
 
 @triton.jit
@@ -106,7 +67,7 @@ def quantise_rows_triton(x: Tensor, *, pdl: bool = False) -> CodedRows:
     """`quantise_rows` as one Triton launch; columns of x are contiguous. pdl: as a dependent launch
     (pdl.py)."""
     rows, k = x.shape
-    _check(x)
+    check_columns(x)
     assert x.stride(1) == 1, x.stride()
     codes = new_rows(x.new_empty(0, dtype=torch.uint8), rows, k)
     scale = x.new_empty(k // GROUP, rows, dtype=torch.float32)
@@ -116,18 +77,3 @@ def quantise_rows_triton(x: Tensor, *, pdl: bool = False) -> CodedRows:
             PDL=pdl, GROUPS=_GROUPS, num_warps=2, **NO_CONTRACTION, **launch_options(pdl),
         )  # fmt: skip
     return CodedRows(codes.view(torch.float8_e4m3fn), scale, x.dtype)
-
-
-def quantise_rows(x: Tensor) -> CodedRows:
-    """Codes and scales of rows x [T, K]. Raises ValueError where K is no multiple of 128."""
-    _check(x)
-    groups = x.float().unflatten(1, (-1, GROUP))
-    scale = groups.abs().amax(-1) / LARGEST
-    scale = torch.where(scale == 0, 1.0, scale)
-    codes = (groups / scale[..., None]).to(torch.float8_e4m3fn).flatten(1)
-    return CodedRows(codes, scale.t().contiguous(), x.dtype)
-
-
-def _check(x: Tensor) -> None:
-    if x.dim() != 2 or x.shape[1] % GROUP:
-        raise ValueError(f"rows {tuple(x.shape)}: a multiple of {GROUP} columns was expected")

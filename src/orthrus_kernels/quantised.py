@@ -9,7 +9,7 @@ fp32, by `fma(sum of the group, scale, sum so far)`. No weight is ever rounded. 
 (linear.py) are cut at groups.
 
 A weight of E4M3 in groups of 128 may also **round** its rows (W8A8): x becomes codes of 8 bits with a scale s
-for each row and group (quantise_rows.py), for every row that it multiplies, however many there are, and
+for each row and group (coded_rows.py), for every row that it multiplies, however many there are, and
 
     y[t, n] = sum over groups g of  (scale[n, g] * s[t, g])
                                       * (sum over k in g of value(code[n, k]) * value(code[t, k]))
@@ -48,7 +48,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .quantise_rows import GROUP, quantise_rows
+from .coded_rows import GROUP, quantise_rows
 
 GROUPS = (32, 64, 128)  # columns that may share a scale
 FACTOR_ROWS = (1, 128)  # rows that may share a factor

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from ._triton import tl, triton, triton_interprets
-from .quantise_rows import Rows, quantise_rows_triton
+from .coded_rows import Rows
+from .quantise_rows import quantise_rows_triton
 from .quantised import LOWEST, SYMMETRIC
 from .tables import LinearEntry, LinearTile
 from .weight import AnyWeight, load_weight

@@ -12,9 +12,10 @@ from codes import ROUNDED, random_weight
 from interpreter import DEVICE
 
 from orthrus_kernels import tables
+from orthrus_kernels.coded_rows import quantise_rows
 from orthrus_kernels.linear import linear, linear_triton
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton, swiglu_entry
-from orthrus_kernels.quantise_rows import quantise_rows, quantise_rows_triton
+from orthrus_kernels.quantise_rows import quantise_rows_triton
 from orthrus_kernels.swiglu import swiglu_triton
 from qwen3_model import Qwen3
 from qwen3_model.checkpoint import EMBEDDED

@@ -13,9 +13,10 @@ from interpreter import DEVICE
 from limits import LIMITS, assert_close
 from strategies import KINDS, hard
 
+from orthrus_kernels.coded_rows import CodedRows, quantise_rows
 from orthrus_kernels.linear import linear, linear_triton
 from orthrus_kernels.linear_swiglu import linear_swiglu, linear_swiglu_triton
-from orthrus_kernels.quantise_rows import CodedRows, quantise_rows, quantise_rows_triton
+from orthrus_kernels.quantise_rows import quantise_rows_triton
 from orthrus_kernels.quantised import Format, QuantisedWeight
 from orthrus_kernels.swiglu import swiglu_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
