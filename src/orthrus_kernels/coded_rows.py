@@ -53,7 +53,7 @@ def quantise_rows(x: Tensor) -> CodedRows:
     check_columns(x)
     groups = x.float().unflatten(1, (-1, GROUP))
     largest = groups.abs().amax(-1)
-    scale = largest / torch.full_like(largest, LARGEST)  # by a number torch on a GPU would multiply by 1 / 448
+    scale = largest / torch.full_like(largest, LARGEST)  # IEEE: by a number would be times 1 / 448
     scale = torch.where(scale == 0, 1.0, scale)
     codes = (groups / scale[..., None]).to(torch.float8_e4m3fn).flatten(1)
     return CodedRows(codes, scale.t().contiguous(), x.dtype)
