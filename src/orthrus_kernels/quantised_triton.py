@@ -190,23 +190,67 @@ def widened(words, zero, FORMAT: tl.constexpr, ASM: tl.constexpr, BLOCK_N: tl.co
 
 
 @triton.jit
-def _of_group(p_w, p_x, p_factor, p_s, m_n, m_t, FORMAT: tl.constexpr, ZEROS: tl.constexpr,
-              ASM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
-    """(products, what they are multiplied by) of a group: [BLOCK_N, BLOCK_T] and [BLOCK_N, 1], or the first
-    shape again where rows have scales."""
+def _of_group(p_w, p_x, p_factor, m_n, m_t, FORMAT: tl.constexpr, ZEROS: tl.constexpr, ASM: tl.constexpr,
+              BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+    """(products, scale of each weight row) of a group."""
     b_w = load_weight(p_w, m_n[:, None])
-    b_x = tl.load(p_x, mask=m_t[None, :], other=0.0)
+    b_x = tl.load(p_x, mask=m_t, other=0.0)
     b_scale = tl.load(p_factor, mask=m_n, other=0)
-    if p_s is None:
-        b_zero = None
-        if ZEROS:
-            b_zero = b_scale & _LOWEST
-            b_scale = b_scale & ~_LOWEST
-        part = tl.dot(widened(b_w, b_zero, FORMAT, ASM, BLOCK_N, BLOCK_K), b_x)
-        return part, b_scale.to(tl.float32, bitcast=True)[:, None]
-    else:
-        b_s = tl.load(p_s, mask=m_t, other=0.0)
-        return tl.dot(b_w, b_x), b_scale.to(tl.float32, bitcast=True)[:, None] * b_s[None, :]
+    b_zero = None
+    if ZEROS:
+        b_zero = b_scale & _LOWEST
+        b_scale = b_scale & ~_LOWEST
+    part = tl.dot(widened(b_w, b_zero, FORMAT, ASM, BLOCK_N, BLOCK_K), b_x)
+    return part, b_scale.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _sum_of_words(words, sw_n, factors, x, sx_t, o_n, o_t, end_row, first, last, N, FORMAT: tl.constexpr,
+                  ZEROS: tl.constexpr, FACTOR_ROWS: tl.constexpr, ASM: tl.constexpr,
+                  CODES_A_WORD: tl.constexpr, AT_ONCE: tl.constexpr, BLOCK_N: tl.constexpr,
+                  BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+    """`sum_by_groups` where rows are bf16."""
+    WORDS: tl.constexpr = BLOCK_K // CODES_A_WORD
+    o_k = tl.arange(0, BLOCK_K)
+    m_n, m_t = o_n < N, (o_t < end_row)[None, :]
+    p_w = words + o_n.to(tl.int64)[:, None] * sw_n + first * WORDS + tl.arange(0, WORDS)[None, :]
+    p_x = x + o_t.to(tl.int64)[None, :] * sx_t + first * BLOCK_K + o_k[:, None]
+    p_factor, blocks = factors + o_n // FACTOR_ROWS, tl.cdiv(N, FACTOR_ROWS)
+    acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
+    for i_g in tl.range(first, last, AT_ONCE, num_stages=STAGES):
+        p_now = p_factor + i_g * blocks
+        part, b_scale = _of_group(p_w, p_x, p_now, m_n, m_t, FORMAT, ZEROS, ASM, BLOCK_N, BLOCK_K)
+        if AT_ONCE == 2:
+            behind, b_behind = _of_group(p_w + WORDS, p_x + BLOCK_K, p_now + blocks, m_n, m_t, FORMAT, ZEROS,
+                                         ASM, BLOCK_N, BLOCK_K)  # fmt: skip
+        acc = tl.fma(part, tl.broadcast_to(b_scale[:, None], part.shape), acc)
+        if AT_ONCE == 2:
+            acc = tl.fma(behind, tl.broadcast_to(b_behind[:, None], behind.shape), acc)
+        p_w += AT_ONCE * WORDS
+        p_x += AT_ONCE * BLOCK_K
+    return acc
+
+
+@triton.jit
+def _sum_of_codes(codes, sw_n, factors, x, sx_t, x_scale, ss_g, o_n, o_t, end_row, first, last, N,
+                  FACTOR_ROWS: tl.constexpr, AT_ONCE: tl.constexpr, BLOCK_N: tl.constexpr,
+                  BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+    """`sum_by_groups` where rows are codes too. Past the last row of either a tile has the last row again,
+    which nobody stores: a mask would cost every copy three instructions."""
+    o_n, o_t, o_k = tl.minimum(o_n, N - 1), tl.minimum(o_t, end_row - 1), tl.arange(0, BLOCK_K)
+    p_w = codes + o_n.to(tl.int64)[:, None] * sw_n + o_k[None, :]
+    p_x = x + o_t.to(tl.int64)[None, :] * sx_t + o_k[:, None]
+    p_factor, blocks, p_s = factors + o_n // FACTOR_ROWS, tl.cdiv(N, FACTOR_ROWS), x_scale + o_t
+    acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
+    for i_round in tl.range(first, last, AT_ONCE, num_stages=STAGES):
+        for nth in tl.static_range(AT_ONCE):
+            i_g = i_round + nth
+            b_w = tl.load(p_w + i_g * BLOCK_K, eviction_policy="evict_first")
+            part = tl.dot(b_w, tl.load(p_x + i_g * BLOCK_K))
+            b_scale = tl.load(p_factor + i_g * blocks).to(tl.float32, bitcast=True)
+            factor = b_scale[:, None] * tl.load(p_s + i_g * ss_g)[None, :]
+            acc = tl.fma(part, factor, acc)
+    return acc
 
 
 @triton.jit
@@ -217,24 +261,11 @@ def sum_by_groups(words, sw_n, factors, x, sx_t, x_scale, ss_g, o_n, o_t, end_ro
     """Sum of groups [first, last), each BLOCK_K columns, from zero: [BLOCK_N, BLOCK_T] fp32. AT_ONCE: groups
     of a round of the loop, 1 or 2; a segment has a multiple of them. x_scale: of rows that are codes, or
     None."""
-    WORDS: tl.constexpr = BLOCK_K // CODES_A_WORD
-    o_k = tl.arange(0, BLOCK_K)
-    m_n, m_t = o_n < N, o_t < end_row
-    p_w = words + o_n.to(tl.int64)[:, None] * sw_n + first * WORDS + tl.arange(0, WORDS)[None, :]
-    p_x = x + o_t.to(tl.int64)[None, :] * sx_t + first * BLOCK_K + o_k[:, None]
-    p_factor, blocks = factors + o_n // FACTOR_ROWS, tl.cdiv(N, FACTOR_ROWS)
-    acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
-    for i_g in tl.range(first, last, AT_ONCE, num_stages=STAGES):
-        p_now = p_factor + i_g * blocks
-        p_s = None if x_scale is None else x_scale + i_g * ss_g + o_t
-        part, factor = _of_group(p_w, p_x, p_now, p_s, m_n, m_t, FORMAT, ZEROS, ASM, BLOCK_N, BLOCK_K)
-        if AT_ONCE == 2:
-            p_s = None if x_scale is None else p_s + ss_g
-            behind, factor_behind = _of_group(p_w + WORDS, p_x + BLOCK_K, p_now + blocks, p_s, m_n, m_t,
-                                              FORMAT, ZEROS, ASM, BLOCK_N, BLOCK_K)  # fmt: skip
-        acc = tl.fma(part, tl.broadcast_to(factor, part.shape), acc)
-        if AT_ONCE == 2:
-            acc = tl.fma(behind, tl.broadcast_to(factor_behind, behind.shape), acc)
-        p_w += AT_ONCE * WORDS
-        p_x += AT_ONCE * BLOCK_K
+    if x_scale is None:
+        acc = _sum_of_words(words, sw_n, factors, x, sx_t, o_n, o_t, end_row, first, last, N, FORMAT, ZEROS,
+                            FACTOR_ROWS, ASM, CODES_A_WORD, AT_ONCE, BLOCK_N, BLOCK_T, BLOCK_K,
+                            STAGES)  # fmt: skip
+    else:
+        acc = _sum_of_codes(words, sw_n, factors, x, sx_t, x_scale, ss_g, o_n, o_t, end_row, first, last, N,
+                            FACTOR_ROWS, AT_ONCE, BLOCK_N, BLOCK_T, BLOCK_K, STAGES)  # fmt: skip
     return acc
