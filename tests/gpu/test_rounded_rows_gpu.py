@@ -74,9 +74,11 @@ def test_every_tile_gives_a_row_the_same_bits(size):
     wanted = linear(x, w, None, None, torch.float32)
     sums = coded.codes.float().abs() * coded.scale.t().repeat_interleave(128, 1)
     sums = sums @ (w.values().abs() * w.scale.t().repeat_interleave(128, 1)).t()
-    worst = ((whole - wanted).abs() / sums).max().item()  # of the sum of magnitudes
-    print(f"\n{size}: {worst:.2e} of the sum of magnitudes from the twin")
-    assert worst < 2.0**-11
+    off = (whole - wanted).abs() / sums  # of the sum of magnitudes
+    worst, mean = off.max().item(), off.mean().item()
+    print(f"\n{size}: {worst:.2e}, in the mean {mean:.2e}, of the sum of magnitudes from the twin")
+    # Hopper's sum of 32 products of e4m3 and what was there before keeps 13 bits behind the largest of them.
+    assert worst < 33 * 2.0**-13 and mean < 2.0**-13
 
 
 @needs_hopper

@@ -313,10 +313,11 @@ def test_the_table():
     assert len(gluon_entries()) >= 8
     for (n, k, dtype, device), entry in gluon_entries().items():
         assert device == "sm_90" and dtype == BF16 and entry.measured
-        for rows in (1, 16, 17, entry.tiles[-1].rows):
+        for rows in {entry.least, max(entry.least, 16), 17, entry.tiles[-1].rows}:
             plan = plan_of(n, k, dtype, device, rows)
             assert plan is not None and plan.tile.rows >= rows and plan.fits(132, Workspace.new("cpu"))
-        assert plan_of(n, k, dtype, device, entry.tiles[-1].rows + 1) is None
+        for rows in (entry.least - 1, entry.tiles[-1].rows + 1):
+            assert plan_of(n, k, dtype, device, rows) is None
         for ar, diffusion in entry.both:
             plan = plan_of(n, k, dtype, device, ar.rows, diffusion.rows)
             assert plan is not None and plan.tiles == (ar, diffusion) and plan.fits(132, Workspace.new("cpu"))

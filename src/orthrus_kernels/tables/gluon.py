@@ -104,17 +104,18 @@ class CodedEntry:
 
 @dataclass(frozen=True)
 class GluonEntry:
-    """Tiles of a weight by rising rows; more rows than the last one's run in Triton. both: tiles (of the AR
-    view, of the diffusion view) for one launch of both, by rising rows; what fits none has a launch a
-    view."""
+    """Tiles of a weight by rising rows; fewer rows than `least` and more than the last one's run in Triton.
+    both: tiles (of the AR view, of the diffusion view) for one launch of both, by rising rows; what fits none
+    has a launch a view."""
 
     tiles: tuple[GluonTile, ...]
     both: tuple[tuple[GluonTile, GluonTile], ...] = ()
     measured: str | None = None  # GPU, date, command
+    least: int = 1
 
     def tile(self, rows: int) -> GluonTile | None:
-        """The tile for so many rows of one view."""
-        return next((tile for tile in self.tiles if rows <= tile.rows), None)
+        """The tile for so many rows of one view; None: they run in Triton."""
+        return next((tile for tile in self.tiles if self.least <= rows <= tile.rows), None)
 
     def pair(self, ar: int, diffusion: int) -> tuple[GluonTile, GluonTile] | None:
         """The tiles of one launch for so many rows of each view."""
@@ -134,7 +135,7 @@ def gluon_entries() -> dict[tuple[int, int, torch.dtype, str], GluonEntry]:
         if any(1 < min(a.groups, b.groups) < max(a.groups, b.groups) for a, b in both):
             raise ValueError(f"gluon.json: of two tiles of one launch in {row} the lower has 1 group")
         key = row["n"], row["k"], getattr(torch, row["dtype"]), row["device"]
-        entries[key] = GluonEntry(tiles, both, row["measured"])
+        entries[key] = GluonEntry(tiles, both, row["measured"], row.get("least", 1))
     return entries
 
 
