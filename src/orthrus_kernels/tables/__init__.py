@@ -91,6 +91,7 @@ _TILES_QUANTISED = {
 # Of weights that round their rows (W8A8): the fastest of the same command on the same day among those that
 # copy 16 bytes at a time, with Triton 3.7.1 too.
 _TILES_ROUNDED = (
+    LinearTile(16, 16, 64, True, 4, 6),
     LinearTile(32, 32, 64, True, 4, 4),
     LinearTile(64, 64, 128, True, 4, 4),
     LinearTile(128, 128, 64, True, 4, 3),
