@@ -20,12 +20,14 @@ from torch import Tensor
 from . import tables
 from ._gluon import HAS_GLUON
 from ._triton import triton_interprets
+from .coded_rows import Rows
 from .compile_ahead import is_recorded
 from .late import stopped
 from .linear import check_shapes, linear_triton
 from .linear_gluon import Plan, linear_gluon, multiprocessors, plan_of, takes
 from .linear_gluon_codes import linear_gluon_codes, plans_of, takes_codes
 from .linear_swiglu import linear_swiglu_triton
+from .quantise_rows import quantise_rows_triton
 from .quantised import QuantisedWeight
 from .rows import new_rows
 from .tables import LinearEntry
@@ -54,13 +56,13 @@ class Launch:
     last: int
     n_ar: int
 
-    def run(self, x: Tensor, *, out: Tensor, **how: Any) -> None:
+    def run(self, x: Rows, *, out: Tensor, **how: Any) -> None:
         """Make it, of its own rows alone."""
         weight, weight_diff = self.views
         if isinstance(weight, QuantisedWeight):
             linear_gluon_codes(self.plan, x, weight, out=out, **how)
             return
-        assert not isinstance(weight_diff, QuantisedWeight), self
+        assert isinstance(x, Tensor) and not isinstance(weight_diff, QuantisedWeight), self
         linear_gluon(self.plan, x, weight, weight_diff, self.n_ar, out=out, **how)
 
 
@@ -145,10 +147,13 @@ def same_bits(launch: Launch, pdl: bool) -> bool:
 
 
 def launched(launches: Sequence[Launch], x: Tensor, out: Tensor, **how: Any) -> Tensor:
-    """The rows of `out`, by launches that are trusted."""
+    """The rows of `out`, by launches that are trusted. Where all of them round rows, one launch before them
+    does."""
+    rounds = all(isinstance(w := of.views[0], QuantisedWeight) and w.rounds for of in launches)
+    taken = quantise_rows_triton(x, pdl=how["pdl"]) if rounds else x
     for launch in launches:
         rows = slice(launch.first, launch.last)
-        launch.run(x[rows], out=out[rows], **how)
+        launch.run(taken[rows], out=out[rows], **how)
     return out
 
 

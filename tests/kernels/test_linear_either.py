@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from codes import Coding, random_weight
+from codes import ROUNDED, Coding, random_weight
 from strategies import hard
 
 from orthrus_kernels import Weight, backend_ops, tables
@@ -90,7 +90,7 @@ def coded(fake, monkeypatch):
     """The same with tiles of 16 and 32 rows for codes of 4 bits; calls in Gluon's place go to `fake`."""
     of = sys.modules["orthrus_kernels.linear_gluon_codes"]
     table = {(N, 2 * GROUP, 4, "sm_90"): CodedEntry((CodedTile(16, 1, 4), CodedTile(32, 2, 4)))}
-    monkeypatch.setattr(of, "coded_entries", lambda: table)
+    monkeypatch.setattr(of, "coded_entries", lambda rounds: table)
     monkeypatch.setattr(either, "linear_gluon_codes", fake)
     return fake
 
@@ -128,10 +128,38 @@ def test_codes_of_both_views_have_launches_of_their_own(coded):
     assert torch.equal(either.linear_either(x, w), linear_triton(x, w)) and "other bits" in either.why_not()
 
 
+@pytest.mark.parametrize("both", [False, True])
+def test_rows_are_rounded_once_for_all_launches(coded, both, monkeypatch):
+    """40 rows of one view in two launches, or of both views in one and two: their codes are made at once."""
+    of = sys.modules["orthrus_kernels.linear_gluon_codes"]
+    entry = CodedEntry((CodedTile(16, 1, 8, True), CodedTile(32, 2, 8, True)))
+    table = {False: {}, True: {(N, 2 * GROUP, 8, "sm_90"): entry}}
+    monkeypatch.setattr(of, "coded_entries", table.get)
+    rounded, right = [], either.quantise_rows_triton
+    monkeypatch.setattr(
+        either, "quantise_rows_triton", lambda x, pdl: rounded.append(len(x)) or right(x, pdl=pdl)
+    )
+    x, (w, w_diff) = (
+        hard("heavy", 40, 2 * GROUP).to(BF16),
+        [random_weight(ROUNDED, N, 2 * GROUP, seed=i) for i in (1, 2)],
+    )
+    views = (w, w_diff, 7) if both else (w,)
+    assert torch.equal(either.linear_either(x, *views), linear_triton(x, *views))
+    heights = [16, 32, 16, 32, 32] if both else [32, 32, 32]
+    assert sorted(tiles(plan)[0] for plan in coded.plans) == sorted(heights) and rounded == [40], (
+        "each tile compared"
+    )
+    assert torch.equal(either.linear_swiglu_either(x[:9], w), linear_swiglu_triton(x[:9], w)) and rounded == [
+        40,
+        9,
+    ]
+    assert either.why_not() == ""
+
+
 def test_few_rows_run_in_triton(coded, monkeypatch):
     entry = CodedEntry((CodedTile(32, 1, 4),), least=9)
     of = sys.modules["orthrus_kernels.linear_gluon_codes"]
-    monkeypatch.setattr(of, "coded_entries", lambda: {(N, 2 * GROUP, 4, "sm_90"): entry})
+    monkeypatch.setattr(of, "coded_entries", lambda rounds: {(N, 2 * GROUP, 4, "sm_90"): entry})
     w, x = words(1), hard("heavy", 9, 2 * GROUP).to(BF16)
     assert either.launches_of(x[:8], (w, None), 8, False, None) == []
     assert len(either.launches_of(x, (w, None), 9, False, None)) == 1
@@ -369,6 +397,7 @@ CODED = {"n": 6144, "k": 4096, "bits": 4, "device": "sm_90", "least": 9, "tiles"
      ([CODED | {"tiles": [["64", 2]]}], "gluon_codes.json"),
      ([CODED | {"tiles": [[160, 2]]}], "or 192, not 160"),
      ([CODED | {"tiles": [[192, 3]]}], "48 rows at most"), ([CODED | {"bits": 16}], "4 or 8 bits"),
+     ([CODED | {"rounds": 1}], "rounds"), ([CODED | {"rounds": True}], "have 8 bits"),
      ([CODED | {"k": 100}], "multiple of 128"), ([CODED, CODED], "two lines"),
      ([{name: CODED[name] for name in CODED if name != "least"}], "least")],
 )  # fmt: skip
@@ -376,12 +405,13 @@ def test_a_malformed_table_of_codes_is_refused(lines, why, monkeypatch, tmp_path
     (tmp_path / "gluon_codes.json").write_text(gluon_table.json.dumps(lines))
     monkeypatch.setattr(gluon_table.resources, "files", lambda package: tmp_path)
     with pytest.raises(ValueError, match=why):
-        coded_entries.__wrapped__()
+        for rounds in (False, True):
+            coded_entries.__wrapped__(rounds)
 
 
 def test_the_table_of_codes():
     """Every line plans what it says, in launches that an H100 takes, and the fewest rows are Triton's."""
-    assert len(coded_entries()) >= 8
+    assert len(coded_entries()) >= 8 and not coded_entries(True), "no GPU has timed weights that round rows"
     for (n, k, bits, device), entry in coded_entries().items():
         assert device == "sm_90" and entry.measured
         format, swiglu = {4: Format.INT4, 8: Format.E4M3}[bits], n == 24576
