@@ -1,4 +1,4 @@
-"""Codes of a weight and codes of rows (W8A8) from the ring of gluon_codes.py to sums in registers, for Hopper.
+"""Codes of a weight and codes of rows (W8A8) from the ring of gluon_codes.py to sums in registers on Hopper.
 
 Both operands of wgmma lie in shared memory. A group's sum begins at nothing and is folded by
 `fma(sum of the group, s_w * s_x, sum so far)`, as in `_sum_of_codes` (quantised_triton.py). While a warpgroup
@@ -39,10 +39,7 @@ def sum_rounded(tile, codes, ring, G: gl.constexpr):
     nothing = gl.zeros([HEIGHT, tile.BLOCK_T], gl.float32, layout)
     nothing_behind = gl.zeros([HEIGHT, TAIL_T], gl.float32, tail_layout)
     acc, tail = nothing, nothing_behind
-    if ONE:
-        o_n = tile.first_n + G * HEIGHT
-    else:
-        o_n = weight_rows(tile, codes, layout, G)
+    o_n = tile.first_n + G * HEIGHT if ONE else weight_rows(tile, codes, layout, G)
     FAR: gl.constexpr = ONE or tile.BLOCK_T + tile.TAIL_T <= 128
     now = factor_of(tile, codes, o_n, 0)
     then, later = now, now

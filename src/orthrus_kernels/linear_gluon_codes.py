@@ -158,12 +158,12 @@ def _word_tiles(weight: QuantisedWeight, pairs: bool) -> Any:
     return GluonDescriptor(weight.pointer, [n // 16, 2, 8, stride], strides, [4, 2, 8, width], layout)
 
 
-def _scale_tiles(scale: Tensor | None, width: int) -> tuple[Any, int]:
+def _scale_tiles(scale: Tensor | None, width: int) -> tuple[Any, int | None]:
     """Scales [K / 128, T] in tiles of a group, and the column of the first row in them: rows of codes may
-    begin anywhere in the memory of more rows, where a descriptor may not. (None, 0): there are none."""
+    begin anywhere in the memory of more rows, where a descriptor may not. None: there are none."""
     if scale is None:
-        return None, 0
-    stride, offset = scale.stride(0), scale.storage_offset()
+        return None, None
+    stride, offset = scale.stride(0), int(scale.storage_offset())
     whole = scale.as_strided((len(scale), stride), (stride, 1), offset - offset % stride)
     assert describable((whole, stride)), (scale.shape, stride)
     layout = gl.NVMMASharedLayout(0, 32, rank=2)

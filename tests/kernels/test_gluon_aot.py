@@ -73,7 +73,7 @@ def check_rounded(rounded):
     block of weight rows has one scale, else of a number. What is touched before rows are there is factors."""
     check(rounded)
     for line in rounded:
-        assert line["wgmma_e4m3"] and not line["wgmma_from_registers"] and not line["ldmatrix"], line
+        assert line["wgmma_e4m3"] and not line["wgmma_from_registers"], line
         assert all(to.startswith("cvt.rn.bf16") for to in line["conversions"]), line
         assert [of for of in line["copied"] if of] == [["w"]] and line["waits"], line
         assert line["touched"] and all(touch.startswith("ld.global") for touch in line["touched"]), line
@@ -81,7 +81,7 @@ def check_rounded(rounded):
         dots = 8 if line["rows"].bit_count() > 1 else 4
         one = line["rounded"] == 128 and not line["swiglu"]
         for loop in line["loops"]:
-            assert loop["QGMMA"] == dots and not {"LDL", "STL", "FADD"} & set(loop), line
+            assert loop["QGMMA"] == dots and not {"LDL", "STL", "LDSM", "FADD"} & set(loop), line
             assert loop["FFMA"] == line["rows"] // 2 and loop["FMUL"] == line["rows"] // (4 if one else 2), (
                 line
             )
@@ -89,7 +89,7 @@ def check_rounded(rounded):
 
 def test_codes_times_codes_come_from_shared_memory(rounded):
     check_rounded(rounded)
-    assert len(rounded) == 9 and {line["rows"] for line in rounded} == {16, 64, 128, 192}
+    assert [line["rows"] for line in rounded] == [64, 192, 192, 192]
 
 
 def test_weights_alone_are_copied_before_the_wait(compiled):
