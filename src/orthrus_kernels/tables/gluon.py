@@ -57,7 +57,7 @@ class CodedTile(GluonTile):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        most = 128 if self.groups < MOST_GROUPS else 64 if self.rounds else 48
+        most = 128 if self.groups < MOST_GROUPS else 96 if self.rounds else 48
         if self.bits not in (4, 8) or (self.rounds and self.bits != 8):
             raise ValueError(f"codes have {'' if self.rounds else '4 or '}8 bits, not {self.bits}")
         if self.rows > most and not (self.rows == TALL and self.groups < MOST_GROUPS):
@@ -88,7 +88,7 @@ class CodedTile(GluonTile):
 def coded_tiles(rows: int, bits: int, rounds: bool = False) -> tuple[CodedTile, ...]:
     """Every tile that takes so many rows and no fewer, of 1 to MOST_GROUPS groups."""
     height = next(height for height in (16, 32, 48, 64, 96, 128, TALL) if rows <= height)
-    most = 3 if height <= (64 if rounds else 48) else 2
+    most = 3 if height <= (96 if rounds else 48) else 2
     return tuple(CodedTile(height, groups, bits, rounds) for groups in range(1, most + 1))
 
 
