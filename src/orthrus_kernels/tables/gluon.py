@@ -79,9 +79,11 @@ class CodedTile(GluonTile):
     @property
     def stages(self) -> int:
         """Places of its ring: what fits, groups of 128 columns."""
-        row = 128 if self.rounds else 256
+        row, room = 128 if self.rounds else 256, ROOM
+        if self.rounds and self.groups == MOST_GROUPS:
+            room -= 5 * 1024  # stores of 96 rows by three warpgroups take 9 KiB
         return min(
-            ROOM // (64 * self.groups * 16 * self.bits + self.rows * row + 4 * self.scales), MOST_STAGES
+            room // (64 * self.groups * 16 * self.bits + self.rows * row + 4 * self.scales), MOST_STAGES
         )
 
 
