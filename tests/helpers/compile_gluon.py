@@ -88,7 +88,7 @@ def rounded_plans(everything: bool) -> Iterator:
             for swiglu, factor_rows in ((False, 128), (True, 128), (False, 1)):
                 plan = CODES.Plan(2048 * tile.groups, 4096, 1 if swiglu else 4, tile, None, swiglu, 128)
                 most = tile.groups == (2 if tile.rows == TALL else 3) and (tile.rows == TALL or not swiglu)
-                if everything or (most and tile.rows >= 64 and (factor_rows > 1 or tile.rows == TALL)):
+                if everything or (most and tile.rows >= 96 and (factor_rows > 1 or tile.rows == TALL)):
                     yield plan, factor_rows
 
 

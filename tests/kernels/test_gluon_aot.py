@@ -89,7 +89,7 @@ def check_rounded(rounded):
 
 def test_codes_times_codes_come_from_shared_memory(rounded):
     check_rounded(rounded)
-    assert [line["rows"] for line in rounded] == [64, 192, 192, 192]
+    assert [line["rows"] for line in rounded] == [96, 192, 192, 192]
 
 
 def test_weights_alone_are_copied_before_the_wait(compiled):
