@@ -249,7 +249,7 @@ def linear_triton(
 
     entry: in place of the table's, for tuning. space: for launches on a second stream. pdl: as a dependent
     launch (pdl.py); with early=False this one starts in its turn, since early it holds registers and memory
-    that the one in front needs, and only lets the next one start early. Columns are contiguous."""
+    that the one in front needs, and only lets the next one start early. x and out have contiguous columns."""
     check_shapes(x, weight, weight_diff)
     rows, (n, k) = x.shape[0], weight.shape
     if weight_diff is None or n_ar is None or n_ar == rows:

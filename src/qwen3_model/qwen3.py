@@ -63,13 +63,12 @@ class Qwen3(Network):
         if on.type == "meta":
             raise InputError("a checkpoint cannot run on device meta: use cpu, cuda or cuda:N")
         run = pick_backend(backend, on)
+        rounded = pick_activations(activations, on, run)
         folder = hub.resolve(path_or_id, revision)
         headers = read_headers(folder)
         config = Qwen3Config.from_folder(folder, headers)
         stored = StoredWeights(headers, config.quantisation)
-        chosen, rounded = (
-            pick_dtype(dtype, on, config.dtype, run, stored.any), pick_activations(activations, on, run),
-        )  # fmt: skip
+        chosen = pick_dtype(dtype, on, config.dtype, run, stored.any)
         form_of, load_into, of_view = stored.of, checkpoint.load_into, folder
         if diffusion is not None:
             graft = Graft(hub.resolve(diffusion), folder, config, stored)

@@ -102,7 +102,7 @@ def pick_activations(activations: str | None, device: torch.device, backend: str
     if activations != FP8:
         raise InputError(f"activations {quoted(activations)} are not supported: use {FP8}, or leave them out")
     if backend == "torch":
-        raise InputError(f"activations {FP8} are not for backend torch: use triton or reference")
+        raise InputError(f"activations {FP8} are not for backend torch: use --backend triton or reference")
     if backend == "triton" and device.type == "cuda" and device_key(device) != "sm_90":
         raise InputError(
             f"activations {FP8} on backend triton are for GPUs of type sm_90 (H100, H200), and {device} is "

@@ -117,9 +117,9 @@ class CodedEntry:
 
 @dataclass(frozen=True)
 class GluonEntry:
-    """Tiles of a weight by rising rows; fewer rows than `least` and more than the last one's run in Triton.
-    both: tiles (of the AR view, of the diffusion view) for one launch of both, by rising rows; what fits none
-    has a launch a view."""
+    """Tiles of a weight by rising rows; of one view alone fewer rows than `least`, and more than the last
+    one's, run in Triton. both: tiles (of the AR view, of the diffusion view) for one launch of both, by
+    rising rows; what fits none has a launch a view."""
 
     tiles: tuple[GluonTile, ...]
     both: tuple[tuple[GluonTile, GluonTile], ...] = ()

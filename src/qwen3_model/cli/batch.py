@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     options.check_engine_options(args, ("--limit", args.limit, 1, MOST_TOKENS))
     ray_options.check(args, autoscales=False)
     checkpoint = identity(options.checkpoint_folder(args))
+    # Files begun before there was --activations have no place for it.
     deciding = [getattr(args, name) for name in DECIDING] + [args.activations] * bool(args.activations)
     settings = json.dumps([*deciding, checkpoint])
     with batch_file(Path(args.source), Path(args.out), settings) as batch:

@@ -87,8 +87,8 @@ def add_activations(group: argparse._ActionsContainer) -> None:
     """--activations."""
     group.add_argument(
         "--activations", metavar="fp8",
-        help="fp8: round what weights of 8-bit floats multiply to 8 bits too, which changes texts "
-        "(default: never)",
+        help="fp8: round what weights of 8-bit floats multiply to 8 bits too, which changes texts, or drafts "
+        "where only the diffusion view has such weights (default: never)",
     )  # fmt: skip
 
 
