@@ -61,9 +61,8 @@ def swiglu_entry(
 ) -> LinearEntry:
     """The reduction class of gate_up [n, k] with tiles of this kernel: measured ones on sm_90 in 16 bits, or
     those of the linear table made fit. block_n counts gate and up rows together, row tiles are powers of two,
-    segments are never split over CTAs. apart: rows beyond which the two kernels are taken, of a gate_up that
-    does not round its rows. scheme: of a
-    quantised gate_up."""
+    segments are never split over CTAs. apart: rows beyond which the two kernels are taken, None of a gate_up
+    that rounds its rows. scheme: of a quantised gate_up."""
     of = tables.linear_entry(n, k, dtype, device, scheme)
     device = "sm_90" if device == "cpu" else device
     rounds = scheme is not None and scheme.rounds

@@ -1,8 +1,8 @@
 """`quantise_rows` (coded_rows.py) as a kernel. Of a row it moves K numbers of 16 bits, K codes and K / 128
 scales.
 
-It rounds by the bits of fp32, as no GPU before sm_89 and no interpreter knows how to: e4m3 has 3 bits of
-fraction, and below 2^-6 steps of 2^-9."""
+It rounds by the bits of fp32, since GPUs before sm_89 have no instruction for it and the interpreter rounds
+otherwise: e4m3 has 3 bits of fraction, and below 2^-6 steps of 2^-9."""
 
 from __future__ import annotations
 
