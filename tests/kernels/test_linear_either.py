@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from orthrus_kernels import Weight, backend_ops, tables
 from orthrus_kernels.compile_ahead import is_recorded
 from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.linear_gluon import Plan, linear_gluon, plan_of
-from orthrus_kernels.linear_gluon_codes import plans_of
+from orthrus_kernels.linear_gluon_codes import ROUNDED_ROWS_BEGIN, plans_of
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
 from orthrus_kernels.quantised import Format, QuantisedWeight
 from orthrus_kernels.rows import new_rows
@@ -100,7 +101,7 @@ def words(seed: int, zeros: bool = True, group: int = GROUP, format=Format.INT4)
 
 
 @pytest.mark.parametrize(
-    ("rows", "want"), [(1, [(16, 1)]), (17, [(32, 17)]), (32, [(32, 32)]), (33, [(32, 17), (32, 16)]),
+    ("rows", "want"), [(1, [(16, 1)]), (17, [(32, 17)]), (32, [(32, 32)]), (33, [(32, 20), (32, 13)]),
                        (64, [(32, 32)] * 2), (70, [(32, 24), (32, 24), (32, 22)])]
 )  # fmt: skip
 def test_rows_of_codes_are_cut_into_equal_launches(coded, rows, want):
@@ -130,7 +131,8 @@ def test_codes_of_both_views_have_launches_of_their_own(coded):
 
 @pytest.mark.parametrize("both", [False, True])
 def test_rows_are_rounded_once_for_all_launches(coded, both, monkeypatch):
-    """40 rows of one view in two launches, or of both views in one and two: their codes are made at once."""
+    """40 rows of one view in two launches: their codes are made at once. Of both views in one and two: the
+    seven rows of the first end where no launch on codes can begin."""
     of = sys.modules["orthrus_kernels.linear_gluon_codes"]
     entry = CodedEntry((CodedTile(16, 1, 8, True), CodedTile(32, 2, 8, True)))
     table = {False: {}, True: {(N, 2 * GROUP, 8, "sm_90"): entry}}
@@ -146,13 +148,10 @@ def test_rows_are_rounded_once_for_all_launches(coded, both, monkeypatch):
     views = (w, w_diff, 7) if both else (w,)
     assert torch.equal(either.linear_either(x, *views), linear_triton(x, *views))
     heights = [16, 32, 16, 32, 32] if both else [32, 32, 32]
-    assert sorted(tiles(plan)[0] for plan in coded.plans) == sorted(heights) and rounded == [40], (
-        "each tile compared"
-    )
-    assert torch.equal(either.linear_swiglu_either(x[:9], w), linear_swiglu_triton(x[:9], w)) and rounded == [
-        40,
-        9,
-    ]
+    assert sorted(tiles(plan)[0] for plan in coded.plans) == sorted(heights), "each tile compared"
+    assert rounded == ([40, 33] if both else [40])
+    assert torch.equal(either.linear_swiglu_either(x[:9], w), linear_swiglu_triton(x[:9], w))
+    assert rounded[-1] == 9
     assert either.why_not() == ""
 
 
@@ -409,20 +408,47 @@ def test_a_malformed_table_of_codes_is_refused(lines, why, monkeypatch, tmp_path
             coded_entries.__wrapped__(rounds)
 
 
-def test_the_table_of_codes():
+@pytest.mark.parametrize("rounds", [False, True])
+def test_the_table_of_codes(rounds):
     """Every line plans what it says, in launches that an H100 takes, and the fewest rows are Triton's."""
-    assert len(coded_entries()) >= 8 and not coded_entries(True), "no GPU has timed weights that round rows"
-    for (n, k, bits, device), entry in coded_entries().items():
+    assert len(coded_entries(rounds)) >= (4 if rounds else 8)
+    for (n, k, bits, device), entry in coded_entries(rounds).items():
         assert device == "sm_90" and entry.measured
         format, swiglu = {4: Format.INT4, 8: Format.E4M3}[bits], n == 24576
-        w = QuantisedWeight.new(n, k, format, 128, zeros=False, scale=BF16, dtype=BF16, device="meta")
+        w = QuantisedWeight.new(n, k, format, 128, zeros=False, scale=BF16, dtype=BF16, device="meta",
+                                rounds=rounds)  # fmt: skip
         for rows in {entry.least, *(tile.rows for tile in entry.tiles), 2 * entry.tiles[-1].rows + 1}:
             plans = plans_of(w, device, rows, swiglu)
-            assert sum(count for _, count in plans) == rows
+            counts = [count for _, count in plans]
+            assert sum(counts) == rows and not any(count % ROUNDED_ROWS_BEGIN for count in counts[:-1])
             assert all(
                 plan.fits(132, Workspace.new("cpu")) and count <= plan.tile.rows for plan, count in plans
             )
         assert entry.least == 1 or not plans_of(w, device, entry.least - 1, swiglu)
+
+
+@pytest.mark.parametrize(
+    ("cuts", "rounded"), [((0, 9), [0]), ((0, 8, 20), [0]), ((0, 5, 9), [0, 5]), ((0, 5, 9, 20), [0, 5])]
+)
+def test_rows_are_rounded_once_where_launches_can_begin_in_their_middle(cuts, rounded, monkeypatch):
+    """TMA reads scales at multiples of 16 bytes: a launch whose rows begin elsewhere has codes of its own."""
+    x, out, begun, seen = torch.arange(32.0)[:, None], torch.empty(32, 1), [], []
+    w = QuantisedWeight.new(64, 128, Format.E4M3, 128, zeros=False, scale=BF16, dtype=BF16, device="meta",
+                            rounds=True)  # fmt: skip
+
+    def quantise(rows, *, pdl):
+        begun.append(int(rows[0]))
+        return rows
+
+    def run(launch, rows, *, out, pdl):
+        seen.extend(rows.flatten().tolist())
+        assert len(out) == len(rows) == launch.last - launch.first
+
+    monkeypatch.setattr(either, "quantise_rows_triton", quantise)
+    monkeypatch.setattr(either.Launch, "run", run)
+    launches = [either.Launch(None, (w, None), a, b, b - a) for a, b in pairwise(cuts)]
+    assert either.launched(launches, x, out, pdl=False) is out
+    assert begun == rounded and seen == list(range(cuts[-1]))
 
 
 def test_what_the_kernel_takes_as_given():
