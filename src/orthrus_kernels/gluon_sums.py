@@ -139,8 +139,8 @@ def exchange(tile, out, sums, first_n, G: gl.constexpr):
 
 @gluon.jit
 def put(tile, out, sums, first_n):
-    """Sums of weight rows from first_n on to y, a block for each part of the rows and the tail. They are added
-    to zero as in linear.py: no sum is -0."""
+    """Sums of weight rows from first_n on to y, a block for each part of the rows and the tail, added to zero
+    as in linear.py: no sum is -0."""
     for p in gl.static_range(tile.PARTS):
         store(tile, out, 0.0 + sums[p], first_n, tile.first_row + p * tile.BLOCK_T)
     if tile.TAIL_T > 0:

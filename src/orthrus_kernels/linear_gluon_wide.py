@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import tables
-from ._gluon import aggregate, constexpr_function, gl, gluon
+from ._gluon import aggregate, constexpr_function, gl, gluon, mbarrier
 from .gluon_ring import BLOCK_K, HEIGHT, Tile, begin, go_on, layout_of, new_ring, sum_blocks
 from .gluon_sums import Out, put
 from .linear import GROUP_T
@@ -100,6 +100,7 @@ def _multiply(walk, ring, out, G: gl.constexpr):
     """Multiplying warpgroup G."""
     TAIL_T: gl.constexpr = walk.TAIL_T if walk.TAIL_T > 0 else walk.BLOCK_T
     place, phase = 0, 0
+    mbarrier.wait(ring.full.index(place), phase)  # nothing is stored before rows are there (gluon_ring.py)
     for number in range(gl.program_id(0), _tiles(walk), gl.num_programs(0)):
         tile = _tile_at(walk, number)
         if walk.SEGMENTS == 1:

@@ -85,7 +85,7 @@ def test_what_a_launch_takes():
 
 
 def test_which_tile_is_chosen(monkeypatch):
-    """That of the fewest clocks on the GPU that is there, for rows that no tile of the narrow kernel takes."""
+    """That of the fewest clocks on the GPU that is there, for rows that no tile takes all at once."""
     one, two = GluonTile(192, 1), GluonTile(128, 2)
     entry = GluonEntry((GluonTile(16, 1), GluonTile(256, 1)), least=5, wide=(one, two))
     monkeypatch.setattr(module, "gluon_entries", lambda: {(4096, 4096, BF16, "sm_90"): entry})
