@@ -228,8 +228,7 @@ def main() -> None:
         print(json.dumps(line_of(plan, True)), flush=True)
     for plan in wide_plans(everything):
         print(json.dumps(line_of(plan, True)), flush=True)
-    for plan in (next(plans(False)), next(wide_plans(False))):
-        print(json.dumps(line_of(plan, False)), flush=True)
+    print(json.dumps(line_of(next(plans(False)), False)), flush=True)
     for coded in coded_plans(everything):
         print(json.dumps(coded_line(*coded)), flush=True)
     print(json.dumps(of_triton()), flush=True)
