@@ -111,9 +111,10 @@ class Tuner:
 
     def difference(self, plan: WidePlan) -> str:
         """What is wrong with a plan's results; "" where nothing is."""
-        x, (w,), got = self.operands(plan.compared_rows(self.most), 1)
+        rows, programs = plan.compared
+        x, (w,), got = self.operands(rows, 1)
         try:
-            linear_gluon_wide(plan, x, w, out=got)
+            linear_gluon_wide(plan, x, w, out=got, programs=programs)
             want = self.in_triton(x, w, out=torch.empty_like(got))
         except Exception as error:  # a tile that does not compile is shown and left out
             return short(error)

@@ -138,16 +138,16 @@ def same_bits(launch: Launch, pdl: bool) -> bool:
     itself, scaled by 2^-6 .. 2^6, so that sums show their order."""
     plan, (weight, weight_diff) = launch.plan, launch.views
     device, n_ar = weight.pointer.device, plan.tile.rows
-    rows = sum(tile.rows for tile in plan.tiles)
+    rows, how = sum(tile.rows for tile in plan.tiles), {}
     if isinstance(plan, WidePlan):
-        rows = n_ar = plan.compared_rows(multiprocessors(device))
+        rows, how["programs"] = plan.compared
     launch, shape = replace(launch, n_ar=n_ar), (rows, plan.k)
-    how: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(rows), "device": device}
-    x = torch.randn(shape, dtype=weight.dtype, **how)
-    x *= torch.exp2(torch.randint(-6, 7, shape, dtype=weight.dtype, **how))
+    made: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(rows), "device": device}
+    x = torch.randn(shape, dtype=weight.dtype, **made)
+    x *= torch.exp2(torch.randint(-6, 7, shape, dtype=weight.dtype, **made))
     width = plan.n // 2 if plan.swiglu else plan.n
     ours = torch.full((rows, width), float("nan"), dtype=x.dtype, device=device)
-    launch.run(x, out=ours, pdl=pdl)
+    launch.run(x, out=ours, pdl=pdl, **how)
     if plan.swiglu:
         theirs = linear_swiglu_triton(x, weight, pdl=pdl)
     else:

@@ -189,11 +189,12 @@ class WidePlan(Plan):
             2 * self.tile.rows * self.tile.groups * blocks + OF_A_TILE
         )
 
-    def compared_rows(self, multiprocessors: int) -> int:
-        """Rows that show every part of the kernel: several row tiles of which the last is not full, and more
-        tiles than programs."""
-        full = multiprocessors // self.count(1) + 1
-        return full * self.tile.rows + self.tile.rows // 2 + 1
+    @property
+    def compared(self) -> tuple[int, int]:
+        """(rows, programs) that show every part of the kernel and take little memory: two row tiles, of which
+        the last is not full, and two tiles a program."""
+        rows = self.tile.rows + self.tile.rows // 2 + 1
+        return rows, self.count(rows) // 2
 
 
 def wide_plan_of(

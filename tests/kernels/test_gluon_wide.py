@@ -73,14 +73,14 @@ def test_segments_are_summed_apart_and_added_in_order(threads):
 
 
 def test_what_a_launch_takes():
-    """Tiles, programs that a GPU has at once, and the rows that show all of a kernel."""
+    """Tiles, programs that a GPU has at once, and a launch that shows all of a kernel."""
     plan = WidePlan(4096, 12288, 2, GluonTile(192, 1))
     assert plan.count(384) == 128 and plan.count(385) == 192
     assert plan.clocks(384, 132) == plan.clocks(1, 132) < plan.clocks(385, 132) == plan.clocks(768, 132)
     assert plan.fits(1, Workspace.new("cpu", 0, 0))
     for of in (plan, WidePlan(2048, 6144, 4, GluonTile(96, 1)), WidePlan(24576, 4096, 1, GluonTile(128, 3))):
-        rows = of.compared_rows(132)
-        assert of.count(rows) > 132 and rows > of.tile.rows and rows % of.tile.rows
+        rows, programs = of.compared
+        assert of.tile.rows < rows < 2 * of.tile.rows and 0 < 2 * programs <= of.count(rows)
     assert plan.parts == (128, 64) and WidePlan(64, 64, 1, GluonTile(MOST_ROWS, 2)).parts == (MOST_ROWS, 0)
 
 

@@ -222,8 +222,8 @@ def test_rows_that_no_tile_takes(fake, monkeypatch):
         monkeypatch.setattr(sys.modules[f"orthrus_kernels.{name}"], "gluon_entries", lambda: entries)
     seen = []
 
-    def in_row_tiles(plan, x, weight, *, out, pdl=False, early=True):
-        seen.append(len(x))
+    def in_row_tiles(plan, x, weight, *, out, programs=None, pdl=False, early=True):
+        seen.append((len(x), programs))
         return fake(plan, x, weight, out=out, pdl=pdl, early=early)
 
     monkeypatch.setattr(either, "linear_gluon_wide", in_row_tiles)
@@ -234,9 +234,9 @@ def test_rows_that_no_tile_takes(fake, monkeypatch):
         assert torch.equal(got, linear_triton(x, w, w_diff, n_ar)), (rows, n_ar)
     x, w, _ = operands(40)
     assert torch.equal(either.linear_swiglu_either(x, w), linear_swiglu_triton(x, w))
-    assert seen == [73, 40, 121, 97, 71, 40, 40, 49, 73, 40], (
-        "73 and 121 to compare: 5 and 6 tiles, 3 programs"
-    )
+    compared = [(rows, programs) for rows, programs in seen if programs]
+    assert compared == [(25, 1), (73, 2), (25, 1)], "two row tiles of 16 and of 48, then SwiGLU"
+    assert [rows for rows, programs in seen if not programs] == [40, 97, 71, 40, 40, 49, 40]
     assert [plan.tile.rows for plan in fake.plans if not isinstance(plan, WidePlan)] == [16, 16]
     fake.wrong = torch.tensor(0.0)
     either._trusted.clear()
