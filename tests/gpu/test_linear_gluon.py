@@ -250,11 +250,16 @@ OTHER_WIDE = (
 def compiled_side_by_side(hopper):
     """What the tests of wide tiles launch, compiled in processes: one after another takes minutes."""
     with recorded() as launches:
+        for n, k in WIDE:
+            x, w = (torch.empty(count, k, dtype=BF16, device=DEVICE) for count in (300, n))
+            linear_triton(x, Weight(w))
         for plan in [plan for size in WIDE for plan in wide_plans(*size)] + list(OTHER_WIDE):
             x, w = (torch.empty(rows, plan.k, dtype=BF16, device=DEVICE) for rows in (300, plan.n))
             out = torch.empty(300, plan.n // 2 if plan.swiglu else plan.n, dtype=BF16, device=DEVICE)
             for pdl in (False, True):
                 linear_gluon_wide(plan, x, Weight(w), out=out, pdl=pdl)
+            if plan in OTHER_WIDE:
+                linear_triton(x, Weight(w), entry=entry_of(plan))
     compile_all(missing(launches), lambda: None)
 
 
