@@ -28,6 +28,7 @@ from orthrus_kernels.linear_gluon_wide import WidePlan, linear_gluon_wide, wide_
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
 from orthrus_kernels.rows import SPARE_ROWS
 from orthrus_kernels.tables.gluon import MOST_ROWS, GluonTile
+from orthrus_kernels.workspace import workspace
 
 from . import report
 from .command import Parser, fail, positive, run, short, writable
@@ -128,7 +129,7 @@ class Tuner:
             wide_plan_of(*of, rows, self.swiglu, self.most),
         )
         found: dict[str, Callable[..., Any]] = {"Triton": self.in_triton}
-        if narrow is not None:
+        if narrow is not None and narrow.fits(self.most, workspace(self.device)):
             found["narrow"] = partial(linear_gluon, narrow)
         for plan in dict.fromkeys([*([taken] if taken else []), *candidates(self.plans, rows, self.most)]):
             if not self.same(plan):
