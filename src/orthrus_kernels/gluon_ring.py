@@ -189,7 +189,7 @@ def sum_blocks(tile, ring, blocks, place, phase, G: gl.constexpr):
     TAIL_T: gl.constexpr = tile.TAIL_T if tile.TAIL_T > 0 else tile.BLOCK_T
     acc = gl.zeros([HEIGHT, tile.BLOCK_T], gl.float32, layout_of(tile.BLOCK_T))
     tail = gl.zeros([HEIGHT, TAIL_T], gl.float32, layout_of(TAIL_T))
-    before = place
+    before = place + 0  # a value of its own: with that of `place` Triton would take it for the same all along
     for i in range(blocks):
         mbarrier.wait(ring.full.index(place), phase)
         b_w = ring.weight.index(place * tile.GROUPS + G)

@@ -220,6 +220,26 @@ def touched_before_rows(ptx: str) -> list[str]:
     return touched
 
 
+def arrivals_at_one_place(ttgir: str) -> list[str]:
+    """Arrivals inside of loops at a barrier that is the same in every round: no place of a ring is."""
+    found, opened, inside = list[str](), list[bool](), list[set[str]]()
+    for line in ttgir.splitlines():
+        text = line.strip()
+        if text.startswith("}") and opened:
+            opened.pop()
+            inside.pop()
+        if inside and (made := re.match(r"(%[\w#]+)(?::\d+)? = ", text)):
+            inside[-1].add(made[1])
+        arrives = re.match(r"ttng\.arrive_barrier (%[\w#]+)", text)
+        if arrives and any(opened):
+            loop = len(opened) - 1 - opened[::-1].index(True)
+            found += [text] if not any(arrives[1] in names for names in inside[loop:]) else []
+        if text.split(" loc(")[0].endswith("{"):
+            opened.append("scf.for" in text or "scf.while" in text)
+            inside.append(set())
+    return found
+
+
 def swiglu_arithmetic(ptx: str) -> dict[str, float]:
     """Floating-point instructions of each kind for each exponential."""
     found = Counter(_ARITHMETIC.findall(ptx))
@@ -241,6 +261,7 @@ def line_of_kernel(plan, pdl: bool, kernel, arguments: dict) -> dict:
         "wide": isinstance(plan, WIDE.WidePlan),
         "copied": copied_before_waits(ptx, kinds), "touched": touched_before_rows(ptx),
         "waits": ptx.count("griddepcontrol.wait"), "traps": ptx.count("[nowhere], 1;"),
+        "at_one_place": arrivals_at_one_place(built.asm["ttgir"]),
         "arithmetic": swiglu_arithmetic(ptx) if plan.swiglu else {},
         "whole_stores": "st.global.v4.b32" in ptx, "contraction": "enable_fp_fusion" in arguments,
         **aot.described(built, log, HOPPER),
