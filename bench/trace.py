@@ -173,7 +173,7 @@ class Recorder:
     ) -> None:
         """What is kept with blocks of one size, anchored at the roots, or one position earlier, where the
         first proposal stands in the root's place; blocks[i + 1] stands at text[i]."""
-        scores, ids = (x[1:] if known else x[:-1, 1:] for x in blocks)
+        scores, ids = ((x[1:] if known else x[:-1, 1:]).contiguous() for x in blocks)  # for `rerank`
         names, roots = ids.tolist(), text[:-1]
         orders = [corrected for corrected in (False, True) if self.model.bigram or not corrected]
         for corrected in orders:

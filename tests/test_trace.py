@@ -206,6 +206,21 @@ def test_a_trace_from_before_lookup_is_read(path):
     assert "lookup" not in str(trace.tables(old)) and old.mean(CHAIN) > 1
 
 
+def test_blocks_are_given_as_the_kernel_takes_them(embedded, monkeypatch):
+    """Of blocks anchored one position earlier as well, whose first proposals are cut off."""
+    model, prompts, _ = embedded
+    seen, rerank = [], model.ops.rerank
+
+    def checked(scores, ids, *rest):
+        if len(scores) > 1:  # a cycle has one block
+            seen.append(scores.is_contiguous() and ids.is_contiguous())
+        return rerank(scores, ids, *rest)
+
+    monkeypatch.setattr(model, "ops", dataclasses.replace(model.ops, rerank=checked))
+    record(model, prompts[:1], 3, "embedded")
+    assert len(seen) >= 4 and all(seen)
+
+
 def test_a_tally_by_hand():
     """Right twice, then the third candidate; never right, with none of the candidates; a short text."""
     tally = Tally(8, True, False)

@@ -220,8 +220,10 @@ def touched_before_rows(ptx: str) -> list[str]:
     return touched
 
 
-def arrivals_at_one_place(ttgir: str) -> list[str]:
-    """Arrivals inside of loops at a barrier that is the same in every round: no place of a ring is."""
+def barriers_that_stay(ttgir: str) -> list[str]:
+    """Arrivals and waits inside of loops whose barrier, or phase, is the same in every round: of a ring whose
+    places are taken in turn none is. Triton takes a name for a value that stays where the loop gives it that
+    of another name before this one changes; a GPU then waits for ever."""
     found, opened, inside = list[str](), list[bool](), list[set[str]]()
     for line in ttgir.splitlines():
         text = line.strip()
@@ -230,13 +232,15 @@ def arrivals_at_one_place(ttgir: str) -> list[str]:
             inside.pop()
         if inside and (made := re.match(r"(%[\w#]+)(?::\d+)? = ", text)):
             inside[-1].add(made[1])
-        arrives = re.match(r"ttng\.arrive_barrier (%[\w#]+)", text)
-        if arrives and any(opened):
+        on = re.match(r"ttng\.(?:arrive_barrier (%\w+)|wait_barrier (%\w+), (%\w+))", text)
+        if on and any(opened):
             loop = len(opened) - 1 - opened[::-1].index(True)
-            found += [text] if not any(arrives[1] in names for names in inside[loop:]) else []
+            changes = set[str]().union(*inside[loop:])
+            found += [text] if any(name and name not in changes for name in on.groups()) else []
         if text.split(" loc(")[0].endswith("{"):
             opened.append("scf.for" in text or "scf.while" in text)
-            inside.append(set())
+            carried = re.search(r"iter_args\((.*?)\) ->", text)
+            inside.append(set(re.findall(r"(%\w+) =", carried[1])) if carried else set())
     return found
 
 
@@ -261,7 +265,7 @@ def line_of_kernel(plan, pdl: bool, kernel, arguments: dict) -> dict:
         "wide": isinstance(plan, WIDE.WidePlan),
         "copied": copied_before_waits(ptx, kinds), "touched": touched_before_rows(ptx),
         "waits": ptx.count("griddepcontrol.wait"), "traps": ptx.count("[nowhere], 1;"),
-        "at_one_place": arrivals_at_one_place(built.asm["ttgir"]),
+        "barriers_that_stay": barriers_that_stay(built.asm["ttgir"]),
         "arithmetic": swiglu_arithmetic(ptx) if plan.swiglu else {},
         "whole_stores": "st.global.v4.b32" in ptx, "contraction": "enable_fp_fusion" in arguments,
         **aot.described(built, log, HOPPER),

@@ -30,7 +30,7 @@ def check(compiled):
         assert line["warnings"] == [], "products in turn, or registers that do not move between warps"
         assert line["shared"] <= 227 * 1024 and line["registers"] * line["warps"] * 32 <= 65536, line
         assert line["whole_stores"] and line["contraction"], line
-        assert line["at_one_place"] == [], "a place of the ring is never free again"
+        assert line["barriers_that_stay"] == [], "a place of the ring that is never free again"
         waits = line["segments"] > 1 and not line["wide"]
         assert bool(line["traps"]) == waits, "a wait for other programs is bounded"
 
