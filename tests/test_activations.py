@@ -101,8 +101,9 @@ def test_a_gpu_of_another_kind_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words", [["generate", "x"], ["info"], ["serve", "--port", "0"], ["verify"], ["chat"], ["explain", "x"], ["demo"],
-              ["warm"], ["batch", "in.jsonl", "out.jsonl"]],
+    "words",
+    [["generate", "x"], ["info"], ["serve", "--port", "0"], ["verify"], ["chat"], ["explain", "x"], ["demo"],
+     ["warm"], ["batch", "in.jsonl", "out.jsonl"]],
     ids=lambda words: words[0],
 )  # fmt: skip
 def test_a_checkpoint_without_such_weights_is_refused(words, capsys, monkeypatch, tmp_path):
