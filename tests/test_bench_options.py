@@ -89,8 +89,6 @@ def test_options_that_all_have(name, arguments, word, refused):
         (first_token, "--models 70B", "invalid choice: '70B'"),
         (levers, "--arms recipe own+more", "'own+more' is not 'recipe' or some of own, survival"),
         (levers, "--seconds 0", "--seconds is 0.0"),
-        (selector, "--rates 2", "--rates are above 0 and below 1"),
-        (selector, "--window 250", "--window is 250; texts of 256 tokens take 240 at most"),
         (kernels, "--rows 0", "'0' is not a whole number"),
         (kernels, "--rows 5000", "more than 4096"),
         (kernels, "--contexts 1m", "'1m' is not a whole number"),
