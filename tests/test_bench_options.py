@@ -71,6 +71,8 @@ def test_options_that_all_have(name, arguments, word, refused):
         (decode, "--replay a.json b.json --strong", "from one trace"),
         (decode, "--replay t.json --trees 20", "invalid choice"),
         (decode, "--trees 15", "--trees is of --replay"),
+        (decode, "--selectors 64", "--selectors is of --replay"),
+        (decode, "--replay t.json --selectors 0 257", "--selectors are ranks of 0 to 256"),
         (decode, "--replay t.json --contexts 1k", "--contexts is of runs without --batch and --replay"),
         (decode, "--replay t.json --plot p.png", "--plot is of runs without"),
         (decode, "--prompts 3", "--prompts is of --replay and --batch"),
