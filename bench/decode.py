@@ -38,7 +38,7 @@ from .decode_measure import (
 from .decode_report import Run
 from .measure import Meter, Pool, free_memory, machine, machine_line, time_replays
 from .models import MODELS, MOST_CONTEXT, NAMES, WHOLE, random_model
-from .passes import PASSES, Measured, pass_bytes
+from .passes import PASSES, Measured, Pass, pass_bytes
 from .peers import HUGGING_FACE, hugging_face
 from .trace_file import TREES
 
@@ -53,7 +53,7 @@ COMPILED_AHEAD = "linear", "linear_swiglu", "attention", "add_rms_norm", "qk_nor
 USUAL = "runs without --batch and --replay"
 RUNS_OF = {  # options that only some runs have
     "contexts": [USUAL, "--batch"], "seconds": [USUAL, "--batch"], "profile": [USUAL], "plot": [USUAL],
-    "workers": [USUAL], "trees": ["--replay"], "selectors": ["--replay"],
+    "workers": [USUAL], "passes": [USUAL], "trees": ["--replay"], "selectors": ["--replay"],
     "prompts": ["--replay", "--batch"], "tokens": ["--replay", "--batch"], "lengths": ["--batch"],
 }  # fmt: skip
 _PASS_NAMES = [what.name for what in PASSES]
@@ -75,6 +75,10 @@ def parse(arguments: Sequence[str] | None) -> Any:
     parser.add_argument(
         "--seconds", type=positive,
         help=f"start no new case after this long; default: {SECONDS}, --batch {batch.SECONDS}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--passes", nargs="+", choices=_PASS_NAMES, metavar="PASS",
+        help=f"times of these passes and nothing else: {', '.join(_PASS_NAMES)}",
     )  # fmt: skip
     parser.add_argument(
         "--profile", nargs="*", choices=_PASS_NAMES, metavar="PASS",
@@ -110,6 +114,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
     given.models = list(dict.fromkeys(given.models))
     if given.replay:
         given.prompts = given.prompts or 10
+    given.measured = [what for what in PASSES if not given.passes or what.name in given.passes]
     if given.profile == [] or (given.plot and given.profile is None):
         given.profile = ["token"]
     return given
@@ -119,6 +124,8 @@ def _check(parser: Parser, given: Any) -> None:
     """Refuse options that do not go together. `given.replay` is left without repetitions."""
     batch.check(parser, given)
     kind = "--batch" if given.batch else "--replay" if given.replay else USUAL
+    if given.passes and (given.profile is not None or given.plot):
+        parser.error("--passes measures nothing else: give --profile and --plot without it")
     for name, runs in RUNS_OF.items():
         if getattr(given, name) is not None and kind not in runs:
             parser.error(f"--{name} is of {' and '.join(runs)}")
@@ -135,20 +142,22 @@ def _check(parser: Parser, given: Any) -> None:
         parser.error(f"--contexts {max(given.contexts)} is more than {MOST_CONTEXT}")
 
 
-def card(models: Sequence[str], contexts: Sequence[int]) -> list[dict[str, Any]]:
+def card(
+    models: Sequence[str], contexts: Sequence[int], passes: Sequence[Pass] = PASSES
+) -> list[dict[str, Any]]:
     """Every pass with its bytes and floor; nothing measured."""
     rows = []
     for name in models:
         config = WHOLE[name].config()
         for context in contexts:
-            for what in PASSES:
+            for what in passes:
                 m = Measured(what, context, pass_bytes(config, what, context))
                 rows.append(decode_report.pass_row(name, m, kernels.NOMINAL_GB_S, None))
     return rows
 
 
 def without_gpu(given: Any) -> int:
-    rows = card(given.models, given.contexts)
+    rows = card(given.models, given.contexts, given.measured)
     report.print_tables(decode_report.card_tables(rows, kernels.NOMINAL_GB_S))
     print(
         "No GPU here: nothing was measured; floors are bytes over the read bandwidth of an H100's data sheet."
@@ -168,6 +177,8 @@ def measure(run: Run, given: Any, facts: dict[str, Any]) -> None:
         free_memory()
         if given.json:
             report.write_json(given.json, run.to_json(facts))
+    if given.passes:
+        return
     run.attempt("generate with embedded", partial(_embedded, run))
     profiles = PROFILE_SECONDS * len(given.models) if given.profile else 0
     for name in [name for name in given.models if name in MODELS]:
@@ -186,8 +197,10 @@ def _model(run: Run, given: Any, name: str) -> None:
     model = random_model(name)
     prompt = random_prompt(model)
     run.attempt(
-        f"passes of {name}", lambda: passes_of(run, name, model, given.contexts, PASSES, time_replays)
+        f"passes of {name}", lambda: passes_of(run, name, model, given.contexts, given.measured, time_replays)
     )
+    if given.passes:
+        return
     run.attempt(f"generate with {name}", lambda: generate_with(run, name, model, prompt, NEW_TOKENS))
     if model.device.type == "cuda":
         run.attempt(f"choices of {name}", partial(_choices, run, name, model, prompt))
@@ -227,7 +240,7 @@ def _hugging_face(run: Run, name: str) -> None:
 
 
 def _compile_ahead(given: Any, key: str) -> list[str]:
-    rows = sorted({len(what) for what in PASSES})
+    rows = sorted({len(what) for what in given.measured})
     dense = [name for name in given.models if name in MODELS]  # the others' kernels compile as they are met
     wanted = {c.kernel: c for c in cases(COMPILED_AHEAD, dense, rows, [1024], key)}
     if not wanted:

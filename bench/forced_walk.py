@@ -54,9 +54,10 @@ from qwen3_model.decode.groups import Kind
 from qwen3_model.decode.one_pass import Shape
 from qwen3_model.decode.sequence import Sequence as RunningText
 
-from .trace_file import CHAIN, ONE_PASS, TREES, Text
+from .trace_file import CHAIN, LOOKUP, ONE_PASS, TREES, Text
 
 WIDTH = 64  # nodes of a walk at most: rows of a block
+CHAINS = {controller.CHAIN: CHAIN, controller.LOOKUP: LOOKUP}  # kinds of cycles, and a trace's
 Made = Callable[
     [Kind, int], Sequence[Sequence[Sequence[int]]]
 ]  # kind, rows of a block: [texts][tokens] walks
@@ -169,14 +170,14 @@ def walk(kept: Sequence[int]) -> list[int]:
 
 
 def walks(kind: Kind, kept: Mapping[str, Sequence[int]], count: int) -> list[list[int]]:
-    """Of cycles of a kind (cycles.py) at the first `count` tokens of a text. Raises KeyError for a tree
-    that the trace lacks."""
+    """Of cycles of a kind (cycles.py) at the first `count` tokens of a text. Raises KeyError for a tree, or
+    for lookup, that the trace lacks."""
     if isinstance(kind, Shape):
         return [[*range(1, n), 0] for n in kept[ONE_PASS][:count]]
     if kind == controller.PLAIN:
         return [[0]] * count
-    if kind == controller.CHAIN:
-        return [list(range(n)) for n in kept[CHAIN][:count]]
+    if kind in CHAINS:
+        return [list(range(n)) for n in kept[CHAINS[kind]][:count]]
     sizes = [str(size) for size in TREES if size < kind] + [str(kind)]
     return [walk([kept[size][i] for size in sizes]) for i in range(count)]
 

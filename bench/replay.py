@@ -28,7 +28,7 @@ from .forced_walk import Forced, recorded
 from .measure import free_memory, machine, machine_line
 from .models import random_model
 from .report import number
-from .trace_file import ONE_PASS, Text, Trace
+from .trace_file import LOOKUP, ONE_PASS, Text, Trace
 
 COMMAND = "bench.decode"
 BIGRAM_RANK = 32  # of the embedded checkpoint's tables
@@ -45,14 +45,17 @@ class Way:
 
 
 PLAIN = Way("plain", "autoregressive", 0)
+LOOKED_UP = Way("lookup", "lookup", 0)
 TWO_PASS_CHAIN = Way("two-pass chain", "two-pass", 0)
 
 
 def ways(trace: Trace, trees: Sequence[int] = (63,)) -> list[Way]:
-    """What is compared, with two-pass trees of so many nodes and one-pass cycles of the shape that a trace
-    was made for. Raises InputError for a trace whose one-pass blocks have another shape and do not say it."""
+    """What is compared: two-pass trees of so many nodes, one-pass cycles of the shape that a trace was made
+    for, and lookup where the trace has it. Raises InputError for a trace whose one-pass blocks have another
+    shape and do not say it."""
     found = [
-        PLAIN, TWO_PASS_CHAIN, *(Way(f"two-pass tree {n}", "two-pass", n) for n in trees),
+        PLAIN, *([LOOKED_UP] if LOOKUP in trace.kinds else []), TWO_PASS_CHAIN,
+        *(Way(f"two-pass tree {n}", "two-pass", n) for n in trees),
         Way("one-pass", "one-pass", "auto"), Way("auto", "auto", "auto"),
     ]  # fmt: skip
     made = trace.made.get("one_pass")
@@ -200,6 +203,14 @@ def tables(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str], list[li
     return found
 
 
+def without_lookup(trace: Trace) -> list[str]:
+    """Why a trace's table has no line of lookup, in one line; none where it has that line."""
+    if LOOKUP in trace.kinds:
+        return []
+    why = "the trace is older than that kind, and python -m bench.trace records it anew"
+    return [f"  no line of lookup: {'simulated texts have no tokens' if trace.simulated else why}"]
+
+
 def traces(given: Any) -> Iterator[Trace]:
     """The recorded traces and, if asked for, simulated ones. Raises InputError, also for two of one name."""
     seen: dict[str, Any] = {}
@@ -242,7 +253,8 @@ def main(given: Any) -> int:
                 rows += found
                 sets -= 1
                 report.print_tables(tables(found))
-                print(f"  {time.perf_counter() - began:.0f} s so far", flush=True)
+                so_far = f"  {time.perf_counter() - began:.0f} s so far"
+                print(*without_lookup(trace), so_far, sep="\n", flush=True)
                 if given.json:
                     report.write_json(
                         given.json, {"machine": facts, "traces": made, "rows": rows, "sets_left_out": sets}

@@ -14,6 +14,7 @@ block's own candidates, without a bigram correction, unless `corrected`.
 any size and a block of any length keep there: a block of k rows has k - 1 depths, its tree is the best-first
 tree of these, and a tree of n nodes is its first n. All texts have the same tree, so a budget that texts
 share gives each as many nodes as the others, and a batch gains nothing of it; of real texts it gains.
+Nothing is known of what lookup would find, since simulated texts have no tokens: their traces lack that kind.
 Everything that rests on any of this says "simulated"."""
 
 from __future__ import annotations
@@ -197,8 +198,10 @@ class Draws:
     def walks(self, kind: Kind, block: int) -> list[list[list[int]]]:
         """The nodes that a cycle of a kind with blocks of so many rows keeps, the root among them: by text
         and by the token at its root. Of trees up to TREES[-1] nodes, whatever the kind's number; a smaller
-        one keeps those below its own. Raises InputError for one-pass blocks that the trace has no tally of.
-        """
+        one keeps those below its own. Raises InputError for one-pass blocks that the trace has no tally of,
+        and for lookup."""
+        if kind == controller.LOOKUP:
+            raise InputError("simulated texts have no tokens that lookup could find")
         if isinstance(kind, Shape):
             short, found = self.drafters(kind.block)[1], list[list[list[int]]]()
             one_pass = OnePass.of(short, kind)

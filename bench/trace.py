@@ -1,5 +1,7 @@
 """Record a trace: tokens that a cycle of each kind would keep at each position of texts.
 
+What lookup would draft follows from the recorded text alone: its twin is asked at each token.
+
 `python -m bench.decode --replay TRACE` states the speed of larger models with it. Also counted: how often
 first candidates are right by offset, with blocks that know their root and with blocks anchored one position
 earlier, and at which candidate the truth is where the first one fails (bench/strong.py)."""
@@ -19,9 +21,12 @@ import numpy as np
 import torch
 
 from orthrus_kernels import Sampling
+from orthrus_kernels.layout import State
+from orthrus_kernels.lookup import lookup
 from orthrus_kernels.sampling import correction_scale
 from qwen3_model import InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
+from qwen3_model.decode.cycle import LOOKUP_ROWS
 from qwen3_model.decode.one_pass import NODES
 from qwen3_model.lattice import Candidates, lattice
 from qwen3_model.prompts import read_prompts
@@ -31,7 +36,7 @@ from . import report, trace_file
 from .budget import SEED, SETS, prompt_sets
 from .command import Parser, fail, positive, run, writable
 from .measure import machine, machine_line
-from .trace_file import CHAIN, KINDS, ONE_PASS, TREES, Tally, Text, Trace
+from .trace_file import CHAIN, KINDS, LOOKUP, ONE_PASS, TREES, Tally, Text, Trace
 
 COMMAND = "bench.trace"
 _OFFSETS, _RANKS = 8, 6  # that are printed
@@ -107,6 +112,22 @@ def ranked(
     return both, order
 
 
+def looked_up(tokens: Sequence[int], first: int) -> list[int]:
+    """Tokens that a lookup cycle keeps whose root is token `first` of these, or a later one but the last:
+    the root's, and what lookup drafts from the tokens up to the root, as far as it is what follows."""
+    drafted = LOOKUP_ROWS - 1
+    text = torch.tensor([*tokens, *[-1] * drafted])  # -1: behind the end no draft is right
+    roots = torch.arange(first, len(tokens) - 1)
+    # as if each root were that of a text in a slot of its own
+    state = torch.zeros(len(roots), len(State), dtype=torch.int32)
+    state[:, State.START] = roots
+    drafts = torch.zeros(len(roots), drafted, dtype=torch.int64)
+    history = text.int().expand(len(roots), -1)
+    lookup(history, state, torch.arange(len(roots)), drafts, torch.zeros(drafts.shape))
+    right = drafts == text.unfold(0, drafted, 1)[roots + 1]
+    return (1 + right.long().cumprod(1).sum(1)).tolist()
+
+
 @dataclass(frozen=True)
 class Recorder:
     """Records texts of one model. rows: of the blocks; short: of those of one-pass cycles; sizes: all that
@@ -138,6 +159,7 @@ class Recorder:
         cache = model.new_cache(len(whole) + self.rows)
         model.prefill(whole, cache)
         kept: dict[str, list[int]] = {kind: [] for kind in KINDS}
+        kept[LOOKUP] = looked_up(whole, n)
         for size in self.sizes if len(text) > 1 else ():
             blocks = lattice(model, cache, whole, n - 1, len(whole) - 1, size, s)
             for known in (True, False):
@@ -258,12 +280,12 @@ def _sampling(temperature: float) -> Sampling:
 
 def tables(trace: Trace) -> list[tuple[str, list[str], list[list[str]]]]:
     """Means by kind, agreement by offset, ranks of misses."""
-    passes = dict.fromkeys(KINDS, 2) | {ONE_PASS: 1}
+    passes = dict.fromkeys(trace.kinds, 2) | dict.fromkeys((ONE_PASS, LOOKUP), 1)
     said = trace.simulated or f"recorded from {trace.checkpoint}"
     lines = [
-        [kind if kind in (CHAIN, ONE_PASS) else f"tree {kind}", f"{trace.mean(kind):.3f}",
+        [f"tree {kind}" if kind in map(str, TREES) else kind, f"{trace.mean(kind):.3f}",
          f"{trace.mean(kind) / passes[kind]:.3f}"]
-        for kind in KINDS
+        for kind in trace.kinds
     ]  # fmt: skip
     kept = f"cycles followed through {len(trace.texts)} texts, {said}", ["kind", "tokens/cycle", "a forward"]
     if not trace.tallies:

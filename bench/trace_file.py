@@ -5,7 +5,11 @@ draft there, and what the target would say is what comes next in the text: a sam
 its position (orthrus_kernels/choice.py), whichever cycle asks. Kinds: "chain" is the first
 candidate of each position; "15" to "127" are draft trees of so many nodes, of which the smaller ones are
 prefixes, without what lookup finds; "one-pass" is that strategy's default tree, from a short block anchored
-one position earlier, which has not seen the root. The end of a text matches no proposal."""
+one position earlier, which has not seen the root; "lookup" is the chain that lookup finds in the text up to
+the root. The end of a text matches no proposal.
+
+Simulated traces (strong.py) have no "lookup", since their texts have no tokens. Traces that were recorded
+before that kind was known lack it too."""
 
 from __future__ import annotations
 
@@ -20,9 +24,9 @@ from qwen3_model import InputError
 from qwen3_model.cli.output import write_atomically
 from qwen3_model.decode.choice import CANDIDATES
 
-CHAIN, ONE_PASS = "chain", "one-pass"
+CHAIN, ONE_PASS, LOOKUP = "chain", "one-pass", "lookup"
 TREES = (15, 31, 63, 127)  # nodes that are recorded: with the root they fill the kernels' tiles of rows
-KINDS = (CHAIN, *map(str, TREES), ONE_PASS)
+KINDS = (CHAIN, *map(str, TREES), ONE_PASS, LOOKUP)
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,11 @@ class Trace:
     temperature: float = 0.0
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """Those of KINDS that all its texts have: every one, or every one but LOOKUP."""
+        return tuple(kind for kind in KINDS if all(kind in text.kept for text in self.texts))
+
+    @property
     def says(self) -> str:
         """What every figure that rests on it must say."""
         return "simulated acceptance" if self.simulated else "acceptance replayed"
@@ -129,7 +138,8 @@ def read(path: Path) -> Trace:
         texts = [Text(**text) for text in found.pop("texts")]
         tallies = [Tally(**tally) for tally in found.pop("tallies")]
         trace = Trace(texts=texts, tallies=tallies, **found)
-        sizes = [{len(text.kept[kind]) for kind in KINDS} for text in texts]
+        kinds = {*KINDS} - {LOOKUP} | {*trace.kinds}
+        sizes = [{len(text.kept[kind]) for kind in kinds} for text in texts]
         if not texts or any(len(size) != 1 for size in sizes):
             raise ValueError("no texts, or tables of several lengths")
         _check(trace)

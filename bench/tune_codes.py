@@ -30,6 +30,7 @@ from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.linear_gluon import Plan, multiprocessors
 from orthrus_kernels.linear_gluon_codes import linear_gluon_codes, plan_with
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
+from orthrus_kernels.quantise_rows import quantise_rows_triton
 from orthrus_kernels.quantised import Format, QuantisedWeight, Scheme
 from orthrus_kernels.quantised_triton import groups_at_once
 from orthrus_kernels.rows import new_rows
@@ -103,8 +104,8 @@ class Matrix:
                 continue
             found[said(tile)] = lambda x, i, entry=entry: kernel(x, self.copies[i], entry=entry)
         heights = {-(-rows // -(-rows // most)) for most in (MOST_ROWS, TALL)}
-        for height in sorted(heights) if gluon and not self.scheme.rounds else ():
-            for coded in coded_tiles(height, self.scheme.format.bits):
+        for height in sorted(heights) if gluon else ():
+            for coded in coded_tiles(height, self.scheme.format.bits, self.scheme.rounds):
                 plan = plan_with(self.copies[0], device, coded, swiglu)
                 if self.runs(plan, device):
                     way = f"{GLUON}, {-(-rows // height)} x {coded.rows} rows by {64 * coded.groups}"
@@ -120,9 +121,10 @@ class Matrix:
     def in_gluon(self, plan: Plan, height: int, x: Tensor, i: int) -> Tensor:
         """Rows in launches of `height`."""
         out = new_rows(x, len(x), self.n // 2 if plan.swiglu else self.n)
+        taken = quantise_rows_triton(x) if self.scheme.rounds else x
         for first in range(0, len(x), height):
             rows = slice(first, first + height)
-            linear_gluon_codes(plan, x[rows], self.copies[i], out=out[rows])
+            linear_gluon_codes(plan, taken[rows], self.copies[i], out=out[rows])
         return out
 
 
@@ -260,6 +262,7 @@ def table(results: Sequence[Found], stacks: dict[str, list[Matrix]], device: str
                 row = {"n": matrix.n, "k": matrix.k, "bits": matrix.scheme.format.bits, "device": device,
                        "least": least, "tiles": [list(of) for of in sorted(tiles.items())],
                        "measured": measured}  # fmt: skip
+                row |= {"rounds": True} if matrix.scheme.rounds else {}
                 lines.append(json.dumps(row))
     return lines
 

@@ -3,6 +3,7 @@ number of rows; or refused in a line, and never dropped."""
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import pytest
@@ -99,13 +100,22 @@ def test_a_gpu_of_another_kind_is_refused(monkeypatch):
     assert settings.pick_activations("fp8", torch.device("cuda"), "reference") == "fp8"
 
 
-@pytest.mark.parametrize("verb", ["generate", "info", "serve", "verify"])
-def test_a_checkpoint_without_such_weights_is_refused(verb, capsys):
-    words = [verb, "--activations", "fp8", *{"generate": ["x"], "serve": ["--port", "0"]}.get(verb, [])]
-    assert main(words) == 2
+@pytest.mark.parametrize(
+    "words",
+    [["generate", "x"], ["info"], ["serve", "--port", "0"], ["verify"], ["chat"], ["explain", "x"], ["demo"],
+     ["warm"], ["batch", "in.jsonl", "out.jsonl"]],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_a_checkpoint_without_such_weights_is_refused(words, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    body = {"model": "x", "prompt": "a", "max_tokens": 2}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}
+    (tmp_path / "in.jsonl").write_text(json.dumps(line) + "\n")
+    assert main([*words, "--activations", "fp8"]) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert "8-bit floats in groups of 128 columns, and this checkpoint has none" in said[-1]
     assert said[-1].startswith("orthrus: error: ")
+    assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"], "nothing half-written"
 
 
 def test_who_shows_it(folder, capsys):
@@ -122,6 +132,13 @@ def test_the_fingerprint_differs():
         for model in (quantised(), quantised(activations="fp8"), quantised(activations="fp8"))
     ]
     assert names[0] != names[1] == names[2]
+
+
+def test_the_fingerprint_has_the_setting(monkeypatch):
+    """And not only the bits of two short texts, which another setting may leave as they are."""
+    of = importlib.import_module("qwen3_model.serve.fingerprint")
+    monkeypatch.setattr(of, "_texts", lambda model, engine: [])
+    assert fingerprint(quantised(), None) != fingerprint(quantised(activations="fp8"), None)
 
 
 def test_an_engines_process_is_told(folder):

@@ -360,6 +360,23 @@ def test_what_is_profiled(arguments, profiled, tmp_path, monkeypatch):
     assert given.profile == profiled and given.contexts == [1024, 4096]
 
 
+def test_passes_alone(monkeypatch, capsys, tmp_path):
+    """Nothing else is measured, and what belongs to other runs is refused."""
+    ran, names = [], ["token", "verify-192"]
+    monkeypatch.setattr(decode, "random_model", lambda name: tiny(eos_token_ids=()))
+    monkeypatch.setattr(decode, "passes_of", lambda run, name, model, contexts, found, t: ran.extend(found))
+    given = decode.parse(["--models", "8B", "--passes", *reversed(names)])
+    decode.measure(decode.Run(1.0, lambda: 9.0), given, {})
+    assert [what.name for what in ran] == names
+    if not torch.cuda.is_available():
+        assert decode.main(["--models", "8B", "--contexts", "1k", "--passes", *names]) == 0
+        assert "verify-192" in (said := capsys.readouterr().out) and "verify-64" not in said
+    for more in (["--profile"], ["--plot", str(tmp_path / "x.png")], ["--replay", "x"], ["--batch", "2"]):
+        with pytest.raises(SystemExit) as ended:
+            decode.parse(["--passes", "token", *more])
+        assert ended.value.code == 2
+
+
 class FakeMeter:
     """A meter of a GPU that is not there."""
 

@@ -17,6 +17,7 @@ from bench.strong import (
 )
 from bench.trace_file import CHAIN, KINDS, ONE_PASS, TREES, Tally, Text, Trace, followed, write
 from qwen3_model import InputError
+from qwen3_model.decode.controller import LOOKUP
 from qwen3_model.decode.one_pass import Shape
 
 SHARES = [0.4, 0.2, 0.1]  # of 1000 misses; 0.3 none
@@ -161,6 +162,9 @@ def test_a_simulated_trace_says_so():
         assert made.says == "simulated acceptance" and made.simulated.startswith("simulated")
         assert "independent" in made.made["model"] and made.made["recorded"] == "small"
         assert "simulated" in trace.tables(made)[0][0] and len(followed(made.texts[0], CHAIN)) >= 1
+        assert "lookup" not in made.kinds and "lookup" in KINDS
+    with pytest.raises(InputError, match="no tokens that lookup"):
+        strong.Draws.of(recorded(), CURVE, 1, 9).walks(LOOKUP, 16)
     short = recorded()
     short.tallies[1].hits, short.tallies[1].trials = [], [9] * 6
     with pytest.raises(InputError, match="too short"):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from small import small_model
 
 from bench import replay, trace, trace_file
-from bench.trace import indices, ranked, ranks_of, record
-from bench.trace_file import CHAIN, KINDS, ONE_PASS, Tally, Text, followed
+from bench.trace import indices, looked_up, ranked, ranks_of, record
+from bench.trace_file import CHAIN, KINDS, LOOKUP, ONE_PASS, Tally, Text, followed
 from orthrus_kernels import Rows, Sampling, draft_tree
 from qwen3_model import InputError, Qwen3
 from qwen3_model.bigram import Bigram
@@ -22,6 +23,8 @@ from qwen3_model.decode.choice import Choice
 from qwen3_model.decode.one_pass import NODES
 from qwen3_model.lattice import Candidates
 from qwen3_model.prompts import read_prompts
+
+RESULTS = Path(__file__).parents[1] / "bench/results"
 
 
 def walked(tree, truth):
@@ -117,6 +120,42 @@ def test_a_trace_says_what_two_pass_cycles_keep(of, kind, request, monkeypatch):
         assert text.prompt_tokens == len(prompt) and text.tokens == 24
 
 
+def lookup_cycles(model, prompt, count, temperature):
+    """(tokens, tokens of each cycle); the first run of a text is the prefill's token."""
+    runs = []
+    result = model.generate(
+        prompt, "lookup", count, seed=5, temperature=temperature,
+        on_run=lambda run, _: runs.append(len(run.tokens)),
+    )  # fmt: skip
+    return result.token_ids, runs[1:]
+
+
+@pytest.mark.parametrize("of", ["embedded", "sampled"])
+def test_a_trace_says_what_lookup_cycles_keep(of, request):
+    model, prompts, found = request.getfixturevalue(of)
+    for prompt, text in zip(prompts, found.texts, strict=True):
+        _, runs = lookup_cycles(model, prompt, 24, found.temperature)
+        assert followed(text, LOOKUP) == runs and max(text.kept[LOOKUP]) > 1
+
+
+def test_lookup_cycles_of_a_text_that_repeats_itself(embedded):
+    """Two of its cycles keep all that is drafted, or all but one."""
+    model, (prompt, _), _ = embedded
+    tokens, runs = lookup_cycles(model, prompt, 80, 0.0)
+    kept = [*looked_up([*prompt, *tokens], len(prompt)), 1]
+    assert followed(Text(len(prompt), {CHAIN: kept, LOOKUP: kept}), LOOKUP) == runs
+    assert sorted(runs)[-2:] == [15, 16]
+
+
+def test_what_lookup_keeps_by_hand():
+    """Drafts go round where the text does, end with the text, and are 15 tokens at most."""
+    text = [5, 6, 7, 5, 6, 7, 5, 6]
+    assert looked_up(text, 2) == [1, 5, 4, 3, 2]
+    assert looked_up([*text, 9], 2) == [1, 5, 4, 3, 2, 1]
+    assert looked_up([3] * 40, 0) == [min(16, 40 - i) for i in range(39)]
+    assert looked_up([5, 6, 7], 2) == []
+
+
 def test_a_trace_says_what_a_tree_of_a_one_pass_cycle_keeps(embedded):
     """From a block anchored one position before the root, without its first proposal."""
     model, prompts, found = embedded
@@ -143,6 +182,7 @@ def test_a_trace_says_what_a_tree_of_a_one_pass_cycle_keeps(embedded):
 
 def test_tables_are_of_one_length_and_end_with_the_text(embedded):
     _, _, found = embedded
+    assert found.kinds == KINDS
     for text in found.texts:
         for kind in KINDS:
             assert len(text.kept[kind]) == 24 and text.kept[kind][-1] == 1
@@ -156,6 +196,29 @@ def test_tables_are_of_one_length_and_end_with_the_text(embedded):
     assert root.trials[0] == earlier.trials[0] == 46 and root.hits[0] > earlier.hits[0]
     misses = sum(n - hits for n, hits in zip(root.trials, [*root.hits, 0], strict=False))
     assert misses == sum(root.misses)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("trace-*.json")), ids=lambda path: path.stem)
+def test_a_trace_from_before_lookup_is_read(path):
+    """Without that kind, of which its tables have no line."""
+    old = trace_file.read(path)
+    assert old.kinds == tuple(kind for kind in KINDS if kind != LOOKUP)
+    assert "lookup" not in str(trace.tables(old)) and old.mean(CHAIN) > 1
+
+
+def test_blocks_are_given_as_the_kernel_takes_them(embedded, monkeypatch):
+    """Of blocks anchored one position earlier as well, whose first proposals are cut off."""
+    model, prompts, _ = embedded
+    seen, rerank = [], model.ops.rerank
+
+    def checked(scores, ids, *rest):
+        if len(scores) > 1:  # a cycle has one block
+            seen.append(scores.is_contiguous() and ids.is_contiguous())
+        return rerank(scores, ids, *rest)
+
+    monkeypatch.setattr(model, "ops", dataclasses.replace(model.ops, rerank=checked))
+    record(model, prompts[:1], 3, "embedded")
+    assert len(seen) >= 4 and all(seen)
 
 
 def test_a_tally_by_hand():
@@ -189,7 +252,9 @@ def test_a_trace_comes_back_from_its_file(embedded, tmp_path):
 @pytest.mark.parametrize(
     "harm",
     [lambda d: d["texts"][0]["kept"].update(chain=[0] * len(d["texts"][0]["kept"]["chain"])),
-     lambda d: d["texts"][0]["kept"]["15"].__setitem__(0, 1.5), lambda d: d.update(block_rows="32"),
+     lambda d: d["texts"][0]["kept"]["15"].__setitem__(0, 1.5),
+     lambda d: d["texts"][0]["kept"]["lookup"].pop(), lambda d: d["texts"][0]["kept"].pop("15"),
+     lambda d: d.update(block_rows="32"),
      lambda d: d["texts"][0].update(prompt_tokens="5"), lambda d: d.update(made=None),
      lambda d: d.update(made={"one_pass": "x"}), lambda d: d.update(temperature=-1),
      lambda d: d.update(temperature="1"), lambda d: d.update(temperature=True),
@@ -247,6 +312,8 @@ def test_the_command(tmp_path, capsys):
     assert trace.main(["--prompts", "1", "--tokens", "9", "--device", "cpu", "--json", str(out)]) == 0
     said, found = capsys.readouterr().out, trace_file.read(out)
     assert "recorded from embedded" in said and "one-pass" in said and "one earlier" in said
+    (line,) = [line for line in said.splitlines() if "lookup" in line]
+    assert line.split()[-1] == line.split()[-2], "one pass a cycle"
     assert found.checkpoint == "embedded" and found.made["tokens"] == 9 and found.texts[0].tokens == 9
     with pytest.raises(SystemExit):
         trace.main(["--prompts", "0"])

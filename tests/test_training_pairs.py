@@ -217,3 +217,15 @@ def test_the_loss_on_repeated_tokens(monkeypatch):
                 unlikely -= mark * math.log1p(-float(logits.softmax(-1)[t[at]]))
         want = cross_entropy(network, step) + weight * unlikely / (2 * OWN.tokens)
         assert got == pytest.approx(want, rel=1e-4) and unlikely > 1 and weight > 0
+
+
+def test_a_view_that_does_not_learn_runs_without_gradients(monkeypatch):
+    """A compiled graph that has had gradients and runs once without any gives none from then on (torch 2.11):
+    tables learnt between two distillations have one of their own."""
+    network, modes = Looked(), []
+    run = network.diffusion
+    monkeypatch.setattr(network, "diffusion", lambda *a: modes.append(torch.is_grad_enabled()) or run(*a))
+    for work, learns in ((distill.distill, True), (lambda *a: bigram.learn_bigram(*a, 3), False)):
+        modes.clear()
+        work(network, text(), PLAN, BLOCKS)
+        assert modes and set(modes) == {learns}

@@ -8,7 +8,10 @@ sum begins at zero and is folded by `fma`, as in `sum_by_groups`. So words are w
 tile.
 
 Factors are loaded by the threads that need them, AHEAD groups before that or, of three parts, one: two rows a
-thread, 256 bytes a group. They are weights, which no kernel of a pass writes."""
+thread, 256 bytes a group. They are weights, which no kernel of a pass writes.
+
+Where rows are codes too (SCALES > 0), the ring has bytes of both and the scales of the rows;
+gluon_rounded.py multiplies them."""
 
 from ._gluon import (
     aggregate,
@@ -42,55 +45,67 @@ class Codes:
     FORMAT: gl.constexpr
     ZEROS: gl.constexpr
     FACTOR_ROWS: gl.constexpr
-    WORDS: gl.constexpr  # of a row and group
+    WORDS: gl.constexpr  # of a row and group; where rows are codes, bytes
+    SCALES: gl.constexpr  # of rows that are codes, in a place of the ring; else 0
 
     @constexpr_function
-    def __init__(self, factors, N, FORMAT, ZEROS, FACTOR_ROWS, WORDS):
+    def __init__(self, factors, N, FORMAT, ZEROS, FACTOR_ROWS, WORDS, SCALES):
         self.factors = factors
         self.N = N
         self.FORMAT = gl.constexpr(FORMAT)
         self.ZEROS = gl.constexpr(ZEROS)
         self.FACTOR_ROWS = gl.constexpr(FACTOR_ROWS)
         self.WORDS = gl.constexpr(WORDS)
+        self.SCALES = gl.constexpr(SCALES)
 
 
 @aggregate
 class CodesRing:
     """Tiles in shared memory, STAGES places of each, and the barriers of the places."""
 
-    words: gl.shared_memory_descriptor  # int32 [STAGES * GROUPS, 64, WORDS]
-    rows: gl.shared_memory_descriptor  # [STAGES * PARTS, BLOCK_T, GROUP]
+    words: gl.shared_memory_descriptor  # int32 or e4m3 [STAGES * GROUPS, 64, WORDS]
+    rows: gl.shared_memory_descriptor  # bf16 or e4m3 [STAGES * PARTS, BLOCK_T, GROUP]
     tail: gl.shared_memory_descriptor  # [STAGES, TAIL_T, GROUP]; `rows` where there is none
+    scales: gl.shared_memory_descriptor  # fp32 [STAGES, 1, SCALES]; `rows` where there are none
     full: gl.shared_memory_descriptor
     free: gl.shared_memory_descriptor
 
     @constexpr_function
-    def __init__(self, words, rows, tail, full, free):
+    def __init__(self, words, rows, tail, scales, full, free):
         self.words = words
         self.rows = rows
         self.tail = tail
+        self.scales = scales
         self.full = full
         self.free = free
 
 
 @gluon.jit
 def new_codes_ring(tile, codes):
-    word_layout: gl.constexpr = gl.NVMMASharedLayout(4 * codes.WORDS, 32, rank=2)
-    layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
+    ROUNDS: gl.constexpr = codes.SCALES > 0
+    word: gl.constexpr = gl.float8e4nv if ROUNDS else gl.int32
+    row: gl.constexpr = gl.float8e4nv if ROUNDS else gl.bfloat16
+    word_layout: gl.constexpr = gl.NVMMASharedLayout(*((128, 8) if ROUNDS else (4 * codes.WORDS, 32)), rank=2)
+    layout: gl.constexpr = gl.NVMMASharedLayout(128, 8 if ROUNDS else 16, rank=2)
     places: gl.constexpr = [tile.STAGES * tile.GROUPS, HEIGHT, codes.WORDS]
-    words = gl.allocate_shared_memory(gl.int32, places, word_layout)
-    rows = gl.allocate_shared_memory(gl.bfloat16, [tile.STAGES * tile.PARTS, tile.BLOCK_T, GROUP], layout)
+    words = gl.allocate_shared_memory(word, places, word_layout)
+    rows = gl.allocate_shared_memory(row, [tile.STAGES * tile.PARTS, tile.BLOCK_T, GROUP], layout)
     if tile.TAIL_T > 0:
-        tail = gl.allocate_shared_memory(gl.bfloat16, [tile.STAGES, tile.TAIL_T, GROUP], layout)
+        tail = gl.allocate_shared_memory(row, [tile.STAGES, tile.TAIL_T, GROUP], layout)
     else:
         tail = rows
+    if ROUNDS:
+        plain: gl.constexpr = gl.NVMMASharedLayout(0, 32, rank=2)
+        scales = gl.allocate_shared_memory(gl.float32, [tile.STAGES, 1, codes.SCALES], plain)
+    else:
+        scales = rows
     full = gl.allocate_shared_memory(gl.int64, [tile.STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [tile.STAGES, 1], mbarrier.MBarrierLayout())
     for s in gl.static_range(tile.STAGES):
         mbarrier.init(full.index(s), count=1)
         mbarrier.init(free.index(s), count=tile.GROUPS)
     fence_async_shared()
-    return CodesRing(words, rows, tail, full, free)
+    return CodesRing(words, rows, tail, scales, full, free)
 
 
 @gluon.jit
@@ -98,8 +113,9 @@ def _copy_words(tile, codes, ring, w, i, place):
     """Group i of the segment. The place is full when the rows of x have come too."""
     ROWS: gl.constexpr = tile.PARTS * tile.BLOCK_T + tile.TAIL_T
     BYTES: gl.constexpr = tile.GROUPS * HEIGHT * codes.WORDS * 4 + ROWS * GROUP * 2
+    BYTES_ROUNDED: gl.constexpr = (tile.GROUPS * HEIGHT + ROWS) * GROUP + codes.SCALES * 4
     full = ring.full.index(place)
-    mbarrier.expect(full, BYTES)
+    mbarrier.expect(full, BYTES_ROUNDED if codes.SCALES > 0 else BYTES)
     first_word = (tile.first + i) * codes.WORDS
     for g in gl.static_range(tile.GROUPS):
         to = ring.words.index(place * tile.GROUPS + g)
@@ -112,7 +128,7 @@ def _copy_words(tile, codes, ring, w, i, place):
 
 
 @gluon.jit
-def _copy_rows(tile, ring, x, x_tail, i, place):
+def _copy_rows(tile, codes, ring, x, x_tail, x_scale, first_scale, i, place):
     """What memory holds behind the last row is copied too: columns of the sums that nobody stores."""
     full, first_k = ring.full.index(place), (tile.first + i) * GROUP
     for p in gl.static_range(tile.PARTS):
@@ -121,10 +137,13 @@ def _copy_rows(tile, ring, x, x_tail, i, place):
     if tile.TAIL_T > 0:
         behind = tile.first_row + tile.PARTS * tile.BLOCK_T
         tma.async_copy_global_to_shared(x_tail, [behind, first_k], full, ring.tail.index(place))
+    if codes.SCALES > 0:
+        of = [tile.first + i, first_scale + tile.first_row]
+        tma.async_copy_global_to_shared(x_scale, of, full, ring.scales.index(place))
 
 
 @gluon.jit
-def copy_codes(tile, codes, ring, w, x, x_tail, PDL: gl.constexpr):
+def copy_codes(tile, codes, ring, w, x, x_tail, x_scale, first_scale, PDL: gl.constexpr):
     """The copying warp."""
     ahead = gl.minimum(tile.blocks, tile.STAGES)
     for i in range(ahead):
@@ -132,17 +151,17 @@ def copy_codes(tile, codes, ring, w, x, x_tail, PDL: gl.constexpr):
     if PDL:
         wait()  # x, y, partials and counters may be in use until here
     for i in range(ahead):
-        _copy_rows(tile, ring, x, x_tail, i, i)
+        _copy_rows(tile, codes, ring, x, x_tail, x_scale, first_scale, i, i)
     place, phase = 0, 0
     for i in range(ahead, tile.blocks):
         mbarrier.wait(ring.free.index(place), phase)
         _copy_words(tile, codes, ring, w, i, place)
-        _copy_rows(tile, ring, x, x_tail, i, place)
+        _copy_rows(tile, codes, ring, x, x_tail, x_scale, first_scale, i, place)
         place, phase = next_place(place, phase, tile.STAGES)
 
 
 @gluon.jit
-def _factor(tile, codes, o_n, i):
+def factor_of(tile, codes, o_n, i):
     """Factors of group i of the segment, of the last group where there are fewer. Rows behind N have 0."""
     group = tile.first + gl.minimum(i, tile.blocks - 1)
     p = codes.factors + group.to(gl.int64) * gl.cdiv(codes.N, codes.FACTOR_ROWS) + o_n // codes.FACTOR_ROWS
@@ -175,7 +194,7 @@ def _scale(codes, factor, acc):
 
 
 @gluon.jit
-def _weight_rows(tile, codes, layout: gl.constexpr, G: gl.constexpr):
+def weight_rows(tile, codes, layout: gl.constexpr, G: gl.constexpr):
     """Rows of the weight that warpgroup G multiplies, as its sums have them."""
     o_n = gl.arange(0, HEIGHT, layout=gl.SliceLayout(1, layout))
     if tile.SWIGLU:  # as the words are copied; out.N is F, codes.N both
@@ -211,8 +230,8 @@ def _sum_in_parts(tile, codes, ring, G: gl.constexpr):
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, tile.BLOCK_T, 16])
     nothing = gl.zeros([HEIGHT, tile.BLOCK_T], gl.float32, layout)
     acc, acc_1, acc_2 = nothing, nothing, nothing
-    o_n = _weight_rows(tile, codes, layout, G)
-    now = _factor(tile, codes, o_n, 0)
+    o_n = weight_rows(tile, codes, layout, G)
+    now = factor_of(tile, codes, o_n, 0)
     place, phase = 0, 0
     mbarrier.wait(ring.full.index(0), 0)  # no segment is empty
     for i in range(tile.blocks):
@@ -221,7 +240,7 @@ def _sum_in_parts(tile, codes, ring, G: gl.constexpr):
         part = _products(b_w, ring, first, nothing)
         part_1 = _products(b_w, ring, first + 1, nothing)
         part_2 = _products(b_w, ring, first + 2, nothing)
-        factor, now = now, _factor(tile, codes, o_n, i + 1)
+        factor, now = now, factor_of(tile, codes, o_n, i + 1)
         part, part_1, part_2, b_w = warpgroup_mma_wait(0, deps=(part, part_1, part_2, b_w))
         mbarrier.arrive(ring.free.index(place))  # its products are done
         acc = gl.fma(part, _scale(codes, factor, part), acc)
@@ -242,11 +261,11 @@ def _sum_at_once(tile, codes, ring, G: gl.constexpr):
     nothing = gl.zeros([HEIGHT, tile.BLOCK_T], gl.float32, layout)
     nothing_behind = gl.zeros([HEIGHT, TAIL_T], gl.float32, tail_layout)
     acc, tail = nothing, nothing_behind
-    o_n = _weight_rows(tile, codes, layout, G)
+    o_n = weight_rows(tile, codes, layout, G)
     now, then, later = (
-        _factor(tile, codes, o_n, 0),
-        _factor(tile, codes, o_n, 1),
-        _factor(tile, codes, o_n, 2),
+        factor_of(tile, codes, o_n, 0),
+        factor_of(tile, codes, o_n, 1),
+        factor_of(tile, codes, o_n, 2),
     )
     mbarrier.wait(ring.full.index(0), 0)
     b_w = _operand(tile, codes, ring, now, 0, G)
@@ -262,7 +281,7 @@ def _sum_at_once(tile, codes, ring, G: gl.constexpr):
                 b_w, ring.tail.index(before).permute((1, 0)), nothing_behind, use_acc=False, is_async=True
             )
         factor, now, then = now, then, later
-        later = _factor(tile, codes, o_n, i + AHEAD)
+        later = factor_of(tile, codes, o_n, i + AHEAD)
         following = _operand(tile, codes, ring, now, place, G)  # behind the last group: of words left there
         free, before = before, place
         place, phase = next_place(place, phase, tile.STAGES)

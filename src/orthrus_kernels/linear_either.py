@@ -20,12 +20,14 @@ from torch import Tensor
 from . import tables
 from ._gluon import HAS_GLUON
 from ._triton import triton_interprets
+from .coded_rows import Rows
 from .compile_ahead import is_recorded
 from .late import stopped
 from .linear import check_shapes, linear_triton
 from .linear_gluon import Plan, linear_gluon, multiprocessors, plan_of, takes
-from .linear_gluon_codes import linear_gluon_codes, plans_of, takes_codes
+from .linear_gluon_codes import ROUNDED_ROWS_BEGIN, linear_gluon_codes, plans_of, takes_codes
 from .linear_swiglu import linear_swiglu_triton
+from .quantise_rows import quantise_rows_triton
 from .quantised import QuantisedWeight
 from .rows import new_rows
 from .tables import LinearEntry
@@ -54,13 +56,13 @@ class Launch:
     last: int
     n_ar: int
 
-    def run(self, x: Tensor, *, out: Tensor, **how: Any) -> None:
+    def run(self, x: Rows, *, out: Tensor, **how: Any) -> None:
         """Make it, of its own rows alone."""
         weight, weight_diff = self.views
         if isinstance(weight, QuantisedWeight):
             linear_gluon_codes(self.plan, x, weight, out=out, **how)
             return
-        assert not isinstance(weight_diff, QuantisedWeight), self
+        assert isinstance(x, Tensor) and not isinstance(weight_diff, QuantisedWeight), self
         linear_gluon(self.plan, x, weight, weight_diff, self.n_ar, out=out, **how)
 
 
@@ -145,10 +147,17 @@ def same_bits(launch: Launch, pdl: bool) -> bool:
 
 
 def launched(launches: Sequence[Launch], x: Tensor, out: Tensor, **how: Any) -> Tensor:
-    """The rows of `out`, by launches that are trusted."""
+    """The rows of `out`, by launches that are trusted. Where they round rows, a launch before them does, and
+    one more in front of a launch that cannot begin in the middle of rounded rows."""
+    rounds = all(isinstance(w := of.views[0], QuantisedWeight) and w.rounds for of in launches)
+    taken: Rows = x
+    begin = 0
     for launch in launches:
-        rows = slice(launch.first, launch.last)
-        launch.run(x[rows], out=out[rows], **how)
+        if rounds and (launch is launches[0] or (launch.first - begin) % ROUNDED_ROWS_BEGIN):
+            taken, begin = quantise_rows_triton(x[launch.first :], pdl=how["pdl"]), launch.first
+        launch.run(
+            taken[launch.first - begin : launch.last - begin], out=out[launch.first : launch.last], **how
+        )
     return out
 
 

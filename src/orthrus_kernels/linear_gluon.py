@@ -256,9 +256,9 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
-def row_tiles(x: Tensor, stride: int, rows: int, columns: int = 64) -> Any:
-    """x in tiles of so many rows; None: no such tile."""
-    layout = gl.NVMMASharedLayout(128, 16, rank=2)
+def row_tiles(x: Tensor, stride: int, rows: int, columns: int = 64, bits: int = 16) -> Any:
+    """x, of so many bits a number, in tiles of so many rows; None: no such tile."""
+    layout = gl.NVMMASharedLayout(128, bits, rank=2)
     return GluonDescriptor(x, extent(x, stride), [stride, 1], [rows, columns], layout) if rows else None
 
 

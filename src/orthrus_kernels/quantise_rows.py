@@ -12,7 +12,7 @@ from torch import Tensor
 from ._triton import tl, triton
 from .coded_rows import GROUP, LARGEST, CodedRows, check_columns
 from .pdl import launch_dependents, launch_options, wait
-from .rows import NO_CONTRACTION, new_rows
+from .rows import NO_CONTRACTION, SPARE_ROWS, new_rows
 
 _LARGEST, _GROUP = tl.constexpr(LARGEST), tl.constexpr(GROUP)
 _GROUPS = 8  # of a program: 16 numbers a thread at 2 warps
@@ -70,10 +70,11 @@ def quantise_rows_triton(x: Tensor, *, pdl: bool = False) -> CodedRows:
     check_columns(x)
     assert x.stride(1) == 1, x.stride()
     codes = new_rows(x.new_empty(0, dtype=torch.uint8), rows, k)
-    scale = x.new_empty(k // GROUP, rows, dtype=torch.float32)
+    width = -(-(rows + SPARE_ROWS) // 16) * 16  # for TMA, which copies scales of a whole tile
+    scale = x.new_empty(k // GROUP, width, dtype=torch.float32)[:, :rows]
     if rows:
         _quantise_rows_kernel[(rows, triton.cdiv(k // GROUP, _GROUPS))](
-            x=x, sx_t=x.stride(0) if rows > 1 else k, codes=codes, sc_t=k, scale=scale, ss_g=rows, K=k,
+            x=x, sx_t=x.stride(0) if rows > 1 else k, codes=codes, sc_t=k, scale=scale, ss_g=width, K=k,
             PDL=pdl, GROUPS=_GROUPS, num_warps=2, **NO_CONTRACTION, **launch_options(pdl),
         )  # fmt: skip
     return CodedRows(codes.view(torch.float8_e4m3fn), scale, x.dtype)

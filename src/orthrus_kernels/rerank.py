@@ -26,6 +26,7 @@ the tables."""
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ._triton import tl, triton
@@ -41,11 +42,11 @@ def changes(
 ) -> Tensor:  # fmt: skip
     """What tables [V, R] add to candidates ids [B, P, K] behind tokens fronts [B, P, A]: [B, P, A, K] fp32.
     gate [B, P, R'], places [P, R']: of the positions, where the last R' columns are weighed."""
-    front = before[fronts].float()
+    front = F.embedding(fronts, before).float()  # whose gradient is fast where tokens are the same
     if gate is not None and places is not None:
         weighed = front[..., -gate.shape[-1] :] * (1 + gate + places)[:, :, None]
         front = torch.cat([front[..., : -gate.shape[-1]], weighed], -1)
-    return torch.einsum("bpar,bpcr->bpac", front, after[ids].float())
+    return torch.einsum("bpar,bpcr->bpac", front, F.embedding(ids, after).float())
 
 
 def rerank(

@@ -34,8 +34,10 @@ class Candidates(NamedTuple):
     def under_roots(self, known: bool) -> Candidates:
         """Of `lattice_of` a text, those of drafts under all its tokens but the last one. known: the blocks
         stand at the roots; else one position before, and their first proposals are dropped."""
-        kept = (None if x is None else x[1:] if known else x[:-1, 1:] for x in self)
-        return Candidates(*kept)  # type: ignore[arg-type]
+        there = (slice(1, None),) if known else (slice(-1), slice(1, None))
+        scores, ids, gates = (None if x is None else x[there].contiguous() for x in self)  # for `rerank`
+        assert scores is not None and ids is not None
+        return Candidates(scores, ids, gates)
 
 
 def lattice(

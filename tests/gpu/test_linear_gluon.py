@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 import torch
-from codes import Coding, name_of, random_weight
+from codes import ROUNDED, Coding, name_of, random_weight
 
 from orthrus_kernels import Weight, backend_ops, tables
 from orthrus_kernels._gluon import HAS_GLUON, gl, gluon
@@ -21,6 +21,7 @@ from orthrus_kernels.linear_either import launches_of, linear_either, linear_swi
 from orthrus_kernels.linear_gluon import Plan, linear_gluon, multiprocessors, plan_of
 from orthrus_kernels.linear_gluon_codes import linear_gluon_codes, plan_with
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
+from orthrus_kernels.quantise_rows import quantise_rows_triton
 from orthrus_kernels.quantised import Format, QuantisedWeight
 from orthrus_kernels.tables.gluon import TALL, CodedEntry, GluonTile, coded_tiles, gluon_entries
 from orthrus_kernels.workspace import Workspace
@@ -46,7 +47,7 @@ OTHER_PAIRS = (
 CODES = (
     Coding(Format.E4M3, 128, False, BF16, 128), Coding(Format.INT4, 128, True, BF16),
     Coding(Format.INT4, 128, True, torch.float16), Coding(Format.INT4, 128, False, torch.float32),
-    Coding(Format.E4M3, 128, False, BF16),
+    Coding(Format.E4M3, 128, False, BF16), ROUNDED, ROUNDED._replace(factor_rows=1),
 )  # fmt: skip
 HEIGHTS = 16, 32, 48, 64, 96, 128, TALL
 EXCHANGED = (
@@ -106,11 +107,10 @@ def entry_of(plan: Plan) -> tables.LinearEntry:
     return tables.LinearEntry(plan.block_k, plan.segments, (tile,))
 
 
-def coded_plans(n: int, k: int, segments: int, bits: int, swiglu: bool = False) -> list[Plan]:
+def coded_plans(n: int, k: int, segments: int, scheme: Coding, swiglu: bool = False) -> list[Plan]:
     """Every tile that codes may have."""
-    found = [
-        Plan(n, k, segments, tile, None, swiglu, 128) for rows in HEIGHTS for tile in coded_tiles(rows, bits)
-    ]
+    tiles = [tile for rows in HEIGHTS for tile in coded_tiles(rows, scheme.format.bits, scheme.rounds)]
+    found = [Plan(n, k, segments, tile, None, swiglu, 128) for tile in tiles]
     return [plan for plan in found if plan.fits(multiprocessors(torch.device(DEVICE)), new_space())]
 
 
@@ -123,7 +123,7 @@ def test_every_tile_of_codes(scheme, n, k, segments, pdl):
     """Ragged N, one group, segments of unequal length; rows [0, count) for every count of a tile."""
     torch.manual_seed(0)
     x, w, space = heavy(MOST, k), random_weight(scheme, n, k, DEVICE), new_space()
-    plans = coded_plans(n, k, segments, scheme[0].bits)
+    plans = coded_plans(n, k, segments, scheme)
     want = linear_triton(x, w, entry=entry_of(plans[0]))
     assert len(plans) >= 12
     for plan in plans:
@@ -138,16 +138,16 @@ def test_gate_and_up_of_codes(scheme):
     torch.manual_seed(0)
     for n, k in ((2 * 200, 512), (2 * 1024, 2048)):
         x, w, space = heavy(MOST, k) / 64, random_weight(scheme, n, k, DEVICE), new_space()
-        for plan in coded_plans(n, k, 1, scheme[0].bits, True):
+        for plan in coded_plans(n, k, 1, scheme, True):
             want = linear_swiglu_triton(x, w, entry=entry_of(plan))
             for rows in {1, plan.tile.rows // 2 + 1, plan.tile.rows}:
                 check(plan, x[:rows], (w, None), rows, want[:rows], space)
 
 
-@pytest.mark.parametrize("scheme", CODES[:2], ids=name_of)
+@pytest.mark.parametrize("scheme", (*CODES[:2], ROUNDED), ids=name_of)
 def test_thousands_of_exchanges_of_codes(scheme):
     torch.manual_seed(0)
-    for plan in coded_plans(2048, 4096, 4, scheme[0].bits):
+    for plan in coded_plans(2048, 4096, 4, scheme):
         x, w, space = (
             heavy(plan.tile.rows, plan.k),
             random_weight(scheme, plan.n, plan.k, DEVICE),
@@ -163,14 +163,14 @@ def test_thousands_of_exchanges_of_codes(scheme):
         assert int(different) == 0 and not space.counters.any(), plan
 
 
-@pytest.mark.parametrize("scheme", CODES[:2], ids=name_of)
+@pytest.mark.parametrize("scheme", (*CODES[:2], ROUNDED), ids=name_of)
 def test_what_a_model_calls_with_codes(scheme, monkeypatch):
     """By a table: rows beyond a tile in launches of equal parts, a launch a view; Gluon is not turned off."""
     torch.manual_seed(0)
     n, k, bits = 4096, 4096, scheme[0].bits
-    tiles = tuple(coded_tiles(rows, bits)[1] for rows in (16, 64, TALL))
+    tiles = tuple(coded_tiles(rows, bits, scheme.rounds)[1] for rows in (16, 64, TALL))
     of = sys.modules["orthrus_kernels.linear_gluon_codes"]
-    monkeypatch.setattr(of, "coded_entries", lambda: {(n, k, bits, "sm_90"): CodedEntry(tiles)})
+    monkeypatch.setattr(of, "coded_entries", lambda rounds: {(n, k, bits, "sm_90"): CodedEntry(tiles)})
     w, w_diff = (random_weight(scheme, n, k, DEVICE, seed) for seed in (1, 2))
     plan, device = plan_with(w, "sm_90", tiles[0], False), torch.device(DEVICE)
     assert plan.fits(multiprocessors(device), new_space()) and plan.segments > 1
@@ -184,12 +184,26 @@ def test_what_a_model_calls_with_codes(scheme, monkeypatch):
                 n_ar,
             )
     big = random_weight(scheme, 24576, k, DEVICE)
-    monkeypatch.setattr(of, "coded_entries", lambda: {(24576, k, bits, "sm_90"): CodedEntry(tiles)})
+    monkeypatch.setattr(of, "coded_entries", lambda rounds: {(24576, k, bits, "sm_90"): CodedEntry(tiles)})
     for rows in (1, 33, 100):
         x = heavy(rows, k) / 64
         assert launches_of(x, (big, None), rows, True, None)
         assert torch.equal(linear_swiglu_either(x, big), linear_swiglu_triton(x, big)), rows
     assert why_not() == ""
+
+
+def test_rows_of_codes_that_begin_behind_others():
+    """Their scales are copied from the memory of all rows, from where TMA can read."""
+    torch.manual_seed(0)
+    x, w, space = heavy(MOST, 1024), random_weight(ROUNDED, 392, 1024, DEVICE), new_space()
+    coded = quantise_rows_triton(x)
+    for plan in coded_plans(392, 1024, 2, ROUNDED):
+        want = linear_triton(x, w, entry=entry_of(plan))
+        for first in (0, 4, 36, MOST - plan.tile.rows):
+            rows = slice(first, first + plan.tile.rows)
+            out = torch.full_like(want[rows], NAN)
+            linear_gluon_codes(plan, coded[rows], w, out=out, space=space)
+            assert torch.equal(out.view(torch.int16), want[rows].view(torch.int16)), (plan, first)
 
 
 @pytest.mark.parametrize("pdl", [False, True])

@@ -27,6 +27,8 @@ LINEAR, CODES = module("linear_gluon"), module("linear_gluon_codes")
 _ARITHMETIC = re.compile(r"^\s*((?:add|sub|mul|fma|div|ex2|rcp|cvt)\.[\w.]*(?:f32|bf16)[\w.]*)", re.M)
 _GLOBAL = re.compile(r"\b(?:ld|st|atom|red)\.(?:\w+\.)*?global")
 _LABEL, _JUMP = re.compile(r"(\$L\w+):"), re.compile(r"(@\S+\s+)?bra(?:\.uni)?\s+(\$L\w+)")
+_SASS = re.compile(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(\w+)")
+_SASS_LABEL, _SASS_JUMP = re.compile(r"\s*(\.L_x_\d+):"), re.compile(r"BRA\S*\s.*`\((\.L_x_\d+)\)")
 _COPY = re.compile(r"cp\.async\.bulk\.tensor[^\[]*\[%\w+\], \[(%rd\d+)")
 
 
@@ -79,11 +81,22 @@ def coded_plans(everything: bool) -> Iterator:
                         yield plan, format, zeros
 
 
-def launched_codes(plan, format: Format, zeros: bool):
+def rounded_plans(everything: bool) -> Iterator:
+    """(plan, rows of a factor) of weights that round their rows: as `coded_plans`."""
+    for rows in (16, 32, 48, 64, 96, 128, TALL):
+        for tile in coded_tiles(rows, 8, True):
+            for swiglu, factor_rows in ((False, 128), (True, 128), (False, 1)):
+                plan = CODES.Plan(2048 * tile.groups, 4096, 1 if swiglu else 4, tile, None, swiglu, 128)
+                most = tile.groups == (2 if tile.rows == TALL else 3) and (tile.rows == TALL or not swiglu)
+                if everything or (most and tile.rows >= 96 and (factor_rows > 1 or tile.rows == TALL)):
+                    yield plan, factor_rows
+
+
+def launched_codes(plan, format: Format, zeros: bool, factor_rows: int):
     """The kernel and its arguments."""
     weight = QuantisedWeight.new(
         plan.n, plan.k, format, 128, zeros=zeros, scale=torch.bfloat16, dtype=torch.bfloat16, device="meta",
-        factor_rows=128 if format is Format.E4M3 else 1,
+        factor_rows=factor_rows, rounds=plan.tile.rounds,
     )  # fmt: skip
     rows = plan.tile.rows
     with aot.recorded(CODES, "_linear_gluon_codes_kernel") as recorder:
@@ -108,7 +121,7 @@ def widened_beside_products(sass: str) -> int:
 
 
 def coded_line(plan, format: Format, zeros: bool) -> dict:
-    kernel, arguments = launched_codes(plan, format, zeros)
+    kernel, arguments = launched_codes(plan, format, zeros, 128 if format is Format.E4M3 else 1)
     line = line_of_kernel(plan, True, kernel, arguments)
     built, _, _ = aot.built_for(kernel, arguments, HOPPER)
     sass = aot.kept(built, "sass", lambda: aot.disassembled(built))
@@ -116,6 +129,28 @@ def coded_line(plan, format: Format, zeros: bool) -> dict:
         "case": f"{format.value} zeros {zeros} {line['case']}",
         "codes": format.bits, "tall": plan.tile.rows == TALL, "widened": widened_beside_products(sass),
     }  # fmt: skip
+
+
+def rounded_line(plan, factor_rows: int) -> dict:
+    kernel, arguments = launched_codes(plan, Format.E4M3, False, factor_rows)
+    line = line_of_kernel(plan, True, kernel, arguments)
+    built, _, _ = aot.built_for(kernel, arguments, HOPPER)
+    sass = aot.kept(built, "sass", lambda: aot.disassembled(built))
+    return line | {
+        "case": f"rounded {factor_rows} {line['case']}", "rounded": factor_rows, "rows": plan.tile.rows,
+        "groups": plan.tile.groups, "loops": loops_of_products(sass),
+    }  # fmt: skip
+
+
+def loops_of_products(sass: str) -> list[dict[str, int]]:
+    """Of each loop that multiplies: how many machine instructions of which kind. What waits stands behind the
+    kernel's end and jumps back, which is no loop: all the rest lies between, with stores of sums."""
+    lines = sass.splitlines()
+    labels = {found[1]: i for i, line in enumerate(lines) if (found := _SASS_LABEL.match(line))}
+    ends = [(labels[found[1]], i) for i, line in enumerate(lines) if (found := _SASS_JUMP.search(line))]
+    loops = [lines[first : last + 1] for first, last in ends if first < last]
+    counts = [Counter(found[1] for line in loop if (found := _SASS.search(line))) for loop in loops]
+    return [dict(count) for count in counts if "QGMMA" in count and "STG" not in count]
 
 
 def copied_before_waits(ptx: str, signature: dict[str, str]) -> list[list[str]]:
@@ -201,6 +236,8 @@ def main() -> None:
     print(json.dumps(line_of(next(plans(False)), False)), flush=True)
     for coded in coded_plans(everything):
         print(json.dumps(coded_line(*coded)), flush=True)
+    for rounded in rounded_plans(everything):
+        print(json.dumps(rounded_line(*rounded)), flush=True)
     print(json.dumps(of_triton()), flush=True)
 
 

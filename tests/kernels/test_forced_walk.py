@@ -16,7 +16,7 @@ from small import small_model
 from bench import replay
 from bench.forced_walk import WIDTH, Forced, evenly, forced_walk, recorded, walk
 from bench.replay import Measured, Way, run, tables, with_bigram
-from bench.trace_file import CHAIN, KINDS, ONE_PASS, TREES, Text, Trace, followed
+from bench.trace_file import CHAIN, KINDS, LOOKUP, ONE_PASS, TREES, Text, Trace, followed
 from orthrus_kernels.allot import allot_triton
 from orthrus_kernels.grow import Trees
 from orthrus_kernels.layout import RECORD, Record, State
@@ -148,10 +148,14 @@ def test_a_walk_tells_what_the_trace_says_of_smaller_trees(steps):
 
 TEXTS = [
     Text(2, {CHAIN: [2, 1, 3, 1, 2, 1], "15": [3, 1, 2, 4, 1, 1], "31": [4, 2, 2, 4, 2, 1],
-             "63": [4, 2, 2, 4, 2, 1], "127": [4] * 6, ONE_PASS: [1, 2, 1, 2, 1, 1]}),
+             "63": [4, 2, 2, 4, 2, 1], "127": [4] * 6, ONE_PASS: [1, 2, 1, 2, 1, 1],
+             LOOKUP: [1, 3, 1, 2, 1, 1]}),
     Text(3, {kind: [2, 3, 1, 1] for kind in KINDS}),
 ]  # fmt: skip
 TRACE = Trace("tiny", 8, 8, True, TEXTS, [])
+OLD = replace(TRACE, texts=[
+    replace(text, kept={kind: kept for kind, kept in text.kept.items() if kind != LOOKUP}) for text in TEXTS
+])  # fmt: skip
 
 
 @pytest.fixture()
@@ -166,9 +170,9 @@ def test_decoding_keeps_what_the_trace_says(model):
     """Of two texts, in turn with every way; blocks stand at all nodes of the one-pass tree. Where one token
     is left the cycle is plain."""
     compared = [Way("plain", "autoregressive", 0), Way("two-pass chain", "two-pass", 0),
-                Way("tree", "two-pass", 15), Way("one-pass", "one-pass", 3, 3)]  # fmt: skip
+                Way("tree", "two-pass", 15), Way("one-pass", "one-pass", 3, 3), replay.LOOKED_UP]  # fmt: skip
     found = run(model, TRACE, 2, 6, compared)
-    for measured, kind in zip(found, (None, CHAIN, "15", ONE_PASS), strict=True):
+    for measured, kind in zip(found, (None, CHAIN, "15", ONE_PASS, LOOKUP), strict=True):
         steps = [followed(text, kind) if kind else [1] * (text.tokens - 1) for text in TEXTS]
         assert measured.tokens == [5, 3] and measured.cycles == [len(of_text) for of_text in steps]
         # a GPU launches a cycle before the host knows that one token is left
@@ -180,6 +184,8 @@ def test_decoding_keeps_what_the_trace_says(model):
     two, one = (sum(found[way].cycles) - found[way].cycles_of["plain"] for way in (2, 3))
     assert found[2].nodes == 15 * two and model.engine.runner is None
     assert found[3].nodes == 3 * (one - 2), "the first one of a text has no draft"
+    looked_up = sum(found[4].cycles) - found[4].cycles_of["plain"]
+    assert found[4].cycles_of["lookup"] == looked_up > 2 and found[4].nodes == 15 * looked_up
     rows = [measured.row("tiny", TRACE) for measured in found]
     assert rows[1]["tokens_per_cycle"] == 2.0
     assert DEVICE == "cuda" or rows[2]["tokens_per_forward"] == 1.1429
@@ -271,14 +277,15 @@ def test_what_a_run_that_is_cut_short_keeps(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(replay, "machine", lambda command: {"gpu": "one", "command": command})
     monkeypatch.setattr(replay, "machine_line", lambda facts: facts["gpu"])
     monkeypatch.setattr(replay, "random_model", lambda name: small_model())
-    monkeypatch.setattr(replay, "traces", lambda given: iter([TRACE, other]))
+    monkeypatch.setattr(replay, "traces", lambda given: iter([OLD, other]))
     monkeypatch.setattr(replay, "run", measured)
     with pytest.raises(KeyboardInterrupt):
         replay.main(Namespace(models=["8B"], trees=[63], selectors=[0, 3], prompts=1, tokens=9, json=file))
     kept = json.loads(file.read_text())
     assert [row["of"] for row in kept["rows"]] == ["tiny"] and kept["sets_left_out"] == 3
     assert [trace["checkpoint"] for trace in kept["traces"]] == ["tiny", "other"]
-    assert "4.5" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "4.5" in said and "no line of lookup: the trace is older" in said
 
 
 def test_a_random_selector_ranks_too(model):
@@ -301,8 +308,12 @@ def test_what_cannot_be_replayed_is_refused(model):
 
 
 def test_ways_are_of_every_strategy_and_have_the_shape_of_the_trace():
-    """But for lookup: a trace holds no tokens."""
-    assert {way.strategy for way in replay.ways(TRACE)} == set(STRATEGIES) - {"lookup"}
+    """Without lookup where the trace lacks it, which is said."""
+    assert {way.strategy for way in replay.ways(TRACE)} == set(STRATEGIES)
+    assert replay.ways(OLD) == [way for way in replay.ways(TRACE) if way.strategy != "lookup"]
+    assert replay.without_lookup(TRACE) == [] and len(replay.without_lookup(OLD)) == 1
+    (said,) = replay.without_lookup(replace(OLD, simulated="a curve"))
+    assert "simulated texts" in said
     assert {way.tree_nodes for way in replay.ways(TRACE, TREES)} == {0, *TREES, "auto"}
     shaped = [
         Trace("strong", 8, 8, True, TEXTS, [], "simulated", {"one_pass": asdict(shape)})

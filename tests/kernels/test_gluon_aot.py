@@ -11,12 +11,17 @@ def lines(triton_cache):
 
 @pytest.fixture(scope="module")
 def compiled(lines):
-    return [line for line in lines if "case" in line and "codes" not in line]
+    return [line for line in lines if "case" in line and not {"codes", "rounded"} & set(line)]
 
 
 @pytest.fixture(scope="module")
 def coded(lines):
     return [line for line in lines if "codes" in line]
+
+
+@pytest.fixture(scope="module")
+def rounded(lines):
+    return [line for line in lines if "rounded" in line]
 
 
 def check(compiled):
@@ -37,8 +42,9 @@ def test_tiles_run_on_tensor_cores_and_spill_nothing(compiled):
 @pytest.mark.slow
 def test_every_tile_of_the_table(triton_cache):
     lines = compiled_by("compile_gluon.py", triton_cache, "all")
-    check([line for line in lines if "case" in line and "codes" not in line])
+    check([line for line in lines if "case" in line and not {"codes", "rounded"} & set(line)])
     check_codes([line for line in lines if "codes" in line])
+    check_rounded([line for line in lines if "rounded" in line])
     assert len(lines) > 120
 
 
@@ -59,6 +65,31 @@ def check_codes(coded):
 def test_codes_are_widened_in_registers_beside_products(coded):
     check_codes(coded)
     assert len(coded) == 16 and {line["codes"] for line in coded} == {4, 8}
+
+
+def check_rounded(rounded):
+    """Both operands reach wgmma from shared memory. A group's products are a dot from nothing, with no sum in
+    between, and a number of its sum costs a multiply-add, beside products of scales: of a column where a
+    block of weight rows has one scale, else of a number. What is touched before rows are there is factors."""
+    check(rounded)
+    for line in rounded:
+        assert line["wgmma_e4m3"] and not line["wgmma_from_registers"], line
+        assert all(to.startswith("cvt.rn.bf16") for to in line["conversions"]), line
+        assert [of for of in line["copied"] if of] == [["w"]] and line["waits"], line
+        assert line["touched"] and all(touch.startswith("ld.global") for touch in line["touched"]), line
+        assert len(line["loops"]) == line["groups"], line
+        dots = 8 if line["rows"].bit_count() > 1 else 4
+        one = line["rounded"] == 128 and not line["swiglu"]
+        for loop in line["loops"]:
+            assert loop["QGMMA"] == dots and not {"LDL", "STL", "LDSM", "FADD"} & set(loop), line
+            assert loop["FFMA"] == line["rows"] // 2 and loop["FMUL"] == line["rows"] // (4 if one else 2), (
+                line
+            )
+
+
+def test_codes_times_codes_come_from_shared_memory(rounded):
+    check_rounded(rounded)
+    assert [line["rows"] for line in rounded] == [96, 192, 192, 192]
 
 
 def test_weights_alone_are_copied_before_the_wait(compiled):

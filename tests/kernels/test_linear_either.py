@@ -6,17 +6,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
-from codes import Coding, random_weight
+from codes import ROUNDED, Coding, random_weight
 from strategies import hard
 
 from orthrus_kernels import Weight, backend_ops, tables
 from orthrus_kernels.compile_ahead import is_recorded
 from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.linear_gluon import Plan, linear_gluon, plan_of
-from orthrus_kernels.linear_gluon_codes import plans_of
+from orthrus_kernels.linear_gluon_codes import ROUNDED_ROWS_BEGIN, plans_of
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
 from orthrus_kernels.quantised import Format, QuantisedWeight
 from orthrus_kernels.rows import new_rows
@@ -90,7 +91,7 @@ def coded(fake, monkeypatch):
     """The same with tiles of 16 and 32 rows for codes of 4 bits; calls in Gluon's place go to `fake`."""
     of = sys.modules["orthrus_kernels.linear_gluon_codes"]
     table = {(N, 2 * GROUP, 4, "sm_90"): CodedEntry((CodedTile(16, 1, 4), CodedTile(32, 2, 4)))}
-    monkeypatch.setattr(of, "coded_entries", lambda: table)
+    monkeypatch.setattr(of, "coded_entries", lambda rounds: table)
     monkeypatch.setattr(either, "linear_gluon_codes", fake)
     return fake
 
@@ -100,7 +101,7 @@ def words(seed: int, zeros: bool = True, group: int = GROUP, format=Format.INT4)
 
 
 @pytest.mark.parametrize(
-    ("rows", "want"), [(1, [(16, 1)]), (17, [(32, 17)]), (32, [(32, 32)]), (33, [(32, 17), (32, 16)]),
+    ("rows", "want"), [(1, [(16, 1)]), (17, [(32, 17)]), (32, [(32, 32)]), (33, [(32, 20), (32, 13)]),
                        (64, [(32, 32)] * 2), (70, [(32, 24), (32, 24), (32, 22)])]
 )  # fmt: skip
 def test_rows_of_codes_are_cut_into_equal_launches(coded, rows, want):
@@ -128,10 +129,36 @@ def test_codes_of_both_views_have_launches_of_their_own(coded):
     assert torch.equal(either.linear_either(x, w), linear_triton(x, w)) and "other bits" in either.why_not()
 
 
+@pytest.mark.parametrize("both", [False, True])
+def test_rows_are_rounded_once_for_all_launches(coded, both, monkeypatch):
+    """40 rows of one view in two launches: their codes are made at once. Of both views in one and two: the
+    seven rows of the first end where no launch on codes can begin."""
+    of = sys.modules["orthrus_kernels.linear_gluon_codes"]
+    entry = CodedEntry((CodedTile(16, 1, 8, True), CodedTile(32, 2, 8, True)))
+    table = {False: {}, True: {(N, 2 * GROUP, 8, "sm_90"): entry}}
+    monkeypatch.setattr(of, "coded_entries", table.get)
+    rounded, right = [], either.quantise_rows_triton
+    monkeypatch.setattr(
+        either, "quantise_rows_triton", lambda x, pdl: rounded.append(len(x)) or right(x, pdl=pdl)
+    )
+    x, (w, w_diff) = (
+        hard("heavy", 40, 2 * GROUP).to(BF16),
+        [random_weight(ROUNDED, N, 2 * GROUP, seed=i) for i in (1, 2)],
+    )
+    views = (w, w_diff, 7) if both else (w,)
+    assert torch.equal(either.linear_either(x, *views), linear_triton(x, *views))
+    heights = [16, 32, 16, 32, 32] if both else [32, 32, 32]
+    assert sorted(tiles(plan)[0] for plan in coded.plans) == sorted(heights), "each tile compared"
+    assert rounded == ([40, 33] if both else [40])
+    assert torch.equal(either.linear_swiglu_either(x[:9], w), linear_swiglu_triton(x[:9], w))
+    assert rounded[-1] == 9
+    assert either.why_not() == ""
+
+
 def test_few_rows_run_in_triton(coded, monkeypatch):
     entry = CodedEntry((CodedTile(32, 1, 4),), least=9)
     of = sys.modules["orthrus_kernels.linear_gluon_codes"]
-    monkeypatch.setattr(of, "coded_entries", lambda: {(N, 2 * GROUP, 4, "sm_90"): entry})
+    monkeypatch.setattr(of, "coded_entries", lambda rounds: {(N, 2 * GROUP, 4, "sm_90"): entry})
     w, x = words(1), hard("heavy", 9, 2 * GROUP).to(BF16)
     assert either.launches_of(x[:8], (w, None), 8, False, None) == []
     assert len(either.launches_of(x, (w, None), 9, False, None)) == 1
@@ -369,6 +396,7 @@ CODED = {"n": 6144, "k": 4096, "bits": 4, "device": "sm_90", "least": 9, "tiles"
      ([CODED | {"tiles": [["64", 2]]}], "gluon_codes.json"),
      ([CODED | {"tiles": [[160, 2]]}], "or 192, not 160"),
      ([CODED | {"tiles": [[192, 3]]}], "48 rows at most"), ([CODED | {"bits": 16}], "4 or 8 bits"),
+     ([CODED | {"rounds": 1}], "rounds"), ([CODED | {"rounds": True}], "have 8 bits"),
      ([CODED | {"k": 100}], "multiple of 128"), ([CODED, CODED], "two lines"),
      ([{name: CODED[name] for name in CODED if name != "least"}], "least")],
 )  # fmt: skip
@@ -376,23 +404,51 @@ def test_a_malformed_table_of_codes_is_refused(lines, why, monkeypatch, tmp_path
     (tmp_path / "gluon_codes.json").write_text(gluon_table.json.dumps(lines))
     monkeypatch.setattr(gluon_table.resources, "files", lambda package: tmp_path)
     with pytest.raises(ValueError, match=why):
-        coded_entries.__wrapped__()
+        for rounds in (False, True):
+            coded_entries.__wrapped__(rounds)
 
 
-def test_the_table_of_codes():
+@pytest.mark.parametrize("rounds", [False, True])
+def test_the_table_of_codes(rounds):
     """Every line plans what it says, in launches that an H100 takes, and the fewest rows are Triton's."""
-    assert len(coded_entries()) >= 8
-    for (n, k, bits, device), entry in coded_entries().items():
+    assert len(coded_entries(rounds)) >= (4 if rounds else 8)
+    for (n, k, bits, device), entry in coded_entries(rounds).items():
         assert device == "sm_90" and entry.measured
         format, swiglu = {4: Format.INT4, 8: Format.E4M3}[bits], n == 24576
-        w = QuantisedWeight.new(n, k, format, 128, zeros=False, scale=BF16, dtype=BF16, device="meta")
+        w = QuantisedWeight.new(n, k, format, 128, zeros=False, scale=BF16, dtype=BF16, device="meta",
+                                rounds=rounds)  # fmt: skip
         for rows in {entry.least, *(tile.rows for tile in entry.tiles), 2 * entry.tiles[-1].rows + 1}:
             plans = plans_of(w, device, rows, swiglu)
-            assert sum(count for _, count in plans) == rows
+            counts = [count for _, count in plans]
+            assert sum(counts) == rows and not any(count % ROUNDED_ROWS_BEGIN for count in counts[:-1])
             assert all(
                 plan.fits(132, Workspace.new("cpu")) and count <= plan.tile.rows for plan, count in plans
             )
         assert entry.least == 1 or not plans_of(w, device, entry.least - 1, swiglu)
+
+
+@pytest.mark.parametrize(
+    ("cuts", "rounded"), [((0, 9), [0]), ((0, 8, 20), [0]), ((0, 5, 9), [0, 5]), ((0, 5, 9, 20), [0, 5])]
+)
+def test_rows_are_rounded_once_where_launches_can_begin_in_their_middle(cuts, rounded, monkeypatch):
+    """TMA reads scales at multiples of 16 bytes: a launch whose rows begin elsewhere has codes of its own."""
+    x, out, begun, seen = torch.arange(32.0)[:, None], torch.empty(32, 1), [], []
+    w = QuantisedWeight.new(64, 128, Format.E4M3, 128, zeros=False, scale=BF16, dtype=BF16, device="meta",
+                            rounds=True)  # fmt: skip
+
+    def quantise(rows, *, pdl):
+        begun.append(int(rows[0]))
+        return rows
+
+    def run(launch, rows, *, out, pdl):
+        seen.extend(rows.flatten().tolist())
+        assert len(out) == len(rows) == launch.last - launch.first
+
+    monkeypatch.setattr(either, "quantise_rows_triton", quantise)
+    monkeypatch.setattr(either.Launch, "run", run)
+    launches = [either.Launch(None, (w, None), a, b, b - a) for a, b in pairwise(cuts)]
+    assert either.launched(launches, x, out, pdl=False) is out
+    assert begun == rounded and seen == list(range(cuts[-1]))
 
 
 def test_what_the_kernel_takes_as_given():

@@ -49,15 +49,17 @@ class GluonTile:
 @dataclass(frozen=True)
 class CodedTile(GluonTile):
     """The same of a weight with codes of `bits` bits, whose program has a second accumulator, the sum of a
-    group, and that group's operand in registers. TALL rows are three equal parts."""
+    group, and that group's operand in registers. TALL rows are three equal parts. Where rows are codes too
+    (`rounds`), the operand lies in shared memory, and TALL rows are two parts as in a dense tile."""
 
     bits: int
+    rounds: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        most = 128 if self.groups < MOST_GROUPS else 48
-        if self.bits not in (4, 8):
-            raise ValueError(f"codes have 4 or 8 bits, not {self.bits}")
+        most = 128 if self.groups < MOST_GROUPS else 96 if self.rounds else 48
+        if self.bits not in (4, 8) or (self.rounds and self.bits != 8):
+            raise ValueError(f"codes have {'' if self.rounds else '4 or '}8 bits, not {self.bits}")
         if self.rows > most and not (self.rows == TALL and self.groups < MOST_GROUPS):
             raise ValueError(
                 f"with codes a tile in Gluon of {self.groups} groups has {most} rows at most"
@@ -67,18 +69,29 @@ class CodedTile(GluonTile):
     @property
     def kernel_rows(self) -> tuple[int, int, int]:
         """As the kernel has them: number of equal parts, rows of one, rows behind them, which may be 0."""
-        return (3, TALL // 3, 0) if self.rows == TALL else (1, *self.parts)
+        return (3, TALL // 3, 0) if self.rows == TALL and not self.rounds else (1, *self.parts)
+
+    @property
+    def scales(self) -> int:
+        """Scales of rows that a place of the ring holds: a power of two, and 128 bytes at least for TMA."""
+        return max(1 << (self.rows - 1).bit_length(), 32) if self.rounds else 0
 
     @property
     def stages(self) -> int:
         """Places of its ring: what fits, groups of 128 columns."""
-        return min(ROOM // (64 * self.groups * 16 * self.bits + self.rows * 256), MOST_STAGES)
+        row, room = 128 if self.rounds else 256, ROOM
+        if self.rounds and self.groups == MOST_GROUPS:
+            room -= 5 * 1024  # stores of 96 rows by three warpgroups take 9 KiB
+        return min(
+            room // (64 * self.groups * 16 * self.bits + self.rows * row + 4 * self.scales), MOST_STAGES
+        )
 
 
-def coded_tiles(rows: int, bits: int) -> tuple[CodedTile, ...]:
+def coded_tiles(rows: int, bits: int, rounds: bool = False) -> tuple[CodedTile, ...]:
     """Every tile that takes so many rows and no fewer, of 1 to MOST_GROUPS groups."""
     height = next(height for height in (16, 32, 48, 64, 96, 128, TALL) if rows <= height)
-    return tuple(CodedTile(height, groups, bits) for groups in (1, 2, 3) if groups < 3 or height <= 48)
+    most = 3 if height <= (96 if rounds else 48) else 2
+    return tuple(CodedTile(height, groups, bits, rounds) for groups in range(1, most + 1))
 
 
 @dataclass(frozen=True)
@@ -140,14 +153,18 @@ def gluon_entries() -> dict[tuple[int, int, torch.dtype, str], GluonEntry]:
 
 
 @cache
-def coded_entries() -> dict[tuple[int, int, int, str], CodedEntry]:
-    """All entries of gluon_codes.json by (N, K, bits of a code, device). Groups are of 128. Raises ValueError
-    when one is malformed."""
+def coded_entries(rounds: bool = False) -> dict[tuple[int, int, int, str], CodedEntry]:
+    """All entries of gluon_codes.json by (N, K, bits of a code, device), of weights that round their rows or
+    of those that do not. Groups are of 128. Raises ValueError when one is malformed."""
     entries: dict[tuple[int, int, int, str], CodedEntry] = {}
     for row in json.loads(resources.files(__package__).joinpath("gluon_codes.json").read_text()):
         try:
+            if row.get("rounds", True) is not True:
+                raise ValueError("`rounds` is true or left out")
+            if row.get("rounds", False) is not rounds:
+                continue
             n, k, bits, device = (row[name] for name in ("n", "k", "bits", "device"))
-            tiles = tuple(CodedTile(rows, groups, bits) for rows, groups in row["tiles"])
+            tiles = tuple(CodedTile(rows, groups, bits, rounds) for rows, groups in row["tiles"])
             entry = CodedEntry(tiles, row["least"], row["measured"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"gluon_codes.json: {row}: {error}") from None

@@ -130,7 +130,10 @@ class Lessons:
         block_ids, positions, mask = diffusion_blocks(ids, anchors, blocks.size, config.mask_token_id)
         with torch.no_grad():
             teacher, context = self._ar(ids)
-        student = self._diffusion(block_ids, positions, context, mask).unflatten(1, (-1, blocks.size))
+        # Where no weight of the view learns (bigram.py), a graph of its own: one that was compiled with
+        # gradients and runs without any gives none from then on (torch 2.11).
+        with torch.set_grad_enabled(any(w.requires_grad for w in self.network.parameters())):
+            student = self._diffusion(block_ids, positions, context, mask).unflatten(1, (-1, blocks.size))
         taught = (anchors[..., None] + offsets).flatten(1)
         teacher = teacher.gather(1, taught[..., None].expand(-1, -1, config.hidden_size))
         return Taught(
