@@ -141,7 +141,7 @@ def test_followed_cycles_are_the_decoded_ones(decoded):
     stats = [model.generate(p, "one-pass", NEW, tree_nodes=19).stats for p in prompts]
     assert one.pairs(19).tolist() == [[s.cycle_tokens, s.cycles] for s in stats]
     # blocks of 16 at ten nodes, as one-pass has them where they are asked for
-    blocks = followed.along(network, texts, 16)
+    blocks = followed.along(network, texts, 16, states=True)
     kept = follow(drafts_of(blocks, texts.counts, False), ranked, [19], 10)
     stats = [model.generate(p, "one-pass", NEW, tree_nodes=19, block_size=16).stats for p in prompts]
     assert kept.pairs(19).tolist() == [[s.cycle_tokens, s.cycles] for s in stats]

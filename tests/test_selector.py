@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from drawn_selector import drawn
 
 from bench import oracle, trace
 from bench import selector as bench_selector
@@ -29,15 +30,6 @@ from qwen3_model.training.selector_fit import DECAY, Data, Limits, Selector, dat
 
 V, E, P, K = 24, 24, 4, 6  # of the planted data
 D = 31  # offsets of a block of the embedded checkpoint
-
-
-def drawn(rank=5, width=256, offsets=D, seed=3) -> dict[str, torch.Tensor]:
-    """A selector that changes drafts: A e and B e of about 1, gates of about 1."""
-    g = torch.Generator().manual_seed(seed)
-    found = {name: torch.randn(width, rank, generator=g) for name in ("front", "behind", "gate")}
-    found |= {"gate": 0.1 * found["gate"], "front": 2 * found["front"], "behind": 2 * found["behind"]}
-    factors = torch.rand(2, 2, offsets, 2, generator=g) + 0.5
-    return found | {"places": torch.randn(2, offsets, rank, generator=g), "calibration": factors}
 
 
 @pytest.fixture(scope="module")
