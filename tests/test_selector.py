@@ -8,8 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from drawn_selector import drawn
+from interpreter import DEVICE
+from safetensors.torch import load_file, save_file
+from small import small_config
 
 from bench import oracle, trace
 from bench import selector as bench_selector
@@ -21,6 +23,8 @@ from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.cli import main
 from qwen3_model.lattice import Candidates
 from qwen3_model.prompts import read_prompts
+from qwen3_model.quantised.scheme import WHERE, read_quantisation
+from qwen3_model.quantising.written import Fp8
 from qwen3_model.selector import FILE
 from qwen3_model.training import calibration, selector_run
 from qwen3_model.training.calibration import BESIDE, blocks_of
@@ -160,6 +164,29 @@ def test_texts_stay_and_drafts_change(chosen, temperature):
         ours.bigram = Bigram.of(tables.before[:, :32].contiguous(), tables.after[:, :32].contiguous())
         without_it, ours.bigram = trees(**how), tables
         assert trees(**how) != without_it
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_beside_weights_that_round_their_rows(backend):
+    """Gates are of bf16 states, whatever the layers multiply by: drafts stay plain decoding's text."""
+    read = read_quantisation({WHERE: Fp8().config([])})
+    fit = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 8, "num_hidden_layers": 1}
+    ours = Qwen3.from_config(
+        small_config(**fit, quantisation=read), 0, DEVICE if backend == "triton" else "cpu", "bfloat16",
+        backend, "fp8",
+    )  # fmt: skip
+    v, d = ours.config.vocab_size, ours.config.block_size - 1
+    tables = Bigram.of(*(torch.randn(v, 4, device=ours.device, dtype=ours.dtype) for _ in "uw"))
+    how = {"max_new_tokens": 4, "temperature": 1.0, "seed": 2}
+    plain, drafts = ours.generate([5, 6, 7], "autoregressive", **how), []
+    for mine in (tables, selector.joined(tables, drawn(3, 128, d), 50 * ours.embedding)):
+        ours.bigram, runs = mine, []
+        result = ours.generate(
+            [5, 6, 7], "two-pass", tree_nodes=5, on_run=lambda r, _, s=runs: s.append(r), **how
+        )
+        assert result.token_ids == plain.token_ids and result.logprobs == plain.logprobs
+        drafts.append([run.tree.tokens for run in runs if run.tree is not None])
+    assert drafts[0] != drafts[1]
 
 
 def test_a_trace_follows_it(model):
@@ -324,7 +351,7 @@ def quick(monkeypatch, tmp_path):
     return ["--text", str(text), *few.split()]
 
 
-@pytest.mark.parametrize("prompts", [2, 0])
+@pytest.mark.parametrize("prompts", [pytest.param(2, marks=pytest.mark.slow), 0])
 def test_the_verb(folder, tmp_path, quick, capsys, prompts):
     """The best step by development prompts, else by own text that is held back. Weights and tables stay."""
     lines = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
