@@ -141,7 +141,7 @@ HOW = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("temperature", [0.0, pytest.param(0.8, marks=pytest.mark.slow)])
 def test_texts_stay_and_drafts_change(chosen, temperature):
     """Alone and side by side, in every strategy: tokens and log-probabilities of plain decoding."""
     ours = Qwen3.from_pretrained(chosen, "cpu", "float32", "reference", progress=False)
