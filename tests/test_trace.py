@@ -21,6 +21,7 @@ from qwen3_model.bigram import Bigram
 from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.decode.choice import Choice
 from qwen3_model.decode.one_pass import NODES
+from qwen3_model.lattice import Candidates
 from qwen3_model.prompts import read_prompts
 
 RESULTS = Path(__file__).parents[1] / "bench/results"
@@ -70,15 +71,14 @@ def test_blocks_ranked_together_are_those_ranked_alone(known):
     model.bigram = Bigram.of(*(torch.randn(97, 6, generator=g) for _ in "uw"))
     scores = torch.randn(3, 4, 5, generator=g).sort(-1, descending=True).values.log_softmax(-1)
     ids = torch.stack([torch.randperm(97, generator=g)[:5] for _ in range(12)]).view(3, 4, 5)
-    together = ranked(model, (scores, ids), [11, 12, 13], known, corrected=True)
+    together = ranked(model, Candidates(scores, ids, None), [11, 12, 13], known, corrected=True)
     for i, root in enumerate((11, 12, 13)):
         front, slot = torch.tensor([[root], [0]], dtype=torch.int32)
         one = scores[i : i + 1], ids[i : i + 1]
-        alone = model.ops.rerank(
-            *one, front, *model.bigram.tables, torch.ones(1), torch.zeros(1), slot, known
-        )
+        tables = model.bigram.before, model.bigram.after, model.bigram.calibration
+        alone = model.ops.rerank(*one, front, *tables, torch.ones(1), torch.zeros(1), slot, known)
         assert np.array_equal(together[0][i], alone[0][0]) and np.array_equal(together[1][i], alone[1][0])
-    plain = ranked(model, (scores, ids), [11, 12, 13], known, corrected=False)
+    plain = ranked(model, Candidates(scores, ids, None), [11, 12, 13], known, corrected=False)
     assert np.array_equal(plain[0][1, 2, 3], scores[1, 2]) and plain[1][0, 0, 0].tolist() == [0, 1, 2, 3, 4]
 
 
