@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from .models import MODELS, Shape
 
 EPS = 1e-6
 TWINS = backend_ops("reference")
-RANK = 32  # of a bigram correction
+RANK, GATED = 32, 64  # of a bigram correction, and of a selector beside it
 SETTINGS = {
     "greedy": Sampling(),
     "T 0.8": Sampling(temperature=0.8, seed=1),
@@ -265,22 +266,26 @@ def commit(layers: int, g: int, d: int, t: int, pool: Pool) -> tuple[int, dict[s
 
 
 def rerank_cases(shape: Shape, rows: Sequence[int]) -> Iterator[dict]:
-    """The candidates of a block. Bytes: scores and ids, the rows of the tables, what is written."""
-    k, r = LIKELIEST, RANK
-    for t in rows:
+    """The candidates of a block, by tables alone and with a selector. Bytes: scores and ids, the rows of the
+    tables, gates, what is written."""
+    k = LIKELIEST
+    for t, gated in product(rows, (0, GATED)):
+        r = RANK + gated
         yield {
-            "name": f"{k} candidates", "rows": t, "context": None, "flops": 0,
-            "bytes": t * k * (12 + 4 * r) + 8 * t * k * k, "build": partial(rerank, shape.V, t, k, r),
+            "name": f"{k} candidates" + (f", a gate of {gated}" if gated else ""), "rows": t, "context": None,
+            "bytes": t * k * (12 + 4 * r) + 4 * t * gated + 8 * t * k * k, "flops": 0,
+            "build": partial(rerank, shape.V, t, k, r, gated),
         }  # fmt: skip
 
 
-def rerank(v: int, p: int, k: int, r: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
+def rerank(v: int, p: int, k: int, r: int, gated: int, pool: Pool) -> tuple[int, dict[str, Call | NotRun]]:
     before, after = pool.take(v, r), pool.take(v, r)
     scores = torch.randn(1, p, k, device=pool.device).sort(-1, descending=True).values.log_softmax(-1)
     ids = torch.randint(0, v, (1, p, k), device=pool.device)
     zero = torch.zeros(1, dtype=torch.int32, device=pool.device)  # the root, and its slot
     one, calibration = torch.ones(1, device=pool.device), torch.ones(2, p, 2, device=pool.device)
-    arguments = scores, ids, zero, before, after, calibration, one, one, zero, True
+    gate = [torch.ones(*shape, gated, device=pool.device) for shape in ((1, p), (p,)) if gated]
+    arguments = scores, ids, zero, before, after, calibration, one, one, zero, True, *gate
     return 16, {OURS: lambda i: KERNELS.rerank(*arguments)[0], "twin": lambda i: TWINS.rerank(*arguments)[0]}
 
 

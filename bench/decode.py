@@ -19,6 +19,7 @@ import torch
 
 from orthrus_kernels import tables as launch_tables
 from qwen3_model import Qwen3
+from qwen3_model.bigram import MOST_RANK
 from qwen3_model.checkpoint import EMBEDDED
 
 from . import batch, decode_report, kernels, replay, report
@@ -52,8 +53,8 @@ COMPILED_AHEAD = "linear", "linear_swiglu", "attention", "add_rms_norm", "qk_nor
 USUAL = "runs without --batch and --replay"
 RUNS_OF = {  # options that only some runs have
     "contexts": [USUAL, "--batch"], "seconds": [USUAL, "--batch"], "profile": [USUAL], "plot": [USUAL],
-    "workers": [USUAL], "passes": [USUAL], "trees": ["--replay"], "prompts": ["--replay", "--batch"],
-    "tokens": ["--replay", "--batch"], "lengths": ["--batch"],
+    "workers": [USUAL], "passes": [USUAL], "trees": ["--replay"], "selectors": ["--replay"],
+    "prompts": ["--replay", "--batch"], "tokens": ["--replay", "--batch"], "lengths": ["--batch"],
 }  # fmt: skip
 _PASS_NAMES = [what.name for what in PASSES]
 
@@ -98,6 +99,8 @@ def parse(arguments: Sequence[str] | None) -> Any:
     replayed.add_argument("--strong", action="store_true", help="also simulated traces of strong checkpoints")
     replayed.add_argument("--shape", nargs=2, type=positive, metavar=("NODES", "ROWS"),
                           help="of their one-pass cycles (python -m bench.strong)")  # fmt: skip
+    replayed.add_argument("--selectors", type=int, nargs="+", metavar="RANK",
+                          help="random ones beside the tables, 0: none (default: 0)")  # fmt: skip
     replayed.add_argument("--prompts", type=positive, metavar="N",
                           help="default: 10; --batch: held-out ones of embedded, two a text")  # fmt: skip
     replayed.add_argument("--tokens", type=positive, metavar="N", help="new ones; default: 256")
@@ -131,6 +134,8 @@ def _check(parser: Parser, given: Any) -> None:
         parser.error("--strong takes ranks and losses from the trace of --replay")
     if given.strong and len(given.replay) > 1:
         parser.error("--strong takes ranks and losses from one trace: give --replay one file")
+    if not all(0 <= rank <= MOST_RANK for rank in given.selectors or ()):
+        parser.error(f"--selectors are ranks of 0 to {MOST_RANK}")
     if given.shape and not given.strong:
         parser.error("--shape is of --strong; a recorded trace has the default one")
     if given.contexts and max(given.contexts) > MOST_CONTEXT:

@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orthrus_kernels.rerank import LEAST_REST, changes
 from qwen3_model import InputError, bigram
 from qwen3_model.checkpoint import EMBEDDED, tensor_names
 from qwen3_model.config import Qwen3Config
@@ -41,9 +42,12 @@ from qwen3_model.decode.one_pass import Shape
 from qwen3_model.prompts import read_prompts
 from qwen3_model.training.base import dev_prompts, document_end, load_tokenizer
 from qwen3_model.training.bigram import learn_bigram
+from qwen3_model.training.calibration import Blocks as Observed
+from qwen3_model.training.calibration import fit
 from qwen3_model.training.dataset import corpus_files, read_corpus
 from qwen3_model.training.distill import Blocks, distill, start_from_ar
 from qwen3_model.training.folder import load_network
+from qwen3_model.training.followed import Drafts, Texts, along, by_tables, drafts_of, follow, greedy_texts
 from qwen3_model.training.loop import Plan
 from qwen3_model.training.memory import training_device
 from qwen3_model.training.network import Network
@@ -54,10 +58,8 @@ from qwen3_model.training.rollout import with_own_text
 from . import report
 from .bootstrap import gain, gain_interval, interval, ratio
 from .command import Parser, fail, positive, run, writable
-from .followed import Texts, along, by_tables, drafts_of, follow, greedy_texts, oracle
 from .measure import machine, machine_line
-from .oracle import Table
-from .selector_fit import calibrated
+from .oracle import Table, of_drafts
 
 COMMAND = "bench.levers"
 LEVERS = "own", "survival", "ce", "short16"
@@ -140,7 +142,7 @@ class Bench:
         size = self.network.config.block_size
         dev = drafts_of(along(self.network, self.dev, size), self.dev.counts, True)
         calibration = calibrated(dev, before, after)
-        ranked = by_tables(before, after, torch.stack([calibration, calibration]))
+        ranked = by_tables(bigram.Bigram.of(before, after, torch.stack([calibration, calibration])))
         two = drafts_of(along(self.network, self.test, size), self.test.counts, True)
         kept = follow(two, ranked, TREES)
         found = {"chain": kept.pairs(0), **{f"tree {n}": kept.pairs(n) for n in TREES}}
@@ -151,7 +153,19 @@ class Bench:
             if shape.anchors <= shape.nodes:  # not a block at every node
                 few = follow(one, ranked, [shape.nodes], shape.anchors).pairs(shape.nodes)
                 found[f"one-pass {rows}, {shape.anchors} blocks"] = few
-        return found | {"oracle": oracle(two)}
+        return found | {"oracle": of_drafts(two)}
+
+
+def calibrated(drafts: Drafts, before: Tensor, after: Tensor) -> Tensor:
+    """The calibration [P, 2] of two-pass drafts by tables [V, R], as training/calibration.py fits it."""
+    b = drafts.blocks
+    change = changes(b.fronts.clamp(min=0)[..., None], b.ids, before, after)[:, :, 0]
+    change[:, 0] = 0  # the block has seen its root
+    rest = (1 - b.logs.exp().sum(-1, keepdim=True)).clamp(min=LEAST_REST).log()
+    tensors = torch.cat([b.logs, rest], -1), torch.cat([change, torch.zeros_like(rest)], -1), drafts.ranks
+    return fit([
+        Observed(*text) for text in zip(*(t.split(drafts.each) for t in tensors), strict=True)
+    ])  # fmt: skip
 
 
 Runs = dict[str, dict[int, dict[str, np.ndarray]]]  # by arm, seed and draft

@@ -13,8 +13,9 @@ import torch
 from orthrus_kernels import Sampling
 from qwen3_model import Qwen3
 from qwen3_model.decode.choice import CANDIDATES
-from qwen3_model.lattice import lattice_of, ranks
+from qwen3_model.lattice import lattice_of, ranks, walked
 from qwen3_model.request import block_rows
+from qwen3_model.training.followed import Drafts, passed
 
 from .bootstrap import interval, ratio
 
@@ -85,13 +86,14 @@ def leading(row: np.ndarray, width: int) -> int:
     return len(right) if right.all() else int(right.argmin())
 
 
-def walked(kept: Sequence[int]) -> tuple[int, int]:
-    """(tokens, cycles) of a text from its first root on; kept[i]: proposals that a cycle at root i keeps."""
-    at = cycles = 0
-    while at < len(kept):
-        at += min(kept[at] + 1, len(kept) - at)
-        cycles += 1
-    return at, cycles
+def of_drafts(drafts: Drafts, width: int = CANDIDATES) -> np.ndarray:
+    """(tokens, cycles) of each text, [B, 2], if every cycle of recorded drafts keeps as far as the first
+    candidates hold the text."""
+    found = []
+    for ranks_ in drafts.ranks.split(drafts.each):
+        kept = [leading(row, width) for row in ranks_.cpu().numpy()]
+        found.append(walked(kept) if drafts.known else passed(kept, [True] * len(kept)))
+    return np.array(found)
 
 
 def per_forward(pairs: np.ndarray, passes: int) -> float:
@@ -111,7 +113,7 @@ def measure(
     for i, (prompt, text, sampling) in enumerate(zip(prompts, texts, samplings, strict=True)):
         for size, tables in zip(sizes, found, strict=True):
             if len(text) > 1:
-                _, ids = lattice_of(model, prompt, text, size, sampling)
+                ids = lattice_of(model, prompt, text, size, sampling).ids
                 tables.append(ranks(ids.cpu(), torch.tensor(text)).numpy())
         progress(i + 1, len(texts))
     return Lattice(samplings[0].temperature, *found)

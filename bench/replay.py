@@ -11,13 +11,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from statistics import median
 from typing import Any, Literal
 
 import torch
 
-from qwen3_model import InputError, Qwen3
-from qwen3_model.bigram import Bigram
+from qwen3_model import InputError, Qwen3, selector
+from qwen3_model.bigram import CALIBRATION, Bigram
 from qwen3_model.decode.one_pass import Shape
 from qwen3_model.request import ONE_PASS_BLOCK
 
@@ -160,12 +161,23 @@ def run(model: Qwen3, trace: Trace, prompts: int, tokens: int, compared: Sequenc
     return found
 
 
-def with_bigram(model: Qwen3, rank: int = BIGRAM_RANK) -> Qwen3:
-    """The model with small random tables of a bigram correction: ranking takes its time."""
+def with_bigram(model: Qwen3, rank: int = BIGRAM_RANK, selected: int = 0) -> Qwen3:
+    """The model with small random tables of a bigram correction: ranking takes its time. selected: rank of a
+    random selector beside them; 0: none."""
     generator = torch.Generator(model.device).manual_seed(1)
     shape = model.config.vocab_size, rank
     tables = [torch.randn(shape, generator=generator, device=model.device) / rank for _ in "uw"]
     model.bigram = Bigram.of(*(table.to(model.dtype) for table in tables))
+    if selected:
+        width, offsets = model.config.hidden_size, model.config.block_size - 1
+        shapes = dict.fromkeys(selector.MATRICES, (width, selected))
+        shapes[selector.PLACES] = 2, offsets, selected
+        found = {
+            name: torch.randn(shape, generator=generator, device=model.device) / width
+            for name, shape in shapes.items()
+        }
+        found[CALIBRATION] = torch.tensor([1.0, 0.0]).repeat(2, 2, offsets, 1)
+        model.bigram = selector.joined(model.bigram, found, model.embedding)
     return model
 
 
@@ -229,12 +241,15 @@ def main(given: Any) -> int:
         wanted = [(trace, ways(trace, given.trees)) for trace in traces(given)]
         made = [{"checkpoint": t.checkpoint, "simulated": t.simulated, "temperature": t.temperature,
                  "made": t.made} for t, _ in wanted]  # fmt: skip
-        sets = len(given.models) * len(wanted)
+        selectors = given.selectors or [0]
+        sets = len(given.models) * len(selectors) * len(wanted)
         for name in given.models:
-            model = with_bigram(random_model(name))
-            for trace, compared in wanted:
+            model = random_model(name)
+            for rank, (trace, compared) in product(selectors, wanted):
+                with_bigram(model, selected=rank)
                 measured = run(model, trace, given.prompts, given.tokens, compared)
-                found = [one.row(name, trace) for one in measured]
+                of = f"{name}, a selector of rank {rank}" if rank else name
+                found = [one.row(of, trace) for one in measured]
                 rows += found
                 sets -= 1
                 report.print_tables(tables(found))

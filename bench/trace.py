@@ -98,7 +98,7 @@ def ranked(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """(scores, order), both [N, P, K, K], of the candidates of N blocks under N roots; not corrected: as they
     are."""
-    scores, ids = blocks
+    scores, ids, gates = blocks
     n, p, k = scores.shape
     if not corrected or model.bigram is None:
         plain, unmoved = scores.cpu().numpy()[:, :, None], np.arange(k)
@@ -107,7 +107,7 @@ def ranked(
     scales = torch.tensor([correction_scale(sampling)], device=ids.device)
     temperatures = scales.new_full((1,), sampling.temperature)
     settings = scales, temperatures, torch.zeros_like(fronts)
-    found = model.ops.rerank(scores, ids, fronts, *model.bigram.tables, *settings, known)
+    found = model.bigram.rerank(model.ops, scores, ids, gates, fronts, *settings, known)
     both, order = (x.cpu().numpy() for x in found)
     return both, order
 
@@ -173,15 +173,15 @@ class Recorder:
     ) -> None:
         """What is kept with blocks of one size, anchored at the roots, or one position earlier, where the
         first proposal stands in the root's place; blocks[i + 1] stands at text[i]."""
-        scores, ids = ((x[1:] if known else x[:-1, 1:]).contiguous() for x in blocks)  # for `rerank`
-        names, roots = ids.tolist(), text[:-1]
+        mine, roots = blocks.under_roots(known), text[:-1]
+        names = mine.ids.tolist()
         orders = [corrected for corrected in (False, True) if self.model.bigram or not corrected]
         for corrected in orders:
-            trees = ranked(self.model, (scores, ids), roots, known, corrected, self.sampling)
+            trees = ranked(self.model, mine, roots, known, corrected, self.sampling)
             tally = self.tallies[size, known, corrected]
             for i in range(len(roots)):
                 tree = trees[0][i], trees[1][i]
-                truth = text[i + 1 : i + 1 + ids.shape[1]]
+                truth = text[i + 1 : i + 1 + len(names[i])]
                 ranks = ranks_of(names[i], tree[1], truth)
                 tally.add(ranks, len(truth))
                 if known and size == self.rows and corrected == orders[-1]:

@@ -23,6 +23,7 @@ from orthrus_kernels import Sampling
 from qwen3_model import InputError
 from qwen3_model.cli.output import write_atomically
 from qwen3_model.decode.choice import CANDIDATES
+from qwen3_model.decode.cycle import LOOKUP_ROWS
 
 CHAIN, ONE_PASS, LOOKUP = "chain", "one-pass", "lookup"
 TREES = (15, 31, 63, 127)  # nodes that are recorded: with the root they fill the kernels' tiles of rows
@@ -138,8 +139,11 @@ def read(path: Path) -> Trace:
         texts = [Text(**text) for text in found.pop("texts")]
         tallies = [Tally(**tally) for tally in found.pop("tallies")]
         trace = Trace(texts=texts, tallies=tallies, **found)
-        kinds = {*KINDS} - {LOOKUP} | {*trace.kinds}
-        sizes = [{len(text.kept[kind]) for kind in kinds} for text in texts]
+        if any({*text.kept} not in ({*KINDS}, {*KINDS} - {LOOKUP}) for text in texts):
+            raise ValueError("a text has tables of other kinds")
+        if len({len(text.kept) for text in texts}) > 1:
+            raise ValueError("one text has lookup, another has not")
+        sizes = [{*map(len, text.kept.values())} for text in texts]
         if not texts or any(len(size) != 1 for size in sizes):
             raise ValueError("no texts, or tables of several lengths")
         _check(trace)
@@ -157,6 +161,8 @@ def _check(trace: Trace) -> None:
         numbers += [text.prompt_tokens, *(n for kept in text.kept.values() for n in kept)]
     if any(type(n) is not int or n < 1 for n in numbers):
         raise ValueError("whole numbers above 0 were expected")
+    if any(n > LOOKUP_ROWS for text in trace.texts for n in text.kept.get(LOOKUP, [])):
+        raise ValueError(f"a cycle of lookup keeps {LOOKUP_ROWS} tokens at most")
     if type(trace.temperature) not in (int, float) or trace.temperature > 1e30:
         raise ValueError("a temperature is a number")
     Sampling(temperature=trace.temperature)

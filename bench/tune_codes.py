@@ -28,7 +28,7 @@ from orthrus_kernels._gluon import HAS_GLUON
 from orthrus_kernels.compile_ahead import compile_all, missing, recorded
 from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.linear_gluon import Plan, multiprocessors
-from orthrus_kernels.linear_gluon_codes import linear_gluon_codes, plan_with
+from orthrus_kernels.linear_gluon_codes import linear_gluon_codes, plan_with, rows_of_launches
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
 from orthrus_kernels.quantise_rows import quantise_rows_triton
 from orthrus_kernels.quantised import Format, QuantisedWeight, Scheme
@@ -103,7 +103,7 @@ class Matrix:
             if groups_at_once(self.copies[0], entry, entry.tiles[0]) != tile.at_once:
                 continue
             found[said(tile)] = lambda x, i, entry=entry: kernel(x, self.copies[i], entry=entry)
-        heights = {-(-rows // -(-rows // most)) for most in (MOST_ROWS, TALL)}
+        heights = {rows_of_launches(rows, most, self.scheme.rounds) for most in (MOST_ROWS, TALL)}
         for height in sorted(heights) if gluon else ():
             for coded in coded_tiles(height, self.scheme.format.bits, self.scheme.rounds):
                 plan = plan_with(self.copies[0], device, coded, swiglu)

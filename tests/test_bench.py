@@ -241,7 +241,7 @@ def test_a_whole_run(monkeypatch, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "a worker's line" in said and "read roof 3000 GB/s" in said and "left out" not in said
     got = json.loads(out.read_text())
-    several = {"linear": 5, "head": 2, "choose": 9, "candidates": 4}
+    several = {"linear": 5, "head": 2, "choose": 9, "candidates": 4, "rerank": 2}
     assert [c["op"] for c in got["cases"]] == [op for op in OPS for _ in range(several.get(op, 1))]
     assert all(OURS in c["us"] for c in got["cases"]) and got["left_out"] == 0
     pytest.importorskip("matplotlib")

@@ -365,9 +365,13 @@ def test_passes_alone(monkeypatch, capsys, tmp_path):
     ran, names = [], ["token", "verify-192"]
     monkeypatch.setattr(decode, "random_model", lambda name: tiny(eos_token_ids=()))
     monkeypatch.setattr(decode, "passes_of", lambda run, name, model, contexts, found, t: ran.extend(found))
+    others = []
+    for name in ("generate_with", "_choices", "memory_of", "_embedded", "_hugging_face", "_profiles"):
+        monkeypatch.setattr(decode, name, lambda *given, name=name: others.append(name))
     given = decode.parse(["--models", "8B", "--passes", *reversed(names)])
-    decode.measure(decode.Run(1.0, lambda: 9.0), given, {})
-    assert [what.name for what in ran] == names
+    run = decode.Run(1.0, lambda: 9.0)
+    decode.measure(run, given, {})
+    assert [what.name for what in ran] == names and others == run.notes == []
     if not torch.cuda.is_available():
         assert decode.main(["--models", "8B", "--contexts", "1k", "--passes", *names]) == 0
         assert "verify-192" in (said := capsys.readouterr().out) and "verify-64" not in said

@@ -14,9 +14,9 @@ from qwen3_model.cli import main
 
 @pytest.fixture
 def folder(tmp_path):
-    """The embedded checkpoint without its tables."""
+    """The embedded checkpoint without its tables, and what may stand beside them."""
     copy = tmp_path / "orthrus"
-    shutil.copytree(EMBEDDED, copy)
+    shutil.copytree(EMBEDDED, copy, ignore=shutil.ignore_patterns("selector.safetensors"))
     (copy / FILE).unlink()
     return copy
 

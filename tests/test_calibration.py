@@ -9,11 +9,13 @@ from safetensors.torch import load_file, save_file
 
 from orthrus_kernels import Sampling
 from qwen3_model import InputError, Qwen3
-from qwen3_model.bigram import CALIBRATION, FILE, Bigram
+from qwen3_model.bigram import CALIBRATION, FILE, TWO_PASS, Bigram
 from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.cli import main
+from qwen3_model.lattice import Candidates
 from qwen3_model.training import calibration
-from qwen3_model.training.calibration import Blocks, apart, blocks_of, fit
+from qwen3_model.training.calibration import Blocks, blocks_of, fit
+from qwen3_model.training.held_out import apart
 
 
 def drawn(n, factors, weights, seed):
@@ -55,7 +57,8 @@ def test_blocks_of_a_text():
     ids[1, 0, 2], ids[2, 1, 3] = 1, 1
     scores = torch.randn(5, 3, 4, generator=g).log_softmax(-1) - 0.5
     tables = Bigram.of(*(torch.randn(9, 2, generator=g) for _ in "uw"))
-    found = blocks_of(tables, scores, ids, text, Sampling(temperature=0.5))
+    lattice = Candidates(scores, ids, None)
+    found = blocks_of(tables, lattice, text, Sampling(temperature=0.5), TWO_PASS)
     assert found.said[0, 0] == ids[1, 0].tolist().index(1) and found.said.shape == (4, 3)
     assert found.said[1, 1] == ids[2, 1].tolist().index(1) and found.said[3].tolist()[1:] == [-1, -1]
     # block 2 stands at text[1]; behind its offset 1, text[3], stands text[2]
@@ -65,14 +68,18 @@ def test_blocks_of_a_text():
 
 
 def test_pieces_of_held_out_prompts_are_left_out():
-    held = [*range(100)]
-    assert apart([held[30:90], [*range(200, 260)], held[:40]], [held]) == [[*range(200, 260)], held[:40]]
+    """49 tokens alike are few enough."""
+    g = torch.Generator().manual_seed(0)
+    pieces = torch.randint(0, 2000, (5, 128), generator=g)
+    prompts = [[1, 2, *pieces[3, 30:80].tolist(), 5], pieces[1, 70:119].tolist()]
+    assert torch.equal(apart(pieces, prompts), pieces[[0, 1, 2, 4]])
+    assert torch.equal(apart(pieces, []), pieces)
 
 
 @pytest.fixture
 def folder(tmp_path):
     copy = tmp_path / "orthrus"
-    shutil.copytree(EMBEDDED, copy)
+    shutil.copytree(EMBEDDED, copy, ignore=shutil.ignore_patterns("selector.safetensors"))
     stored = load_file(copy / FILE)
     stored.pop(CALIBRATION, None)
     save_file(stored, copy / FILE)

@@ -8,15 +8,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import bootstrap, followed, selector_fit
-from bench.followed import Drafts, Lattice, by_tables, drafts_of, follow, greedy_texts, grown, passed, places
-from bench.oracle import walked
+from bench import bootstrap, oracle
+from bench.selector import held_out
 from orthrus_kernels.anchors import choose_anchors
 from orthrus_kernels.draft_tree import draft_tree
 from qwen3_model import Qwen3
+from qwen3_model.bigram import Bigram
 from qwen3_model.checkpoint import EMBEDDED
+from qwen3_model.lattice import walked
 from qwen3_model.prompts import read_prompts
+from qwen3_model.training import followed
 from qwen3_model.training.folder import load_network
+from qwen3_model.training.followed import (
+    Drafts,
+    Lattice,
+    by_tables,
+    drafts_of,
+    follow,
+    greedy_texts,
+    grown,
+    passed,
+    places,
+)
 from qwen3_model.training.rollout import rollout
 
 NEW = 16  # tokens of a decoded text
@@ -37,10 +50,10 @@ def random_drafts(seed: int, known: bool, m: int = 7, depths: int = 5, width: in
     return Drafts(Lattice(logs, ids, fronts, truth), known, [m - 2, 0, 2])
 
 
-def tables(seed: int, rank: int = 3) -> tuple[torch.Tensor, ...]:
+def tables(seed: int, rank: int = 3) -> Bigram:
     g = torch.Generator().manual_seed(seed)
     calibration = torch.rand(2, 6, 2, generator=g) + 0.5
-    return torch.randn(10, rank, generator=g), torch.randn(10, rank, generator=g), calibration
+    return Bigram(torch.randn(10, rank, generator=g), torch.randn(10, rank, generator=g), calibration)
 
 
 @settings(max_examples=30, deadline=None)
@@ -48,7 +61,7 @@ def tables(seed: int, rank: int = 3) -> tuple[torch.Tensor, ...]:
 def test_trees_are_those_of_draft_tree(seed, known, nodes, anchors):
     """Which of their nodes the text goes along, and whether a block stands where it leaves them."""
     drafts = random_drafts(seed, known)
-    scores, order = by_tables(*tables(seed))(drafts)
+    scores, order = by_tables(tables(seed))(drafts)
     truth = places(order, drafts.ranks)
     reached, placed = grown(scores, order, truth, nodes, anchors)
     b = drafts.blocks
@@ -68,7 +81,7 @@ def test_trees_are_those_of_draft_tree(seed, known, nodes, anchors):
             assert bool(placed[i]) == (node in chosen) or len(ends) < len(tree), "but where some are alike"
         else:
             assert placed[i]
-    chains = follow(drafts, by_tables(*tables(seed)), []).kept[0]
+    chains = follow(drafts, by_tables(tables(seed)), []).kept[0]
     for i, kept in enumerate(x for text in chains for x in text):
         tree = draft_tree(0, scores[i], b.ids[i], len(b.truth[i]), order[i], children=1)
         text = b.truth[i].tolist()
@@ -118,8 +131,8 @@ def test_texts_are_the_models(decoded):
 
 def test_followed_cycles_are_the_decoded_ones(decoded):
     model, prompts, texts, network = decoded
-    ranked = by_tables(*model.bigram.tables)
-    drafts, _ = selector_fit.held_out(network, prompts, NEW)
+    ranked = by_tables(model.bigram)
+    drafts, _ = held_out(network, prompts, NEW)
     two = follow(drafts[0], ranked, [31])
     one = follow(drafts[1], ranked, [19])
     for nodes in (0, 31):
@@ -128,10 +141,10 @@ def test_followed_cycles_are_the_decoded_ones(decoded):
     stats = [model.generate(p, "one-pass", NEW, tree_nodes=19).stats for p in prompts]
     assert one.pairs(19).tolist() == [[s.cycle_tokens, s.cycles] for s in stats]
     # blocks of 16 at ten nodes, as one-pass has them where they are asked for
-    blocks = followed.along(network, texts, 16)
+    blocks = followed.along(network, texts, 16, states=True)
     kept = follow(drafts_of(blocks, texts.counts, False), ranked, [19], 10)
     stats = [model.generate(p, "one-pass", NEW, tree_nodes=19, block_size=16).stats for p in prompts]
     assert kept.pairs(19).tolist() == [[s.cycle_tokens, s.cycles] for s in stats]
-    best = followed.oracle(drafts[0])
+    best = oracle.of_drafts(drafts[0])
     assert (best[:, 1] <= two.pairs(31)[:, 1]).all() and (best[:, 0] == two.pairs(31)[:, 0]).all()
     assert walked([]) == (0, 0)

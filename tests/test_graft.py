@@ -152,7 +152,13 @@ def test_a_base_in_fp16_is_taken(orthrus, tmp_path):
 def test_the_bigram_correction_comes_along(orthrus, tmp_path):
     table = torch.ones(300, 4)
     save_file({"before": table, "after": table.clone()}, orthrus / "bigram.safetensors")
-    assert load(base_of(orthrus, tmp_path / "base"), orthrus).bigram is not None
+    base = base_of(orthrus, tmp_path / "base")
+    assert load(base, orthrus).bigram.gate is None
+    d = json.loads((orthrus / "config.json").read_text())["block_size"] - 1
+    places, calibration = torch.zeros(2, d, 3), torch.ones(2, 2, d, 2)
+    found = {name: torch.ones(SHAPE["hidden_size"], 3) for name in ("front", "behind", "gate")}
+    save_file(found | {"places": places, "calibration": calibration}, orthrus / "selector.safetensors")
+    assert load(base, orthrus).bigram.before.shape == (300, 4 + 3)
 
 
 # what does not fit

@@ -195,6 +195,7 @@ def test_a_literal_reader_finds_every_number(plain, tmp_path, base, diff, option
 def test_shards_stay_shards_and_other_files_come_along(plain, tmp_path, capsys):
     shards, out = shard(plain), tmp_path / "deep" / "out"
     (plain / "bigram.safetensors").write_bytes(b"tables")
+    (plain / "selector.safetensors").write_bytes(b"a selector")
     (plain / "pytorch_model.bin").write_bytes(b"other weights")
     (plain / "additional_chat_templates").mkdir()
     (plain / "additional_chat_templates" / "tool_use.jinja").write_text("tools")

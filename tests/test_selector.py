@@ -1,25 +1,247 @@
-"""The selector's experiment: what it must learn where tokens depend on their neighbours by the view's state,
-the loss that counts, its command; and the levers' experiment on a tiny network."""
+"""The selector: its file, what it changes in drafts and what never in texts, how it is fitted, its verb and
+its bench."""
 
-import argparse
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from drawn_selector import drawn
+from interpreter import DEVICE
+from safetensors.torch import load_file, save_file
 from small import small_config
 
-from bench import levers, selector
-from bench.followed import Drafts, Lattice, by_tables, follow, greedy_texts
-from bench.selector_fit import BESIDE, DECAY, TWO_PASS, Data, Selector, calibrated, data_of, fit_selector
-from qwen3_model.bigram import Bigram
-from qwen3_model.training.distill import Blocks, start_from_ar
-from qwen3_model.training.loop import Plan
-from qwen3_model.training.network import Network
+from bench import oracle, trace
+from bench import selector as bench_selector
+from orthrus_kernels import Sampling
+from qwen3_model import InputError, Qwen3, selector
+from qwen3_model.bigram import FILE as TABLES_FILE
+from qwen3_model.bigram import ONE_PASS, TWO_PASS, Bigram, Gate
+from qwen3_model.checkpoint import EMBEDDED
+from qwen3_model.cli import main
+from qwen3_model.lattice import Candidates
+from qwen3_model.prompts import read_prompts
+from qwen3_model.quantised.scheme import WHERE, read_quantisation
+from qwen3_model.quantising.written import Fp8
+from qwen3_model.selector import FILE
+from qwen3_model.training import calibration, selector_run
+from qwen3_model.training.calibration import BESIDE, blocks_of
+from qwen3_model.training.folder import load_network
+from qwen3_model.training.followed import Drafts, Lattice, by_tables, follow
+from qwen3_model.training.selector_fit import DECAY, Data, Limits, Selector, data_of, fit_selector
 
-V, E, P, K = 24, 24, 4, 6
-TABLES = torch.zeros(V, 3)
-CALIBRATION = Bigram.of(TABLES, TABLES).calibration
+V, E, P, K = 24, 24, 4, 6  # of the planted data
+D = 31  # offsets of a block of the embedded checkpoint
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory):
+    """The embedded checkpoint with such a selector."""
+    copy = tmp_path_factory.mktemp("selector") / "orthrus"
+    shutil.copytree(EMBEDDED, copy, ignore=shutil.ignore_patterns(FILE))
+    selector.save(copy, drawn())
+    return copy
+
+
+@pytest.fixture
+def folder(chosen, tmp_path):
+    copy = tmp_path / "orthrus"
+    shutil.copytree(chosen, copy)
+    return copy
+
+
+# its file
+
+
+def test_tables_get_its_columns(chosen):
+    """u and A e, w and B e side by side, in the model's dtype; G as a linear has it."""
+    stored, tables = load_file(chosen / FILE), load_file(chosen / TABLES_FILE)
+    for dtype in (torch.float32, torch.bfloat16):
+        found = Qwen3.from_pretrained(chosen, "cpu", dtype, progress=False)
+        e, both = found.embedding.float(), found.bigram
+        for mine, table, matrix in ((both.before, "before", "front"), (both.after, "after", "behind")):
+            assert torch.equal(mine[:, :32], tables[table].to(dtype)) and mine.dtype == dtype
+            torch.testing.assert_close(mine[:, 32:], (e @ stored[matrix].float()).to(dtype))
+        assert torch.equal(both.gate.weight.dense(), stored["gate"].t().to(dtype))
+        assert torch.equal(both.gate.places, stored["places"])
+        assert torch.equal(both.gate.calibration, stored["calibration"])
+
+
+def without(name):
+    return lambda found: found.pop(name)
+
+
+def put(name, tensor):
+    return lambda found: found.update({name: tensor})
+
+
+@pytest.mark.parametrize(
+    "harm, word",
+    [
+        (without("gate"), "front, behind, gate were expected"),
+        (without("places"), "lacks places"),
+        (without("calibration"), "lacks calibration: fit it anew, with orthrus select"),
+        (put("more", torch.zeros(2)), "front, behind, gate were expected"),
+        (put("front", torch.zeros(255, 5)), "front has shape [255, 5]"),
+        (put("behind", torch.zeros(256, 4)), "behind has shape [256, 4]"),
+        (put("places", torch.zeros(2, 30, 5)), "places has shape [2, 30, 5]"),
+        (put("calibration", torch.ones(2, D, 2)), "calibration has shape [2, 31, 2]"),
+        (put("gate", torch.zeros(256, 5).to(torch.int8)), "gate is I8"),
+        (put("gate", torch.full((256, 5), float("nan"))), "not finite numbers: fit them anew"),
+        (put("calibration", torch.zeros(2, 2, D, 2)), "not above 0: fit it anew, with orthrus select"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_what_does_not_fit_is_refused(folder, harm, word, capsys):
+    found = load_file(folder / FILE)
+    harm(found)
+    save_file(found, folder / FILE)
+    assert main(["generate", "x", "--model", str(folder), "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert word in said and FILE in said and said.count("\n") == 1
+
+
+def test_a_file_that_cannot_be_read_and_one_without_tables(folder, capsys):
+    with open(folder / FILE, "r+b") as file:
+        file.truncate(999)
+    with pytest.raises(InputError, match="cut short"):
+        Qwen3.from_pretrained(folder, "cpu", progress=False)
+    assert main(["info", str(folder)]) == 2 and "cut short" in capsys.readouterr().err
+    selector.save(folder, drawn())
+    (folder / TABLES_FILE).unlink()
+    with pytest.raises(InputError, match="there is no bigram.safetensors: copy that too"):
+        Qwen3.from_pretrained(folder, "cpu", progress=False)
+
+
+def test_info_says_how_drafts_are_ranked(chosen, capsys):
+    for at, want in ((EMBEDDED, {"bigram": 32}), (chosen, {"bigram": 32, "selector": 5})):
+        assert main(["info", str(at), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)["draft_tables"]
+        assert {name: found[name] for name in want} == want
+    assert main(["info", str(chosen)]) == 0
+    assert "a selector" in capsys.readouterr().out
+
+
+# what it changes
+
+
+@pytest.fixture(scope="module")
+def model(chosen):
+    found = Qwen3.from_pretrained(chosen, "cpu", "float32", "torch", progress=False)
+    found.ops = replace(found.ops, branch=lambda *_: None)  # what lookup finds is no draft of these blocks
+    prompts = read_prompts(EMBEDDED / "held_out.jsonl", 12, split="dev")
+    return found, [found.text.encode(prompts[0])[-40:], found.text.encode(prompts[9])[-23:]]
+
+
+HOW = {
+    "chain": {"strategy": "two-pass", "tree_nodes": 0}, "tree": {"strategy": "two-pass", "tree_nodes": 15},
+    "one-pass": {"strategy": "one-pass", "tree_nodes": 9},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("temperature", [0.0, pytest.param(0.8, marks=pytest.mark.slow)])
+def test_texts_stay_and_drafts_change(chosen, temperature):
+    """Alone and side by side, in every strategy: tokens and log-probabilities of plain decoding."""
+    ours = Qwen3.from_pretrained(chosen, "cpu", "float32", "reference", progress=False)
+    prompts, tables = [[5, 6, 7, 8], [11, 12, 900]], ours.bigram
+
+    same = {"max_new_tokens": 6, "temperature": temperature, "seed": 1, "block_size": 8}
+
+    def told(**how):
+        results = ours.generate_many(prompts, slots=2, cache_tokens=768, **same, **how)
+        return [(result.token_ids, result.logprobs) for result in results]
+
+    def trees(**how):
+        runs = []
+        ours.generate(prompts[0], on_run=lambda run, kept: runs.append(run), **same, **how)
+        return [run.tree.tokens for run in runs if run.tree is not None]
+
+    plain = told(strategy="autoregressive")
+    for how in HOW.values():
+        assert told(**how) == plain
+        ours.bigram = Bigram.of(tables.before[:, :32].contiguous(), tables.after[:, :32].contiguous())
+        without_it, ours.bigram = trees(**how), tables
+        assert trees(**how) != without_it
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_beside_weights_that_round_their_rows(backend):
+    """Gates are of bf16 states, whatever the layers multiply by: drafts stay plain decoding's text."""
+    read = read_quantisation({WHERE: Fp8().config([])})
+    fit = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 8, "num_hidden_layers": 1}
+    ours = Qwen3.from_config(
+        small_config(**fit, quantisation=read), 0, DEVICE if backend == "triton" else "cpu", "bfloat16",
+        backend, "fp8",
+    )  # fmt: skip
+    v, d = ours.config.vocab_size, ours.config.block_size - 1
+    tables = Bigram.of(*(torch.randn(v, 4, device=ours.device, dtype=ours.dtype) for _ in "uw"))
+    how = {"max_new_tokens": 4, "temperature": 1.0, "seed": 2}
+    plain, drafts = ours.generate([5, 6, 7], "autoregressive", **how), []
+    for mine in (tables, selector.joined(tables, drawn(3, 128, d), 50 * ours.embedding)):
+        ours.bigram, runs = mine, []
+        result = ours.generate(
+            [5, 6, 7], "two-pass", tree_nodes=5, on_run=lambda r, _, s=runs: s.append(r), **how
+        )
+        assert result.token_ids == plain.token_ids and result.logprobs == plain.logprobs
+        drafts.append([run.tree.tokens for run in runs if run.tree is not None])
+    assert drafts[0] != drafts[1]
+
+
+def test_a_trace_follows_it(model):
+    """Offline lattices, ranked with their gates, say what cycles keep."""
+    ours, prompts = model
+    found = trace.record(ours, prompts[:1], 16, "selected")
+    drafts, _ = bench_selector.held_out(load_network(EMBEDDED, ours.config), prompts[:1], 16)
+    ranked = by_tables(ours.bigram)
+    two, one = follow(drafts[TWO_PASS], ranked, [31]), follow(drafts[ONE_PASS], ranked, [19])
+    for nodes, of, name in ((0, two, trace.CHAIN), (31, two, "31"), (19, one, None)):
+        how = {"strategy": "one-pass" if of is one else "two-pass", "tree_nodes": nodes}
+        runs = []
+        ours.generate(prompts[0], max_new_tokens=16, on_run=lambda run, _, r=runs: r.append(run), **how)
+        tokens = [len(run.tokens) for run in runs[1:]]
+        assert of.pairs(nodes).tolist() == [[sum(tokens), len(tokens)]]
+        if name is not None:
+            assert trace_kept(found.texts[0], name) == tokens
+    best = oracle.of_drafts(drafts[TWO_PASS])
+    assert (best[:, 1] <= two.pairs(31)[:, 1]).all()
+
+
+def trace_kept(text, kind):
+    """Tokens of each cycle along a trace."""
+    at, found = 0, []
+    while at < text.tokens - 1:
+        found.append(min(text.kept[kind][at], text.tokens - 1 - at))
+        at += found[-1]
+    return found
+
+
+def test_calibrations_see_its_gates():
+    """Blocks of both forms: factors of the formula by position, none at a root that the block has seen."""
+    g = torch.Generator().manual_seed(1)
+    text, n = torch.tensor([3, 1, 4, 1, 5, 2]), 6
+    lattice = Candidates(
+        torch.randn(n, 3, 4, generator=g).log_softmax(-1) - 0.5,
+        torch.randint(0, 9, (n, 3, 4), generator=g), torch.randn(n, 3, 2, generator=g),
+    )  # fmt: skip
+    before, after = (torch.randn(9, 5, generator=g) for _ in "uw")
+    places = torch.randn(2, 4, 2, generator=g)
+    tables = Bigram(before, after, torch.ones(2, 4, 2), Gate(None, places, torch.ones(2, 2, 4, 2)))
+    for form, block, drop in ((TWO_PASS, 2, 0), (ONE_PASS, 1, 1)):  # of root text[1]
+        found = blocks_of(tables, lattice, text, Sampling(temperature=0.5), form)
+        for p in range(3 - drop):
+            row = p + drop
+            weighed = torch.cat([torch.ones(3), 1 + lattice.gates[block, row] + places[form, row]])
+            want = 2.0 * after[lattice.ids[block, row]] @ (before[text[1 + p]] * weighed)
+            want = torch.zeros(4) if p == 0 and form == TWO_PASS else want
+            torch.testing.assert_close(found.change[1, p, :4], want)
+            names = lattice.ids[block, row].tolist()
+            token = int(text[2 + p])
+            assert found.said[1, p] == (names.index(token) if token in names else 4)
+
+
+# how it is fitted
 
 
 def planted(seed: int, m: int = 1500) -> Data:
@@ -46,18 +268,18 @@ def planted(seed: int, m: int = 1500) -> Data:
     return Data(blocks, torch.ones(m, P), [m])
 
 
+NOTHING = Bigram.of(torch.zeros(V, 3), torch.zeros(V, 3))
+
+
 @pytest.fixture(scope="module")
 def fitted():
-    """A selector and tables alone, fitted alike: (selector, losses before and after on other blocks)."""
-    embedding = torch.randn(V, E, generator=torch.Generator().manual_seed(1))
-    data, dev, found = planted(2), planted(3, 300), {}
-    start = torch.randn(V, 12, generator=torch.Generator().manual_seed(4)) * 0.3
-    for name, rank, tables in (("tables", 0, True), ("selector", 20, False)):
-        torch.manual_seed(0)
-        made = Selector(embedding, start, torch.zeros_like(start), CALIBRATION, rank, tables)
-        fit = fit_selector(made, [data, data], [dev, dev], 0, 2e-2, batch=128, every=20, steps=100)
-        found[name] = made, fit
-    return found
+    """A selector of an embedding whose rows are small: (selector, how it was fitted, embedding)."""
+    embedding = 0.05 * torch.randn(V, E, generator=torch.Generator().manual_seed(1))
+    data, dev = planted(2), planted(3, 300)
+    torch.manual_seed(0)
+    made = Selector(embedding, NOTHING, 20)
+    limits = Limits(steps=100, rate=2e-2, batch=128)
+    return made, fit_selector(made, [data, data], [dev, dev], limits, every=20), embedding
 
 
 def chains(ranked, data: Data) -> float:
@@ -66,48 +288,43 @@ def chains(ranked, data: Data) -> float:
 
 
 def test_the_selector_learns_what_tables_cannot(fitted):
-    """Tables know the pair of tokens and not which of them: half of the time they are wrong. A gate of
-    another position is worth nothing."""
-    tables, selected = fitted["tables"], fitted["selector"]
-    assert sum(selected[1].after) < 0.5 * sum(tables[1].after) and selected[1].best > 0
-    test = planted(5, 200)
-    with torch.no_grad():
-        by_selector, by_tables_ = (chains(made.ranked, test) for made, _ in (selected, tables))
-        moved = Lattice(*(getattr(test.blocks, n) for n in ("logs", "ids", "fronts", "truth")),
-                        test.blocks.states.roll(1, 1))  # fmt: skip
-        moved = chains(selected[0].ranked, Data(moved, test.weight, test.each))
+    """Tables know the pair of tokens and not which of them. What is stored ranks as what was fitted; a gate
+    of another position is worth nothing."""
+    made, fit, embedding = fitted
+    assert sum(fit.after) < 0.5 * sum(fit.before) and fit.best > 0
+    ranked, test = by_tables(selector.joined(NOTHING, made.found(), embedding)), planted(5, 200)
+    moved = Lattice(*test.blocks.tensors[:4], test.blocks.states.roll(1, 1))
+    kept = chains(ranked, test)
     # position 0 has seen its root and is ranked by the view alone, which here says nothing
-    assert by_selector > 1.5 * by_tables_ and by_selector > 1.5 * moved and by_selector < P
+    assert 1.5 * chains(ranked, Data(moved, test.weight, test.each)) < kept < P
+    with torch.no_grad():
+        for form in (TWO_PASS, ONE_PASS):
+            behind = made.scores(form, test.blocks).exp()[..., :K]
+            scores, order = ranked(Drafts(test.blocks, form == TWO_PASS, test.each))
+            first = torch.zeros(200, 1, K).scatter(-1, order[:, 0, :1].long(), scores[:, 0, :1].exp())
+            torch.testing.assert_close(behind[:, :1], first, rtol=1e-3, atol=1e-4)
 
 
 def test_what_is_best_on_the_development_texts_is_kept(fitted):
-    made, fit = fitted["selector"]
+    made, fit, _ = fitted
     dev = planted(3, 300)
     assert [made.loss(form, dev, slice(None)).item() for form in (0, 1)] == pytest.approx(fit.after, rel=1e-4)
-    assert fit.best <= fit.steps and sum(fit.after) < sum(fit.before)
+    assert fit.best <= fit.steps == 100 and sum(fit.after) < sum(fit.before)
 
 
-def test_a_selector_without_rank_ranks_as_decoding_does():
-    """Tables and calibration of both forms: scores and order of `rerank`."""
-    g = torch.Generator().manual_seed(7)
-    before, after = torch.randn(V, 3, generator=g), torch.randn(V, 3, generator=g)
-    calibration = torch.rand(2, 31, 2, generator=g) + 0.5
-    made = Selector(torch.randn(V, E, generator=g), before, after, calibration, 0, False)
-    for known in (True, False):
-        drafts = Drafts(planted(8, 5).blocks, known, [5])
-        with torch.no_grad():
-            scores, order = made.ranked(drafts)
-        want, places = by_tables(before, after, calibration)(drafts)
-        torch.testing.assert_close(scores, want, rtol=1e-5, atol=1e-5)
-        assert torch.equal(order.int(), places)
+def test_offsets_that_are_not_fitted_are_as_the_last_one():
+    made = Selector(torch.randn(V, E), NOTHING, 2)
+    with torch.no_grad():
+        made.places += torch.arange(NOTHING.calibration.shape[1])[:, None]
+    assert made.found()["places"][TWO_PASS, 13:, 0].unique().tolist() == [13, 14]
+    assert made.found()["places"][ONE_PASS, 5:, 0].unique().tolist() == [5, 6]
 
 
 def test_what_counts_in_the_loss():
     """Behind a token that is no candidate nothing counts; a block inside another's draft counts little."""
-    data = planted(9, 3)
-    blocks = data.blocks.map(torch.clone)
+    blocks = planted(9, 3).blocks.map(torch.clone)
     blocks.truth[1, 1], blocks.truth[2, 2:] = V + 1, -1
-    ones = by_tables(TABLES, TABLES, CALIBRATION)
+    ones = by_tables(NOTHING)
     weight = data_of(blocks, [3], TWO_PASS, ones).weight
     powers = [DECAY**p for p in range(P)]
     runs = follow(Drafts(blocks, True, [3]), ones, [63]).kept[63][0]
@@ -119,118 +336,87 @@ def test_what_counts_in_the_loss():
     torch.testing.assert_close(weight, torch.tensor(want), rtol=1e-6, atol=0)
 
 
-def test_factors_are_fitted_alone():
-    """A view that says less than it knows gets a factor above 1, as decoding's calibration does."""
-    g = torch.Generator().manual_seed(3)
-    sure = torch.log_softmax(3 * torch.randn(400, P, V, generator=g), -1)
-    truth = torch.distributions.Categorical(logits=sure).sample()
-    logs = torch.log_softmax(sure / 2, -1).topk(K, -1)
-    blocks = Lattice(logs.values, logs.indices, truth, truth, torch.zeros(400, P, E))
-    drafts = Drafts(blocks, True, [200, 200])
-    assert (calibrated(drafts, TABLES, TABLES)[:, 0] > 1.5).all()
+# its verb
 
 
-def test_pieces_of_held_out_prompts_are_left_out():
-    g = torch.Generator().manual_seed(0)
-    pieces = torch.randint(0, 2000, (5, 128), generator=g)
-    prompts = [[1, 2, *pieces[3, 30:80].tolist(), 5], pieces[1, 70:119].tolist()]
-    assert torch.equal(selector.apart(pieces, prompts), pieces[[0, 1, 2, 4]]), (
-        "49 tokens alike are few enough"
-    )
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """Options of a fit on few short texts."""
+    monkeypatch.setattr(calibration, "ROUNDS", 1)
+    monkeypatch.setattr(selector_run, "OWN_TOKENS", 24)
+    monkeypatch.setattr(selector_run, "WINDOW", 4)
+    text = tmp_path / "text.py"
+    text.write_text("".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(400)))
+    few = "--tokens 72 --texts 1 --rank 3 --steps 4 --batch 8 --lr 1e-2"
+    return ["--text", str(text), *few.split()]
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "a.py"
-    path.write_text(
-        "".join(f"def f{i}(self, value):\n    return self.v[{i}] + value * {i}\n\n" for i in range(99))
-    )
-    return path
+@pytest.mark.parametrize("prompts", [pytest.param(2, marks=pytest.mark.slow), 0])
+def test_the_verb(folder, tmp_path, quick, capsys, prompts):
+    """The best step by development prompts, else by own text that is held back. Weights and tables stay."""
+    lines = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
+    dev = [line for line in lines if line["split"] == "dev"][:prompts]
+    (folder / "held_out.jsonl").write_text("".join(json.dumps(line) + "\n" for line in dev))
+    if not prompts:
+        (folder / "held_out.jsonl").unlink()
+    out = tmp_path / "out"
+    assert main(["select", str(folder), str(out), *quick]) == 0
+    for name in ("model.safetensors", TABLES_FILE):
+        assert (out / name).read_bytes() == (folder / name).read_bytes()
+    found, facts = load_file(out / FILE), json.loads((out / "training.json").read_text())
+    assert found["front"].shape == (256, 3) and found["front"].dtype == torch.bfloat16
+    assert found["calibration"].shape == (2, 2, D, 2) and found["calibration"].unique().numel() > 20
+    said = facts["selector"]
+    assert (said["rank"], said["tokens"], said["blocks"], said["steps"]) == (3, 72, 12, 4)
+    assert said["best_by"] == ("dev prompts" if prompts else "own text") and "verify" not in facts
+    assert "loss" in capsys.readouterr().err
+    assert Qwen3.from_pretrained(out, "cpu", progress=False).bigram.before.shape[1] == 32 + 3
 
 
-def test_the_selectors_command(source, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("qwen3_model.training.calibration.ROUNDS", 1)
+def test_what_the_verb_refuses(folder, tmp_path, quick, capsys):
+    """In one line, before anything is written."""
+    for more, word in (
+        (["--rank", "0"], "selector rank is 0; 1 to 256"),
+        (["--tokens", "0"], "tokens is 0"),
+        (["--texts", "0"], "texts is 0"),
+        (["--steps", "0"], "steps is 0"),
+        (["--seconds", "-1"], "seconds is -1"),
+        (["--lr", "2"], "lr is 2.0"),
+        (["--tokens", "90000"], "give more text (--text, --corpus-mb), or fewer --tokens"),
+        (["--tokens", str(10**15)], "of memory, and there are"),
+    ):
+        assert main(["select", str(folder), str(tmp_path / "no"), *quick, *more]) == 2
+        said = capsys.readouterr().err
+        assert word in said.splitlines()[-1] and not (tmp_path / "no").exists(), (more, said)
+    (folder / TABLES_FILE).unlink()
+    (folder / FILE).unlink()
+    assert main(["select", str(folder), str(tmp_path / "no"), *quick]) == 2
+    assert "has no bigram tables: orthrus bigram learns them first" in capsys.readouterr().err
+
+
+def test_other_tables_leave_it_out(folder, tmp_path, monkeypatch, capsys):
+    """It belongs to those that it was fitted beside."""
+    monkeypatch.setattr(calibration, "OWN_TOKENS", 24)
+    monkeypatch.setattr(calibration, "ROUNDS", 1)
+    facts = json.loads((folder / "training.json").read_text())
+    (folder / "training.json").write_text(json.dumps(facts | {"selector": {"rank": 5}}))
+    text, out = tmp_path / "text.py", tmp_path / "out"
+    text.write_text("".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(300)))
+    assert main(["bigram", str(folder), str(out), "--calibrate", "--text", str(text), "--texts", "1"]) == 0
+    assert not (out / FILE).exists() and "orthrus select fits one anew" in capsys.readouterr().err
+    assert "selector" not in json.loads((out / "training.json").read_text())
+    assert load_file(out / TABLES_FILE)["before"].shape == (2048, 32)
+
+
+# its bench
+
+
+def test_the_bench(chosen, tmp_path, capsys):
     file = tmp_path / "s.json"
-    few = "--tokens 40 --new 20 --window 4 --prompts 1 --dev 1 --seconds 0.01 --ranks 4 --rates 1e-3"
-    assert selector.main([*few.split(), "--device", "cpu", "--text", str(source), "--json", str(file)]) == 0
-    found = json.loads(file.read_text())
-    said = capsys.readouterr().out
-    assert found["judged"] == "selector, rank 4, rate 0.001" in said and found["passes"] in (True, False)
-    assert found["tokens"] == 40 and found["blocks"] == 8
+    few = ["--prompts", "1", "--new", "12", "--device", "cpu", "--json", str(file)]
+    assert bench_selector.main(["--model", str(chosen), *few]) == 0
+    found, said = json.loads(file.read_text()), capsys.readouterr().out
     ways = found["ways"]
-    assert ways["no tables"]["chain"]["tokens_per_cycle"] < ways["tables"]["tree 31"]["tokens_per_cycle"]
+    assert list(ways) == ["no tables", "tables", bench_selector.CALIBRATED, bench_selector.SELECTED]
     assert all(w["tree 63"]["tokens_per_cycle"] <= found["oracle"]["two-pass"] for w in ways.values())
-    assert ways[selector.CALIBRATED]["tree 31"]["gain"] == [1, 1, 1]
-
-
-def test_the_stop_rule():
-    """Every draft has to gain what it must."""
-
-    def ways(chain, tree, early):
-        old = {k: np.array([[100, 50]]) for k in ("chain", "tree 31", "one-pass")}
-        new = {"chain": old["chain"] * [chain, 1], "tree 31": old["tree 31"] * [tree, 1],
-               "one-pass": old["one-pass"] * [early, 1]}  # fmt: skip
-        found = {selector.CALIBRATED: selector.Followed(old, []), "s": selector.Followed(new, [])}
-        return selector.Ways(found, {}, "s")
-
-    assert ways(1.051, 1.031, 1.031).passes
-    for short in ((1.049, 1.031, 1.031), (1.051, 1.029, 1.031), (1.051, 1.031, 1.029)):
-        assert not ways(*short).passes
-
-
-@pytest.mark.parametrize("name", ["own+own", "other", "recipe+ce", ""])
-def test_arms_that_are_none(name):
-    with pytest.raises(argparse.ArgumentTypeError, match="own, survival"):
-        levers.Arm.of(name)
-
-
-def test_an_arm_is_its_levers():
-    arm, recipe = levers.Arm.of("ce+own"), levers.Arm.of("recipe")
-    assert (arm.own_text, arm.objective.loss, arm.objective.offset_weights) == (1.0, "ce", "decay")
-    assert (recipe.own_text, recipe.objective.loss) == (0.25, "kl")
-    assert levers.Arm.of("survival").objective.offset_weights == "survival"
-    assert (
-        levers.Arm.of("short16").blocks(Blocks(short=8)).short == 16 != recipe.blocks(Blocks(short=8)).short
-    )
-
-
-def test_gains_of_an_arm():
-    """Over the recipe, of the seeds that both have, prompt by prompt."""
-    pairs = {"chain": np.array([[10, 5], [20, 10]])}
-    double = {"chain": np.array([[20, 5], [40, 10]])}
-    runs = {"recipe": {0: pairs}, "ce": {0: double, 1: pairs}}
-    said = levers.gains(runs, "ce", "chain")
-    assert said == {"gain": 2.0, "interval_95": [2.0, 2.0], "by_seed": [2.0]}
-    assert levers.gains({"ce": runs["ce"]}, "ce", "chain") is None
-    assert [line[0] for line in levers.tables_of(runs)[1][2]] == ["ce"]
-
-
-def test_arms_start_alike_and_leave_the_base_alone():
-    """Twice the same arm: the same bits. AR weights never change."""
-    network = Network(small_config())
-    network.initialise(0)
-    start_from_ar(network)
-    first = {name: w.clone() for name, w in network.state_dict().items()}
-    start = {name: w for name, w in first.items() if "_diff" in name}
-    g = torch.Generator().manual_seed(0)
-    text = torch.randint(0, 90, (800,), generator=g)
-    texts = greedy_texts(network, [text[:9].tolist(), text[20:33].tolist()], 16, network.config.block_size)
-    before, after = (torch.randn(network.config.vocab_size, 2, generator=g) for _ in range(2))
-    tables = Bigram.of(before, after)
-    plan, blocks = Plan(9, 2, 32, 1e-2), Blocks(count=2, size=8, offset_decay=0.9, short=4)
-    correction = Plan(2, 2, 32, 1e-3), Blocks(count=2, size=8)
-    training = {0.25: text, 1.0: text[:400]}
-    bench = levers.Bench(network, start, tables, training, None, texts, texts, plan, blocks, correction)
-    ended = []
-    for name in ("recipe", "ce", "recipe"):
-        bench.train(levers.Arm.of(name), 2, 0)
-        ended.append({n: w.clone() for n, w in network.state_dict().items()})
-    assert all(torch.equal(ended[0][n], ended[2][n]) for n in first)
-    changed = {n for n in first if not torch.equal(ended[0][n], ended[1][n])}
-    assert changed and all("_diff" in n for n in changed)
-    assert all(torch.equal(first[n], ended[1][n]) for n in first if "_diff" not in n)
-    found = bench.measure(0)
-    assert {"chain", "tree 31", "tree 63", "one-pass 8", "one-pass 16, 10 blocks", "oracle"} <= found.keys()
-    assert all(pairs[:, 0].tolist() == found["chain"][:, 0].tolist() for pairs in found.values())
-    assert (found["oracle"][:, 1] <= found["tree 63"][:, 1]).all()
-    assert (found["one-pass 16, 10 blocks"][:, 1] >= found["one-pass 16"][:, 1]).all()
+    assert ways[bench_selector.CALIBRATED]["tree 31"]["gain"] == [1, 1, 1] and "oracle of 16" in said

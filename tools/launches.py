@@ -238,6 +238,8 @@ def rerank() -> None:
     roots, slots = table([3, 4, -9]), table([1, 0, -1])
     tables = numbers(90, 12), numbers(90, 12), torch.ones(2, 8, 2, device=DEVICE)
     TRITON.rerank(scores, ids, roots, *tables, two, two, slots, known=False)
+    gate, places = (torch.ones(*n, device=DEVICE) for n in ((3, 7, 4), (8, 4)))
+    TRITON.rerank(scores, ids, roots, *tables, two, two, slots, False, gate, places)
 
 
 def head() -> None:

@@ -88,16 +88,22 @@ COLUMNS = 128  # GROUP, for the host
 ROUNDED_ROWS_BEGIN = 4
 
 
+def rows_of_launches(rows: int, most: int, rounds: bool) -> int:
+    """Rows of every launch but the last one, where so many are cut into as few launches of `most` rows as
+    there can be: equal parts or, of weights that round rows, the next number at which a launch can begin.
+    most: a multiple of that."""
+    height = -(-rows // -(-rows // most))
+    return height + -height % ROUNDED_ROWS_BEGIN if rounds else height
+
+
 def plans_of(weight: QuantisedWeight, device: str, rows: int, swiglu: bool) -> list[tuple[Plan, int]]:
-    """Launches by the table for so many rows of one view, each with its number of rows: rows that no tile
-    takes are cut into equal parts. Empty where Triton's kernels run. device: a key of the table."""
+    """Launches by the table for so many rows of one view, each with its number of rows: those that no tile
+    takes are cut. Empty where Triton's kernels run. device: a key of the table."""
     (n, k), bits = weight.shape, weight.format.bits
     entry = coded_entries(weight.rounds).get((n, k, bits, device))
     if entry is None or rows < entry.least or weight.group != COLUMNS or (swiglu and n % 16):
         return []
-    parts = -(-rows // entry.tiles[-1].rows)
-    height = -(-rows // parts)
-    height += -height % ROUNDED_ROWS_BEGIN
+    height = rows_of_launches(rows, entry.tiles[-1].rows, weight.rounds)
     plan = plan_with(weight, device, entry.tile(height), swiglu)
     if not plan.runs or (swiglu and plan.segments > 1):
         return []

@@ -100,10 +100,11 @@ def _check_sayings(slots: Iterable[Slot]) -> None:
 
 
 def load_tables(
-    file: Path, names: Sequence[str], rows: int, most: int, beside: Mapping[str, tuple[int, ...]]
+    file: Path, names: Sequence[str], rows: int, most: int, beside: Mapping[str, tuple[int | None, ...]]
 ) -> dict[str, Tensor]:
     """Tensors of one shape [rows, 1 to most], as stored, from a safetensors file that holds these alone, and
-    those of `beside`, of given shapes, that it has. Raises InputError."""
+    those of `beside`, of given shapes, that it has; None in a shape: the columns of the others. Raises
+    InputError."""
     headers = file_headers(file)
     more = [name for name in beside if name in headers]
     if set(headers) != {*names, *more}:
@@ -112,7 +113,8 @@ def load_tables(
     shape = headers[names[0]].shape
     if len(shape) != 2 or not 1 <= shape[1] <= most:
         raise InputError(f"{file}: {names[0]} has shape {list(shape)}; [{rows}, 1 to {most}] was expected")
-    shapes = dict.fromkeys(names, (rows, shape[1])) | {name: beside[name] for name in more}
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (rows, shape[1]))
+    shapes |= {name: tuple(shape[1] if n is None else n for n in beside[name]) for name in more}
     for name, wanted in shapes.items():
         _check_tensor(name, headers[name], wanted)
     with open_file(file, "pt") as tensors:

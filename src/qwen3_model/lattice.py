@@ -5,7 +5,7 @@ scores be fitted to what the target says (training/calibration.py)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,22 @@ _ROWS = {"cuda": 4096}  # of a pass; elsewhere:
 _CPU_ROWS = 512
 _LOGITS = 1 << 28  # numbers of a pass's logits at most: 1 GiB
 
-Candidates = tuple[Tensor, Tensor]  # of N blocks: log-probabilities [N, P, K] fp32 and ids [N, P, K] int64
+
+class Candidates(NamedTuple):
+    """Of N blocks: log-probabilities [N, P, K] fp32, ids [N, P, K] int64 and, for a model with a selector,
+    the gates of their states [N, P, R'] fp32 (bigram.py)."""
+
+    scores: Tensor
+    ids: Tensor
+    gates: Tensor | None
+
+    def under_roots(self, known: bool) -> Candidates:
+        """Of `lattice_of` a text, those of drafts under all its tokens but the last one. known: the blocks
+        stand at the roots; else one position before, and their first proposals are dropped."""
+        there = (slice(1, None),) if known else (slice(-1), slice(1, None))
+        scores, ids, gates = (None if x is None else x[there].contiguous() for x in self)  # for `rerank`
+        assert scores is not None and ids is not None
+        return Candidates(scores, ids, gates)
 
 
 def lattice(
@@ -30,7 +45,7 @@ def lattice(
 ) -> Candidates:
     """Candidates of a block of `size` rows anchored at each position from first to before last. The cache
     holds all of `whole`; only its length is changed."""
-    found, width = list[Candidates](), min(CANDIDATES, model.config.vocab_size)
+    found, width = list[tuple[Tensor, ...]](), min(CANDIDATES, model.config.vocab_size)
     most = min(_ROWS.get(model.device.type, _CPU_ROWS), _LOGITS // model.config.vocab_size)
     anchors = max(most // (size + 1), 1)
     for start in range(first, last, anchors):
@@ -40,13 +55,14 @@ def lattice(
             tokens, range(-1, n - 1), start, range(n), size, model.config.mask_token_id or 0
         )
         wanted = [n + block * size + i for block in range(n) for i in range(size - 1)]
-        logits = model.forward(rows, cache, logits_of=wanted).logits
+        out = model.forward(rows, cache, logits_of=wanted)
         positions = torch.tensor([rows.positions[row] + 1 for row in wanted], device=model.device)
-        scores, ids = model.ops.candidates(logits, positions, *alike(sampling, logits), width)
-        shape = n, size - 1, width
-        found.append((scores.view(shape), ids.view(shape)))
-    scores, ids = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return scores, ids
+        parts = model.ops.candidates(out.logits, positions, *alike(sampling, out.logits), width)
+        gates = None if model.bigram is None else model.bigram.gates(model.ops, out.states)
+        parts = parts if gates is None else (*parts, gates)
+        found.append(tuple(part.view(n, size - 1, -1) for part in parts))
+    scores, ids, *gate = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Candidates(scores, ids, gate[0] if gate else None)
 
 
 @torch.inference_mode()
@@ -72,3 +88,12 @@ def ranks(ids: Tensor, text: Tensor) -> Tensor:
     same = ids == truth[..., None]
     found = torch.where(same.any(-1), same.int().argmax(-1), width)
     return torch.where(truth < 0, -1, found)
+
+
+def walked(kept: Sequence[int]) -> tuple[int, int]:
+    """(tokens, cycles) of a text from its first root on; kept[i]: proposals that a cycle at root i keeps."""
+    at = cycles = 0
+    while at < len(kept):
+        at += min(kept[at] + 1, len(kept) - at)
+        cycles += 1
+    return at, cycles

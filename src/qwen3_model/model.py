@@ -127,6 +127,7 @@ class Output:
     """What a pass returns; the keys and values are those of its AR rows, to be committed."""
 
     logits: Tensor  # [rows asked for, V] fp32
+    states: Tensor  # behind the final norm, [rows asked for, E]
     keys: Tensor  # [L, T_ar, G, D]
     values: Tensor  # [L, T_ar, G, D]
 
@@ -145,7 +146,7 @@ class Network:
         self.ops = backend_ops(backend, pdl_kinds(device))
         # whether an engine replays CUDA graphs; False launches every kernel, for debugging
         self.use_graphs = backend == "triton" and device.type == "cuda" and not triton_interprets()
-        self.bigram: Bigram | None = None  # corrects the ranks of a draft tree's candidates
+        self.bigram: Bigram | None = None  # corrects the ranks of a draft's candidates, a selector with it
         self.grammars = Grammars(text, config)
         self.activations = activations
         self._matrices = new = Matrices(device, dtype, stored, activations == FP8)
@@ -242,7 +243,8 @@ class Network:
         given = self.new_pass(rows, cache, logits_of=wanted)
         self.ops.lay(given.plan, given.tables)
         normed, keys, values = self.states(given, cache)
-        return Output(self.ops.linear(normed, self.head, out_dtype=torch.float32), keys, values)
+        logits = self.ops.linear(normed, self.head, out_dtype=torch.float32)
+        return Output(logits, normed, keys, values)
 
     def new_pass(
         self,

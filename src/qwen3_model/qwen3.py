@@ -15,7 +15,7 @@ import torch
 
 from orthrus_kernels.quantised import QuantisedWeight
 
-from . import bigram, checkpoint, hub
+from . import bigram, checkpoint, hub, selector
 from .config import Qwen3Config
 from .decode import many
 from .decode.engine import MOST_SLOTS, MOST_TOKENS, Engine
@@ -81,7 +81,8 @@ class Qwen3(Network):
         with in_memory(f"{path_or_id}, {size} of weights in {str(chosen)[6:]},", _SMALLER):
             model = cls(config, on, chosen, run, text, form_of, rounded)
             load_into(folder, model.destinations(), progress=progress)
-            model.bigram = bigram.load(of_view, config, on, chosen)
+            tables = bigram.load(of_view, config, on, chosen)
+            model.bigram = selector.load(of_view, config, tables, model.embedding)
         if cache_scales(headers) or (config.quantisation and config.quantisation.cache_scheme):
             _log.warning(
                 "%s has scales for a cache of 8 bits: they are left out, keys and values are kept in %s",

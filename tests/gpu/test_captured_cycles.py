@@ -6,10 +6,11 @@ from functools import cache
 
 import pytest
 import torch
+from drawn_selector import drawn
 from golden import seeded_model
 from plainly import plainly
 
-from qwen3_model import Qwen3
+from qwen3_model import Qwen3, bigram, selector
 from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.decode.cycle import Slots
 from qwen3_model.decode.prompt import Prompts
@@ -82,6 +83,26 @@ def test_one_graph_serves_every_length(model, strategy):
             cycles.append(list(model.engine.runner.cycles._cycles.values()))
         assert cycles[-1] == cycles[-5], "no cycle was made anew"
         assert model.engine.runner.cache.capacity == room
+
+
+@pytest.mark.parametrize(("strategy", "nodes"), [("two-pass", 0), ("two-pass", 31), ("one-pass", 19)])
+def test_a_selector_in_captured_cycles(model, strategy, nodes, monkeypatch):
+    """The text stays, and replayed cycles draft what those draft whose kernels are launched one by one."""
+    tables = bigram.load(EMBEDDED, model.config, model.device, model.dtype)
+    monkeypatch.setattr(model, "bigram", selector.joined(tables, drawn(), model.embedding))
+    plain, told = by_hand(900, 120, seed=5), []
+    for graphs in (True, False):
+        monkeypatch.setattr(model, "use_graphs", graphs)
+        model.engine.forget()
+        for _ in "01":
+            trees = []
+            result = model.generate(
+                prompt_of(900), strategy, 120, seed=5, tree_nodes=nodes,
+                on_run=lambda run, kept, trees=trees: trees.append(run.tree and run.tree.tokens),
+            )  # fmt: skip
+            assert same(result, plain)
+            told.append(trees)
+    assert told[0] == told[1] == told[2] == told[3] and any(told[0])
 
 
 def test_a_short_text_behind_one_that_fills_the_cache(model):

@@ -376,6 +376,13 @@ def cycles() -> Iterator[Launch]:
     tables, settings = (bigram, bigram, calibration), (scales, scales, slots)
     launch = partial(rerank.rerank_triton, scores, ids, slots, *tables, *settings, True)
     yield "31 x 16, rank 32", rerank, "_rerank_kernel", launch, ALL
+    for rank, targets in ((64, ALL), (256, HOPPER)):
+        wide = meta(151936, 32 + rank)
+        gate = meta(2, 31, rank, dtype=torch.float32), meta(31, rank, dtype=torch.float32)
+        launch = partial(
+            rerank.rerank_triton, scores, ids, slots, wide, wide, calibration, *settings, True, *gate
+        )
+        yield f"31 x 16, rank 32, gate of rank {rank}", rerank, "_rerank_kernel", launch, targets
 
     blocks, at, two = module("blocks"), meta(2, 20, dtype=torch.int32), grow.Trees.new(2, 20, "meta")
     first, each = meta(3, dtype=torch.int32), ([0] * 20, [-1] + [0] * 19, 0, range(20), 8, 96)

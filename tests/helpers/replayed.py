@@ -45,7 +45,7 @@ class _OneShape:
         self.model.ops.lay(self.given.plan, self.given.tables)
         states, keys, values = self.model.states(self.given, self.cache)
         logits = self.model.ops.linear(states, self.model.head, out_dtype=torch.float32)
-        self.out = Output(logits, keys, values)
+        self.out = Output(logits, states, keys, values)
         return self.out
 
     def again(self, plan: PassPlan, wanted: torch.Tensor, pool: Any) -> Output:

@@ -280,12 +280,22 @@ def test_what_a_run_that_is_cut_short_keeps(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(replay, "traces", lambda given: iter([OLD, other]))
     monkeypatch.setattr(replay, "run", measured)
     with pytest.raises(KeyboardInterrupt):
-        replay.main(Namespace(models=["8B"], trees=[63], prompts=1, tokens=9, json=file))
+        replay.main(Namespace(models=["8B"], trees=[63], selectors=[0, 3], prompts=1, tokens=9, json=file))
     kept = json.loads(file.read_text())
-    assert [row["of"] for row in kept["rows"]] == ["tiny"] and kept["sets_left_out"] == 1
+    assert [row["of"] for row in kept["rows"]] == ["tiny"] and kept["sets_left_out"] == 3
     assert [trace["checkpoint"] for trace in kept["traces"]] == ["tiny", "other"]
     said = capsys.readouterr().out
     assert "4.5" in said and "no line of lookup: the trace is older" in said
+
+
+def test_a_random_selector_ranks_too(model):
+    """Cycles keep what the trace says; what they draft is another thing."""
+    drafts = []
+    for selected in (0, 3):
+        with_bigram(model, 4, selected)
+        (found,) = run(model, TRACE, 1, 6, [Way("tree", "two-pass", 15)])
+        drafts.append((model.bigram.before.shape[1], found.cycles))
+    assert [width for width, _ in drafts] == [4, 7] and drafts[0][1] == drafts[1][1]
 
 
 def test_what_cannot_be_replayed_is_refused(model):

@@ -18,7 +18,7 @@ from orthrus_kernels import Weight, backend_ops, tables
 from orthrus_kernels.compile_ahead import is_recorded
 from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.linear_gluon import Plan, linear_gluon, plan_of
-from orthrus_kernels.linear_gluon_codes import ROUNDED_ROWS_BEGIN, plans_of
+from orthrus_kernels.linear_gluon_codes import ROUNDED_ROWS_BEGIN, plans_of, rows_of_launches
 from orthrus_kernels.linear_gluon_wide import WidePlan
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
 from orthrus_kernels.quantised import Format, QuantisedWeight
@@ -103,7 +103,7 @@ def words(seed: int, zeros: bool = True, group: int = GROUP, format=Format.INT4)
 
 
 @pytest.mark.parametrize(
-    ("rows", "want"), [(1, [(16, 1)]), (17, [(32, 17)]), (32, [(32, 32)]), (33, [(32, 20), (32, 13)]),
+    ("rows", "want"), [(1, [(16, 1)]), (17, [(32, 17)]), (32, [(32, 32)]), (33, [(32, 17), (32, 16)]),
                        (64, [(32, 32)] * 2), (70, [(32, 24), (32, 24), (32, 22)])]
 )  # fmt: skip
 def test_rows_of_codes_are_cut_into_equal_launches(coded, rows, want):
@@ -455,11 +455,22 @@ def test_the_table_of_codes(rounds):
         for rows in {entry.least, *(tile.rows for tile in entry.tiles), 2 * entry.tiles[-1].rows + 1}:
             plans = plans_of(w, device, rows, swiglu)
             counts = [count for _, count in plans]
-            assert sum(counts) == rows and not any(count % ROUNDED_ROWS_BEGIN for count in counts[:-1])
+            assert sum(counts) == rows
+            assert not rounds or not any(count % ROUNDED_ROWS_BEGIN for count in counts[:-1])
             assert all(
                 plan.fits(132, Workspace.new("cpu")) and count <= plan.tile.rows for plan, count in plans
             )
         assert entry.least == 1 or not plans_of(w, device, entry.least - 1, swiglu)
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+@pytest.mark.parametrize("most", [32, 128, 192])
+def test_rows_of_launches(most, rounds):
+    for rows in range(1, 400):
+        height = rows_of_launches(rows, most, rounds)
+        assert 0 < height <= most and -(-rows // height) == -(-rows // most)
+        assert not (rounds and height % ROUNDED_ROWS_BEGIN)
+        assert rounds or height * -(-rows // height) - rows < -(-rows // most)
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,19 @@ def candidates(p, k, seed, rank=6, dtype=torch.float32, slots=(0,), calibrated=F
     return scores + math.log(0.9), ids, roots, *tables, calibration, *settings, slots
 
 
-def kernel(arguments, known):
-    found = rerank_triton(*(t.to(DEVICE) for t in arguments), known)
+def kernel(arguments, known, *gate):
+    found = rerank_triton(*(t.to(DEVICE) for t in arguments), known, *(t.to(DEVICE) for t in gate))
     return tuple(t.cpu() for t in found)
+
+
+def gated(arguments, rank, seed, dtype=torch.float32):
+    """The arguments with `rank` more columns of the tables, and their gate and places."""
+    g = torch.Generator().manual_seed(seed)
+    b, p, _ = arguments[1].shape
+    more = [torch.randn(VOCABULARY, rank, generator=g).to(dtype) for _ in "AB"]
+    before, after = (torch.cat(pair, 1) for pair in zip(arguments[3:5], more, strict=True))
+    gate, places = torch.randn(b, p, rank, generator=g), torch.randn(p + 1, rank, generator=g)
+    return (*arguments[:3], before, after, *arguments[5:]), (gate, places)
 
 
 @examples(10)
@@ -49,9 +59,9 @@ def kernel(arguments, known):
 def test_a_block_is_ranked_as_it_is_alone(slots, p, k, seed, known):
     """By the root and the scale of its own text; beside it are blocks of others, and of none with a root that
     is no token."""
-    scores, ids, roots, *tables, scales, temperatures, slots = candidates(
-        p, k, seed, 6, slots=slots, calibrated=True
-    )
+    drawn, (gate, places) = gated(candidates(p, k, seed, 6, slots=slots, calibrated=True), 4, seed)
+    scores, ids, roots, *tables, scales, temperatures, slots = drawn
+    gate[slots < 0] = math.nan  # states of padding may be anything
     roots[slots < 0] = -(2**31)
     # Columns of tables: what lies beside them is read by nobody.
     beside = torch.stack([torch.full_like(roots, 2**30), roots], 1)[:, 1]
@@ -59,7 +69,12 @@ def test_a_block_is_ranked_as_it_is_alone(slots, p, k, seed, known):
     settings = *tables, *columns
     for how in (rerank, rerank_triton):
         given_ = (scores, ids, beside, *settings, slots)
-        together = how(*(t.to(DEVICE) if how is rerank_triton else t for t in given_), known)
+
+        def of(arguments, *gate, how=how):
+            at = [t.to(DEVICE) if how is rerank_triton else t for t in (*arguments, *gate)]
+            return how(*at[:9], known, *at[9:])
+
+        together = of(given_, gate, places)
         for b, slot in enumerate(slots.tolist()):
             if slot < 0:
                 assert together[0][b].isfinite().all()
@@ -72,8 +87,54 @@ def test_a_block_is_ranked_as_it_is_alone(slots, p, k, seed, known):
                 scores[one], ids[one], roots[one], *tables, scales[slot : slot + 1],
                 temperatures[slot : slot + 1], torch.zeros_like(slots[one]),
             )  # fmt: skip
-            alone = how(*(t.to(DEVICE) if how is rerank_triton else t for t in alone), known)
+            alone = of(alone, gate[one], places)
             assert torch.equal(together[0][one], alone[0]) and torch.equal(together[1][one], alone[1])
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("rank", [3, 70])
+def test_a_gate_by_its_formula(known, rank):
+    """In fp64, of one block at temperature 0: u . w + (A e * (1 + gate + place)) . (B e), by position and
+    offset. 70 columns are weighed in two parts."""
+    plain = candidates(3, 5, 11, calibrated=True)
+    scores, ids, roots, u, w, calibration, *_ = (t.double() if t.is_floating_point() else t for t in plain)
+    arguments, (gate, places) = gated(plain, rank, 12)
+    front, behind = (t[:, -rank:].double() for t in arguments[3:5])
+    for found, order in (rerank(*arguments, known, gate, places), kernel(arguments, known, gate, places)):
+        for p in range(3):
+            offset = p + (not known)
+            factor, weight = calibration[0, offset]
+            weighed = 1 + gate[0, p].double() + places[offset].double()
+            for a in range(5):
+                x = int(roots[0]) if p == 0 else int(ids[0, p - 1, a])
+                change = u[x] @ w[ids[0, p]].T + (front[x] * weighed) @ behind[ids[0, p]].T
+                change = torch.zeros(5) if known and p == 0 else change * plain[6][0].double()
+                rest = (factor * (1 - scores[0, p].exp().sum()).log() + weight)[None]
+                want = torch.cat([factor * scores[0, p] + change, rest]).log_softmax(0)[:-1]
+                got = torch.empty(5).scatter(0, order[0, p, a].long(), found[0, p, a])
+                torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+
+
+@examples(10)
+@given(p=st.integers(1, 4), k=st.integers(1, 6), rank=st.integers(1, 9), seed=st.integers(0, 10**6),
+       known=st.booleans(), dtype=st.sampled_from([torch.float32, torch.bfloat16]))  # fmt: skip
+def test_kernel_and_twin_with_a_gate(p, k, rank, seed, known, dtype):
+    arguments, gate = gated(candidates(p, k, seed, dtype=dtype, calibrated=True), rank, seed + 1, dtype)
+    scores, order = rerank(*arguments, known, *gate)
+    got, got_order = kernel(arguments, known, *gate)
+    torch.testing.assert_close(got, scores, rtol=1e-4, atol=1e-4)
+    far = (scores[..., 1:] - scores[..., :-1]).abs().amin(-1) > 1e-3 if k > 1 else torch.ones(1, p, k).bool()
+    assert torch.equal(got_order[far], order[far])
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_columns_of_zeros_change_no_bit(known):
+    """Whatever the gate is: the kernel sums what the tables alone say by itself."""
+    plain = candidates(4, 6, 5, slots=(0, 2), calibrated=True)
+    arguments, gate = gated(plain, 7, 6)
+    arguments[4][:, -7:] = 0
+    with_gate, without = kernel(arguments, known, *gate), kernel(plain, known)
+    assert torch.equal(with_gate[0], without[0]) and torch.equal(with_gate[1], without[1])
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -81,7 +81,7 @@ class CodedTile(GluonTile):
         """Places of its ring: what fits, groups of 128 columns."""
         row, room = 128 if self.rounds else 256, ROOM
         if self.rounds and self.groups == MOST_GROUPS:
-            room -= 5 * 1024  # stores of 96 rows by three warpgroups take 9 KiB
+            room -= 5 * 1024  # stores of 96 rows by three warpgroups take 9 KiB, for 4 of which ROOM has room
         return min(
             room // (64 * self.groups * 16 * self.bits + self.rows * row + 4 * self.scales), MOST_STAGES
         )
@@ -167,9 +167,10 @@ def coded_entries(rounds: bool = False) -> dict[tuple[int, int, int, str], Coded
     entries: dict[tuple[int, int, int, str], CodedEntry] = {}
     for row in json.loads(resources.files(__package__).joinpath("gluon_codes.json").read_text()):
         try:
-            if row.get("rounds", True) is not True:
-                raise ValueError("`rounds` is true or left out")
-            if row.get("rounds", False) is not rounds:
+            given = row.get("rounds", False)
+            if type(given) is not bool:
+                raise ValueError(f"`rounds` is {given!r}; true or false was expected")
+            if given is not rounds:
                 continue
             n, k, bits, device = (row[name] for name in ("n", "k", "bits", "device"))
             tiles = tuple(CodedTile(rows, groups, bits, rounds) for rows, groups in row["tiles"])

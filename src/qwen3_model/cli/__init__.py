@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 VERBS = (
     "generate", "explain", "chat", "verify", "batch", "serve", "info", "warm", "demo", "pretrain", "unrepeat",
-    "distill", "bigram", "quantize", "tiny-checkpoint",
+    "distill", "bigram", "select", "quantize", "tiny-checkpoint",
 )  # fmt: skip
 BAD_INPUT, INTERRUPTED, READER_GONE = 2, 130, 141  # the last two: what a shell reports for SIGINT, SIGPIPE
 

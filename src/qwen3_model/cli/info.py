@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from .. import checkpoint, hub
     from ..config import Qwen3Config
     from ..quantised.stored import StoredWeights, by_config
+    from ..selector import ranks_of
     from ..weight_files import read_headers
 
     if not 1e-3 <= args.bandwidth < float("inf"):
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     scheme = config.quantisation
     stored = StoredWeights(headers, scheme).of if on_disk else by_config(scheme)
     found = figures(config, stored, args.dtype, args.bandwidth, args.activations)
-    found["bytes_on_disk"] = on_disk
+    found |= {"bytes_on_disk": on_disk, "draft_tables": ranks_of(folder)}
     if args.json:
         output.write_json(found)
     else:
@@ -140,6 +141,10 @@ def _print(found: dict[str, Any], name: str) -> None:
             f"extra memory of a diffusion block of {config['block_size']}",
             size_of(found["diffusion_bytes_per_block"]),
         )
+    if found["draft_tables"]:
+        said = {"bigram": "tables of rank {}", "selector": "a selector of rank {}"}
+        words = " and ".join(said[name].format(rank) for name, rank in found["draft_tables"].items())
+        table.add_row("drafts are ranked by", words)
     bandwidth = found["bandwidth_gb_per_s"]
     measured = " (one H200, measured)" if bandwidth == H200_BANDWIDTH else ""
     table.add_row("floor at", f"{bandwidth:g} GB/s{measured}, weights only")

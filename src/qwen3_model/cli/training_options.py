@@ -44,15 +44,20 @@ def add_corpus_options(parser: argparse.ArgumentParser, own_text: bool = True) -
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
 
 
-def add_plan_options(
-    parser: argparse.ArgumentParser, batch: int, length: int, lr: str, resumable: bool = True
-) -> None:
-    """How long and in what portions to train, and how to go on after an interruption."""
+def add_limit_options(parser: argparse.ArgumentParser) -> None:
+    """--steps and --seconds."""
     parser.add_argument("--steps", type=int, metavar="N", help="steps at most")
     parser.add_argument(
         "--seconds", type=float, metavar="S",
         help=f"seconds at most (default: {DEFAULT_SECONDS:g}, if --steps is not given)",
     )  # fmt: skip
+
+
+def add_plan_options(
+    parser: argparse.ArgumentParser, batch: int, length: int, lr: str, resumable: bool = True
+) -> None:
+    """How long and in what portions to train, and how to go on after an interruption."""
+    add_limit_options(parser)
     parser.add_argument("--batch", type=int, default=batch, help="rows a step (default: %(default)s)")
     parser.add_argument("--length", type=int, default=length, help="tokens of a row (default: %(default)s)")
     parser.add_argument("--lr", type=float, help=f"peak learning rate (default: {lr})")

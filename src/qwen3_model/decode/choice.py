@@ -134,12 +134,11 @@ class Choice:
         Rows are those of B blocks, P each, of one slot a block. known: the blocks have seen their roots."""
         shape = len(roots), len(states) // len(roots), -1
         scores, ids = (x.view(shape) for x in self.candidates(states, positions, slots))
-        if self.model.bigram is None:
+        ops, tables = self.model.ops, self.model.bigram
+        if tables is None:
             return scores, ids, None
-        of, settings = slots.view(shape[:2])[:, 0], (self.table.corrections, self.table.temperatures)
-        scores, order = self.model.ops.rerank(
-            scores, ids, roots, *self.model.bigram.tables, *settings, of, known
-        )
+        settings = self.table.corrections, self.table.temperatures, slots.view(shape[:2])[:, 0]
+        scores, order = tables.rerank(ops, scores, ids, tables.gates(ops, states), roots, *settings, known)
         return scores, ids, order
 
     def note(self, choices: Tensor, accepted: Tensor, slots: Tensor) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from orthrus_kernels.quantised import GROUPS
 
-from .. import bigram, checkpoint
+from .. import bigram, checkpoint, selector
 from ..chat_template import MORE_TEMPLATES
 from ..errors import InputError
 from ..plain import plain_config
@@ -152,9 +152,10 @@ def _config(source: Source, plan: Plan) -> dict[str, Any]:
 
 
 def _copy_others(base: Path, out: Path) -> None:
-    """Copy the files beside the weights: tokenizer, chat templates, bigram correction, card, licences."""
+    """Copy the files beside the weights: tokenizer, chat templates, bigram correction and selector, card,
+    licences."""
     for file in sorted(base.iterdir()):
-        weights = file.name.endswith(OTHER_WEIGHTS) and file.name != bigram.FILE
+        weights = file.name.endswith(OTHER_WEIGHTS) and file.name not in (bigram.FILE, selector.FILE)
         replaced = file.name in ("config.json", INDEX, REPORT) or file.name.startswith(".")
         if file.is_file() and not (weights or replaced):
             shutil.copyfile(file, out / file.name)

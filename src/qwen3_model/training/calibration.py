@@ -16,26 +16,29 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from orthrus_kernels import Sampling
+from orthrus_kernels.rerank import LEAST_REST, changes
 from orthrus_kernels.sampling import correction_scale
 
-from ..bigram import CALIBRATION, Bigram
+from .. import bigram
+from ..bigram import CALIBRATION, ONE_PASS, TWO_PASS, Bigram
 from ..errors import InputError, in_memory
-from ..lattice import lattice_of, ranks
+from ..lattice import Candidates, lattice_of, ranks
 from ..prompts import read_prompts
+from ..request import block_rows
 from . import card
 from .base import HELD_OUT, document_end, load_tokenizer
 from .dataset import corpus_files, read_corpus
 from .facts import corpus_facts, facts_of, machine
-from .folder import save_corrected
-from .held_out import span_hashes
+from .folder import save_corrected, without_selector
+from .held_out import apart
 from .loop import Rows
 from .memory import ADVICE
 from .out_folder import OutFolder, claimed
@@ -51,7 +54,6 @@ LEAST_PATH = math.log(0.008)  # about where a tree of 63 nodes ends (embedded ch
 BESIDE = 0.1
 ROUNDS = 3
 _SMOOTH = 20.0  # nats a squared step of the factors from one offset to the next
-_LEAST_REST = 1e-6  # as in rerank.py
 
 
 @dataclass(frozen=True)
@@ -91,18 +93,20 @@ def _scores(logs: Tensor, change: Tensor, calibration: Tensor) -> Tensor:
     return torch.log_softmax(torch.cat([candidates, rest], -1), -1)
 
 
-def blocks_of(
-    tables: Bigram, scores: Tensor, ids: Tensor, text: Tensor, sampling: Sampling
-) -> Blocks:  # fmt: skip
-    """Of the lattice [N, P, K] of a text [N] that stands in memory of the host."""
-    scores, ids = scores[1:].clamp(min=-1e4), ids[1:]  # impossible ones stay finite
+def blocks_of(tables: Bigram, lattice: Candidates, text: Tensor, sampling: Sampling, form: int) -> Blocks:
+    """Of the lattice of a text [N], as cycles of a form meet it. On the host."""
+    scores, ids, gates = lattice.under_roots(form == TWO_PASS)
+    scores = scores.clamp(min=-1e4)  # impossible ones stay finite
     said, depth = ranks(ids, text[1:]), ids.shape[1]
     fronts = torch.cat([text, text.new_zeros(depth)]).unfold(0, depth, 1)[: len(ids)]
-    before, after = tables.before.cpu().float(), tables.after.cpu().float()
-    change = torch.einsum("npr,npcr->npc", before[fronts], after[ids]) * correction_scale(sampling)
-    change[:, 0] = 0  # the block has seen its root
-    rest = (1 - scores.exp().sum(-1, keepdim=True)).clamp(min=_LEAST_REST).log()
-    return Blocks(torch.cat([scores, rest], -1), torch.cat([change, torch.zeros_like(rest)], -1), said)
+    places = None if tables.gate is None else tables.gate.places[form, form : form + depth]
+    change = changes(fronts[..., None], ids, tables.before, tables.after, gates, places)[:, :, 0]
+    change = change * correction_scale(sampling)
+    if form == TWO_PASS:
+        change[:, 0] = 0  # the block has seen its root
+    rest = (1 - scores.exp().sum(-1, keepdim=True)).clamp(min=LEAST_REST).log()
+    change = torch.cat([change, torch.zeros_like(rest)], -1)
+    return Blocks(torch.cat([scores, rest], -1).cpu(), change.cpu(), said.cpu())
 
 
 def fit(texts: Sequence[Blocks]) -> Tensor:
@@ -145,34 +149,41 @@ def _likeliest(
 
 
 def calibrate(model: Qwen3, prompts: Sequence[Sequence[int]], tokens: int, began: float) -> Tensor:
-    """The calibration [2, block - 1, 2] of a model with tables, by `tokens` tokens that it writes behind each
-    prompt at temperature 0 and at ABOVE_0, text i with seed i. Raises InputError."""
-    if model.bigram is None:
+    """The calibration [2, block - 1, 2] of a model with tables, of a selector that of both forms of cycles,
+    [2, 2, block - 1, 2], by `tokens` tokens that it writes behind each prompt at temperature 0 and at
+    ABOVE_0, text i with seed i. Raises InputError."""
+    tables, config = model.bigram, model.config
+    if tables is None:
         raise InputError("the Orthrus has no bigram tables to calibrate: orthrus bigram learns them first")
-    size, found = model.config.block_size, []
+    sizes = {TWO_PASS: config.block_size}
+    if tables.gate is not None:
+        sizes[ONE_PASS] = block_rows(config, None, "one-pass")
+    found: dict[int, list[Tensor]] = {form: [] for form in sizes}
     for temperature in (0.0, ABOVE_0):
-        texts = list[Blocks]()
+        texts = {form: list[Blocks]() for form in sizes}
         for i, prompt in enumerate(prompts):
             sampling = Sampling(temperature=temperature, seed=i)
             result = model.generate(
                 prompt, "two-pass", tokens, temperature=temperature, seed=i, tree_nodes=63
             ).whole()
             text = torch.tensor(result.token_ids)
-            if len(text) > 1:
-                scores, ids = lattice_of(model, prompt, text.tolist(), size, sampling)
-                texts.append(blocks_of(model.bigram, scores.cpu(), ids.cpu(), text, sampling))
-        if not texts:
+            for form, size in sizes.items() if len(text) > 1 else ():
+                blocks = lattice_of(model, prompt, text.tolist(), size, sampling)
+                texts[form].append(blocks_of(tables, blocks, text.to(model.device), sampling, form))
+        if not texts[TWO_PASS]:
             raise InputError("every text ended at once: give more text to calibrate on")
-        found.append(fit(texts))
-        say(began, f"fitted {len(texts)} texts at temperature {temperature:g}")
-    return torch.stack(found)
+        for form in sizes:
+            found[form].append(_by_offset(fit(texts[form]), form, config.block_size - 1))
+        say(began, f"fitted {len(texts[TWO_PASS])} texts at temperature {temperature:g}")
+    whole = torch.stack([torch.stack(of_form) for of_form in found.values()])
+    return whole[TWO_PASS] if tables.gate is None else whole
 
 
-def apart(pieces: Sequence[list[int]], held_out: Sequence[list[int]]) -> list[list[int]]:
-    """The pieces that share no run of SPAN tokens with a held-out prompt."""
-    theirs = [span_hashes(np.array(prompt)) for prompt in held_out]
-    seen = np.concatenate(theirs) if theirs else np.zeros(0, np.uint64)
-    return [piece for piece in pieces if not np.isin(span_hashes(np.array(piece)), seen).any()]
+def _by_offset(fitted: Tensor, form: int, offsets: int) -> Tensor:
+    """A calibration of positions as one of so many offsets: one-pass blocks are shorter, and their first
+    proposals are dropped."""
+    at = (torch.arange(offsets) - form).clamp(0, len(fitted) - 1)
+    return fitted[at]
 
 
 def run_calibration(
@@ -193,19 +204,19 @@ def run_calibration(
         config = model.config
         if model.text is None or not config.has_diffusion_view:
             raise InputError(f"{base} is no Orthrus with a tokenizer: a calibration takes one")
+        model.bigram = bigram.load(base, config, model.device, model.dtype)  # without a selector
         if model.bigram is None:
             raise InputError(f"{base} has no bigram tables to calibrate: orthrus bigram learns them first")
         if config.context_length < OWN_PROMPT + OWN_TOKENS + config.block_size:
             raise InputError(f"{base} has a context of {config.context_length}: too short for its own text")
-        facts, tokenizer = facts_of(base), load_tokenizer(base)
+        facts, tokenizer = without_selector(facts_of(base)), load_tokenizer(base)
         corpus = read_corpus(
             corpus_files(corpus_bytes, text), tokenizer, bool(text), document_end(tokenizer, config)
         )
         rows = Rows(torch.from_numpy(corpus.training), OWN_PROMPT, seed)
-        pieces = rows.batch(0, min(texts, rows.count))[:, :-1].tolist()
         held = base / HELD_OUT
         prompts = [model.text.encode(line) for line in read_prompts(held, 10**6)] if held.exists() else []
-        pieces = apart(pieces, prompts)
+        pieces = apart(rows.batch(0, min(texts, rows.count))[:, :-1], prompts).tolist()
         calibration = calibrate(model, pieces, OWN_TOKENS, began)
         said = machine() | {
             "texts": len(pieces), "tokens": OWN_TOKENS, "temperatures": [0.0, ABOVE_0], "seed": seed,
@@ -213,7 +224,8 @@ def run_calibration(
         }  # fmt: skip
         facts["bigram"] = facts.get("bigram", {}) | {CALIBRATION: said}
         facts.pop("verify", None)  # measured without it
-        tables = {"before": model.bigram.before, "after": model.bigram.after, CALIBRATION: calibration}
+        save = partial(bigram.save, before=model.bigram.before, after=model.bigram.after,
+                       calibration=calibration)  # fmt: skip
         tiny = not corpus.own and "distill_corpus" not in facts and held.exists()
-        save_corrected(base, place, tables, facts, card.write_if_whole(facts) if tiny else None)
+        save_corrected(base, place, save, facts, card.write_if_whole(facts) if tiny else None)
         say(began, f"wrote {out}")

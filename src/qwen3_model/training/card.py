@@ -19,7 +19,7 @@ def write(facts: dict[str, Any]) -> str:
 A real, small Orthrus-Qwen3 in the official tensor names: a test fixture and a demonstration, not a coding
 assistant. It continues Python source in the style of library code and knows nothing else.
 
-Made by `orthrus pretrain`, `unrepeat`, `distill` and `bigram`; `make tiny-checkpoint` runs these one after
+Made by {_verbs(facts)}; `make tiny-checkpoint` runs these one after
 another and makes one like it. Every setting and figure below is in `training.json`.
 
 | | |
@@ -73,6 +73,12 @@ Greedy and sampled text is the base's whatever these weights are; they change it
 """
 
 
+def _verbs(facts: dict[str, Any]) -> str:
+    last = ["bigram", "select"] if "selector" in facts else ["bigram"]
+    *verbs, end = [f"`{verb}`" for verb in ("orthrus pretrain", "unrepeat", "distill", *last)]
+    return f"{', '.join(verbs)} and {end}"
+
+
 def _training(facts: dict[str, Any]) -> dict[str, str]:
     """The rows of the card's first table."""
     pre, dis, corpus = facts["pretrain"], facts["distill"], facts["corpus"]
@@ -101,6 +107,13 @@ def _training(facts: dict[str, Any]) -> dict[str, str]:
                 f"many at {fitted['temperatures'][1]}, behind pieces of other Python source than that of the "
                 f"held-out prompts; {fitted['machine']}, {fitted['date']}"
             )
+    if "selector" in facts:
+        fit = facts["selector"]
+        rows["selector of candidates"] = (
+            f"rank {fit['rank']}, step {fit['best_step']} of {fit['steps']} in {fit['seconds']} s, on "
+            f"{fit['tokens'] / 1e6:.1f}M tokens of its own greedy text, calibrated by {fit['texts']} texts "
+            f"at temperature 0 and as many at {fit['temperatures'][1]}; {fit['machine']}, {fit['date']}"
+        )
     if "tokens_per_cycle_dev" in dis:
         agreement = ", ".join(f"{x:.2f}" for x in dis["agreement_dev"][:8])
         rows["estimate on the dev prompts"] = (

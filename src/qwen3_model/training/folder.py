@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from .. import bigram, checkpoint
+from .. import checkpoint, selector
 from ..chat_template import MORE_TEMPLATES
 from ..config import Qwen3Config
 from ..errors import InputError
@@ -100,22 +101,31 @@ def save_distilled(
     _put(out, fill)
 
 
+def without_selector(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a folder for one with other tables: a selector belongs to those that it was fitted beside,
+    and `save_corrected` leaves it out. Says so on stderr where there was one."""
+    if facts.pop("selector", None) is not None:
+        print(f"{selector.FILE} belongs to the earlier tables: left out, orthrus select fits one anew",
+              file=sys.stderr)  # fmt: skip
+    return facts
+
+
 def save_corrected(
     base: Path,
     out: Path | OutFolder,
-    tables: Mapping[str, Tensor],
+    save: Callable[[Path], None],
     facts: Mapping[str, object],
     card: str | None,
 ) -> None:
-    """A folder with all files of the Orthrus `base`, bit for bit, and the tables of a bigram correction, a
-    calibration with them where there is one. card: a new model card, None: the base's."""
+    """A folder with all files of the Orthrus `base`, bit for bit, but its selector, and what `save` writes
+    there: tables of a bigram correction, or a selector. card: a new model card, None: the base's."""
 
     def fill(folder: Path) -> None:
         for file in base.iterdir():
-            if file.is_file():
+            if file.is_file() and file.name != selector.FILE:
                 shutil.copyfile(file, folder / file.name)
         _copy_templates(base, folder)
-        bigram.save(folder, tables["before"], tables["after"], tables.get(bigram.CALIBRATION))
+        save(folder)
         _write_json(folder / "training.json", facts)
         if card is not None:
             (folder / "README.md").write_text(card, encoding="utf-8")

@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from ..errors import foreign
 from .corpus import Source
@@ -29,6 +32,16 @@ def span_hashes(tokens: np.ndarray) -> np.ndarray:
     for offset in range(SPAN):  # Horner's rule modulo 2^64 over all runs at once
         hashes = hashes * base + mixed[offset : offset + len(hashes)]
     return hashes
+
+
+def apart(pieces: Tensor, held: Sequence[Sequence[int]]) -> Tensor:
+    """The pieces [n, P] of which no run of SPAN tokens is in a held-out prompt."""
+    if pieces.shape[1] < SPAN or not held:
+        return pieces
+    theirs = np.concatenate([span_hashes(np.array(prompt)) for prompt in held])
+    hashes = span_hashes(pieces.numpy().reshape(-1))
+    every = np.arange(len(pieces))[:, None] * pieces.shape[1] + np.arange(pieces.shape[1] - SPAN + 1)
+    return pieces[torch.from_numpy(~np.isin(hashes, theirs)[every].any(1))]
 
 
 def candidates(source: Source, tokenizer: Tokenizer) -> list[dict[str, str]]:

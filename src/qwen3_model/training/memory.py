@@ -40,6 +40,11 @@ def check_distillation(config: Qwen3Config, plan: Plan, blocks: Blocks) -> None:
     _check(weights * 4 + states * _width(device) + mask, device)
 
 
+def check_recording(needed: int, device: torch.device, advice: str) -> None:
+    """Raises InputError where what is recorded for a fit takes more bytes than there are."""
+    _check(needed, device, advice)
+
+
 def training_device() -> torch.device:
     """Where trainings run: the GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -62,12 +67,12 @@ def memory_of(device: torch.device) -> int:
     return min(limits)
 
 
-def _check(needed: int, device: torch.device) -> None:
+def _check(needed: int, device: torch.device, advice: str = ADVICE) -> None:
     there = memory_of(device)
     if needed > there:
         raise InputError(
             f"this training needs at least {size_of(needed)} of memory, "
-            f"and there are {size_of(there)}: {ADVICE}"
+            f"and there are {size_of(there)}: {advice}"
         )
 
 

@@ -8,12 +8,13 @@ import dataclasses
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 
-from .. import checkpoint
+from .. import bigram, checkpoint
 from ..config import Qwen3Config
 from ..errors import InputError, in_memory
 from . import card
@@ -32,7 +33,14 @@ from .bigram import check_rank, learn_bigram
 from .dataset import Corpus, corpus_files, read_corpus, tokenizer_texts
 from .distill import Blocks, check_start, distill, start_from, start_from_ar
 from .facts import corpus_facts, distill_facts, facts_of, machine, started_from
-from .folder import load_network, save_corrected, save_distilled, save_pretrained, save_retrained
+from .folder import (
+    load_network,
+    save_corrected,
+    save_distilled,
+    save_pretrained,
+    save_retrained,
+    without_selector,
+)
 from .held_out import held_out_prompts
 from .loop import Plan, Rows
 from .memory import ADVICE, check_distillation, check_pretraining, training_device
@@ -145,7 +153,7 @@ def run_distill(
         mask = pick_mask(tokenizer, config.vocab_size, mask_token_id)
         config = dataclasses.replace(config, block_size=blocks.size, mask_token_id=mask)
         device = training_device()
-        corpus = _corpus_for(config, tokenizer, corpus_bytes, text, began)
+        corpus = corpus_for(config, tokenizer, corpus_bytes, text, began)
         tokens = torch.from_numpy(corpus.training)
         Rows(tokens, plan.length, seed)  # refuses a text that is too short before the weights are loaded
         network = load_network(base, config)
@@ -203,7 +211,7 @@ def run_unrepeat(
         check_pretraining(config, plan)
         prompts, facts = dev_prompts(base, tokenizer, config.vocab_size), facts_of(base)
         device = training_device()
-        corpus = _corpus_for(config, tokenizer, corpus_bytes, text, began)
+        corpus = corpus_for(config, tokenizer, corpus_bytes, text, began)
         network = load_network(base, config).to(device)
         tokens = torch.from_numpy(corpus.training).to(device)
         steps, spent, share = unrepeat(network, tokens, plan, own)
@@ -254,12 +262,12 @@ def run_bigram(
             raise InputError(
                 f"block size is {blocks.size}: the correction begins at a block's second proposal; use 3"
             )
-        facts = facts_of(base)  # refused before the training if it cannot be read
+        facts = without_selector(facts_of(base))  # refused before the training if it cannot be read
         facts.pop("verify", None)  # measured without these tables
         check_rank(rank, config.vocab_size)
         check_own_text(own_text, config.context_length)
         device = training_device()
-        corpus = _corpus_for(config, tokenizer, corpus_bytes, text, began)
+        corpus = corpus_for(config, tokenizer, corpus_bytes, text, began)
         network = load_network(base, config).to(device)
         tokens = torch.from_numpy(corpus.training).to(device)
         tokens, own_share = with_own_text(network, tokens, own_text, document_end(tokenizer, config), seed)
@@ -271,7 +279,8 @@ def run_bigram(
         }  # fmt: skip
         facts |= {"bigram": said}
         tiny = not corpus.own and "distill_corpus" not in facts and (base / HELD_OUT).exists()
-        save_corrected(base, place, tables, facts, card.write_if_whole(facts) if tiny else None)
+        save = partial(bigram.save, before=tables["before"], after=tables["after"])
+        save_corrected(base, place, save, facts, card.write_if_whole(facts) if tiny else None)
         say(began, f"wrote {out}")
 
 
@@ -280,7 +289,7 @@ def say(began: float, words: str) -> None:
     print(f"[{time.perf_counter() - began:6.1f}] {words}", file=sys.stderr, flush=True)
 
 
-def _corpus_for(
+def corpus_for(
     config: Qwen3Config, tokenizer: Tokenizer, corpus_bytes: int, text: Sequence[Path], began: float
 ) -> Corpus:
     """The corpus in the tokens of a base. Raises InputError."""

@@ -1,7 +1,8 @@
 """What drafts keep along texts, all cycles at once on tensors: a batch of texts on the training network.
 
-`bench.trace` and `bench.oracle` follow one text at a time through the model that decodes. An experiment that
-compares trained views or scores needs the same counts of a hundred texts in seconds on a GPU."""
+`bench.trace` and `bench.oracle` follow one text at a time through the model that decodes. A selector's data,
+and an experiment that compares trained views or scores, need the same counts of many texts in seconds on a
+GPU."""
 
 from __future__ import annotations
 
@@ -12,18 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orthrus_kernels.rerank import rerank
-from qwen3_model import InputError
-from qwen3_model.training.network import Network, diffusion_blocks
-from qwen3_model.training.rollout import lengths
+from orthrus_kernels import backend_ops
 
-from .oracle import leading, walked
+from ..bigram import Bigram
+from ..errors import InputError
+from ..lattice import walked
+from .network import Network, diffusion_blocks
+from .rollout import lengths
 
 K = 16  # candidates of a position
 AT_ONCE = 8  # blocks of a text in one pass
 TEXTS_AT_ONCE = 512
 _DRAFTS = {"cuda": 16384}  # whose trees grow together; elsewhere:
 _CPU_DRAFTS = 1024
+_OPS = backend_ops("torch")  # its products are the trainings', and its `rerank` the twin
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,19 @@ class Lattice:
     truth: Tensor
     states: Tensor | None = None
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, in their order."""
+        found = [self.logs, self.ids, self.fronts, self.truth]
+        return found if self.states is None else [*found, self.states]
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Lattice:
         """Every tensor changed alike."""
-        states = None if self.states is None else change(self.states)
-        return Lattice(*map(change, (self.logs, self.ids, self.fronts, self.truth)), states)
+        return Lattice(*map(change, self.tensors))
+
+    def some(self, index: slice | Tensor) -> Lattice:
+        """Of the texts, or drafts, of an index."""
+        return self.map(lambda t: t[index])
 
 
 @torch.no_grad()
@@ -90,19 +102,14 @@ def lattice(
 ) -> Lattice:
     """Of blocks of `size` rows at anchors [B, N] of texts [B, T] that end in front of positions ends [B], the
     first `depth` proposals."""
-    parts = [
-        _of_some(network, *part, size, depth, states)
-        for part in zip(*(t.split(TEXTS_AT_ONCE) for t in (ids, anchors, ends)), strict=True)
-    ]
+    some = zip(*(t.split(TEXTS_AT_ONCE) for t in (ids, anchors, ends)), strict=True)
+    parts = [_of_some(network, i, a, e, size, depth, states) for i, a, e in some]
     return joined(parts, 0)
 
 
 def joined(parts: Sequence[Lattice], dim: int) -> Lattice:
     """One lattice of several."""
-    columns = zip(*((p.logs, p.ids, p.fronts, p.truth, p.states) for p in parts), strict=True)
-    logs, ids, fronts, truth, states = columns
-    kept = None if states[0] is None else torch.cat(states, dim)
-    return Lattice(*(torch.cat(c, dim) for c in (logs, ids, fronts, truth)), kept)
+    return Lattice(*(torch.cat(c, dim) for c in zip(*(p.tensors for p in parts), strict=True)))
 
 
 def _of_some(
@@ -147,7 +154,7 @@ class Drafts:
         """Few enough for their trees."""
         some = _DRAFTS.get(self.blocks.ids.device.type, _CPU_DRAFTS)
         for at in range(0, len(self.blocks.truth), some):
-            yield replace(self, blocks=self.blocks.map(lambda t, at=at: t[at : at + some]))
+            yield replace(self, blocks=self.blocks.some(slice(at, at + some)))
 
     @property
     def ranks(self) -> Tensor:
@@ -170,17 +177,18 @@ def drafts_of(blocks: Lattice, counts: Tensor, known: bool) -> Drafts:
 Ranked = Callable[[Drafts], tuple[Tensor, Tensor]]
 
 
-def by_tables(before: Tensor, after: Tensor, calibration: Tensor) -> Ranked:
-    """As decoding ranks a greedy text's drafts."""
+def by_tables(tables: Bigram) -> Ranked:
+    """As decoding ranks a greedy text's drafts by tables, which a selector may stand beside."""
 
     def ranked(drafts: Drafts) -> tuple[Tensor, Tensor]:
         b = drafts.blocks
         one, none = b.logs.new_ones(1), b.logs.new_zeros(1)
         slots = torch.zeros(len(b.truth), dtype=torch.int32, device=b.ids.device)
         roots = b.fronts[:, 0].clamp(min=0).int()
-        return rerank(
-            b.logs, b.ids, roots, before, after, calibration, one, none, slots, drafts.known
-        )  # fmt: skip
+        gates = None
+        if tables.gate is not None and b.states is not None:
+            gates = tables.gates(_OPS, b.states.flatten(0, 1).to(tables.gate.weight.dtype))
+        return tables.rerank(_OPS, b.logs, b.ids, gates, roots, one, none, slots, drafts.known)
 
     return ranked
 
@@ -312,12 +320,3 @@ def _first_right(order: Tensor, ranks: Tensor) -> Tensor:
     index = before.clamp(0, width - 1)[..., None, None].expand(-1, -1, 1, width)
     right = counts & (order.gather(2, index)[:, :, 0, 0] == ranks)
     return torch.stack([right.sum(0), counts.sum(0)], -1)
-
-
-def oracle(drafts: Drafts, width: int = K) -> np.ndarray:
-    """(tokens, cycles) of each text if every cycle keeps as far as the first candidates hold the text."""
-    found = []
-    for ranks in drafts.ranks.split(drafts.each):
-        kept = [leading(row, width) for row in ranks.cpu().numpy()]
-        found.append(walked(kept) if drafts.known else passed(kept, [True] * len(kept)))
-    return np.array(found)
