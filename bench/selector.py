@@ -158,6 +158,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     given, began = parser().parse_args(arguments), time.perf_counter()
+    if given.new < 3:
+        fail(COMMAND, f"--new is {given.new}; 3 or more was expected: shorter texts have no one-pass drafts")
     try:
         device = torch.device(given.device) if given.device else training_device()
         config = Qwen3Config.from_folder(given.model, tensor_names(given.model))

@@ -151,7 +151,7 @@ def test_impossible_trees(nodes):
 def test_a_tree_accepts_more_than_a_chain():
     """On the embedded checkpoint: a broken builder keeps the text and loses this. A tree of 24 beside a chain
     without the correction that both take, and one of 60 beside the corrected chain."""
-    model = Qwen3.from_pretrained(EMBEDDED, device="cpu", progress=False)
+    model = Qwen3.from_pretrained(EMBEDDED, device="cpu", backend="torch", progress=False)
     prompts = [model.text.encode(p) for p in read_prompts(EMBEDDED / "held_out.jsonl", 2, split="test")]
     tables = model.bigram
 

@@ -79,7 +79,7 @@ HARM += [pytest.param(f"{name}_proj_diff", marks=pytest.mark.slow) for name in "
 @pytest.mark.parametrize("harm", HARM)
 def test_the_band_sees_a_broken_drafter(prompts, harm):
     """The text stays the same whatever is broken here; only acceptance falls."""
-    broken = Qwen3.from_pretrained(EMBEDDED, device="cpu", progress=False)
+    broken = Qwen3.from_pretrained(EMBEDDED, device="cpu", backend="torch", progress=False)
     weights = broken.destinations()
     if harm == "mask token":
         weights["model.embed_tokens.weight"][broken.config.mask_token_id] = 0
@@ -115,7 +115,7 @@ def test_one_pass_and_its_correction(model, prompts, plain, nodes):
 @pytest.mark.slow
 @pytest.mark.parametrize("nodes", LEAST_ONE_PASS)
 def test_the_limit_sees_a_broken_correction(prompts, nodes):
-    broken = Qwen3.from_pretrained(EMBEDDED, device="cpu", progress=False)
+    broken = Qwen3.from_pretrained(EMBEDDED, device="cpu", backend="torch", progress=False)
     for tables in (None, Bigram.of(broken.bigram.after, broken.bigram.before)):
         broken.bigram = tables
         results = [broken.generate(prompt, tree_nodes=nodes, **ONE_PASS) for prompt in prompts[:3]]

@@ -101,6 +101,7 @@ def test_what_does_not_fit_is_refused(folder, harm, word, capsys):
     assert main(["generate", "x", "--model", str(folder), "--device", "cpu"]) == 2
     said = capsys.readouterr().err
     assert word in said and FILE in said and said.count("\n") == 1
+    assert main(["info", str(folder)]) == 2 and word in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_read_and_one_without_tables(folder, capsys):
@@ -388,18 +389,24 @@ def test_what_the_verb_refuses(folder, tmp_path, quick, capsys):
         assert main(["select", str(folder), str(tmp_path / "no"), *quick, *more]) == 2
         said = capsys.readouterr().err
         assert word in said.splitlines()[-1] and not (tmp_path / "no").exists(), (more, said)
+    save_file(drawn() | {"gate": torch.full((256, 5), float("nan"))}, folder / FILE)
+    assert main(["select", str(folder), str(tmp_path / "no"), *quick]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert f"Remove {folder / FILE} before it is fitted anew" in said[-1] and len(said) < 3, "before the fit"
     (folder / TABLES_FILE).unlink()
     (folder / FILE).unlink()
     assert main(["select", str(folder), str(tmp_path / "no"), *quick]) == 2
     assert "has no bigram tables: orthrus bigram learns them first" in capsys.readouterr().err
 
 
-def test_other_tables_leave_it_out(folder, tmp_path, monkeypatch, capsys):
-    """It belongs to those that it was fitted beside."""
+@pytest.mark.parametrize("known", [True, False])
+def test_other_tables_leave_it_out(folder, tmp_path, monkeypatch, capsys, known):
+    """It belongs to those that it was fitted beside, whether training.json tells of it or not."""
     monkeypatch.setattr(calibration, "OWN_TOKENS", 24)
     monkeypatch.setattr(calibration, "ROUNDS", 1)
     facts = json.loads((folder / "training.json").read_text())
-    (folder / "training.json").write_text(json.dumps(facts | {"selector": {"rank": 5}}))
+    more = {"selector": {"rank": 5}} if known else {}
+    (folder / "training.json").write_text(json.dumps(facts | more))
     text, out = tmp_path / "text.py", tmp_path / "out"
     text.write_text("".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(300)))
     assert main(["bigram", str(folder), str(out), "--calibrate", "--text", str(text), "--texts", "1"]) == 0

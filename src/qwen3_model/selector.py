@@ -23,7 +23,6 @@ from . import bigram, checkpoint
 from .bigram import CALIBRATION, FORMS, MOST_RANK, Bigram, Gate
 from .config import Qwen3Config
 from .errors import InputError
-from .weight_files import file_headers
 
 FILE = "selector.safetensors"
 MATRICES, PLACES = ("front", "behind", "gate"), "places"
@@ -34,9 +33,15 @@ def load(folder: Path, config: Qwen3Config, tables: Bigram | None, embedding: Te
     """The tables of a folder with its selector's columns, in the dtype and on the device of the embedding
     [V, E]; as they are where the folder has none. Raises InputError for a file that is damaged, does not fit
     the config or stands there without tables."""
+    found = stored(folder, config, tables)
+    return tables if found is None or tables is None else joined(tables, found, embedding)
+
+
+def stored(folder: Path, config: Qwen3Config, tables: Bigram | None) -> dict[str, Tensor] | None:
+    """The tensors of a folder's selector, None where it has none. Raises InputError as `load` does."""
     file = folder / FILE
     if not os.path.lexists(file) or not config.has_diffusion_view:
-        return tables
+        return None
     if tables is None:
         raise InputError(
             f"{file} stands beside the tables that it was fitted with, and there is no {bigram.FILE}: copy "
@@ -50,7 +55,7 @@ def load(folder: Path, config: Qwen3Config, tables: Bigram | None, embedding: Te
     if lacking := [name for name in beside if name not in found]:
         raise InputError(f"{file} lacks {' and '.join(lacking)}: fit it anew, with orthrus select")
     bigram.check_numbers(file, found, "fit them anew, with orthrus select", "with orthrus select")
-    return joined(tables, found, embedding)
+    return found
 
 
 def joined(tables: Bigram, found: Mapping[str, Tensor], embedding: Tensor) -> Bigram:
@@ -75,14 +80,10 @@ def save(folder: Path, found: Mapping[str, Tensor]) -> None:
     checkpoint.save(stored, folder / FILE, metadata={"format": "pt"})
 
 
-def ranks_of(folder: Path) -> dict[str, int]:
-    """Columns of the tables that rank a folder's drafts, by their headers: "bigram" and "selector" where it
-    has them. Raises InputError for a file that is damaged."""
-    found = dict[str, int]()
-    for name, file, table in (("bigram", bigram.FILE, "before"), ("selector", FILE, MATRICES[0])):
-        if os.path.lexists(folder / file):
-            header = file_headers(folder / file).get(table)
-            if header is None or len(header.shape) != 2:
-                raise InputError(f"{folder / file} holds no table {table}: it cannot rank drafts")
-            found[name] = header.shape[1]
-    return found
+def ranks_of(folder: Path, config: Qwen3Config) -> dict[str, int]:
+    """Columns of the tables that rank a folder's drafts: "bigram" and "selector" where it has them. Raises
+    InputError for files that decoding would refuse."""
+    tables = bigram.load(folder, config, torch.device("cpu"), torch.bfloat16)
+    found = stored(folder, config, tables)
+    ranks = {} if tables is None else {"bigram": tables.before.shape[1]}
+    return ranks if found is None else ranks | {"selector": found[MATRICES[0]].shape[1]}

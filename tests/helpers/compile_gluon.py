@@ -35,7 +35,7 @@ _COPY = re.compile(r"cp\.async\.bulk\.tensor[^\[]*\[%\w+\], \[(%rd\d+)")
 
 def plans(everything: bool) -> Iterator:
     """Of every entry and tile once, for tiles of one class and height; or the lowest and the tallest of
-    those."""
+    those, of many segments the tallest alone."""
     found: dict[tuple, list] = {}
     for (n, k, dtype, device), entry in gluon_entries().items():
         segments = tables.linear_entry(n, k, dtype, device).segments
@@ -51,7 +51,11 @@ def plans(everything: bool) -> Iterator:
         once = {plan.tiles: plan for plan in alike}
         by_rows = sorted(once.values(), key=lambda plan: plan.tile.rows)
         yield from (
-            by_rows if everything else {plan.tiles: plan for plan in (by_rows[0], by_rows[-1])}.values()
+            by_rows
+            if everything
+            else by_rows[-1:]
+            if by_rows[-1].segments > 2
+            else {plan.tiles: plan for plan in (by_rows[0], by_rows[-1])}.values()
         )
 
 
@@ -103,7 +107,9 @@ def coded_plans(everything: bool) -> Iterator:
             for tile in coded_tiles(rows, format.bits):
                 for swiglu in (False, True):
                     plan = CODES.Plan(2048 * tile.groups, 4096, 1 if swiglu else 4, tile, None, swiglu, 128)
-                    most = (tile.rows, tile.groups) in ((TALL, 2), (128, 2), (48, 3), (16, 1))
+                    most = (tile.rows, tile.groups, swiglu) in (
+                        (TALL, 2, False), (TALL, 2, True), (128, 2, False), (48, 3, True), (16, 1, False)
+                    )  # fmt: skip
                     if everything or (most and (zeros or format is Format.E4M3)):
                         yield plan, format, zeros
 

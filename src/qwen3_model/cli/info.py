@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     scheme = config.quantisation
     stored = StoredWeights(headers, scheme).of if on_disk else by_config(scheme)
     found = figures(config, stored, args.dtype, args.bandwidth, args.activations)
-    found |= {"bytes_on_disk": on_disk, "draft_tables": ranks_of(folder)}
+    found |= {"bytes_on_disk": on_disk, "draft_tables": ranks_of(folder, config)}
     if args.json:
         output.write_json(found)
     else:

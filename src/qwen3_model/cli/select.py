@@ -27,8 +27,9 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     add_corpus_options(parser)
     add_limit_options(parser)
     add("--tokens", type=int, default=10_000_000, metavar="N",
-        help="of greedy text that ORTHRUS writes and is fitted on (default: %(default)s)")  # fmt: skip
-    add("--rank", type=int, default=64, metavar="R", help="numbers a token (default: %(default)s)")
+        help="of greedy text that ORTHRUS writes, to fit on (default: %(default)s)")  # fmt: skip
+    add("--rank", type=int, default=64, metavar="R",
+        help="columns that it adds to the tables (default: %(default)s)")  # fmt: skip
     add("--batch", type=int, default=4096, metavar="N",
         help="blocks of each form of cycle a step (default: %(default)s)")  # fmt: skip
     add("--lr", type=float, default=3e-3, help="peak learning rate (default: %(default)g)")

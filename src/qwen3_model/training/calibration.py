@@ -209,7 +209,7 @@ def run_calibration(
             raise InputError(f"{base} has no bigram tables to calibrate: orthrus bigram learns them first")
         if config.context_length < OWN_PROMPT + OWN_TOKENS + config.block_size:
             raise InputError(f"{base} has a context of {config.context_length}: too short for its own text")
-        facts, tokenizer = without_selector(facts_of(base)), load_tokenizer(base)
+        facts, tokenizer = without_selector(base, facts_of(base)), load_tokenizer(base)
         corpus = read_corpus(
             corpus_files(corpus_bytes, text), tokenizer, bool(text), document_end(tokenizer, config)
         )

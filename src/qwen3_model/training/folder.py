@@ -101,10 +101,11 @@ def save_distilled(
     _put(out, fill)
 
 
-def without_selector(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts of a folder for one with other tables: a selector belongs to those that it was fitted beside,
-    and `save_corrected` leaves it out. Says so on stderr where there was one."""
-    if facts.pop("selector", None) is not None:
+def without_selector(base: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of the folder `base` for one with other tables: a selector belongs to those that it was
+    fitted beside, and `save_corrected` leaves it out. Says so on stderr where there is one."""
+    facts.pop("selector", None)
+    if os.path.lexists(base / selector.FILE):
         print(f"{selector.FILE} belongs to the earlier tables: left out, orthrus select fits one anew",
               file=sys.stderr)  # fmt: skip
     return facts

@@ -68,7 +68,7 @@ class Rows:
         if self.count < 1:
             raise InputError(
                 f"the text has {len(tokens)} tokens, too few for two rows of {length}: give more text, "
-                "or a smaller --length"
+                "or shorter rows"
             )
 
     @staticmethod

@@ -262,7 +262,7 @@ def run_bigram(
             raise InputError(
                 f"block size is {blocks.size}: the correction begins at a block's second proposal; use 3"
             )
-        facts = without_selector(facts_of(base))  # refused before the training if it cannot be read
+        facts = without_selector(base, facts_of(base))  # refused before the training if it cannot be read
         facts.pop("verify", None)  # measured without these tables
         check_rank(rank, config.vocab_size)
         check_own_text(own_text, config.context_length)

@@ -95,8 +95,9 @@ def _small(blocks: Lattice, vocabulary: int) -> Lattice:
 
 
 def bytes_of(width: int, candidates: int, blocks: int) -> int:
-    """Of the data of so many blocks of each form, of states [width], at least."""
-    return blocks * sum(DEPTHS) * (2 * width + 4 * candidates)
+    """Of the data of so many blocks of each form, of states [width], at least; twice what stays, as parts are
+    put together."""
+    return 2 * blocks * sum(DEPTHS) * (2 * width + 4 * candidates)
 
 
 def put_together(parts: Sequence[list[Data]]) -> list[Data]:

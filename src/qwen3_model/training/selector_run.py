@@ -37,7 +37,7 @@ TOKENS = 10_000_000  # of own text; 0.5 M were too few (embedded checkpoint, 202
 RANK = 64  # 32 gave 0.997 of its tokens a cycle of a tree of 63 (embedded checkpoint, 2026-11-30)
 WINDOW = 64  # neighbouring tokens of each text that have blocks
 HELD_BACK = 20  # one text of so many more tells which step is best, where there are no development prompts
-ADVICE = "use fewer --tokens, a smaller --batch or model"
+ADVICE = "use fewer --tokens, or a smaller model"
 
 
 def run_select(
@@ -58,10 +58,14 @@ def run_select(
         tables = bigram.load(base, config, device, torch.float32)
         if tables is None:
             raise InputError(f"{base} has no bigram tables: orthrus bigram learns them first")
+        try:
+            selector.stored(base, config, tables)  # the model that calibrates loads it first
+        except InputError as error:
+            raise InputError(f"{error}. Remove {base / selector.FILE} before it is fitted anew") from None
         check_recording(bytes_of(config.hidden_size, K, tokens * WINDOW // OWN_TOKENS), device, ADVICE)
         tokenizer = load_tokenizer(base)
         dev = dev_prompts(base, tokenizer, config.vocab_size)
-        held = read_prompts(base / HELD_OUT, 10**6) if dev is not None else []
+        held = read_prompts(base / HELD_OUT, 10**6) if (base / HELD_OUT).exists() else []
         corpus = corpus_for(config, tokenizer, corpus_bytes, text, began)
         count = -(-tokens // OWN_TOKENS)
         pieces = _pieces(corpus, [e.ids for e in tokenizer.encode_batch(held)], limits.seed,
@@ -114,7 +118,7 @@ def _pieces(corpus: Corpus, held: list[list[int]], seed: int, counts: Sequence[i
     if len(found) < wanted:
         raise InputError(
             f"{counts[1] * OWN_TOKENS} tokens and {counts[0]} texts take {wanted} pieces of text, and there "
-            f"are {len(found)}: give more text (--text, --corpus-mb), or fewer --tokens"
+            f"are {len(found)}: give more text (--text, --corpus-mb), or fewer --tokens or --texts"
         )
     return list(found[:wanted].split(list(counts)))
 
@@ -125,12 +129,19 @@ def _fit(
 ) -> tuple[Fitted, int]:  # fmt: skip
     """Record the data and fit. Returns how that went, and the blocks of each form."""
     data = _recorded(network, pieces, WINDOW, ranked, limits.seed, began)
+    if dev is not None:
+        say(began, f"texts of {len(dev)} development prompts")
     window = OWN_TOKENS - DEPTHS[0] if dev is not None else WINDOW
     looks = _recorded(network, held_back if dev is None else dev, window, ranked, limits.seed, None)
     say(began, f"{len(data[0].weight)} blocks of each form recorded")
     fitted = fit_selector(
         made, data, looks, limits, lambda step, loss: say(began, f"step {step}: loss {loss:.4f}")
     )
+    if fitted.best == 0:
+        raise InputError(
+            f"none of {fitted.steps} steps was better than the tables alone: use more --tokens or --seconds, "
+            "or a smaller --lr"
+        )
     words = f"{sum(fitted.before):.4f} -> {sum(fitted.after):.4f}, best at step {fitted.best}"
     say(began, f"fitted {fitted.steps} steps in {fitted.seconds:.0f} s: loss {words}")
     return fitted, len(data[0].weight)
@@ -147,7 +158,7 @@ def _recorded(
         parts.append(record(network, some.to(device), OWN_TOKENS, window, generator, ranked))
         if began is not None:
             written = sum(len(part[0].each) for part in parts) * OWN_TOKENS
-            say(began, f"{written / 1e6:.2f}M tokens of own text")
+            say(began, f"{written / 1e3:.0f}k tokens of own text")
     return put_together(parts)
 
 
@@ -161,6 +172,9 @@ def _calibration(
     model = Qwen3.from_pretrained(base, backend=backend, progress=False)
     tables = bigram.load(base, model.config, model.device, model.dtype)
     assert tables is not None, base
-    model.bigram = selector.joined(tables, found, model.embedding)
+    rounded = {
+        name: t.bfloat16() if name in selector.MATRICES else t for name, t in found.items()
+    }  # as stored
+    model.bigram = selector.joined(tables, rounded, model.embedding)
     dtype: Any = model.dtype
     return calibrate(model, pieces.tolist(), OWN_TOKENS, began), str(dtype).removeprefix("torch.")
