@@ -1,5 +1,5 @@
 """Wide tiles of the linears in Gluon (linear_gluon_wide.py): how long does each take with many rows, beside
-Triton's kernel, cuBLAS and the tile for 256 rows?
+Triton's kernel, cuBLAS and the narrow tile that takes all rows, where there is one?
 
 Every candidate is compared with Triton's kernel bit for bit; one that differs is named and never timed.
 Candidates are the tiles whose rounds of programs come close to the fewest clocks for the number of rows

@@ -36,7 +36,7 @@ ENTRIES = {
 }
 WEIGHTS = [size for size, of in ENTRIES.items() if of.tiles]
 WIDE = [size for size, of in ENTRIES.items() if of.wide]
-MANY = 257, 300, 384, 385, 1000, 4096  # rows of the tests of wide tiles
+MANY = 193, 256, 257, 384, 385, 1000, 4096  # rows of the tests of wide tiles
 TOGETHER = [of for of in WEIGHTS if gluon_entries()[(*of, BF16, "sm_90")].both]
 # Classes and sizes that the table lacks: ragged N and K, up to 8 segments, each number of groups.
 OTHERS = (
