@@ -359,9 +359,10 @@ def tune_gluon(
     for tuner in tuners:
         found.append(tuner.tune())
         print(f"[{time.perf_counter() - began:.0f} s] {' | '.join(gluon_line(found[-1]))}", flush=True)
-    rows = [row for of in found if (row := of.row(key, measured)) is not None]
-    gone = {(of.n, of.k, "bfloat16", key) for of in found}
-    old = [r for r in json.loads(GLUON.read_text()) if (r["n"], r["k"], r["dtype"], r["device"]) not in gone]
+    before = {(r["n"], r["k"], r["dtype"], r["device"]): r for r in json.loads(GLUON.read_text())}
+    lines = [before.pop((of.n, of.k, "bfloat16", key), {}) for of in found]
+    made = [of.row(key, measured, line.get("wide", [])) for of, line in zip(found, lines, strict=True)]
+    old, rows = list(before.values()), [row for row in made if row is not None]
     write_atomically(given.gluon_out, table_text([*old, *rows]))
     head = ["weight", *(f"{count} rows" for count in GLUON_ROWS), "both views"]
     print_tables([("µs in Gluon, in Triton", head, [gluon_line(of) for of in found])])

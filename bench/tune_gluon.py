@@ -46,14 +46,16 @@ class Tuned:
     us: dict[str, tuple[float, float]] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
 
-    def row(self, device: str, measured: str) -> dict[str, Any] | None:
-        """Of gluon.json; None where Triton's kernel is faster with any rows."""
-        if not self.tiles:
+    def row(self, device: str, measured: str, wide: list[list[int]]) -> dict[str, Any] | None:
+        """Of gluon.json; None where Triton's kernel is faster with any rows. wide: tiles for many rows, which
+        tune_wide.py times."""
+        if not self.tiles and not wide:
             return None
         return {
             "n": self.n, "k": self.k, "dtype": "bfloat16", "device": device,
             "tiles": [[tile.rows, tile.groups] for tile in self.tiles],
-            "both": [[[tile.rows, tile.groups] for tile in pair] for pair in self.both], "measured": measured,
+            "both": [[[tile.rows, tile.groups] for tile in pair] for pair in self.both],
+            **({"wide": wide} if wide else {}), "measured": measured,
         }  # fmt: skip
 
 

@@ -119,16 +119,23 @@ class CodedEntry:
 class GluonEntry:
     """Tiles of a weight by rising rows; of one view alone fewer rows than `least`, and more than the last
     one's, run in Triton. both: tiles (of the AR view, of the diffusion view) for one launch of both, by
-    rising rows; what fits none has a launch a view."""
+    rising rows; what fits none has a launch a view. wide: tiles of which a launch with more rows of one view
+    takes one (linear_gluon_wide.py), of equals the first."""
 
     tiles: tuple[GluonTile, ...]
     both: tuple[tuple[GluonTile, GluonTile], ...] = ()
     measured: str | None = None  # GPU, date, command
     least: int = 1
+    wide: tuple[GluonTile, ...] = ()
 
     def tile(self, rows: int) -> GluonTile | None:
         """The tile for so many rows of one view; None: they run in Triton."""
         return next((tile for tile in self.tiles if self.least <= rows <= tile.rows), None)
+
+    def wide_tiles(self, rows: int) -> tuple[GluonTile, ...]:
+        """The tiles that so many rows of one view may be cut into; none where one tile takes them all."""
+        most = self.tiles[-1].rows if self.tiles else 0
+        return self.wide if rows >= self.least and rows > most else ()
 
     def pair(self, ar: int, diffusion: int) -> tuple[GluonTile, GluonTile] | None:
         """The tiles of one launch for so many rows of each view."""
@@ -142,13 +149,14 @@ def gluon_entries() -> dict[tuple[int, int, torch.dtype, str], GluonEntry]:
     for row in json.loads(resources.files(__package__).joinpath("gluon.json").read_text()):
         tiles = tuple(GluonTile(*tile) for tile in row["tiles"])
         both = tuple((GluonTile(*ar), GluonTile(*diffusion)) for ar, diffusion in row["both"])
+        wide = tuple(GluonTile(*tile) for tile in row.get("wide", ()))
         rows = [tile.rows for tile in tiles]
-        if not rows or rows != sorted(set(rows)):
+        if not (rows or wide) or rows != sorted(set(rows)):
             raise ValueError(f"gluon.json: tiles of {row} must rise in rows")
         if any(1 < min(a.groups, b.groups) < max(a.groups, b.groups) for a, b in both):
             raise ValueError(f"gluon.json: of two tiles of one launch in {row} the lower has 1 group")
         key = row["n"], row["k"], getattr(torch, row["dtype"]), row["device"]
-        entries[key] = GluonEntry(tiles, both, row["measured"], row.get("least", 1))
+        entries[key] = GluonEntry(tiles, both, row["measured"], row.get("least", 1), wide)
     return entries
 
 
