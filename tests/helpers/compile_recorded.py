@@ -57,7 +57,7 @@ def names(entries) -> dict[str, int]:
 
 def main() -> None:
     triton.runtime.driver.set_active(H100())
-    torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory is poisoned
+    torch.set_deterministic_debug_mode("warn")  # fresh memory is poisoned
     config = small_config(num_hidden_layers=3, hidden_size=64, head_dim=64)
     model = Qwen3(config, torch.device("cpu"), torch.bfloat16, "triton", None)
     plan = replace(plan_of_engine(model, SLOTS, CAPACITY), chunks=(16, 256))
