@@ -24,9 +24,16 @@ import os
 import numpy as np
 import torch
 
-DEVICE = os.environ.get("ORTHRUS_TEST_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-if DEVICE not in ("cpu", "cuda") or (DEVICE == "cuda" and not torch.cuda.is_available()):
-    raise RuntimeError(f"ORTHRUS_TEST_DEVICE is {DEVICE!r}: cpu, or cuda where torch sees a GPU")
+
+def device_of(asked: str | None) -> str:
+    """Where kernels run: as asked, or on a GPU where torch sees one. Raises RuntimeError for any other."""
+    device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise RuntimeError(f"ORTHRUS_TEST_DEVICE is {device!r}: cpu, or cuda where torch sees a GPU")
+    return device
+
+
+DEVICE = device_of(os.environ.get("ORTHRUS_TEST_DEVICE"))
 
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
