@@ -58,12 +58,11 @@ def narrow(x: np.ndarray) -> np.ndarray:
 
 def chain_dot(a: np.ndarray, b: np.ndarray, acc: np.ndarray) -> np.ndarray:
     """acc + a @ b in fp32, one product after another along K."""
-    a, b, acc = a.astype(np.float32), b.astype(np.float32), acc.astype(np.float32)  # a copy, summed into
-    product = np.empty_like(acc)
-    for k in range(a.shape[-1]):
-        np.multiply(a[..., :, k, None], b[..., None, k, :], out=product)
-        np.add(acc, product, out=acc)
-    return acc
+    a, b = (np.moveaxis(of.astype(np.float32, copy=False), axis, 0) for of, axis in ((a, -1), (b, -2)))
+    terms = np.empty((len(a) + 1, *acc.shape), np.float32)
+    terms[0] = acc
+    np.multiply(a[..., None], b[..., None, :], out=terms[1:])
+    return np.add.reduce(terms, axis=0)  # row by row, which numpy does not do along the last axis
 
 
 class Order:
