@@ -4,7 +4,8 @@ how many rows, and in which tiles. A part of `make tune` (tune.py).
 Every candidate is compared with Triton's kernel on all rows that it takes, bit for bit; one that differs is
 named and never timed. For each number of rows the fastest number of warpgroups is taken, up to the rows
 where Triton's kernel, or the wide tile that the weight's line has for them (tune_wide.py), is faster. For
-weights of which each view has its own, one launch of both is measured too, at the rows of a one-pass cycle."""
+weights of which each view has its own, one launch of both is measured too, at the rows of a one-pass
+cycle."""
 
 from __future__ import annotations
 
