@@ -58,7 +58,7 @@ def by_signature(wanted: Collection[str]) -> Iterator[dict]:
         if set(wanted) == {"_commit_kernel"}:
             compile_attention.commit(TARGET)
         else:
-            sys.argv = ["compile_attention.py", TARGET]
+            sys.argv = ["compile_attention.py", TARGET, *getattr(compile_attention, "MORE", ())]
             compile_attention.main()
     for line in map(json.loads, said.getvalue().splitlines()):
         names = {"D": line["D"], "rows": line["FOLDED"], "folds": line["FUSED"]}

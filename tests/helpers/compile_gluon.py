@@ -29,7 +29,7 @@ _ARITHMETIC = re.compile(r"^\s*((?:add|sub|mul|fma|div|ex2|rcp|cvt)\.[\w.]*(?:f3
 _GLOBAL = re.compile(r"\b(?:ld|st|atom|red)\.(?:\w+\.)*?global")
 _LABEL, _JUMP = re.compile(r"(\$L\w+):"), re.compile(r"(@\S+\s+)?bra(?:\.uni)?\s+(\$L\w+)")
 _SASS = re.compile(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(\w+)")
-_SASS_LABEL, _SASS_JUMP = re.compile(r"\s*(\.L_x_\d+):"), re.compile(r"BRA\S*\s.*`\((\.L_x_\d+)\)")
+_SASS_ADDRESS, _SASS_JUMP = re.compile(r"\s*/\*([0-9a-f]+)\*/"), re.compile(r"BRA\S*\s.*?0x([0-9a-f]+)")
 _COPY = re.compile(r"cp\.async\.bulk\.tensor[^\[]*\[%\w+\], \[(%rd\d+)")
 
 
@@ -99,18 +99,25 @@ def launched_wide(plan, pdl: bool):
     return recorder.kernel, arguments
 
 
+# (rows, groups, SwiGLU) of the tiles with most in registers, and of the lowest.
+FEW_CODED = {
+    (Format.INT4, True): (
+        (TALL, 2, False), (TALL, 2, True), (128, 2, False), (48, 3, True), (16, 1, False)
+    ),
+    (Format.E4M3, False): ((TALL, 2, True), (48, 3, True), (16, 1, False)),
+}  # fmt: skip
+
+
 def coded_plans(everything: bool) -> Iterator:
-    """(plan, format, zeros): every tile with 4 segments and SwiGLU of it; or those with most in registers."""
+    """(plan, format, zeros): every tile with 4 segments and SwiGLU of it; or FEW_CODED."""
     kinds = (Format.E4M3, False), (Format.INT4, True), (Format.INT4, False)
     for format, zeros in kinds:
         for rows in (16, 32, 48, 64, 96, 128, TALL):
             for tile in coded_tiles(rows, format.bits):
                 for swiglu in (False, True):
                     plan = CODES.Plan(2048 * tile.groups, 4096, 1 if swiglu else 4, tile, None, swiglu, 128)
-                    most = (tile.rows, tile.groups, swiglu) in (
-                        (TALL, 2, False), (TALL, 2, True), (128, 2, False), (48, 3, True), (16, 1, False)
-                    )  # fmt: skip
-                    if everything or (most and (zeros or format is Format.E4M3)):
+                    few = FEW_CODED.get((format, zeros), ())
+                    if everything or (tile.rows, tile.groups, swiglu) in few:
                         yield plan, format, zeros
 
 
@@ -154,24 +161,22 @@ def widened_beside_products(sass: str) -> int:
 
 
 def coded_line(plan, format: Format, zeros: bool) -> dict:
+    """All but what is read from the cubin, which is there."""
     kernel, arguments = launched_codes(plan, format, zeros, 128 if format is Format.E4M3 else 1)
     line = line_of_kernel(plan, True, kernel, arguments)
-    built, _, _ = aot.built_for(kernel, arguments, HOPPER)
-    sass = aot.kept(built, "sass", lambda: aot.disassembled(built))
     return line | {
-        "case": f"{format.value} zeros {zeros} {line['case']}",
-        "codes": format.bits, "tall": plan.tile.rows == TALL, "widened": widened_beside_products(sass),
+        "case": f"{format.value} zeros {zeros} {line['case']}", "codes": format.bits,
+        "tall": plan.tile.rows == TALL, "cubin": aot.built_for(kernel, arguments, HOPPER)[0].asm["cubin"],
     }  # fmt: skip
 
 
 def rounded_line(plan, factor_rows: int) -> dict:
+    """As `coded_line`."""
     kernel, arguments = launched_codes(plan, Format.E4M3, False, factor_rows)
     line = line_of_kernel(plan, True, kernel, arguments)
-    built, _, _ = aot.built_for(kernel, arguments, HOPPER)
-    sass = aot.kept(built, "sass", lambda: aot.disassembled(built))
     return line | {
         "case": f"rounded {factor_rows} {line['case']}", "rounded": factor_rows, "rows": plan.tile.rows,
-        "groups": plan.tile.groups, "loops": loops_of_products(sass),
+        "groups": plan.tile.groups, "cubin": aot.built_for(kernel, arguments, HOPPER)[0].asm["cubin"],
     }  # fmt: skip
 
 
@@ -179,8 +184,8 @@ def loops_of_products(sass: str) -> list[dict[str, int]]:
     """Of each loop that multiplies: how many machine instructions of which kind. What waits stands behind the
     kernel's end and jumps back, which is no loop: all the rest lies between, with stores of sums."""
     lines = sass.splitlines()
-    labels = {found[1]: i for i, line in enumerate(lines) if (found := _SASS_LABEL.match(line))}
-    ends = [(labels[found[1]], i) for i, line in enumerate(lines) if (found := _SASS_JUMP.search(line))]
+    at = {int(_SASS_ADDRESS.match(line)[1], 16): i for i, line in enumerate(lines)}
+    ends = [(at[int(to[1], 16)], i) for i, line in enumerate(lines) if (to := _SASS_JUMP.search(line))]
     loops = [lines[first : last + 1] for first, last in ends if first < last]
     counts = [Counter(found[1] for line in loop if (found := _SASS.search(line))) for loop in loops]
     return [dict(count) for count in counts if "QGMMA" in count and "STG" not in count]
@@ -299,10 +304,11 @@ def main() -> None:
     for plan in wide_plans(everything):
         print(json.dumps(line_of(plan, True)), flush=True)
     print(json.dumps(line_of(next(plans(False)), False)), flush=True)
-    for coded in coded_plans(everything):
-        print(json.dumps(coded_line(*coded)), flush=True)
-    for rounded in rounded_plans(everything):
-        print(json.dumps(rounded_line(*rounded)), flush=True)
+    lines = [coded_line(*coded) for coded in coded_plans(everything)]
+    lines += [rounded_line(*rounded) for rounded in rounded_plans(everything)]
+    for line, sass in zip(lines, aot.disassembled([line.pop("cubin") for line in lines]), strict=True):
+        name, read = ("widened", widened_beside_products) if "codes" in line else ("loops", loops_of_products)
+        print(json.dumps(line | {name: read(sass)}), flush=True)
     print(json.dumps(of_triton()), flush=True)
 
 
