@@ -6,7 +6,8 @@ and again, as a leaf of score -inf; the walk takes the first of equal siblings. 
 to the next, so the first n nodes are the tree of n nodes: how many of them stand in a pass, allot.py says.
 
 The frontier of the kernel's search lies in registers, an entry a place that is known and not taken, by the
-order in which places became known; a step takes the best entry, the first of equals, and offers two more."""
+order in which places became known; a step takes the best entry, the first of equals, and offers two more. A
+chain, one child a node, has a kernel of its own, as it has nothing to search."""
 
 from __future__ import annotations
 
@@ -152,6 +153,56 @@ def _grow_kernel(
             mark(clock, 1)
 
 
+@triton.jit(do_not_specialize=["N", "DEPTH", "K"])
+def _chain_kernel(
+    state, slots, log_probabilities, order, candidates, tokens, parents, depths, scores, clock,
+    N, DEPTH, K,
+    BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, ORDERED: tl.constexpr, CLOCK: tl.constexpr,
+):  # fmt: skip
+    """`_grow_kernel` of one child a node, BLOCK_P >= N nodes. The likeliest candidate behind each one of every
+    position is loaded at once, and the walk through them is in registers: a load a node, whose address the
+    node before says, would take longer than all else."""
+    i_b = tl.program_id(0)
+    if CLOCK:  # noqa: SIM102  at compile time, the next at run time
+        if i_b == 0:
+            mark(clock, 0)
+    slot = tl.load(slots + i_b)
+    o_p, o_k = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_K)
+    steps = tl.minimum(N - 1, DEPTH)
+    row = (i_b * DEPTH + o_p[:, None]) * K
+    row = (row + o_k[None, :]) * K if ORDERED else row + 0 * o_k[None, :]
+    m = (o_p[:, None] < steps) & (o_k[None, :] < K)
+    b_score = tl.load(log_probabilities + row, mask=m, other=float("-inf"))
+    b_score = tl.where(b_score == b_score, b_score, float("-inf"))  # of damaged logits none is possible
+    b_which = tl.load(order + row, mask=m, other=0) if ORDERED else tl.zeros((BLOCK_P, BLOCK_K), tl.int32)
+    b_path, b_total = tl.zeros((BLOCK_P,), tl.int32), tl.full((BLOCK_P,), float("-inf"), tl.float32)
+    score, which = 0.0, 0
+    for p in range(steps):
+        behind = (o_p[:, None] == p) & (o_k[None, :] == which)
+        score += tl.sum(tl.where(behind, b_score, 0.0))
+        which = tl.sum(tl.where(behind, b_which, 0))
+        b_path = tl.where(o_p == p, which, b_path)
+        b_total = tl.where(o_p == p, score, b_total)
+    # Behind the last possible node the root's likeliest child comes again and again.
+    possible = b_total > float("-inf")
+    likeliest = tl.sum(tl.where(o_p == 0, b_path, 0))
+    b_above = tl.where(possible, o_p, 0)
+    p_token = candidates + (i_b * DEPTH + b_above) * K + tl.where(possible, b_path, likeliest)
+    first, m_p = i_b * N, (o_p < N - 1) & (slot >= 0)
+    if slot >= 0:
+        tl.store(tokens + first, tl.load(state + slot * STATE_COLUMNS + STATE_ROOT).to(tl.int64))
+        tl.store(parents + first, -1)
+        tl.store(depths + first, 0)
+        tl.store(scores + first, 0.0)
+    tl.store(tokens + first + 1 + o_p, tl.load(p_token, mask=m_p), mask=m_p)
+    tl.store(parents + first + 1 + o_p, b_above, mask=m_p)
+    tl.store(depths + first + 1 + o_p, b_above + 1, mask=m_p)
+    tl.store(scores + first + 1 + o_p, b_total, mask=m_p)
+    if CLOCK:  # noqa: SIM102  at compile time, the next at run time
+        if i_b == 0:
+            mark(clock, 1)
+
+
 def grow_triton(
     trees: Trees, state: Tensor, slots: Tensor, log_probabilities: Tensor, ids: Tensor,
     order: Tensor | None = None, clock: Tensor | None = None, children: int | None = None,
@@ -167,10 +218,17 @@ def grow_triton(
     assert state.dtype == slots.dtype == torch.int32 and state.shape[1] == len(State), state.shape
     tensors = (state, slots, log_probabilities, ids, *(() if order is None else (order,)))
     assert all(t.is_contiguous() for t in tensors), [t.stride() for t in tensors]
-    _grow_kernel[(seats,)](
-        state=state, slots=slots, log_probabilities=log_probabilities, order=order, candidates=ids,
-        tokens=trees.tokens, parents=trees.parents, depths=trees.depths, scores=trees.scores, clock=clock,
-        N=n, DEPTH=depth, K=k, CHILDREN=k if children is None else min(children, k),
-        FRONTIER=triton.next_power_of_2(2 * n), ORDERED=order is not None, CLOCK=clock is not None,
-        num_warps=1,
-    )  # fmt: skip
+    how = {
+        "state": state, "slots": slots, "log_probabilities": log_probabilities, "order": order,
+        "candidates": ids, "tokens": trees.tokens, "parents": trees.parents, "depths": trees.depths,
+        "scores": trees.scores, "clock": clock, "N": n, "DEPTH": depth, "K": k,
+        "ORDERED": order is not None, "CLOCK": clock is not None,
+    }  # fmt: skip
+    if children == 1:
+        block_p, block_k = triton.next_power_of_2(n), triton.next_power_of_2(k) if order is not None else 1
+        warps = min(max(block_p * block_k // 1024, 1), 8)
+        _chain_kernel[(seats,)](**how, BLOCK_P=block_p, BLOCK_K=block_k, num_warps=warps)
+        return
+    frontier = triton.next_power_of_2(2 * n)
+    most = k if children is None else min(children, k)
+    _grow_kernel[(seats,)](**how, CHILDREN=most, FRONTIER=frontier, num_warps=1)

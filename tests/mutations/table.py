@@ -467,8 +467,12 @@ BUGS = (
         "the correction ranks candidates anew, and the tree must put in those it ranked"),
     Bug("nodes of a chain have siblings", "orthrus_kernels/grow.py",
         "(rank + 1 < CHILDREN)", "(rank + 1 < K)",
-        "kernels/test_grow.py::test_a_chain",
+        "kernels/test_rerank.py::test_a_tree_grown_from_it",
         "a chain has a row a position: siblings would stand in the rows of what follows"),
+    Bug("a chain goes on behind the likeliest candidate", "orthrus_kernels/grow.py",
+        "(o_k[None, :] == which)", "(o_k[None, :] == 0 * which)",
+        "kernels/test_rerank.py::test_a_tree_grown_from_it",
+        "the correction ranks candidates behind the one in front; acceptance only"),
     Bug("a chain proposes its likeliest tokens without the correction", "qwen3_model/decode/two_pass.py",
         "self.seats, *ranked, clock, self.children)",
         "self.seats, *((ranked[0][:, :, 0].contiguous(), ranked[1], None) if ranked[2] is not None and "
