@@ -34,13 +34,15 @@ class Trees:
     scores: Tensor  # [B, N] fp32: log-probability of the path to the node, 0 at the root
 
     @staticmethod
-    def new(seats: int, nodes: int, device: torch.device | str) -> Trees:
-        """Trees to be filled by `grow`; until then roots alone with leaves that are impossible."""
+    def new(seats: int, nodes: int, device: torch.device | str, tokens: Tensor | None = None) -> Trees:
+        """Trees to be filled by `grow`; until then roots alone with leaves that are impossible. tokens: their
+        memory, [B, N] int64, which stays as it is until then."""
         scores = torch.full((seats, nodes), float("-inf"), device=device)
         scores[:, 0] = 0.0
         parents = torch.zeros(seats, nodes, dtype=torch.int32, device=device)
         parents[:, 0] = -1
-        tokens = torch.zeros(seats, nodes, dtype=torch.int64, device=device)
+        if tokens is None:
+            tokens = torch.zeros(seats, nodes, dtype=torch.int64, device=device)
         return Trees(tokens, parents, parents + 1, scores)
 
 
@@ -159,8 +161,8 @@ def _chain_kernel(
     N, DEPTH, K,
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, ORDERED: tl.constexpr, CLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`_grow_kernel` of one child a node, BLOCK_P >= N nodes. The likeliest candidate behind each one of every
-    position is loaded at once, and the walk through them is in registers: a load a node, whose address the
+    """`_grow_kernel` of one child a node, BLOCK_P >= N nodes. The likeliest candidate behind each one of a
+    position is loaded at once for all positions, and the walk through them is in registers: a load a node, whose address the
     node before says, would take longer than all else."""
     i_b = tl.program_id(0)
     if CLOCK:  # noqa: SIM102  at compile time, the next at run time

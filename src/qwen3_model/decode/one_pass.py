@@ -138,6 +138,6 @@ class OnePassCycle(Cycle):
     def _keep(self, states: torch.Tensor, place: torch.Tensor) -> None:
         """The candidates of the blocks' states [B * D, E], behind bonus tokens, which they have not seen."""
         choice, seats = self.slots.choice, self.seats
-        owners, behind = seats.repeat_interleave(self.rows.shape[1]), self.behind.flatten()
+        owners = seats[:, None].expand(-1, self.rows.shape[1])
         roots = self.slots.root[seats.clamp(min=0).long()]
-        self.drafts.keep(place, *choice.ranked(states, behind, roots, owners, known=False))
+        self.drafts.keep(place, *choice.ranked(states, self.behind, roots, owners, known=False))

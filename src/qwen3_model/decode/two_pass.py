@@ -70,7 +70,8 @@ class TwoPassCycle(Cycle):
         self.check = model.new_pass(Rows.batch(chains), slots.cache, slots.start, shape, logits_of=last)
         self.of_trees = self.check.plan.head(rows)  # the plan of the trees' rows
         self.riders = PromptRows(slots, self.check, rows) if riders else None
-        self.trees = Trees.new(seats, self.nodes, device)
+        tokens = None if self.branches else self.of_trees.tokens.view(seats, self.nodes)  # as they are
+        self.trees = Trees.new(seats, self.nodes, device, tokens)
         self.record[:, Record.DRAFTED] = int(block > 0)
 
     def place(self) -> None:
@@ -102,8 +103,7 @@ class TwoPassCycle(Cycle):
             positions, owners, tokens = (t.view(seats, self.block) for t in blocks)
             # the proposal of block row i takes the place of the row behind it
             behind, owners = positions[:, 1 : self.depth + 1], owners[:, : self.depth]
-            behind, owners = behind.flatten(), owners.flatten()
-            ranked = slots.choice.ranked(states, behind, tokens[:, 0].int(), owners, known=True)
+            ranked = slots.choice.ranked(states, behind, tokens[:, 0], owners, known=True)
             ops.grow(self.trees, slots.state, self.seats, *ranked, clock, self.children)
             clock = None
             if self.branches:
@@ -113,8 +113,6 @@ class TwoPassCycle(Cycle):
             self.allot(self.of_trees, self.first, self.trees, slots.state, self.seats)
             ops.lay(check.plan, check.tables)
         else:
-            if self.draft is not None:
-                self.of_trees.tokens.view(seats, self.nodes)[:, 1:] = self.trees.tokens[:, 1:]
             ops.lay(check.plan, check.tables, slots.root, clock)
         yield from self.ask(self.of_trees.tokens, self.of_trees.parents)
         states, keys, values = model.states(check, slots.cache)
