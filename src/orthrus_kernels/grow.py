@@ -162,8 +162,8 @@ def _chain_kernel(
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, ORDERED: tl.constexpr, CLOCK: tl.constexpr,
 ):  # fmt: skip
     """`_grow_kernel` of one child a node, BLOCK_P >= N nodes. The likeliest candidate behind each one of a
-    position is loaded at once for all positions, and the walk through them is in registers: a load a node, whose address the
-    node before says, would take longer than all else."""
+    position is loaded at once for all positions, and the walk through them is in registers: a load a node,
+    whose address the node before says, would take longer than all else."""
     i_b = tl.program_id(0)
     if CLOCK:  # noqa: SIM102  at compile time, the next at run time
         if i_b == 0:
