@@ -48,15 +48,14 @@ class Trees:
 
 def grow(
     trees: Trees, state: Tensor, slots: Tensor, log_probabilities: Tensor, ids: Tensor,
-    order: Tensor | None = None, clock: Tensor | None = None, children: int | None = None,
+    order: Tensor | None = None, clock: Tensor | None = None, chain: bool = False,
 ) -> None:  # fmt: skip
     """Grow the tree of every seat below the root of its text; a seat without a text keeps its old one.
 
     state [S, columns of layout.State] int32; slots [B] int32: whose text sits in each seat, -1: none.
     log_probabilities [B, P, K] fp32, likeliest first, of candidates ids [B, P, K] int64 at the positions
     behind the root; with order: both it and log_probabilities [B, P, K, K], int32, of `rerank`. clock [2]
-    int32: takes the times of begin and end (clock.py). children: of a node at most, the likeliest; None: K;
-    1: the tree is a chain."""
+    int32: takes the times of begin and end (clock.py). chain: of one child a node, the likeliest."""
     if clock is not None:
         mark_here(clock[:1])
     n = trees.tokens.shape[1]
@@ -65,7 +64,7 @@ def grow(
             continue
         ranked = None if order is None else order[b]
         root = int(state[slot, State.ROOT])
-        tree = draft_tree(root, log_probabilities[b], ids[b], n - 1, ranked, children)
+        tree = draft_tree(root, log_probabilities[b], ids[b], n - 1, ranked, 1 if chain else None)
         again = n - len(tree)
         likeliest = int(ids[b, 0, 0 if ranked is None else ranked[0, 0, 0]])
         for kept, grown in (
@@ -84,14 +83,14 @@ def _score(p):
     return tl.where(score == score, score, float("-inf"))
 
 
-@triton.jit(do_not_specialize=["N", "DEPTH", "K", "CHILDREN"])
+@triton.jit(do_not_specialize=["N", "DEPTH", "K"])
 def _grow_kernel(
     state, slots, log_probabilities, order, candidates, tokens, parents, depths, scores, clock,
-    N, DEPTH, K, CHILDREN,
+    N, DEPTH, K,
     FRONTIER: tl.constexpr, ORDERED: tl.constexpr, CLOCK: tl.constexpr,
 ):  # fmt: skip
-    """N nodes of one seat's tree, the root one of them, of CHILDREN <= K children each at most. FRONTIER
-    >= 2 N, a power of two. ORDERED: scores behind each candidate before, and their order."""
+    """N nodes of one seat's tree, the root one of them. FRONTIER >= 2 N, a power of two. ORDERED: scores
+    behind each candidate before, and their order."""
     i_b = tl.program_id(0)
     if CLOCK:  # noqa: SIM102  at compile time, the next at run time
         if i_b == 0:
@@ -136,7 +135,7 @@ def _grow_kernel(
         row = (above * K + behind) * K if ORDERED else above * K
         b_score = tl.where(is_best, float("-inf"), b_score)
         # Its next sibling. Where nothing is left that is possible, the first entry is taken again.
-        if (rank + 1 < CHILDREN) & (best > float("-inf")):
+        if (rank + 1 < K) & (best > float("-inf")):
             is_new = o_f == known
             b_score = tl.where(is_new, base + _score(log_probabilities + row + rank + 1), b_score)
             b_base = tl.where(is_new, base, b_base)
@@ -207,7 +206,7 @@ def _chain_kernel(
 
 def grow_triton(
     trees: Trees, state: Tensor, slots: Tensor, log_probabilities: Tensor, ids: Tensor,
-    order: Tensor | None = None, clock: Tensor | None = None, children: int | None = None,
+    order: Tensor | None = None, clock: Tensor | None = None, chain: bool = False,
 ) -> None:  # fmt: skip
     """`grow` as one launch, a program a seat."""
     seats, depth, k = ids.shape
@@ -226,11 +225,10 @@ def grow_triton(
         "scores": trees.scores, "clock": clock, "N": n, "DEPTH": depth, "K": k,
         "ORDERED": order is not None, "CLOCK": clock is not None,
     }  # fmt: skip
-    if children == 1:
+    if chain:
         block_p, block_k = triton.next_power_of_2(n), triton.next_power_of_2(k) if order is not None else 1
         warps = min(max(block_p * block_k // 1024, 1), 8)
         _chain_kernel[(seats,)](**how, BLOCK_P=block_p, BLOCK_K=block_k, num_warps=warps)
         return
     frontier = triton.next_power_of_2(2 * n)
-    most = k if children is None else min(children, k)
-    _grow_kernel[(seats,)](**how, CHILDREN=most, FRONTIER=frontier, num_warps=1)
+    _grow_kernel[(seats,)](**how, FRONTIER=frontier, num_warps=1)

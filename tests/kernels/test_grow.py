@@ -225,7 +225,7 @@ def test_a_chain(depth, possible, run, device):
     scores[possible:] = float("nan")
     state = torch.tensor([[30, 7, 9, 0, 999, 99]], dtype=torch.int32, device=device)
     trees, slots = Trees.new(1, depth + 1, device), torch.zeros(1, dtype=torch.int32, device=device)
-    run(trees, state, slots, scores[None].to(device), ids[None].to(device), children=1)
+    run(trees, state, slots, scores[None].to(device), ids[None].to(device), chain=True)
     again = depth - possible
     assert trees.tokens[0].tolist() == [7, *ids[:possible, 0].tolist(), *[int(ids[0, 0])] * again]
     assert trees.parents[0].tolist() == [*range(-1, possible), *[0] * again]
@@ -249,7 +249,7 @@ def test_chains_of_ranked_candidates(depth, nodes, width):
         trees.tokens.fill_(5)
         slots = torch.tensor([3, -1, 0], dtype=torch.int32)
         given = (t.to(device) for t in (state, slots, scores, ids, order))
-        run(trees, *given, children=1)
+        run(trees, *given, chain=True)
         made.append(trees)
     assert_same(*made)
     assert made[0].tokens[1].tolist() == [5] * (nodes + 1) and made[0].tokens[:, 0].tolist() == [10, 5, 7]

@@ -21,7 +21,6 @@ from orthrus_kernels import PassShape, Rows
 from orthrus_kernels.grow import Trees
 from orthrus_kernels.layout import Record
 
-from .choice import CANDIDATES
 from .controller import CHAIN, LOOKUP
 from .cycle import Cycle, Slots, Step
 from .prompt_rows import PromptRows
@@ -39,7 +38,6 @@ class TwoPassCycle(Cycle):
         a draft pass. block: rows of a draft, or of that chain; 0: no draft. riders: rows of the verify pass
         for prompts."""
         self.branches, self.block = nodes > CHAIN, block
-        self.children = CANDIDATES if self.branches else 1  # of a node at most
         each = self.rows_each(nodes, block)
         levels = min(block, TREE_ROWS) if self.branches else each
         super().__init__(slots, seats, max(each, MOST_TREE) if self.branches and seats > 1 else each, levels)
@@ -104,7 +102,7 @@ class TwoPassCycle(Cycle):
             # the proposal of block row i takes the place of the row behind it
             behind, owners = positions[:, 1 : self.depth + 1], owners[:, : self.depth]
             ranked = slots.choice.ranked(states, behind, tokens[:, 0], owners, known=True)
-            ops.grow(self.trees, slots.state, self.seats, *ranked, clock, self.children)
+            ops.grow(self.trees, slots.state, self.seats, *ranked, clock, not self.branches)
             clock = None
             if self.branches:
                 ops.lookup(slots.history, slots.state, self.seats, self.found, self.likely)
