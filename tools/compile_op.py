@@ -29,7 +29,8 @@ BY_SIGNATURE = {
     "_whole_kernel",
     "_commit_kernel",
 }
-GLUON, CODES = "_linear_gluon_kernel", "_linear_gluon_codes_kernel"  # compiled by compile_gluon.py
+# compiled by compile_gluon.py
+GLUON, CODES, WIDE = "_linear_gluon_kernel", "_linear_gluon_codes_kernel", "_linear_gluon_wide_kernel"
 GLUON_ATTENTION = "_attention_gluon_kernel"  # compiled by compile_attention_gluon.py
 FIGURES = ("registers", "spill_bytes", "shared")
 
@@ -75,6 +76,9 @@ def by_tile() -> Iterator[dict]:
         for plan in compile_gluon.plans(False):
             line = compile_gluon.line_of(plan, True)
             yield {"kernel": GLUON, **{name: line[name] for name in ("case", *FIGURES)}}
+        for plan in compile_gluon.wide_plans(False) if hasattr(compile_gluon, "wide_plans") else ():
+            line = compile_gluon.line_of(plan, True)
+            yield {"kernel": WIDE, **{name: line[name] for name in ("case", *FIGURES)}}
         for coded in compile_gluon.coded_plans(False) if hasattr(compile_gluon, "coded_plans") else ():
             line = compile_gluon.coded_line(*coded)
             yield {"kernel": CODES, **{name: line[name] for name in ("case", *FIGURES)}}

@@ -24,6 +24,7 @@ from orthrus_kernels.workspace import Workspace  # noqa: E402
 
 HOPPER = aot.TARGETS["sm_90"]
 LINEAR, CODES = module("linear_gluon"), module("linear_gluon_codes")
+WIDE = module("linear_gluon_wide")
 _ARITHMETIC = re.compile(r"^\s*((?:add|sub|mul|fma|div|ex2|rcp|cvt)\.[\w.]*(?:f32|bf16)[\w.]*)", re.M)
 _GLOBAL = re.compile(r"\b(?:ld|st|atom|red)\.(?:\w+\.)*?global")
 _LABEL, _JUMP = re.compile(r"(\$L\w+):"), re.compile(r"(@\S+\s+)?bra(?:\.uni)?\s+(\$L\w+)")
@@ -58,8 +59,23 @@ def plans(everything: bool) -> Iterator:
         )
 
 
+def wide_plans(everything: bool) -> Iterator:
+    """Of every wide tile once for each class and height; or those with most in registers."""
+    found: dict[tuple, object] = {}
+    for (n, k, dtype, device), entry in gluon_entries().items():
+        segments = tables.linear_entry(n, k, dtype, device).segments
+        swiglu = n in (24576, 19456, 12288)  # gate and up projections
+        for tile in entry.wide:
+            if everything or (tile.rows, tile.groups, segments) in ((256, 2, 1), (192, 2, 2), (192, 3, 1)):
+                plan = WIDE.WidePlan(n, k, segments, tile, None, swiglu)
+                found.setdefault((segments, swiglu, tile), plan)
+    yield from found.values()
+
+
 def launched(plan, pdl: bool):
     """The kernel and its arguments."""
+    if isinstance(plan, WIDE.WidePlan):
+        return launched_wide(plan, pdl)
     n_ar, rows = plan.tile.rows, sum(tile.rows for tile in plan.tiles)
     diff = Weight(meta(plan.n, plan.k)) if plan.tile_diff else None
     out = meta(rows, plan.n // 2 if plan.swiglu else plan.n)
@@ -68,6 +84,17 @@ def launched(plan, pdl: bool):
             plan, meta(rows, plan.k), Weight(meta(plan.n, plan.k)), diff, n_ar, out=out,
             space=Workspace.new(torch.device("meta")), pdl=pdl,
         )  # fmt: skip
+    (arguments,) = recorder.launches
+    return recorder.kernel, arguments
+
+
+def launched_wide(plan, pdl: bool):
+    """The kernel and its arguments."""
+    rows, width = 1000, plan.n // 2 if plan.swiglu else plan.n
+    with aot.recorded(WIDE, "_linear_gluon_wide_kernel") as recorder:
+        WIDE.linear_gluon_wide(
+            plan, meta(rows, plan.k), Weight(meta(plan.n, plan.k)), out=meta(rows, width), pdl=pdl
+        )
     (arguments,) = recorder.launches
     return recorder.kernel, arguments
 
@@ -199,6 +226,34 @@ def touched_before_rows(ptx: str) -> list[str]:
     return touched
 
 
+def barriers_that_stay(ttgir: str) -> list[str]:
+    """Arrivals and waits inside of loops whose barrier, or phase, is the same in every round: of a ring whose
+    places are taken in turn none is. Triton takes a name for a value that stays where the loop gives it that
+    of another name before this one changes; a GPU then waits for ever."""
+    found, opened, inside = list[str](), list[bool](), list[set[str]]()
+    for line in ttgir.splitlines():
+        text = line.strip().split(" loc(")[0]
+        if text.startswith("}") and opened:
+            opened.pop()
+            inside.pop()
+        loop = len(opened) - 1 - opened[::-1].index(True) if any(opened) else len(opened)
+        # of the innermost loop: what a round hands on, and what is made of that
+        changes = set[str]().union(*inside[loop:])
+        made = re.match(r"(%\w+)(?::\d+)? = (.*)", text)
+        if inside and made and changes & set(re.findall(r"%\w+", made[2])):
+            inside[-1].add(made[1])
+        on = re.match(r"ttng\.(?:arrive_barrier (%\w+)|wait_barrier (%\w+), (%\w+))", text)
+        if on and any(opened):
+            found += [text] if any(name and name not in changes for name in on.groups()) else []
+        if text.endswith("{"):
+            carried = re.search(r"iter_args\((.*?)\) ->", text)
+            counted = re.search(r"scf\.for (%\w+) =", text)
+            opened.append("scf.for" in text or "scf.while" in text)
+            inside.append(set(re.findall(r"(%\w+) =", carried[1])) if carried else set())
+            inside[-1] |= {counted[1]} if counted else set()
+    return found
+
+
 def swiglu_arithmetic(ptx: str) -> dict[str, float]:
     """Floating-point instructions of each kind for each exponential."""
     found = Counter(_ARITHMETIC.findall(ptx))
@@ -217,8 +272,10 @@ def line_of_kernel(plan, pdl: bool, kernel, arguments: dict) -> dict:
     return {
         "case": f"{plan} pdl {pdl}", "swiglu": plan.swiglu, "segments": plan.segments, "pdl": pdl,
         "views": len(plan.tiles), "warnings": re.findall(r"\(C\d+\)[^\n]*", log),
+        "wide": isinstance(plan, WIDE.WidePlan),
         "copied": copied_before_waits(ptx, kinds), "touched": touched_before_rows(ptx),
         "waits": ptx.count("griddepcontrol.wait"), "traps": ptx.count("[nowhere], 1;"),
+        "barriers_that_stay": barriers_that_stay(built.asm["ttgir"]),
         "arithmetic": swiglu_arithmetic(ptx) if plan.swiglu else {},
         "whole_stores": "st.global.v4.b32" in ptx, "contraction": "enable_fp_fusion" in arguments,
         **aot.described(built, log, HOPPER),
@@ -238,6 +295,8 @@ def of_triton() -> dict:
 def main() -> None:
     everything = sys.argv[1:] == ["all"]
     for plan in plans(everything):
+        print(json.dumps(line_of(plan, True)), flush=True)
+    for plan in wide_plans(everything):
         print(json.dumps(line_of(plan, True)), flush=True)
     print(json.dumps(line_of(next(plans(False)), False)), flush=True)
     for coded in coded_plans(everything):

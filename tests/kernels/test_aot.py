@@ -6,9 +6,17 @@ import sys
 import pytest
 from compiled import SLOW, USUAL, compiled_by
 
-from orthrus_kernels import attention_gluon_kernels, attention_kernels, linear_gluon, linear_gluon_codes
+from orthrus_kernels import (
+    attention_gluon_kernels,
+    attention_kernels,
+    linear_gluon,
+    linear_gluon_codes,
+    linear_gluon_wide,
+)
 
-ELSEWHERE = attention_gluon_kernels, attention_kernels, linear_gluon, linear_gluon_codes
+ELSEWHERE = (
+    attention_gluon_kernels, attention_kernels, linear_gluon, linear_gluon_codes, linear_gluon_wide,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
