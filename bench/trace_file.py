@@ -173,5 +173,5 @@ def _check(trace: Trace) -> None:
         if tally.rows < 2 or len(tally.hits) > len(tally.trials):
             raise ValueError("a tally has fewer trials than hits, or no rows")
     shape = trace.made.get("one_pass")
-    if shape is not None and set(shape) != {"nodes", "anchors", "block", "width"}:
-        raise ValueError("a shape of one-pass cycles has nodes, anchors, block and width")
+    if shape is not None and set(shape) != {"nodes", "anchors", "block", "chain"}:
+        raise ValueError("a shape of one-pass cycles has nodes, anchors, block and chain")

@@ -66,7 +66,7 @@ def test_a_drafts_penalty_sees_the_text():
     for text, wanted, score in (([5, 6], 9, 6.0), ([5, 9], 11, 5.0)):
         choice.put(0, Sampling(repetition_penalty=2.0), text, len(text))
         choice.form = choice.form_of([0])
-        scores, ids, order = choice.ranked(logits, at, torch.tensor(text[-1:]), slots, known=True)
+        scores, ids, order = choice.ranked(logits, at[None], torch.tensor(text[-1:]), slots[None], known=True)
         scores, ids = scores[0], ids[0]
         assert ids[:, 0].tolist() == [wanted] * 2 and order is None
         penalised = logits.index_fill(1, torch.tensor([9]), 3.0) if 9 in text else logits

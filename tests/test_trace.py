@@ -172,7 +172,7 @@ def test_a_trace_says_what_a_tree_of_a_one_pass_cycle_keeps(embedded):
         model.ops.lay(given.plan, given.tables)
         states, _, _ = model.states(given, cache)
         root, slots = torch.tensor([whole[start]]), torch.zeros(len(wanted), dtype=torch.int32)
-        scores, ids, order = choice.ranked(states, start + wanted, root, slots, known=False)
+        scores, ids, order = choice.ranked(states, (start + wanted)[None], root, slots[None], known=False)
         tree = draft_tree(whole[start], scores[0], ids[0], NODES, order=None if order is None else order[0])
         assert text.kept[ONE_PASS][i] == len(walked(tree, (whole + [-1] * 9)[start + 1 :]))
 

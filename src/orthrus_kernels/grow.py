@@ -6,7 +6,8 @@ and again, as a leaf of score -inf; the walk takes the first of equal siblings. 
 to the next, so the first n nodes are the tree of n nodes: how many of them stand in a pass, allot.py says.
 
 The frontier of the kernel's search lies in registers, an entry a place that is known and not taken, by the
-order in which places became known; a step takes the best entry, the first of equals, and offers two more."""
+order in which places became known; a step takes the best entry, the first of equals, and offers two more. A
+chain, one child a node, has a kernel of its own, as it has nothing to search."""
 
 from __future__ import annotations
 
@@ -33,27 +34,28 @@ class Trees:
     scores: Tensor  # [B, N] fp32: log-probability of the path to the node, 0 at the root
 
     @staticmethod
-    def new(seats: int, nodes: int, device: torch.device | str) -> Trees:
-        """Trees to be filled by `grow`; until then roots alone with leaves that are impossible."""
+    def new(seats: int, nodes: int, device: torch.device | str, tokens: Tensor | None = None) -> Trees:
+        """Trees to be filled by `grow`; until then roots alone with leaves that are impossible. tokens: their
+        memory, [B, N] int64, which stays as it is until then."""
         scores = torch.full((seats, nodes), float("-inf"), device=device)
         scores[:, 0] = 0.0
         parents = torch.zeros(seats, nodes, dtype=torch.int32, device=device)
         parents[:, 0] = -1
-        tokens = torch.zeros(seats, nodes, dtype=torch.int64, device=device)
+        if tokens is None:
+            tokens = torch.zeros(seats, nodes, dtype=torch.int64, device=device)
         return Trees(tokens, parents, parents + 1, scores)
 
 
 def grow(
     trees: Trees, state: Tensor, slots: Tensor, log_probabilities: Tensor, ids: Tensor,
-    order: Tensor | None = None, clock: Tensor | None = None, children: int | None = None,
+    order: Tensor | None = None, clock: Tensor | None = None, chain: bool = False,
 ) -> None:  # fmt: skip
     """Grow the tree of every seat below the root of its text; a seat without a text keeps its old one.
 
     state [S, columns of layout.State] int32; slots [B] int32: whose text sits in each seat, -1: none.
     log_probabilities [B, P, K] fp32, likeliest first, of candidates ids [B, P, K] int64 at the positions
     behind the root; with order: both it and log_probabilities [B, P, K, K], int32, of `rerank`. clock [2]
-    int32: takes the times of begin and end (clock.py). children: of a node at most, the likeliest; None: K;
-    1: the tree is a chain."""
+    int32: takes the times of begin and end (clock.py). chain: of one child a node, the likeliest."""
     if clock is not None:
         mark_here(clock[:1])
     n = trees.tokens.shape[1]
@@ -62,7 +64,7 @@ def grow(
             continue
         ranked = None if order is None else order[b]
         root = int(state[slot, State.ROOT])
-        tree = draft_tree(root, log_probabilities[b], ids[b], n - 1, ranked, children)
+        tree = draft_tree(root, log_probabilities[b], ids[b], n - 1, ranked, 1 if chain else None)
         again = n - len(tree)
         likeliest = int(ids[b, 0, 0 if ranked is None else ranked[0, 0, 0]])
         for kept, grown in (
@@ -81,14 +83,14 @@ def _score(p):
     return tl.where(score == score, score, float("-inf"))
 
 
-@triton.jit(do_not_specialize=["N", "DEPTH", "K", "CHILDREN"])
+@triton.jit(do_not_specialize=["N", "DEPTH", "K"])
 def _grow_kernel(
     state, slots, log_probabilities, order, candidates, tokens, parents, depths, scores, clock,
-    N, DEPTH, K, CHILDREN,
+    N, DEPTH, K,
     FRONTIER: tl.constexpr, ORDERED: tl.constexpr, CLOCK: tl.constexpr,
 ):  # fmt: skip
-    """N nodes of one seat's tree, the root one of them, of CHILDREN <= K children each at most. FRONTIER
-    >= 2 N, a power of two. ORDERED: scores behind each candidate before, and their order."""
+    """N nodes of one seat's tree, the root one of them. FRONTIER >= 2 N, a power of two. ORDERED: scores
+    behind each candidate before, and their order."""
     i_b = tl.program_id(0)
     if CLOCK:  # noqa: SIM102  at compile time, the next at run time
         if i_b == 0:
@@ -133,7 +135,7 @@ def _grow_kernel(
         row = (above * K + behind) * K if ORDERED else above * K
         b_score = tl.where(is_best, float("-inf"), b_score)
         # Its next sibling. Where nothing is left that is possible, the first entry is taken again.
-        if (rank + 1 < CHILDREN) & (best > float("-inf")):
+        if (rank + 1 < K) & (best > float("-inf")):
             is_new = o_f == known
             b_score = tl.where(is_new, base + _score(log_probabilities + row + rank + 1), b_score)
             b_base = tl.where(is_new, base, b_base)
@@ -152,9 +154,59 @@ def _grow_kernel(
             mark(clock, 1)
 
 
+@triton.jit(do_not_specialize=["N", "DEPTH", "K"])
+def _chain_kernel(
+    state, slots, log_probabilities, order, candidates, tokens, parents, depths, scores, clock,
+    N, DEPTH, K,
+    BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, ORDERED: tl.constexpr, CLOCK: tl.constexpr,
+):  # fmt: skip
+    """`_grow_kernel` of one child a node, BLOCK_P >= N nodes. The likeliest candidate behind each one of a
+    position is loaded at once for all positions, and the walk through them is in registers: a load a node,
+    whose address the node before says, would take longer than all else."""
+    i_b = tl.program_id(0)
+    if CLOCK:  # noqa: SIM102  at compile time, the next at run time
+        if i_b == 0:
+            mark(clock, 0)
+    slot = tl.load(slots + i_b)
+    o_p, o_k = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_K)
+    steps = tl.minimum(N - 1, DEPTH)
+    row = (i_b * DEPTH + o_p[:, None]) * K
+    row = (row + o_k[None, :]) * K if ORDERED else row + 0 * o_k[None, :]
+    m = (o_p[:, None] < steps) & (o_k[None, :] < K)
+    b_score = tl.load(log_probabilities + row, mask=m, other=float("-inf"))
+    b_score = tl.where(b_score == b_score, b_score, float("-inf"))  # of damaged logits none is possible
+    b_which = tl.load(order + row, mask=m, other=0) if ORDERED else tl.zeros((BLOCK_P, BLOCK_K), tl.int32)
+    b_path, b_total = tl.zeros((BLOCK_P,), tl.int32), tl.full((BLOCK_P,), float("-inf"), tl.float32)
+    score, which = 0.0, 0
+    for p in range(steps):
+        behind = (o_p[:, None] == p) & (o_k[None, :] == which)
+        score += tl.sum(tl.where(behind, b_score, 0.0))
+        which = tl.sum(tl.where(behind, b_which, 0))
+        b_path = tl.where(o_p == p, which, b_path)
+        b_total = tl.where(o_p == p, score, b_total)
+    # Behind the last possible node the root's likeliest child comes again and again.
+    possible = b_total > float("-inf")
+    likeliest = tl.sum(tl.where(o_p == 0, b_path, 0))
+    b_above = tl.where(possible, o_p, 0)
+    p_token = candidates + (i_b * DEPTH + b_above) * K + tl.where(possible, b_path, likeliest)
+    first, m_p = i_b * N, (o_p < N - 1) & (slot >= 0)
+    if slot >= 0:
+        tl.store(tokens + first, tl.load(state + slot * STATE_COLUMNS + STATE_ROOT).to(tl.int64))
+        tl.store(parents + first, -1)
+        tl.store(depths + first, 0)
+        tl.store(scores + first, 0.0)
+    tl.store(tokens + first + 1 + o_p, tl.load(p_token, mask=m_p), mask=m_p)
+    tl.store(parents + first + 1 + o_p, b_above, mask=m_p)
+    tl.store(depths + first + 1 + o_p, b_above + 1, mask=m_p)
+    tl.store(scores + first + 1 + o_p, b_total, mask=m_p)
+    if CLOCK:  # noqa: SIM102  at compile time, the next at run time
+        if i_b == 0:
+            mark(clock, 1)
+
+
 def grow_triton(
     trees: Trees, state: Tensor, slots: Tensor, log_probabilities: Tensor, ids: Tensor,
-    order: Tensor | None = None, clock: Tensor | None = None, children: int | None = None,
+    order: Tensor | None = None, clock: Tensor | None = None, chain: bool = False,
 ) -> None:  # fmt: skip
     """`grow` as one launch, a program a seat."""
     seats, depth, k = ids.shape
@@ -167,10 +219,16 @@ def grow_triton(
     assert state.dtype == slots.dtype == torch.int32 and state.shape[1] == len(State), state.shape
     tensors = (state, slots, log_probabilities, ids, *(() if order is None else (order,)))
     assert all(t.is_contiguous() for t in tensors), [t.stride() for t in tensors]
-    _grow_kernel[(seats,)](
-        state=state, slots=slots, log_probabilities=log_probabilities, order=order, candidates=ids,
-        tokens=trees.tokens, parents=trees.parents, depths=trees.depths, scores=trees.scores, clock=clock,
-        N=n, DEPTH=depth, K=k, CHILDREN=k if children is None else min(children, k),
-        FRONTIER=triton.next_power_of_2(2 * n), ORDERED=order is not None, CLOCK=clock is not None,
-        num_warps=1,
-    )  # fmt: skip
+    how = {
+        "state": state, "slots": slots, "log_probabilities": log_probabilities, "order": order,
+        "candidates": ids, "tokens": trees.tokens, "parents": trees.parents, "depths": trees.depths,
+        "scores": trees.scores, "clock": clock, "N": n, "DEPTH": depth, "K": k,
+        "ORDERED": order is not None, "CLOCK": clock is not None,
+    }  # fmt: skip
+    if chain:
+        block_p, block_k = triton.next_power_of_2(n), triton.next_power_of_2(k) if order is not None else 1
+        warps = min(max(block_p * block_k // 1024, 1), 8)
+        _chain_kernel[(seats,)](**how, BLOCK_P=block_p, BLOCK_K=block_k, num_warps=warps)
+        return
+    frontier = triton.next_power_of_2(2 * n)
+    _grow_kernel[(seats,)](**how, FRONTIER=frontier, num_warps=1)

@@ -56,15 +56,15 @@ def rerank(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Rank K candidates of P positions behind each candidate before them, in each of B blocks.
 
-    log_probabilities [B, P, K] fp32, of candidates ids [B, P, K] int64, likeliest first. roots [B] int32: the
-    token in front of each block's position 0. before, after [V, R]: the tables u and w. calibration [2, D, 2]
-    fp32: at temperature 0 and above, factor and weight of offsets 0 to D - 1. scales [S] fp32: 1 /
-    temperature of each slot; temperatures [S] fp32. slots [B] int32: the blocks' texts; -1: padding, whose
-    root and settings are not read. known: the drafter has seen the root, and position 0, offset 0 of its
-    block, keeps its order; else it is offset 1, as the root stands at offset 0. gate [B, P, R'] fp32: of each
-    position, with places [D, R'] fp32 by offset; None: no column of the tables is weighed. Returns scores
-    [B, P, K, K] fp32, likeliest first at equal ones in the old order, and which candidate each is,
-    [B, P, K, K] int32."""
+    log_probabilities [B, P, K] fp32, of candidates ids [B, P, K] int64, likeliest first. roots [B], of
+    whole numbers: the token in front of each block's position 0. before, after [V, R]: the tables u and w.
+    calibration [2, D, 2] fp32: at temperature 0 and above, factor and weight of offsets 0 to D - 1. scales
+    [S] fp32: 1 / temperature of each slot; temperatures [S] fp32. slots [B] int32: the blocks' texts; -1:
+    padding, whose root and settings are not read. known: the drafter has seen the root, and position 0,
+    offset 0 of its block, keeps its order; else it is offset 1, as the root stands at offset 0. gate [B, P,
+    R'] fp32: of each position, with places [D, R'] fp32 by offset; None: no column of the tables is
+    weighed. Returns scores [B, P, K, K] fp32, likeliest first at equal ones in the old order, and which
+    candidate each is, [B, P, K, K] int32."""
     b, p, k = ids.shape
     fronts = torch.where(slots >= 0, roots, 0).long()[:, None, None].expand(b, 1, k)
     fronts = torch.cat([fronts, ids[:, :-1]], 1)  # [B, P, K]
@@ -157,7 +157,8 @@ def rerank_triton(
     assert log_probabilities.shape == ids.shape and k <= 64 and r <= 256, (log_probabilities.shape, k, r)
     assert before.shape == after.shape and before.dtype == after.dtype, (before.shape, after.shape)
     assert (log_probabilities.dtype, ids.dtype) == (torch.float32, torch.int64), ids.dtype
-    assert roots.dtype == slots.dtype == torch.int32, (roots.dtype, slots.dtype)
+    assert roots.dtype in (torch.int32, torch.int64), roots.dtype
+    assert slots.dtype == torch.int32, slots.dtype
     assert {t.dtype for t in (calibration, scales, temperatures)} == {torch.float32}, "fp32"
     assert calibration.shape == (2, calibration.shape[1], 2), calibration.shape
     assert p + (not known) <= calibration.shape[1], (p, known, calibration.shape)

@@ -179,7 +179,7 @@ def test_a_cycles_ranks(known):
     states = torch.randn(count, model.config.hidden_size, generator=g).to(DEVICE)
     root = torch.tensor([7], dtype=torch.int32, device=DEVICE)
     positions = torch.arange(start + 1, start + 1 + count, device=DEVICE)
-    scores, ids, order = (x[0] for x in choice.ranked(states, positions, root, slots, known))
+    scores, ids, order = (x[0] for x in choice.ranked(states, positions[None], root, slots[None], known))
     logits = (model.ops.linear(states, model.head, out_dtype=torch.float32) + choice.table.bias[1]).cpu()
     fronts = [[7] * CANDIDATES, ids[0].tolist()]
     for p in range(count):

@@ -225,12 +225,35 @@ def test_a_chain(depth, possible, run, device):
     scores[possible:] = float("nan")
     state = torch.tensor([[30, 7, 9, 0, 999, 99]], dtype=torch.int32, device=device)
     trees, slots = Trees.new(1, depth + 1, device), torch.zeros(1, dtype=torch.int32, device=device)
-    run(trees, state, slots, scores[None].to(device), ids[None].to(device), children=1)
+    run(trees, state, slots, scores[None].to(device), ids[None].to(device), chain=True)
     again = depth - possible
     assert trees.tokens[0].tolist() == [7, *ids[:possible, 0].tolist(), *[int(ids[0, 0])] * again]
     assert trees.parents[0].tolist() == [*range(-1, possible), *[0] * again]
     assert trees.scores[0, possible].item() == pytest.approx(scores[:possible, 0].sum().item(), rel=1e-5)
     assert torch.isneginf(trees.scores[0, possible + 1 :]).all()
+
+
+@pytest.mark.parametrize("depth, nodes, width", [(7, 7, 4), (31, 31, 16), (5, 9, 3), (6, 3, 5)])
+def test_chains_of_ranked_candidates(depth, nodes, width):
+    """Of several seats, one of them empty, as the twin grows them: where nothing is possible behind a node,
+    where the chain has room for more positions than there are, and for fewer."""
+    generator = torch.Generator().manual_seed(depth)
+    scores = -torch.rand(3, depth, width, width, generator=generator)
+    scores[2, depth // 2 :, 1:] = float("nan")  # unless the first candidate stands in front
+    order = torch.rand(scores.shape, generator=generator).argsort(-1).int()
+    ids = torch.arange(3 * depth * width).view(3, depth, width) + 100
+    state = torch.tensor([[30, 7 + s, 9, 0, 999, 99] for s in range(4)], dtype=torch.int32)
+    made = []
+    for run, device in ((grow_triton, DEVICE), (grow, "cpu")):
+        trees = Trees.new(3, nodes + 1, device)
+        trees.tokens.fill_(5)
+        slots = torch.tensor([3, -1, 0], dtype=torch.int32)
+        given = (t.to(device) for t in (state, slots, scores, ids, order))
+        run(trees, *given, chain=True)
+        made.append(trees)
+    assert_same(*made)
+    assert made[0].tokens[1].tolist() == [5] * (nodes + 1) and made[0].tokens[:, 0].tolist() == [10, 5, 7]
+    assert made[0].parents[0, : min(depth, nodes) + 1].tolist() == list(range(-1, min(depth, nodes)))
 
 
 @pytest.mark.parametrize("nodes, depth, seats", [(5, 256, 1), (40000, 3, 1), (5, 3, 2)])

@@ -115,12 +115,13 @@ class Choice:
     def candidates(self, states: Tensor, positions: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities [T, K] fp32 and ids [T, K] int64 of a draft's candidates, likeliest first, by the
         settings and the noise of the target's choice, which makes the two agree as often as they can. A
-        penalty sees the text and not the draft."""
+        penalty sees the text and not the draft. positions and slots of T rows may have several axes."""
         ops, head = self.model.ops, self.model.head
         k = min(CANDIDATES, self.table.vocabulary)
         if self.form.plain:
             values, ids, sums = ops.head(states, head, k)
             return values - sums[:, None], ids
+        positions, slots = (t.flatten().contiguous() for t in (positions, slots))
         logits = ops.linear(states, head, out_dtype=torch.float32)
         self._hold_ends(logits, positions, slots)
         return ops.candidates(logits, positions, self.table, slots, k, self._seen(slots))
@@ -128,16 +129,17 @@ class Choice:
     def ranked(
         self, states: Tensor, positions: Tensor, roots: Tensor, slots: Tensor, known: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Scores [B, P, K] and ids [B, P, K] of the candidates of B drafts under roots [B] int32, and None;
-        if the model has a bigram correction, scores [B, P, K, K] and their order, as `grow` takes them.
+        """Scores [B, P, K] and ids [B, P, K] of the candidates of B drafts under roots [B], and None; if the
+        model has a bigram correction, scores [B, P, K, K] and their order, as `grow` takes them.
 
-        Rows are those of B blocks, P each, of one slot a block. known: the blocks have seen their roots."""
-        shape = len(roots), len(states) // len(roots), -1
+        Rows are those of B blocks, P each, of one slot a block: states [B * P, E], positions and slots
+        [B, P]. known: the blocks have seen their roots."""
+        shape = *slots.shape, -1
         scores, ids = (x.view(shape) for x in self.candidates(states, positions, slots))
         ops, tables = self.model.ops, self.model.bigram
         if tables is None:
             return scores, ids, None
-        settings = self.table.corrections, self.table.temperatures, slots.view(shape[:2])[:, 0]
+        settings = self.table.corrections, self.table.temperatures, slots[:, 0]
         scores, order = tables.rerank(ops, scores, ids, tables.gates(ops, states), roots, *settings, known)
         return scores, ids, order
 

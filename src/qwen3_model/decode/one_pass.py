@@ -40,23 +40,25 @@ Nodes = int | Literal["auto"]
 
 @dataclass(frozen=True)
 class Shape:
-    """What a pass holds for each seat: the root, `nodes` below it, `anchors` blocks of `block` rows. width:
-    children of a node at most; 1: the tree is a chain."""
+    """What a pass holds for each seat: the root, `nodes` below it, `anchors` blocks of `block` rows. chain:
+    the tree is one."""
 
     nodes: int
     anchors: int
     block: int = ONE_PASS_BLOCK
-    width: int = CANDIDATES
+    chain: bool = False
 
     @staticmethod
     def of(block: int, nodes: Nodes, rows: int | None = None) -> Shape:
         """For blocks of so many rows and trees of so many nodes, with as many blocks as `rows`, MOST_ROWS for
         None, leave room for, and one at least."""
-        nodes, width = NODES if nodes == "auto" else nodes, CANDIDATES
-        if nodes == CHAIN:
-            nodes, width = block - 2, 1
+        chain = nodes == CHAIN
+        if nodes == "auto":
+            nodes = NODES
+        elif chain:
+            nodes = block - 2
         room = (MOST_ROWS if rows is None else rows) - 1 - nodes
-        return Shape(nodes, min(max(room // block, 1), nodes + 1), block, width)
+        return Shape(nodes, min(max(room // block, 1), nodes + 1), block, chain)
 
     @staticmethod
     def shared(asked: Sequence[tuple[int, Nodes]], rows: int) -> Shape | None:
@@ -119,7 +121,7 @@ class OnePassCycle(Cycle):
         drafted = drafted.view(-1, *[1] * (scores.dim() - 1))
         scores = torch.where(drafted, scores, float("-inf"))
         marks = None if self.clock is None else self.clock[1:]
-        ops.grow(self.trees, state, seats, scores, ids, order, marks, self.shape.width)
+        ops.grow(self.trees, state, seats, scores, ids, order, marks, self.shape.chain)
         if self.clock is not None:  # its draft took no time of its own
             self.clock[:1].copy_(self.clock[1:2])
         self.allot(plan, self.first, self.trees, state, seats)
@@ -138,6 +140,6 @@ class OnePassCycle(Cycle):
     def _keep(self, states: torch.Tensor, place: torch.Tensor) -> None:
         """The candidates of the blocks' states [B * D, E], behind bonus tokens, which they have not seen."""
         choice, seats = self.slots.choice, self.seats
-        owners, behind = seats.repeat_interleave(self.rows.shape[1]), self.behind.flatten()
+        owners = seats[:, None].expand(-1, self.rows.shape[1])
         roots = self.slots.root[seats.clamp(min=0).long()]
-        self.drafts.keep(place, *choice.ranked(states, behind, roots, owners, known=False))
+        self.drafts.keep(place, *choice.ranked(states, self.behind, roots, owners, known=False))

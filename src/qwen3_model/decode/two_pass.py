@@ -21,7 +21,6 @@ from orthrus_kernels import PassShape, Rows
 from orthrus_kernels.grow import Trees
 from orthrus_kernels.layout import Record
 
-from .choice import CANDIDATES
 from .controller import CHAIN, LOOKUP
 from .cycle import Cycle, Slots, Step
 from .prompt_rows import PromptRows
@@ -39,7 +38,6 @@ class TwoPassCycle(Cycle):
         a draft pass. block: rows of a draft, or of that chain; 0: no draft. riders: rows of the verify pass
         for prompts."""
         self.branches, self.block = nodes > CHAIN, block
-        self.children = CANDIDATES if self.branches else 1  # of a node at most
         each = self.rows_each(nodes, block)
         levels = min(block, TREE_ROWS) if self.branches else each
         super().__init__(slots, seats, max(each, MOST_TREE) if self.branches and seats > 1 else each, levels)
@@ -70,7 +68,8 @@ class TwoPassCycle(Cycle):
         self.check = model.new_pass(Rows.batch(chains), slots.cache, slots.start, shape, logits_of=last)
         self.of_trees = self.check.plan.head(rows)  # the plan of the trees' rows
         self.riders = PromptRows(slots, self.check, rows) if riders else None
-        self.trees = Trees.new(seats, self.nodes, device)
+        tokens = None if self.branches else self.of_trees.tokens.view(seats, self.nodes)  # as they are
+        self.trees = Trees.new(seats, self.nodes, device, tokens)
         self.record[:, Record.DRAFTED] = int(block > 0)
 
     def place(self) -> None:
@@ -102,9 +101,8 @@ class TwoPassCycle(Cycle):
             positions, owners, tokens = (t.view(seats, self.block) for t in blocks)
             # the proposal of block row i takes the place of the row behind it
             behind, owners = positions[:, 1 : self.depth + 1], owners[:, : self.depth]
-            behind, owners = behind.flatten(), owners.flatten()
-            ranked = slots.choice.ranked(states, behind, tokens[:, 0].int(), owners, known=True)
-            ops.grow(self.trees, slots.state, self.seats, *ranked, clock, self.children)
+            ranked = slots.choice.ranked(states, behind, tokens[:, 0], owners, known=True)
+            ops.grow(self.trees, slots.state, self.seats, *ranked, clock, not self.branches)
             clock = None
             if self.branches:
                 ops.lookup(slots.history, slots.state, self.seats, self.found, self.likely)
@@ -113,8 +111,6 @@ class TwoPassCycle(Cycle):
             self.allot(self.of_trees, self.first, self.trees, slots.state, self.seats)
             ops.lay(check.plan, check.tables)
         else:
-            if self.draft is not None:
-                self.of_trees.tokens.view(seats, self.nodes)[:, 1:] = self.trees.tokens[:, 1:]
             ops.lay(check.plan, check.tables, slots.root, clock)
         yield from self.ask(self.of_trees.tokens, self.of_trees.parents)
         states, keys, values = model.states(check, slots.cache)
