@@ -8,13 +8,14 @@ has them; one-pass cycles run only where they are asked for by name.
 The best kind keeps the most tokens for its time. What it keeps is a property of the text, and a `Controller`
 learns it, one controller a text: the decayed mean of what the smallest draft keeps, and for a larger tree the
 decayed ratio to it. Best-first trees are prefixes of each other, so every walk in a larger tree also tells
-what the smallest one would have kept. What lookup would keep is known without a cycle of it (foreseen.py): the
-decayed mean of that counts. What a kind takes is a property of the model and the GPU, and all texts share one
+what the smallest one would have kept. What lookup would keep is known without a cycle of it (foreseen.py),
+and its decayed mean counts. What a kind takes is a property of the model and the GPU, and all texts share one
 `Times`. The text itself never depends on any of this.
 
-The best kind alone would never learn better, so other kinds run at times. While no draft pays, a draft runs
-once for so many plain cycles that tries which keep one token cost at most LOSS of the time. While drafts pay,
-a kind that has not run for LOOK cycles runs: it may keep more by now, or its time may be wrong."""
+The best kind alone would never learn better, so other kinds run at times. While plain decoding or lookup is
+best, a tree or chain runs once for so many cycles that tries which keep one token cost at most LOSS of the
+time. Any other kind that has not run for LOOK cycles runs: it may keep more by now, or its time may be wrong.
+"""
 
 from __future__ import annotations
 
@@ -35,16 +36,19 @@ TREES = (31, 63)
 # constant: counts can be repeated.
 TWIN_TIMES = {PLAIN: 1.0, LOOKUP: 1.2, CHAIN: 2.0}
 
-DECAY = 0.96  # of what is known of the text, a cycle: about the last 25 cycles count
+# Of what is known of the text, a cycle, and of lookup a token: about the last 25 count. Lookup finds much for a
+# while and then little, and while it does its cycles are long.
+DECAY = 0.96
 RATIO_DECAY = 0.99  # of a larger tree's ratio, a cycle of it: ratios are close to 1 and change slowly
 FIRST_TOKENS, FIRST_CYCLES = 3.0, 4.0  # of the smallest draft before any text: it begins with some drafts
 FIRST_RATIO, RATIO_TOKENS = 1.07, 200.0  # recorded ratios are 1.04 to 1.09; as if seen on so many tokens
 FIRST_FOUND = 1.3  # tokens of lookup before any text, over FIRST_CYCLES too
-FAVOUR = 1.05  # drafts count as this much better: a few unlucky cycles should not end drafting
+# Drafts that are learnt from their own cycles count as this much better: a few unlucky ones should not end them.
+FAVOUR = 1.05
 LOSS = 0.02  # of the time, at most, for drafts that are tried while plain decoding is best
 LOOK = 256  # cycles of all texts until a kind that has not run is tried beside a draft
-# Texts and tokens that `next` walks over for lookup, at most: texts beside others take turns, and a long prompt
-# takes some cycles. A text takes 1.2 us and a token 0.6 (2-core AMD EPYC, 2026-11-30).
+# Texts and tokens that `next` walks over for lookup, at most: many texts take turns, and a long prompt takes
+# some cycles. A text takes 1.2 us and a token 0.6 (2-core AMD EPYC, 2026-11-30).
 WALKS, WALKED = 16, 2048
 LAST_TIMES = 5  # of a kind, of which the median counts: two cycles that were held up change nothing
 ROUNDS = 5  # of first measurements that count: the last ones
@@ -98,9 +102,9 @@ class Controller:
         self._found = FIRST_CYCLES, FIRST_CYCLES * FIRST_FOUND  # the same of lookup
         # of each larger tree, over its own cycles: tokens of the smallest draft, and its own
         self._pairs = dict.fromkeys(larger, (RATIO_TOKENS, RATIO_TOKENS * FIRST_RATIO))
-        self._plain = 0  # cycles without a draft since the last draft
+        self._since = 0  # cycles since the last tree or chain
         if before is not None:
-            self._cycles, self._tokens, self._plain = before._cycles, before._tokens, before._plain
+            self._cycles, self._tokens, self._since = before._cycles, before._tokens, before._since
             self._pairs, self._found = dict(before._pairs), before._found
 
     def tokens(self, kind: int) -> float:
@@ -119,21 +123,27 @@ class Controller:
         looks = any(c._foresees is not None for c in texts)
         kinds = [kind for kind in self.times.kinds if looks or kind != LOOKUP]
         rates = {kind: sum(c.tokens(kind) for c in texts) / self.times[kind] for kind in kinds}
-        best = max(rates, key=lambda kind: rates[kind] * (1.0 if kind == PLAIN else FAVOUR))
-        others = [kind for kind in rates if kind != best]
-        other = max(others, key=self.times.unused)
-        if best == PLAIN:
-            plain, draft = self.times[PLAIN], self.times[other]
-            due = LOSS * self._plain * plain >= draft - plain
-        else:
-            due = self.times.unused(other) >= LOOK
-        kind = other if due else best
-        self._plain = self._plain + 1 if kind == PLAIN else 0
+        best = max(rates, key=lambda kind: rates[kind] * (FAVOUR if kind > PLAIN else 1.0))
+        kind = self._due(kinds, best, len(texts) / rates[best])
+        self._since = self._since + 1 if kind <= PLAIN else 0
         return kind
+
+    def _due(self, kinds: Sequence[int], best: int, usual: float) -> int:
+        """One of these kinds that runs though another is the best, or that. usual: what a token of each text
+        takes with the best."""
+        times, drafts = self.times, [kind for kind in kinds if kind > PLAIN]
+        if best <= PLAIN and drafts:
+            draft = max(drafts, key=times.unused)
+            if LOSS * self._since * times[best] >= times[draft] - usual:
+                return draft
+            kinds = [kind for kind in kinds if kind <= PLAIN]
+        other = max((kind for kind in kinds if kind != best), key=times.unused, default=best)
+        return other if times.unused(other) >= LOOK else best
 
     def observe(self, kind: int, path: Sequence[int] | None) -> None:
         """Learn from a cycle of a kind. path: numbers of the accepted nodes, the root's 0 first; a tree's are
-        in the order of its growth. None: the cycle had no draft. One of lookup says nothing of trees."""
+        in the order of its growth. None: the cycle had no draft. One of lookup says nothing of other drafts.
+        """
         self._cycles, self._tokens = DECAY * self._cycles, DECAY * self._tokens
         if path is None or kind <= PLAIN:
             return
@@ -143,7 +153,6 @@ class Controller:
             smallest, own = self._pairs[kind]
             self._pairs[kind] = RATIO_DECAY * smallest + kept, RATIO_DECAY * own + len(path)
 
-
     def _follow(self, most: int) -> int:
         """Learn what lookup would have kept, from tokens that are new; returns how many were walked over."""
         if self._foresees is None:
@@ -151,7 +160,8 @@ class Controller:
         found, walked = self._foresees.follow(self._rows, most)
         cycles, tokens = self._found
         for kept in found:
-            cycles, tokens = DECAY * cycles + 1, DECAY * tokens + kept
+            aged = DECAY**kept
+            cycles, tokens = aged * cycles + 1, aged * tokens + kept
         self._found = cycles, tokens
         return walked
 

@@ -1,10 +1,10 @@
 """What lookup would keep of a text, without a cycle of it.
 
-What lookup drafts follows from the text alone (orthrus_kernels/lookup.py), and so does what of it is right, as
-soon as the text is known. So the host walks over the tokens that it has in cycles of lookup that never ran:
-from a root over what lookup would have drafted there to the first token that is another, which is the next
-root. Every token is looked at once, whatever cycles wrote the text. No prompt is walked over at once: a step
-has tokens for all of its texts (WALKED in controller.py)."""
+What lookup drafts follows from the text alone (orthrus_kernels/lookup.py), and so does what of it is right,
+as soon as the text is known. So the host walks over the tokens that it has in cycles of lookup that never
+ran: from a root over what lookup would have drafted there to the first token that is another, which is the
+next root. Each token is looked at once, whatever cycles wrote it. A long prompt is not walked over at once: a
+step has tokens for all of its texts (WALKED in controller.py)."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ def trees_for(seats: int) -> tuple[int, ...]:
 
 
 def kinds_of_auto(seats: int, block: int, looks: bool = True) -> tuple[int, ...]:
-    """The kinds that "auto" chooses among. block: rows of a draft block; 0: the model has none. looks: whether
-    lookup is one of them."""
+    """The kinds that "auto" chooses among. block: rows of a draft block; 0: the model has none. looks:
+    whether lookup is one of them."""
     return PLAIN, *((LOOKUP,) if looks else ()), *(trees_for(seats) if block else ())
 
 
