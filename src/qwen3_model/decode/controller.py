@@ -36,17 +36,18 @@ TREES = (31, 63)
 # constant: counts can be repeated.
 TWIN_TIMES = {PLAIN: 1.0, LOOKUP: 1.2, CHAIN: 2.0}
 
-# Of what is known of the text, a cycle, and of lookup a token: about the last 25 count. Lookup finds much for a
-# while and then little, and while it does its cycles are long.
+# Of what is known of the text, a cycle, and of lookup a token: about the last 25 count. Lookup finds much for
+# a while and then little, and while it finds much its cycles are long.
 DECAY = 0.96
 RATIO_DECAY = 0.99  # of a larger tree's ratio, a cycle of it: ratios are close to 1 and change slowly
 FIRST_TOKENS, FIRST_CYCLES = 3.0, 4.0  # of the smallest draft before any text: it begins with some drafts
 FIRST_RATIO, RATIO_TOKENS = 1.07, 200.0  # recorded ratios are 1.04 to 1.09; as if seen on so many tokens
 FIRST_FOUND = 1.3  # tokens of lookup before any text, over FIRST_CYCLES too
-# Drafts that are learnt from their own cycles count as this much better: a few unlucky ones should not end them.
+# Drafts that are learnt from cycles of their own count as this much better: a few unlucky ones should not end
+# drafting.
 FAVOUR = 1.05
-LOSS = 0.02  # of the time, at most, for drafts that are tried while plain decoding is best
-LOOK = 256  # cycles of all texts until a kind that has not run is tried beside a draft
+LOSS = 0.02  # of the time, at most, for trees and chains that are tried while none of them is best
+LOOK = 256  # cycles of all texts until any other kind that has not run is tried
 # Texts and tokens that `next` walks over for lookup, at most: many texts take turns, and a long prompt takes
 # some cycles. A text takes 1.2 us and a token 0.6 (2-core AMD EPYC, 2026-11-30).
 WALKS, WALKED = 16, 2048
