@@ -50,6 +50,7 @@ from orthrus_kernels.layout import (
 from orthrus_kernels.plan import PassPlan
 from qwen3_model.decode import controller
 from qwen3_model.decode.cycle import Allot, Walk
+from qwen3_model.decode.foreseen import Followed
 from qwen3_model.decode.groups import Kind
 from qwen3_model.decode.one_pass import Shape
 from qwen3_model.decode.sequence import Sequence as RunningText
@@ -205,13 +206,13 @@ class Found:
         """kept: of the cycle at each of the text's tokens behind the prompt; the first again behind them."""
         self._text, self._kept, self._root = text, kept, 0
 
-    def follow(self, rows: int, most: int) -> tuple[list[int], int]:
+    def follow(self, rows: int, most: int) -> Followed:
         """Of what is known of the text; `most` bounds nothing, as nothing is searched."""
         found, last = list[int](), len(self._text.tokens) - self._text.prompt - 1
         while (end := self._root + min(self._kept[self._root % len(self._kept)], rows)) <= last:
             found.append(end - self._root)
             self._root = end
-        return found, sum(found)
+        return Followed(found, last - self._root + 1, sum(found))
 
 
 class Forced:

@@ -100,19 +100,19 @@ class Controller:
         self._smallest, *larger = sorted(kind for kind in times.kinds if kind > PLAIN) or [CHAIN]
         # decayed sums: cycles with a draft, and tokens that the smallest draft would have kept in them
         self._cycles, self._tokens = FIRST_CYCLES, FIRST_CYCLES * FIRST_TOKENS
-        self._found = FIRST_CYCLES, FIRST_CYCLES * FIRST_FOUND  # the same of lookup
+        self._found, self._of_lookup = (FIRST_CYCLES, FIRST_CYCLES * FIRST_FOUND), FIRST_FOUND  # likewise
         # of each larger tree, over its own cycles: tokens of the smallest draft, and its own
         self._pairs = dict.fromkeys(larger, (RATIO_TOKENS, RATIO_TOKENS * FIRST_RATIO))
         self._since = 0  # cycles since the last tree or chain
         if before is not None:
             self._cycles, self._tokens, self._since = before._cycles, before._tokens, before._since
-            self._pairs, self._found = dict(before._pairs), before._found
+            self._pairs = dict(before._pairs)
+            self._found, self._of_lookup = before._found, before._of_lookup
 
     def tokens(self, kind: int) -> float:
         """Tokens that a cycle of a kind is expected to keep."""
         if kind == LOOKUP:
-            cycles, tokens = self._found
-            return 0.0 if self._foresees is None else tokens / cycles
+            return 0.0 if self._foresees is None else self._of_lookup
         smallest, own = self._pairs.get(kind, (1.0, 1.0))
         return 1.0 if kind == PLAIN else self._tokens / self._cycles * own / smallest
 
@@ -158,13 +158,18 @@ class Controller:
         """Learn what lookup would have kept, from tokens that are new; returns how many were walked over."""
         if self._foresees is None:
             return 0
-        found, walked = self._foresees.follow(self._rows, most)
-        cycles, tokens = self._found
-        for kept in found:
-            aged = DECAY**kept
-            cycles, tokens = aged * cycles + 1, aged * tokens + kept
-        self._found = cycles, tokens
+        kept, at_least, walked = self._foresees.follow(self._rows, most)
+        for tokens in kept:
+            self._found = _aged(self._found, tokens)
+        ways = self._found, _aged(self._found, at_least)
+        self._of_lookup = max(tokens / cycles for cycles, tokens in ways)
         return walked
+
+
+def _aged(sums: tuple[float, float], kept: int) -> tuple[float, float]:
+    """Cycles and tokens with one more cycle."""
+    aged = DECAY**kept
+    return aged * sums[0] + 1, aged * sums[1] + kept
 
 
 def _foresee(texts: Sequence[Controller]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from orthrus_kernels.lookup import MOST
 
@@ -18,12 +18,21 @@ _BITS = 21  # of a token in the number that stands for some: vocabularies are sm
 assert MOST == 4, "numbers below stand for one to four tokens"
 
 
+class Followed(NamedTuple):
+    """What came to be known of cycles of lookup. kept: tokens of each one whose end is known now. open: tokens
+    that the next one keeps at least; 0 where nothing is said of it. walked: tokens of the text that were
+    walked over."""
+
+    kept: Sequence[int]
+    open: int
+    walked: int
+
+
 class Foresees(Protocol):
     """Says what cycles of lookup would keep of one text."""
 
-    def follow(self, rows: int, most: int) -> tuple[Sequence[int], int]:
-        """Tokens that each cycle of so many rows would have kept, of those whose end came to be known since
-        the last call; and how many tokens of the text were walked over, `most` at most."""
+    def follow(self, rows: int, most: int) -> Followed:
+        """Go on from the last call, over `most` tokens at most, in cycles of so many rows."""
 
 
 class Foreseen:
@@ -35,12 +44,12 @@ class Foreseen:
         self._walk = _walk(tokens)
         next(self._walk)
 
-    def follow(self, rows: int, most: int) -> tuple[list[int], int]:
+    def follow(self, rows: int, most: int) -> Followed:
         """As of `Foresees`."""
         return self._walk.send((rows, most))
 
 
-def _walk(tokens: Sequence[int]) -> Generator[tuple[list[int], int], tuple[int, int], None]:
+def _walk(tokens: Sequence[int]) -> Generator[Followed, tuple[int, int], None]:
     """`Foreseen.follow`, with what it keeps from call to call in variables of its own: that is faster."""
     first = len(tokens) - 1
     # Behind the last place of equals, by the last n tokens up to it.
@@ -49,10 +58,10 @@ def _walk(tokens: Sequence[int]) -> Generator[tuple[list[int], int], tuple[int, 
     # The root, where its draft begins, the token that comes next in it, and how many were right; as if a
     # cycle ended in front of the text.
     root, begin, after, right = -1, 0, 0, sys.maxsize
-    found, start, known = list[int](), 0, 0
+    kept, start, known = list[int](), 0, 0
     while True:
-        rows, most = yield found, known - start
-        found, start, known = [], known, min(known + most, len(tokens))
+        rows, most = yield Followed(kept, right + 1 if root >= first else 0, known - start)
+        kept, start, known = [], known, min(known + most, len(tokens))
         for at in range(start, known):
             token = tokens[at]
             four, three, two, one = three << _BITS | token, two << _BITS | token, one << _BITS | token, token
@@ -60,7 +69,7 @@ def _walk(tokens: Sequence[int]) -> Generator[tuple[list[int], int], tuple[int, 
                 right, after = right + 1, after + 1 if after < root else begin
             else:
                 if root >= first:
-                    found.append(right + 1)
+                    kept.append(right + 1)
                 # a draft without a match repeats the root
                 begin = fours.get(four) or threes.get(three) or twos.get(two) or ones.get(one) or at
                 root, after, right = at, begin, 0
