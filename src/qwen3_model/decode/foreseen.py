@@ -19,12 +19,12 @@ assert MOST == 4, "numbers below stand for one to four tokens"
 
 
 class Followed(NamedTuple):
-    """What came to be known of cycles of lookup. kept: tokens of each one whose end is known now. open: tokens
-    that the next one keeps at least; 0 where nothing is said of it. walked: tokens of the text that were
-    walked over."""
+    """What came to be known of cycles of lookup. kept: tokens of each one whose end is known now. at_least:
+    tokens that the next one keeps at least; 0 where nothing is said of it. walked: tokens of the text that
+    were walked over."""
 
     kept: Sequence[int]
-    open: int
+    at_least: int
     walked: int
 
 
