@@ -55,9 +55,9 @@ def _walk(tokens: Sequence[int]) -> Generator[Followed, tuple[int, int], None]:
     # Behind the last place of equals, by the last n tokens up to it.
     ones, twos, threes, fours = dict[int, int](), dict[int, int](), dict[int, int](), dict[int, int]()
     one = two = three = -1  # no text has a token -1: what stands in front of one matches nothing
-    # The root, where its draft begins, the token that comes next in it, and how many were right; as if a
-    # cycle ended in front of the text.
-    root, begin, after, right = -1, 0, 0, sys.maxsize
+    # The root, where its draft begins, and how much of that was right; as if a cycle ended in front of the
+    # text.
+    root, begin, right = -1, 0, sys.maxsize
     kept, start, known = list[int](), 0, 0
     while True:
         rows, most = yield Followed(kept, right + 1 if root >= first else 0, known - start)
@@ -65,12 +65,13 @@ def _walk(tokens: Sequence[int]) -> Generator[Followed, tuple[int, int], None]:
         for at in range(start, known):
             token = tokens[at]
             four, three, two, one = three << _BITS | token, two << _BITS | token, one << _BITS | token, token
-            if right + 1 < rows and token == tokens[after]:
-                right, after = right + 1, after + 1 if after < root else begin
+            # A draft goes round at the root; what stands behind the root is the same again, as it was right.
+            if right + 1 < rows and token == tokens[begin + right]:
+                right += 1
             else:
                 if root >= first:
                     kept.append(right + 1)
                 # a draft without a match repeats the root
                 begin = fours.get(four) or threes.get(three) or twos.get(two) or ones.get(one) or at
-                root, after, right = at, begin, 0
+                root, right = at, 0
             fours[four] = threes[three] = twos[two] = ones[one] = at + 1
