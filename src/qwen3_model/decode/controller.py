@@ -100,14 +100,14 @@ class Controller:
         self._smallest, *larger = sorted(kind for kind in times.kinds if kind > PLAIN) or [CHAIN]
         # decayed sums: cycles with a draft, and tokens that the smallest draft would have kept in them
         self._cycles, self._tokens = FIRST_CYCLES, FIRST_CYCLES * FIRST_TOKENS
-        self._found, self._of_lookup = (FIRST_CYCLES, FIRST_CYCLES * FIRST_FOUND), FIRST_FOUND  # likewise
+        self._found = FIRST_CYCLES, FIRST_CYCLES * FIRST_FOUND  # the same of lookup
         # of each larger tree, over its own cycles: tokens of the smallest draft, and its own
         self._pairs = dict.fromkeys(larger, (RATIO_TOKENS, RATIO_TOKENS * FIRST_RATIO))
         self._since = 0  # cycles since the last tree or chain
         if before is not None:
             self._cycles, self._tokens, self._since = before._cycles, before._tokens, before._since
-            self._pairs = dict(before._pairs)
-            self._found, self._of_lookup = before._found, before._of_lookup
+            self._pairs, self._found = dict(before._pairs), before._found
+        self._of_lookup = self._found[1] / self._found[0]  # tokens that a cycle of it is expected to keep
 
     def tokens(self, kind: int) -> float:
         """Tokens that a cycle of a kind is expected to keep."""

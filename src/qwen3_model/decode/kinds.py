@@ -1,5 +1,5 @@
-"""Which kinds of cycles there are on CUDA graphs: the trees that "auto" chooses among, the blocks that they
-are drafted from, and the rows that their verify passes have for prompts."""
+"""Which kinds of cycles "auto" chooses among, the blocks that drafts come from, and the rows that verify
+passes have for prompts."""
 
 from __future__ import annotations
 
