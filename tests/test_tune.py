@@ -185,6 +185,25 @@ def test_the_choice_in_gluon(us, triton, chosen):
     assert tune_gluon.chosen(us, triton) == chosen
 
 
+def test_a_line_without_narrow_tiles_begins_behind_them():
+    """Else a token's one row would take a wide tile. A line without any goes."""
+    found = tune_gluon.Tuned(64, 40)
+    row = found.row("sm_90", "here", {"least": 17, "wide": [[32, 1]], "wide_measured": "elsewhere"})
+    assert row is not None and (row["least"], row["tiles"], row["measured"]) == (257, [], None)
+    assert found.row("sm_90", "here", {"least": 17}) is None
+
+
+def test_a_tile_gives_way_to_a_wide_one():
+    """Which runs in its place with so many rows, as Triton's kernel would."""
+    meter = FakeMeter(Pool(torch.device("cpu"), 1 << 18), 0.1)
+    tuner = tune_gluon.Tuner(64, 40, ["toy o"], meter, torch.device("cpu"), [GluonTile(32, 1)])
+    took = {None: 9.0, tuner.wide[0]: 5.0}
+    tuner.timed = lambda plan, rows, n_ar=None: took[plan]
+    assert tuner.other(64) == 5.0
+    tuner.wide.clear()
+    assert tuner.other(64) == 9.0
+
+
 class RisingMeter(FakeMeter):
     """Says that each later candidate is slower."""
 
@@ -222,12 +241,21 @@ def test_a_whole_run_in_gluon(wrong, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tune_gluon, "MIXED", (9, 20))
     monkeypatch.setattr(tune_gluon, "MIXED_TILES", (16, 32))
     monkeypatch.setattr(tune_gluon, "linear_gluon", fake)
+    kept = {"wide": [[32, 1]], "wide_measured": "elsewhere"}
+    of_down = {"n": 64, "k": 40, "dtype": "bfloat16", "device": DEVICE_KEY, "least": 9, **kept}
+    before, table = json.loads(tune.GLUON.read_text()), tmp_path / "before.json"
+    table.write_text(json.dumps([of_down, *before]))
+    monkeypatch.setattr(tune, "GLUON", table)
+    monkeypatch.setattr(tune_gluon, "linear_gluon_wide", fake)
     out = tmp_path / "g.json"
     code = tune.main(["--models", "toy", "--kinds", "gluon", "--gluon-out", str(out)])
-    before, rows = json.loads(tune.GLUON.read_text()), json.loads(out.read_text())
+    rows = json.loads(out.read_text())
     assert rows[: len(before)] == before and len(rows) == len(before) + 4, "the head runs in Triton"
     for row in rows[len(before) :]:
         assert row["tiles"] == [[16, 1 + wrong], [32, 1 + wrong]] and row["measured"].endswith("bench.tune")
+        mine = (row["n"], row["k"]) == (64, 40)
+        assert {name: row.get(name) for name in kept} == (kept if mine else dict.fromkeys(kept))
+        assert row.get("least") == (9 if mine else None)
     said = capsys.readouterr().out
     assert code == wrong and ("DIFFERENT BITS" in said) is wrong
     pairs = [pair for row in rows[len(before) :] for pair in row["both"]]

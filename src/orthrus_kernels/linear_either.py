@@ -128,7 +128,8 @@ def trusted(launch: Launch, pdl: bool) -> bool:
     if why:
         plan = launch.plan
         tiles = ", ".join(f"{tile.rows} rows by {64 * tile.groups}" for tile in plan.tiles)
-        _distrusted.append(f"linear_gluon, weight {plan.n}x{plan.k}, tile {tiles}: {why}")
+        kernel = "linear_gluon_wide" if isinstance(plan, WidePlan) else "linear_gluon"
+        _distrusted.append(f"{kernel}, weight {plan.n}x{plan.k}, tile {tiles}: {why}")
         print(f"orthrus: Triton's linears run in place of Gluon's. {_distrusted[0]}", file=sys.stderr)
     elif not is_recorded():  # recorded launches did not run; both kernels are compiled ahead
         _trusted.add(key)

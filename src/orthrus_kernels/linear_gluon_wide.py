@@ -27,11 +27,12 @@ from .linear import GROUP_T
 from .linear_gluon import Plan, launch_dependents, multiprocessors, row_tiles, takes, weight_tiles
 from .pdl import launch_options
 from .rows import NO_CONTRACTION
-from .tables.gluon import MOST_ROWS, gluon_entries
+from .tables.gluon import MOST_GROUPS, MOST_ROWS, gluon_entries
 from .weight import Weight
 from .workspace import Workspace
 
-# Clocks of a tile besides its products: its sums are stored while nothing multiplies. A guess.
+# Clocks of a tile besides its products: its sums are stored while nothing multiplies. A guess, by which 8B's
+# linears take the fastest of their tiles or one within 3 % of it (bench.tune_wide, H200, bench/LOG.md, 148).
 OF_A_TILE = 1500
 
 
@@ -42,7 +43,7 @@ class Walk:
     T: gl.tensor
     N: gl.tensor
     blocks: gl.tensor
-    GROUP: gl.constexpr
+    GROUP_T: gl.constexpr
     GROUPS: gl.constexpr
     BLOCK_T: gl.constexpr
     TAIL_T: gl.constexpr
@@ -51,11 +52,11 @@ class Walk:
     SWIGLU: gl.constexpr
 
     @constexpr_function
-    def __init__(self, T, N, blocks, GROUP, GROUPS, BLOCK_T, TAIL_T, STAGES, SEGMENTS, SWIGLU):
+    def __init__(self, T, N, blocks, GROUP_T, GROUPS, BLOCK_T, TAIL_T, STAGES, SEGMENTS, SWIGLU):
         self.T = T
         self.N = N
         self.blocks = blocks
-        self.GROUP = gl.constexpr(GROUP)
+        self.GROUP_T = gl.constexpr(GROUP_T)
         self.GROUPS = gl.constexpr(GROUPS)
         self.BLOCK_T = gl.constexpr(BLOCK_T)
         self.TAIL_T = gl.constexpr(TAIL_T)
@@ -75,8 +76,8 @@ def _tile_at(walk, number):
     """Tile number `number`, with all blocks of K."""
     TILE_T: gl.constexpr = walk.BLOCK_T + walk.TAIL_T
     tiles_n, tiles_t = gl.cdiv(walk.N, walk.GROUPS * HEIGHT), gl.cdiv(walk.T, TILE_T)
-    first_t = number // (walk.GROUP * tiles_n) * walk.GROUP
-    group = gl.minimum(tiles_t - first_t, walk.GROUP)
+    first_t = number // (walk.GROUP_T * tiles_n) * walk.GROUP_T
+    group = gl.minimum(tiles_t - first_t, walk.GROUP_T)
     inside = number - first_t * tiles_n
     first_row, first_n = (first_t + inside % group) * TILE_T, inside // group * (walk.GROUPS * HEIGHT)
     zero = gl.to_tensor(0)
@@ -154,12 +155,12 @@ def _launch_metadata(grid, kernel, args):
 def _linear_gluon_wide_kernel(
     w, x, x_tail, y, sy_t,
     T, N, K,
-    SEGMENTS: gl.constexpr, SWIGLU: gl.constexpr, PDL: gl.constexpr, GROUP: gl.constexpr,
+    SEGMENTS: gl.constexpr, SWIGLU: gl.constexpr, PDL: gl.constexpr, GROUP_T: gl.constexpr,
     GROUPS: gl.constexpr, BLOCK_T: gl.constexpr, TAIL_T: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Program (number of its first tile). w, x, x_tail: descriptors, x_tail None where a tile has no tail."""
     out = Out(y, sy_t, N // 2 if SWIGLU else N, y, y, y)  # sums of segments meet in registers
-    walk = Walk(T, gl.to_tensor(N), gl.cdiv(K, BLOCK_K), GROUP, GROUPS, BLOCK_T, TAIL_T, STAGES, SEGMENTS,
+    walk = Walk(T, gl.to_tensor(N), gl.cdiv(K, BLOCK_K), GROUP_T, GROUPS, BLOCK_T, TAIL_T, STAGES, SEGMENTS,
                 SWIGLU)  # fmt: skip
     _run(walk, out, w, x, x_tail, PDL)
 
@@ -167,6 +168,12 @@ def _linear_gluon_wide_kernel(
 @dataclass(frozen=True)
 class WidePlan(Plan):
     """Launches for a weight [n, k] with any number of rows of one view."""
+
+    @property
+    def runs(self) -> bool:
+        """And whether the sums have registers: with several segments a warpgroup has two."""
+        most = MOST_ROWS if self.segments == 1 else 128 if self.tile.groups == MOST_GROUPS else 192
+        return super().runs and self.tile.rows <= most
 
     def fits(self, multiprocessors: int, space: Workspace) -> bool:
         """On any GPU: no program waits for another one."""
@@ -191,8 +198,8 @@ class WidePlan(Plan):
 
     @property
     def compared(self) -> tuple[int, int]:
-        """(rows, programs) that show every part of the kernel and take little memory: two row tiles, of which
-        the last is not full, and two tiles a program."""
+        """(rows, programs) that take little memory and show a full row tile, one that is not, and two tiles a
+        program."""
         rows = self.tile.rows + self.tile.rows // 2 + 1
         return rows, self.count(rows) // 2
 
@@ -228,7 +235,7 @@ def linear_gluon_wide(
     _linear_gluon_wide_kernel[(min(plan.count(rows), programs or multiprocessors(x.device)),)](
         w=weight_tiles(weight, plan.swiglu), x=row_tiles(x, sx_t, wide), x_tail=row_tiles(x, sx_t, tail),
         y=out, sy_t=out.stride(0) if rows > 1 else out.shape[1], T=rows, N=plan.n, K=plan.k,
-        SEGMENTS=plan.segments, SWIGLU=plan.swiglu, PDL=pdl, GROUP=GROUP_T, GROUPS=plan.tile.groups,
+        SEGMENTS=plan.segments, SWIGLU=plan.swiglu, PDL=pdl, GROUP_T=GROUP_T, GROUPS=plan.tile.groups,
         BLOCK_T=wide, TAIL_T=tail, STAGES=plan.tile.stages,
         num_warps=4, **NO_CONTRACTION, **launch_options(pdl and early),
     )  # fmt: skip

@@ -232,21 +232,25 @@ def barriers_that_stay(ttgir: str) -> list[str]:
     of another name before this one changes; a GPU then waits for ever."""
     found, opened, inside = list[str](), list[bool](), list[set[str]]()
     for line in ttgir.splitlines():
-        text = line.strip()
+        text = line.strip().split(" loc(")[0]
         if text.startswith("}") and opened:
             opened.pop()
             inside.pop()
-        if inside and (made := re.match(r"(%[\w#]+)(?::\d+)? = ", text)):
+        loop = len(opened) - 1 - opened[::-1].index(True) if any(opened) else len(opened)
+        # of the innermost loop: what a round hands on, and what is made of that
+        changes = set[str]().union(*inside[loop:])
+        made = re.match(r"(%\w+)(?::\d+)? = (.*)", text)
+        if inside and made and changes & set(re.findall(r"%\w+", made[2])):
             inside[-1].add(made[1])
         on = re.match(r"ttng\.(?:arrive_barrier (%\w+)|wait_barrier (%\w+), (%\w+))", text)
         if on and any(opened):
-            loop = len(opened) - 1 - opened[::-1].index(True)
-            changes = set[str]().union(*inside[loop:])
             found += [text] if any(name and name not in changes for name in on.groups()) else []
-        if text.split(" loc(")[0].endswith("{"):
-            opened.append("scf.for" in text or "scf.while" in text)
+        if text.endswith("{"):
             carried = re.search(r"iter_args\((.*?)\) ->", text)
+            counted = re.search(r"scf\.for (%\w+) =", text)
+            opened.append("scf.for" in text or "scf.while" in text)
             inside.append(set(re.findall(r"(%\w+) =", carried[1])) if carried else set())
+            inside[-1] |= {counted[1]} if counted else set()
     return found
 
 
