@@ -18,7 +18,7 @@ from rich.table import Table
 from qwen3_model import InputError, Qwen3
 from qwen3_model.checkpoint import EMBEDDED
 from qwen3_model.cli.terminal import new_console
-from qwen3_model.decode.controller import CHAIN, PLAIN
+from qwen3_model.decode.controller import CHAIN, LOOKUP, PLAIN
 from qwen3_model.prompts import read_prompts
 
 from . import report
@@ -28,8 +28,8 @@ from .trace_file import ONE_PASS, TREES
 
 COMMAND = "bench.budget"
 ROUNDS = 5  # over all kinds, of which the median counts
-FIXED = (PLAIN, CHAIN, *TREES, ONE_PASS)
-NAMES = {str(PLAIN): "plain", str(CHAIN): "chain", ONE_PASS: ONE_PASS, "auto": "auto"}
+FIXED = (PLAIN, LOOKUP, CHAIN, *TREES, ONE_PASS)
+NAMES = {str(PLAIN): "plain", str(LOOKUP): "lookup", str(CHAIN): "chain", ONE_PASS: ONE_PASS, "auto": "auto"}
 PROMPT_TOKENS = 64  # of noise
 SEED = 1
 SETS = ("predictable", "mixed", "noise")
@@ -67,7 +67,10 @@ def prompt_sets(model: Qwen3, count: int) -> list[PromptSet]:
 def decode(model: Qwen3, prompts: PromptSet, kind: int | str, new_tokens: int) -> dict[str, Any]:
     """Tokens a second of a whole set, tokens a cycle and how many cycles of each kind. kind: of
     qwen3_model/decode/controller.py, "one-pass" or "auto". Raises InputError for texts without a cycle."""
-    of_kind = {PLAIN: ("autoregressive", 0), ONE_PASS: (ONE_PASS, "auto"), "auto": ("auto", "auto")}
+    of_kind = {
+        PLAIN: ("autoregressive", 0), LOOKUP: ("lookup", 0), ONE_PASS: (ONE_PASS, "auto"),
+        "auto": ("auto", "auto"),
+    }  # fmt: skip
     strategy, tree = of_kind.get(kind, ("two-pass", kind))
     cycles_of: Counter[str] = Counter()
     tokens = cycles = kept = 0

@@ -50,6 +50,7 @@ from orthrus_kernels.layout import (
 from orthrus_kernels.plan import PassPlan
 from qwen3_model.decode import controller
 from qwen3_model.decode.cycle import Allot, Walk
+from qwen3_model.decode.foreseen import Followed
 from qwen3_model.decode.groups import Kind
 from qwen3_model.decode.one_pass import Shape
 from qwen3_model.decode.sequence import Sequence as RunningText
@@ -182,6 +183,13 @@ def walks(kind: Kind, kept: Mapping[str, Sequence[int]], count: int) -> list[lis
     return [walk([kept[size][i] for size in sizes]) for i in range(count)]
 
 
+def found_by_lookup(texts: Sequence[Text], tokens: int) -> list[list[int]] | None:
+    """`Forced`'s `found` of the first `tokens` tokens of recorded texts."""
+    if not all(LOOKUP in text.kept for text in texts):
+        return None
+    return [text.kept[LOOKUP][:tokens] for text in texts]
+
+
 def recorded(texts: Sequence[Text], tokens: int) -> Made:
     """Of the first `tokens` tokens of recorded texts, whose draft blocks were whole: `block` is not asked."""
 
@@ -191,15 +199,35 @@ def recorded(texts: Sequence[Text], tokens: int) -> Made:
     return made
 
 
+class Found:
+    """What cycles of lookup keep of a text that runs, as a trace says it: `Foresees` of foreseen.py."""
+
+    def __init__(self, text: RunningText, kept: Sequence[int]) -> None:
+        """kept: of the cycle at each of the text's tokens behind the prompt; the first again behind them."""
+        self._text, self._kept, self._root = text, kept, 0
+
+    def follow(self, rows: int, most: int) -> Followed:
+        """Of what is known of the text; `most` bounds nothing, as nothing is searched."""
+        found, last = list[int](), len(self._text.tokens) - self._text.prompt - 1
+        while (end := self._root + min(self._kept[self._root % len(self._kept)], rows)) <= last:
+            found.append(end - self._root)
+            self._root = end
+        return Followed(found, last - self._root + 1, sum(found))
+
+
 class Forced:
     """The tables of the walks of texts, at fixed places, for cycles that are captured: `Walks` of cycles.py.
 
     Texts have the tables of `made` in turn, from number `next` on, in the order in which they begin; a text
     that begins again keeps its own."""
 
-    def __init__(self, device: torch.device, slots: int, made: Made) -> None:
-        """slots: of the engine. made: of a kind and rows of a block, the walks of each text, by token."""
-        self._device, self._made = device, made
+    def __init__(
+        self, device: torch.device, slots: int, made: Made, found: Sequence[Sequence[int]] | None = None
+    ) -> None:
+        """slots: of the engine. made: of a kind and rows of a block, the walks of each text, by token. found:
+        tokens that a cycle of lookup keeps, likewise; None: nobody knows, and "auto" chooses none."""
+        self._device, self._made, self._found = device, made, found
+        self.looks = found is not None
         self._texts = torch.zeros(slots, 2, dtype=torch.int32, device=device)
         self._numbers: dict[RunningText, int] = {}
         self._tables: dict[tuple[Kind, int], Tensor] = {}
@@ -224,6 +252,11 @@ class Forced:
     def allot(self, by_scores: Allot) -> Allot:
         """Called in place of `by_scores`."""
         return evenly(by_scores)
+
+    def foresees(self, text: RunningText) -> Found:
+        """Of a text that has begun."""
+        assert self._found is not None
+        return Found(text, self._found[self._numbers[text]])
 
     def _table(self, of_texts: Sequence[Sequence[Sequence[int]]]) -> Tensor:
         """[texts, L, WIDTH]; behind the last token of a text that is shorter than L, nothing."""

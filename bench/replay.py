@@ -24,7 +24,7 @@ from qwen3_model.request import ONE_PASS_BLOCK
 
 from . import report, strong, trace_file
 from .command import fail
-from .forced_walk import Forced, recorded
+from .forced_walk import Forced, found_by_lookup, recorded
 from .measure import free_memory, machine, machine_line
 from .models import random_model
 from .report import number
@@ -110,7 +110,8 @@ class Replay:
         if model.backend != "triton":
             raise InputError("acceptance is replayed by a kernel: backend triton, on a GPU")
         self.model, self.texts, self.tokens, self.temperature = model, texts, tokens, temperature
-        self.forced = Forced(model.device, 1, recorded(texts, tokens))
+        looked_up = found_by_lookup(texts, tokens)
+        self.forced = Forced(model.device, 1, recorded(texts, tokens), looked_up)
         model.engine.forget()
         longest = max(text.prompt_tokens for text in texts)
         model.engine.runner_for(longest + tokens).cycles.force(self.forced)

@@ -11,24 +11,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.forced_walk import walks
+from bench.trace import looked_up
 from bench.trace_file import read
 from orthrus_kernels import draft_tree
 from qwen3_model.decode import controller
 from qwen3_model.decode.controller import (
     AWAKE,
     CHAIN,
+    FIRST_FOUND,
     LAST_TIMES,
     LOOK,
+    LOOKUP,
     LOSS,
     PLAIN,
     ROUNDS,
     TREES,
     TWIN_TIMES,
+    WALKED,
+    WALKS,
     Controller,
     Times,
     measured_times,
 )
 from qwen3_model.decode.cycle import IN_FLIGHT
+from qwen3_model.decode.foreseen import Followed, Foreseen
 from qwen3_model.decode.groups import MOST_ROWS
 from qwen3_model.decode.kinds import OWN_ROWS, SHARED_ROWS, seat_counts, trees_for
 
@@ -44,6 +50,11 @@ TIMES = {
     "embedded H100": {PLAIN: 0.170, 31: 0.400, 63: 0.470},
 }
 SMALL = TIMES["1.7B H100"]
+# The same beside lookup, 2026-11-30 (bench/LOG.md, 151).
+LOOKUP_TIMES = {
+    "8B H200": {PLAIN: 4.30, LOOKUP: 4.47, 31: 9.25, 63: 9.55},
+    "0.6B H200": {PLAIN: 0.95, LOOKUP: 1.07, 31: 2.39, 63: 2.65},
+}
 
 
 @cache
@@ -184,6 +195,124 @@ def test_on_the_twins_chains_run_where_they_pay():
             one.observe(kinds[-1], None if kinds[-1] == PLAIN else list(range(kept)))
         late = kinds[20:]
         assert kinds[0] == CHAIN and late.count(wanted) >= (1 - LOSS) * len(late)
+
+
+def followed(costs, tokens, tree, first=10):
+    """(ms, kinds of the cycles) of a text whose tokens are known, behind its `first` ones: lookup keeps what
+    it finds, trees as many tokens as `tree` says of each root."""
+    kept, at, spent, kinds, unread = looked_up(tokens, 0), first, 0.0, [], 0
+    times, known = Times(costs), tokens[: first + 1]
+    one = Controller(times, None, Foreseen(known))
+    while at < len(tokens) - 1:
+        kinds.append(one.next())
+        size = {PLAIN: 1, LOOKUP: kept[at]}.get(kinds[-1], tree(at))
+        known += tokens[len(known) : len(known) + unread]  # of the cycle before, as on the device
+        one.observe(kinds[-1], None if kinds[-1] == PLAIN else list(range(size)))
+        times.observe(kinds[-1], costs[kinds[-1]])
+        unread = min(size, len(tokens) - 1 - at)
+        at, spent = at + unread, spent + costs[kinds[-1]]
+    return spent, kinds
+
+
+@pytest.mark.parametrize("of", LOOKUP_TIMES)
+def test_lookup_runs_while_a_text_repeats_itself(of):
+    """Noise of which trees get a token more, then a loop, then noise again."""
+    rng, costs = random.Random(1), LOOKUP_TIMES[of]
+    noise = [rng.randrange(10**5) for _ in range(500)]
+    loop = [5, 6, 7, 8, 9] * 100
+    text = noise[:250] + loop + noise[250:]
+    spent, kinds = followed(costs, text, lambda at: 3)
+    looked = [i for i, kind in enumerate(kinds) if kind == LOOKUP]
+    assert kinds[0] in TREES and 80 < looked[0] < 80 + 8, "240 tokens by trees, and few of the loop"
+    assert 30 <= len(looked) <= 30 + 40, "16 tokens each, and of the noise until what was found has aged"
+    assert looked[-1] - looked[0] < len(looked) + 4 and set(kinds[looked[-1] + 1 :]) <= {*TREES, PLAIN}
+    fixed = [followed({kind: costs[kind]}, text, lambda at: 3)[0] for kind in costs]
+    assert spent < 0.8 * min(fixed)
+
+
+@pytest.mark.parametrize("of", LOOKUP_TIMES)
+def test_a_text_that_nobody_drafts_costs_little_beside_lookup_too(of):
+    """Nothing is found in noise, and it is known without a cycle of lookup."""
+    rng, costs = random.Random(2), LOOKUP_TIMES[of]
+    text = [rng.randrange(10**5) for _ in range(3000)]
+    spent, kinds = followed(costs, text, lambda at: 1)
+    assert (1 - LOSS) * spent < len(kinds) * costs[PLAIN] * 1.01
+    assert set(kinds[1000:]) == {PLAIN, LOOKUP, *TREES}, "tried all the same"
+    assert kinds.count(LOOKUP) < 3000 / LOOK + 20
+
+
+class Told:
+    """Foresees what it is told to."""
+
+    def __init__(self, *kept, at_least=0, prompt=0):
+        self.kept, self.at_least, self.left, self.calls = kept, at_least, prompt, 0
+
+    def follow(self, rows, most):
+        walked, self.calls = min(self.left, most), self.calls + 1
+        self.left -= walked
+        kept, self.kept = self.kept, ()
+        return Followed(kept, self.at_least, walked)
+
+
+def test_trees_are_tried_beside_lookup():
+    """Where it keeps two tokens a cycle, and trees one, then seven: one try tells."""
+    times, told = Times(LOOKUP_TIMES["8B H200"]), Told()
+    one, kinds = Controller(times, None, told), []
+    for i in range(2000):
+        told.kept = (2,)
+        kinds.append(one.next())
+        times.observe(kinds[-1], None)
+        one.observe(kinds[-1], None if kinds[-1] <= PLAIN else list(range(7 if i > 1000 else 1)))
+    tried = [i for i, kind in enumerate(kinds) if kind in TREES and 100 < i <= 1000]
+    assert kinds[100:1000].count(LOOKUP) > 870 and {kinds[i] for i in tried} == set(TREES)
+    late = [kind for kind in kinds[1100:] if kind in TREES]
+    assert len(late) > 0.95 * 900
+
+
+def test_what_lookup_keeps_is_its_own():
+    """Trees learn nothing from its cycles, nor it from theirs; the next text begins with it; the cycle that
+    has not ended counts where it is the better one."""
+    times = Times(LOOKUP_TIMES["8B H200"])
+    old = Controller(times, None, Told(*[4] * 90))
+    assert old.tokens(LOOKUP) == FIRST_FOUND
+    trees = old.tokens(31), old.tokens(63)
+    old.next()
+    assert old.tokens(LOOKUP) == pytest.approx(4, rel=0.01) and (old.tokens(31), old.tokens(63)) == trees
+    old.observe(LOOKUP, list(range(9)))
+    assert (old.tokens(31), old.tokens(63)) == trees and old.next() == LOOKUP
+    new = Controller(times, old, Told())
+    assert new.tokens(LOOKUP) == old.tokens(LOOKUP)
+    new.observe(63, list(range(9)))
+    assert new.tokens(LOOKUP) == old.tokens(LOOKUP) and new.tokens(31) > trees[0]
+    for at_least, more in ((0, False), (3, False), (12, True)):
+        one = Controller(times, old, Told(at_least=at_least))
+        one.next()
+        assert (one.tokens(LOOKUP) > old.tokens(LOOKUP)) == more
+
+
+def test_a_text_that_asks_for_no_lookup_takes_none():
+    """Beside one that does it takes what suits both."""
+    times = Times(LOOKUP_TIMES["8B H200"])
+    asks, other = Controller(times, None, Told(*[16] * 20)), Controller(times)
+    assert [other.next() for _ in range(3 * LOOK)].count(LOOKUP) == 0 == other.tokens(LOOKUP)
+    assert other.next(asks) == LOOKUP == asks.next(other)
+
+
+def test_what_a_step_walks_over_is_bounded():
+    """Of many texts some in turn, and of a long prompt a part."""
+    times = Times(LOOKUP_TIMES["8B H200"])
+    told = [Told() for _ in range(64)]
+    first, *beside = [Controller(times, None, one) for one in told]
+    for step in range(1, 9):
+        first.next(*beside), times.observe(PLAIN, None)
+        assert sum(one.calls for one in told) == step * WALKS
+    assert {one.calls for one in told} == {1}
+    long, short = Told(prompt=WALKED + 5), Told(prompt=9)
+    pair = [Controller(times, None, one) for one in (long, short)]
+    pair[0].next(pair[1])
+    assert (long.left, short.left) == (5, 9)
+    pair[0].next(pair[1])
+    assert (long.left, short.left) == (0, 0)
 
 
 @given(kind=st.sampled_from(TREES), sure=st.floats(0.2, 4), seed=st.integers(0, 10**6))

@@ -66,7 +66,8 @@ def test_captured_cycles(model, strategy, nodes, settings):
     for _ in "01":  # the second one's cycles are all replays
         assert same(model.generate(prompt_of(900), strategy, 250, **how), plain)
     cycles = model.engine.runner.cycles._cycles
-    assert len(cycles) <= (3 if nodes == "auto" else 2), "beside the plain one where one token is left"
+    kinds = 4 if strategy == "auto" else 3 if nodes == "auto" else 2
+    assert len(cycles) <= kinds, "beside the plain one where one token is left"
     used = [cycle for cycle in cycles.values() if cycle.launches > 2]
     assert used and all(cycle.graphs for cycle in used)
 
@@ -172,5 +173,5 @@ def test_a_plain_qwen3_past_the_first_cut(model):
     for name, weight in alone.destinations().items():
         weight.copy_(mine[name])
     got = alone.generate(prompt_of(1000), max_new_tokens=60)
-    assert same(got, by_hand(1000, 60)) and set(got.stats.cycles_of) == {"lookup"}
+    assert same(got, by_hand(1000, 60)) and "lookup" in got.stats.cycles_of
     assert len(alone.engine.runner.cycles) == 2, "lookup, and plain for what it does not find"

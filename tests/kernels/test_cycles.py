@@ -15,7 +15,7 @@ from orthrus_kernels.layout import State
 from qwen3_model import InputError
 from qwen3_model.bigram import Bigram
 from qwen3_model.decode import controller, one_pass
-from qwen3_model.decode.controller import PLAIN
+from qwen3_model.decode.controller import LOOKUP, PLAIN
 from qwen3_model.decode.cycle import Cycle
 from qwen3_model.decode.graphs import capturing
 from qwen3_model.decode.prompt import Prompts
@@ -259,8 +259,8 @@ def test_a_surplus_cycle_leaves_cache_and_state(model, strategy):
 
 
 def test_measuring_times_changes_nothing(model, monkeypatch):
-    """As on a GPU: cycles of three kinds, captured and then timed in turn, before the first text's."""
-    of, launch, launched, before = {1: PLAIN, 4: 3, 8: 7}, Cycle.launch, [], []
+    """As on a GPU: cycles of four kinds, captured and then timed in turn, before the first text's."""
+    of, launch, launched, before = {1: PLAIN, 16: LOOKUP, 4: 3, 8: 7}, Cycle.launch, [], []
     settings = {"strategy": "auto", "tree_nodes": "auto", "block_size": 4, "temperature": 0.8}
     plain = by_hand(model, temperature=0.8)
     model.engine.forget()
@@ -268,14 +268,14 @@ def test_measuring_times_changes_nothing(model, monkeypatch):
 
     def noted(self, pool, timed=False):
         kind = of[self.nodes]
-        if len(launched) < 9:  # nothing but the state is said to have ended
+        if len(launched) < 12:  # nothing but the state is said to have ended
             before[:] = before or copies(over)
         read = launch(self, None if DEVICE == "cpu" else pool, timed)  # a CPU captures nothing
         launched.append((kind, timed))
 
         def end():
             (found,) = read()
-            if len(launched) <= 9:
+            if len(launched) <= 12:
                 assert found.finished and not found.run.tokens
                 same_copies(over, before)
             assert DEVICE == "cpu" or not timed or found.milliseconds > 0
@@ -294,9 +294,10 @@ def test_measuring_times_changes_nothing(model, monkeypatch):
         assert same(again, plain)
         state = over.slots.state[0]
         assert int(state[State.LEFT]) == 0 and int(state[State.FINISHED]) == 1, "decoded here, to the end"
-    every = (PLAIN, 3, 7)
-    assert launched[:9] == [(k, False) for k in every for _ in "01"] + [(k, True) for k in every]
-    assert len(launched) > 9 and all(timed for _, timed in launched[9:]), "measured once"
+    every = (PLAIN, LOOKUP, 3, 7)
+    assert launched[:12] == [(k, False) for k in every for _ in "01"] + [(k, True) for k in every]
+    behind = launched[12:]  # a cycle of one token that is left is plain and not timed
+    assert behind and all(timed for kind, timed in behind if kind != PLAIN), "measured once"
     (learnt,) = over.controllers.values()
     assert {kind: learnt.times[kind] for kind in every} == {kind: 4.0 + kind for kind in every}
 

@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpreter import DEVICE
-from small import small_model
+from scripted import ScriptedModel
+from small import small_config, small_model
 
 from bench import replay
-from bench.forced_walk import WIDTH, Forced, evenly, forced_walk, recorded, walk
+from bench.forced_walk import WIDTH, Forced, Found, evenly, forced_walk, found_by_lookup, recorded, walk
 from bench.replay import Measured, Way, run, tables, with_bigram
 from bench.trace_file import CHAIN, KINDS, LOOKUP, ONE_PASS, TREES, Text, Trace, followed
 from orthrus_kernels.allot import allot_triton
@@ -211,6 +212,39 @@ def test_an_engine_of_several_slots_keeps_what_the_trace_says(model):
     for n, text in zip(of, running, strict=True):
         kept, found = followed(texts[n], CHAIN), text.result().stats.accepted_histogram
         assert found == [kept.count(1 + size) for size in range(max(kept))], n
+
+
+class Untimed(Forced):
+    """On a CPU the host has the time, and no kernel."""
+
+    def walk(self, kind, block):
+        step = super().walk(kind, block)
+        return lambda *given, timed: step(*given)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="a scripted model is on a CPU")
+def test_auto_goes_by_what_the_trace_says_of_lookup():
+    """Not by the tokens that random weights choose, which repeat nothing; where a trace does not know lookup,
+    auto does not choose it."""
+    text = Text(2, {kind: [1] * 40 for kind in KINDS} | {LOOKUP: [5, 1, 1, 1, 1] * 8})
+    old = replace(text, kept={kind: kept for kind, kept in text.kept.items() if kind != LOOKUP})
+    model = ScriptedModel(small_config(eos_token_ids=()), skill=0.0)
+    for of in (text, old):
+        engine, looks = Engine(model), LOOKUP in of.kept
+        forced = Untimed(torch.device("cpu"), 1, recorded([of], 40), found_by_lookup([of], 40))
+        engine.runner_for(64).cycles.force(forced)
+        stats = engine.generate([3, 4], Request(max_new_tokens=40)).stats
+        assert forced.looks == looks == ("lookup" in stats.cycles_of)
+        assert stats.cycles < 25 if looks else stats.cycles == 39
+        assert stats.accepted_histogram == ([stats.cycles] if not looks else stats.accepted_histogram[:5])
+    running = SimpleNamespace(tokens=[3, 4, 5], prompt=2)
+    found = Found(running, text.kept[LOOKUP])
+    assert found.follow(16, 0) == ([], 1, 0), "behind the prompt its first token is known"
+    running.tokens += [9] * 4
+    assert found.follow(16, 0) == ([], 5, 0)
+    running.tokens += [9] * 3
+    assert found.follow(16, 0) == ([5], 3, 5), "three of the next five"
+    assert Found(running, text.kept[LOOKUP]).follow(3, 0) == ([3, 1, 1], 3, 5), "of three rows"
 
 
 @dataclass(eq=False)

@@ -2,18 +2,20 @@
 
 A **kind** is what a cycle does: `PLAIN` decodes without a draft, `CHAIN` verifies one token a position, n > 0
 verifies a draft tree of n nodes, `LOOKUP` verifies a chain of what followed the text's last tokens before
-(orthrus_kernels/lookup.py). A controller chooses among PLAIN and trees, or PLAIN and one kind of chain;
-one-pass cycles run only where they are asked for by name.
+(orthrus_kernels/lookup.py). A controller chooses among PLAIN, LOOKUP, and trees or CHAIN, as far as a model
+has them; one-pass cycles run only where they are asked for by name.
 
 The best kind keeps the most tokens for its time. What it keeps is a property of the text, and a `Controller`
 learns it, one controller a text: the decayed mean of what the smallest draft keeps, and for a larger tree the
 decayed ratio to it. Best-first trees are prefixes of each other, so every walk in a larger tree also tells
-what the smallest one would have kept. What a kind takes is a property of the model and the GPU, and all texts
-share one `Times`. The text itself never depends on any of this.
+what the smallest one would have kept. What lookup would keep is known without a cycle of it (foreseen.py),
+and its decayed mean counts. What a kind takes is a property of the model and the GPU, and all texts share one
+`Times`. The text itself never depends on any of this.
 
-The best kind alone would never learn better, so other kinds run at times. While no draft pays, a draft runs
-once for so many plain cycles that tries which keep one token cost at most LOSS of the time. While drafts pay,
-a kind that has not run for LOOK cycles runs: it may keep more by now, or its time may be wrong."""
+The best kind alone would never learn better, so other kinds run at times. While plain decoding or lookup is
+best, a tree or chain runs once for so many cycles that tries which keep one token cost at most LOSS of the
+time. Any other kind that has not run for LOOK cycles runs: it may keep more by now, or its time may be wrong.
+"""
 
 from __future__ import annotations
 
@@ -22,25 +24,33 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
-from .cycle import IN_FLIGHT
+from .cycle import IN_FLIGHT, LOOKUP_ROWS
+from .foreseen import Foresees
 
 LOOKUP, PLAIN, CHAIN = -2, -1, 0
 # Nodes of the trees that a controller chooses among. With the root they fill the kernels' tiles of rows.
 # With recorded acceptance trees of 15 and 127 nodes are always slower (bench/LOG.md, 2026-11-28).
 TREES = (31, 63)
 # Times on the plain twins, in plain cycles. Their attention takes a tree path by path, so a tree costs more
-# than it brings. Embedded checkpoint, 2-core AMD EPYC, 2026-11-26. They are constant: counts can be repeated.
-TWIN_TIMES = {PLAIN: 1.0, CHAIN: 2.0}
-# The same without a diffusion view: 16 rows of the embedded checkpoint, 2 CPU cores, 2026-11-29.
-TWIN_LOOKUP_TIMES = {PLAIN: 1.0, LOOKUP: 1.2}
+# than it brings. Embedded checkpoint, 2-core AMD EPYC, 2026-11-26; lookup's 16 rows 2026-11-29. They are
+# constant: counts can be repeated.
+TWIN_TIMES = {PLAIN: 1.0, LOOKUP: 1.2, CHAIN: 2.0}
 
-DECAY = 0.96  # of what is known of the text, a cycle: about the last 25 cycles count
+# Of what is known of the text, a cycle, and of lookup a token: about the last 25 count. Lookup finds much for
+# a while and then little, and while it finds much its cycles are long.
+DECAY = 0.96
 RATIO_DECAY = 0.99  # of a larger tree's ratio, a cycle of it: ratios are close to 1 and change slowly
 FIRST_TOKENS, FIRST_CYCLES = 3.0, 4.0  # of the smallest draft before any text: it begins with some drafts
 FIRST_RATIO, RATIO_TOKENS = 1.07, 200.0  # recorded ratios are 1.04 to 1.09; as if seen on so many tokens
-FAVOUR = 1.05  # drafts count as this much better: a few unlucky cycles should not end drafting
-LOSS = 0.02  # of the time, at most, for drafts that are tried while plain decoding is best
-LOOK = 256  # cycles of all texts until a kind that has not run is tried beside a draft
+FIRST_FOUND = 1.3  # tokens of lookup before any text, over FIRST_CYCLES too
+# Drafts that are learnt from cycles of their own count as this much better: a few unlucky ones should not end
+# drafting.
+FAVOUR = 1.05
+LOSS = 0.02  # of the time, at most, for trees and chains that are tried while none of them is best
+LOOK = 256  # cycles of all texts until any other kind that has not run is tried
+# Texts and tokens that `next` walks over for lookup, at most: many texts take turns, and a long prompt takes
+# some cycles. A text takes 3 µs and a token 0.6, of 64 texts 1.6 (2-core AMD EPYC, 2026-11-30).
+WALKS, WALKED = 8, 1024
 LAST_TIMES = 5  # of a kind, of which the median counts: two cycles that were held up change nothing
 ROUNDS = 5  # of first measurements that count: the last ones
 AWAKE = 0.1  # seconds of work until an idle GPU runs at its speed, by far enough
@@ -66,6 +76,11 @@ class Times:
         if cost is not None:
             self._last[kind].append(cost)
 
+    @property
+    def cycles(self) -> int:
+        """How many ended."""
+        return self._cycles
+
     def unused(self, kind: int) -> int:
         """How many cycles ended since the last one of a kind."""
         return self._cycles - self._ran_at[kind]
@@ -74,22 +89,30 @@ class Times:
 class Controller:
     """Chooses the kind of each cycle of one text."""
 
-    def __init__(self, times: Times, before: Controller | None = None) -> None:
+    def __init__(
+        self, times: Times, before: Controller | None = None, foresees: Foresees | None = None,
+        rows: int = LOOKUP_ROWS,
+    ) -> None:  # fmt: skip
         """times: of the kinds to choose from. before: the controller of the text before this one, with the
-        same kinds; what it learnt is where this one begins. None: of the first text."""
-        self.times = times
-        self._smallest, *larger = sorted(kind for kind in times.kinds if kind != PLAIN)
+        same kinds; what it learnt is where this one begins. None: of the first text. foresees: what lookup
+        would keep of the text, in cycles of so many rows; None: nobody says, and the text asks for none."""
+        self.times, self._foresees, self._rows = times, foresees, rows
+        self._smallest, *larger = sorted(kind for kind in times.kinds if kind > PLAIN) or [CHAIN]
         # decayed sums: cycles with a draft, and tokens that the smallest draft would have kept in them
         self._cycles, self._tokens = FIRST_CYCLES, FIRST_CYCLES * FIRST_TOKENS
+        self._found = FIRST_CYCLES, FIRST_CYCLES * FIRST_FOUND  # the same of lookup
         # of each larger tree, over its own cycles: tokens of the smallest draft, and its own
         self._pairs = dict.fromkeys(larger, (RATIO_TOKENS, RATIO_TOKENS * FIRST_RATIO))
-        self._plain = 0  # cycles without a draft since the last draft
+        self._since = 0  # cycles since the last tree or chain
         if before is not None:
-            self._cycles, self._tokens, self._plain = before._cycles, before._tokens, before._plain
-            self._pairs = dict(before._pairs)
+            self._cycles, self._tokens, self._since = before._cycles, before._tokens, before._since
+            self._pairs, self._found = dict(before._pairs), before._found
+        self._of_lookup = self._found[1] / self._found[0]  # tokens that a cycle of it is expected to keep
 
     def tokens(self, kind: int) -> float:
         """Tokens that a cycle of a kind is expected to keep."""
+        if kind == LOOKUP:
+            return 0.0 if self._foresees is None else self._of_lookup
         smallest, own = self._pairs.get(kind, (1.0, 1.0))
         return 1.0 if kind == PLAIN else self._tokens / self._cycles * own / smallest
 
@@ -97,30 +120,63 @@ class Controller:
         """The kind of the next cycle. Cycles before it may be launched and not observed yet. beside: the
         controllers of the other texts in the cycle, with the same times."""
         texts = self, *beside
-        rates = {kind: sum(c.tokens(kind) for c in texts) / self.times[kind] for kind in self.times.kinds}
-        best = max(rates, key=lambda kind: rates[kind] * (1.0 if kind == PLAIN else FAVOUR))
-        others = [kind for kind in rates if kind != best]
-        other = max(others, key=self.times.unused)
-        if best == PLAIN:
-            plain, draft = self.times[PLAIN], self.times[other]
-            due = LOSS * self._plain * plain >= draft - plain
-        else:
-            due = self.times.unused(other) >= LOOK
-        kind = other if due else best
-        self._plain = self._plain + 1 if kind == PLAIN else 0
+        _foresee(texts)
+        looks = any(c._foresees is not None for c in texts)
+        kinds = [kind for kind in self.times.kinds if looks or kind != LOOKUP]
+        rates = {kind: sum(c.tokens(kind) for c in texts) / self.times[kind] for kind in kinds}
+        best = max(rates, key=lambda kind: rates[kind] * (FAVOUR if kind > PLAIN else 1.0))
+        kind = self._due(kinds, best, len(texts) / rates[best])
+        self._since = self._since + 1 if kind <= PLAIN else 0
         return kind
+
+    def _due(self, kinds: Sequence[int], best: int, usual: float) -> int:
+        """One of these kinds that runs though another is the best, or that. usual: what a token of each text
+        takes with the best."""
+        times, drafts = self.times, [kind for kind in kinds if kind > PLAIN]
+        if best <= PLAIN and drafts:
+            draft = max(drafts, key=times.unused)
+            if LOSS * self._since * times[best] >= times[draft] - usual:
+                return draft
+            kinds = [kind for kind in kinds if kind <= PLAIN]
+        other = max((kind for kind in kinds if kind != best), key=times.unused, default=best)
+        return other if times.unused(other) >= LOOK else best
 
     def observe(self, kind: int, path: Sequence[int] | None) -> None:
         """Learn from a cycle of a kind. path: numbers of the accepted nodes, the root's 0 first; a tree's are
-        in the order of its growth. None: the cycle had no draft."""
+        in the order of its growth. None: the cycle had no draft. One of lookup says nothing of other drafts.
+        """
         self._cycles, self._tokens = DECAY * self._cycles, DECAY * self._tokens
-        if path is None or kind == PLAIN:
+        if path is None or kind <= PLAIN:
             return
-        kept = len(path) if kind <= CHAIN else sum(node <= self._smallest for node in path)
+        kept = len(path) if kind == CHAIN else sum(node <= self._smallest for node in path)
         self._cycles, self._tokens = self._cycles + 1, self._tokens + kept
         if kind in self._pairs:
             smallest, own = self._pairs[kind]
             self._pairs[kind] = RATIO_DECAY * smallest + kept, RATIO_DECAY * own + len(path)
+
+    def _follow(self, most: int) -> int:
+        """Learn what lookup would have kept, from tokens that are new; returns how many were walked over."""
+        if self._foresees is None:
+            return 0
+        kept, at_least, walked = self._foresees.follow(self._rows, most)
+        for tokens in kept:
+            self._found = _aged(self._found, tokens)
+        ways = self._found, _aged(self._found, at_least)
+        self._of_lookup = max(tokens / cycles for cycles, tokens in ways)
+        return walked
+
+
+def _aged(sums: tuple[float, float], kept: int) -> tuple[float, float]:
+    """Cycles and tokens with one more cycle."""
+    aged = DECAY**kept
+    return aged * sums[0] + 1, aged * sums[1] + kept
+
+
+def _foresee(texts: Sequence[Controller]) -> None:
+    """Have some texts of a cycle learn what lookup would have kept."""
+    turns, left = -(-len(texts) // WALKS), WALKED
+    for text in texts[texts[0].times.cycles % turns :: turns]:
+        left -= text._follow(left)
 
 
 def measured_times(kinds: Sequence[int], launch: Callable[[int], Callable[[], float]]) -> dict[int, float]:

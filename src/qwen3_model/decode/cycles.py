@@ -15,11 +15,12 @@ from torch import Tensor
 from orthrus_kernels import FORMS, Form
 from orthrus_kernels.layout import State
 
-from .controller import CHAIN, PLAIN, TWIN_LOOKUP_TIMES, TWIN_TIMES, Controller, Times
+from .controller import CHAIN, LOOKUP, PLAIN, Controller, Times
 from .cycle import Allot, Cycle, Outcome, Read, Slots, Walk, pairs_of
 from .cycle_times import EVERY_NODE, capture, key_time, times_of
+from .foreseen import Foreseen, Foresees
 from .groups import Group, Kind, Seated, groups_of
-from .kinds import ahead, block_of, kinds_of_auto, riders_of, seat_counts, with_riders
+from .kinds import ahead, block_of, kinds_of_auto, riders_of, seat_counts, twin_times, with_riders
 from .pace import Pace
 from .prompt import rows_for
 from .prompt_rows import Piece
@@ -36,6 +37,8 @@ MOST_GRAPHS = 64  # beside those of `ready`; the one not used for longest goes f
 class Walks(Protocol):
     """Says what cycles keep, in place of the target's choices (bench/forced_walk.py)."""
 
+    looks: bool  # whether what cycles of lookup keep is known
+
     def begin(self, text: Text, slot: int) -> None:
         """A text runs in a slot from now on, in turn on the stream."""
 
@@ -44,6 +47,9 @@ class Walks(Protocol):
 
     def allot(self, by_scores: Allot) -> Allot:
         """Called in place of `by_scores`, which is `allot` of allot.py."""
+
+    def foresees(self, text: Text) -> Foresees:
+        """Of a text that has begun; asked where it `looks`."""
 
 
 class Launched(NamedTuple):
@@ -70,6 +76,7 @@ class Cycles:
         self.pace = Pace()  # of prompts beside these cycles
         self.controllers: dict[tuple, Controller] = {}  # of the last text of each form, block size and seats
         self._of: dict[Text, tuple[tuple, Controller]] = {}  # the controller of each text that runs
+        self._foresees: dict[Text, Foresees] = {}  # of those that run
         self._cycles: OrderedDict[tuple, Cycle] = OrderedDict()
         self._seated: Seated = ()  # of the last launch
         self._groups: list[Group] = []
@@ -129,6 +136,7 @@ class Cycles:
     def end(self, text: Text) -> None:
         """A text runs no longer."""
         self._of.pop(text, None)
+        self._foresees.pop(text, None)
 
     def launch(self, seated: Seated, pieces: Sequence[Piece] = ()) -> tuple[Launched, ...]:
         """Launch a cycle of the texts that draft in one pass and one of the others, or either alone; what
@@ -211,9 +219,25 @@ class Cycles:
         """What says the kinds that suit a text in cycles of a form, block size and number of seats; it begins
         with what the last text of such cycles has taught."""
         if text not in self._of or self._of[text][0] != key:
-            self.controllers[key] = Controller(self._times(*key), self.controllers.get(key))
+            rows = block_of(LOOKUP, *key[1:])
+            learnt = self._times(*key), self.controllers.get(key)
+            self.controllers[key] = Controller(*learnt, self._foresees_of(text), rows)
             self._of[text] = key, self.controllers[key]
         return self._of[text][1]
+
+    def _foresees_of(self, text: Text) -> Foresees | None:
+        """What lookup would keep of a text; None where none of its cycles looks up."""
+        if text.request.strategy != "auto" or not self._looks:
+            return None
+        if text not in self._foresees:
+            known = Foreseen(text.tokens) if self.walks is None else self.walks.foresees(text)
+            self._foresees[text] = known
+        return self._foresees[text]
+
+    @property
+    def _looks(self) -> bool:
+        """Whether "auto" may choose lookup."""
+        return self.walks is None or self.walks.looks
 
     def _cycle(self, kind: Kind, block: int, form: Form, seats: int, riders: int = 0) -> Cycle:
         """The cycle of a kind with so many rows for prompts, made when it is first asked for."""
@@ -238,14 +262,14 @@ class Cycles:
         nothing, for texts as long as those that run then; without CUDA graphs, the twins'."""
         key = form, block, seats
         if key not in self._times_of:
-            twins = TWIN_TIMES if block else TWIN_LOOKUP_TIMES
-            self._times_of[key] = Times(twins) if self.pool is None else self._first_times(*key)
+            twins = self.pool is None
+            self._times_of[key] = Times(twin_times(block, self._looks)) if twins else self._first_times(*key)
         return self._times_of[key]
 
     def _first_times(self, form: Form, block: int, seats: int) -> Times:
         """Captured for each form, measured with the first one that is asked for: another form's choice takes
         microseconds more, and what cycles take is learnt as they run."""
-        kinds = kinds_of_auto(seats, block)
+        kinds = kinds_of_auto(seats, block, self._looks)
         keys = ahead(kinds, block, seats, len(self.slots.state))
         cycles = [self._cycle(kind, block, form, seats, riders=riders) for kind, riders in keys]
         capture(cycles, self.slots, self.pool)

@@ -1,11 +1,11 @@
-"""Which kinds of cycles there are on CUDA graphs: the trees that "auto" chooses among, the blocks that they
-are drafted from, and the rows that their verify passes have for prompts."""
+"""Which kinds of cycles "auto" chooses among, the blocks that drafts come from, and the rows that verify
+passes have for prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .controller import CHAIN, LOOKUP, PLAIN, TREES
+from .controller import CHAIN, LOOKUP, PLAIN, TREES, TWIN_TIMES
 from .cycle import LOOKUP_ROWS
 from .groups import MOST_ROWS, Kind, fixed_kind, seats_for
 from .one_pass import Shape
@@ -32,9 +32,16 @@ def trees_for(seats: int) -> tuple[int, ...]:
     return tuple(nodes for nodes in SIZES if nodes <= most)[-2:]
 
 
-def kinds_of_auto(seats: int, block: int) -> tuple[int, ...]:
-    """The kinds that "auto" chooses among, each once. block: rows of a draft block; 0: the model has none."""
-    return tuple(dict.fromkeys((PLAIN, *(trees_for(seats) if block else (LOOKUP,)))))
+def kinds_of_auto(seats: int, block: int, looks: bool = True) -> tuple[int, ...]:
+    """The kinds that "auto" chooses among. block: rows of a draft block; 0: the model has none. looks:
+    whether lookup is one of them."""
+    return PLAIN, *((LOOKUP,) if looks else ()), *(trees_for(seats) if block else ())
+
+
+def twin_times(block: int, looks: bool) -> dict[int, float]:
+    """What kinds that "auto" chooses among without CUDA graphs take, as in `kinds_of_auto`."""
+    there = {PLAIN: True, LOOKUP: looks, CHAIN: block > 0}
+    return {kind: time for kind, time in TWIN_TIMES.items() if there[kind]}
 
 
 def kinds_of(text: Text) -> tuple[Kind, ...]:

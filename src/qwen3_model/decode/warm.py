@@ -7,9 +7,9 @@ processes, one a core. With a whole cache no process is started.
 An engine of several slots also captures its graphs then, and times its cycles: for every number of seats and
 each of the three forms of a choice, plain decoding and the drafts that "auto" chooses among, plain decoding
 and the largest of these with rows for prompts too; and every chunk of a prompt. Nothing is compiled or
-captured in the middle of a text, unless a text asks for something else: one-pass, lookup of an Orthrus, a
-block size that is not the model's, a number of tree nodes. That is compiled and captured when it first comes.
-An engine of one slot captures a graph when it first needs it."""
+captured in the middle of a text, unless a text asks for something else: one-pass, a block size that is not
+the model's, a number of tree nodes, or lookup of an Orthrus while prompts are read beside it. That is
+compiled and captured when it first comes. An engine of one slot captures a graph when it first needs it."""
 
 from __future__ import annotations
 
