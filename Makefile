@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve cluster test test-slow test-browser fuzz coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-edits bench-grammars bench-budget bench-first-token bench-replay bench-batch bench-serve performance pictures recording page-picture tune mutations gpu-check tiny-checkpoint clean
+.PHONY: help demo serve cluster test test-slow test-browser fuzz coverage lint fmt notebooks new-op check-kernel bench bench-decode acceptance bench-edits bench-grammars bench-linears bench-levers bench-selector bench-budget bench-first-token bench-replay bench-batch bench-serve performance pictures recording page-picture tune tune-wide mutations gpu-check tiny-checkpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -67,6 +67,15 @@ bench-edits: $(VENV)/bench ## tokens a cycle of trees with what lookup finds and
 bench-grammars: $(VENV)/bench $(VENV)/serve ## cycles of texts held to JSON schemas beside free ones, on this GPU, 1 minute; options in BENCH="..."
 	$(BIN)/python -m bench.grammars $(BENCH)
 
+bench-linears: $(VENV)/bench ## all linears of a model in Gluon and in Triton, bit for bit, and beside cuBLAS on this GPU, 1 minute; options in BENCH="..."
+	$(BIN)/python -m bench.linears $(BENCH)
+
+bench-levers: $(VENV)/bench ## which training levers bring tokens a cycle? on a GPU, 7 minutes; options in BENCH="..."
+	$(BIN)/python -m bench.levers $(BENCH)
+
+bench-selector: $(VENV)/bench ## what a selector of draft candidates keeps on held-out prompts, 1 minute on a GPU; options in BENCH="..."
+	$(BIN)/python -m bench.selector $(BENCH)
+
 bench-budget: $(VENV)/bench ## does strategy "auto" find the fastest cycle? on this GPU, 3 minutes; options in BENCH="..."
 	$(BIN)/python -m bench.budget $(BENCH)
 
@@ -96,6 +105,9 @@ page-picture: $(VENV)/browser ## docs/page.png anew: the page of `orthrus serve`
 
 tune: $(VENV)/bench ## make the linears' launch table anew on this GPU; options in TUNE="..."
 	$(BIN)/python -m bench.tune $(TUNE)
+
+tune-wide: $(VENV)/bench ## wide tiles of the linears in Gluon beside Triton and cuBLAS on this GPU, 1 minute; options in TUNE="..."
+	$(BIN)/python -m bench.tune_wide $(TUNE)
 
 mutations: $(VENV)/test ## plant known bugs in a copy, each to be caught by its test, 10 minutes; options in MUTATIONS="..."
 	$(BIN)/python -m tests.mutations.run $(MUTATIONS)

@@ -26,6 +26,7 @@ from orthrus_kernels._gluon import HAS_GLUON
 from orthrus_kernels.compile_ahead import compile_all, missing, recorded
 from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.tables import LinearEntry, LinearTile
+from orthrus_kernels.tables.gluon import GluonTile
 from qwen3_model.cli.output import write_atomically
 
 from .command import Parser, fail, in_processes, positive, run, short, writable
@@ -348,7 +349,12 @@ def tune_gluon(
     """Tune the linears in Gluon and write their table; what was found of each weight."""
     device = meter.pool.device
     key = tables.device_key(device)
-    tuners = [Tuner(w.n, w.k, w.names, meter, device) for w in wanted]
+    before = {(r["n"], r["k"], r["dtype"], r["device"]): r for r in json.loads(GLUON.read_text())}
+    lines = [before.pop((w.n, w.k, "bfloat16", key), {}) for w in wanted]
+    tuners = [
+        Tuner(w.n, w.k, w.names, meter, device, [GluonTile(*tile) for tile in line.get("wide", ())])
+        for w, line in zip(wanted, lines, strict=True)
+    ]
     with recorded() as launches:
         for tuner in tuners:
             tuner.rehearse()
@@ -359,18 +365,17 @@ def tune_gluon(
     for tuner in tuners:
         found.append(tuner.tune())
         print(f"[{time.perf_counter() - began:.0f} s] {' | '.join(gluon_line(found[-1]))}", flush=True)
-    rows = [row for of in found if (row := of.row(key, measured)) is not None]
-    gone = {(of.n, of.k, "bfloat16", key) for of in found}
-    old = [r for r in json.loads(GLUON.read_text()) if (r["n"], r["k"], r["dtype"], r["device"]) not in gone]
+    made = [of.row(key, measured, line) for of, line in zip(found, lines, strict=True)]
+    old, rows = list(before.values()), [row for row in made if row is not None]
     write_atomically(given.gluon_out, table_text([*old, *rows]))
     head = ["weight", *(f"{count} rows" for count in GLUON_ROWS), "both views"]
-    print_tables([("µs in Gluon, in Triton", head, [gluon_line(of) for of in found])])
+    print_tables([("µs in Gluon, of the fastest other launch", head, [gluon_line(of) for of in found])])
     print(f"{given.gluon_out}: {len(rows)} weights for {key}; {time.perf_counter() - began:.0f} s")
     return found
 
 
 def gluon_line(found: Tuned) -> list[str]:
-    """A weight, and for each number of rows the fastest tile's µs and Triton's."""
+    """A weight, and for each number of rows the fastest tile's µs and those of what would run else."""
     cells = [", ".join(map(number, found.us[of])) if of in found.us else "-"
              for of in (*map(str, GLUON_ROWS), "mixed")]  # fmt: skip
     return [f"{found.n}x{found.k}", *cells]

@@ -2,13 +2,14 @@
 how many rows, and in which tiles. A part of `make tune` (tune.py).
 
 Every candidate is compared with Triton's kernel on all rows that it takes, bit for bit; one that differs is
-named and never timed. For each number of rows the fastest number of warpgroups is taken, up to the rows where
-Triton's kernel is faster. For weights of which each view has its own, one launch of both is measured too, at
-the rows of a one-pass cycle."""
+named and never timed. For each number of rows the fastest number of warpgroups is taken, up to the rows
+where Triton's kernel, or the wide tile that the weight's line has for them (tune_wide.py), is faster. For
+weights of which each view has its own, one launch of both is measured too, at the rows of a one-pass
+cycle."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
@@ -20,9 +21,10 @@ from torch import Tensor
 from orthrus_kernels import Weight, tables
 from orthrus_kernels.linear import linear_triton
 from orthrus_kernels.linear_gluon import Plan, linear_gluon, multiprocessors
+from orthrus_kernels.linear_gluon_wide import WidePlan, linear_gluon_wide
 from orthrus_kernels.linear_swiglu import linear_swiglu_triton
 from orthrus_kernels.rows import SPARE_ROWS
-from orthrus_kernels.tables.gluon import MOST_GROUPS, GluonTile
+from orthrus_kernels.tables.gluon import MOST_GROUPS, MOST_ROWS, GluonTile
 from orthrus_kernels.workspace import workspace
 
 from .command import short
@@ -37,7 +39,7 @@ KEPT = 1.02  # time over Triton's up to which a tile stays, so that noise cuts n
 
 @dataclass
 class Tuned:
-    """What was found of a weight. us: of the fastest tile and of Triton's kernel, by rows."""
+    """What was found of a weight. us: of the fastest tile and of the fastest other launch, by rows."""
 
     n: int
     k: int
@@ -46,15 +48,20 @@ class Tuned:
     us: dict[str, tuple[float, float]] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
 
-    def row(self, device: str, measured: str) -> dict[str, Any] | None:
-        """Of gluon.json; None where Triton's kernel is faster with any rows."""
-        if not self.tiles:
+    def row(self, device: str, measured: str, line: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Of gluon.json; None where Triton's kernel is faster with any rows. line: the one before, whose wide
+        tiles stay, as tune_wide.py times them, and whose least rows."""
+        kept = {name: line[name] for name in ("wide", "wide_measured") if name in line}
+        if not self.tiles and not kept:
             return None
+        least = line.get("least", 1) if self.tiles else MOST_ROWS + 1
         return {
             "n": self.n, "k": self.k, "dtype": "bfloat16", "device": device,
+            **({"least": least} if least > 1 else {}),
             "tiles": [[tile.rows, tile.groups] for tile in self.tiles],
-            "both": [[[tile.rows, tile.groups] for tile in pair] for pair in self.both], "measured": measured,
-        }  # fmt: skip
+            "both": [[[tile.rows, tile.groups] for tile in pair] for pair in self.both],
+            "measured": measured if self.tiles else None,
+        } | kept  # fmt: skip
 
 
 def tiles(rows: int) -> list[GluonTile]:
@@ -68,14 +75,14 @@ def tiles(rows: int) -> list[GluonTile]:
     return found
 
 
-def chosen(us: dict[int, dict[GluonTile, float]], triton: dict[int, float]) -> list[GluonTile]:
-    """The fastest tile of each number of rows, up to the first where Triton's kernel is faster."""
+def chosen(us: dict[int, dict[GluonTile, float]], others: dict[int, float]) -> list[GluonTile]:
+    """The fastest tile of each number of rows, up to the first where another launch is faster."""
     found = []
     for rows in sorted(us):
         if not us[rows]:
             break
         fastest = min(us[rows], key=lambda tile: us[rows][tile])
-        if us[rows][fastest] > KEPT * triton[rows]:
+        if us[rows][fastest] > KEPT * others[rows]:
             break
         found.append(fastest)
     return found
@@ -84,13 +91,18 @@ def chosen(us: dict[int, dict[GluonTile, float]], triton: dict[int, float]) -> l
 class Tuner:
     """Compares and times the launches of one weight."""
 
-    def __init__(self, n: int, k: int, names: Sequence[str], meter: Meter, device: torch.device) -> None:
+    def __init__(
+        self, n: int, k: int, names: Sequence[str], meter: Meter, device: torch.device,
+        wide: Sequence[GluonTile] = (),
+    ) -> None:  # fmt: skip
+        """wide: those that the table has for many rows."""
         self.found, self.meter, self.device = Tuned(n, k), meter, device
         entry = tables.linear_entry(n, k, torch.bfloat16, tables.device_key(device))
         self.segments, self.space, self.most = entry.segments, workspace(device), multiprocessors(device)
         of = [name.split()[-1] for name in names]
         self.swiglu, self.two_views = "gate_up" in of, bool(set(of) & set(OF_A_VIEW))
         self.runs = entry.block_k == 64 and not (self.swiglu and entry.segments > 1)
+        self.wide = [WidePlan(n, k, self.segments, tile, None, self.swiglu) for tile in wide]
 
     def operands(self, rows: int, copies: int) -> tuple[Tensor, list[Weight]]:
         """Rows with memory behind them, and so many copies of the weight."""
@@ -107,7 +119,9 @@ class Tuner:
         copies = max(2, min(self.meter.pool.copies(self.found.n * self.found.k), 12))
         x, weights = self.operands(rows, copies)
         out = torch.empty(rows, self.found.n // (2 if self.swiglu else 1), dtype=x.dtype, device=self.device)
-        run: Callable[..., Any] = self.in_triton if plan is None else partial(linear_gluon, plan)
+        run: Callable[..., Any] = self.in_triton
+        if plan is not None:
+            run = partial(linear_gluon_wide if isinstance(plan, WidePlan) else linear_gluon, plan)
         views = [(w, weights[i - 1], n_ar) if n_ar else (w,) for i, w in enumerate(weights)]
         return self.meter.time(lambda i: run(x, *views[i], out=out), copies).median
 
@@ -137,6 +151,12 @@ class Tuner:
             self.same(plan)
         self.found.dropped.clear()
 
+    def other(self, rows: int) -> float:
+        """Microseconds of what would run in place of a tile for so many rows: Triton's kernel, or the wide
+        tile of the fewest clocks."""
+        wide = min(self.wide, key=lambda plan: plan.clocks(rows, self.most), default=None)
+        return min(self.timed(None, rows), self.timed(wide, rows) if wide else float("inf"))
+
     def plans(self, rows: int) -> list[Plan]:
         """Launches of one view for so many rows."""
         found, swiglu = self.found, self.swiglu
@@ -165,12 +185,12 @@ class Tuner:
         if not self.runs:
             return found
         us: dict[int, dict[GluonTile, float]] = {}
-        triton: dict[int, float] = {}
+        others: dict[int, float] = {}
         for rows in ROWS:
             us[rows] = {plan.tile: self.timed(plan, rows) for plan in self.plans(rows) if self.same(plan)}
-            triton[rows] = self.timed(None, rows)
-            found.us[str(rows)] = min(us[rows].values(), default=float("inf")), triton[rows]
-        found.tiles = chosen(us, triton)
+            others[rows] = self.other(rows)
+            found.us[str(rows)] = min(us[rows].values(), default=float("inf")), others[rows]
+        found.tiles = chosen(us, others)
         both = {plan: self.timed(plan, sum(MIXED), MIXED[0]) for plan in self.pairs() if self.same(plan)}
         if both:
             before = min(self.timed(None, sum(MIXED), MIXED[0]), self.apart(us))

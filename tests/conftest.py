@@ -65,10 +65,11 @@ def order_of_programs():
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """torch.empty returns NaN in every test, so that reading what nobody wrote shows."""
-    before = torch.utils.deterministic.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()
+    """torch.empty returns NaN in every test, so that reading what nobody wrote shows. (The debug mode is
+    `use_deterministic_algorithms` without its import of torch's compiler, a second of each process.)"""
+    before = torch.utils.deterministic.fill_uninitialized_memory, torch.get_deterministic_debug_mode()
     torch.utils.deterministic.fill_uninitialized_memory = True
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")
     yield
     torch.utils.deterministic.fill_uninitialized_memory = before[0]
-    torch.use_deterministic_algorithms(before[1])
+    torch.set_deterministic_debug_mode(before[1])

@@ -35,7 +35,7 @@ def test_the_interval_is_of_prompts():
 
 def test_a_whole_run(tmp_path, capsys):
     out, picture = tmp_path / "a.json", tmp_path / "a.png"
-    arguments = ["--limit", "2", "--max-new-tokens", "16", "--nodes", "0", "16", "auto",
+    arguments = ["--limit", "2", "--max-new-tokens", "10", "--nodes", "0", "16", "auto",
                  "--one-pass", "--temperatures", "0", "1", "--device", "cpu", "--json", str(out)]  # fmt: skip
     assert acceptance.main(arguments) == 0
     said, got = capsys.readouterr().out, json.loads(out.read_text())

@@ -437,7 +437,7 @@ def _constants(path):
 def test_killed_at_any_moment(tiny, paths):
     """kill -9 and Ctrl-C of a process, again and again; the same command goes on until all is answered."""
     source, out = paths
-    write(source, many(28))
+    write(source, many(20))
     server = ForkServer(tiny)
     drawn = random.Random(5)
     try:

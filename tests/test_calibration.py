@@ -130,6 +130,7 @@ def test_drafts_read_the_set_of_their_temperature(folder):
 def test_the_verb(folder, tmp_path, capsys, monkeypatch):
     """It keeps weights and tables, and says what it fitted on."""
     monkeypatch.setattr(calibration, "OWN_TOKENS", 24)
+    monkeypatch.setattr(calibration, "ROUNDS", 1)
     text, out = tmp_path / "text.py", tmp_path / "out"
     text.write_text("".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(300)))
     small = ["--calibrate", "--text", str(text), "--texts", "2"]

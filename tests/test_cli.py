@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -241,14 +242,10 @@ def test_impossible_jobs(orthrus, jobs):
     assert code == 2 and out == "" and err.count("\n") == 1 and "--jobs" in err
 
 
-def broken_load():
-    raise MemoryError
-
-
 def test_a_worker_that_cannot_start_ends_the_comparison(tiny):
-    model = Qwen3.from_pretrained(tiny, device="cpu", progress=False)
+    model, fails = Qwen3.from_pretrained(tiny, device="cpu", progress=False), partial(int, "no number")
     with pytest.raises(InputError, match="--jobs 2"):
-        compare(model, [[5, 6], [7, 8]], "two-pass", load=broken_load, jobs=2, max_new_tokens=4)
+        compare(model, [[5, 6], [7, 8]], "two-pass", load=fails, jobs=2, max_new_tokens=4)
 
 
 def test_verify_prints_tables(tiny, orthrus):

@@ -35,8 +35,18 @@ def damaged(value: float, name: str = "qkv", layer: int = 1):
     return model
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38], ids=str)
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+# NaN with every setting, each other value with two of them; the rest is slow.
+USUAL = {float("inf"): (0, 3), 3e38: (1, 2)}
+CASES = [
+    pytest.param(
+        settings, value, marks=[] if nth in USUAL.get(value, (nth,)) else pytest.mark.slow,
+        id=f"{settings}-{value}",
+    )
+    for nth, settings in enumerate(SETTINGS) for value in (float("nan"), *USUAL)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings, value", CASES)
 def test_the_text_is_that_of_plain_decoding(settings, value):
     model = damaged(value)
     common = settings | {"max_new_tokens": 12, "seed": 3}

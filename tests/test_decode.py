@@ -271,9 +271,16 @@ def test_max_new_tokens_defaults_to_the_context():
         assert len(result.token_ids) == 17 and result.stats.finish_reason == "length"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_real_model_every_strategy_bit_for_bit(dtype, temperature):
+@pytest.mark.parametrize(
+    "temperature, dtype",
+    [
+        (0.0, "float32"),
+        (0.8, "bfloat16"),
+        pytest.param(0.0, "bfloat16", marks=pytest.mark.slow),
+        pytest.param(0.8, "float32", marks=pytest.mark.slow),
+    ],
+)
+def test_real_model_every_strategy_bit_for_bit(temperature, dtype):
     """Across the first key cut; log-probabilities equal as floats, so the logits' bits are. The prompt lacks
     most tokens, so that the penalty has to see what was decoded. What a strategy wrote into the pages is
     overwritten: it would stand in for keys of the same text that the next one does not commit."""

@@ -127,9 +127,16 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_any_tree_gives_the_text_of_plain_decoding(settings, dtype):
+# In bf16 greedily and with penalties; the rest is slow.
+CASES = [
+    pytest.param(dtype, settings, marks=[pytest.mark.slow] if slow else [], id=f"{dtype}-{settings}")
+    for dtype in ("float32", "bfloat16")
+    for settings, slow in zip(SETTINGS, (False, dtype == "bfloat16", dtype == "bfloat16", False), strict=True)
+]
+
+
+@pytest.mark.parametrize("dtype, settings", CASES)
+def test_any_tree_gives_the_text_of_plain_decoding(dtype, settings):
     """Tokens and log-probabilities, bit for bit, with end tokens in it and a context that gets full."""
     model = small_model(dtype, max_position_embeddings=32)
     prompt = [5, 6, 7]
@@ -149,8 +156,8 @@ def test_impossible_trees(nodes):
 
 
 def test_a_tree_accepts_more_than_a_chain():
-    """On the embedded checkpoint: a broken builder keeps the text and loses this. A tree of 24 beside a chain
-    without the correction that both take, and one of 60 beside the corrected chain."""
+    """On the embedded checkpoint: a broken builder keeps the text and loses this. A tree of 24, and of
+    samples one of 60, beside a chain without the correction that both take and beside the corrected one."""
     model = Qwen3.from_pretrained(EMBEDDED, device="cpu", backend="torch", progress=False)
     prompts = [model.text.encode(p) for p in read_prompts(EMBEDDED / "held_out.jsonl", 2, split="test")]
     tables = model.bigram
@@ -160,6 +167,8 @@ def test_a_tree_accepts_more_than_a_chain():
         found = [model.generate(p, "two-pass", 36, tree_nodes=nodes, **how).stats for p in prompts]
         return sum(s.cycles for s in found) / sum(s.cycle_tokens for s in found)
 
-    for how, gain in (({}, 1.1), ({"temperature": 1.0, "seed": 1}, 1.4)):  # 1.16 and 1.57 here
-        assert cycles_a_token(0, corrected=False, **how) / cycles_a_token(24, **how) > 1.2, how
-        assert cycles_a_token(0, **how) / cycles_a_token(60, **how) > gain, how
+    # 1.58 and 1.26, 1.59 and 1.50 here
+    for how, nodes, gain in (({}, 24, 1.1), ({"temperature": 1.0, "seed": 1}, 60, 1.4)):
+        tree = cycles_a_token(nodes, **how)
+        assert cycles_a_token(0, corrected=False, **how) / tree > 1.2, how
+        assert cycles_a_token(0, **how) / tree > gain, how

@@ -17,16 +17,27 @@ from qwen3_model.prompts import read_prompts
 from qwen3_model.training import card
 
 PROMPTS, TOKENS, HARMED = 6, 64, 3
-# Tokens per cycle, greedy, fp32: 3.18 over the first six held-out prompts, 3.20 over three of them
-# (2-core x86 CPU, torch 2.13.0); short texts accept less than the card's. With a broken drafter three give
-# 2.28 at most, without the bigram correction 2.42. Near-ties may fall otherwise on another machine, hence
-# some room either way.
+# Tokens per cycle, greedy, fp32, either backend: 3.12 over the first six held-out prompts, 3.00 over three of
+# them (2-core x86 CPU, torch 2.13.0); short texts accept less than the card's. With a broken drafter three
+# give 1.97 at most, without the bigram correction 2.42. Near-ties may fall otherwise on another machine,
+# hence some room either way.
 BAND = (2.85, 3.5)
 
 
 @pytest.fixture(scope="module")
 def model() -> Qwen3:
+    """Whose bits are the same in any pass."""
     return Qwen3.from_pretrained(EMBEDDED, device="cpu", progress=False)
+
+
+def by_torch() -> Qwen3:
+    """What acceptance is measured on: a third of the time."""
+    return Qwen3.from_pretrained(EMBEDDED, device="cpu", backend="torch", progress=False)
+
+
+@pytest.fixture(scope="module")
+def quick() -> Qwen3:
+    return by_torch()
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +53,13 @@ def draft(model, prompts) -> list[Result]:
 
 
 @pytest.fixture(scope="module")
-def three(model, prompts) -> list[Result]:
-    return draft(model, prompts[:HARMED])
+def three(quick, prompts) -> list[Result]:
+    return draft(quick, prompts[:HARMED])
 
 
 @pytest.fixture(scope="module")
-def drafted(model, prompts, three) -> list[Result]:
-    return three + draft(model, prompts[HARMED:])
+def drafted(quick, prompts, three) -> list[Result]:
+    return three + draft(quick, prompts[HARMED:])
 
 
 def tokens_per_cycle(results: list[Result]) -> float:
@@ -72,14 +83,14 @@ def test_three_prompts_show_harm(three):
     assert BAND[0] < tokens_per_cycle(three)
 
 
-HARM = ["mask token", "q_proj_diff", "no correction"]
-HARM += [pytest.param(f"{name}_proj_diff", marks=pytest.mark.slow) for name in "vo"]
+HARM = ["q_proj_diff", "no correction"]
+HARM += [pytest.param(harm, marks=pytest.mark.slow) for harm in ("mask token", "v_proj_diff", "o_proj_diff")]
 
 
 @pytest.mark.parametrize("harm", HARM)
 def test_the_band_sees_a_broken_drafter(prompts, harm):
     """The text stays the same whatever is broken here; only acceptance falls."""
-    broken = Qwen3.from_pretrained(EMBEDDED, device="cpu", backend="torch", progress=False)
+    broken = by_torch()
     weights = broken.destinations()
     if harm == "mask token":
         weights["model.embed_tokens.weight"][broken.config.mask_token_id] = 0
@@ -91,31 +102,32 @@ def test_the_band_sees_a_broken_drafter(prompts, harm):
     assert tokens_per_cycle(draft(broken, prompts[:HARMED])) < BAND[0]
 
 
-# Tokens per one-pass cycle, greedy, fp32, three prompts x 48 tokens, by nodes: trees of 7 keep 2.17, without
-# the bigram correction 1.81, with its tables swapped 1.33; chains 1.99, 1.55 and 1.19 (2-core x86 CPU, torch
-# 2.13.0).
+# Tokens per one-pass cycle, greedy, fp32, either backend, three prompts x 48 tokens, by nodes: trees of 7
+# keep 2.20, without the bigram correction 1.81, with its tables swapped 1.33; chains 2.01, 1.55 and 1.19
+# (2-core x86 CPU, torch 2.13.0).
 LEAST_ONE_PASS = {7: 1.95, 0: 1.8}
 ONE_PASS = {"strategy": "one-pass", "max_new_tokens": 48, "block_size": 6}
 
 
 @pytest.fixture(scope="module")
-def plain(model, prompts) -> list[Result]:
-    """Greedy, 48 tokens of the first four prompts: what several strategies have to equal."""
-    return [model.generate(p, strategy="autoregressive", max_new_tokens=48) for p in prompts[:4]]
+def plain(model, prompts) -> dict[int, Result]:
+    """Greedy, 48 tokens of two prompts: what several strategies have to equal."""
+    return {nth: model.generate(prompts[nth], strategy="autoregressive", max_new_tokens=48) for nth in (1, 3)}
 
 
 @pytest.mark.parametrize("nodes", LEAST_ONE_PASS)
-def test_one_pass_and_its_correction(model, prompts, plain, nodes):
-    results = [model.generate(prompt, tree_nodes=nodes, **ONE_PASS) for prompt in prompts[:3]]
+def test_one_pass_and_its_correction(model, quick, prompts, plain, nodes):
+    """What it keeps, and the bits of plain decoding."""
+    results = [quick.generate(prompt, tree_nodes=nodes, **ONE_PASS) for prompt in prompts[:3]]
     assert tokens_per_cycle(results) > LEAST_ONE_PASS[nodes]
-    for expected, result in zip(plain[:3], results, strict=True):
-        assert result.token_ids == expected.token_ids and result.logprobs == expected.logprobs
+    result = model.generate(prompts[1], tree_nodes=nodes, **ONE_PASS | {"max_new_tokens": 20})
+    assert result.token_ids == plain[1].token_ids[:20] and result.logprobs == plain[1].logprobs[:20]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("nodes", LEAST_ONE_PASS)
 def test_the_limit_sees_a_broken_correction(prompts, nodes):
-    broken = Qwen3.from_pretrained(EMBEDDED, device="cpu", backend="torch", progress=False)
+    broken = by_torch()
     for tables in (None, Bigram.of(broken.bigram.after, broken.bigram.before)):
         broken.bigram = tables
         results = [broken.generate(prompt, tree_nodes=nodes, **ONE_PASS) for prompt in prompts[:3]]
@@ -126,12 +138,11 @@ def test_the_limit_sees_a_broken_correction(prompts, nodes):
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_lossless(prompts, dtype, temperature):
     model = Qwen3.from_pretrained(EMBEDDED, device="cpu", dtype=dtype, progress=False)
-    settings = {"max_new_tokens": 24, "temperature": temperature, "seed": 1}
-    for prompt in prompts[:2]:
-        plain = model.generate(prompt, strategy="autoregressive", **settings)
-        drafted = model.generate(prompt, strategy="two-pass", tree_nodes=0, **settings)
-        assert drafted.token_ids == plain.token_ids and drafted.logprobs == plain.logprobs
-        assert drafted.text == plain.text
+    settings = {"max_new_tokens": 32, "temperature": temperature, "seed": 1}
+    plain = model.generate(prompts[0], strategy="autoregressive", **settings)
+    drafted = model.generate(prompts[0], strategy="two-pass", tree_nodes=0, **settings)
+    assert drafted.token_ids == plain.token_ids and drafted.logprobs == plain.logprobs
+    assert drafted.text == plain.text
 
 
 def test_text_is_not_a_loop(drafted):
@@ -185,16 +196,18 @@ LOOKUP = {0.0: (1.4, 1.8), 0.8: (1.18, 1.5)}
 @pytest.mark.parametrize("temperature", LOOKUP)
 def test_lookup_alone_and_beside_others(model, prompts, plain, temperature):
     """Texts of plain decoding, and as many tokens kept in any slot: each text is looked up in its own tokens,
-    the prompt's and those that were generated."""
+    the prompt's and those that were generated. Held against those alone: the second, and the last, which has
+    a slot that another one had."""
     how = {"strategy": "lookup", "max_new_tokens": 48, "temperature": temperature, "seed": 2}
-    texts = prompts[:4]
-    many = list(model.generate_many(texts, slots=3, cache_tokens=2048, **how))
-    if temperature:
-        plain = [model.generate(prompt, **how | {"strategy": "autoregressive"}) for prompt in texts]
-    for prompt, expected, result in zip(texts, plain, many, strict=True):
-        alone = model.generate(prompt, **how)
-        for drafted in (alone, result):
+    many = list(model.generate_many(prompts[:4], slots=3, cache_tokens=2048, **how))
+    for nth in (1, 3):
+        if temperature:
+            expected = model.generate(prompts[nth], **how | {"strategy": "autoregressive"})
+        else:
+            expected = plain[nth]
+        alone = model.generate(prompts[nth], **how)
+        for drafted in (alone, many[nth]):
             assert (drafted.token_ids, drafted.logprobs) == (expected.token_ids, expected.logprobs)
-        assert result.stats.accepted_histogram == alone.stats.accepted_histogram
+        assert many[nth].stats.accepted_histogram == alone.stats.accepted_histogram
     low, high = LOOKUP[temperature]
     assert low < tokens_per_cycle(many) < high

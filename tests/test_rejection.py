@@ -159,12 +159,14 @@ def markov(**changes):
 SETTINGS = {"temperature": 0.8, "top_k": 3, "top_p": 0.97, "logit_bias": {3: 1.0}}
 
 
-@pytest.mark.parametrize("bias", [None, "the rest is all of p", "the ratio without q"])
-def test_a_whole_generation(bias, monkeypatch):
+@pytest.mark.parametrize(
+    "bias, tokens", [(None, 1500), ("the rest is all of p", 500), ("the ratio without q", 1500)]
+)
+def test_a_whole_generation(bias, tokens, monkeypatch):
     """Each token given the one before it, over one long text."""
     for name, value in PLANTED.get(bias, {}).items():
         monkeypatch.setattr(rejection, name, value)
-    result = markov().generate([0], max_new_tokens=1500, verify="rejection", seed=3, **SETTINGS)
+    result = markov().generate([0], max_new_tokens=tokens, verify="rejection", seed=3, **SETTINGS)
     text = torch.tensor([0, *result.token_ids])
     counts = torch.bincount(4 * text[:-1] + text[1:], minlength=16).double().view(4, 4)
     scaled = (Markov.table + torch.tensor([0.0, 0.0, 0.0, 1.0])) / SETTINGS["temperature"]

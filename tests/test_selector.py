@@ -402,7 +402,7 @@ def test_what_the_verb_refuses(folder, tmp_path, quick, capsys):
 @pytest.mark.parametrize("known", [True, False])
 def test_other_tables_leave_it_out(folder, tmp_path, monkeypatch, capsys, known):
     """It belongs to those that it was fitted beside, whether training.json tells of it or not."""
-    monkeypatch.setattr(calibration, "OWN_TOKENS", 24)
+    monkeypatch.setattr(calibration, "OWN_TOKENS", 8)
     monkeypatch.setattr(calibration, "ROUNDS", 1)
     facts = json.loads((folder / "training.json").read_text())
     more = {"selector": {"rank": 5}} if known else {}

@@ -304,7 +304,7 @@ def test_the_command_leaves_prompts_out(tmp_path, refused):
     found = []
     for options in ([str(prompts), "--skip", "1"], [str(rest)]):
         out = tmp_path / "t.json"
-        assert trace.main([*options, "--tokens", "9", "--device", "cpu", "--json", str(out)]) == 0
+        assert trace.main([*options, "--tokens", "5", "--device", "cpu", "--json", str(out)]) == 0
         found.append(trace_file.read(out))
     assert found[0].texts == found[1].texts and found[0].checkpoint == "embedded, from prompt 2"
     said = refused(trace.main, str(prompts), "--skip", "3", "--device", "cpu")

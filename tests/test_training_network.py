@@ -237,7 +237,7 @@ def test_weights_that_are_no_longer_numbers_are_refused():
 def own_texts():
     """A model without end tokens and without the correction that is learnt behind distillation, how many
     tokens of each text count, prompts, texts a block longer."""
-    model = Qwen3.from_pretrained(EMBEDDED, device="cpu", dtype="float32", progress=False)
+    model = Qwen3.from_pretrained(EMBEDDED, "cpu", "float32", "torch", progress=False)
     model.bigram = None
     model.config = dataclasses.replace(model.config, eos_token_ids=())
     rows = read_prompts(EMBEDDED / "held_out.jsonl", split="dev")[::25]

@@ -9,7 +9,7 @@ import torch
 from interpreter import DEVICE
 from strategies import hard
 
-from bench import tune, tune_gluon
+from bench import tune, tune_gluon, tune_wide
 from bench.measure import Pool, Timing
 from bench.models import Shape
 from orthrus_kernels import Weight, tables
@@ -185,6 +185,25 @@ def test_the_choice_in_gluon(us, triton, chosen):
     assert tune_gluon.chosen(us, triton) == chosen
 
 
+def test_a_line_without_narrow_tiles_begins_behind_them():
+    """Else a token's one row would take a wide tile. A line without any goes."""
+    found = tune_gluon.Tuned(64, 40)
+    row = found.row("sm_90", "here", {"least": 17, "wide": [[32, 1]], "wide_measured": "elsewhere"})
+    assert row is not None and (row["least"], row["tiles"], row["measured"]) == (257, [], None)
+    assert found.row("sm_90", "here", {"least": 17}) is None
+
+
+def test_a_tile_gives_way_to_a_wide_one():
+    """Which runs in its place with so many rows, as Triton's kernel would."""
+    meter = FakeMeter(Pool(torch.device("cpu"), 1 << 18), 0.1)
+    tuner = tune_gluon.Tuner(64, 40, ["toy o"], meter, torch.device("cpu"), [GluonTile(32, 1)])
+    took = {None: 9.0, tuner.wide[0]: 5.0}
+    tuner.timed = lambda plan, rows, n_ar=None: took[plan]
+    assert tuner.other(64) == 5.0
+    tuner.wide.clear()
+    assert tuner.other(64) == 9.0
+
+
 class RisingMeter(FakeMeter):
     """Says that each later candidate is slower."""
 
@@ -222,16 +241,63 @@ def test_a_whole_run_in_gluon(wrong, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tune_gluon, "MIXED", (9, 20))
     monkeypatch.setattr(tune_gluon, "MIXED_TILES", (16, 32))
     monkeypatch.setattr(tune_gluon, "linear_gluon", fake)
+    kept = {"wide": [[32, 1]], "wide_measured": "elsewhere"}
+    of_down = {"n": 64, "k": 40, "dtype": "bfloat16", "device": DEVICE_KEY, "least": 9, **kept}
+    before, table = json.loads(tune.GLUON.read_text()), tmp_path / "before.json"
+    table.write_text(json.dumps([of_down, *before]))
+    monkeypatch.setattr(tune, "GLUON", table)
+    monkeypatch.setattr(tune_gluon, "linear_gluon_wide", fake)
     out = tmp_path / "g.json"
     code = tune.main(["--models", "toy", "--kinds", "gluon", "--gluon-out", str(out)])
-    before, rows = json.loads(tune.GLUON.read_text()), json.loads(out.read_text())
+    rows = json.loads(out.read_text())
     assert rows[: len(before)] == before and len(rows) == len(before) + 4, "the head runs in Triton"
     for row in rows[len(before) :]:
         assert row["tiles"] == [[16, 1 + wrong], [32, 1 + wrong]] and row["measured"].endswith("bench.tune")
+        mine = (row["n"], row["k"]) == (64, 40)
+        assert {name: row.get(name) for name in kept} == (kept if mine else dict.fromkeys(kept))
+        assert row.get("least") == (9 if mine else None)
     said = capsys.readouterr().out
     assert code == wrong and ("DIFFERENT BITS" in said) is wrong
     pairs = [pair for row in rows[len(before) :] for pair in row["both"]]
     assert not wrong or all(ar[1] == 2 for ar, _ in pairs)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="with a fake of a kernel that runs on a GPU alone")
+@pytest.mark.parametrize("wrong", [False, True])
+def test_wide_tiles(wrong, monkeypatch, tmp_path, capsys):
+    """Those near the fewest clocks are timed, and what the table takes; one with other bits is named."""
+
+    def fake(plan, x, weight, *, out, programs=None):
+        (linear_swiglu_triton if plan.swiglu else linear_triton)(x, weight, out=out)
+        if wrong and plan.tile.groups == 1:
+            out[-1, -1] = 7
+        return out
+
+    monkeypatch.setitem(tune.MODELS, "toy", Shape(layers=1, E=64, H=2, F=40, G=1, D=16, V=90))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tables, "device_key", lambda device: "sm_90")
+    monkeypatch.setattr(tune_wide, "HAS_GLUON", True)
+    monkeypatch.setattr(tune_wide, "machine", lambda said: {"gpu": "fake", "triton": "3", "date": "d"})
+    monkeypatch.setattr(tune_wide, "machine_line", lambda facts: "fake")
+    monkeypatch.setattr(tune_wide, "Pool", lambda device, size: Pool(torch.device("cpu"), 1 << 18))
+    monkeypatch.setattr(tune_wide, "Meter", RisingMeter)
+    monkeypatch.setattr(tune_wide, "compile_all", lambda *of: None)
+    monkeypatch.setattr(tune_wide, "missing", sorted)
+    monkeypatch.setattr(tune_wide, "recorded", lambda: nullcontext(set()))
+    monkeypatch.setattr(tune_wide, "multiprocessors", lambda device: 2)
+    monkeypatch.setattr(tune_wide, "HEIGHTS", (16, 32))
+    monkeypatch.setattr(tune_wide, "linear_gluon_wide", fake)
+    out = tmp_path / "wide.json"
+    assert tune_wide.main(["--models", "toy", "--rows", "40", "--json", str(out)]) == wrong
+    figures = json.loads(out.read_text())
+    assert [of["name"] for of in figures["times"]] == [
+        f"toy {name}" for name in ("qkv", "o", "gate_up", "down")
+    ]
+    for of in figures["times"]:
+        tried = [name for name in of["us"] if " x " in name]
+        assert tried and list(of["us"])[:2] == ["cuBLAS", "Triton"], of
+        assert not wrong or all(name.endswith("x 2") or name.endswith("x 3") for name in tried), of
+    assert ("DIFFERENT BITS" in capsys.readouterr().out) is wrong is bool(figures["dropped"])
 
 
 def test_the_committed_table_of_gluon_is_as_tuning_writes_it():

@@ -60,8 +60,15 @@ KNOWN = {
             "kernels/test_quantised_linears.py",
             "kernels/test_rounded_rows.py",
             "kernels/test_tables.py",
+            "kernels/test_gluon_wide.py",
         ),
-        ("_linear_kernel", "_linear_gluon_kernel", "_linear_gluon_codes_kernel", "_quantise_rows_kernel"),
+        (
+            "_linear_kernel",
+            "_linear_gluon_kernel",
+            "_linear_gluon_wide_kernel",
+            "_linear_gluon_codes_kernel",
+            "_quantise_rows_kernel",
+        ),
     ),
     "attention": Op(
         (

@@ -29,7 +29,8 @@ BY_SIGNATURE = {
     "_whole_kernel",
     "_commit_kernel",
 }
-GLUON, CODES = "_linear_gluon_kernel", "_linear_gluon_codes_kernel"  # compiled by compile_gluon.py
+# compiled by compile_gluon.py
+GLUON, CODES, WIDE = "_linear_gluon_kernel", "_linear_gluon_codes_kernel", "_linear_gluon_wide_kernel"
 GLUON_ATTENTION = "_attention_gluon_kernel"  # compiled by compile_attention_gluon.py
 FIGURES = ("registers", "spill_bytes", "shared")
 
@@ -57,7 +58,7 @@ def by_signature(wanted: Collection[str]) -> Iterator[dict]:
         if set(wanted) == {"_commit_kernel"}:
             compile_attention.commit(TARGET)
         else:
-            sys.argv = ["compile_attention.py", TARGET]
+            sys.argv = ["compile_attention.py", TARGET, *getattr(compile_attention, "MORE", ())]
             compile_attention.main()
     for line in map(json.loads, said.getvalue().splitlines()):
         names = {"D": line["D"], "rows": line["FOLDED"], "folds": line["FUSED"]}
@@ -75,6 +76,9 @@ def by_tile() -> Iterator[dict]:
         for plan in compile_gluon.plans(False):
             line = compile_gluon.line_of(plan, True)
             yield {"kernel": GLUON, **{name: line[name] for name in ("case", *FIGURES)}}
+        for plan in compile_gluon.wide_plans(False) if hasattr(compile_gluon, "wide_plans") else ():
+            line = compile_gluon.line_of(plan, True)
+            yield {"kernel": WIDE, **{name: line[name] for name in ("case", *FIGURES)}}
         for coded in compile_gluon.coded_plans(False) if hasattr(compile_gluon, "coded_plans") else ():
             line = compile_gluon.coded_line(*coded)
             yield {"kernel": CODES, **{name: line[name] for name in ("case", *FIGURES)}}

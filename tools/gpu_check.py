@@ -33,8 +33,8 @@ COMMAND = "tools.gpu_check"
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = {
     "test_aot", "test_attention_aot", "test_attention_gluon_aot", "test_backends", "test_compile_ahead",
-    "test_compiled_options", "test_gluon_aot", "test_gluon_attention", "test_interpreter",
-    "test_linear_either", "test_pdl",
+    "test_compiled_options", "test_gluon_aot", "test_gluon_attention", "test_gluon_wide",
+    "test_interpreter", "test_linear_either", "test_pdl",
 }  # fmt: skip
 TOOLS = ("memcheck", "racecheck")
 SANITIZER_PROCESSES = 6  # each has a CUDA context of its own

@@ -17,15 +17,18 @@ import torch
 from torch import Tensor
 
 from orthrus_kernels import PassPlan, PassShape, PassTables, Rows, Sampling, Weight, alike, backend_ops
+from orthrus_kernels._gluon import HAS_GLUON
 from orthrus_kernels.attention_compared import Inputs, both
 from orthrus_kernels.attention_triton import attention_triton, tile_rows
 from orthrus_kernels.grow import Trees
 from orthrus_kernels.layout import RECORD, State
+from orthrus_kernels.linear_gluon_wide import WidePlan, linear_gluon_wide
 from orthrus_kernels.pages import PAGE, pages_for
 from orthrus_kernels.quantised import Format, QuantisedWeight
 from orthrus_kernels.sampling_table import SamplingTable
 from orthrus_kernels.swiglu import swiglu_triton
-from orthrus_kernels.tables import LinearEntry, LinearTile
+from orthrus_kernels.tables import LinearEntry, LinearTile, device_key
+from orthrus_kernels.tables.gluon import GluonTile
 
 TRITON = backend_ops("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -66,6 +69,21 @@ def linears_of_a_model() -> None:
     TRITON.linear(numbers(20, 2048), weight(2048 // part, 2048))
     TRITON.linear(numbers(60, 2048), weight(4096 // part, 2048), weight(4096 // part, 2048), 33)
     TRITON.linear_swiglu(numbers(20, 2048), weight(12288 // part, 2048))
+
+
+def linears_of_many_rows() -> None:
+    """On Hopper in Gluon, two programs that take tiles in turn: one segment, three, gate and up; elsewhere
+    Triton's."""
+    if not HAS_GLUON or device_key(torch.device(DEVICE)) != "sm_90":
+        TRITON.linear(numbers(150, 328), weight(200, 328))
+        return
+    for plan in (
+        WidePlan(200, 328, 1, GluonTile(48, 1)), WidePlan(200, 328, 3, GluonTile(96, 2)),
+        WidePlan(160, 328, 1, GluonTile(32, 3), None, True),
+    ):  # fmt: skip
+        width = plan.n // 2 if plan.swiglu else plan.n
+        out = torch.empty(150, width, dtype=torch.bfloat16, device=DEVICE)
+        linear_gluon_wide(plan, numbers(150, 328), weight(plan.n, 328), out=out, programs=2)
 
 
 def linear_by_the_table() -> None:
@@ -325,6 +343,7 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "linear, TMA, in one CTA": lambda: linear_by_tma(False),
     "linear, table": linear_by_the_table,
     "linears, either kernel": linears_of_a_model,
+    "linears of many rows": linears_of_many_rows,
     "linears of fp8": lambda: quantised(Format.E4M3, True),
     "linears of int4": lambda: quantised(Format.INT4, False),
     "linears of W8A8": rounded,

@@ -29,6 +29,12 @@ PAIRS = gl.constexpr(8)
 wait = in_gluon(_wait)
 
 
+@constexpr_function
+def layout_of(T):
+    """Of the sums of a warpgroup, [64, T]."""
+    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, T, 16])
+
+
 @aggregate
 class Tile:
     """What a program computes: weight rows from first_n on, rows [first_row, end_row) of x, `blocks` blocks
@@ -143,34 +149,48 @@ def next_place(place, phase, STAGES: gl.constexpr):
 
 
 @gluon.jit
-def copy(tile, ring, w, x, x_tail, PDL: gl.constexpr):
-    """The copying warp."""
+def begin(tile, ring, w, x, x_tail, PDL: gl.constexpr):
+    """Fill free places with the first blocks of a program's first tile: (blocks, place and phase behind)."""
     ahead = gl.minimum(tile.blocks, tile.STAGES)
     for i in range(ahead):
         _copy_weight(tile, ring, w, i, i)
     if PDL:
         wait()  # x, y, partials and counters may be in use until here
+    place, phase = 0, 1  # of a barrier that nobody has arrived at, phase 1 has ended
     for i in range(ahead):
-        _copy_rows(tile, ring, x, x_tail, i, i)
-    place, phase = 0, 0
-    for i in range(ahead, tile.blocks):
+        _copy_rows(tile, ring, x, x_tail, i, place)
+        place, phase = next_place(place, phase, tile.STAGES)
+    return ahead, place, phase
+
+
+@gluon.jit
+def go_on(tile, ring, w, x, x_tail, first, place, phase):
+    """Copy blocks from number `first` on: (place, phase) behind them."""
+    for i in range(first, tile.blocks):
         mbarrier.wait(ring.free.index(place), phase)
         _copy_weight(tile, ring, w, i, place)
         _copy_rows(tile, ring, x, x_tail, i, place)
         place, phase = next_place(place, phase, tile.STAGES)
+    return place, phase
 
 
 @gluon.jit
-def sum_segment(tile, ring, G: gl.constexpr):
-    """Sum of the segment in weight rows of warpgroup G: ([64, BLOCK_T],) or ([64, BLOCK_T], [64, TAIL_T]),
-    fp32. Products of one block are under way while the next ones are asked for."""
+def copy(tile, ring, w, x, x_tail, PDL: gl.constexpr):
+    """The copying warp, of a program that has one tile."""
+    ahead, place, phase = begin(tile, ring, w, x, x_tail, PDL)
+    go_on(tile, ring, w, x, x_tail, ahead, place, phase)
+
+
+@gluon.jit
+def sum_blocks(tile, ring, blocks, place, phase, G: gl.constexpr):
+    """Sum of so many blocks in weight rows of warpgroup G, [64, BLOCK_T] and [64, TAIL_T] fp32, the first one
+    again where there is no tail; (sum, sum of the tail, place and phase behind them). Products of one block
+    are under way while the next ones are asked for."""
     TAIL_T: gl.constexpr = tile.TAIL_T if tile.TAIL_T > 0 else tile.BLOCK_T
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, tile.BLOCK_T, 16])
-    tail_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TAIL_T, 16])
-    acc = gl.zeros([HEIGHT, tile.BLOCK_T], gl.float32, layout)
-    tail = gl.zeros([HEIGHT, TAIL_T], gl.float32, tail_layout)
-    place, phase, before = 0, 0, 0
-    for i in range(tile.blocks):
+    acc = gl.zeros([HEIGHT, tile.BLOCK_T], gl.float32, layout_of(tile.BLOCK_T))
+    tail = gl.zeros([HEIGHT, TAIL_T], gl.float32, layout_of(TAIL_T))
+    before = place + 0  # a value of its own: with that of `place` Triton would take it for the same all along
+    for i in range(blocks):
         mbarrier.wait(ring.full.index(place), phase)
         b_w = ring.weight.index(place * tile.GROUPS + G)
         acc = warpgroup_mma(b_w, ring.rows.index(place).permute((1, 0)), acc, is_async=True)
@@ -184,7 +204,8 @@ def sum_segment(tile, ring, G: gl.constexpr):
         place, phase = next_place(place, phase, tile.STAGES)
     if tile.TAIL_T > 0:
         acc, tail = warpgroup_mma_wait(0, deps=(acc, tail))
-        return acc, tail
     else:
         acc = warpgroup_mma_wait(0, deps=(acc,))
-        return (acc,)
+        tail = acc
+    mbarrier.arrive(ring.free.index(before))
+    return acc, tail, place, phase

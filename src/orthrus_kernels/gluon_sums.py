@@ -138,14 +138,21 @@ def exchange(tile, out, sums, first_n, G: gl.constexpr):
 
 
 @gluon.jit
+def put(tile, out, sums, first_n):
+    """Sums of weight rows from first_n on to y, a block for each part of the rows and the tail, added to zero
+    as in linear.py: no sum is -0."""
+    for p in gl.static_range(tile.PARTS):
+        store(tile, out, 0.0 + sums[p], first_n, tile.first_row + p * tile.BLOCK_T)
+    if tile.TAIL_T > 0:
+        store(tile, out, 0.0 + sums[tile.PARTS], first_n, tile.first_row + tile.PARTS * tile.BLOCK_T)
+
+
+@gluon.jit
 def finish(tile, out, sums, G: gl.constexpr):
     """What becomes of the segment's sums of warpgroup G, a block for each part of the rows and the tail:
     exchanged with other segments', or stored."""
     first_n = tile.first_n + G * HEIGHT
     if tile.SEGMENTS > 1:
         exchange(tile, out, sums, first_n, G)
-    else:  # added to zero as in linear.py: no sum is -0
-        for p in gl.static_range(tile.PARTS):
-            store(tile, out, 0.0 + sums[p], first_n, tile.first_row + p * tile.BLOCK_T)
-        if tile.TAIL_T > 0:
-            store(tile, out, 0.0 + sums[tile.PARTS], first_n, tile.first_row + tile.PARTS * tile.BLOCK_T)
+    else:
+        put(tile, out, sums, first_n)

@@ -1,5 +1,6 @@
-"""Which kernel a linear runs in: Gluon's (linear_gluon.py, linear_gluon_codes.py) with the shapes and on the
-GPUs that its tables name, else Triton's (linear.py, linear_swiglu.py). Which of them runs changes no bit.
+"""Which kernel a linear runs in: Gluon's (linear_gluon.py, with more rows linear_gluon_wide.py, with codes
+linear_gluon_codes.py) with the shapes and on the GPUs that its tables name, else Triton's (linear.py,
+linear_swiglu.py). Which of them runs changes no bit.
 
 That is not taken on trust. Before a launch in Gluon first runs in a process, it is made once on random rows,
 beside Triton's: by the weights that it has, on the GPU and with the Triton that are there. Where one bit
@@ -26,6 +27,7 @@ from .late import stopped
 from .linear import check_shapes, linear_triton
 from .linear_gluon import Plan, linear_gluon, multiprocessors, plan_of, takes
 from .linear_gluon_codes import ROUNDED_ROWS_BEGIN, linear_gluon_codes, plans_of, takes_codes
+from .linear_gluon_wide import WidePlan, linear_gluon_wide, wide_plan_of
 from .linear_swiglu import linear_swiglu_triton
 from .quantise_rows import quantise_rows_triton
 from .quantised import QuantisedWeight
@@ -63,6 +65,10 @@ class Launch:
             linear_gluon_codes(self.plan, x, weight, out=out, **how)
             return
         assert isinstance(x, Tensor) and not isinstance(weight_diff, QuantisedWeight), self
+        if isinstance(self.plan, WidePlan):
+            how.pop("space", None)  # its sums meet in registers
+            linear_gluon_wide(self.plan, x, weight, out=out, **how)
+            return
         linear_gluon(self.plan, x, weight, weight_diff, self.n_ar, out=out, **how)
 
 
@@ -94,7 +100,10 @@ def _planned(
                 launches.append(Launch(plan, views, first, first + rows, rows))
                 first += rows
     elif not isinstance(weight_diff, QuantisedWeight) and takes(x, weight, weight_diff):
-        plan_or_none = plan_of(*weight.shape, x.dtype, key, n_ar, count - n_ar, swiglu)
+        of, most = (*weight.shape, x.dtype, key), multiprocessors(x.device)
+        plan_or_none = plan_of(*of, n_ar, count - n_ar, swiglu)
+        if plan_or_none is None and weight_diff is None:
+            plan_or_none = wide_plan_of(*of, count, swiglu, most)
         if plan_or_none:
             launches.append(Launch(plan_or_none, views, first, last, n_ar))
     fit = all(launch.plan.fits(multiprocessors(x.device), space) for launch in launches)
@@ -119,7 +128,8 @@ def trusted(launch: Launch, pdl: bool) -> bool:
     if why:
         plan = launch.plan
         tiles = ", ".join(f"{tile.rows} rows by {64 * tile.groups}" for tile in plan.tiles)
-        _distrusted.append(f"linear_gluon, weight {plan.n}x{plan.k}, tile {tiles}: {why}")
+        kernel = "linear_gluon_wide" if isinstance(plan, WidePlan) else "linear_gluon"
+        _distrusted.append(f"{kernel}, weight {plan.n}x{plan.k}, tile {tiles}: {why}")
         print(f"orthrus: Triton's linears run in place of Gluon's. {_distrusted[0]}", file=sys.stderr)
     elif not is_recorded():  # recorded launches did not run; both kernels are compiled ahead
         _trusted.add(key)
@@ -127,18 +137,20 @@ def trusted(launch: Launch, pdl: bool) -> bool:
 
 
 def same_bits(launch: Launch, pdl: bool) -> bool:
-    """Run both kernels on as many random rows as the launch's tiles have, scaled by 2^-6 .. 2^6, so that sums
-    show their order."""
+    """Run both kernels on as many random rows as the launch's tiles have, or as make a wide one show all of
+    itself, scaled by 2^-6 .. 2^6, so that sums show their order."""
     plan, (weight, weight_diff) = launch.plan, launch.views
     device, n_ar = weight.pointer.device, plan.tile.rows
-    launch = replace(launch, n_ar=n_ar)
-    shape = sum(tile.rows for tile in plan.tiles), plan.k
-    how: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(shape[0]), "device": device}
-    x = torch.randn(shape, dtype=weight.dtype, **how)
-    x *= torch.exp2(torch.randint(-6, 7, shape, dtype=weight.dtype, **how))
+    rows, how = sum(tile.rows for tile in plan.tiles), {}
+    if isinstance(plan, WidePlan):
+        rows, how["programs"] = plan.compared
+    launch, shape = replace(launch, n_ar=n_ar), (rows, plan.k)
+    made: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(rows), "device": device}
+    x = torch.randn(shape, dtype=weight.dtype, **made)
+    x *= torch.exp2(torch.randint(-6, 7, shape, dtype=weight.dtype, **made))
     width = plan.n // 2 if plan.swiglu else plan.n
-    ours = torch.full((shape[0], width), float("nan"), dtype=x.dtype, device=device)
-    launch.run(x, out=ours, pdl=pdl)
+    ours = torch.full((rows, width), float("nan"), dtype=x.dtype, device=device)
+    launch.run(x, out=ours, pdl=pdl, **how)
     if plan.swiglu:
         theirs = linear_swiglu_triton(x, weight, pdl=pdl)
     else:

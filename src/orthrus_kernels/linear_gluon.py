@@ -20,7 +20,7 @@ from torch import Tensor
 from . import tables
 from ._gluon import GluonDescriptor, gl, gluon, in_gluon
 from .descriptors import describable, extent
-from .gluon_ring import BLOCK_K, HEIGHT, Tile, copy, new_ring, sum_segment
+from .gluon_ring import BLOCK_K, HEIGHT, Tile, copy, new_ring, sum_blocks
 from .gluon_sums import Out, finish
 from .late import late_word
 from .pdl import launch_dependents as _launch_dependents
@@ -36,7 +36,9 @@ launch_dependents = in_gluon(_launch_dependents)
 @gluon.jit
 def _multiply(tile, ring, out, G: gl.constexpr):
     """Multiplying warpgroup G."""
-    finish(tile, out, sum_segment(tile, ring, G), G)
+    place, phase = 0, 0
+    acc, tail, _, _ = sum_blocks(tile, ring, tile.blocks, place, phase, G)
+    finish(tile, out, (acc, tail), G)
 
 
 @gluon.jit
@@ -216,7 +218,7 @@ def linear_gluon(
     wide, tail = plan.tile.parts
     wide_diff, tail_diff = diff.parts if diff else (0, 0)
     _linear_gluon_kernel[(plan.segments, plan.programs // plan.segments)](
-        w=_weight_tiles(weight, plan.swiglu), w_diff=weight_diff and _weight_tiles(weight_diff, plan.swiglu),
+        w=weight_tiles(weight, plan.swiglu), w_diff=weight_diff and weight_tiles(weight_diff, plan.swiglu),
         x=row_tiles(x, sx_t, wide), x_tail=row_tiles(x, sx_t, tail), x_diff=row_tiles(x, sx_t, wide_diff),
         x_diff_tail=row_tiles(x, sx_t, tail_diff), y=out, sy_t=out.stride(0) if rows > 1 else out.shape[1],
         partials=space.partials, counters=space.counters, late=late_word(x.device),
@@ -262,7 +264,7 @@ def row_tiles(x: Tensor, stride: int, rows: int, columns: int = 64, bits: int = 
     return GluonDescriptor(x, extent(x, stride), [stride, 1], [rows, columns], layout) if rows else None
 
 
-def _weight_tiles(weight: Weight, pairs: bool) -> Any:
+def weight_tiles(weight: Weight, pairs: bool) -> Any:
     """A weight in tiles of 64 rows, of a gate and its up rows in turns of 8 where they are pairs."""
     (n, k), stride = weight.shape, weight.row_stride
     if not pairs:

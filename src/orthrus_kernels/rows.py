@@ -11,7 +11,7 @@ from torch import Tensor
 # A linear copies its operand in tiles of rows, by descriptors (TMA). A copy that runs past the end of an
 # allocation takes up to 1.8 times as long (H200, 2026-11-26, bench/LOG.md, entry 79). So an allocation is
 # longer than its rows by the tallest tile.
-SPARE_ROWS = 192
+SPARE_ROWS = 256
 
 # Row-wise kernels are compiled without multiply-add contraction, which may differ between specialisations;
 # where a fused multiply-add is meant, the kernel says tl.fma.

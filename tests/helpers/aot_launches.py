@@ -49,7 +49,8 @@ TMA_ENTRIES = (
 def linears() -> Iterator[Launch]:
     """Every tile of the table's entries and of defaults. Of tiles that differ in their stages, or in their
     number of segments where there are several, the one with most: it has most registers. Of those that differ
-    in their sizes alone, the one with most accumulators stands for the others."""
+    in their sizes alone, the one with most accumulators stands for the others; and one of several segments,
+    which also adds up what others have left, for one of a single segment that is no larger."""
     op = module("linear")
     shapes = ((151936, 4096), (6144, 4096), (4096, 4096), (512, 4096))
     entries = [(dtype, entry) for (_, _, dtype, _), entry in tables.linear_entries().items()]
@@ -71,7 +72,9 @@ def linears() -> Iterator[Launch]:
         kind = dtype, several, tile.tma, tile.split, tile.warps
         largest[kind] = max(largest.get(kind, 0), tile.block_t * tile.block_n)
     for nth, ((dtype, _, several, _), (entry, tile)) in enumerate(most.items()):
-        stands = largest[dtype, several, tile.tma, tile.split, tile.warps] == tile.block_t * tile.block_n
+        size = tile.block_t * tile.block_n
+        alike = [largest.get((dtype, n, tile.tma, tile.split, tile.warps), 0) for n in (several, True)]
+        stands = size == alike[0] and (several or size > alike[1])
 
         def launch(pdl, dtype=dtype, entry=entry, rows=tile.rows or 512):
             space = op.Workspace.new(torch.device("meta"), 1 << 28, 1 << 20)
@@ -136,7 +139,8 @@ def quantised_linears() -> Iterator[Launch]:
 
 
 def rounded_linears() -> Iterator[Launch]:
-    """W8A8: every tile of its table, with several segments and, of gate and up, with one."""
+    """W8A8: every tile of its table, with several segments and, of gate and up, with one. Those of the linear
+    have most registers; gate and up have a launch beside them."""
     linear, fused, of = module("linear"), module("linear_swiglu"), module("quantised")
 
     def weight(n: int, k: int) -> of.QuantisedWeight:
@@ -153,13 +157,14 @@ def rounded_linears() -> Iterator[Launch]:
     def gate_and_up(n: int, rows: int) -> None:
         fused.linear_swiglu_triton(meta(rows, 4096), weight(n, 4096), pdl=True)
 
-    for tile in tables.linear_entry(4096, 4096, torch.bfloat16, "sm_90", weight(4096, 4096).scheme).tiles:
+    tiles = tables.linear_entry(4096, 4096, torch.bfloat16, "sm_90", weight(4096, 4096).scheme).tiles
+    for tile in tiles:
         rows = tile.rows or 512
         for n, op, kernel, launch in (
             (4096, linear, "_linear_kernel", product), (24576, fused, "_linear_swiglu_kernel", gate_and_up),
             (6144, fused, "_linear_swiglu_kernel", gate_and_up),
         ):  # fmt: skip
-            targets = MORE if n == 6144 else HOPPER
+            targets = HOPPER if n == 4096 or (n == 24576 and rows == 64) else MORE
             yield f"pdl W8A8 {n} outputs, {tile}", op, kernel, partial(launch, n, rows), targets
     rounding = module("quantise_rows")
     for k, targets in ((4096, ALL), (12288, HOPPER)):
@@ -208,7 +213,8 @@ def heads() -> Iterator[Launch]:
                     head.head_groups(meta(rows, e, dtype=dtype), w, logits, entry)
 
                 first = dtype == torch.bfloat16 and tile.rows == 16 and k == 1
-                targets = HOPPER if tile.rows in (16, None) else MORE
+                ends = tile.rows in (16, None) and (k == 16 or dtype == torch.bfloat16)
+                targets = HOPPER if ends else MORE
                 yield f"{dtype} k {k} {tile}", head, "_head_kernel", launch, ALL if first else targets
 
     def segments():
@@ -244,18 +250,25 @@ SWIGLU_ENTRIES = (
 
 
 def linear_swiglus() -> Iterator[Launch]:
-    """Every tile of gate_up's entries at Qwen3's sizes and by default; tiles equal but for stages once."""
+    """Every tile of gate_up's entries at Qwen3's sizes and by default; tiles equal but for stages once. Of
+    those that differ in their sizes alone, the one with most accumulators stands for the others."""
     op = module("linear_swiglu")
     keys = "sm_90", "sm_80"
     entries = [(torch.bfloat16, op.swiglu_entry(24576, 4096, torch.bfloat16, key)) for key in keys]
     entries += [(torch.bfloat16, entry) for entry in SWIGLU_ENTRIES]
     entries.append((torch.float32, op.swiglu_entry(6144, 1024, torch.float32, "sm_90")))
+    largest: dict[tuple, int] = {}
+    for dtype, entry in entries:
+        for tile in entry.tiles:
+            kind = dtype, entry.segments, tile.tma, tile.warps
+            largest[kind] = max(largest.get(kind, 0), tile.block_t * tile.block_n)
     seen = set()
     for dtype, entry in entries:
         for tile in entry.tiles:
             key = dtype, entry.block_k, entry.segments, replace(tile, rows=None, stages=0)
             if key in seen:
                 continue
+            stands = largest[dtype, entry.segments, tile.tma, tile.warps] == tile.block_t * tile.block_n
 
             def launch(pdl, dtype=dtype, entry=entry, rows=tile.rows or 512):
                 x, w = meta(rows, 4096, dtype=dtype), Weight(meta(8192, 4096, dtype=dtype))
@@ -264,7 +277,8 @@ def linear_swiglus() -> Iterator[Launch]:
             name = f"{dtype} segments {entry.segments} block_k {entry.block_k} {tile}"
             if not seen:
                 yield name, op, "_linear_swiglu_kernel", partial(launch, False), ALL
-            yield "pdl " + name, op, "_linear_swiglu_kernel", partial(launch, True), HOPPER
+            targets = HOPPER if stands else MORE
+            yield "pdl " + name, op, "_linear_swiglu_kernel", partial(launch, True), targets
             seen.add(key)
 
 
@@ -326,7 +340,7 @@ def cycles() -> Iterator[Launch]:
         [rows.tree_with_blocks([1] * 7, [-1, *range(6)], 0, range(7), 8, 96, s) for s in range(8)]
     )
     for name, of, root, clock, targets in (
-        ("177 rows", tree, None, None, ALL), ("504 rows of 8 texts", mixed, None, None, HOPPER),
+        ("177 rows", tree, None, None, ALL), ("504 rows of 8 texts", mixed, None, None, MORE),
         ("a chain, timed", rows.chain([1] * 32, 0), one, record[5:8], HOPPER),
         ("a prompt", rows.chain([1] * 2048, 0), None, None, MORE), ("8 chains", chains, None, None, HOPPER),
         ("16 prompts", prompts, None, None, MORE),
@@ -348,7 +362,7 @@ def cycles() -> Iterator[Launch]:
         plan = replace(module("plan").PassPlan.of(of, "meta"), shape=shape, start=at)
         tables = module("pass_tables").PassTables.new(shape, 32768, 16, False, "meta", shared=True)
         launch = partial(lay.lay_triton, plan, tables, roots, None if roots is None else record[5:8])
-        yield f"{name} and prompts", lay, "_lay_kernel", launch, HOPPER
+        yield f"{name} and prompts", lay, "_lay_kernel", launch, MORE if roots is None else HOPPER
 
     grow, ids = module("grow"), meta(2, 31, 16).long()
     trees, slots = grow.Trees.new(2, 129, "meta"), meta(2, dtype=torch.int32)

@@ -1,6 +1,6 @@
 """Compile the attention kernels for GPUs that are not here; one JSON line each. Run without TRITON_INTERPRET.
 
-usage: python compile_attention.py TARGET...   (such as sm_90)"""
+usage: python compile_attention.py TARGET...   (such as sm_90; "sm_90 too": launches that others stand for)"""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import aot
+from aot_launches import HOPPER, MORE
 from triton.compiler import ASTSource
 
 from orthrus_kernels import attention_triton as a
@@ -52,7 +53,7 @@ def compiled(kernel, dtype: str, constants: dict, arch: str, **options) -> dict:
     """Registers, spilled bytes and shared memory of one kernel."""
     target = aot.TARGETS[arch]
     built, log = aot.built_from(source_of(kernel, dtype, constants), target, options)
-    report = {"kernel": kernel.__name__, "arch": arch, "dtype": dtype, **options}
+    report = {"kernel": kernel.__name__, "arch": arch.removesuffix(" too"), "dtype": dtype, **options}
     report |= {name: constants.get(name) for name in ("D", "FOLDED", "FUSED")}
     report["shared"] = built.metadata.shared
     if target.backend == "cuda":
@@ -65,16 +66,17 @@ def compiled(kernel, dtype: str, constants: dict, arch: str, **options) -> dict:
 def main() -> None:
     """All of the launch table on sm_90, 16-bit head size 128 elsewhere."""
     for arch in sys.argv[1:]:
-        commit(arch)
+        if arch not in MORE:
+            commit(arch)
         for (d, size), (folded, block, warps, stages) in a.LAUNCH.items():
-            if arch != "sm_90" and (d, size) != (128, 2):
+            if arch not in HOPPER + MORE and (d, size) != (128, 2):
                 continue
             dtype = "bf16" if size == 2 else "fp32"
             tall = a.TALL if size == 2 else 1
             # (kernel, tiles side by side, query heads and rows that the last program folds)
-            folds = ((0, 4, a.FUSED_HEADS) if (d, size) == (128, 2) else (0, 4)) if arch == "sm_90" else (4,)
-            jobs = [(a._partial_kernel, 1, fused) for fused in folds]
-            for kernel, height, fused in [*jobs, (a._whole_kernel, tall, None)]:
+            jobs = [(a._partial_kernel, 1, fused) for fused in folds(arch, d, size)]
+            jobs += [] if arch in MORE else [(a._whole_kernel, tall, None)]
+            for kernel, height, fused in jobs:
                 group, rows = 4, height * folded
                 constants = {"GROUP": group, "TILE": rows // group, "FOLDED": rows, "D": d, "BLOCK_S": block}
                 constants |= {"STAGES": stages, "PAGE": PAGE, "PDL": False}
@@ -84,9 +86,21 @@ def main() -> None:
                     constants |= {} if fused else {"arrivals": None}
                 how = {"num_warps": height * warps, "num_stages": stages}
                 print(json.dumps(compiled(kernel, dtype, constants, arch, **how)), flush=True)
-            paths(arch, d, dtype)
-            constants = {"D": d, "UNROLL": a.COMBINE_UNROLL, "PDL": False}
-            print(json.dumps(compiled(a._combine_kernel, dtype, constants, arch, num_warps=1)), flush=True)
+            if arch not in MORE:
+                paths(arch, d, dtype)
+                constants = {"D": d, "UNROLL": a.COMBINE_UNROLL, "PDL": False}
+                line = compiled(a._combine_kernel, dtype, constants, arch, num_warps=1)
+                print(json.dumps(line), flush=True)
+
+
+def folds(arch: str, d: int, size: int) -> tuple[int, ...]:
+    """Query heads and rows that the last program of a launch folds. The launch that folds most has most
+    registers, and stands for the others but where most passes run."""
+    if arch not in HOPPER + MORE:
+        return (4,)
+    if (d, size) == (128, 2):
+        return (4,) if arch in MORE else (0, a.FUSED_HEADS)
+    return (0,) if arch in MORE else (4,)
 
 
 def paths(arch: str, d: int, dtype: str) -> None:

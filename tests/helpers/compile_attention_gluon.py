@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,13 +52,8 @@ def arithmetic(ttgir: str) -> list[str]:
     return sorted(re.sub(r"#mma\d*", lambda name: layouts[name[0]], line) for line in found)
 
 
-def order(cubin: bytes) -> list[str]:
+def order(sass: str) -> list[str]:
     """Products, exponentials and waits for products, in order, runs of one kind as one."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [aot._BIN / "cuobjdump", "-sass", file.name]
-        sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     names = {"MUFU.EX2": "exp", "HGMMA.64x64x16": "scores", "HGMMA.64x128x16": "values", "DEPBAR": "wait"}
     found = re.findall(r"MUFU\.EX2|HGMMA\.64x\d+x16|WARPGROUP\.DEPBAR\.LE gsb0, 0x\d", sass)
     steps = [next(said for name, said in names.items() if name in of) for of in found]
@@ -83,9 +76,10 @@ def gluon_lines() -> Iterator[dict]:
     for heads, whole in ((8, False), (32, True)):
         kernel, arguments = launched(module("attention_gluon"), "_attention_gluon_kernel", heads, whole)
         built, log, _ = aot.built_for(kernel, arguments, HOPPER)
+        (sass,) = aot.disassembled([built.asm["cubin"]])
         yield {
             "kernel": "gluon", "heads": heads, "whole": whole, "arithmetic": arithmetic(built.asm["ttgir"]),
-            "warnings": re.findall(r"\(C\d+\)[^\n]*", log), "order": order(built.asm["cubin"]),
+            "warnings": re.findall(r"\(C\d+\)[^\n]*", log), "order": order(sass),
             **aot.described(built, log, HOPPER), "before_wait": before_wait(built.asm["ptx"]),
         }  # fmt: skip
 

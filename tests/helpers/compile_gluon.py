@@ -24,11 +24,12 @@ from orthrus_kernels.workspace import Workspace  # noqa: E402
 
 HOPPER = aot.TARGETS["sm_90"]
 LINEAR, CODES = module("linear_gluon"), module("linear_gluon_codes")
+WIDE = module("linear_gluon_wide")
 _ARITHMETIC = re.compile(r"^\s*((?:add|sub|mul|fma|div|ex2|rcp|cvt)\.[\w.]*(?:f32|bf16)[\w.]*)", re.M)
 _GLOBAL = re.compile(r"\b(?:ld|st|atom|red)\.(?:\w+\.)*?global")
 _LABEL, _JUMP = re.compile(r"(\$L\w+):"), re.compile(r"(@\S+\s+)?bra(?:\.uni)?\s+(\$L\w+)")
 _SASS = re.compile(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(\w+)")
-_SASS_LABEL, _SASS_JUMP = re.compile(r"\s*(\.L_x_\d+):"), re.compile(r"BRA\S*\s.*`\((\.L_x_\d+)\)")
+_SASS_ADDRESS, _SASS_JUMP = re.compile(r"\s*/\*([0-9a-f]+)\*/"), re.compile(r"BRA\S*\s.*?0x([0-9a-f]+)")
 _COPY = re.compile(r"cp\.async\.bulk\.tensor[^\[]*\[%\w+\], \[(%rd\d+)")
 
 
@@ -58,8 +59,23 @@ def plans(everything: bool) -> Iterator:
         )
 
 
+def wide_plans(everything: bool) -> Iterator:
+    """Of every wide tile once for each class and height; or those with most in registers."""
+    found: dict[tuple, object] = {}
+    for (n, k, dtype, device), entry in gluon_entries().items():
+        segments = tables.linear_entry(n, k, dtype, device).segments
+        swiglu = n in (24576, 19456, 12288)  # gate and up projections
+        for tile in entry.wide:
+            if everything or (tile.rows, tile.groups, segments) in ((256, 2, 1), (192, 2, 2), (192, 3, 1)):
+                plan = WIDE.WidePlan(n, k, segments, tile, None, swiglu)
+                found.setdefault((segments, swiglu, tile), plan)
+    yield from found.values()
+
+
 def launched(plan, pdl: bool):
     """The kernel and its arguments."""
+    if isinstance(plan, WIDE.WidePlan):
+        return launched_wide(plan, pdl)
     n_ar, rows = plan.tile.rows, sum(tile.rows for tile in plan.tiles)
     diff = Weight(meta(plan.n, plan.k)) if plan.tile_diff else None
     out = meta(rows, plan.n // 2 if plan.swiglu else plan.n)
@@ -72,18 +88,36 @@ def launched(plan, pdl: bool):
     return recorder.kernel, arguments
 
 
+def launched_wide(plan, pdl: bool):
+    """The kernel and its arguments."""
+    rows, width = 1000, plan.n // 2 if plan.swiglu else plan.n
+    with aot.recorded(WIDE, "_linear_gluon_wide_kernel") as recorder:
+        WIDE.linear_gluon_wide(
+            plan, meta(rows, plan.k), Weight(meta(plan.n, plan.k)), out=meta(rows, width), pdl=pdl
+        )
+    (arguments,) = recorder.launches
+    return recorder.kernel, arguments
+
+
+# (rows, groups, SwiGLU) of the tiles with most in registers, and of the lowest.
+FEW_CODED = {
+    (Format.INT4, True): (
+        (TALL, 2, False), (TALL, 2, True), (128, 2, False), (48, 3, True), (16, 1, False)
+    ),
+    (Format.E4M3, False): ((TALL, 2, True), (48, 3, True), (16, 1, False)),
+}  # fmt: skip
+
+
 def coded_plans(everything: bool) -> Iterator:
-    """(plan, format, zeros): every tile with 4 segments and SwiGLU of it; or those with most in registers."""
+    """(plan, format, zeros): every tile with 4 segments and SwiGLU of it; or FEW_CODED."""
     kinds = (Format.E4M3, False), (Format.INT4, True), (Format.INT4, False)
     for format, zeros in kinds:
         for rows in (16, 32, 48, 64, 96, 128, TALL):
             for tile in coded_tiles(rows, format.bits):
                 for swiglu in (False, True):
                     plan = CODES.Plan(2048 * tile.groups, 4096, 1 if swiglu else 4, tile, None, swiglu, 128)
-                    most = (tile.rows, tile.groups, swiglu) in (
-                        (TALL, 2, False), (TALL, 2, True), (128, 2, False), (48, 3, True), (16, 1, False)
-                    )  # fmt: skip
-                    if everything or (most and (zeros or format is Format.E4M3)):
+                    few = FEW_CODED.get((format, zeros), ())
+                    if everything or (tile.rows, tile.groups, swiglu) in few:
                         yield plan, format, zeros
 
 
@@ -127,24 +161,22 @@ def widened_beside_products(sass: str) -> int:
 
 
 def coded_line(plan, format: Format, zeros: bool) -> dict:
+    """All but what is read from the cubin, which is there."""
     kernel, arguments = launched_codes(plan, format, zeros, 128 if format is Format.E4M3 else 1)
     line = line_of_kernel(plan, True, kernel, arguments)
-    built, _, _ = aot.built_for(kernel, arguments, HOPPER)
-    sass = aot.kept(built, "sass", lambda: aot.disassembled(built))
     return line | {
-        "case": f"{format.value} zeros {zeros} {line['case']}",
-        "codes": format.bits, "tall": plan.tile.rows == TALL, "widened": widened_beside_products(sass),
+        "case": f"{format.value} zeros {zeros} {line['case']}", "codes": format.bits,
+        "tall": plan.tile.rows == TALL, "cubin": aot.built_for(kernel, arguments, HOPPER)[0].asm["cubin"],
     }  # fmt: skip
 
 
 def rounded_line(plan, factor_rows: int) -> dict:
+    """As `coded_line`."""
     kernel, arguments = launched_codes(plan, Format.E4M3, False, factor_rows)
     line = line_of_kernel(plan, True, kernel, arguments)
-    built, _, _ = aot.built_for(kernel, arguments, HOPPER)
-    sass = aot.kept(built, "sass", lambda: aot.disassembled(built))
     return line | {
         "case": f"rounded {factor_rows} {line['case']}", "rounded": factor_rows, "rows": plan.tile.rows,
-        "groups": plan.tile.groups, "loops": loops_of_products(sass),
+        "groups": plan.tile.groups, "cubin": aot.built_for(kernel, arguments, HOPPER)[0].asm["cubin"],
     }  # fmt: skip
 
 
@@ -152,8 +184,8 @@ def loops_of_products(sass: str) -> list[dict[str, int]]:
     """Of each loop that multiplies: how many machine instructions of which kind. What waits stands behind the
     kernel's end and jumps back, which is no loop: all the rest lies between, with stores of sums."""
     lines = sass.splitlines()
-    labels = {found[1]: i for i, line in enumerate(lines) if (found := _SASS_LABEL.match(line))}
-    ends = [(labels[found[1]], i) for i, line in enumerate(lines) if (found := _SASS_JUMP.search(line))]
+    at = {int(_SASS_ADDRESS.match(line)[1], 16): i for i, line in enumerate(lines)}
+    ends = [(at[int(to[1], 16)], i) for i, line in enumerate(lines) if (to := _SASS_JUMP.search(line))]
     loops = [lines[first : last + 1] for first, last in ends if first < last]
     counts = [Counter(found[1] for line in loop if (found := _SASS.search(line))) for loop in loops]
     return [dict(count) for count in counts if "QGMMA" in count and "STG" not in count]
@@ -199,6 +231,34 @@ def touched_before_rows(ptx: str) -> list[str]:
     return touched
 
 
+def barriers_that_stay(ttgir: str) -> list[str]:
+    """Arrivals and waits inside of loops whose barrier, or phase, is the same in every round: of a ring whose
+    places are taken in turn none is. Triton takes a name for a value that stays where the loop gives it that
+    of another name before this one changes; a GPU then waits for ever."""
+    found, opened, inside = list[str](), list[bool](), list[set[str]]()
+    for line in ttgir.splitlines():
+        text = line.strip().split(" loc(")[0]
+        if text.startswith("}") and opened:
+            opened.pop()
+            inside.pop()
+        loop = len(opened) - 1 - opened[::-1].index(True) if any(opened) else len(opened)
+        # of the innermost loop: what a round hands on, and what is made of that
+        changes = set[str]().union(*inside[loop:])
+        made = re.match(r"(%\w+)(?::\d+)? = (.*)", text)
+        if inside and made and changes & set(re.findall(r"%\w+", made[2])):
+            inside[-1].add(made[1])
+        on = re.match(r"ttng\.(?:arrive_barrier (%\w+)|wait_barrier (%\w+), (%\w+))", text)
+        if on and any(opened):
+            found += [text] if any(name and name not in changes for name in on.groups()) else []
+        if text.endswith("{"):
+            carried = re.search(r"iter_args\((.*?)\) ->", text)
+            counted = re.search(r"scf\.for (%\w+) =", text)
+            opened.append("scf.for" in text or "scf.while" in text)
+            inside.append(set(re.findall(r"(%\w+) =", carried[1])) if carried else set())
+            inside[-1] |= {counted[1]} if counted else set()
+    return found
+
+
 def swiglu_arithmetic(ptx: str) -> dict[str, float]:
     """Floating-point instructions of each kind for each exponential."""
     found = Counter(_ARITHMETIC.findall(ptx))
@@ -217,8 +277,10 @@ def line_of_kernel(plan, pdl: bool, kernel, arguments: dict) -> dict:
     return {
         "case": f"{plan} pdl {pdl}", "swiglu": plan.swiglu, "segments": plan.segments, "pdl": pdl,
         "views": len(plan.tiles), "warnings": re.findall(r"\(C\d+\)[^\n]*", log),
+        "wide": isinstance(plan, WIDE.WidePlan),
         "copied": copied_before_waits(ptx, kinds), "touched": touched_before_rows(ptx),
         "waits": ptx.count("griddepcontrol.wait"), "traps": ptx.count("[nowhere], 1;"),
+        "barriers_that_stay": barriers_that_stay(built.asm["ttgir"]),
         "arithmetic": swiglu_arithmetic(ptx) if plan.swiglu else {},
         "whole_stores": "st.global.v4.b32" in ptx, "contraction": "enable_fp_fusion" in arguments,
         **aot.described(built, log, HOPPER),
@@ -239,11 +301,14 @@ def main() -> None:
     everything = sys.argv[1:] == ["all"]
     for plan in plans(everything):
         print(json.dumps(line_of(plan, True)), flush=True)
+    for plan in wide_plans(everything):
+        print(json.dumps(line_of(plan, True)), flush=True)
     print(json.dumps(line_of(next(plans(False)), False)), flush=True)
-    for coded in coded_plans(everything):
-        print(json.dumps(coded_line(*coded)), flush=True)
-    for rounded in rounded_plans(everything):
-        print(json.dumps(rounded_line(*rounded)), flush=True)
+    lines = [coded_line(*coded) for coded in coded_plans(everything)]
+    lines += [rounded_line(*rounded) for rounded in rounded_plans(everything)]
+    for line, sass in zip(lines, aot.disassembled([line.pop("cubin") for line in lines]), strict=True):
+        name, read = ("widened", widened_beside_products) if "codes" in line else ("loops", loops_of_products)
+        print(json.dumps(line | {name: read(sass)}), flush=True)
     print(json.dumps(of_triton()), flush=True)
 
 

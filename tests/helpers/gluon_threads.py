@@ -1,6 +1,6 @@
-"""Attention in Gluon without a GPU: its source runs over torch, a thread for each group of warps.
+"""Kernels in Gluon without a GPU: their source runs over torch, a thread for each group of warps.
 
-Triton has no interpreter for Gluon. Here the kernel's own source is loaded once more with names of this file
+Triton has no interpreter for Gluon. Here a kernel's own source is loaded once more with names of this file
 in place of Gluon's. What it shows: indices, masks, the order of blocks, and the protocol between warps.
 Memory that a copy is under way to holds NaN; copies by TMA come late; products asked for read shared memory
 when they are waited for, as late as they may. A wait that never ends raises. What it does not show: layouts,
@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import util
 from pathlib import Path
@@ -24,12 +24,13 @@ import torch
 
 import orthrus_kernels
 
-SOURCES = ("attention_gluon_copy", "attention_gluon_kernels")
+ATTENTION = "attention_gluon_copy", "attention_gluon_kernels"  # its own sources, the kernel's last
+WIDE = "gluon_ring", "gluon_sums", "linear_gluon_wide"
 PLACES = 1 << 40  # of one tensor
 PATIENCE = 10.0  # seconds
 _here = threading.local()  # products that a thread has asked for, and its copies
 _memory: list[torch.Tensor] = []
-_program = [0]
+_program = [0, 1]  # the one that runs, of how many
 
 
 def address(tensor: torch.Tensor) -> torch.Tensor:
@@ -158,6 +159,13 @@ def come_in() -> None:
     _here.copies.clear()
 
 
+class Sums(torch.Tensor):
+    """A block that Gluon's `split` takes apart."""
+
+    def split(self):  # type: ignore[override]
+        return self[..., 0], self[..., 1]
+
+
 class Product:
     """One that is asked for."""
 
@@ -166,7 +174,7 @@ class Product:
 
     def run(self) -> None:
         a = self.a.data if isinstance(self.a, Shared) else self.a
-        self.value = a.float() @ self.b.data.float() + _value(self.acc)
+        self.value = (a.float() @ self.b.data.float() + _value(self.acc)).as_subclass(Sums)
 
 
 def _value(of):
@@ -221,6 +229,15 @@ def _layout(*_, **__) -> None:
     return None
 
 
+def _silu_times(gate, up, dtype):
+    """As swiglu.py, whose sigmoid is Triton's."""
+    return ((gate * gate.sigmoid()).to(dtype).float() * up).to(dtype)
+
+
+def _in_gluon(function):
+    return _silu_times if function.fn.__name__ == "silu_times" else function.fn
+
+
 def gluon_names() -> ModuleType:
     """In place of `orthrus_kernels._gluon`."""
     layouts = (
@@ -239,6 +256,7 @@ def gluon_names() -> ModuleType:
         zeros=lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
         full=lambda shape, value, dtype, layout: torch.full(shape, value, dtype=dtype),
         convert_layout=lambda value, layout: value, program_id=lambda axis: torch.tensor(_program[0]),
+        num_programs=lambda axis: _program[1], to_tensor=torch.tensor, static_assert=lambda held: None,
         int32=torch.int32, int64=torch.int64, float32=torch.float32, bfloat16=torch.bfloat16,
         allocate_shared_memory=allocate_shared_memory, warp_specialize=warp_specialize,
         NVMMADistributedLayout=_layout, **dict.fromkeys(layouts, _layout),
@@ -246,10 +264,10 @@ def gluon_names() -> ModuleType:
     names = ModuleType("orthrus_kernels._gluon")
     vars(names).update(
         gl=gl, gluon=SimpleNamespace(jit=_jit), constexpr_function=_jit, aggregate=_jit,
-        in_gluon=lambda function: function.fn, barrier=lambda: None, fence_async_shared=lambda: None,
+        in_gluon=_in_gluon, barrier=lambda: None, fence_async_shared=lambda: None,
         mbarrier=SimpleNamespace(
             MBarrierLayout=_layout, init=init, wait=wait,
-            arrive=lambda barrier, count: _one(barrier).arrive(count),
+            arrive=lambda barrier, count=1, pred=True: _one(barrier).arrive(count if pred else 0),
             expect=lambda barrier, size: _one(barrier).arrive(1, expected=size),
         ),
         tma=SimpleNamespace(tensor_descriptor=object, async_copy_global_to_shared=tma_copy),
@@ -274,10 +292,10 @@ def _in_place(modules: dict[str, ModuleType]) -> Iterator[None]:
             sys.modules.pop(name) if module is None else sys.modules.update({name: module})
 
 
-def loaded() -> ModuleType:
-    """The module of the kernel, over torch."""
+def loaded(sources: Sequence[str]) -> ModuleType:
+    """The module of a kernel, the last one of its sources, over torch."""
     modules = {"orthrus_kernels._gluon": gluon_names()}
-    for source in SOURCES:
+    for source in sources:
         name, path = f"orthrus_kernels.{source}", Path(orthrus_kernels.__file__).with_name(f"{source}.py")
         spec = util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
@@ -285,22 +303,23 @@ def loaded() -> ModuleType:
         with _in_place(modules):
             spec.loader.exec_module(modules[name])
         for constant, value in vars(modules[name]).items():  # those of layout.py are Triton's
-            if constant.startswith("TILE_"):
+            if constant.startswith("TILE_") and hasattr(value, "value"):
                 setattr(modules[name], constant, int(value.value))
-    return modules["orthrus_kernels.attention_gluon_kernels"]
+    return modules[name]
 
 
 class Threads:
-    """Stands for `_attention_gluon_kernel`; programs run one after another."""
+    """Stands for a kernel; programs run one after another."""
 
-    def __init__(self) -> None:
-        self.kernel = loaded()._attention_gluon_kernel
+    def __init__(self, name: str, sources: Sequence[str]) -> None:
+        self.kernel = getattr(loaded(sources), name)
         self.programs = 0
 
     def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
-        def launch(*, num_warps: int, **arguments: Any) -> None:
+        def launch(*, num_warps: int, enable_fp_fusion: bool = False, **arguments: Any) -> None:
             _memory.clear()
             given = {name: address(a) if isinstance(a, torch.Tensor) else a for name, a in arguments.items()}
+            _program[1] = grid[0]
             for _program[0] in range(grid[0]):
                 self.kernel(**given)
             self.programs = grid[0]

@@ -24,9 +24,16 @@ import os
 import numpy as np
 import torch
 
-DEVICE = os.environ.get("ORTHRUS_TEST_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-if DEVICE not in ("cpu", "cuda") or (DEVICE == "cuda" and not torch.cuda.is_available()):
-    raise RuntimeError(f"ORTHRUS_TEST_DEVICE is {DEVICE!r}: cpu, or cuda where torch sees a GPU")
+
+def device_of(asked: str | None) -> str:
+    """Where kernels run: as asked, or on a GPU where torch sees one. Raises RuntimeError for any other."""
+    device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise RuntimeError(f"ORTHRUS_TEST_DEVICE is {device!r}: cpu, or cuda where torch sees a GPU")
+    return device
+
+
+DEVICE = device_of(os.environ.get("ORTHRUS_TEST_DEVICE"))
 
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
@@ -51,12 +58,11 @@ def narrow(x: np.ndarray) -> np.ndarray:
 
 def chain_dot(a: np.ndarray, b: np.ndarray, acc: np.ndarray) -> np.ndarray:
     """acc + a @ b in fp32, one product after another along K."""
-    a, b, acc = a.astype(np.float32), b.astype(np.float32), acc.astype(np.float32)  # a copy, summed into
-    product = np.empty_like(acc)
-    for k in range(a.shape[-1]):
-        np.multiply(a[..., :, k, None], b[..., None, k, :], out=product)
-        np.add(acc, product, out=acc)
-    return acc
+    a, b = (np.moveaxis(of.astype(np.float32, copy=False), axis, 0) for of, axis in ((a, -1), (b, -2)))
+    terms = np.empty((len(a) + 1, *acc.shape), np.float32)
+    terms[0] = acc
+    np.multiply(a[..., None], b[..., None, :], out=terms[1:])
+    return np.add.reduce(terms, axis=0)  # row by row, which numpy does not do along the last axis
 
 
 class Order:

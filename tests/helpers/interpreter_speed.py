@@ -59,7 +59,9 @@ def made(data: np.ndarray, dtype, members: dict[str, Any]):
     """A tensor of a type that has been checked when its first value was made."""
     handle, value = object.__new__(handle_of), object.__new__(tensor)
     handle.data, handle.dtype, handle.attr = data, dtype, {}
-    value.__dict__ = {**members, "handle": handle}
+    own = members.copy()
+    own["handle"] = handle
+    value.__dict__ = own
     return value
 
 
@@ -192,7 +194,8 @@ class Plan:
     spreads: bool  # only of blocks that lie in memory by rows; a scalar over a block is one
     # of both operands, as truths may be kept as numbers and shifted words as integers
     kept: np.dtype | None = None
-    width: int = 0
+    width: np.ndarray | None = None  # of no dimensions: numpy makes an array of a number each time
+    lies: tuple[np.dtype | None, np.dtype | None] = (None, None)  # of each operand; None: in any way
 
 
 def planned(name: str, types: frozenset, left, right, result) -> Plan | None:
@@ -205,7 +208,7 @@ def planned(name: str, types: frozenset, left, right, result) -> Plan | None:
         offset = semantic.to_tensor(right)
         if name not in ("__add__", "__sub__") or offset.type.scalar.name not in INTEGERS:
             return None
-        width = max(1, left.handle.get_element_ty().primitive_bitwidth // 8)
+        width = np.array(max(1, left.handle.get_element_ty().primitive_bitwidth // 8), np.uint64)
         return Plan(members, size, None, offset.handle.data if number else None, spreads, width=width)
     if kind.name not in types:
         return None
@@ -227,11 +230,16 @@ def planned(name: str, types: frozenset, left, right, result) -> Plan | None:
     return Plan(members, size, None, constant.handle.data, spreads)
 
 
+def lies(value) -> np.dtype | None:
+    """How numbers of its type lie in memory; None: in any way."""
+    return LIES.get(value.type.scalar.name)
+
+
 def operator(name: str, function: Callable, types: frozenset, reflected: bool = False) -> None:
     """Types, casts and shapes of two operands are checked the first time that two types meet; then numpy
     broadcasts."""
     plain = member(name)
-    plans: dict[tuple, Plan | None] = {}
+    plans: dict[tuple, Plan | bool] = {}  # False: always in full
 
     def act(left, right):
         kind = type(right)
@@ -244,27 +252,27 @@ def operator(name: str, function: Callable, types: frozenset, reflected: bool = 
             key = left.type.name, kind, right or str(right)  # 0.0 and -0.0 are equal
         else:
             return plain(left, right)
-        if key not in plans:
+        plan = plans.get(key)
+        if not plan:
             result = plain(left, right)
-            plans[key] = planned(name, types, left, right, result)
+            if plan is None:
+                plans[key] = plan = planned(name, types, left, right, result) or False
+            if plan:
+                plan.lies = lies(left), None if kind is not tensor else lies(right)
             return result
-        plan = plans[key]
-        if plan is None:
-            return plain(left, right)
         handle = left.handle
         a = handle.data
         b = right.handle.data if plan.constant is None else plan.constant
         if plan.spreads and not (a.flags.c_contiguous and b.flags.c_contiguous):
             return plain(left, right)
-        if a.dtype != LIES.get(left.type.scalar.name, a.dtype) or (
-            kind is tensor and b.dtype != LIES.get(right.type.scalar.name, b.dtype)
-        ):
+        first, second = plan.lies
+        if (first is not None and a.dtype is not first) or (second is not None and b.dtype is not second):
             return plain(left, right)
         if plan.kept is not None:
             same = handle.dtype.name == right.handle.dtype.name
             if not (same and a.dtype == plan.kept and b.dtype == plan.kept):
                 return plain(left, right)
-        if plan.width:
+        if plan.width is not None:
             return made(function(a, plan.width * b.astype(np.uint64)), handle.dtype, plan.members)
         data = function(b, a) if reflected else function(a, b)
         if data.itemsize > plan.size:

@@ -71,7 +71,7 @@ class ScriptedModel(Network):
 
     def _context(self, cache: KVCache, sequence: int, length: int) -> list[int]:
         """The committed tokens."""
-        return [int(token) for token in cache.read(sequence, length)[0].flatten()]
+        return [int(token) for token in cache.read(sequence, length)[0].flatten().tolist()]
 
     def _row(self, rows: Rows, i: int, context: list[int]) -> torch.Tensor:
         if rows.blocks[i] < 0:

@@ -6,9 +6,17 @@ import sys
 import pytest
 from compiled import SLOW, USUAL, compiled_by
 
-from orthrus_kernels import attention_gluon_kernels, attention_kernels, linear_gluon, linear_gluon_codes
+from orthrus_kernels import (
+    attention_gluon_kernels,
+    attention_kernels,
+    linear_gluon,
+    linear_gluon_codes,
+    linear_gluon_wide,
+)
 
-ELSEWHERE = attention_gluon_kernels, attention_kernels, linear_gluon, linear_gluon_codes
+ELSEWHERE = (
+    attention_gluon_kernels, attention_kernels, linear_gluon, linear_gluon_codes, linear_gluon_wide,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +35,8 @@ def test_every_launch_on_hopper(triton_cache):
     compiled = compiled_by("aot.py", triton_cache, "sm_90", "sm_90 too")
     assert not [line for line in compiled if "error" in line or line["spill_bytes"]]
     check_tiles(compiled)
+    check_fused(compiled)
+    assert check_two_codes(compiled) == 15
     assert len([line for line in compiled if line["kernel"] == "linear_kernel"]) > 50
 
 
@@ -68,6 +78,10 @@ def check_tiles(compiled):
 
 
 def test_linear_swiglu_sums_as_linear_does(compiled):
+    check_fused(compiled)
+
+
+def check_fused(compiled):
     """On wgmma in 16 bits, by descriptors where the tile says so; in fp32 by multiply-adds, though it is
     compiled without contraction."""
     lines = [line for line in compiled if line["kernel"] == "linear_swiglu_kernel" and not coded(line)]
@@ -106,16 +120,21 @@ def test_codes_reach_the_tensor_cores_from_registers(compiled):
 
 
 def test_two_codes_are_multiplied_as_they_are(compiled):
+    assert check_two_codes(compiled) == 6
+
+
+def check_two_codes(compiled):
     """W8A8 in every tile of its table: wgmma of two e4m3 from shared memory, nothing loaded when it is used,
-    nothing converted but y, one multiply-add a fold. Any other instruction would have other bits."""
+    nothing converted but y, one multiply-add a fold. Any other instruction would have other bits. Returns the
+    number of launches."""
     lines = [line for line in compiled if "W8A8" in line["case"]]
-    assert len(lines) == 10
     assert {line["kernel"] for line in lines} == {"linear_kernel", "linear_swiglu_kernel"}
     for line in lines:
         assert line["wgmma_e4m3"] and not line["mma"] and not line["wgmma_from_registers"], line
         assert line["cp_async_16"] and line["fma"] and not line["loads"], line
         assert all(re.fullmatch(r"cvt.rn.bf16(x2)?.f32;?", to) for to in line["conversions"]), line
         assert line["shared"] <= 227 * 1024 and not line["spill_bytes"], line
+    return len(lines)
 
 
 def test_a_word_is_widened_by_itself(compiled):

@@ -65,16 +65,24 @@ def kinds(over):
     return {kind for kind, *_ in over._cycles} - {PLAIN}
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"temperature": 0.8}, {"temperature": 0.8, "top_p": 0.9, "logit_bias": {9: 2.0}},
-     {"repetition_penalty": 3.0, "logit_bias": {9: 40.0, 11: 39.0}}],
-    ids=str,
+SETTINGS = (
+    {}, {"temperature": 0.8}, {"temperature": 0.8, "top_p": 0.9, "logit_bias": {9: 2.0}},
+    {"repetition_penalty": 3.0, "logit_bias": {9: 40.0, 11: 39.0}},
 )  # fmt: skip
-def test_same_tokens_and_log_probabilities(model, twins, strategy, settings):
+
+
+@pytest.fixture(scope="module")
+def plainly_decoded(model):
+    """By hand, with each of SETTINGS."""
+    return [by_hand(model, **settings) for settings in SETTINGS]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_same_tokens_and_log_probabilities(model, twins, plainly_decoded, strategy, settings):
     """Launched ahead or not; a cycle keeps what one of the twins does."""
-    plain, how = by_hand(model, **settings), {"strategy": strategy, "block_size": 3, **settings}
+    plain = plainly_decoded[SETTINGS.index(settings)]
+    how = {"strategy": strategy, "block_size": 3, **settings}
     result, over = by_cycles(model, **how)
     early, _ = by_cycles(model, ahead=True, **how)
     assert same(result, plain) and same(early, plain) and result.stats.finish_reason == "length"

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import test_attention as twin
 import torch
-from gluon_threads import Threads
+from gluon_threads import ATTENTION, Threads
 from plans import padded
 
 from orthrus_kernels import PassPlan, PassShape, Rows, attention, lay
@@ -24,7 +24,7 @@ CPU, SCALE = torch.device("cpu"), 128**-0.5
 @pytest.fixture
 def threads(monkeypatch):
     """The kernel over torch, on a GPU of 5 multiprocessors."""
-    kernel = Threads()
+    kernel = Threads("_attention_gluon_kernel", ATTENTION)
     monkeypatch.setattr(module, "_attention_gluon_kernel", kernel)
     monkeypatch.setattr(module, "multiprocessors", lambda device: 5)
     return kernel
@@ -89,7 +89,7 @@ def test_every_pair_is_taken_once(work, programs, monkeypatch):
     """And of pairs that get shorter no program has all the longest."""
     import gluon_threads
 
-    copy = gluon_threads.loaded()
+    copy = gluon_threads.loaded(ATTENTION)
     items = torch.arange(2 * work, dtype=torch.int32)
     gluon_threads._memory.clear()
     tables = type("Tables", (), {

@@ -50,6 +50,15 @@ def test_chain_dot_is_independent_of_shape():
     assert np.array_equal(whole, chain_dot(a[:, 32:], b[32:], chain_dot(a[:, :32], b[:32], zero)))
 
 
+@pytest.mark.parametrize("m, k, n", [(16, 64, 16), (1, 33, 8), (9, 200, 1), (128, 16, 64)])
+def test_chain_dot_adds_one_product_after_another(m, k, n):
+    a, b, acc = (hard("heavy", *shape, seed=k).numpy() for shape in ((m, k), (k, n), (m, n)))
+    want = acc.copy()
+    for i in range(k):
+        want += a[:, i, None] * b[i]
+    assert np.array_equal(chain_dot(a, b, acc), want)
+
+
 def operands():
     """Scalars and blocks of every type whose operators are remembered, of shapes that broadcast; one lies in
     memory by columns; numbers as a program has them."""

@@ -19,8 +19,8 @@ ROOM = 223 * 1024  # bytes of shared memory for a ring; barriers and stores take
 
 @dataclass(frozen=True)
 class GluonTile:
-    """A program's: `rows` rows of x in one or two parts, powers of two of 128 at most (one of 256 spills);
-    groups: multiplying warpgroups, of 64 weight rows each. Three of them have registers for 192 rows."""
+    """A program's: `rows` rows of x in one or two parts, powers of two; groups: multiplying warpgroups, of 64
+    weight rows each. Three of them have registers for 192 rows."""
 
     rows: int
     groups: int
@@ -117,18 +117,27 @@ class CodedEntry:
 
 @dataclass(frozen=True)
 class GluonEntry:
-    """Tiles of a weight by rising rows; of one view alone fewer rows than `least`, and more than the last
-    one's, run in Triton. both: tiles (of the AR view, of the diffusion view) for one launch of both, by
-    rising rows; what fits none has a launch a view."""
+    """Tiles of a weight by rising rows, for rows of one view alone; fewer than `least` run in Triton. both:
+    tiles (of the AR view, of the diffusion view) for one launch of both, by rising rows; what fits none has a
+    launch a view. wide: tiles of which a launch with more rows than the last tile's takes one
+    (linear_gluon_wide.py), of equals the first; without any it runs in Triton. measured, wide_measured: GPU,
+    date and command of `tiles` and `both`, and of `wide`."""
 
     tiles: tuple[GluonTile, ...]
     both: tuple[tuple[GluonTile, GluonTile], ...] = ()
-    measured: str | None = None  # GPU, date, command
+    measured: str | None = None
     least: int = 1
+    wide: tuple[GluonTile, ...] = ()
+    wide_measured: str | None = None
 
     def tile(self, rows: int) -> GluonTile | None:
         """The tile for so many rows of one view; None: they run in Triton."""
         return next((tile for tile in self.tiles if self.least <= rows <= tile.rows), None)
+
+    def wide_tiles(self, rows: int) -> tuple[GluonTile, ...]:
+        """The tiles that so many rows of one view may be cut into; none where one tile takes them all."""
+        most = self.tiles[-1].rows if self.tiles else 0
+        return self.wide if rows >= self.least and rows > most else ()
 
     def pair(self, ar: int, diffusion: int) -> tuple[GluonTile, GluonTile] | None:
         """The tiles of one launch for so many rows of each view."""
@@ -142,13 +151,17 @@ def gluon_entries() -> dict[tuple[int, int, torch.dtype, str], GluonEntry]:
     for row in json.loads(resources.files(__package__).joinpath("gluon.json").read_text()):
         tiles = tuple(GluonTile(*tile) for tile in row["tiles"])
         both = tuple((GluonTile(*ar), GluonTile(*diffusion)) for ar, diffusion in row["both"])
+        wide = tuple(GluonTile(*tile) for tile in row.get("wide", ()))
         rows = [tile.rows for tile in tiles]
-        if not rows or rows != sorted(set(rows)):
+        least = row.get("least", 1)
+        if not (rows or wide) or rows != sorted(set(rows)):
             raise ValueError(f"gluon.json: tiles of {row} must rise in rows")
+        if not rows and least <= MOST_ROWS:
+            raise ValueError(f"gluon.json: {row} has wide tiles alone, so `least` must be above {MOST_ROWS}")
         if any(1 < min(a.groups, b.groups) < max(a.groups, b.groups) for a, b in both):
             raise ValueError(f"gluon.json: of two tiles of one launch in {row} the lower has 1 group")
         key = row["n"], row["k"], getattr(torch, row["dtype"]), row["device"]
-        entries[key] = GluonEntry(tiles, both, row["measured"], row.get("least", 1))
+        entries[key] = GluonEntry(tiles, both, row["measured"], least, wide, row.get("wide_measured"))
     return entries
 
 
