@@ -56,7 +56,7 @@ def orthrus(capsys):
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_cycles_add_up_to_what_generate_says(model, variant):
     prompt = model.text.encode(PROMPTS[0])
-    settings = {"max_new_tokens": 30, "seed": 5} | variant
+    settings = {"max_new_tokens": 18, "seed": 5} | variant
     result, cycles = explain(model, prompt, **settings)
     plain = model.generate(prompt, **settings)
     assert (result.token_ids, result.text, result.logprobs) == (plain.token_ids, plain.text, plain.logprobs)

@@ -158,7 +158,7 @@ def test_a_text_that_goes_on_where_another_ended_reads_its_new_tokens(strategy):
 def test_few_pages_preempt_the_youngest_and_change_nothing(ahead, drafts):
     model = ScriptedModel(small_config(eos_token_ids=(), max_position_embeddings=400), skill=0.9)
     engine = engine_of(model, 4, 6, ahead)
-    texts = [([i + 1] * 50, {"max_new_tokens": 200, "seed": 3, **drafts}, 0) for i in range(4)]
+    texts = [([i + 1] * 50, {"max_new_tokens": 120, "seed": 3, **drafts}, 0) for i in range(4)]
     many = run_all(engine, texts)
     assert engine.load.preemptions > 0
     for (prompt, how, _), result in zip(texts, many, strict=True):
