@@ -115,7 +115,7 @@ mutations: $(VENV)/test ## plant known bugs in a copy, each to be caught by its 
 gpu-check: $(VENV)/test ## the kernel tests compiled on this GPU, whole models, then compute-sanitizer; 10 minutes
 	$(BIN)/python -m tools.gpu_check
 
-tiny-checkpoint: $(VENV)/core ## train the embedded checkpoint anew into runs/tiny (a GPU, 20 minutes)
+tiny-checkpoint: $(VENV)/core ## train the embedded checkpoint anew into runs/tiny (a GPU of 80 GB, half an hour)
 	$(BIN)/orthrus tiny-checkpoint runs/tiny
 
 clean: ## remove the virtual environment and caches

@@ -17,11 +17,11 @@ from qwen3_model.prompts import read_prompts
 from qwen3_model.training import card
 
 PROMPTS, TOKENS, HARMED = 6, 64, 3
-# Tokens per cycle, greedy, fp32, either backend: 3.12 over the first six held-out prompts, 3.00 over three of
+# Tokens per cycle, greedy, fp32, either backend: 3.26 over the first six held-out prompts, 3.10 over three of
 # them (2-core x86 CPU, torch 2.13.0); short texts accept less than the card's. With a broken drafter three
-# give 1.97 at most, without the bigram correction 2.42. Near-ties may fall otherwise on another machine,
+# give 2.22 at most, without the bigram correction 2.42. Near-ties may fall otherwise on another machine,
 # hence some room either way.
-BAND = (2.85, 3.5)
+BAND = (2.93, 3.58)
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +103,9 @@ def test_the_band_sees_a_broken_drafter(prompts, harm):
 
 
 # Tokens per one-pass cycle, greedy, fp32, either backend, three prompts x 48 tokens, by nodes: trees of 7
-# keep 2.20, without the bigram correction 1.81, with its tables swapped 1.33; chains 2.01, 1.55 and 1.19
+# keep 2.39, without the bigram correction 1.81, with its tables swapped 1.19; chains 2.17, 1.55 and 1.08
 # (2-core x86 CPU, torch 2.13.0).
-LEAST_ONE_PASS = {7: 1.95, 0: 1.8}
+LEAST_ONE_PASS = {7: 2.15, 0: 1.96}
 ONE_PASS = {"strategy": "one-pass", "max_new_tokens": 48, "block_size": 6}
 
 

@@ -274,7 +274,7 @@ def test_a_farewell_signal_removes_the_folder_of_a_tiny_checkpoint(tmp_path, mon
 
     monkeypatch.setattr(recipe, "corpus_files", ended)
     with pytest.raises(SystemExit):
-        main(["tiny-checkpoint", str(tmp_path / "out")])
+        main(["tiny-checkpoint", str(tmp_path / "out"), "--select-tokens", "1000"])
     assert any(name.startswith("orthrus-") for name in seen) and not list(tmp_path.iterdir())
 
 

@@ -473,7 +473,7 @@ def tiny(rng: random.Random, folder: Path) -> Iterator[Finding]:
     def hurt() -> None:
         corpus._candidates = lambda: iter([source])
 
-    words = ["tiny-checkpoint", str(folder / "out"), "--pretrain-seconds", "30"]
+    words = ["tiny-checkpoint", str(folder / "out"), "--pretrain-seconds", "30", "--select-tokens", "1000"]
     child = start(folder, words, hurt)
     time.sleep(rng.uniform(0, 0.6))
     number = rng.choice([signal.SIGTERM, signal.SIGINT])

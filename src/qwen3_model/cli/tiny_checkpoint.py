@@ -21,11 +21,16 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         ("unrepeat", "of the AR view against loops in its text", 100.0),
         ("distill", "of the diffusion view", 600.0),
         ("bigram", "of its bigram correction", 75.0),
+        ("select", "of its selector of draft candidates", 90.0),
     ):
         parser.add_argument(
             f"--{name}-seconds", type=float, default=seconds, metavar="S",
             help=f"training time {what}; the defaults are meant for a GPU (default: %(default)g)",
         )  # fmt: skip
+    parser.add_argument(
+        "--select-tokens", type=int, default=10_000_000, metavar="N",
+        help="of its own text, to fit the selector on; some 6 kB of memory each (default: %(default)s)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     tiny.run_tiny(
         args.out, args.pretrain_seconds, args.unrepeat_seconds, args.distill_seconds, args.bigram_seconds,
-        corpus_bytes_of(args), args.seed, overwrite=args.overwrite,
+        args.select_seconds, corpus_bytes_of(args), args.seed, select_tokens=args.select_tokens,
+        overwrite=args.overwrite,
     )  # fmt: skip
     return 0

@@ -14,13 +14,12 @@ def write(facts: dict[str, Any]) -> str:
         f"| {d['name']} | {d['licence']} | {d['bytes'] / 1e6:.2f} |" for d in corpus["distributions"]
     )
     table = "\n".join(f"| {name} | {words} |" for name, words in _training(facts).items())
-    ran = "all but the last" if "selector" in facts else "these"
     return f"""# Tiny Orthrus-Qwen3
 
 A real, small Orthrus-Qwen3 in the official tensor names: a test fixture and a demonstration, not a coding
 assistant. It continues Python source in the style of library code and knows nothing else.
 
-Made by {_verbs(facts)}; `make tiny-checkpoint` runs {ran} one after
+Made by {_verbs(facts)}; `make tiny-checkpoint` runs these one after
 another and makes one like it. Every setting and figure below is in `training.json`.
 
 | | |

@@ -53,7 +53,7 @@ def run_select(
     began = time.perf_counter()
     with claimed(out, overwrite, base) as place, in_memory("this training", ADVICE):
         config = Qwen3Config.from_folder(base, checkpoint.tensor_names(base))
-        _check(base, config, limits, tokens, rank, texts)
+        _check(base, config, limits, rank, texts)
         device, said = training_device(), facts.facts_of(base)
         tables = bigram.load(base, config, device, torch.float32)
         if tables is None:
@@ -62,7 +62,7 @@ def run_select(
             selector.stored(base, config, tables)  # the model that calibrates loads it first
         except InputError as error:
             raise InputError(f"{error}. Remove {base / selector.FILE} before it is fitted anew") from None
-        check_recording(bytes_of(config.hidden_size, K, tokens * WINDOW // OWN_TOKENS), device, ADVICE)
+        check_tokens(config, tokens)
         tokenizer = load_tokenizer(base)
         dev = dev_prompts(base, tokenizer, config.vocab_size)
         held = read_prompts(base / HELD_OUT, 10**6) if (base / HELD_OUT).exists() else []
@@ -92,7 +92,15 @@ def run_select(
         say(began, f"wrote {out}")
 
 
-def _check(base: Path, config: Qwen3Config, limits: Limits, tokens: int, rank: int, texts: int) -> None:
+def check_tokens(config: Qwen3Config, tokens: int, advice: str = ADVICE) -> None:
+    """Raises InputError for less than one token of own text, and, with advice, where the data of so many has
+    no room."""
+    _check_count("tokens", tokens)
+    needed = bytes_of(config.hidden_size, K, tokens * WINDOW // OWN_TOKENS)
+    check_recording(needed, training_device(), advice)
+
+
+def _check(base: Path, config: Qwen3Config, limits: Limits, rank: int, texts: int) -> None:
     """Raises InputError for what cannot be done."""
     if not config.has_diffusion_view:
         raise InputError(f"{base} is a plain Qwen3: a selector takes an Orthrus (orthrus distill)")
@@ -100,13 +108,16 @@ def _check(base: Path, config: Qwen3Config, limits: Limits, tokens: int, rank: i
     most = min(MOST_RANK, config.hidden_size)
     if not 1 <= rank <= most:
         raise InputError(f"selector rank is {rank}; 1 to {most} was expected")
-    for name, value in (("tokens", tokens), ("texts", texts)):
-        if value < 1:
-            raise InputError(f"{name} is {value}; 1 or more was expected")
+    _check_count("texts", texts)
     limits.check()
     wanted = OWN_PROMPT + OWN_TOKENS + config.block_size
     if config.context_length < wanted:
         raise InputError(f"{base} has a context of {config.context_length}: own text takes {wanted}")
+
+
+def _check_count(name: str, value: int) -> None:
+    if value < 1:
+        raise InputError(f"{name} is {value}; 1 or more was expected")
 
 
 def _pieces(corpus: Corpus, held: list[list[int]], seed: int, counts: Sequence[int]) -> list[Tensor]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from ..config import Qwen3Config
+from ..errors import InputError
+from .calibration import TEXTS, run_calibration
 from .distill import Blocks
 from .loop import Plan
 from .out_folder import OutFolder, claimed
@@ -26,7 +30,12 @@ from .recipe import (
     run_pretrain,
     run_unrepeat,
 )
+from .selector_fit import Limits
+from .selector_run import TOKENS, check_tokens, run_select
 from .unlikelihood import Continuations
+
+STAGES = "first", "base", "orthrus", "ranked", "calibrated", "selected"
+SELECTION = Limits()
 
 
 def run_tiny(
@@ -35,6 +44,7 @@ def run_tiny(
     unrepeat_seconds: float,
     distill_seconds: float,
     bigram_seconds: float,
+    select_seconds: float,
     corpus_bytes: int = CORPUS_BYTES,
     seed: int = 0,
     *,
@@ -42,23 +52,41 @@ def run_tiny(
     plans: tuple[Plan, Plan, Plan, Plan] = (PRETRAIN, UNREPEAT, DISTILL, BIGRAM),
     own: Continuations = CONTINUATIONS,
     blocks: Blocks = BLOCKS,
+    selection: Limits = SELECTION,
+    select_tokens: int = TOKENS,
+    texts: int = TEXTS,
     overwrite: bool = False,
 ) -> None:
-    """The whole recipe of the embedded checkpoint: the trainings of both views, held-out prompts, model card.
-    Raises InputError.
-    """
+    """The whole recipe of the embedded checkpoint: the trainings of both views, tables and a selector of
+    drafts, held-out prompts, model card. Raises InputError; where only the selector could not be fitted, the
+    checkpoint is written without one first.
+
+    select_tokens: of own text that the selector is fitted on. texts: at each temperature, of calibrations."""
     limits = pretrain_seconds, unrepeat_seconds, distill_seconds, bigram_seconds
+    selection = dataclasses.replace(selection, seconds=select_seconds, seed=seed)
+    selection.check()
     for plan, seconds in zip(plans, limits, strict=True):
         dataclasses.replace(plan, seconds=seconds, seed=seed).check(config.context_length)
     with claimed(out, overwrite) as place, tempfile.TemporaryDirectory(prefix="orthrus-") as folder:
-        first, base, orthrus = (Path(folder) / name for name in ("first", "base", "orthrus"))
+        check_tokens(config, select_tokens, "use fewer --select-tokens")  # before all else is trained
+        first, base, orthrus, ranked, made, selected = (Path(folder) / name for name in STAGES)
         run_pretrain(first, limits[0], corpus_bytes, seed, plan=plans[0], config=config)
         run_unrepeat(first, base, limits[1], corpus_bytes, seed, plan=plans[1], own=own)
         run_distill(
             base, orthrus, limits[2], corpus_bytes, seed, plan=plans[2], blocks=blocks, own_text=OWN_TEXT
         )
         run_bigram(
-            orthrus, place, limits[3], corpus_bytes, seed, plan=plans[3],
+            orthrus, ranked, limits[3], corpus_bytes, seed, plan=plans[3],
             blocks=dataclasses.replace(blocks, size=min(blocks.size, BIGRAM_BLOCKS.size), short=0),
             own_text=OWN_TEXT,
         )  # fmt: skip
+        run_calibration(ranked, made, texts, corpus_bytes, seed)
+        failed = None
+        try:
+            run_select(made, selected, selection, corpus_bytes, tokens=select_tokens, texts=texts)
+            made = selected
+        except InputError as error:
+            failed = error
+        place.put(partial(shutil.copytree, made, dirs_exist_ok=True))
+        if failed is not None:
+            raise InputError(f"{out} has no selector, which orthrus select can fit: {failed}")
