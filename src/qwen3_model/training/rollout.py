@@ -14,7 +14,7 @@ from .network import Network
 from .pretrain import autocast
 
 OWN_PROMPT, OWN_TOKENS = 128, 256  # tokens of a piece of text and of its continuation
-OWN_REPEATED = 8  # rollouts are slow: each is trained on as often
+OWN_REPEATED = 4  # rollouts are slow: each is trained on as often
 KEYS_AT_ONCE, MOST_AT_ONCE = 2**33, 8192  # bytes of keys and values of a rollout's texts; their number
 CPU_SHARE = 4  # a machine has less memory to spare than a GPU: so much less of it
 
