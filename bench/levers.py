@@ -1,8 +1,7 @@
 """Which training levers bring tokens a cycle? Each is taken alone beside the recipe, at equal steps, with
 pairs of seeds; what a combination makes is another arm.
 
-    recipe     as the embedded checkpoint is trained: a quarter of own text, weights 0.9^offset, KL, short
-               blocks of 8 rows in every other step
+    recipe     a quarter of own text, weights 0.9^offset, KL, short blocks of 8 rows in every other step
     own        all of the text the base's own
     survival   offsets weighed by measured survival, at least 0.15
     ce         cross-entropy of the AR view's likeliest token
@@ -52,7 +51,7 @@ from qwen3_model.training.loop import Plan
 from qwen3_model.training.memory import training_device
 from qwen3_model.training.network import Network
 from qwen3_model.training.objective import Objective
-from qwen3_model.training.recipe import BIGRAM, BIGRAM_BLOCKS, BLOCKS, DISTILL, OWN_TEXT, say
+from qwen3_model.training.recipe import BIGRAM, BIGRAM_BLOCKS, BLOCKS, DISTILL, say
 from qwen3_model.training.rollout import with_own_text
 
 from . import report
@@ -63,7 +62,7 @@ from .oracle import Table, of_drafts
 
 COMMAND = "bench.levers"
 LEVERS = "own", "survival", "ce", "short16"
-RECIPE = "recipe"
+RECIPE, QUARTER = "recipe", 0.25
 RATE, BIGRAM_RATE = 2e-3, 2e-3  # peaks; the embedded checkpoint's last distillation had 2e-3
 TREES = (31, 63)
 REHEARSED = 24  # steps whose time says how many an arm gets
@@ -90,7 +89,7 @@ class Arm:
 
     @property
     def own_text(self) -> float:
-        return 1.0 if self.has("own") else OWN_TEXT
+        return 1.0 if self.has("own") else QUARTER
 
     @property
     def objective(self) -> Objective:
@@ -135,7 +134,7 @@ class Bench:
         plan, blocks = self.correction
         start = {"before": self.tables.before, "after": self.tables.after}
         learnt, _, _ = learn_bigram(
-            self.network, self.texts[OWN_TEXT], dataclasses.replace(plan, seed=seed), blocks,
+            self.network, self.texts[QUARTER], dataclasses.replace(plan, seed=seed), blocks,
             self.tables.before.shape[1], start=start,
         )  # fmt: skip
         before, after = learnt["before"], learnt["after"]
@@ -275,7 +274,7 @@ def prepared(given: argparse.Namespace, began: float) -> Bench:
     if given.start == "ar":
         start_from_ar(network)
     start = {name: w.detach().clone() for name, w in network.named_parameters() if "_diff" in name}
-    shares = {OWN_TEXT, *(arm.own_text for arm in given.arms)}
+    shares = {QUARTER, *(arm.own_text for arm in given.arms)}
     texts = {share: with_own_text(network, tokens, share, end, 0)[0] for share in sorted(shares)}
     say(began, f"own text written: {', '.join(f'{len(t) / 1e6:.1f}M tokens' for t in texts.values())}")
     found = [

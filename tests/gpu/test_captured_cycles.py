@@ -81,8 +81,9 @@ def test_one_graph_serves_every_length(model, strategy):
         model.engine.runner_for(room)
         for length in (10, 240, 1000, 1900, 10):
             assert same(model.generate(prompt_of(length), max_new_tokens=60, **how), by_hand(length, 60))
-            cycles.append(list(model.engine.runner.cycles._cycles.values()))
-        assert cycles[-1] == cycles[-5], "no cycle was made anew"
+            cycles.append(dict(model.engine.runner.cycles._cycles))
+        assert cycles[-5].items() <= cycles[-1].items(), "a cycle was made anew"
+        assert len(cycles[-1]) <= 2, "beside the plain one where one token is left"
         assert model.engine.runner.cache.capacity == room
 
 

@@ -63,7 +63,8 @@ DISTILL = Plan(steps=20_000, batch=48, length=1024, lr=3e-3)
 UNREPEAT = Plan(steps=5_000, batch=48, length=1024, lr=1e-3, weight_decay=0.05)
 BIGRAM = Plan(steps=5_000, batch=48, length=1024, lr=5e-3)
 CONTINUATIONS = Continuations()
-OWN_TEXT = 0.25
+# Over a quarter of own text and KL: chains 1.016 and 1.011, at equal steps (bench/LOG.md, 139).
+OWN_TEXT, LOSS = 1.0, Objective(loss="ce")
 # Short ones too: 1.15 times the tokens of a one-pass cycle, 1.03 of a chain (210 s more, H100, 2026-11-26).
 BLOCKS = Blocks(count=32, size=BLOCK_SIZE, offset_decay=0.9, short=8)
 BIGRAM_BLOCKS = Blocks(count=32, size=16, offset_decay=0.9)  # between a one-pass cycle's 8 and 32

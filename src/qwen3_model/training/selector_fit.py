@@ -117,10 +117,11 @@ class Selector(nn.Module):
     before: Tensor
     after: Tensor
 
-    def __init__(self, embedding: Tensor, tables: Bigram, rank: int) -> None:
-        """embedding [V, E]; tables: what decoding has, without a selector."""
+    def __init__(self, embedding: Tensor, tables: Bigram, rank: int, offsets: int) -> None:
+        """embedding [V, E]; tables: what decoding has, without a selector; offsets: D, of the model's
+        blocks, of which tables without a calibration say nothing."""
         super().__init__()
-        width, offsets = embedding.shape[1], tables.calibration.shape[1]
+        width = embedding.shape[1]
         self.std = float(embedding.std())
         self.register_buffer("embedding", (embedding / self.std).float(), persistent=False)
         self.register_buffer("before", tables.before.float(), persistent=False)
@@ -129,7 +130,7 @@ class Selector(nn.Module):
         self.behind = nn.Parameter(torch.zeros(width, rank))  # the start changes nothing
         self.gate = nn.Parameter(torch.zeros(width, rank))
         self.places = nn.Parameter(torch.zeros(len(FORMS), offsets, rank))
-        self.calibration = nn.Parameter(tables.calibration[:1].float().repeat(len(FORMS), 1, 1))
+        self.calibration = nn.Parameter(tables.calibration[:1, :offsets].float().repeat(len(FORMS), 1, 1))
         self.to(embedding.device)
 
     def by_offset(self, of_forms: Tensor, form: int) -> Tensor:

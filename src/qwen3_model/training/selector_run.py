@@ -72,7 +72,7 @@ def run_select(
                          [texts, count, count // HELD_BACK + 1 if dev is None else 0])  # fmt: skip
         network = load_network(base, config).requires_grad_(False).to(device)
         torch.manual_seed(limits.seed)
-        made = Selector(network.model.embed_tokens.weight, tables, rank)
+        made = Selector(network.model.embed_tokens.weight, tables, rank, config.block_size - 1)
         fitted, blocks = _fit(network, made, by_tables(tables), pieces[1], dev, pieces[2], limits, began)
         found = made.found()
         del network, made

@@ -21,6 +21,7 @@ from .recipe import (
     CONTINUATIONS,
     CORPUS_BYTES,
     DISTILL,
+    LOSS,
     OWN_TEXT,
     PRETRAIN,
     TINY,
@@ -73,7 +74,8 @@ def run_tiny(
         run_pretrain(first, limits[0], corpus_bytes, seed, plan=plans[0], config=config)
         run_unrepeat(first, base, limits[1], corpus_bytes, seed, plan=plans[1], own=own)
         run_distill(
-            base, orthrus, limits[2], corpus_bytes, seed, plan=plans[2], blocks=blocks, own_text=OWN_TEXT
+            base, orthrus, limits[2], corpus_bytes, seed, plan=plans[2], blocks=blocks, objective=LOSS,
+            own_text=OWN_TEXT,
         )
         run_bigram(
             orthrus, ranked, limits[3], corpus_bytes, seed, plan=plans[3],
