@@ -17,11 +17,11 @@ from qwen3_model.prompts import read_prompts
 from qwen3_model.training import card
 
 PROMPTS, TOKENS, HARMED = 6, 64, 3
-# Tokens per cycle, greedy, fp32, either backend: 3.26 over the first six held-out prompts, 3.10 over three of
+# Tokens per cycle, greedy, fp32, either backend: 3.35 over the first six held-out prompts, 3.05 over three of
 # them (2-core x86 CPU, torch 2.13.0); short texts accept less than the card's. With a broken drafter three
-# give 2.22 at most, without the bigram correction 2.42. Near-ties may fall otherwise on another machine,
+# give 2.17 at most, without the bigram correction 2.55. Near-ties may fall otherwise on another machine,
 # hence some room either way.
-BAND = (2.93, 3.58)
+BAND = (2.85, 3.65)
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +103,9 @@ def test_the_band_sees_a_broken_drafter(prompts, harm):
 
 
 # Tokens per one-pass cycle, greedy, fp32, either backend, three prompts x 48 tokens, by nodes: trees of 7
-# keep 2.39, without the bigram correction 1.81, with its tables swapped 1.19; chains 2.17, 1.55 and 1.08
+# keep 2.52, without the bigram correction 1.91, with its tables swapped 1.40; chains 2.10, 1.70 and 1.18
 # (2-core x86 CPU, torch 2.13.0).
-LEAST_ONE_PASS = {7: 2.15, 0: 1.96}
+LEAST_ONE_PASS = {7: 2.25, 0: 1.92}
 ONE_PASS = {"strategy": "one-pass", "max_new_tokens": 48, "block_size": 6}
 
 
@@ -162,7 +162,8 @@ def test_the_card_tells_what_is_shipped():
     prompts = (EMBEDDED / "held_out.jsonl").read_bytes()
     assert facts["verify"]["prompts_sha256"] == hashlib.sha256(prompts).hexdigest()
     assert 1 < facts["verify"]["tokens_per_cycle_sampled"] < facts["verify"]["tokens_per_cycle"]
-    assert facts["verify"]["tokens_per_cycle"] >= 3.0 and facts["verify"]["distinct_8grams"] >= 0.4
+    assert facts["verify"]["tokens_per_cycle"] >= 3.0  # of a tree, in texts of 512 tokens, which repeat more
+    assert facts["verify"]["distinct_8grams"] >= 0.35  # than those of 256, with 0.56
     assert card.write(facts) == (EMBEDDED / "README.md").read_text()
 
 

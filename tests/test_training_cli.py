@@ -140,6 +140,7 @@ def test_a_distillation_goes_on_from_an_earlier_one(base, tmp_path):
         torch.testing.assert_close(after[name], weight, rtol=0, atol=2e-9)
     facts = json.loads((second / "training.json").read_text())
     assert facts["distill"]["started_from"]["steps"] == 2
+    assert facts["distill"]["machine"] in (second / "README.md").read_text()
     assert "2 earlier steps" in (second / "README.md").read_text()
 
 

@@ -63,7 +63,7 @@ def write_short(facts: dict[str, Any], base: str) -> str:
 Made by `orthrus distill`: the tensors of the base are those of {base}, bit for bit, and its licence applies.
 Only the `_diff` weights were trained; every figure below is in `training.json`.
 
-- machine: {facts["machine"]}, torch {facts["torch"]}, Python {facts["python"]}, {facts["date"]}
+- machine: {dis["machine"]}, torch {dis["torch"]}, Python {dis["python"]}, {dis["date"]}
 - {text}, {dis["count"]} blocks of {_sizes(dis)} a row
 - learning rate {dis["lr"]}, seed {dis["seed"]}, {_loss(dis)}
 - {dis.get("own_text", 0):.0%} of the text the base's own{_started(dis)}
@@ -91,7 +91,7 @@ def _training(facts: dict[str, Any]) -> dict[str, str]:
         **({"AR view, against loops": _unrepeat(facts["unrepeat"])} if "unrepeat" in facts else {}),
         "diffusion view": f"{dis['steps']} steps of {dis['batch']} rows x {dis['count']} blocks of "
         f"{_sizes(dis)} in {dis['seconds']} s, seed {dis['seed']}, {_loss(dis)}, "
-        f"{dis.get('own_text', 0):.0%} of the text the AR view's own{_started(dis)}",
+        f"{dis.get('own_text', 0):.0%} of the text the AR view's own{_started(dis)}{_machine(dis)}",
     }
     if "bigram" in facts:
         big = facts["bigram"]
@@ -130,6 +130,11 @@ def _training(facts: dict[str, Any]) -> dict[str, str]:
         rows["held-out prompts, temperature 0.8"] = f"{seen['tokens_per_cycle_sampled']} tokens a cycle"
         rows["measured by"] = f"`{seen['command']}`, {seen['machine']}, {seen['date']}"
     return rows
+
+
+def _machine(said: dict[str, Any]) -> str:
+    """Where a training ran, of those whose facts say so."""
+    return f"; {said['machine']}, {said['date']}" if "machine" in said else ""
 
 
 def _sizes(dis: dict[str, Any]) -> str:

@@ -47,7 +47,8 @@ def distill_facts(
             "distinct_8grams_dev": round(found.distinct_8grams, 3),
             "agreement_dev": [round(x, 3) for x in found.by_offset],
         }
-    return facts | machine() | {"distill": dataclasses.asdict(plan) | dataclasses.asdict(blocks) | figures}
+    said = dataclasses.asdict(plan) | dataclasses.asdict(blocks) | figures | machine()
+    return machine() | facts | {"distill": said}  # the base's facts say where that was trained
 
 
 def started_from(start: Path) -> object:
