@@ -74,7 +74,14 @@ def run_tiny(
         run_pretrain(first, limits[0], corpus_bytes, seed, plan=plans[0], config=config)
         run_unrepeat(first, base, limits[1], corpus_bytes, seed, plan=plans[1], own=own)
         run_distill(
-            base, orthrus, limits[2], corpus_bytes, seed, plan=plans[2], blocks=blocks, objective=LOSS,
+            base,
+            orthrus,
+            limits[2],
+            corpus_bytes,
+            seed,
+            plan=plans[2],
+            blocks=blocks,
+            objective=LOSS,
             own_text=OWN_TEXT,
         )
         run_bigram(
