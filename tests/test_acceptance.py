@@ -49,7 +49,7 @@ def test_a_whole_run(tmp_path, capsys):
     best = {of["temperature"]: of["oracle"][1]["tokens_per_cycle"] for of in got["lattices"]}
     assert all(s["tokens_per_cycle"] <= best[s["temperature"]] for s in got["settings"][:-1])
     chain, tree = got["settings"][:2]
-    assert tree["tokens_per_cycle"] > chain["tokens_per_cycle"] > 1 and chain["nodes_per_cycle"] > 1
+    assert tree["tokens_per_cycle"] >= chain["tokens_per_cycle"] > 1 and chain["nodes_per_cycle"] > 1
     low, high = chain["interval_95"]
     assert low <= chain["tokens_per_cycle"] <= high and chain["prompts"] == 2
     assert got["dtype"] == "float32" and "acceptance" in got["machine"]["command"]

@@ -93,7 +93,7 @@ KNOWN = {
     "blocks": Op(("kernels/test_grow.py", "test_anchors.py"), ("_place_kernel", "_follow_kernel")),
     "lay": Op(("kernels/test_lay.py", "test_pass_tables.py"), ("_lay_kernel",)),
     "rerank": Op(("kernels/test_rerank.py",), ("_rerank_kernel",)),
-    "grow": Op(("kernels/test_grow.py", "test_draft_tree.py"), ("_grow_kernel",)),
+    "grow": Op(("kernels/test_grow.py", "test_draft_tree.py"), ("_grow_kernel", "_chain_kernel")),
     "allot": Op(("kernels/test_allot.py", "kernels/test_grow.py"), ("_allot_kernel",)),
     "branch": Op(("kernels/test_branch.py",), ("_branch_kernel",)),
     "lookup": Op(("kernels/test_lookup.py",), ("_lookup_kernel",)),

@@ -375,8 +375,9 @@ def cycles() -> Iterator[Launch]:
     launch = partial(grow.grow_triton, trees, state, slots, ranked, ids, order)
     yield "128 nodes, re-ranked", grow, "_grow_kernel", launch, HOPPER
     line = grow.Trees.new(2, 32, "meta")
-    launch = partial(grow.grow_triton, line, state, slots, ranked, ids, order, record[6:8], True)
-    yield "a chain", grow, "_chain_kernel", launch, ALL
+    for name, clock, targets in (("a chain", None, ALL), ("a chain, timed", record[6:8], HOPPER)):
+        launch = partial(grow.grow_triton, line, state, slots, ranked, ids, order, clock, True)
+        yield name, grow, "_chain_kernel", launch, targets
     chain, chain_scores, hang = meta(2, 31).long(), meta(2, 31).float(), module("branch")
     for nodes, targets in ((64, ALL), (256, HOPPER)):
         tree = grow.Trees.new(2, nodes, "meta")
