@@ -112,7 +112,7 @@ class Controller:
     def tokens(self, kind: int) -> float:
         """Tokens that a cycle of a kind is expected to keep."""
         if kind == LOOKUP:
-            return 0.0 if self._foresees is None else self._of_lookup
+            return 1.0 if self._foresees is None else self._of_lookup  # every cycle keeps a token
         smallest, own = self._pairs.get(kind, (1.0, 1.0))
         return 1.0 if kind == PLAIN else self._tokens / self._cycles * own / smallest
 
