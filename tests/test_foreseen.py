@@ -1,5 +1,7 @@
 """What lookup would keep of a text, walked along on the host: exactly what lookup finds."""
 
+import gc
+import weakref
 from functools import partial
 
 import pytest
@@ -10,6 +12,7 @@ from small import small_config
 
 from bench.trace import looked_up
 from qwen3_model import Engine, Request
+from qwen3_model.decode import cycles
 from qwen3_model.decode.cycle import LOOKUP_ROWS
 from qwen3_model.decode.foreseen import Foreseen
 
@@ -98,4 +101,23 @@ def test_auto_looks_up_what_repeats_itself(slots):
             assert result.token_ids == [n % 7 for n in range(result.token_ids[0], result.token_ids[0] + 60)]
             assert (result.stats.cycles_of.get("lookup", 0) > 2) == wanted, result.stats.cycles_of
             assert not wanted or result.stats.tokens_per_forward > 2
-        assert not engine.runner.cycles._foresees, "nothing is kept of texts that ended"
+
+
+def test_nothing_is_kept_of_texts_that_ended(monkeypatch):
+    """Nor in what cycles of so many seats have learnt, which change here as texts end."""
+    made = []
+
+    def noted(tokens):
+        walk = Foreseen(tokens)
+        made.append(weakref.ref(walk))
+        return walk
+
+    monkeypatch.setattr(cycles, "Foreseen", noted)
+    engine = Engine(Counting(small_config(eos_token_ids=()), skill=0.0), 3, 1024)
+    texts = [engine.submit([n, 9], Request(max_new_tokens=20 + 20 * n)) for n in range(3)]
+    while engine.step():
+        pass
+    assert len(made) == 3 and all(text.result().stats.tokens == 20 + 20 * n for n, text in enumerate(texts))
+    assert len(engine.runner.cycles.controllers) == 3, "four seats, two, one"
+    gc.collect()
+    assert [walk() for walk in made] == [None] * 3

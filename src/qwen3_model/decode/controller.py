@@ -109,6 +109,11 @@ class Controller:
             self._pairs, self._found = dict(before._pairs), before._found
         self._of_lookup = self._found[1] / self._found[0]  # tokens that a cycle of it is expected to keep
 
+    def end(self) -> None:
+        """The text goes on without this controller, or has ended: what was learnt stays, and what foresees,
+        which holds all of the text, goes."""
+        self._foresees = None
+
     def tokens(self, kind: int) -> float:
         """Tokens that a cycle of a kind is expected to keep."""
         if kind == LOOKUP:

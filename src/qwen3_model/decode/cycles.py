@@ -135,7 +135,7 @@ class Cycles:
 
     def end(self, text: Text) -> None:
         """A text runs no longer."""
-        self._of.pop(text, None)
+        self._leave(text)
         self._foresees.pop(text, None)
 
     def launch(self, seated: Seated, pieces: Sequence[Piece] = ()) -> tuple[Launched, ...]:
@@ -219,11 +219,17 @@ class Cycles:
         """What says the kinds that suit a text in cycles of a form, block size and number of seats; it begins
         with what the last text of such cycles has taught."""
         if text not in self._of or self._of[text][0] != key:
+            self._leave(text)
             rows = block_of(LOOKUP, *key[1:])
             learnt = self._times(*key), self.controllers.get(key)
             self.controllers[key] = Controller(*learnt, self._foresees_of(text), rows)
             self._of[text] = key, self.controllers[key]
         return self._of[text][1]
+
+    def _leave(self, text: Text) -> None:
+        """A text's controller leads it no longer; others begin with what it has learnt."""
+        if text in self._of:
+            self._of.pop(text)[1].end()
 
     def _foresees_of(self, text: Text) -> Foresees | None:
         """What lookup would keep of a text; None where none of its cycles looks up."""
