@@ -103,6 +103,24 @@ def test_auto_looks_up_what_repeats_itself(slots):
             assert not wanted or result.stats.tokens_per_forward > 2
 
 
+def test_lookup_is_foreseen_in_cycles_of_as_many_rows_as_it_has(monkeypatch):
+    """Of each text fewer beside many others, which end one after another."""
+    asked = []
+
+    class Asked(Foreseen):
+        def follow(self, rows, most):
+            asked.append(rows)
+            return super().follow(rows, most)
+
+    monkeypatch.setattr(cycles, "Foreseen", Asked)
+    engine = Engine(Counting(small_config(eos_token_ids=()), skill=0.0), 17, 17 * 128)
+    for n in range(17):
+        engine.submit([n % 7, 9], Request(max_new_tokens=20 + 4 * n))
+    while engine.step():
+        pass
+    assert set(asked) == {4, 8, LOOKUP_ROWS}, "of 32 seats, of 16, of 8 and fewer"
+
+
 def test_nothing_is_kept_of_texts_that_ended(monkeypatch):
     """Nor in what cycles of so many seats have learnt, which change here as texts end."""
     made = []
