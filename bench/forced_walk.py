@@ -206,8 +206,13 @@ class Found:
         """kept: of the cycle at each of the text's tokens behind the prompt; the first again behind them."""
         self._text, self._kept, self._root = text, kept, 0
 
+    @property
+    def unread(self) -> int:
+        """0, as nothing is searched."""
+        return 0
+
     def follow(self, rows: int, most: int) -> Followed:
-        """Of what is known of the text; `most` bounds nothing, as nothing is searched."""
+        """Of what is known of the text; `most` bounds nothing."""
         found, last = list[int](), len(self._text.tokens) - self._text.prompt - 1
         while (end := self._root + min(self._kept[self._root % len(self._kept)], rows)) <= last:
             found.append(end - self._root)

@@ -245,11 +245,11 @@ class Told:
     """Foresees what it is told to."""
 
     def __init__(self, *kept, at_least=0, prompt=0):
-        self.kept, self.at_least, self.left, self.calls = kept, at_least, prompt, 0
+        self.kept, self.at_least, self.unread, self.calls = kept, at_least, prompt, 0
 
     def follow(self, rows, most):
-        walked, self.calls = min(self.left, most), self.calls + 1
-        self.left -= walked
+        walked, self.calls = min(self.unread, most), self.calls + 1
+        self.unread -= walked
         kept, self.kept = self.kept, ()
         return Followed(kept, self.at_least, walked)
 
@@ -306,7 +306,7 @@ def test_a_text_that_asks_for_no_lookup_takes_none():
 
 
 def test_what_a_step_walks_over_is_bounded():
-    """Of many texts some in turn, and of a long prompt a part."""
+    """Of many texts some in turn, and of a long prompt what shorter ones leave."""
     times = Times(LOOKUP_TIMES["8B H200"])
     told = [Told() for _ in range(64)]
     first, *beside = [Controller(times, None, one) for one in told]
@@ -314,12 +314,11 @@ def test_what_a_step_walks_over_is_bounded():
         first.next(*beside), times.observe(PLAIN, None)
         assert sum(one.calls for one in told) == step * WALKS
     assert {one.calls for one in told} == {1}
-    long, short = Told(prompt=WALKED + 5), Told(prompt=9)
-    pair = [Controller(times, None, one) for one in (long, short)]
-    pair[0].next(pair[1])
-    assert (long.left, short.left) == (5, 9)
-    pair[0].next(pair[1])
-    assert (long.left, short.left) == (0, 0)
+    told = longest, short, long = Told(prompt=2 * WALKED), Told(prompt=9), Told(prompt=WALKED)
+    first, *beside = [Controller(times, None, one) for one in told]
+    for unread in ((2 * WALKED, 0, 9), (WALKED + 9, 0, 0), (9, 0, 0), (0, 0, 0)):
+        first.next(*beside)
+        assert (longest.unread, short.unread, long.unread) == unread
 
 
 @given(kind=st.sampled_from(TREES), sure=st.floats(0.2, 4), seed=st.integers(0, 10**6))

@@ -55,6 +55,7 @@ def test_it_is_what_lookup_keeps(text, rows, steps, known):
         kept, at_least, count = walk.follow(rows, most)
         assert count == min(most, len(tokens) - walked)
         found, walked = found + kept, walked + count
+        assert walk.unread == len(tokens) - walked
         if walked:  # as if the next token were a wrong one
             cut = by_lookup([*text[:walked], -1], known - 1, rows)
             assert cut == ([*found, at_least] if at_least else []), (cut, found, at_least)
@@ -70,7 +71,7 @@ def test_by_hand():
     tokens += [2, 4, 1, 2]  # what stood behind the last 1
     assert walk.follow(16, 99) == ([], 5, 4)
     tokens += [3]
-    assert walk.follow(16, 99) == ([5], 1, 1), "in place of a 4"
+    assert walk.unread == 1 and walk.follow(16, 99) == ([5], 1, 1), "in place of a 4"
     tokens += [1, 2, 4, *[7] * 40]  # as behind the first 3; then what never was, of which a draft repeats it
     assert walk.follow(16, 99) == ([4, 16, 16], 8, 43)
     assert walk.follow(16, 99) == ([], 8, 0)

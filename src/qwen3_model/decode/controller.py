@@ -22,6 +22,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from statistics import median
 
 from .cycle import IN_FLIGHT, LOOKUP_ROWS
@@ -159,6 +160,11 @@ class Controller:
             smallest, own = self._pairs[kind]
             self._pairs[kind] = RATIO_DECAY * smallest + kept, RATIO_DECAY * own + len(path)
 
+    @property
+    def unread(self) -> int:
+        """Tokens of the text from which is still to be learnt what lookup would have kept."""
+        return 0 if self._foresees is None else self._foresees.unread
+
     def _follow(self, most: int) -> int:
         """Learn what lookup would have kept, from tokens that are new; returns how many were walked over."""
         if self._foresees is None:
@@ -178,9 +184,10 @@ def _aged(sums: tuple[float, float], kept: int) -> tuple[float, float]:
 
 
 def _foresee(texts: Sequence[Controller]) -> None:
-    """Have some texts of a cycle learn what lookup would have kept."""
+    """Have some texts of a cycle learn what lookup would have kept. Those with the fewest new tokens come
+    first: a long prompt takes what they leave."""
     turns, left = -(-len(texts) // WALKS), WALKED
-    for text in texts[texts[0].times.cycles % turns :: turns]:
+    for text in sorted(texts[texts[0].times.cycles % turns :: turns], key=attrgetter("unread")):
         left -= text._follow(left)
 
 

@@ -31,6 +31,10 @@ class Followed(NamedTuple):
 class Foresees(Protocol):
     """Says what cycles of lookup would keep of one text."""
 
+    @property
+    def unread(self) -> int:
+        """Tokens of the text that are still to be walked over."""
+
     def follow(self, rows: int, most: int) -> Followed:
         """Go on from the last call, over `most` tokens at most, in cycles of so many rows."""
 
@@ -41,12 +45,19 @@ class Foreseen:
     def __init__(self, tokens: Sequence[int]) -> None:
         """tokens: of the text, at least one; the caller adds to them. The first cycle that counts has the
         last of them as its root, or a later one."""
-        self._walk = _walk(tokens)
+        self._tokens, self._walked, self._walk = tokens, 0, _walk(tokens)
         next(self._walk)
+
+    @property
+    def unread(self) -> int:
+        """As of `Foresees`."""
+        return len(self._tokens) - self._walked
 
     def follow(self, rows: int, most: int) -> Followed:
         """As of `Foresees`."""
-        return self._walk.send((rows, most))
+        followed = self._walk.send((rows, most))
+        self._walked += followed.walked
+        return followed
 
 
 def _walk(tokens: Sequence[int]) -> Generator[Followed, tuple[int, int], None]:
