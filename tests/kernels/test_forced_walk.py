@@ -242,8 +242,10 @@ def test_auto_goes_by_what_the_trace_says_of_lookup():
     assert found.follow(16, 0) == ([], 1, 0), "behind the prompt its first token is known"
     running.tokens += [9] * 4
     assert found.follow(16, 0) == ([], 5, 0)
-    running.tokens += [9] * 3
-    assert found.follow(16, 0) == ([5], 3, 5), "three of the next five"
+    running.tokens += [9]
+    assert found.follow(16, 0) == ([5], 1, 5), "it has ended with the token that is known last"
+    running.tokens += [9] * 2
+    assert found.follow(16, 0) == ([], 3, 0), "three of the next five"
     assert Found(running, text.kept[LOOKUP]).follow(3, 0) == ([3, 1, 1], 3, 5), "of three rows"
 
 
