@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from orthrus_kernels.lookup import MOST
 
-_BITS = 21  # of a token in the number that stands for some: vocabularies are smaller
+_BITS = 21  # of a token in the number that stands for some; clashes of larger ids mislead the estimate alone
 assert MOST == 4, "numbers below stand for one to four tokens"
 
 
