@@ -61,7 +61,10 @@ def test_the_figures_are_those_of_the_record():
     plain, simulated = rows["embedded", "plain"], "simulated: published 4B curve"
     names = {"drafts of a chain of 31, replayed": "two-pass chain"}
     names |= {"one pass per cycle, replayed": "one-pass"}
-    names |= {"drafts of a tree of 63, replayed": "two-pass tree 63", "auto as it was then, without lookup, replayed": "auto"}
+    names |= {
+        "drafts of a tree of 63, replayed": "two-pass tree 63",
+        "auto as it was then, without lookup, replayed": "auto",
+    }
     lines = {name: rows["embedded", way] for name, way in names.items()} | {"plain": plain}
     lines["auto, strong drafter, **simulated**"] = rows[simulated, "auto"]
     for name, row in lines.items():
