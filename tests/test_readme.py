@@ -61,7 +61,10 @@ def test_the_figures_are_those_of_the_record():
     plain, simulated = rows["embedded", "plain"], "simulated: published 4B curve"
     names = {"drafts of a chain of 31, replayed": "two-pass chain"}
     names |= {"one pass per cycle, replayed": "one-pass"}
-    names |= {"drafts of a tree of 63, replayed": "two-pass tree 63", "auto (the default), replayed": "auto"}
+    names |= {
+        "drafts of a tree of 63, replayed": "two-pass tree 63",
+        "auto as it was then, without lookup, replayed": "auto",
+    }
     lines = {name: rows["embedded", way] for name, way in names.items()} | {"plain": plain}
     lines["auto, strong drafter, **simulated**"] = rows[simulated, "auto"]
     for name, row in lines.items():
@@ -102,6 +105,21 @@ def test_the_acceptance_is_that_of_the_record(temperature):
         if way and row["temperature"] == temperature:
             figures = f"{row['tokens_per_cycle']:.2f} | {row['tokens_per_forward']:.2f}"
             assert f"| {temperature} | {way} | {figures} |" in FIGURES, way
+
+
+def test_what_ranks_drafts_keeps_what_the_record_says():
+    """docs/figures.md, tokens per cycle, of `python -m bench.selector`."""
+    ways = record("selector-h200")["ways"]
+    for name, way in (("the view alone", "no tables"), ("bigram tables, not calibrated", "tables"),
+                      ("tables and selector, as it drafts", "tables and selector")):  # fmt: skip
+        kept = (ways[way][draft] for draft in ("chain", "tree 31", "tree 63", "one-pass"))
+        cells = [
+            "{:.2f} ({:.2f} to {:.2f})".format(row["tokens_per_cycle"], *row["interval_95"]) for row in kept
+        ]
+        assert f"| {name} | {' | '.join(cells)} |" in FIGURES, name
+    chain, tree, large, one = (row["tokens_per_cycle"] for row in record("acceptance-h200")["settings"])
+    said = f"chain {chain:.2f}, tree of 63 {tree:.2f}, tree of 127 {large:.2f}, one-pass {one:.2f}."
+    assert said in FIGURES.replace("\n", " ")
 
 
 def test_there_is_something_to_check():

@@ -371,6 +371,7 @@ def test_the_verb(folder, tmp_path, quick, capsys, prompts):
         assert (out / name).read_bytes() == (folder / name).read_bytes()
     found, facts = load_file(out / FILE), json.loads((out / "training.json").read_text())
     assert found["front"].shape == (256, 3) and found["front"].dtype == torch.bfloat16
+    assert found["places"].shape == (2, D, 3)
     assert found["calibration"].shape == (2, 2, D, 2) and found["calibration"].unique().numel() > 20
     said = facts["selector"]
     assert (said["rank"], said["tokens"], said["blocks"], said["steps"]) == (3, 72, 12, 4)

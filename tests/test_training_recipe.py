@@ -217,10 +217,13 @@ def test_the_mask_token():
             pick_mask(plain, rows, wanted)
 
 
-def stage(name: str):
-    """In place of a training: a folder like the one before, with a file of this name."""
+def stage(name: str, told: dict | None = None):
+    """In place of a training: a folder like the one before, with a file of this name. told: takes what it was
+    called with but for folders."""
 
     def run(*folders_and_more, **settings) -> None:
+        if told is not None:
+            told[name] = [x for x in folders_and_more if not isinstance(x, Path)], settings
         *base, out = [Path(at) for at in folders_and_more if isinstance(at, Path)]
         shutil.copytree(base[0], out) if base else out.mkdir()
         (out / name).write_text(", ".join(sorted(file.name for file in out.iterdir())))
@@ -238,12 +241,18 @@ def test_the_whole_recipe_on_the_common_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr("qwen3_model.training.rollout.OWN_TOKENS", 48)
     plan = dataclasses.replace(PLAN, steps=3)
     own = Continuations(count=4, prompt=32, tokens=32, steps=2)
+    told: dict = {}
     for name in ("run_calibration", "run_select"):
-        monkeypatch.setattr(tiny, name, stage(name))
+        monkeypatch.setattr(tiny, name, stage(name, told))
     tiny.run_tiny(
-        tmp_path / "out", 60, 60, 60, 60, 60, config=CONFIG, plans=(plan,) * 4, own=own, blocks=BLOCKS,
-        select_tokens=1000,
+        tmp_path / "out", 60, 60, 60, 60, 50, seed=3, config=CONFIG, plans=(plan,) * 4, own=own,
+        blocks=BLOCKS, select_tokens=1000, texts=7,
     )  # fmt: skip
+    assert told["run_calibration"] == ([7, recipe.CORPUS_BYTES, 3], {})
+    limits = dataclasses.replace(tiny.SELECTION, seconds=50, seed=3)
+    assert told["run_select"] == ([limits, recipe.CORPUS_BYTES], {"tokens": 1000, "texts": 7})
+    view = json.loads((tmp_path / "out" / "training.json").read_text())["distill"]
+    assert (view["loss"], view["own_text"], view["seed"]) == ("ce", 1.0, 3) and "corpus" not in view
     before = (tmp_path / "out" / "run_select").read_text().split(", ")
     assert "run_calibration" in before and "bigram.safetensors" in before
     card = (tmp_path / "out" / "README.md").read_text()
@@ -268,6 +277,19 @@ def test_a_selector_that_cannot_be_fitted_loses_nothing_else(tmp_path, monkeypat
         tiny.run_tiny(tmp_path / "out", 60, 60, 60, 60, 60, select_tokens=1000)
     names = ["run_bigram", "run_calibration", "run_distill", "run_pretrain", "run_unrepeat"]
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == names
+    monkeypatch.setattr(tiny, "run_calibration", select)
+    with pytest.raises(InputError, match="no calibration, which orthrus bigram --calibrate fits, and no sel"):
+        tiny.run_tiny(tmp_path / "two", 60, 60, 60, 60, 60, select_tokens=1000)
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tiny, "run_calibration", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.run_tiny(tmp_path / "three", 60, 60, 60, 60, 60, select_tokens=1000)
+    names.remove("run_calibration")
+    for out in ("two", "three"):
+        assert sorted(file.name for file in (tmp_path / out).iterdir()) == names
     for tokens, word in ((0, "tokens is 0; 1 or more was expected"), (10**12, "use fewer --select-tokens")):
         with pytest.raises(InputError, match=word):
             tiny.run_tiny(tmp_path / "new", 60, 60, 60, 60, 60, select_tokens=tokens)

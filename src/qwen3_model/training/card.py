@@ -27,7 +27,7 @@ another and makes one like it. Every setting and figure below is in `training.js
 {table}
 
 Held-out files were chosen by the hash of their content. No prompt in `held_out.jsonl` shares a run of 50
-tokens with the training text. Its `source` and `licence` fields say where a prompt comes from.
+tokens with the AR view's training text. Its `source` and `licence` fields say where a prompt comes from.
 
 ## Corpus
 
@@ -97,8 +97,7 @@ def _training(facts: dict[str, Any]) -> dict[str, str]:
         big = facts["bigram"]
         rows["bigram correction"] = (
             f"rank {big['rank']}, {big['steps']} steps of {big['batch']} rows x {big['count']} blocks of "
-            f"{big['size']} in {big['seconds']} s; {big['machine']}, {big['date']}; its corpus is in "
-            "`training.json`"
+            f"{big['size']} in {big['seconds']} s{_machine(big)}"
         )
         if "calibration" in big:
             fitted = big["calibration"]
@@ -122,19 +121,23 @@ def _training(facts: dict[str, Any]) -> dict[str, str]:
         )
     if "verify" in facts:
         seen = facts["verify"]
-        rows["held-out prompts, greedy"] = (
+        draft = seen.get("draft", "a chain")
+        rows[f"held-out prompts, greedy, {draft}"] = (
             f"{seen['tokens_per_cycle']} tokens a cycle as a ratio of sums, "
             f"{seen['tokens_per_cycle_mean_per_prompt']} as the mean of {seen['prompts']} prompts, "
             f"{seen['tokens_per_forward']} a forward pass; distinct 8-grams {seen['distinct_8grams']}"
         )
-        rows["held-out prompts, temperature 0.8"] = f"{seen['tokens_per_cycle_sampled']} tokens a cycle"
+        rows[f"held-out prompts, temperature 0.8, {draft}"] = (
+            f"{seen['tokens_per_cycle_sampled']} tokens a cycle"
+        )
         rows["measured by"] = f"`{seen['command']}`, {seen['machine']}, {seen['date']}"
     return rows
 
 
 def _machine(said: dict[str, Any]) -> str:
-    """Where a training ran, of those whose facts say so."""
-    return f"; {said['machine']}, {said['date']}" if "machine" in said else ""
+    """Where a training ran, of those whose facts say so, and on which text if not on the AR view's."""
+    corpus = "; its corpus is in `training.json`" if "corpus" in said else ""
+    return f"; {said['machine']}, {said['date']}{corpus}" if "machine" in said else ""
 
 
 def _sizes(dis: dict[str, Any]) -> str:

@@ -48,6 +48,8 @@ def distill_facts(
             "agreement_dev": [round(x, 3) for x in found.by_offset],
         }
     said = dataclasses.asdict(plan) | dataclasses.asdict(blocks) | figures | machine()
+    if "distill_corpus" not in facts and corpus_facts(corpus) != facts.get("corpus"):
+        said["corpus"] = corpus_facts(corpus)  # another machine's packages
     return machine() | facts | {"distill": said}  # the base's facts say where that was trained
 
 

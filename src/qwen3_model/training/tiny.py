@@ -59,8 +59,8 @@ def run_tiny(
     overwrite: bool = False,
 ) -> None:
     """The whole recipe of the embedded checkpoint: the trainings of both views, tables and a selector of
-    drafts, held-out prompts, model card. Raises InputError; where only the selector could not be fitted, the
-    checkpoint is written without one first.
+    drafts, held-out prompts, model card. Raises InputError; where only what ranks drafts could not be fitted,
+    or was interrupted, the checkpoint is written without it first.
 
     select_tokens: of own text that the selector is fitted on. texts: at each temperature, of calibrations."""
     limits = pretrain_seconds, unrepeat_seconds, distill_seconds, bigram_seconds
@@ -70,32 +70,31 @@ def run_tiny(
         dataclasses.replace(plan, seconds=seconds, seed=seed).check(config.context_length)
     with claimed(out, overwrite) as place, tempfile.TemporaryDirectory(prefix="orthrus-") as folder:
         check_tokens(config, select_tokens, "use fewer --select-tokens")  # before all else is trained
-        first, base, orthrus, ranked, made, selected = (Path(folder) / name for name in STAGES)
+        first, base, orthrus, ranked, calibrated, selected = (Path(folder) / name for name in STAGES)
         run_pretrain(first, limits[0], corpus_bytes, seed, plan=plans[0], config=config)
         run_unrepeat(first, base, limits[1], corpus_bytes, seed, plan=plans[1], own=own)
         run_distill(
-            base,
-            orthrus,
-            limits[2],
-            corpus_bytes,
-            seed,
-            plan=plans[2],
-            blocks=blocks,
-            objective=LOSS,
+            base, orthrus, limits[2], corpus_bytes, seed, plan=plans[2], blocks=blocks, objective=LOSS,
             own_text=OWN_TEXT,
-        )
+        )  # fmt: skip
         run_bigram(
             orthrus, ranked, limits[3], corpus_bytes, seed, plan=plans[3],
             blocks=dataclasses.replace(blocks, size=min(blocks.size, BIGRAM_BLOCKS.size), short=0),
             own_text=OWN_TEXT,
         )  # fmt: skip
-        run_calibration(ranked, made, texts, corpus_bytes, seed)
-        failed = None
+        made, failed = ranked, None
         try:
-            run_select(made, selected, selection, corpus_bytes, tokens=select_tokens, texts=texts)
+            run_calibration(ranked, calibrated, texts, corpus_bytes, seed)
+            made = calibrated
+            run_select(calibrated, selected, selection, corpus_bytes, tokens=select_tokens, texts=texts)
             made = selected
-        except InputError as error:
+        except (InputError, KeyboardInterrupt) as error:
             failed = error
-        place.put(partial(shutil.copytree, made, dirs_exist_ok=True))
+        place.put(partial(shutil.copytree, made, dirs_exist_ok=True))  # the trainings are not lost
+        if isinstance(failed, InputError):
+            lacks = "selector, which orthrus select can fit"
+            if made is ranked:
+                lacks = "calibration, which orthrus bigram --calibrate fits, and no selector"
+            raise InputError(f"{out} has no {lacks}: {failed}")
         if failed is not None:
-            raise InputError(f"{out} has no selector, which orthrus select can fit: {failed}")
+            raise failed
