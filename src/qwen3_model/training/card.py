@@ -111,7 +111,8 @@ def _training(facts: dict[str, Any]) -> dict[str, str]:
         rows["selector of candidates"] = (
             f"rank {fit['rank']}, step {fit['best_step']} of {fit['steps']} in {fit['seconds']} s, on "
             f"{fit['tokens'] / 1e6:.1f}M tokens of its own greedy text, calibrated by {fit['texts']} texts "
-            f"at temperature 0 and as many at {fit['temperatures'][1]}; {fit['machine']}, {fit['date']}"
+            f"at temperature 0 and {fit.get('texts_above_0', 'as many')} at {fit['temperatures'][1]}; "
+            f"{fit['machine']}, {fit['date']}"
         )
     if "tokens_per_cycle_dev" in dis:
         agreement = ", ".join(f"{x:.2f}" for x in dis["agreement_dev"][:8])
