@@ -34,7 +34,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         help="blocks of each form of cycle a step (default: %(default)s)")  # fmt: skip
     add("--lr", type=float, default=3e-3, help="peak learning rate (default: %(default)g)")
     add("--texts", type=int, default=96, metavar="N",
-        help="to calibrate on at temperature 0, and as many above 0 (default: %(default)s)")  # fmt: skip
+        help="at most to calibrate on at temperature 0, and above 0 (default: %(default)s)")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

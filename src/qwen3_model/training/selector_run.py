@@ -46,8 +46,9 @@ def run_select(
     overwrite: bool = False,
 ) -> None:  # fmt: skip
     """Fit a selector for the Orthrus folder `base`, which has bigram tables, on `tokens` tokens that it
-    writes behind pieces of the training part of a corpus, and calibrate it on `texts` more texts at
-    temperature 0 and as many above. Writes a folder like it with the selector in place of the one it had. The
+    writes behind pieces of the training part of a corpus, and calibrate it on `texts` more texts at most at
+    temperature 0 and as many above, behind the base's development prompts where it has some and no text is
+    given. Writes a folder like it with the selector in place of the one it had. The
     best step is that of the base's development prompts, else of own text that is held back. Raises
     InputError."""
     began = time.perf_counter()
@@ -76,14 +77,16 @@ def run_select(
         fitted, blocks = _fit(network, made, by_tables(tables), pieces[1], dev, pieces[2], limits, began)
         found = made.found()
         del network, made
-        calibration, dtype = _calibration(base, found, pieces[0], began)
+        # A view keeps more of text that it has learnt, and tables and selector have learnt on the corpus.
+        behind = pieces[0] if dev is None or text else dev[:texts]
+        calibration, dtype = _calibration(base, found, behind, began)
         said.pop("verify", None)  # measured without it
         said["selector"] = facts.machine() | {
             "rank": rank, "tokens": count * OWN_TOKENS, "blocks": blocks, "lr": limits.rate,
             "batch": limits.batch, "seed": limits.seed, "steps": fitted.steps, "best_step": fitted.best,
             "seconds": round(fitted.seconds), "best_by": "own text" if dev is None else "dev prompts",
             "loss_before": [round(x, 4) for x in fitted.before],
-            "loss": [round(x, 4) for x in fitted.after], "texts": texts, "temperatures": [0.0, ABOVE_0],
+            "loss": [round(x, 4) for x in fitted.after], "texts": len(behind), "temperatures": [0.0, ABOVE_0],
             "dtype": dtype, "corpus": facts.corpus_facts(corpus),
         }  # fmt: skip
         tiny = not corpus.own and "distill_corpus" not in said and bool(held)
