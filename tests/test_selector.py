@@ -4,6 +4,7 @@ its bench."""
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from qwen3_model.quantised.scheme import WHERE, read_quantisation
 from qwen3_model.quantising.written import Fp8
 from qwen3_model.selector import FILE
 from qwen3_model.training import calibration, selector_run
-from qwen3_model.training.base import load_tokenizer
+from qwen3_model.training.base import dev_prompts, load_tokenizer
 from qwen3_model.training.calibration import BESIDE, blocks_of
 from qwen3_model.training.folder import load_network
 from qwen3_model.training.followed import Drafts, Lattice, along, by_tables, drafts_of, follow, greedy_texts
@@ -350,7 +351,7 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(selector_run, "WINDOW", 4)
     text = tmp_path / "text.py"
     text.write_text("".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(400)))
-    few = "--tokens 72 --texts 1 --rank 3 --steps 4 --batch 8 --lr 1e-2"
+    few = "--tokens 72 --texts 1 --rank 3 --steps 4 --batch 8 --lr 1e-3"
     return ["--text", str(text), *few.split()]
 
 
@@ -378,6 +379,29 @@ def test_the_verb(folder, tmp_path, quick, capsys, prompts):
     assert said["best_by"] == ("dev prompts" if prompts else "own text") and "verify" not in facts
     assert "loss" in capsys.readouterr().err
     assert Qwen3.from_pretrained(out, "cpu", progress=False).bigram.before.shape[1] == 32 + 3
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_which_texts_calibrate_it(folder, tmp_path, quick, monkeypatch, text):
+    """Those behind development prompts, as the view has learnt the corpus; with --text those behind pieces of
+    that, as they are what the user will decode."""
+    lines = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
+    dev = [line for line in lines if line["split"] == "dev"][:2]
+    (folder / "held_out.jsonl").write_text("".join(json.dumps(line) + "\n" for line in dev))
+    prompts = dev_prompts(folder, load_tokenizer(folder), 2048).tolist()
+    files, whole, seen = [Path(quick[1])], selector_run.corpus_for, []
+
+    def corpus_for(config, tokenizer, size, text, began):
+        return whole(config, tokenizer, size, text or files, began)
+
+    def calibrated(base, found, behind, began):
+        seen.append(behind.tolist())
+        raise InputError("enough")
+
+    monkeypatch.setattr(selector_run, "corpus_for", corpus_for)
+    monkeypatch.setattr(selector_run, "_calibration", calibrated)
+    assert main(["select", str(folder), str(tmp_path / "no"), *(quick if text else quick[2:])]) == 2
+    assert len(seen) == 1 and len(seen[0]) == 1 and (seen[0] == prompts[:1]) is not text
 
 
 def test_what_the_verb_refuses(folder, tmp_path, quick, capsys):
@@ -419,6 +443,17 @@ def test_other_tables_leave_it_out(folder, tmp_path, monkeypatch, capsys, known)
     assert not (out / FILE).exists() and "orthrus select fits one anew" in capsys.readouterr().err
     assert "selector" not in json.loads((out / "training.json").read_text())
     assert load_file(out / TABLES_FILE)["before"].shape == (2048, 32)
+
+
+def test_texts_that_say_too_little_are_refused(folder, tmp_path, monkeypatch, capsys):
+    """A folder with such a calibration would not load."""
+    monkeypatch.setattr(calibration, "OWN_TOKENS", 8)
+    monkeypatch.setattr(calibration, "fit", lambda texts: torch.full((D, 2), float("inf")))
+    text, out = tmp_path / "text.py", tmp_path / "out"
+    text.write_text("".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(300)))
+    assert main(["bigram", str(folder), str(out), "--calibrate", "--text", str(text), "--texts", "1"]) == 2
+    assert "1 texts are too few to calibrate on: use more --texts" in capsys.readouterr().err
+    assert not out.exists()
 
 
 # its bench

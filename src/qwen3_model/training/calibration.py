@@ -173,7 +173,10 @@ def calibrate(model: Qwen3, prompts: Sequence[Sequence[int]], tokens: int, began
         if not texts[TWO_PASS]:
             raise InputError("every text ended at once: give more text to calibrate on")
         for form in sizes:
-            found[form].append(_by_offset(fit(texts[form]), form, config.block_size - 1))
+            fitted = fit(texts[form])
+            if not fitted.isfinite().all():  # what was never said, or always, has no likeliest weight
+                raise InputError(f"{len(texts[form])} texts are too few to calibrate on: use more --texts")
+            found[form].append(_by_offset(fitted, form, config.block_size - 1))
         say(began, f"fitted {len(texts[TWO_PASS])} texts at temperature {temperature:g}")
     whole = torch.stack([torch.stack(of_form) for of_form in found.values()])
     return whole[TWO_PASS] if tables.gate is None else whole
