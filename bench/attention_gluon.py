@@ -64,9 +64,10 @@ def tree(nodes: int, context: int, sequence: int = 0) -> Rows:
 
 
 def chains(contexts: Sequence[int], rows: Sequence[int]) -> dict[str, Rows]:
-    """By name: chains of so many rows, a prompt of 4096 rows."""
+    """By name: chains of so many rows, and prompts: whole ones, and the last piece of a long one."""
     found = {f"chain-{n} at {context}": Rows.chain([1] * n, context) for context in contexts for n in rows}
-    return found | {f"prompt-4096 at {context}": Rows.chain([1] * 4096, context) for context in (0, 28672)}
+    prompts = (4096, 0), (4096, 28672), (32768, 0)
+    return found | {f"prompt-{n} at {context}": Rows.chain([1] * n, context) for n, context in prompts}
 
 
 def copies_of(rows: Rows, heads: int, groups: int, device: torch.device) -> list[Inputs]:

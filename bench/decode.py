@@ -52,9 +52,9 @@ PROFILE_SECONDS = 15  # kept for the profiles of a model
 COMPILED_AHEAD = "linear", "linear_swiglu", "attention", "add_rms_norm", "qk_norm_rope", "head", "choose"
 USUAL = "runs without --batch and --replay"
 RUNS_OF = {  # options that only some runs have
-    "contexts": [USUAL, "--batch"], "seconds": [USUAL, "--batch"], "profile": [USUAL], "plot": [USUAL],
-    "workers": [USUAL], "passes": [USUAL], "trees": ["--replay"], "selectors": ["--replay"],
-    "prompts": ["--replay", "--batch"], "tokens": ["--replay", "--batch"], "lengths": ["--batch"],
+    "seconds": [USUAL, "--batch"], "profile": [USUAL], "plot": [USUAL], "workers": [USUAL], "passes": [USUAL],
+    "trees": ["--replay"], "selectors": ["--replay"], "prompts": ["--replay", "--batch"],
+    "tokens": ["--replay", "--batch"], "lengths": ["--batch"],
 }  # fmt: skip
 _PASS_NAMES = [what.name for what in PASSES]
 
@@ -70,8 +70,9 @@ def parse(arguments: Sequence[str] | None) -> Any:
         help=f"{NAMES}; --batch: embedded too (default: 8B 1.7B)",
     )  # fmt: skip
     parser.add_argument(
-        "--contexts", nargs="+", type=positive, help="cached tokens; default: 1k 4k 16k 32k, --batch 1000"
-    )
+        "--contexts", nargs="+", type=positive,
+        help="cached tokens; default: 1k 4k 16k 32k, --batch 1000, --replay the recorded prompts",
+    )  # fmt: skip
     parser.add_argument(
         "--seconds", type=positive,
         help=f"start no new case after this long; default: {SECONDS}, --batch {batch.SECONDS}",
@@ -107,7 +108,8 @@ def parse(arguments: Sequence[str] | None) -> Any:
     batch.add_options(parser)
     given = parser.parse_args(arguments)
     _check(parser, given)
-    given.contexts = sorted(set(given.contexts or (batch.CONTEXTS if given.batch else CONTEXTS)))
+    usual = batch.CONTEXTS if given.batch else [] if given.replay else CONTEXTS
+    given.contexts = sorted(set(given.contexts or usual))
     given.seconds = given.seconds or (batch.SECONDS if given.batch else SECONDS)
     given.workers, given.tokens = given.workers or min(12, os.cpu_count() or 1), given.tokens or NEW_TOKENS
     given.trees = list(dict.fromkeys(given.trees or [63]))

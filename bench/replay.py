@@ -2,7 +2,7 @@
 
 Random weights decode; every kernel of every cycle runs, and only what a cycle keeps is forced
 (forced_walk.py), at each position what the trace says (trace_file.py). Prompts are random tokens, as long as
-the recorded ones. Prefills are outside the clock."""
+the recorded ones or as --contexts says. Prefills are outside the clock."""
 
 from __future__ import annotations
 
@@ -142,10 +142,14 @@ class Replay:
         into.cycles_of.update(stats.cycles_of)
 
 
-def run(model: Qwen3, trace: Trace, prompts: int, tokens: int, compared: Sequence[Way]) -> list[Measured]:
+def run(
+    model: Qwen3, trace: Trace, prompts: int, tokens: int, compared: Sequence[Way], context: int | None = None
+) -> list[Measured]:
     """Every way over the first texts of a trace, in turn text by text, after one that compiles and captures.
-    Raises InputError for a model on the plain twins or a trace of texts without cycles."""
+    context: tokens of each prompt; None: as recorded. Raises InputError for a model on the plain twins or a
+    trace of texts without cycles."""
     texts = [text for text in trace.texts if text.tokens > 1][:prompts]
+    texts = [replace(text, prompt_tokens=context or text.prompt_tokens) for text in texts]
     if not texts:
         raise InputError("the trace's texts end with their first token")
     longest = max(range(len(texts)), key=lambda number: texts[number].prompt_tokens)
@@ -243,13 +247,15 @@ def main(given: Any) -> int:
         made = [{"checkpoint": t.checkpoint, "simulated": t.simulated, "temperature": t.temperature,
                  "made": t.made} for t, _ in wanted]  # fmt: skip
         selectors = given.selectors or [0]
-        sets = len(given.models) * len(selectors) * len(wanted)
+        contexts = given.contexts or [None]
+        sets = len(given.models) * len(selectors) * len(wanted) * len(contexts)
         for name in given.models:
             model = random_model(name)
-            for rank, (trace, compared) in product(selectors, wanted):
+            for rank, (trace, compared), context in product(selectors, wanted, contexts):
                 with_bigram(model, selected=rank)
-                measured = run(model, trace, given.prompts, given.tokens, compared)
+                measured = run(model, trace, given.prompts, given.tokens, compared, context)
                 of = f"{name}, a selector of rank {rank}" if rank else name
+                of += f", prompts of {context} tokens" if context else ""
                 found = [one.row(of, trace) for one in measured]
                 rows += found
                 sets -= 1

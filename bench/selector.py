@@ -1,7 +1,7 @@
 """What a selector of draft candidates keeps, on held-out prompts, beside the tables that it stands beside.
 
 Ways to rank candidates are followed along greedy texts of the test prompts: tokens a cycle of chains, trees
-of 31 and 63 nodes and one-pass cycles (trees of 19, a block of 8 rows at every node). Gains are over the
+of 31, 63 and 127 nodes and one-pass cycles (trees of 19, a block of 8 rows at every node). Gains are over the
 tables with their calibration, with intervals paired by prompt. `orthrus select` fits the selector; a folder
 without one shows what its tables keep."""
 
@@ -40,7 +40,7 @@ from .measure import machine, machine_line
 from .oracle import Table, of_drafts
 
 COMMAND = "bench.selector"
-TREES = (31, 63)
+TREES = (31, 63, 127)
 CALIBRATED, SELECTED = "tables, calibrated", "tables and selector"
 OFFSETS = 8  # that are told
 
@@ -102,7 +102,7 @@ def tables_of(ways: Ways, test: Sequence[Drafts]) -> list[Table]:
     drafts = list(ways[CALIBRATED].pairs)
     kept = [[name, *(f"{ratio(mine.pairs[d]):.3f}" for d in drafts)] for name, mine in ways.items()]
     two, one = (f"{ratio(of_drafts(test[form])):.3f}" for form in FORMS)
-    kept.append(["oracle of 16", two, two, two, one, one])
+    kept.append(["oracle of 16", *[two] * (1 + len(TREES)), one, one])
     over = [
         [name, *(f"{g:.3f} ({low:.3f} to {high:.3f})" for g, low, high in gains(ways, name).values())]
         for name in ways

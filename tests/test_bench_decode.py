@@ -360,6 +360,12 @@ def test_what_is_profiled(arguments, profiled, tmp_path, monkeypatch):
     assert given.profile == profiled and given.contexts == [1024, 4096]
 
 
+@pytest.mark.parametrize("asked, contexts", [([], []), (["--contexts", "32k", "1k"], [1024, 32768])])
+def test_how_long_replayed_prompts_are(asked, contexts):
+    """As recorded, unless that is asked for."""
+    assert decode.parse(["--replay", "t.json", *asked]).contexts == contexts
+
+
 def test_passes_alone(monkeypatch, capsys, tmp_path):
     """Nothing else is measured, and what belongs to other runs is refused."""
     ran, names = [], ["token", "verify-192"]

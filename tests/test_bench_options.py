@@ -73,7 +73,7 @@ def test_options_that_all_have(name, arguments, word, refused):
         (decode, "--trees 15", "--trees is of --replay"),
         (decode, "--selectors 64", "--selectors is of --replay"),
         (decode, "--replay t.json --selectors 0 257", "--selectors are ranks of 0 to 256"),
-        (decode, "--replay t.json --contexts 1k", "--contexts is of runs without --batch and --replay"),
+        (decode, "--replay t.json --seconds 9", "--seconds is of runs without"),
         (decode, "--replay t.json --plot p.png", "--plot is of runs without"),
         (decode, "--prompts 3", "--prompts is of --replay and --batch"),
         (decode, "--tokens 3", "--tokens is of --replay and --batch"),

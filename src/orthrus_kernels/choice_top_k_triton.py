@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from ._triton import tl, triton
 from .layout import TAKES_BEST, TAKES_MIN_P, TAKES_TOP_P, slot_and_takes
-from .logit_summary import finite_or_zero, in_order, ordered, unordered
+from .logit_summary import finite_or_zero, first_of, in_order, ordered, unordered
 from .scores_triton import (
     INFINITY,
     LEAST,
@@ -75,13 +75,11 @@ def _choose_top_k_kernel(
         seen += i_r * s_seen
     o_g, o_k = tl.arange(0, BLOCK_GROUPS), tl.arange(0, BLOCK_K)
     b_best = tl.load(best + i_r * groups + o_g, mask=o_g < groups, other=LEAST)
-    b_group = in_order(b_best, o_g)
 
     b_key, b_id = tl.full((BLOCK_K,), LEAST, tl.int32), tl.full((BLOCK_K,), _NO_TOKEN, tl.int32)
     last_key, last_id = _NO_TOKEN, -1
     for j in tl.range(0, top_k):
-        first = tl.max(b_group, axis=0)
-        wanted, group = (first >> 32).to(tl.int32), 0x7FFFFFFF - (first & 0x7FFFFFFF).to(tl.int32)
+        wanted, group = first_of(b_best, o_g)
         o_v = group * GROUP + tl.arange(0, GROUP)
         b = scores_of(logits, bias, seen, o_v, o_v < V, takes, penalty, temperature, HAS_BIAS, HAS_SEEN, True)
         key = ordered(b)
@@ -89,7 +87,7 @@ def _choose_top_k_kernel(
         left = (o_v < V) & ((key < last_key) | ((key == last_key) & (o_v > last_id)))
         token = tl.min(tl.where(left & (key == wanted), o_v, _NO_TOKEN), axis=0)
         following = tl.max(tl.where(left & (o_v != token), key, LEAST), axis=0)
-        b_group = tl.where(o_g == group, in_order(following, group), b_group)
+        b_best = tl.where(o_g == group, following, b_best)
         b_key, b_id = tl.where(o_k == j, wanted, b_key), tl.where(o_k == j, token, b_id)
         last_key, last_id = wanted, token
 

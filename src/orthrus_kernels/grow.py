@@ -6,8 +6,9 @@ and again, as a leaf of score -inf; the walk takes the first of equal siblings. 
 to the next, so the first n nodes are the tree of n nodes: how many of them stand in a pass, allot.py says.
 
 The frontier of the kernel's search lies in registers, an entry a place that is known and not taken, by the
-order in which places became known; a step takes the best entry, the first of equals, and offers two more. A
-chain, one child a node, has a kernel of its own, as it has nothing to search."""
+order in which places became known. A step adds what the node taken last offers, its next sibling and its
+first child, and takes the best entry, the first of equals. A chain, one child a node, has a kernel of its
+own, as it has nothing to search."""
 
 from __future__ import annotations
 
@@ -20,8 +21,10 @@ from ._triton import tl, triton
 from .clock import mark, mark_here
 from .draft_tree import draft_tree
 from .layout import STATE_COLUMNS, STATE_ROOT, State
+from .logit_summary import ordered, unordered
 
 MOST_DEPTH = 256  # of a node, not reached: the kernel packs a node's depth into 8 bits
+IMPOSSIBLE = tl.constexpr(-0x7F800001)  # the image of a score of -inf
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,22 @@ def grow(
 
 
 @triton.jit
-def _score(p):
-    """A log-probability; of damaged logits none is possible."""
-    score = tl.load(p)
-    return tl.where(score == score, score, float("-inf"))
+def _key(score):
+    """int32 in the order of scores: a GPU finds the largest of such numbers in one instruction. Of damaged
+    logits none is possible."""
+    return ordered(tl.where(score == score, score, float("-inf")))
+
+
+@triton.jit
+def _one_of(chosen, b):
+    """The number b, int32, of the one place that is chosen, or 0."""
+    return tl.sum(tl.where(chosen, b, 0))
+
+
+@triton.jit
+def _score_of(chosen, b):
+    """The same of fp32."""
+    return _one_of(chosen, b.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
 
 
 @triton.jit(do_not_specialize=["N", "DEPTH", "K"])
@@ -102,53 +117,65 @@ def _grow_kernel(
     if ORDERED:
         order += i_b * DEPTH * K * K
     o_f = tl.arange(0, FRONTIER)
-    # An entry: scores of its node and of its parent; (parent, rank, parent's depth) packed; which candidate
-    # the parent is.
-    b_score = tl.full((FRONTIER,), float("-inf"), tl.float32)
+    # An entry: the image of its node's score; its parent's score; (parent, rank, parent's depth) packed, and
+    # (parent's candidate, its own).
+    b_key = tl.full((FRONTIER,), IMPOSSIBLE, tl.int32)
     b_base = tl.zeros((FRONTIER,), tl.float32)
     b_node = tl.zeros((FRONTIER,), tl.int32)
     b_which = tl.zeros((FRONTIER,), tl.int32)
     known = 0
-    if slot >= 0:
-        tl.store(tokens + first, tl.load(state + slot * STATE_COLUMNS + STATE_ROOT).to(tl.int64))
-        tl.store(parents + first, -1)
-        tl.store(depths + first, 0)
-        tl.store(scores + first, 0.0)
-    score, depth, which = 0.0, 0, 0
+    # The tree, in registers until it is whole: a store would wait for what it stores.
+    o_n = tl.arange(0, FRONTIER // 2)
+    b_parent, b_depth = tl.full((FRONTIER // 2,), -1, tl.int32), tl.zeros((FRONTIER // 2,), tl.int32)
+    b_score, b_candidate = tl.zeros((FRONTIER // 2,), tl.float32), tl.zeros((FRONTIER // 2,), tl.int32)
+    # The node taken last: which candidates its parent and it are, and its parent's score. The root has no
+    # sibling.
+    score, base, depth, parent, rank, behind, which = 0.0, 0.0, 0, 0, K, 0, 0
     for node in range(1, tl.where(slot >= 0, N, 1)):
-        # the first child of the node taken last
-        if depth < DEPTH:
-            is_new = o_f == known
-            row = (depth * K + which) * K if ORDERED else depth * K
-            b_score = tl.where(is_new, score + _score(log_probabilities + row), b_score)
-            b_base = tl.where(is_new, score, b_base)
-            b_node = tl.where(is_new, ((node - 1) << 16) | depth, b_node)
-            b_which = tl.where(is_new, which, b_which)
-            known += 1
-        best = tl.max(b_score, axis=0)
-        at = tl.min(tl.where(b_score == best, o_f, FRONTIER), axis=0)
-        is_best = o_f == at
-        base = tl.sum(tl.where(is_best, b_base, 0.0), axis=0)
-        packed_node = tl.sum(tl.where(is_best, b_node, 0), axis=0)
-        behind = tl.sum(tl.where(is_best, b_which, 0), axis=0)
-        parent, rank, above = packed_node >> 16, (packed_node >> 8) & 255, packed_node & 255
-        row = (above * K + behind) * K if ORDERED else above * K
-        b_score = tl.where(is_best, float("-inf"), b_score)
-        # Its next sibling. Where nothing is left that is possible, the first entry is taken again.
-        if (rank + 1 < K) & (best > float("-inf")):
-            is_new = o_f == known
-            b_score = tl.where(is_new, base + _score(log_probabilities + row + rank + 1), b_score)
-            b_base = tl.where(is_new, base, b_base)
-            b_node = tl.where(is_new, (parent << 16) | ((rank + 1) << 8) | above, b_node)
-            b_which = tl.where(is_new, behind, b_which)
-            known += 1
-        score, depth, which = best, above + 1, rank
+        # It offers its next sibling and its first child. All that is said of them is loaded at once, which
+        # waits for memory once.
+        above = tl.maximum(depth - 1, 0)
+        sibling = (above * K + behind) * K + rank + 1 if ORDERED else above * K + rank + 1
+        child = (depth * K + which) * K if ORDERED else depth * K
+        has_sibling, has_child = rank + 1 < K, depth < DEPTH
+        sibling_score = tl.load(log_probabilities + sibling, mask=has_sibling, other=0.0)
+        child_score = tl.load(log_probabilities + child, mask=has_child, other=0.0)
+        sibling_which, child_which = rank + 1, 0
         if ORDERED:
-            which = tl.load(order + row + rank)
-        tl.store(tokens + first + node, tl.load(candidates + above * K + which))
-        tl.store(parents + first + node, parent)
-        tl.store(depths + first + node, depth)
-        tl.store(scores + first + node, score)
+            sibling_which = tl.load(order + sibling, mask=has_sibling, other=0)
+            child_which = tl.load(order + child, mask=has_child, other=0)
+        is_sibling = (o_f == known) & has_sibling
+        known += tl.where(has_sibling, 1, 0)
+        is_child = (o_f == known) & has_child
+        known += tl.where(has_child, 1, 0)
+        b_key = tl.where(is_sibling, _key(base + sibling_score), b_key)
+        b_key = tl.where(is_child, _key(score + child_score), b_key)
+        b_base = tl.where(is_sibling, base, tl.where(is_child, score, b_base))
+        b_node = tl.where(is_sibling, (parent << 16) | ((rank + 1) << 8) | above, b_node)
+        b_node = tl.where(is_child, ((node - 1) << 16) | depth, b_node)
+        b_which = tl.where(is_sibling, (behind << 8) | sibling_which, b_which)
+        b_which = tl.where(is_child, (which << 8) | child_which, b_which)
+        best = tl.max(b_key, axis=0)
+        at = tl.min(tl.where(b_key == best, o_f, FRONTIER), axis=0)
+        is_best = o_f == at
+        packed_node, packed_which = _one_of(is_best, b_node), _one_of(is_best, b_which)
+        base, score = _score_of(is_best, b_base), unordered(best)
+        b_key = tl.where(is_best, IMPOSSIBLE, b_key)
+        parent, rank, depth = packed_node >> 16, (packed_node >> 8) & 255, (packed_node & 255) + 1
+        behind, which = packed_which >> 8, packed_which & 255
+        is_node = o_n == node
+        b_parent, b_depth = tl.where(is_node, parent, b_parent), tl.where(is_node, depth, b_depth)
+        b_score = tl.where(is_node, score, b_score)
+        b_candidate = tl.where(is_node, (depth - 1) * K + which, b_candidate)
+        if best == IMPOSSIBLE:  # nothing is left that is possible, the first entry is taken again
+            rank, depth = K, DEPTH  # and offers nothing
+    is_root, m_n = o_n == 0, (o_n < N) & (slot >= 0)
+    root = tl.load(state + slot * STATE_COLUMNS + STATE_ROOT, mask=slot >= 0, other=0).to(tl.int64)
+    b_token = tl.load(candidates + b_candidate, mask=m_n & (o_n > 0), other=0)
+    tl.store(tokens + first + o_n, tl.where(is_root, root, b_token), mask=m_n)
+    tl.store(parents + first + o_n, b_parent, mask=m_n)
+    tl.store(depths + first + o_n, b_depth, mask=m_n)
+    tl.store(scores + first + o_n, b_score, mask=m_n)
     if CLOCK:  # noqa: SIM102  at compile time, the next at run time
         if i_b == 0:
             mark(clock, 1)
@@ -180,8 +207,8 @@ def _chain_kernel(
     score, which = 0.0, 0
     for p in range(steps):
         behind = (o_p[:, None] == p) & (o_k[None, :] == which)
-        score += tl.sum(tl.where(behind, b_score, 0.0))
-        which = tl.sum(tl.where(behind, b_which, 0))
+        score += _score_of(behind, b_score)
+        which = _one_of(behind, b_which)
         b_path = tl.where(o_p == p, which, b_path)
         b_total = tl.where(o_p == p, score, b_total)
     # Behind the last possible node the root's likeliest child comes again and again.

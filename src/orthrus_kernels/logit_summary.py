@@ -27,6 +27,7 @@ from .rows import NO_CONTRACTION
 
 GROUP = 64  # tokens; 64 terms of at most 2^24 fit an int32
 MOST = 128  # likeliest tokens at most: each one is two steps of the merge
+_FEW = 32  # likeliest tokens up to which a merge has 4 warps, the fastest for 16; more lie in more registers
 _LOGITS_TILE = 4096  # tokens a program of summary_of_logits
 _LEAST = tl.constexpr(-(1 << 31))  # below the image of every number: out of range
 _NAN = tl.constexpr(0x7FFFFFFF)
@@ -86,6 +87,14 @@ def summarise_tile(
 
 
 @triton.jit
+def first_of(b_key, b_id):
+    """The largest of images, and the lowest id with it: numbers of 32 bits, which a GPU reduces in one
+    instruction."""
+    first = tl.max(b_key, axis=0)
+    return first, tl.min(tl.where(b_key == first, b_id, 0x7FFFFFFF), axis=0)
+
+
+@triton.jit
 def _merge_kernel(
     logits, s_t, best, sums, values, ids, log_sum_exp,
     V, groups,
@@ -107,20 +116,21 @@ def _merge_kernel(
         tl.store(values + i_r, top)
         tl.store(ids + i_r, 0x7FFFFFFF - (likeliest & 0x7FFFFFFF))
     else:
-        b_left, b_group = b_best, tl.zeros((BLOCK_TOP,), tl.int32)
-        for j in range(TOP):  # where groups are fewer, one behind all tokens
-            first = tl.max(b_left, axis=0)
-            b_group = tl.where(o_top == j, (0x7FFFFFFF - (first & 0x7FFFFFFF).to(tl.int32)) // GROUP, b_group)
-            b_left = tl.where(b_left == first, NOTHING, b_left)
-        o_v = b_group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-        m_v = (o_top < TOP)[:, None] & (o_v < V)
-        b_x = tl.load(logits + i_r * s_t + o_v, mask=m_v, other=0.0)
-        b_token = tl.reshape(tl.where(m_v, in_order(ordered(b_x), o_v), NOTHING), (BLOCK_TOP * GROUP,))
+        b_key, b_group = (b_best >> 32).to(tl.int32), tl.zeros((BLOCK_TOP,), tl.int32)
         for j in range(TOP):
-            first = tl.max(b_token, axis=0)
-            tl.store(values + i_r * TOP + j, unordered((first >> 32).to(tl.int32)))
-            tl.store(ids + i_r * TOP + j, 0x7FFFFFFF - (first & 0x7FFFFFFF))
-            b_token = tl.where(b_token == first, NOTHING, b_token)
+            _, group = first_of(b_key, o_g)
+            b_group = tl.where(o_top == j, group, b_group)
+            b_key = tl.where(o_g == group, _LEAST, b_key)
+        # Where groups are fewer, one stands here several times. Its tokens, by their ids, are taken once.
+        o_v = tl.reshape(b_group[:, None] * GROUP + tl.arange(0, GROUP)[None, :], (BLOCK_TOP * GROUP,))
+        m_v = (tl.arange(0, BLOCK_TOP * GROUP) < TOP * GROUP) & (o_v < V)
+        b_x = tl.load(logits + i_r * s_t + o_v, mask=m_v, other=0.0)
+        b_key = tl.where(m_v, ordered(b_x), _LEAST)
+        for j in range(TOP):
+            first, token = first_of(b_key, o_v)
+            tl.store(values + i_r * TOP + j, unordered(first))
+            tl.store(ids + i_r * TOP + j, token.to(tl.int64))
+            b_key = tl.where(o_v == token, _LEAST, b_key)
 
     b_max = unordered((b_best >> 32).to(tl.int32))
     b_max = tl.where(b_max == b_max, b_max, float("-inf"))  # of no token, or of a NaN, which top is then
@@ -171,7 +181,7 @@ class Groups:
             logits=logits, s_t=_row_stride(logits), best=self.best, sums=self.sums, values=out[0], ids=out[1],
             log_sum_exp=out[2], V=vocabulary, groups=groups, TOP=top, PDL=pdl,
             BLOCK_TOP=triton.next_power_of_2(top), BLOCK_GROUPS=triton.next_power_of_2(groups), GROUP=GROUP,
-            num_warps=8, **NO_CONTRACTION, **launch_options(pdl),
+            num_warps=4 if 1 < top <= _FEW else 8, **NO_CONTRACTION, **launch_options(pdl),
         )  # fmt: skip
 
 

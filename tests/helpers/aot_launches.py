@@ -225,7 +225,7 @@ def heads() -> Iterator[Launch]:
     yield "8 segments", head, "_head_kernel", segments, HOPPER
     logits = meta(33, v, dtype=torch.float32)
     yield "", summary, "_logits_kernel", lambda: summary.groups_of(logits), ALL
-    for k in (1, 16, 128):
+    for k in (1, 16, 32, 128):
 
         def merge(k=k):
             groups = summary.Groups.new(33, v, 64, torch.device("meta"))

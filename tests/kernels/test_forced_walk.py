@@ -316,9 +316,14 @@ def test_what_a_run_that_is_cut_short_keeps(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(replay, "traces", lambda given: iter([OLD, other]))
     monkeypatch.setattr(replay, "run", measured)
     with pytest.raises(KeyboardInterrupt):
-        replay.main(Namespace(models=["8B"], trees=[63], selectors=[0, 3], prompts=1, tokens=9, json=file))
+        replay.main(
+            Namespace(
+                models=["8B"], trees=[63], selectors=[0, 3], prompts=1, tokens=9, json=file, contexts=[20, 50]
+            )
+        )
     kept = json.loads(file.read_text())
-    assert [row["of"] for row in kept["rows"]] == ["tiny"] and kept["sets_left_out"] == 3
+    assert [row["of"] for row in kept["rows"]] == ["tiny"] and kept["sets_left_out"] == 7
+    assert kept["rows"][0]["model"] == "8B, prompts of 20 tokens"
     assert [trace["checkpoint"] for trace in kept["traces"]] == ["tiny", "other"]
     said = capsys.readouterr().out
     assert "4.5" in said and "no line of lookup: the trace is older" in said
@@ -332,6 +337,20 @@ def test_a_random_selector_ranks_too(model):
         (found,) = run(model, TRACE, 1, 6, [Way("tree", "two-pass", 15)])
         drafts.append((model.bigram.before.shape[1], found.cycles))
     assert [width for width, _ in drafts] == [4, 7] and drafts[0][1] == drafts[1][1]
+
+
+@pytest.mark.parametrize("context, long", [(None, TRACE.texts[0].prompt_tokens), (19, 19)])
+def test_prompts_of_another_length(model, monkeypatch, context, long):
+    """They decode behind a longer cache; what cycles keep is as recorded."""
+    given, generate = [], type(model).generate
+
+    def noted(self, prompt, *args, **kwargs):
+        given.append(len(prompt))
+        return generate(self, prompt, *args, **kwargs)
+
+    monkeypatch.setattr(type(model), "generate", noted)
+    (found,) = run(model, TRACE, 1, 6, [Way("tree", "two-pass", 15)], context)
+    assert set(given) == {long} and found.tokens[0] == 5
 
 
 def test_what_cannot_be_replayed_is_refused(model):
