@@ -3,6 +3,7 @@
 import inspect
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,11 +50,20 @@ def test_whole_models_have_a_run_of_their_own(monkeypatch, capsys):
     monkeypatch.setattr(gpu_check, "sanitizer", lambda: None)
     monkeypatch.setattr(gpu_check, "machine", lambda command: {})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert gpu_check.main(["--processes", "8", "--seconds", "100", "--model-seconds", "7"]) == 0
-    assert runs == [
-        (gpu_check.kernel_tests(), 8, 100, "--seconds"),
-        (gpu_check.model_tests(), 4, 7, "--model-seconds"),
-    ]
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 << 30)
+    )
+    options = ["--processes", "8", "--seconds", "100", "--model-seconds", "70"]
+    assert gpu_check.main(options) == 0
+    kernels, models, timed = runs
+    assert kernels == (gpu_check.kernel_tests(), 8, 100, "--seconds")
+    assert models[1:] == (4, 70, "--model-seconds") and timed[1] == 1 and 60 < timed[2] <= 70
+    assert sorted([*models[0], *timed[0]]) == gpu_check.model_tests(), "each once"
+    assert {file.stem for file in timed[0]} == gpu_check.TIMED, "nothing beside what takes times"
+    assert "compute-sanitizer is not installed" in capsys.readouterr().out
+    runs.clear()
+    assert gpu_check.main([*options, "--parts", "models"]) == 0 and [run[1] for run in runs] == [4, 1]
+    assert "compute-sanitizer" not in capsys.readouterr().out
 
 
 def test_a_run_of_tests_ends_at_its_limit(monkeypatch):
@@ -90,6 +100,42 @@ def test_outcomes_by_file():
 def test_a_sanitizers_verdict(code, said, failures):
     got = gpu_check.judged("memcheck: x", code, said)
     assert got.failures == failures and bool(got.said) == bool(failures)
+
+
+HAZARDS = """========= Error: Race reported between Read access at _linear_gluon_kernel+0x120 in {}
+=========     and Write access at _linear_gluon_kernel+0x1230 in {} [87 hazards]
+=========
+========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)"""
+
+
+def line_of(name, words):
+    """FILE:LINE of a line of a kernel's file, as compute-sanitizer says it."""
+    lines = (Path(gpu_check.ROOT) / "src/orthrus_kernels" / name).read_text().splitlines()
+    (line,) = [i + 1 for i, line in enumerate(lines) if line.strip().startswith(words)]
+    return f"{name}:{line}"
+
+
+@pytest.mark.parametrize(
+    "places, failures",
+    [
+        (("def _linear_gluon_kernel(", "def _run("), 0),
+        (("def _linear_gluon_kernel(", "segment = gl.program_id(0)"), 1),
+        (("segment = gl.program_id(0)", "def _run("), 1),
+    ],
+)
+def test_races_of_the_compilers_own_are_told_apart(places, failures):
+    """Both accesses are at heads of functions; what touches a statement is a failure, and told whole."""
+    read, written = (line_of("linear_gluon.py", words) for words in places)
+    got = gpu_check.judged("racecheck: x", 0, HAZARDS.format(read, written))
+    assert got.failures == failures and f"in {read} and Write access" in got.said and written in got.said
+    assert ("at heads of functions" in got.said) == (not failures)
+
+
+@pytest.mark.parametrize("places", [("nowhere.py:1", "nowhere.py:1"), ("linear_gluon.py:99999",) * 2])
+def test_a_race_in_no_known_place_is_a_failure(places):
+    assert gpu_check.judged("racecheck: x", 0, HAZARDS.format(*places)).failures == 1
+    unnamed = HAZARDS.replace(" in {}", "")
+    assert gpu_check.judged("racecheck: x", 0, unnamed).failures == 1
 
 
 def test_a_process_that_takes_too_long_is_ended():

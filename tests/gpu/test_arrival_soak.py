@@ -41,8 +41,10 @@ def test_attention(rows, form):
     k_cache, v_cache = (torch.randn(1, G, CONTEXT, D, device=DEVICE).to(BF16) for _ in "kv")
     q, k, v = (torch.randn(rows, heads, D, device=DEVICE).to(BF16) for heads in (H, G, G))
     chain, ops = Rows.chain([1] * rows, CONTEXT), backend_ops("triton")
-    tables, height = laid(chain, q, k, ops), tile_rows(H, G, D, BF16, whole=True)
-    whole = laid(chain, q, k, ops, tile_rows=height, whole=True)
+    tables, whole = (
+        laid(chain, q, k, ops, tile_rows=tile_rows(H, G, D, BF16, whole=form), whole=form)
+        for form in (False, True)
+    )
     partials = torch.empty(PARTIALS, device=DEVICE)
     inputs, scale = (q, k, v, *paged(k_cache, v_cache)), D**-0.5
     want = attention_triton(*inputs, whole, scale)
