@@ -112,7 +112,7 @@ def test_what_ranks_drafts_keeps_what_the_record_says():
     ways = record("selector-h200")["ways"]
     for name, way in (("the view alone", "no tables"), ("bigram tables, not calibrated", "tables"),
                       ("tables and selector, as it drafts", "tables and selector")):  # fmt: skip
-        kept = (ways[way][draft] for draft in ("chain", "tree 31", "tree 63", "one-pass"))
+        kept = (ways[way][draft] for draft in ("chain", "tree 31", "tree 63", "tree 127", "one-pass"))
         cells = [
             "{:.2f} ({:.2f} to {:.2f})".format(row["tokens_per_cycle"], *row["interval_95"]) for row in kept
         ]
