@@ -112,8 +112,8 @@ tune-wide: $(VENV)/bench ## wide tiles of the linears in Gluon beside Triton and
 mutations: $(VENV)/test ## plant known bugs in a copy, each to be caught by its test, 10 minutes; options in MUTATIONS="..."
 	$(BIN)/python -m tests.mutations.run $(MUTATIONS)
 
-gpu-check: $(VENV)/test ## the kernel tests compiled on this GPU, whole models, then compute-sanitizer; half an hour
-	$(BIN)/python -m tools.gpu_check
+gpu-check: $(VENV)/test ## the kernel tests compiled on this GPU, whole models, then compute-sanitizer; half an hour; options in GPU_CHECK="..."
+	$(BIN)/python -m tools.gpu_check $(GPU_CHECK)
 
 tiny-checkpoint: $(VENV)/core ## train the embedded checkpoint anew into runs/tiny (a GPU of 80 GB, half an hour)
 	$(BIN)/orthrus tiny-checkpoint runs/tiny

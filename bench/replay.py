@@ -256,7 +256,7 @@ def main(given: Any) -> int:
                 measured = run(model, trace, given.prompts, given.tokens, compared, context)
                 of = f"{name}, a selector of rank {rank}" if rank else name
                 of += f", prompts of {context} tokens" if context else ""
-                found = [one.row(of, trace) for one in measured]
+                found = [one.row(of, trace) | {"context": context} for one in measured]
                 rows += found
                 sets -= 1
                 report.print_tables(tables(found))

@@ -74,6 +74,8 @@ def test_options_that_all_have(name, arguments, word, refused):
         (decode, "--selectors 64", "--selectors is of --replay"),
         (decode, "--replay t.json --selectors 0 257", "--selectors are ranks of 0 to 256"),
         (decode, "--replay t.json --seconds 9", "--seconds is of runs without"),
+        (decode, "--replay t.json --contexts 40k --tokens 900", "--contexts 40960 is more than 39804"),
+        (decode, "--contexts 41k", "--contexts 41984 is more than 40704"),
         (decode, "--replay t.json --plot p.png", "--plot is of runs without"),
         (decode, "--prompts 3", "--prompts is of --replay and --batch"),
         (decode, "--tokens 3", "--tokens is of --replay and --batch"),

@@ -31,4 +31,7 @@ def test_texts(model, record, name, temperature):
 
 
 def test_logits(model, record):
+    """They have rows of the diffusion view, so that a new view makes them anew."""
+    if "logits" not in record:
+        pytest.skip("not recorded on this CPU since the diffusion view was trained last")
     assert logits_hash(model) == record["logits"]["embedded"]

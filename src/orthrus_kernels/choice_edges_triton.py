@@ -21,9 +21,9 @@ from torch import Tensor
 
 from ._triton import tl, triton
 from .layout import TAKES_EDGES, TAKES_TOP_K, TAKES_TOP_P, Takes, slot_and_takes
-from .logit_summary import in_order, ordered, unordered
+from .logit_summary import INFINITY, LEAST, MINUS_INFINITY, in_order, ordered, unordered
 from .rows import NO_CONTRACTION
-from .scores_triton import INFINITY, LEAST, MINUS_INFINITY, mass, scores_of, settings, target_mass
+from .scores_triton import mass, scores_of, settings, target_mass
 
 _TILE = 1024  # tokens a program: a row of Qwen3's vocabulary fills an H100
 _LIST_BLOCK = 8192  # listed tokens a step of the search

@@ -11,12 +11,17 @@ from __future__ import annotations
 
 from ._triton import tl, triton
 from .layout import TAKES_BEST, TAKES_MIN_P, TAKES_TOP_P, slot_and_takes
-from .logit_summary import finite_or_zero, first_of, in_order, ordered, unordered
-from .scores_triton import (
+from .logit_summary import (
     INFINITY,
     LEAST,
     MINUS_INFINITY,
     best_of,
+    finite_or_zero,
+    in_order,
+    ordered,
+    unordered,
+)
+from .scores_triton import (
     gumbel_at,
     mass,
     scores_of,
@@ -79,7 +84,7 @@ def _choose_top_k_kernel(
     b_key, b_id = tl.full((BLOCK_K,), LEAST, tl.int32), tl.full((BLOCK_K,), _NO_TOKEN, tl.int32)
     last_key, last_id = _NO_TOKEN, -1
     for j in tl.range(0, top_k):
-        wanted, group = first_of(b_best, o_g)
+        wanted, group = best_of(b_best, o_g)
         o_v = group * GROUP + tl.arange(0, GROUP)
         b = scores_of(logits, bias, seen, o_v, o_v < V, takes, penalty, temperature, HAS_BIAS, HAS_SEEN, True)
         key = ordered(b)

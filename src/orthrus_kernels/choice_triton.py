@@ -26,10 +26,19 @@ from .layout import (
     Takes,
     slot_and_takes,
 )
-from .logit_summary import MOST, finite_or_zero, in_order, ordered, summary_of_logits, unordered
+from .logit_summary import (
+    LEAST,
+    MOST,
+    best_of,
+    finite_or_zero,
+    in_order,
+    ordered,
+    summary_of_logits,
+    unordered,
+)
 from .rows import NO_CONTRACTION
 from .sampling_table import SamplingTable
-from .scores_triton import LEAST, best_of, better, gumbel_from, scores_of, settings
+from .scores_triton import better, gumbel_from, scores_of, settings
 
 _TILE = 4096  # tokens a program where a row has several
 _NOISE_BLOCK = 2048  # tokens a step where noise is drawn: random bits take registers (8192: spills, sm_90)

@@ -21,10 +21,9 @@ from ._triton import tl, triton
 from .clock import mark, mark_here
 from .draft_tree import draft_tree
 from .layout import STATE_COLUMNS, STATE_ROOT, State
-from .logit_summary import ordered, unordered
+from .logit_summary import MINUS_INFINITY, ordered, unordered
 
 MOST_DEPTH = 256  # of a node, not reached: the kernel packs a node's depth into 8 bits
-IMPOSSIBLE = tl.constexpr(-0x7F800001)  # the image of a score of -inf
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def _grow_kernel(
     o_f = tl.arange(0, FRONTIER)
     # An entry: the image of its node's score; its parent's score; (parent, rank, parent's depth) packed, and
     # (parent's candidate, its own).
-    b_key = tl.full((FRONTIER,), IMPOSSIBLE, tl.int32)
+    b_key = tl.full((FRONTIER,), MINUS_INFINITY, tl.int32)
     b_base = tl.zeros((FRONTIER,), tl.float32)
     b_node = tl.zeros((FRONTIER,), tl.int32)
     b_which = tl.zeros((FRONTIER,), tl.int32)
@@ -160,14 +159,14 @@ def _grow_kernel(
         is_best = o_f == at
         packed_node, packed_which = _one_of(is_best, b_node), _one_of(is_best, b_which)
         base, score = _score_of(is_best, b_base), unordered(best)
-        b_key = tl.where(is_best, IMPOSSIBLE, b_key)
+        b_key = tl.where(is_best, MINUS_INFINITY, b_key)
         parent, rank, depth = packed_node >> 16, (packed_node >> 8) & 255, (packed_node & 255) + 1
         behind, which = packed_which >> 8, packed_which & 255
         is_node = o_n == node
         b_parent, b_depth = tl.where(is_node, parent, b_parent), tl.where(is_node, depth, b_depth)
         b_score = tl.where(is_node, score, b_score)
         b_candidate = tl.where(is_node, (depth - 1) * K + which, b_candidate)
-        if best == IMPOSSIBLE:  # nothing is left that is possible, the first entry is taken again
+        if best == MINUS_INFINITY:  # nothing is left that is possible, the first entry is taken again
             rank, depth = K, DEPTH  # and offers nothing
     is_root, m_n = o_n == 0, (o_n < N) & (slot >= 0)
     root = tl.load(state + slot * STATE_COLUMNS + STATE_ROOT, mask=slot >= 0, other=0).to(tl.int64)

@@ -29,7 +29,9 @@ GROUP = 64  # tokens; 64 terms of at most 2^24 fit an int32
 MOST = 128  # likeliest tokens at most: each one is two steps of the merge
 _FEW = 32  # likeliest tokens up to which a merge has 4 warps, the fastest for 16; more lie in more registers
 _LOGITS_TILE = 4096  # tokens a program of summary_of_logits
-_LEAST = tl.constexpr(-(1 << 31))  # below the image of every number: out of range
+LEAST = tl.constexpr(-(1 << 31))  # below the image of every number: out of range
+MINUS_INFINITY = tl.constexpr(-2139095041)  # images of the infinities
+INFINITY = tl.constexpr(2139095040)
 _NAN = tl.constexpr(0x7FFFFFFF)
 
 
@@ -73,7 +75,7 @@ def summarise_tile(
     o_v = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     in_range = (o_v < V)[:, None]
     # Reshaped, a group is an axis whatever the tile.
-    b_key = tl.reshape(tl.where(in_range, ordered(b_x), _LEAST), (GROUPS, GROUP, BLOCK_T))
+    b_key = tl.reshape(tl.where(in_range, ordered(b_x), LEAST), (GROUPS, GROUP, BLOCK_T))
     b_best, b_at = tl.max(b_key, axis=1, return_indices=True, return_indices_tie_break_left=True)
     # 0 for a group with a NaN, whose sum nobody asks for, and for one with no token, whose sum is 0
     b_max = finite_or_zero(unordered(b_best))
@@ -87,11 +89,11 @@ def summarise_tile(
 
 
 @triton.jit
-def first_of(b_key, b_id):
-    """The largest of images, and the lowest id with it: numbers of 32 bits, which a GPU reduces in one
-    instruction."""
-    first = tl.max(b_key, axis=0)
-    return first, tl.min(tl.where(b_key == first, b_id, 0x7FFFFFFF), axis=0)
+def best_of(b_key, b_id):
+    """(image, id) of the best, the lowest id where images are equal: numbers of 32 bits, which a GPU reduces
+    in one instruction."""
+    key = tl.max(b_key, axis=0)
+    return key, tl.min(tl.where(b_key == key, b_id, 0x7FFFFFFF), axis=0)
 
 
 @triton.jit
@@ -118,19 +120,19 @@ def _merge_kernel(
     else:
         b_key, b_group = (b_best >> 32).to(tl.int32), tl.zeros((BLOCK_TOP,), tl.int32)
         for j in range(TOP):
-            _, group = first_of(b_key, o_g)
+            _, group = best_of(b_key, o_g)
             b_group = tl.where(o_top == j, group, b_group)
-            b_key = tl.where(o_g == group, _LEAST, b_key)
+            b_key = tl.where(o_g == group, LEAST, b_key)
         # Where groups are fewer, one stands here several times. Its tokens, by their ids, are taken once.
         o_v = tl.reshape(b_group[:, None] * GROUP + tl.arange(0, GROUP)[None, :], (BLOCK_TOP * GROUP,))
         m_v = (tl.arange(0, BLOCK_TOP * GROUP) < TOP * GROUP) & (o_v < V)
         b_x = tl.load(logits + i_r * s_t + o_v, mask=m_v, other=0.0)
-        b_key = tl.where(m_v, ordered(b_x), _LEAST)
+        b_key = tl.where(m_v, ordered(b_x), LEAST)
         for j in range(TOP):
-            first, token = first_of(b_key, o_v)
+            first, token = best_of(b_key, o_v)
             tl.store(values + i_r * TOP + j, unordered(first))
             tl.store(ids + i_r * TOP + j, token.to(tl.int64))
-            b_key = tl.where(o_v == token, _LEAST, b_key)
+            b_key = tl.where(o_v == token, LEAST, b_key)
 
     b_max = unordered((b_best >> 32).to(tl.int32))
     b_max = tl.where(b_max == b_max, b_max, float("-inf"))  # of no token, or of a NaN, which top is then

@@ -23,12 +23,8 @@ from .layout import (
     TOP_K,
     TOP_P,
 )
-from .logit_summary import ordered, unordered
+from .logit_summary import LEAST, ordered, unordered
 from .seen import GENERATED_ONCE
-
-LEAST = tl.constexpr(-(1 << 31))  # below the image of every number
-MINUS_INFINITY = tl.constexpr(-2139095041)  # images of the infinities
-INFINITY = tl.constexpr(2139095040)
 
 
 @triton.jit
@@ -131,10 +127,3 @@ def better(b_best, b_id, b, o_v, kept):
     key = tl.where(kept, ordered(b), LEAST)
     is_better = key > b_best
     return tl.where(is_better, key, b_best), tl.where(is_better, o_v, b_id)
-
-
-@triton.jit
-def best_of(b_key, b_id):
-    """(image, id) of the best lane, the lowest id where images are equal."""
-    key = tl.max(b_key, axis=0)
-    return key, tl.min(tl.where(b_key == key, b_id, 0x7FFFFFFF), axis=0)

@@ -42,8 +42,8 @@ def test_attention(rows, form):
     q, k, v = (torch.randn(rows, heads, D, device=DEVICE).to(BF16) for heads in (H, G, G))
     chain, ops = Rows.chain([1] * rows, CONTEXT), backend_ops("triton")
     tables, whole = (
-        laid(chain, q, k, ops, tile_rows=tile_rows(H, G, D, BF16, whole=form), whole=form)
-        for form in (False, True)
+        laid(chain, q, k, ops, tile_rows=tile_rows(H, G, D, BF16, whole=is_whole), whole=is_whole)
+        for is_whole in (False, True)
     )
     partials = torch.empty(PARTIALS, device=DEVICE)
     inputs, scale = (q, k, v, *paged(k_cache, v_cache)), D**-0.5

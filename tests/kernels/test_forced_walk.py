@@ -323,7 +323,7 @@ def test_what_a_run_that_is_cut_short_keeps(monkeypatch, tmp_path, capsys):
         )
     kept = json.loads(file.read_text())
     assert [row["of"] for row in kept["rows"]] == ["tiny"] and kept["sets_left_out"] == 7
-    assert kept["rows"][0]["model"] == "8B, prompts of 20 tokens"
+    assert kept["rows"][0]["model"] == "8B, prompts of 20 tokens" and kept["rows"][0]["context"] == 20
     assert [trace["checkpoint"] for trace in kept["traces"]] == ["tiny", "other"]
     said = capsys.readouterr().out
     assert "4.5" in said and "no line of lookup: the trace is older" in said

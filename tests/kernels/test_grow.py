@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from inputs import examples
 from interpreter import DEVICE
@@ -184,6 +184,28 @@ def by_block(rows):
     """Rows with their blocks numbered in their order."""
     numbers = {block: i for i, block in enumerate(dict.fromkeys(rows.blocks))}
     return replace(rows, blocks=[numbers[block] for block in rows.blocks])
+
+
+@examples(30)
+@given(depth=st.integers(1, 4), width=st.integers(1, 4), nodes=st.integers(1, 60), seed=st.integers(0, 10**6),
+       ordered=st.booleans(), chain=st.booleans())  # fmt: skip
+@example(depth=4, width=2, nodes=40, seed=0, ordered=False, chain=False)  # more than all 30 paths
+@example(depth=4, width=2, nodes=40, seed=1, ordered=True, chain=False)
+def test_equal_scores_and_more_nodes_than_paths(depth, width, nodes, seed, ordered, chain):
+    """The first place of equals that became known is taken, siblings before children; and where nothing is
+    left, the root's likeliest child comes again."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (depth, width, width) if ordered else (depth, width)
+    scores = -torch.randint(0, 4, shape, generator=generator).float().sort(-1).values
+    scores = torch.where(scores < -2, float("-inf"), scores)
+    order = torch.rand(shape, generator=generator).argsort(-1).int()[None] if ordered else None
+    ids = torch.arange(depth * width).view(1, depth, width)
+    state, slots = (torch.tensor(of, dtype=torch.int32) for of in ([[30, 7, 9, 0, 999, 99]], [0]))
+    ours, twins = (Trees.new(1, nodes + 1, device) for device in (DEVICE, "cpu"))
+    grow(twins, state, slots, scores[None], ids, order, chain=chain)
+    given_ = (None if of is None else of.to(DEVICE) for of in (state, slots, scores[None], ids, order))
+    grow_triton(ours, *given_, chain=chain)
+    assert_same(ours, twins)
 
 
 @pytest.mark.parametrize("possible", [0, 1, 2])
