@@ -140,10 +140,9 @@ def _check(parser: Parser, given: Any) -> None:
         parser.error(f"--selectors are ranks of 0 to {MOST_RANK}")
     if given.shape and not given.strong:
         parser.error("--shape is of --strong; a recorded trace has the default one")
-    most = MOST_CONTEXT - ((given.tokens or NEW_TOKENS) if given.replay else 0)
-    if given.contexts and max(given.contexts) > most:
-        room = f", so that --tokens {given.tokens or NEW_TOKENS} fit behind them" if given.replay else ""
-        parser.error(f"--contexts {max(given.contexts)} is more than {most}{room}")
+    behind = (given.tokens or NEW_TOKENS) if given.replay else 0  # a replay decodes so many tokens there
+    if given.contexts and max(given.contexts) > MOST_CONTEXT - behind:
+        parser.error(f"--contexts {max(given.contexts)} is more than {MOST_CONTEXT - behind}")
 
 
 def card(

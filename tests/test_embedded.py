@@ -21,7 +21,7 @@ PROMPTS, TOKENS, HARMED = 6, 64, 3
 # them (2-core x86 CPU, torch 2.13.0); short texts accept less than the card's. With a broken drafter three
 # give 2.17 at most, without the bigram correction 2.55. Near-ties may fall otherwise on another machine,
 # hence some room either way.
-BAND = (2.85, 3.65)
+BAND = (2.93, 3.58)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_the_band_sees_a_broken_drafter(prompts, harm):
 # Tokens per one-pass cycle, greedy, fp32, either backend, three prompts x 48 tokens, by nodes: trees of 7
 # keep 2.52, without the bigram correction 1.91, with its tables swapped 1.40; chains 2.10, 1.70 and 1.18
 # (2-core x86 CPU, torch 2.13.0).
-LEAST_ONE_PASS = {7: 2.25, 0: 1.92}
+LEAST_ONE_PASS = {7: 2.25, 0: 1.96}
 ONE_PASS = {"strategy": "one-pass", "max_new_tokens": 48, "block_size": 6}
 
 
@@ -162,8 +162,8 @@ def test_the_card_tells_what_is_shipped():
     prompts = (EMBEDDED / "held_out.jsonl").read_bytes()
     assert facts["verify"]["prompts_sha256"] == hashlib.sha256(prompts).hexdigest()
     assert 1 < facts["verify"]["tokens_per_cycle_sampled"] < facts["verify"]["tokens_per_cycle"]
-    assert facts["verify"]["tokens_per_cycle"] >= 3.0  # of a tree, in texts of 512 tokens, which repeat more
-    assert facts["verify"]["distinct_8grams"] >= 0.35  # than those of 256, with 0.56
+    assert facts["verify"]["tokens_per_cycle"] >= 8.0  # of a tree, in texts of 512 tokens, which repeat more
+    assert facts["verify"]["distinct_8grams"] >= 0.38  # than those of 256, with 0.56
     assert card.write(facts) == (EMBEDDED / "README.md").read_text()
 
 

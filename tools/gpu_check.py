@@ -3,11 +3,7 @@
 The interpreter proves indices, masks and the order of segments; only a GPU proves the order of sums inside
 compiled reductions and tensor-core dots, and that programs do not race. This is what stands behind "bit for
 bit" on a machine. Needs the `test` extra; compute-sanitizer comes with the CUDA toolkit and is left out, in a
-line, where there is none.
-
-racecheck does not follow the barrier by which Triton hands warps of a specialised kernel (Gluon) their parts.
-The word that says which part is read and written in code of no statement, at the head of a Gluon function.
-Races of such code alone are all told and are no failures."""
+line, where there is none."""
 
 from __future__ import annotations
 
@@ -47,8 +43,6 @@ SANITIZER_PROCESSES = 6  # each has a CUDA context of its own
 MODEL_BYTES = 19 << 30  # of a process, which holds a model, the largest of 8B
 BESIDE = 0.75  # of the time of whole models, until those that take times run
 ERRORS = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)")
-ACCESS = re.compile(r"\b(?:Read|Write) access at ")
-PLACE = re.compile(r" in (\S+\.py):(\d+)")
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,7 @@ class Outcome:
     what: str
     cases: int
     failures: int
-    said: str = ""  # why, where something failed; and races that are no failures
+    said: str = ""  # why, where something failed
 
 
 def kernel_tests(root: Path = ROOT) -> list[Path]:
@@ -173,12 +167,8 @@ def judged(what: str, code: int | None, said: str) -> Outcome:
         last = " ".join(said.split())[-200:]
         return Outcome(what, 1, max([1, *counts]), f"exit code {code}: {last}")
     found = races(said)
-    left_out = [race for race in found if of_no_statement(race)]
-    failures = max(sum(counts), len(found)) - len(left_out)
-    told = [f"no failure, Triton's own word: {race}" for race in left_out]
-    if failures:
-        told.insert(0, next((race for race in found if race not in left_out), "") or _first_error(said))
-    return Outcome(what, 1, failures, "; ".join(told))
+    failures = max(sum(counts), len(found))
+    return Outcome(what, 1, failures, "; ".join(found) or _first_error(said) if failures else "")
 
 
 def races(said: str) -> list[str]:
@@ -190,19 +180,6 @@ def races(said: str) -> list[str]:
         elif found and line.startswith("and "):
             found[-1] += " " + line
     return found
-
-
-def of_no_statement(race: str) -> bool:
-    """Whether each access is code that Triton put at the head of a Gluon function of this repository."""
-    places = [PLACE.search(access) for access in ACCESS.split(race)[1:]]
-    return len(places) > 1 and all(of and _begins_gluon(of[1], int(of[2])) for of in places)
-
-
-def _begins_gluon(name: str, line: int) -> bool:
-    """name: a path, or only a file's name, as compute-sanitizer tells it."""
-    files = [file for file in (ROOT / "src").rglob(Path(name).name) if name in (file.name, str(file))]
-    lines = files[0].read_text().splitlines()[:line] if len(files) == 1 else []
-    return len(lines) == line > 1 and lines[-1].startswith("def ") and lines[-2].startswith("@gluon.jit")
 
 
 def _first_error(said: str) -> str:
