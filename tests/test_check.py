@@ -98,24 +98,54 @@ def test_outcomes_by_file():
         (None, "", 1),
     ],
 )
-def test_a_sanitizers_verdict(code, said, failures):
-    got = gpu_check.judged("memcheck: x", code, said)
+def test_a_sanitizers_verdict(code, said, failures, tmp_path):
+    got = gpu_check.judged("memcheck: x", code, said, tmp_path)
     assert got.failures == failures and bool(got.said) == bool(failures)
 
 
-def test_races_are_told_with_both_accesses():
-    """And each is a failure, whatever the summary counts."""
-    told = """========= Error: Race reported between Read access at _kernel+0x120 in a.py:123
+TOLD = """========= Error: Race reported between Read access at _kernel+0x120 in a.py:123
 =========     and Write access at _kernel+0x1230 in a.py:51 [87 hazards]
 =========
 ========= Error: Race reported between Write access at _kernel+0x40 in b.py:7
 =========     and Write access at _kernel+0x40 in b.py:7 [1 hazards]
 ========= RACECHECK SUMMARY: {} hazards displayed (1 error, 0 warnings)"""
-    for displayed, failures in ((0, 2), (2, 2), (5, 5)):
-        got = gpu_check.judged("racecheck: x", 0, told.format(displayed))
-        assert got.failures == failures
-        assert got.said.count("Race reported") == 2 and "a.py:123 and Write access" in got.said
-        assert got.said.endswith("b.py:7 and Write access at _kernel+0x40 in b.py:7 [1 hazards]")
+
+
+@pytest.mark.parametrize("displayed, failures", [(0, 2), (2, 2), (5, 5)])
+def test_races_are_told_with_both_accesses(displayed, failures, tmp_path):
+    """And each is a failure, whatever the summary counts."""
+    got = gpu_check.judged("racecheck: x", 0, TOLD.format(displayed), tmp_path)
+    assert got.failures == failures
+    assert got.said.count("Race reported") == 2 and "a.py:123 and Write access" in got.said
+    assert got.said.endswith("b.py:7 and Write access at _kernel+0x40 in b.py:7 [1 hazards]")
+
+
+@pytest.mark.parametrize("displayed, failures", [(0, 1), (2, 1), (5, 4)])
+def test_races_of_the_hand_over_are_told_and_no_failures(displayed, failures, tmp_path, monkeypatch):
+    """They offset no other failure."""
+    monkeypatch.setattr(gpu_check, "is_hand_over", lambda race, cubins: "a.py" in race)
+    got = gpu_check.judged("racecheck: x", 0, TOLD.format(displayed), tmp_path)
+    assert got.failures == failures
+    assert got.said.count("Race reported") == 1 and "b.py:7" in got.said and "a.py" not in got.said
+    assert "no failure: 1 told" in got.said
+
+
+def test_a_sanitizers_launch_has_compiled_kernels_of_its_own(monkeypatch):
+    """racecheck's verdict reads their machine code, and finds no other form of a kernel there."""
+    seen = []
+
+    def run(command, limit, env):
+        cubins = Path(env["TRITON_CACHE_DIR"])
+        assert list(cubins.iterdir()) == []
+        seen.append(cubins)
+        return 0, TOLD.format(2)
+
+    monkeypatch.setattr(gpu_check, "run", run)
+    monkeypatch.setattr(
+        gpu_check, "is_hand_over", lambda race, cubins: cubins == seen[-1] and cubins.is_dir()
+    )
+    assert gpu_check.sanitize("compute-sanitizer", "racecheck", "head", 5).failures == 0
+    assert not seen[0].exists()
 
 
 def test_a_part_that_cannot_run_is_refused(monkeypatch, refused):

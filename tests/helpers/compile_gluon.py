@@ -7,11 +7,12 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 import aot  # noqa: E402
 import torch  # noqa: E402
@@ -21,6 +22,7 @@ from orthrus_kernels import Weight, tables  # noqa: E402
 from orthrus_kernels.quantised import Format, QuantisedWeight  # noqa: E402
 from orthrus_kernels.tables.gluon import TALL, GluonTile, coded_tiles, gluon_entries  # noqa: E402
 from orthrus_kernels.workspace import Workspace  # noqa: E402
+from tools import races  # noqa: E402
 
 HOPPER = aot.TARGETS["sm_90"]
 LINEAR, CODES = module("linear_gluon"), module("linear_gluon_codes")
@@ -287,6 +289,35 @@ def line_of_kernel(plan, pdl: bool, kernel, arguments: dict) -> dict:
     }  # fmt: skip
 
 
+def shared_accesses(plan) -> dict:
+    """Reads and writes of shared memory by plain instructions, those of Triton's hand-over apart, and whether
+    races of these are told from all others (tools/races.py)."""
+    kernel, arguments = launched(plan, True)
+    built, _, _ = aot.built_for(kernel, arguments, HOPPER)
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / f"{built.name}.cubin"
+        cubin.write_bytes(built.asm["cubin"])
+        code = races.disassembled(cubin)
+        found = {}
+        for kind in ("Read", "Write"):
+            kinds = [(offset, races.access_kind(code, kind, offset)) for offset, _ in code if offset >= 0]
+            found[kind] = [[offset for offset, k in kinds if k is of] for of in (True, False)]
+        texts = dict(code)
+        (reads, other_reads), (writes, other_writes) = found["Read"], found["Write"]
+
+        def told(*accesses: tuple[str, int]) -> bool:
+            places = [f"{kind} access at {built.name}+{offset:#x} in a.py:1" for kind, offset in accesses]
+            return races.is_hand_over("Race reported between " + " and ".join(places), Path(folder))
+
+        return {
+            "shared_accesses": built.name,
+            "reads": [texts[o] for o in reads], "writes": [texts[o] for o in writes],
+            "none": told(("Read", reads[0]), *(("Write", o) for o in writes)),
+            "others": [told(("Read", reads[0]), ("Write", o)) for o in other_writes]
+            + [told(("Read", o), ("Write", writes[0])) for o in other_reads],
+        }  # fmt: skip
+
+
 def of_triton() -> dict:
     """The arithmetic of SwiGLU in Triton's kernel, by descriptors as at many rows."""
     op = module("linear_swiglu")
@@ -310,6 +341,8 @@ def main() -> None:
         name, read = ("widened", widened_beside_products) if "codes" in line else ("loops", loops_of_products)
         print(json.dumps(line | {name: read(sass)}), flush=True)
     print(json.dumps(of_triton()), flush=True)
+    for plan in (next(plans(False)), next(wide_plans(False))):
+        print(json.dumps(shared_accesses(plan)), flush=True)
 
 
 if __name__ == "__main__":
