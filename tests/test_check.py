@@ -19,6 +19,7 @@ XML = """<testsuites><testsuite>
  here"/></testcase>
 <testcase classname="tests.kernels.test_tables" name="c"><skipped message="no"/></testcase>
 <testcase classname="tests.kernels.test_rowwise" name="d"><error message="boom"/></testcase>
+<testcase classname="tests.kernels.test_rowwise" name="e"><skipped message="no"/></testcase>
 </testsuite></testsuites>"""
 
 
@@ -80,9 +81,11 @@ def test_a_run_of_tests_ends_at_its_limit(monkeypatch):
 
 
 def test_outcomes_by_file():
+    """Of a file without a case, why: a package that is missing must not hide a whole test."""
     assert gpu_check.outcomes(XML) == [
         gpu_check.Outcome("test_linear", 2, 1, "b: assert False here"),
         gpu_check.Outcome("test_rowwise", 1, 1, "d: boom"),
+        gpu_check.Outcome("test_tables", 0, 0, "skipped: no"),
     ]
 
 

@@ -52,7 +52,7 @@ class Outcome:
     what: str
     cases: int
     failures: int
-    said: str = ""  # why, where something failed; and races that are none
+    said: str = ""  # why, where something failed or nothing ran; and races that are none
 
 
 def kernel_tests(root: Path = ROOT) -> list[Path]:
@@ -122,22 +122,30 @@ def whole_models(processes: int, seconds: float) -> list[Outcome]:
 
 
 def outcomes(xml: str) -> list[Outcome]:
-    """Cases and failures by test file from pytest's JUnit XML; skipped tests are no cases."""
+    """Cases and failures by test file from pytest's JUnit XML. Skipped tests are no cases; where a file has
+    no others, why."""
     counts: dict[str, list] = {}
+    skipped: dict[str, str] = {}
     for case in ElementTree.fromstring(xml).iter("testcase"):
-        if case.find("skipped") is not None:
+        file = case.get("classname", "").split(".")[-1] or case.get("name", "?")
+        count = counts.setdefault(file, [0, 0, ""])
+        left_out = case.find("skipped")
+        if left_out is not None:
+            skipped.setdefault(file, f"skipped: {_folded(left_out)}")
             continue
-        count = counts.setdefault(
-            case.get("classname", "").split(".")[-1] or case.get("name", "?"), [0, 0, ""]
-        )
         count[0] += 1
         broken = case.find("failure") if case.find("failure") is not None else case.find("error")
         if broken is not None:
             count[1] += 1
-            count[2] = (
-                count[2] or f"{case.get('name')}: {' '.join((broken.get('message') or '').split())[:200]}"
-            )
+            count[2] = count[2] or f"{case.get('name')}: {_folded(broken)}"
+    for file, why in skipped.items():
+        if not counts[file][0]:
+            counts[file][2] = why
     return [Outcome(name, *count) for name, count in sorted(counts.items())]
+
+
+def _folded(element: ElementTree.Element) -> str:
+    return " ".join((element.get("message") or "").split())[:200]
 
 
 def sanitizer() -> str | None:

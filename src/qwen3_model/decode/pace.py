@@ -2,9 +2,11 @@
 so that a text waits about twice as long as usual for its next tokens.
 
 Some ride in the verify pass of a cycle (two_pass.py), as many as fill it to a multiple of FULL rows. That
-pass reads the weights anyway, so rows for prompts add their arithmetic alone. More tokens are a chunk of
-their own behind the cycle, if it takes no longer than a cycle: then there are texts enough, or drafts, and
-the weights are the smaller part of it.
+pass reads the weights anyway, so rows for prompts add their arithmetic alone. What the keys take that they
+see may be half of what cycles take. Where it is more, behind long contexts, full passes come less often: keys
+are read once for all rows, so fewer rows would take nearly as long. More tokens are a chunk of their own
+behind the cycle, if it takes no longer than a cycle: then there are texts enough, or drafts, and the weights
+are the smaller part of it.
 
 What rows take follows from their number and from the keys that they see. Both are measured at a warm start.
 So what a cycle took without its prompts can be said of every cycle, and there need not be one without."""
@@ -20,7 +22,8 @@ import torch
 from ..model import PREFILL_ROWS
 
 FULL = 256  # rows of a pass: on an H200 the next row takes as long as 64 do (8B, bench/LOG.md, 2026-11-29)
-LEAST = 64  # tokens of a step beside texts that decode, at any rate: a prompt must end
+LEAST = 64  # tokens of a step where none ride and no chunk is short enough: a prompt must end
+LATEST = 16  # cycles in a row without rows that would ride, at most: likewise, whatever was measured of keys
 CHUNKS = tuple(FULL << n for n in range(1, (PREFILL_ROWS // FULL).bit_length()))  # rows of those chunks
 LAST_CYCLES = 5  # of which the median is the usual one: two that were held up change nothing
 
@@ -40,26 +43,36 @@ class Pace:
         self.riders = 0  # rows for prompts that the next verify pass has, as the last one had them
         self._cycles: deque[float] = deque(maxlen=LAST_CYCLES)
         self._keys = 0  # that the next row of a prompt may see
+        self._left = 0.0  # ms that keys of riding rows may take; below 0, cycles without them come first
 
     def cycle(self, milliseconds: float) -> None:
         """What the cycles of a step took without their prompts; 0 or less: they were not timed."""
         if milliseconds > 0:
             self._cycles.append(milliseconds)
+        if self._cycles:
+            half = median(self._cycles) / 2
+            self._left = min(max(self._left, -LATEST * half) + half, half)
 
     def read(self, tokens: int, start: int) -> float:
         """So many tokens of a text are read behind its `start` first ones; what their keys take."""
         self._keys = start + tokens
         return tokens * start * self.key
 
+    def ride(self, tokens: int, start: int) -> float:
+        """`read`, in the verify pass of a cycle."""
+        took = self.read(tokens, start)
+        self._left -= took
+        return took
+
     def rows(self) -> int:
-        """Tokens of the next step at most. Where nothing is measured, LEAST."""
+        """Tokens of the next step at most; 0: the step is a cycle alone. Where nothing is measured, LEAST."""
         if self.first is None or not self._cycles:
             return LEAST
+        if self._left < 0:
+            return 0
         usual, each = median(self._cycles), self._keys * self.key
-        riding = self.riders
-        if each > 0:  # it has that many rows whatever they hold, and padding sees no keys
-            riding = min(riding, int(usual / (2 * each)))
-        return max(LEAST, riding, *(n for n, took in self.first.items() if took + n * each <= usual))
+        chunks = [rows for rows, took in self.first.items() if took + rows * each <= usual]
+        return max([self.riders or LEAST, *chunks])
 
 
 class Span:
