@@ -43,15 +43,13 @@ class Pace:
         self.riders = 0  # rows for prompts that the next verify pass has, as the last one had them
         self._cycles: deque[float] = deque(maxlen=LAST_CYCLES)
         self._keys = 0  # that the next row of a prompt may see
-        self._left = 0.0  # ms that keys of riding rows may take; below 0, cycles without them come first
+        self._owed = 0.0  # cycles that make up for keys of riding rows; until none is, they go alone
 
     def cycle(self, milliseconds: float) -> None:
         """What the cycles of a step took without their prompts; 0 or less: they were not timed."""
         if milliseconds > 0:
             self._cycles.append(milliseconds)
-        if self._cycles:
-            half = median(self._cycles) / 2
-            self._left = min(max(self._left, -LATEST * half) + half, half)
+        self._owed = max(self._owed - 1, -1)
 
     def read(self, tokens: int, start: int) -> float:
         """So many tokens of a text are read behind its `start` first ones; what their keys take."""
@@ -61,14 +59,15 @@ class Pace:
     def ride(self, tokens: int, start: int) -> float:
         """`read`, in the verify pass of a cycle."""
         took = self.read(tokens, start)
-        self._left -= took
+        if self._cycles:
+            self._owed = min(self._owed + took / (median(self._cycles) / 2), LATEST)
         return took
 
     def rows(self) -> int:
         """Tokens of the next step at most; 0: the step is a cycle alone. Where nothing is measured, LEAST."""
         if self.first is None or not self._cycles:
             return LEAST
-        if self._left < 0:
+        if self._owed > 0:
             return 0
         usual, each = median(self._cycles), self._keys * self.key
         chunks = [rows for rows, took in self.first.items() if took + rows * each <= usual]
