@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -158,10 +159,18 @@ def test_a_part_that_cannot_run_is_refused(monkeypatch, refused):
     assert "CUDA toolkit" in refused(gpu_check.main, "--parts", "sanitizer")
 
 
-def test_a_process_that_takes_too_long_is_ended():
-    command = [sys.executable, "-c", "import time; print('began', flush=True); time.sleep(60)"]
-    code, _ = gpu_check.run(command, 1, gpu_check.environment())
-    assert code is None
+def test_a_process_that_takes_too_long_is_ended(tmp_path):
+    """With those that it began, which would go on writing."""
+    writes = f"import time\nwhile True: open({str(tmp_path / 'on')!r}, 'w'); time.sleep(0.05)"
+    starts = "import subprocess, sys; print('began', flush=True); subprocess.run([*sys.argv[1:]])"
+    code, said = gpu_check.run(
+        [sys.executable, "-c", starts, sys.executable, "-c", writes], 2, gpu_check.environment()
+    )
+    assert code is None and "began" in said
+    assert (tmp_path / "on").exists()
+    (tmp_path / "on").unlink()
+    time.sleep(0.3)
+    assert not (tmp_path / "on").exists()
 
 
 def test_children_run_compiled(monkeypatch):

@@ -24,6 +24,7 @@ CODE = """
         /*0260*/                   BAR.SYNC.DEFER_BLOCKING 0x1 ;
         /*0270*/                   STS.64 [UR24+0x238a0], R2 ;
         /*0280*/                   STS [UR24+0x238a8], R3 ;
+        /*0288*/                   STS.128 [UR24+0x238d0], R4 ;
         /*0290*/                   BAR.SYNC.DEFER_BLOCKING 0x1 ;
         /*02a0*/                   STS [UR24], R2 ;
         /*02b0*/               @P1 BAR.SYNC.DEFER_BLOCKING 0x1 ;
@@ -32,10 +33,8 @@ CODE = """
         /*02e0*/                   EXIT ;
 """
 READ, WRITE, OTHER = (
-    "Read access at _kernel+0x110",
-    "Write access at _kernel+0x270",
-    "Write access at _kernel+0x220",
-)
+    "Read access at _kernel+0x110", "Write access at _kernel+0x270", "Write access at _kernel+0x220"
+)  # fmt: skip
 
 
 def race(*accesses):
@@ -59,15 +58,33 @@ def compiled(tmp_path, monkeypatch):
 
 
 def test_accesses_of_the_hand_over():
-    """Behind barrier 1 of all threads, or in front of it, and nothing that leaves the way in between."""
+    """Right behind barrier 1 of all threads, or in front of it, and of one word."""
     code = races.instructions(CODE)
-    reads = {offset: races.access_kind(code, "Read", offset) for offset, text in code if "LDS" in text}
-    assert reads == {0x110: True, 0x130: False, 0x210: False, 0x240: False, 0x2C0: False}
-    writes = {offset: races.access_kind(code, "Write", offset) for offset, text in code if "STS" in text}
-    assert writes == {
-        0x220: False, 0x250: False, 0x270: True, 0x280: True, 0x2A0: False, 0x2D0: False
-    }  # fmt: skip
-    assert races.access_kind(code, "Read", 0x270) is None is races.access_kind(code, "Write", 0x118)
+    reads = {offset: races.word_at(code, "Read", offset) for offset, text in code if "LDS" in text}
+    assert {offset for offset, place in reads.items() if place is not None} == {0x110}
+    writes = {offset: races.word_at(code, "Write", offset) for offset, text in code if "STS" in text}
+    assert {offset for offset, place in writes.items() if place is not None} == {0x270, 0x280, 0x288}
+    assert reads[0x110] == writes[0x270] == writes[0x280] - 8 == 0x238A0, "the byte of warp 4 is the first"
+    assert races.word_at(code, "Read", 0x270) is None is races.word_at(code, "Write", 0x110)
+    assert [races.touches_shared(code, offset) for offset in (0x110, 0x270, 0x100, 0x260, 1)] == [
+        True, True, False, False, False,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "read, write",
+    [
+        ("LDS.U8 R2", "STSM.16.M88.4 [UR24+0x238a0]"), ("LDS.U8 R2", "ATOMS.ADD [UR24+0x238a0]"),
+        ("LDS.U16 R2", "STS.64 [UR24+0x238a0]"), ("LDSM.16.M88 R2", "STS.64 [UR24+0x238a0]"),
+        ("LDS R2", "STS.64 [UR24+0x238a0]"), ("LDS.U8 R2", "@P0 STS.64 [UR24+0x238a0]"),
+        ("LDS.U8 R2", "STS.64 [UR24+0x2389f]"), ("LDS.U8 R2", "STS.64 [UR24+0x238b0]"),
+        ("LDS.U8 R2", "STS.64 [UR24]"),
+    ],
+)  # fmt: skip
+def test_other_instructions_and_other_places_are_no_hand_over(compiled, read, write):
+    (told,) = races.races(race(READ, WRITE))
+    other = CODE.replace("LDS.U8 R2", read, 1).replace("STS.64 [UR24+0x238a0]", write)
+    assert other != CODE and not races.is_hand_over(told, compiled(other))
 
 
 @pytest.mark.parametrize(
@@ -76,12 +93,16 @@ def test_accesses_of_the_hand_over():
         ((READ, WRITE), True),
         ((READ, WRITE, "Write access at _kernel+0x280"), True),
         ((READ, OTHER), False),
+        ((READ, WRITE, "Write access at _kernel+0x288"), False),
         ((READ, WRITE, OTHER), False),
         (("Read access at _kernel+0x130", WRITE), False),
         ((READ, "Write access at _other+0x270"), False),
         ((READ, "Write access at 0x270"), False),
         ((READ, "Write access at _kernel+0x110"), False),
-        (("Write access at _other+0x270", "Write access at _other+0x270"), False),
+        (("Write access at _kernel+0x270", "Write access at _kernel+0x280"), False),
+        ((WRITE, READ), True),
+        (("Read access at _kernel+0x110", "Read access at _kernel+0x110"), False),
+        (("Write access at _other+0x270", "Read access at _other+0x110"), False),
     ],
 )
 def test_a_race_is_none_if_all_its_accesses_are_the_hand_over(compiled, accesses, none):
@@ -92,13 +113,13 @@ def test_a_race_is_none_if_all_its_accesses_are_the_hand_over(compiled, accesses
 def test_every_form_of_a_kernel_counts(compiled):
     """That touches shared memory at both addresses."""
     (told,) = races.races(race(READ, WRITE))
-    elsewhere = CODE.replace("STS.64", "MOV")
+    elsewhere = CODE.replace("STS.64 [UR24+0x238a0]", "MOV R1")
     assert races.is_hand_over(told, compiled(CODE, elsewhere))
 
 
 def test_no_form_that_touches_shared_memory_there(compiled):
     (told,) = races.races(race(READ, WRITE))
-    assert not races.is_hand_over(told, compiled(CODE.replace("STS.64", "MOV")))
+    assert not races.is_hand_over(told, compiled(CODE.replace("STS.64 [UR24+0x238a0]", "MOV R1")))
 
 
 def test_a_form_with_another_access_there_is_no_hand_over(compiled):
@@ -116,5 +137,13 @@ def test_without_machine_code_a_race_stays_one(tmp_path, monkeypatch):
     assert not races.is_hand_over(told, tmp_path)
     (tmp_path / "_kernel.cubin").write_text("no cubin")
     assert not races.is_hand_over(told, tmp_path)
+    monkeypatch.setattr(races, "disassembled", lambda cubin: [])
+    assert not races.is_hand_over(told, tmp_path)
+    monkeypatch.undo()
     monkeypatch.setattr(subprocess, "run", missing)
     assert not races.is_hand_over(told, tmp_path)
+
+
+def test_a_form_whose_machine_code_cannot_be_read_may_be_the_one(compiled):
+    (told,) = races.races(race(READ, WRITE))
+    assert not races.is_hand_over(told, compiled(CODE, ""))

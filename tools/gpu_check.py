@@ -11,6 +11,7 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -79,16 +80,21 @@ def environment(device: str = "cuda") -> dict[str, str]:
 
 
 def run(command: Sequence[str], limit: float, env: dict[str, str]) -> tuple[int | None, str]:
-    """(exit code, output) of a process; None when it took longer than `limit` seconds and was ended."""
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=env, timeout=max(limit, 1), text=True, errors="replace",
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as late:
-        said = late.stdout or b""
-        return None, said.decode(errors="replace") if isinstance(said, bytes) else said
-    return done.returncode, done.stdout
+    """(exit code, output) of a process; None when it took longer than `limit` seconds. It is ended then, with
+    all that it began: a sanitizer's own process would go on."""
+    with subprocess.Popen(
+        command, cwd=ROOT, env=env, text=True, errors="replace", start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        try:
+            said, _ = process.communicate(timeout=max(limit, 1))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return None, process.communicate()[0]
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, said
 
 
 def run_tests(

@@ -17,6 +17,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 import aot  # noqa: E402
 import torch  # noqa: E402
 from aot_launches import meta, module  # noqa: E402
+from triton.experimental import gluon  # noqa: E402
+from triton.experimental.gluon import language as gl  # noqa: E402
 
 from orthrus_kernels import Weight, tables  # noqa: E402
 from orthrus_kernels.quantised import Format, QuantisedWeight  # noqa: E402
@@ -289,33 +291,46 @@ def line_of_kernel(plan, pdl: bool, kernel, arguments: dict) -> dict:
     }  # fmt: skip
 
 
-def shared_accesses(plan) -> dict:
-    """Reads and writes of shared memory by plain instructions, those of Triton's hand-over apart, and whether
-    races of these are told from all others (tools/races.py)."""
-    kernel, arguments = launched(plan, True)
+@gluon.jit
+def _fill(buffer, x):
+    """A part of `_racing_kernel`."""
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    buffer.store(gl.load(x + gl.arange(0, 128, layout)))
+
+
+@gluon.jit
+def _racing_kernel(x, y):
+    """Both parts write one buffer, and the barrier of the hand-over comes right behind: a race."""
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    buffer = gl.allocate_shared_memory(gl.int32, [128], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    gl.warp_specialize([(_fill, (buffer, x)), (_fill, (buffer, x + 128))], [4], [120])
+    gl.store(y + gl.arange(0, 128, layout), buffer.load(layout))
+
+
+def hand_over(kernel, arguments: dict) -> dict:
+    """Reads and writes of Triton's hand-over in a kernel's machine code, and of which pairs with any other
+    instruction on shared memory tools/races.py says that they are no race."""
     built, _, _ = aot.built_for(kernel, arguments, HOPPER)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / f"{built.name}.cubin"
         cubin.write_bytes(built.asm["cubin"])
         code = races.disassembled(cubin)
-        found = {}
-        for kind in ("Read", "Write"):
-            kinds = [(offset, races.access_kind(code, kind, offset)) for offset, _ in code if offset >= 0]
-            found[kind] = [[offset for offset, k in kinds if k is of] for of in (True, False)]
-        texts = dict(code)
-        (reads, other_reads), (writes, other_writes) = found["Read"], found["Write"]
-
-        def told(*accesses: tuple[str, int]) -> bool:
-            places = [f"{kind} access at {built.name}+{offset:#x} in a.py:1" for kind, offset in accesses]
-            return races.is_hand_over("Race reported between " + " and ".join(places), Path(folder))
-
-        return {
-            "shared_accesses": built.name,
-            "reads": [texts[o] for o in reads], "writes": [texts[o] for o in writes],
-            "none": told(("Read", reads[0]), *(("Write", o) for o in writes)),
-            "others": [told(("Read", reads[0]), ("Write", o)) for o in other_writes]
-            + [told(("Read", o), ("Write", writes[0])) for o in other_reads],
-        }  # fmt: skip
+    shared = [(offset, text) for offset, text in code if offset >= 0 and races.touches_shared(code, offset)]
+    places = {(kind, o): races.word_at(code, kind, o) for o, _ in shared for kind in ("Read", "Write")}
+    words = {key: place for key, place in places.items() if place is not None}
+    none = [
+        (of, other)
+        for of in words for other in places
+        if races.one_word([(of[0], words[of]), (other[0], places[other])])
+    ]  # fmt: skip
+    pairs = [(of, other) for of in words for other in words if of[0] != other[0]]
+    texts = dict(code)
+    return {
+        "hand_over": built.name, "others": len(shared) - len(words),
+        "reads": [texts[o] for kind, o in words if kind == "Read"],
+        "writes": [texts[o] for kind, o in words if kind == "Write"],
+        "none": none == pairs,
+    }  # fmt: skip
 
 
 def of_triton() -> dict:
@@ -341,8 +356,10 @@ def main() -> None:
         name, read = ("widened", widened_beside_products) if "codes" in line else ("loops", loops_of_products)
         print(json.dumps(line | {name: read(sass)}), flush=True)
     print(json.dumps(of_triton()), flush=True)
-    for plan in (next(plans(False)), next(wide_plans(False))):
-        print(json.dumps(shared_accesses(plan)), flush=True)
+    numbers = {name: torch.empty(256, dtype=torch.int32, device="meta") for name in "xy"}
+    for kernel in (launched(next(plans(False)), True), launched(next(wide_plans(False)), True)):
+        print(json.dumps(hand_over(*kernel)), flush=True)
+    print(json.dumps(hand_over(_racing_kernel, numbers)), flush=True)
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ class Cycles:
         if carried is not None:
             carried.fill(pieces)
             added = self._added.get((kind, block_of(kind, group.block, group.seats), group.seats), 0.0)
-            added += sum(self.pace.ride(len(of.tokens), of.start) for of in pieces)
+            added += self.pace.read([(len(of.tokens), of.start) for of in pieces], riding=added)
         read = cycle.launch(self.pool, timed=timed)
         states = None if carried is None else carried.states
         return Launched(kind, cycle, group.seated, group.epochs, group.controllers, read, added, states)

@@ -83,8 +83,7 @@ class Runner:
             return launched
         states = launched[-1].states
         if states is None:
-            for piece in pieces:
-                self.cycles.pace.read(len(piece.tokens), piece.start)
+            self.cycles.pace.read([(len(piece.tokens), piece.start) for piece in pieces])
             states = self.prompts.run(pieces)
         return *launched, *self._begin(parts, states)
 
