@@ -2,7 +2,6 @@
 
 import inspect
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -159,18 +158,30 @@ def test_a_part_that_cannot_run_is_refused(monkeypatch, refused):
     assert "CUDA toolkit" in refused(gpu_check.main, "--parts", "sanitizer")
 
 
-def test_a_process_that_takes_too_long_is_ended(tmp_path):
-    """With those that it began, which would go on writing."""
-    writes = f"import time\nwhile True: open({str(tmp_path / 'on')!r}, 'w'); time.sleep(0.05)"
-    starts = "import subprocess, sys; print('began', flush=True); subprocess.run([*sys.argv[1:]])"
-    code, said = gpu_check.run(
-        [sys.executable, "-c", starts, sys.executable, "-c", writes], 2, gpu_check.environment()
+def test_a_process_that_takes_too_long_is_ended():
+    command = [sys.executable, "-c", "import time; print('began', flush=True); time.sleep(60)"]
+    code, _ = gpu_check.run(command, 1, gpu_check.environment())
+    assert code is None
+
+
+def test_a_launch_that_is_ended_may_go_on_writing(monkeypatch):
+    """compute-sanitizer is ended; the process that it started writes into the folder that is removed."""
+    starts = "import subprocess, sys, time; subprocess.Popen([*sys.argv[1:]]); time.sleep(60)"
+    writes = (
+        "import os, time; end = time.time() + 4\n"
+        "while time.time() < end:\n"
+        "    os.makedirs(os.environ['TRITON_CACHE_DIR'], exist_ok=True)\n"
+        "    open(os.path.join(os.environ['TRITON_CACHE_DIR'], str(time.time())), 'w')"
     )
-    assert code is None and "began" in said
-    assert (tmp_path / "on").exists()
-    (tmp_path / "on").unlink()
-    time.sleep(0.3)
-    assert not (tmp_path / "on").exists()
+    run, said = gpu_check.run, "========= ERROR SUMMARY: 0 errors"
+    monkeypatch.setattr(
+        gpu_check, "run",
+        lambda command, limit, env: run(
+            [sys.executable, "-c", starts, sys.executable, "-c", writes], limit, env
+        ),
+    )  # fmt: skip
+    got = gpu_check.sanitize("compute-sanitizer", "memcheck", said, 1)
+    assert got.failures == 1 and "not done in time" in got.said
 
 
 def test_children_run_compiled(monkeypatch):

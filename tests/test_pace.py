@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import pairwise
+from math import inf
 from statistics import mean, median
 from types import SimpleNamespace
 
@@ -170,14 +171,18 @@ def test_prompts_that_have_no_rows_in_a_pass_wait_likewise():
     assert set(clock.steps) == {0, LEAST, 60_000 % LEAST}
 
 
-def test_short_prompts_behind_long_contexts_take_what_their_keys_take():
-    """Keys are read for few rows as for LEAST."""
+def test_rows_that_nobody_has_timed_count_as_a_cycle():
     of = Pace()
-    of.first, of.key, of.riders = {}, 1e-6, RIDERS
+    of.first, of.key, of.riders = {}, 1e-5, RIDERS
     for _ in range(9):
-        of.cycle(2.0)
-    assert of.read([(20, 100_000)], 1.0) == pytest.approx(LEAST * 0.1) and of.rows() == 0
-    assert of.read([(20, 0), (200, 1000)], 1.0) == pytest.approx(0.2)
+        of.cycle(10.0)
+    for _ in range(2):
+        assert of.rows() == RIDERS, "a cycle each, the first one of them made up for already"
+        assert of.read([(100, 0)], inf) == 0.0
+        of.cycle(10.0)
+    assert of.read([(100, 0), (200, 1000)], inf) == pytest.approx(2.0) and of.rows() == 0
+    of.cycle(-inf)  # nor does anybody know what the cycle took
+    assert of.rows() == RIDERS
 
 
 def test_what_does_not_ride_is_owed_too():

@@ -11,7 +11,6 @@ import importlib.util
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -80,21 +79,16 @@ def environment(device: str = "cuda") -> dict[str, str]:
 
 
 def run(command: Sequence[str], limit: float, env: dict[str, str]) -> tuple[int | None, str]:
-    """(exit code, output) of a process; None when it took longer than `limit` seconds. It is ended then, with
-    all that it began: a sanitizer's own process would go on."""
-    with subprocess.Popen(
-        command, cwd=ROOT, env=env, text=True, errors="replace", start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    ) as process:  # fmt: skip
-        try:
-            said, _ = process.communicate(timeout=max(limit, 1))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            return None, process.communicate()[0]
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    return process.returncode, said
+    """(exit code, output) of a process; None when it took longer than `limit` seconds and was ended."""
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=env, timeout=max(limit, 1), text=True, errors="replace",
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as late:
+        said = late.stdout or b""
+        return None, said.decode(errors="replace") if isinstance(said, bytes) else said
+    return done.returncode, done.stdout
 
 
 def run_tests(
@@ -168,7 +162,8 @@ def sanitize(program: str, tool: str, name: str, limit: float) -> Outcome:
     is an allocation whose bounds are checked; with a cache of compiled kernels that holds these alone."""
     command = [program, "--tool", tool, "--target-processes", "application-only", sys.executable, "-m",
                "tools.launches", name]  # fmt: skip
-    with tempfile.TemporaryDirectory() as cubins:
+    # what a sanitizer that was ended had started may go on writing for a while
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cubins:
         own = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "TRITON_CACHE_DIR": cubins}
         code, said = run(command, limit, environment() | own)
         return judged(f"{tool}: {name}", code, said, Path(cubins))

@@ -7,9 +7,10 @@ written anew. So write and read of it are always ordered. compute-sanitizer 2025
 same as soon as a kernel has another barrier besides, also of a CUDA program that does nothing else
 (bench/LOG.md, #156).
 
-What an access is, its machine code says. A read of the hand-over is `LDS.U8` with barrier 1 of all threads
-right in front, a write is `STS` with that barrier right behind, and their addresses are those of one word. A
-race with any other access is one."""
+What an access is, its machine code says; that the word is written anew only behind the end of the parts is
+taken from Triton's lowering. A read of the hand-over is `LDS.U8` with barrier 1 of all threads
+right in front, the kernel's only one; a write is `STS` at a uniform address with that barrier right behind;
+and their addresses are those of one word. A race with any other access is one."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ _ALL_THREADS = re.compile(r"BAR\.SYNC\S* 0x1")
 _LEAVES = re.compile(r"(?:@!?U?P\d+ )?(?:BAR|BRA|BRX|BSYNC|CALL|EXIT|RET|JMP|WARPSYNC)\b|\.L")
 _SHARED = re.compile(r"\b(?:LDS|LDSM|STS|STSM|ATOMS|LDGSTS|LD|ST|ATOM|UTMA\w*|UBLK\w*|[HQI]GMMA|SYNCS)\b")
 _ACCESS = {
-    "Read": re.compile(r"LDS\.U8 R\d+, \[\S*?(?:\+?(0x[0-9a-f]+))?\]"),
-    "Write": re.compile(r"STS(?:\.64|\.128)? \[\S*?(?:\+?(0x[0-9a-f]+))?\], R(?:\d+|Z)"),
+    "Read": re.compile(r"LDS\.U8 R\d+, \[[\w+]*?(?:\+(0x[0-9a-f]+))?\]"),
+    "Write": re.compile(r"STS(?:\.64|\.128)? \[UR\d+(?:\+(0x[0-9a-f]+))?\], R(?:\d+|Z)"),
 }
 
 
@@ -58,7 +59,9 @@ def is_hand_over(race: str, cubins: Path) -> bool:
         if not code:
             return False
         if all(touches_shared(code, offset) for _, _, offset in accesses):
-            found.append(one_word([(kind, word_at(code, kind, offset)) for kind, _, offset in accesses]))
+            words = [(kind, word_at(code, kind, offset)) for kind, _, offset in accesses]
+            reads = [o for o, text in code if "LDS" in text and word_at(code, "Read", o) is not None]
+            found.append(len(reads) == 1 and one_word(words))
     return bool(found) and all(found)
 
 

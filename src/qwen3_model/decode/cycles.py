@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -61,7 +62,7 @@ class Launched(NamedTuple):
     epochs: tuple[int, ...]  # of the texts: one that was preempted since takes nothing
     controllers: tuple[Controller | None, ...]  # that learn from it
     read: Read
-    added: float = 0.0  # ms that it takes for prompts
+    added: float = 0.0  # ms that it takes for prompts; inf: not known
     states: Tensor | None = None  # of the last tokens of the pieces that it carries, [pieces, E]
 
 
@@ -165,7 +166,7 @@ class Cycles:
         carried = cycle.riders if isinstance(cycle, TwoPassCycle) else None
         if carried is not None:
             carried.fill(pieces)
-            added = self._added.get((kind, block_of(kind, group.block, group.seats), group.seats), 0.0)
+            added = self._added.get((kind, block_of(kind, group.block, group.seats), group.seats), inf)
             added += self.pace.read([(len(of.tokens), of.start) for of in pieces], riding=added)
         read = cycle.launch(self.pool, timed=timed)
         states = None if carried is None else carried.states

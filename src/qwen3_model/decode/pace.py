@@ -6,8 +6,8 @@ their own behind the cycle, if it takes no longer than a cycle: then there are t
 the weights are the smaller part of it.
 
 Prompts may take as long as cycles do, so that a text waits about twice as long as usual on average. What they
-took is owed, and while it is, cycles go alone. Rows count as a cycle at most, so that prompts with few keys
-in front of them are read in every step. Behind long contexts keys take most of the time; then passes full of
+took is owed, and while it is, cycles go alone. Rows count as a cycle at most, so that a prompt with few keys
+in front of it is read in every step. Behind long contexts keys take most of the time; then passes full of
 rows come less often, as a few rows in every pass would read all keys for each few.
 
 What rows take follows from their number and from the keys that they see. Both are measured at a warm start.
@@ -25,7 +25,7 @@ import torch
 from ..model import PREFILL_ROWS
 
 FULL = 256  # rows of a pass: on an H200 the next row takes as long as 64 do (8B, bench/LOG.md, 2026-11-29)
-LEAST = 64  # tokens of a step where none ride and no chunk is short enough; keys take as long for fewer rows
+LEAST = 64  # tokens of a step where nothing is measured, or none ride and no chunk is short enough
 LATEST = 16  # cycles that go alone, at most: a prompt must end, whatever was measured
 CHUNKS = tuple(FULL << n for n in range(1, (PREFILL_ROWS // FULL).bit_length()))  # rows of those chunks
 LAST_CYCLES = 5  # of which the median is the usual one: two that were held up change nothing
@@ -46,7 +46,7 @@ class Pace:
         self.riders = 0  # rows for prompts that the next verify pass has, as the last one had them
         self._cycles: deque[float] = deque(maxlen=LAST_CYCLES)
         self._keys = 0  # that the next row of a prompt may see
-        self._owed = 0.0  # cycles that go alone, for what prompts took; below 0: taken in advance
+        self._owed = 0.0  # cycles that have to go alone for what prompts took; below 0: one that did
 
     def cycle(self, milliseconds: float) -> None:
         """What the cycles of a step took without their prompts; 0 or less: they were not timed."""
@@ -56,10 +56,11 @@ class Pace:
 
     def read(self, pieces: Iterable[tuple[int, int]], riding: float | None = None) -> float:
         """(tokens, start): so many tokens of a text are read beside a cycle, behind its `start` first ones.
-        riding: ms that rows in the cycle's pass take; None: they are a chunk. Returns the ms of keys."""
+        riding: ms that rows in the cycle's pass take, inf where that was not measured; None: they are a
+        chunk. Returns the ms of keys."""
         keys, tokens = 0.0, 0
         for count, start in pieces:
-            keys += max(count, LEAST) * start * self.key
+            keys += count * start * self.key
             tokens, self._keys = tokens + count, start + count
         if self.first is not None and self._cycles:
             usual = median(self._cycles)
