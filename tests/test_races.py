@@ -78,7 +78,8 @@ def test_accesses_of_the_hand_over():
         ("LDS.U16 R2", "STS.64 [UR24+0x238a0]"), ("LDSM.16.M88 R2", "STS.64 [UR24+0x238a0]"),
         ("LDS R2", "STS.64 [UR24+0x238a0]"), ("LDS.U8 R2", "@P0 STS.64 [UR24+0x238a0]"),
         ("LDS.U8 R2", "STS.64 [UR24+0x2389f]"), ("LDS.U8 R2", "STS.64 [UR24+0x238b0]"),
-        ("LDS.U8 R2", "STS.64 [UR24]"), ("LDS.U8 R2", "STS.64 [UR24+-0x238a0]"), ("LDS.U8 R2", "STS.64 [R24+0x238a0]"),
+        ("LDS.U8 R2", "STS.64 [UR24]"), ("LDS.U8 R2", "STS.64 [UR24+-0x238a0]"),
+        ("LDS.U8 R2", "STS.64 [R24+0x238a0]"),
     ],
 )  # fmt: skip
 def test_other_instructions_and_other_places_are_no_hand_over(compiled, read, write):
