@@ -293,13 +293,13 @@ def line_of_kernel(plan, pdl: bool, kernel, arguments: dict) -> dict:
 
 @gluon.jit
 def _fill(buffer, x):
-    """A part of `_racing_kernel`."""
+    """A part of `_racing`."""
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     buffer.store(gl.load(x + gl.arange(0, 128, layout)))
 
 
 @gluon.jit
-def _racing_kernel(x, y):
+def _racing(x, y):
     """Both parts write one buffer, and the barrier of the hand-over comes right behind: a race."""
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     buffer = gl.allocate_shared_memory(gl.int32, [128], gl.SwizzledSharedLayout(1, 1, 1, [0]))
@@ -359,7 +359,7 @@ def main() -> None:
     numbers = {name: torch.empty(256, dtype=torch.int32, device="meta") for name in "xy"}
     for kernel in (launched(next(plans(False)), True), launched(next(wide_plans(False)), True)):
         print(json.dumps(hand_over(*kernel)), flush=True)
-    print(json.dumps(hand_over(_racing_kernel, numbers)), flush=True)
+    print(json.dumps(hand_over(_racing, numbers)), flush=True)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def test_a_race_of_the_hand_over_is_told_from_all_others(lines):
     """Triton's warps read one word in shared memory, which is written at the start and at the end. Nothing
     else is taken for it, nor two parts of a kernel that write one buffer."""
     found = [line for line in lines if "hand_over" in line]
-    names = ["_linear_gluon_kernel", "_linear_gluon_wide_kernel", "_racing_kernel"]
+    names = ["_linear_gluon_kernel", "_linear_gluon_wide_kernel", "_racing"]
     assert [line["hand_over"] for line in found] == names
     for line in found:
         assert [read.split()[0] for read in line["reads"]] == ["LDS.U8"], line
