@@ -173,14 +173,14 @@ def test_a_launch_that_is_ended_may_go_on_writing(monkeypatch):
         "    os.makedirs(os.environ['TRITON_CACHE_DIR'], exist_ok=True)\n"
         "    open(os.path.join(os.environ['TRITON_CACHE_DIR'], str(time.time())), 'w')"
     )
-    run, said = gpu_check.run, "========= ERROR SUMMARY: 0 errors"
+    run = gpu_check.run
     monkeypatch.setattr(
         gpu_check, "run",
         lambda command, limit, env: run(
             [sys.executable, "-c", starts, sys.executable, "-c", writes], limit, env
         ),
     )  # fmt: skip
-    got = gpu_check.sanitize("compute-sanitizer", "memcheck", said, 1)
+    got = gpu_check.sanitize("compute-sanitizer", "memcheck", "head", 1)
     assert got.failures == 1 and "not done in time" in got.said
 
 

@@ -8,7 +8,7 @@ from small import small_config, small_model
 
 from orthrus_kernels import PAGE
 from qwen3_model import Engine, InputError, Request
-from qwen3_model.decode import kinds, pace
+from qwen3_model.decode import kinds
 from qwen3_model.decode.scheduler import Scheduler
 
 PROMPTS = [[3, 4, 5], [6], [7] * 70, [8, 9]]
@@ -197,28 +197,3 @@ def test_more_than_a_pass_has_rows_for_is_a_chunk_behind_the_cycle(monkeypatch, 
     engine.step()
     assert chunks == [40] and [len(launched.seated) for launched in engine._unread[0]] == [1, 1]
     assert not finish(engine) and same(text, model)
-
-
-@pytest.mark.parametrize("room", [16, 0], ids=["ride", "chunks"])
-@pytest.mark.parametrize("ahead", [False, True])
-def test_cycles_go_alone_until_the_keys_of_a_prompt_are_made_up_for(monkeypatch, ahead, room):
-    """The next piece of the prompt comes 16 cycles later, and nobody's bits are others."""
-    model = ScriptedModel(small_config(eos_token_ids=()))
-    engine = engine_of(model, ahead=ahead)
-    old = engine.submit([1, 2], Request(**HOW | {"max_new_tokens": 90, "strategy": "autoregressive"}))
-    while len(old.tokens) < 10:
-        engine.step()
-    monkeypatch.setattr(kinds, "riders_beside", lambda rows: room)
-    monkeypatch.setattr(pace, "LEAST", 16)
-    own, cycle, carried = engine.runner.cycles.pace, engine.runner.cycle, []
-    own.first, own.key, own.riders = {}, 1e9, room
-    monkeypatch.setattr(
-        engine.runner, "cycle",
-        lambda seated, parts: carried.append(sum(of.end - of.first for of in parts)) or cycle(seated, parts),
-    )  # fmt: skip
-    text = engine.submit([7] * 40, Request(**HOW))
-    assert not finish(engine) and same(text, model) and len(old.result().token_ids) == 90
-    assert [rows for rows in carried if rows] == [16, 16, 8]
-    first, second, third = (i for i, rows in enumerate(carried) if rows)
-    assert second - first <= 2 + ahead, "the first piece sees no keys but its own"
-    assert 0 <= third - second - 16 <= ahead, "what is launched is not read yet"

@@ -8,9 +8,9 @@ same as soon as a kernel has another barrier besides, also of a CUDA program tha
 (bench/LOG.md, #156).
 
 What an access is, its machine code says; that the word is written anew only behind the end of the parts is
-taken from Triton's lowering. A read of the hand-over is `LDS.U8` with barrier 1 of all threads
-right in front, the kernel's only one; a write is `STS` at a uniform address with that barrier right behind;
-and their addresses are those of one word. A race with any other access is one."""
+taken from Triton's lowering. A read of the hand-over is `LDS.U8` with barrier 1 of all threads right in
+front, the kernel's only one; a write is `STS` at a uniform address with that barrier right behind; and their
+addresses are those of one word. A race with any other access is one."""
 
 from __future__ import annotations
 

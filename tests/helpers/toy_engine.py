@@ -54,8 +54,8 @@ class Text:
 
 class ToyEngine:
     """growth(): what a cycle adds to a text, at most `most`; late: pieces of work that are in flight when the
-    next one is asked for; beside(): tokens of prompts that a step reads while texts decode, `least` or
-    more on average."""
+    next one is asked for; beside(): tokens of prompts that a step reads while texts decode, `least` or more.
+    """
 
     def __init__(self, slots, pages, chunk, most, late, growth, beside=None, least=None) -> None:
         self.scheduler: Scheduler[int] = Scheduler(slots, pages, chunk)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -62,7 +61,7 @@ class Launched(NamedTuple):
     epochs: tuple[int, ...]  # of the texts: one that was preempted since takes nothing
     controllers: tuple[Controller | None, ...]  # that learn from it
     read: Read
-    added: float = 0.0  # ms that it takes for prompts; inf: not known
+    added: float = 0.0  # ms that it takes for prompts
     states: Tensor | None = None  # of the last tokens of the pieces that it carries, [pieces, E]
 
 
@@ -166,8 +165,8 @@ class Cycles:
         carried = cycle.riders if isinstance(cycle, TwoPassCycle) else None
         if carried is not None:
             carried.fill(pieces)
-            added = self._added.get((kind, block_of(kind, group.block, group.seats), group.seats), inf)
-            added += self.pace.read([(len(of.tokens), of.start) for of in pieces], riding=added)
+            added = self._added.get((kind, block_of(kind, group.block, group.seats), group.seats), 0.0)
+            added += sum(self.pace.read(len(of.tokens), of.start) for of in pieces)
         read = cycle.launch(self.pool, timed=timed)
         states = None if carried is None else carried.states
         return Launched(kind, cycle, group.seated, group.epochs, group.controllers, read, added, states)

@@ -1,14 +1,10 @@
-"""How many tokens of prompts a step reads beside texts that decode.
+"""How many tokens of prompts a step reads beside texts that decode: as many as take about as long as a cycle,
+so that a text waits about twice as long as usual for its next tokens.
 
 Some ride in the verify pass of a cycle (two_pass.py), as many as fill it to a multiple of FULL rows. That
 pass reads the weights anyway, so rows for prompts add their arithmetic alone. More tokens are a chunk of
 their own behind the cycle, if it takes no longer than a cycle: then there are texts enough, or drafts, and
 the weights are the smaller part of it.
-
-Prompts may take as long as cycles do, so that a text waits about twice as long as usual on average. What they
-took is owed, and while it is, cycles go alone. Rows count as a cycle at most, so that a prompt with few keys
-in front of it is read in every step. Behind long contexts keys take most of the time; then passes full of
-rows come less often, as a few rows in every pass would read all keys for each few.
 
 What rows take follows from their number and from the keys that they see. Both are measured at a warm start.
 So what a cycle took without its prompts can be said of every cycle, and there need not be one without."""
@@ -17,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
 from statistics import median
 
 import torch
@@ -25,8 +20,7 @@ import torch
 from ..model import PREFILL_ROWS
 
 FULL = 256  # rows of a pass: on an H200 the next row takes as long as 64 do (8B, bench/LOG.md, 2026-11-29)
-LEAST = 64  # tokens of a step where nothing is measured, or none ride and no chunk is short enough
-LATEST = 16  # cycles that go alone, at most: a prompt must end, whatever was measured
+LEAST = 64  # tokens of a step beside texts that decode, at any rate: a prompt must end
 CHUNKS = tuple(FULL << n for n in range(1, (PREFILL_ROWS // FULL).bit_length()))  # rows of those chunks
 LAST_CYCLES = 5  # of which the median is the usual one: two that were held up change nothing
 
@@ -46,38 +40,26 @@ class Pace:
         self.riders = 0  # rows for prompts that the next verify pass has, as the last one had them
         self._cycles: deque[float] = deque(maxlen=LAST_CYCLES)
         self._keys = 0  # that the next row of a prompt may see
-        self._owed = 0.0  # cycles that have to go alone for what prompts took; below 0: one that did
 
     def cycle(self, milliseconds: float) -> None:
         """What the cycles of a step took without their prompts; 0 or less: they were not timed."""
         if milliseconds > 0:
             self._cycles.append(milliseconds)
-        self._owed = max(self._owed - 1, -1)
 
-    def read(self, pieces: Iterable[tuple[int, int]], riding: float | None = None) -> float:
-        """(tokens, start): so many tokens of a text are read beside a cycle, behind its `start` first ones.
-        riding: ms that rows in the cycle's pass take, inf where that was not measured; None: they are a
-        chunk. Returns the ms of keys."""
-        keys, tokens = 0.0, 0
-        for count, start in pieces:
-            keys += count * start * self.key
-            tokens, self._keys = tokens + count, start + count
-        if self.first is not None and self._cycles:
-            usual = median(self._cycles)
-            chunk = min((took for rows, took in self.first.items() if rows >= tokens), default=usual)
-            rows = min(chunk if riding is None else riding, usual)
-            self._owed = min(self._owed + (rows + keys) / usual, LATEST)
-        return keys
+    def read(self, tokens: int, start: int) -> float:
+        """So many tokens of a text are read behind its `start` first ones; what their keys take."""
+        self._keys = start + tokens
+        return tokens * start * self.key
 
     def rows(self) -> int:
-        """Tokens of the next step at most; 0: the cycle goes alone. Where nothing is measured, LEAST."""
+        """Tokens of the next step at most. Where nothing is measured, LEAST."""
         if self.first is None or not self._cycles:
             return LEAST
-        if self._owed > 0:
-            return 0
         usual, each = median(self._cycles), self._keys * self.key
-        chunks = [rows for rows, took in self.first.items() if took + rows * each <= usual]
-        return max([self.riders or LEAST, *chunks])
+        riding = self.riders
+        if each > 0:  # it has that many rows whatever they hold, and padding sees no keys
+            riding = min(riding, int(usual / (2 * each)))
+        return max(LEAST, riding, *(n for n, took in self.first.items() if took + n * each <= usual))
 
 
 class Span:

@@ -83,7 +83,8 @@ class Runner:
             return launched
         states = launched[-1].states
         if states is None:
-            self.cycles.pace.read([(len(piece.tokens), piece.start) for piece in pieces])
+            for piece in pieces:
+                self.cycles.pace.read(len(piece.tokens), piece.start)
             states = self.prompts.run(pieces)
         return *launched, *self._begin(parts, states)
 

@@ -15,7 +15,7 @@ Nothing of a device is in here. Texts run in the order in which they came:
 - If no text can go on, the youngest is preempted: it gives up slot and pages and is the next to be admitted.
   The oldest text alone has all pages, so it always ends, and then the next one is the oldest.
 - While texts decode, a step reads no more tokens of prompts than the caller says in `beside`: they wait for
-  them. None at all: prompts wait.
+  them.
 - Full pages of a text are known by their tokens, of prompt and answer (pages.py). A text that is admitted
   owns those of its own beginning too, and its first chunk starts behind them. One token at least is read.
 """
@@ -258,7 +258,7 @@ class Scheduler(Generic[T]):
             return False
         pages, _ = self._filled(entry)
         unread = entry.tokens - 1 - PAGE * len(pages)
-        chunks = 1 + max(-(-(unread - rows) // min(self.chunk, self.beside or self.chunk)), 0)
+        chunks = 1 + max(-(-(unread - rows) // min(self.chunk, self.beside)), 0)
         growth = max((chunks + 1) * ahead, PAGE)
         missing = sum(text.missing(growth) for text in (*self._running, entry))
         fits = missing - self._pages.owned(pages) <= self._pages.free
