@@ -47,7 +47,7 @@ class Clock:
         self.lengths[text] = prompt + 1
 
     def step(self) -> object:
-        self.scheduler.beside = self.pace.rows()
+        self.scheduler.beside, self.scheduler.together = self.pace.rows(), self.pace.together
         work = self.scheduler.next(2)
         assert work is not None
         parts = [(part.end - part.first, part.first) for part in work.parts]
@@ -101,6 +101,21 @@ def test_a_long_prompt_makes_nobody_wait_for_more_than_twice_his_cycle(texts):
     assert clock.chunks < 30_000 / 128
     busy = sum(gap - usual for gap, usual in clock.gaps[::texts])
     assert busy > 0.5 * clock.chunks * cycle_of(texts), "more than half of what a step may take"
+
+
+def test_behind_long_contexts_rows_of_several_steps_are_read_together():
+    """Half of what rides at least, so that the keys are read once for them; the prompt ends no later."""
+    clock = decoding(8, 1 << 18)
+    clock.add("long", 100_000, 100)
+    steps = 0
+    while "long" not in clock.began:
+        clock.step()
+        steps += 1
+    assert min(clock.rode[:-1]) == RIDERS // 2 and len(clock.rode) < 100_000 / (RIDERS // 2)
+    assert steps <= 100_000 // LEAST + 4
+    waits = [gap for gap, _ in clock.gaps[::8]]
+    keys = 100_000 * 100_000 / 2 * KEY
+    assert sum(waits) == pytest.approx(steps * cycle_of(8) + len(clock.rode) * RIDING + keys, rel=0.01)
 
 
 def test_prompts_that_wait_come_in_turn():
@@ -170,6 +185,16 @@ def test_the_pace_follows_cycles_and_keys():
     of.riders = 192
     assert of.read(20, 2500) > 0 and of.rows() == 192
     assert CHUNKS == (512, 1024, 2048)
+
+
+def test_how_many_rows_are_read_together():
+    of = Pace()
+    of.riders = RIDERS
+    assert of.together == 1, "nothing is measured"
+    of.first = dict(FIRST)
+    assert of.together == RIDERS // 2
+    of.riders = 0
+    assert of.together == 1, "none ride"
 
 
 def test_prompts_fill_a_pass():

@@ -1,5 +1,5 @@
 """Prompts of 32k and, stretched by YaRN, of 120k tokens beside eight short texts, in a pool that just holds
-them: bits as alone, and the short texts wait about twice as long as usual.
+them: bits as alone, and how long the short texts wait.
 
 Random weights at the shapes of 0.6B. ORTHRUS_LONG: tokens of the two prompts ("32000 120000"); `-s` shows
 the times."""
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
-from statistics import median, quantiles
+from statistics import mean, median, quantiles
 
 import pytest
 import torch
@@ -63,8 +63,8 @@ def test_a_long_prompt_beside_short_texts(tokens, monkeypatch):
     print(
         f"\n{tokens} tokens: first token after {seconds:.2f} s, beside texts all the time: {still}; pieces "
         f"of {sorted(set(rows))} tokens; a cycle takes {1e3 * median(usual):.1f} ms, beside the prompt "
-        f"{1e3 * median(beside):.1f}, 95 % below {1e3 * most:.1f}, at most {1e3 * max(beside):.1f}; "
-        f"chunks alone (ms): {engine.runner.cycles.pace.first}"
+        f"{1e3 * median(beside):.1f} ({1e3 * mean(beside):.1f} on average), 95 % below {1e3 * most:.1f}, at "
+        f"most {1e3 * max(beside):.1f}; chunks alone (ms): {engine.runner.cycles.pace.first}"
     )
     while engine.step():
         pass
@@ -74,3 +74,4 @@ def test_a_long_prompt_beside_short_texts(tokens, monkeypatch):
         alone = model.engine.generate(*job)
         assert (result.token_ids, result.logprobs) == (alone.token_ids, alone.logprobs)
     assert median(beside) < 3 * median(usual) or max(rows) == LEAST, "the host's clock, and its time too"
+    assert mean(beside) < 3.5 * median(usual), "waits are uneven behind long contexts"

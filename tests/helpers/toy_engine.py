@@ -54,11 +54,12 @@ class Text:
 
 class ToyEngine:
     """growth(): what a cycle adds to a text, at most `most`; late: pieces of work that are in flight when the
-    next one is asked for; beside(): tokens of prompts that a step reads while texts decode, `least` or more.
-    """
+    next one is asked for; beside(): tokens of prompts that a step reads while texts decode, `least` or more,
+    of which `together` are read at once."""
 
-    def __init__(self, slots, pages, chunk, most, late, growth, beside=None, least=None) -> None:
+    def __init__(self, slots, pages, chunk, most, late, growth, beside=None, least=None, together=1) -> None:
         self.scheduler: Scheduler[int] = Scheduler(slots, pages, chunk)
+        self.scheduler.together = together
         self.slots, self.pages, self.chunk, self.most, self.growth = slots, pages, chunk, most, growth
         self.late, self.ahead = late, (late + 1) * most
         self.beside, self.least = beside or (lambda: chunk), min(least or chunk, chunk)
@@ -69,6 +70,7 @@ class ToyEngine:
         self.seen: Counter[str] = Counter()
         self.past: deque[list[int]] = deque(maxlen=30)  # the last texts that were submitted
         self._added = 0
+        self.alone = 0  # cycles since the last one beside which prompts were read
 
     def add(self, prompt: int, new: int, end: int, like: int = 0, cut: int = 0, salt: str = "") -> int:
         """Submit a text of at most `new` tokens behind its prompt, which ends after `end`. The prompt begins
@@ -95,7 +97,10 @@ class ToyEngine:
         """Ask for work, check it, do it, and read an older piece's record."""
         busy = any(text.ready for text in self.texts.values())
         self.scheduler.beside = self.beside()
-        self.rows = min(self.chunk, self.scheduler.beside) if busy else self.chunk
+        each = min(self.chunk, self.scheduler.beside)
+        apart = -(-self.scheduler.together // each)  # cycles
+        self.rows = min(self.chunk, each * apart) if busy else self.chunk
+        few = busy and each < self.chunk
         work = self.scheduler.next(self.ahead)
         if work is None:
             assert not self.texts, "there is work for as long as there is a text"
@@ -104,7 +109,12 @@ class ToyEngine:
         self.seen[type(work).__name__] += 1
         assert isinstance(work, Cycle) == busy, "where a text decodes, it goes on"
         if isinstance(work, Cycle):
+            self.alone += 1
             self.preempt(work.preempted)
+            unread = any(not text.ready for text in self.running().values())
+            assert bool(work.parts) <= (self.alone >= apart), "rows of several steps are read together"
+            assert bool(work.parts) >= (self.alone >= apart and unread), "and no later"
+            self.alone *= not work.parts
         granted = {grant.slot: grant.pages for grant in work.grants}
         ready = {number: text for number, text in self.running().items() if text.ready}
         for part in work.parts:
@@ -115,6 +125,7 @@ class ToyEngine:
             self.tables[slot] += pages
         record = self.cycle(work, ready) if isinstance(work, Cycle) else {}
         self.unread.append(record | self.read_parts(work.parts))
+        self.seen["parts beside"] += bool(work.parts) and few
         self.check()
         while len(self.unread) > self.late:
             self.read(self.unread.popleft())
@@ -184,7 +195,6 @@ class ToyEngine:
         numbers, rows = [part.text for part in parts], sum(part.end - part.first for part in parts)
         assert numbers == sorted(set(numbers)) and len(numbers) <= MOST_PARTS and rows <= self.rows
         self.seen["several parts"] += len(numbers) > 1
-        self.seen["parts beside"] += bool(parts) and self.rows < self.chunk
         return {part.text: record for part in parts if (record := self.read_part(part, rows))}
 
     def read_part(self, part: Part, rows: int) -> tuple[int, int] | None:

@@ -218,7 +218,8 @@ class Engine:
             return ()
         assert self.runner is not None
         try:
-            self._scheduler.beside = self.runner.cycles.pace.rows()
+            pace = self.runner.cycles.pace
+            self._scheduler.beside, self._scheduler.together = pace.rows(), pace.together
             # what is in flight and the next cycle may add this much to a text
             work = self._scheduler.next((len(self._unread) + 1) * self.runner.cycles.slots.standing.reach)
             if work is not None:

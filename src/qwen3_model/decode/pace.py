@@ -6,6 +6,10 @@ pass reads the weights anyway, so rows for prompts add their arithmetic alone. M
 their own behind the cycle, if it takes no longer than a cycle: then there are texts enough, or drafts, and
 the weights are the smaller part of it.
 
+Behind long contexts a step would read few tokens, and all keys in front of them. There the rows of several
+steps ride in one pass, as many as fill half of its room: it takes no longer than with fewer but for their
+keys, and those are read once.
+
 What rows take follows from their number and from the keys that they see. Both are measured at a warm start.
 So what a cycle took without its prompts can be said of every cycle, and there need not be one without."""
 
@@ -51,8 +55,13 @@ class Pace:
         self._keys = start + tokens
         return tokens * start * self.key
 
+    @property
+    def together(self) -> int:
+        """Tokens that a pass has at least where prompts ride in it; those of several steps if need be."""
+        return 1 if self.first is None else max(self.riders // 2, 1)
+
     def rows(self) -> int:
-        """Tokens of the next step at most. Where nothing is measured, LEAST."""
+        """Tokens of a step at most, on average. Where nothing is measured, LEAST."""
         if self.first is None or not self._cycles:
             return LEAST
         usual, each = median(self._cycles), self._keys * self.key
