@@ -1,6 +1,8 @@
 """The first tokens of texts whose prompts are read together: chosen on the device, read behind the next
 launch, and the same as alone."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from scripted import ScriptedModel
@@ -8,7 +10,7 @@ from small import small_config, small_model
 
 from orthrus_kernels import PAGE
 from qwen3_model import Engine, InputError, Request
-from qwen3_model.decode import kinds
+from qwen3_model.decode import kinds, pace
 from qwen3_model.decode.scheduler import Scheduler
 
 PROMPTS = [[3, 4, 5], [6], [7] * 70, [8, 9]]
@@ -197,3 +199,29 @@ def test_more_than_a_pass_has_rows_for_is_a_chunk_behind_the_cycle(monkeypatch, 
     engine.step()
     assert chunks == [40] and [len(launched.seated) for launched in engine._unread[0]] == [1, 1]
     assert not finish(engine) and same(text, model)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_few_rows_of_several_cycles_ride_together(monkeypatch, ahead):
+    """Where many keys take long; nobody's bits are others."""
+    model = ScriptedModel(small_config(eos_token_ids=()))
+    engine = engine_of(model, ahead=ahead)
+    old = engine.submit([1, 2], Request(**HOW | {"max_new_tokens": 60, "strategy": "autoregressive"}))
+    while len(old.tokens) < 10:
+        engine.step()
+    monkeypatch.setattr(pace, "LEAST", 16)
+    monkeypatch.setattr(pace, "AT_ONCE", 32)
+    monkeypatch.setattr(kinds, "riders_beside", lambda rows: 40)
+    own, cycle, carried = engine.runner.cycles.pace, engine.runner.cycle, []
+    own.first, own.key = {}, 1e9
+    monkeypatch.setattr(
+        engine.runner, "cycle",
+        lambda seated, parts: carried.append(sum(of.end - of.first for of in parts)) or cycle(seated, parts),
+    )  # fmt: skip
+    engine.step()
+    text = engine.submit([7] * 140, Request(**HOW))
+    assert not finish(engine) and same(text, model) and len(old.result().token_ids) == 60
+    rode = [(nth, rows) for nth, rows in enumerate(carried) if rows]
+    assert [rows for _, rows in rode] == [40, 32, 32, 32, 4], "the first ones see no keys but their own"
+    apart = [after - before for (before, _), (after, _) in pairwise(rode)]
+    assert apart == [1, 1, 2, 2], "some were saved up before"

@@ -1,5 +1,5 @@
-"""Nobody waits more than about twice his usual cycle for another's prompt: the scheduler with the rows that
-`Pace` tells it, under a clock that is none."""
+"""Beside a prompt of 30,000 tokens nobody waits more than about twice his usual cycle, and behind longer ones
+no more than keys make him: the scheduler with the rows that `Pace` tells it, under a clock that is none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from orthrus_kernels import pages_for
 from qwen3_model.decode import pace
-from qwen3_model.decode.pace import CHUNKS, FULL, LEAST, Pace, Span, riders_beside
+from qwen3_model.decode.pace import AT_ONCE, CHUNKS, FULL, LEAST, Pace, Span, riders_beside
 from qwen3_model.decode.scheduler import Cycle, Scheduler
 
 # ms of chunks without keys, and of rows that ride: about those of 8B on an H200; and of a row for a key
@@ -47,7 +47,7 @@ class Clock:
         self.lengths[text] = prompt + 1
 
     def step(self) -> object:
-        self.scheduler.beside, self.scheduler.together = self.pace.rows(), self.pace.together
+        self.scheduler.beside, self.scheduler.at_once = self.pace.rows(), self.pace.at_once
         work = self.scheduler.next(2)
         assert work is not None
         parts = [(part.end - part.first, part.first) for part in work.parts]
@@ -103,19 +103,37 @@ def test_a_long_prompt_makes_nobody_wait_for_more_than_twice_his_cycle(texts):
     assert busy > 0.5 * clock.chunks * cycle_of(texts), "more than half of what a step may take"
 
 
-def test_behind_long_contexts_rows_of_several_steps_are_read_together():
-    """Half of what rides at least, so that the keys are read once for them; the prompt ends no later."""
-    clock = decoding(8, 1 << 18)
-    clock.add("long", 100_000, 100)
-    steps = 0
+@pytest.mark.parametrize("tokens", [60_000, 200_000])
+def test_behind_long_contexts_rows_of_several_steps_ride_together(monkeypatch, tokens):
+    """As many as every pass has room for, so that the keys are read once for them. The prompt ends as early
+    as with few rows in each step, and nobody waits for more than those keys."""
+    ends = []
+    for at_once in (AT_ONCE, 1):
+        monkeypatch.setattr(pace, "AT_ONCE", at_once)
+        clock = decoding(8, 1 << 18)
+        clock.add("long", tokens, 100)
+        steps = 0
+        while "long" not in clock.began:
+            clock.step()
+            steps += 1
+        ends.append(steps)
+        assert (min(clock.rode[:-1]) == AT_ONCE) == (at_once == AT_ONCE)
+        longest = max(gap for gap, _ in clock.gaps)
+        assert longest <= cycle_of(8) + RIDING + max(AT_ONCE * tokens * KEY, cycle_of(8) / 2)
+    assert abs(ends[0] - ends[1]) <= 2
+
+
+@pytest.mark.parametrize("tokens", range(LEAST, 2 * AT_ONCE, 7))
+def test_rows_that_ride_together_fit_in_every_pass(monkeypatch, tokens):
+    """Whatever room the next one has; more of them ride in one step alone."""
+    clock = decoding(1, 1 << 18)
+    monkeypatch.setattr(clock.pace, "rows", lambda: tokens)
+    clock.add("long", 50_000, 100)
     while "long" not in clock.began:
         clock.step()
-        steps += 1
-    assert min(clock.rode[:-1]) == RIDERS // 2 and len(clock.rode) < 100_000 / (RIDERS // 2)
-    assert steps <= 100_000 // LEAST + 4
-    waits = [gap for gap, _ in clock.gaps[::8]]
-    keys = 100_000 * 100_000 / 2 * KEY
-    assert sum(waits) == pytest.approx(steps * cycle_of(8) + len(clock.rode) * RIDING + keys, rel=0.01)
+    assert set(clock.rode[:-1]) == {max(tokens, AT_ONCE)}
+    least = min(riders_beside(rows) for rows in range(1, 3 * FULL))
+    assert least >= AT_ONCE
 
 
 def test_prompts_that_wait_come_in_turn():
@@ -187,14 +205,14 @@ def test_the_pace_follows_cycles_and_keys():
     assert CHUNKS == (512, 1024, 2048)
 
 
-def test_how_many_rows_are_read_together():
+def test_rows_are_saved_up_where_they_ride():
     of = Pace()
     of.riders = RIDERS
-    assert of.together == 1, "nothing is measured"
+    assert of.at_once == 1, "nothing is measured"
     of.first = dict(FIRST)
-    assert of.together == RIDERS // 2
+    assert of.at_once == AT_ONCE
     of.riders = 0
-    assert of.together == 1, "none ride"
+    assert of.at_once == 1, "none ride"
 
 
 def test_prompts_fill_a_pass():

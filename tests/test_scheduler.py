@@ -25,14 +25,14 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize("together", [1, 40])
+@pytest.mark.parametrize("at_once", [1, 40])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_ten_thousand_random_steps(sizes, together):
+def test_ten_thousand_random_steps(sizes, at_once):
     """With arrivals, cancels, texts up to the whole pool, and many that begin as earlier ones did."""
     draw, pace = random.Random(str(sizes)), random.Random(1)
     slots, pages, most = sizes[0], sizes[1], sizes[3]
     rows = 25, sizes[2]
-    engine = ToyEngine(*sizes, lambda: draw.randint(1, most), lambda: pace.choice(rows), min(rows), together)
+    engine = ToyEngine(*sizes, lambda: draw.randint(1, most), lambda: pace.choice(rows), min(rows), at_once)
     for _ in range(10_000):
         if len(engine.texts) < 2 * slots + 1 and draw.random() < 0.3:
             longest = pages * PAGE // draw.choice((1, 2, 2, 4))
@@ -56,11 +56,11 @@ class Texts(RuleBasedStateMachine):
 
     @initialize(data=st.data(), sizes=st.tuples(st.integers(1, 6), st.integers(1, 12), st.integers(1, 200),
                                                 st.integers(1, 40), st.integers(0, 2)),
-                rows=st.integers(1, 200), together=st.integers(1, 200))  # fmt: skip
-    def begin(self, data, sizes, rows, together):
+                rows=st.integers(1, 200), at_once=st.integers(1, 200))  # fmt: skip
+    def begin(self, data, sizes, rows, at_once):
         self.draw, self.each = random.Random(0), 1
         beside = lambda: self.draw.randint(rows, 2 * rows)  # noqa: E731
-        self.engine = ToyEngine(*sizes, self.growth, beside, rows, together)
+        self.engine = ToyEngine(*sizes, self.growth, beside, rows, at_once)
 
     def growth(self):
         return self.draw.randint(1, self.each)
@@ -174,44 +174,48 @@ def test_a_step_reads_as_little_as_it_is_told_while_texts_decode():
     assert [prefill(scheduler.next(2))[1:3] for _ in range(4)] == [(n, n + 100) for n in range(100, 500, 100)]
 
 
-def test_few_tokens_of_several_steps_are_read_together():
+def test_few_tokens_of_several_steps_are_saved_up():
     scheduler = Lengths(slots=3, pages=20, chunk=100)
     scheduler.add("a", 50, 100)
     assert prefill(scheduler.next(2)) == ("a", 0, 50, True)
-    scheduler.beside, scheduler.together = 30, 70
-    assert [both(scheduler.next(2)) for _ in range(2)] == 2 * [(["a"], [])]
-    scheduler.add("b", 215, 300)
-    found = [both(scheduler.next(2))[1] for _ in range(9)]
-    assert found[0] == [("b", 0, 90, False)], "as many cycles have gone alone before"
-    assert found[1:4] == [[], [], [("b", 90, 180, False)]], "three steps' tokens"
-    scheduler.together = 30
-    assert found[4:7] == [[], [], [("b", 180, 215, True)]]
+    scheduler.beside, scheduler.at_once = 30, 70
+    assert [both(scheduler.next(2)) for _ in range(9)] == 9 * [(["a"], [])]
+    scheduler.add("b", 290, 300)
+    found = [[part[1:3] for part in both(scheduler.next(2))[1]] for _ in range(10)]
+    assert found[:2] == [[(0, 70)], []], "saved up while nobody waited, and no more than that"
+    assert found[2:5] == [[(70, 140)], [], [(140, 210)]] and found[5:7] == [[], [(210, 280)]], "30 a step"
+    assert found[7:] == [[], [], [(280, 290)]], "what ends a prompt waits likewise"
+    scheduler.at_once = 30
     scheduler.add("c", 95, 100)
-    assert [both(scheduler.next(2))[1] for _ in range(4)] == [
-        [("c", 0, 30, False)], [("c", 30, 60, False)], [("c", 60, 90, False)], [("c", 90, 95, True)]
-    ]  # fmt: skip
+    ends = [part[2] for _ in range(4) for part in both(scheduler.next(2))[1]]
+    assert ends == [30, 60, 90, 95]
+    scheduler.beside, scheduler.at_once = 64, 1000
+    scheduler.add("d", 150, 200)
+    scheduler.remove("a")
+    found = [[part[1:3] for part in both(scheduler.next(2))[1]] for _ in range(4)]
+    assert [part for step in found for part in step] == [(0, 100), (100, 150)], "a chunk at most"
 
 
-@pytest.mark.parametrize("beside, together", [(64, 1), (64, 128), (40, 64), (300, 64)])
-def test_pages_last_until_a_prompt_has_been_read_and_its_text_has_run(beside, together):
+@pytest.mark.parametrize("beside, at_once", [(64, 1), (64, 128), (40, 64), (300, 64)])
+def test_pages_last_until_a_prompt_has_been_read_and_its_text_has_run(beside, at_once):
     """Whatever the others add in all the cycles that this takes; with fewer pages it is not admitted."""
-    at_once = []
-    for pages in range(6, 24):
+    admitted = []
+    for pages in range(16, 40):
         scheduler, length = Lengths(slots=2, pages=pages, chunk=512), 21
         scheduler.add("old", 20, pages * PAGE)
         assert prefill(scheduler.next(20)) == ("old", 0, 20, True)
-        scheduler.beside, scheduler.together = beside, together
+        scheduler.beside, scheduler.at_once = beside, at_once
         assert [both(scheduler.next(20)) for _ in range(2)] == 2 * [(["old"], [])]
-        scheduler.add("young", 300, 310)
+        scheduler.add("young", 1000, 1010)
         work = both(scheduler.next(20))
-        at_once.append(bool(work[1]))
-        while at_once[-1] and "young" not in work[0]:
+        admitted.append(bool(work[1]))
+        while admitted[-1] and "young" not in work[0]:
             assert "old" in work[0] and not scheduler.preemptions
             length += 20
             scheduler.grown("old", length)
             work = both(scheduler.next(20))
-        assert not at_once[-1] or work[0] == ["old", "young"]
-    assert at_once == sorted(at_once) and 0 < sum(at_once) < len(at_once)
+        assert not admitted[-1] or work[0] == ["old", "young"]
+    assert admitted == sorted(admitted) and 0 < sum(admitted) < len(admitted)
 
 
 def test_a_text_that_lacks_pages_is_looked_up_once_until_some_come_back(monkeypatch):

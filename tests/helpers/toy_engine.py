@@ -55,11 +55,11 @@ class Text:
 class ToyEngine:
     """growth(): what a cycle adds to a text, at most `most`; late: pieces of work that are in flight when the
     next one is asked for; beside(): tokens of prompts that a step reads while texts decode, `least` or more,
-    of which `together` are read at once."""
+    of which `at_once` at least are read in one."""
 
-    def __init__(self, slots, pages, chunk, most, late, growth, beside=None, least=None, together=1) -> None:
+    def __init__(self, slots, pages, chunk, most, late, growth, beside=None, least=None, at_once=1) -> None:
         self.scheduler: Scheduler[int] = Scheduler(slots, pages, chunk)
-        self.scheduler.together = together
+        self.scheduler.at_once = at_once
         self.slots, self.pages, self.chunk, self.most, self.growth = slots, pages, chunk, most, growth
         self.late, self.ahead = late, (late + 1) * most
         self.beside, self.least = beside or (lambda: chunk), min(least or chunk, chunk)
@@ -70,7 +70,8 @@ class ToyEngine:
         self.seen: Counter[str] = Counter()
         self.past: deque[list[int]] = deque(maxlen=30)  # the last texts that were submitted
         self._added = 0
-        self.alone = 0  # cycles since the last one beside which prompts were read
+        self.owed = 0  # tokens of prompts that cycles have not read, and a text in its prompt might have had
+        self.widest = at_once  # of pieces
 
     def add(self, prompt: int, new: int, end: int, like: int = 0, cut: int = 0, salt: str = "") -> int:
         """Submit a text of at most `new` tokens behind its prompt, which ends after `end`. The prompt begins
@@ -98,9 +99,8 @@ class ToyEngine:
         busy = any(text.ready for text in self.texts.values())
         self.scheduler.beside = self.beside()
         each = min(self.chunk, self.scheduler.beside)
-        apart = -(-self.scheduler.together // each)  # cycles
-        self.rows = min(self.chunk, each * apart) if busy else self.chunk
-        few = busy and each < self.chunk
+        self.rows = min(self.chunk, max(self.scheduler.at_once, each)) if busy else self.chunk
+        self.widest, few = max(self.widest, self.rows), busy and each < self.chunk
         work = self.scheduler.next(self.ahead)
         if work is None:
             assert not self.texts, "there is work for as long as there is a text"
@@ -109,12 +109,14 @@ class ToyEngine:
         self.seen[type(work).__name__] += 1
         assert isinstance(work, Cycle) == busy, "where a text decodes, it goes on"
         if isinstance(work, Cycle):
-            self.alone += 1
             self.preempt(work.preempted)
-            unread = any(not text.ready for text in self.running().values())
-            assert bool(work.parts) <= (self.alone >= apart), "rows of several steps are read together"
-            assert bool(work.parts) >= (self.alone >= apart and unread), "and no later"
-            self.alone *= not work.parts
+            if all(text.ready for text in self.running().values()):
+                self.owed = max(self.owed, 0)
+            self.owed += each - sum(part.end - part.first for part in work.parts)
+            assert self.owed >= -2 * self.widest, "no more is read than was saved up"
+            if all(text.ready for text in self.running().values()):
+                self.owed = min(self.owed, 0)
+            assert self.owed < 2 * self.widest, "and no less"
         granted = {grant.slot: grant.pages for grant in work.grants}
         ready = {number: text for number, text in self.running().items() if text.ready}
         for part in work.parts:

@@ -219,7 +219,7 @@ class Engine:
         assert self.runner is not None
         try:
             pace = self.runner.cycles.pace
-            self._scheduler.beside, self._scheduler.together = pace.rows(), pace.together
+            self._scheduler.beside, self._scheduler.at_once = pace.rows(), pace.at_once
             # what is in flight and the next cycle may add this much to a text
             work = self._scheduler.next((len(self._unread) + 1) * self.runner.cycles.slots.standing.reach)
             if work is not None:

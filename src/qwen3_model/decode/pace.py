@@ -1,14 +1,14 @@
 """How many tokens of prompts a step reads beside texts that decode: as many as take about as long as a cycle,
-so that a text waits about twice as long as usual for its next tokens.
+so that a text waits about twice as long as usual for its next tokens, and never so few that a prompt does not
+end: behind very long contexts it waits longer.
 
 Some ride in the verify pass of a cycle (two_pass.py), as many as fill it to a multiple of FULL rows. That
 pass reads the weights anyway, so rows for prompts add their arithmetic alone. More tokens are a chunk of
 their own behind the cycle, if it takes no longer than a cycle: then there are texts enough, or drafts, and
 the weights are the smaller part of it.
 
-Behind long contexts a step would read few tokens, and all keys in front of them. There the rows of several
-steps ride in one pass, as many as fill half of its room: it takes no longer than with fewer but for their
-keys, and those are read once.
+Behind long contexts a step would read few tokens, and all keys in front of them. There as many as every pass
+has room for are saved up and ride together, so that the keys are read once for them; waits are uneven then.
 
 What rows take follows from their number and from the keys that they see. Both are measured at a warm start.
 So what a cycle took without its prompts can be said of every cycle, and there need not be one without."""
@@ -24,15 +24,16 @@ import torch
 from ..model import PREFILL_ROWS
 
 FULL = 256  # rows of a pass: on an H200 the next row takes as long as 64 do (8B, bench/LOG.md, 2026-11-29)
-LEAST = 64  # tokens of a step beside texts that decode, at any rate: a prompt must end
+AT_ONCE = FULL // 2  # rows for prompts that every pass with such rows has: riders_beside
+LEAST = 64  # tokens of a step beside texts that decode, on average, at any rate: a prompt must end
 CHUNKS = tuple(FULL << n for n in range(1, (PREFILL_ROWS // FULL).bit_length()))  # rows of those chunks
 LAST_CYCLES = 5  # of which the median is the usual one: two that were held up change nothing
 
 
 def riders_beside(rows: int) -> int:
-    """Rows for prompts of a verify pass that has so many others: they fill it, and are half of FULL at
+    """Rows for prompts of a verify pass that has so many others: they fill it, and are AT_ONCE at
     least."""
-    return FULL // 2 + -(rows + FULL // 2) % FULL
+    return AT_ONCE + -(rows + AT_ONCE) % FULL
 
 
 class Pace:
@@ -56,9 +57,9 @@ class Pace:
         return tokens * start * self.key
 
     @property
-    def together(self) -> int:
-        """Tokens that a pass has at least where prompts ride in it; those of several steps if need be."""
-        return 1 if self.first is None else max(self.riders // 2, 1)
+    def at_once(self) -> int:
+        """Tokens that ride together at least."""
+        return AT_ONCE if self.first is not None and self.riders else 1
 
     def rows(self) -> int:
         """Tokens of a step at most, on average. Where nothing is measured, LEAST."""

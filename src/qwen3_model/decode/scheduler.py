@@ -15,7 +15,7 @@ Nothing of a device is in here. Texts run in the order in which they came:
 - If no text can go on, the youngest is preempted: it gives up slot and pages and is the next to be admitted.
   The oldest text alone has all pages, so it always ends, and then the next one is the oldest.
 - While texts decode, a step reads as many tokens of prompts as the caller says in `beside`, since they wait
-  for them. If those are fewer than `together`, several steps' tokens are read in one of them.
+  for them. Where those are fewer than `at_once`, they are saved up, and so many are read in one step.
 - Full pages of a text are known by their tokens, of prompt and answer (pages.py). A text that is admitted
   owns those of its own beginning too, and its first chunk starts behind them. One token at least is read.
 """
@@ -142,8 +142,9 @@ class Scheduler(Generic[T]):
         filled."""
         assert slots > 0 and pages > 0 and chunk > 0, (slots, pages, chunk)
         self.chunk, self.reuse, self.preemptions = chunk, reuse, 0
-        self.beside, self.together = chunk, 1  # while texts decode, on average and at once; the caller's
-        self._alone = 0  # cycles since the last one beside which prompts were read
+        self.beside = chunk  # as many while texts decode, on average; the caller may change it
+        self.at_once = 1  # and as many in one step at least, but for what ends a prompt; likewise
+        self._saved = 0  # tokens that cycles might have had beside them
         self._pages, self._slots = Pages(pages), list(range(slots))[::-1]
         self._entries: dict[T, _Entry[T]] = {}
         # both in the order of submission, and every running text is older than every waiting one
@@ -245,11 +246,10 @@ class Scheduler(Generic[T]):
             parts.append(Part(entry.text, entry.slot, first, first + count, not entry.unread))
         return tuple(parts), tuple(grants)
 
-    def _pieces(self) -> tuple[int, int]:
-        """(cycles, tokens): while texts decode, so many tokens of prompts are read every so many cycles."""
-        tokens = min(self.chunk, self.beside)
-        cycles = -(-self.together // tokens)
-        return cycles, min(self.chunk, cycles * tokens)
+    def _rows(self) -> tuple[int, int]:
+        """Tokens of prompts that a cycle has beside it on average, and that one has at once."""
+        beside = min(self.chunk, self.beside)
+        return beside, min(self.chunk, max(self.at_once, beside))
 
     def _admissible(self, rows: int, ahead: int) -> bool:
         """Whether the first waiting text gets a slot, and rows of the next step.
@@ -260,13 +260,14 @@ class Scheduler(Generic[T]):
         if not self._waiting or not self._slots:
             return False
         entry = self._waiting[0]
-        asked = entry, rows, self.beside, self.together, ahead, self._released
+        asked = entry, rows, self.beside, self.at_once, ahead, self._released
         if asked == self._refused:  # its tokens are not looked up again before pages have come back
             return False
         pages, _ = self._filled(entry)
         unread = entry.tokens - 1 - PAGE * len(pages)
-        cycles, each = self._pieces()
-        cycles = 1 + cycles * max(-(-(unread - rows) // each), 0)
+        beside, piece = self._rows()
+        pieces = max(-(-(unread - rows) // piece), 0)
+        cycles = 1 + -(-pieces * piece // beside)
         growth = max((cycles + 1) * ahead, PAGE)
         missing = sum(text.missing(growth) for text in (*self._running, entry))
         fits = missing - self._pages.owned(pages) <= self._pages.free
@@ -298,10 +299,10 @@ class Scheduler(Generic[T]):
             self._waiting.appendleft(youngest)
             preempted.append(youngest.text)
             self.preemptions += 1
-        cycles, tokens = self._pieces()
-        self._alone += 1
-        parts, grants = self._parts(tokens, ahead) if self._alone >= cycles else ((), ())
-        self._alone *= not parts
+        beside, piece = self._rows()
+        self._saved = min(self._saved, piece) + beside
+        parts, grants = self._parts(piece, ahead) if self._saved >= piece else ((), ())
+        self._saved -= sum(part.end - part.first for part in parts)
         return Cycle(tuple(going[0]), (*going[1], *grants), tuple(preempted), parts)
 
     def _going(self, ahead: int) -> tuple[list[tuple[T, int]], list[Grant]]:
