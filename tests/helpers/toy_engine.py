@@ -100,7 +100,7 @@ class ToyEngine:
         self.scheduler.beside = self.beside()
         each = min(self.chunk, self.scheduler.beside)
         self.rows = min(self.chunk, max(self.scheduler.at_once, each)) if busy else self.chunk
-        self.widest, few = max(self.widest, self.rows), busy and each < self.chunk
+        self.widest, few = max(self.widest, self.rows * busy), busy and each < self.chunk
         work = self.scheduler.next(self.ahead)
         if work is None:
             assert not self.texts, "there is work for as long as there is a text"

@@ -7,8 +7,9 @@ pass reads the weights anyway, so rows for prompts add their arithmetic alone. M
 their own behind the cycle, if it takes no longer than a cycle: then there are texts enough, or drafts, and
 the weights are the smaller part of it.
 
-Behind long contexts a step would read few tokens, and all keys in front of them. There as many as every pass
-has room for are saved up and ride together, so that the keys are read once for them; waits are uneven then.
+Behind long contexts a step would read few tokens, and all keys in front of them. There tokens are saved up
+until they are as many as every pass has room for, and ride together: the keys are read once for them. Waits
+are uneven then.
 
 What rows take follows from their number and from the keys that they see. Both are measured at a warm start.
 So what a cycle took without its prompts can be said of every cycle, and there need not be one without."""

@@ -15,7 +15,7 @@ Nothing of a device is in here. Texts run in the order in which they came:
 - If no text can go on, the youngest is preempted: it gives up slot and pages and is the next to be admitted.
   The oldest text alone has all pages, so it always ends, and then the next one is the oldest.
 - While texts decode, a step reads as many tokens of prompts as the caller says in `beside`, since they wait
-  for them. Where those are fewer than `at_once`, they are saved up, and so many are read in one step.
+  for them. Where those are fewer than `at_once`, they are saved up for one step, which reads so many.
 - Full pages of a text are known by their tokens, of prompt and answer (pages.py). A text that is admitted
   owns those of its own beginning too, and its first chunk starts behind them. One token at least is read.
 """
