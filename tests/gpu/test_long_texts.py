@@ -17,7 +17,6 @@ from waits import gaps
 
 from orthrus_kernels import PAGE, pages_for
 from qwen3_model import Engine, Qwen3, Qwen3Config, Request
-from qwen3_model.decode.pace import LEAST
 from qwen3_model.decode.prompt_rows import PromptRows
 from qwen3_model.rope_config import YarnScaling
 
@@ -73,5 +72,5 @@ def test_a_long_prompt_beside_short_texts(tokens, monkeypatch):
     for result, job in zip(found, (*jobs, long), strict=True):
         alone = model.engine.generate(*job)
         assert (result.token_ids, result.logprobs) == (alone.token_ids, alone.logprobs)
-    assert median(beside) < 3 * median(usual) or max(rows) == LEAST, "the host's clock, and its time too"
+    assert median(beside) < 3 * median(usual), "the host's clock, and its time too"
     assert mean(beside) < 3.5 * median(usual), "waits are uneven behind long contexts"

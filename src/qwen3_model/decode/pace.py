@@ -59,7 +59,7 @@ class Pace:
 
     @property
     def at_once(self) -> int:
-        """Tokens that ride together at least."""
+        """Tokens that ride together at least, but for what ends a prompt; 1: none are saved up."""
         return AT_ONCE if self.first is not None and self.riders else 1
 
     def rows(self) -> int:
